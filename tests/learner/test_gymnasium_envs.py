@@ -238,7 +238,12 @@ class Taking(User):
         (MultiDiscrete([3, 2], start=[0, 4]), FactoredActions((3, 2)), [2, 1], [2, 5]),
         (MultiDiscrete(np.array([[3, 2], [2, 2]])), FactoredActions((3, 2, 2, 2)), [2, 1, 0, 1], [[2, 1], [0, 1]]),
         (MultiBinary(3), FactoredActions((2, 2, 2)), [1, 0, 1], [1, 0, 1]),
-        (Box(-2.0, np.array([2.0, 8.0], np.float32), (2,)), BoxActions((-2.0, -2.0), (2.0, 8.0)), [1.5, 7.0], [1.5, 7.0]),
+        (
+            Box(-2.0, np.array([2.0, 8.0], np.float32), (2,)),
+            BoxActions((-2.0, -2.0), (2.0, 8.0)),
+            [1.5, 7.0],
+            [1.5, 7.0],
+        ),
         (Box(-1.0, 1.0, (1, 2), np.float64), BoxActions((-1.0, -1.0), (1.0, 1.0)), [1.0, 0.5], [[1.0, 0.5]]),
         (Box(-1.0, 1.0, ()), BoxActions((-1.0,), (1.0,)), [0.5], 0.5),
     ],

@@ -17,13 +17,15 @@ OPTION: Final = re.compile(r"--?[A-Za-z]")
 ALIASES: Final = {
     "-H": "--hosts",
     "-f": "--follow",
+    "-x": "--export",
     "--port-range": "--wire.port-range",
     "--insecure-plaintext": "--wire.insecure-plaintext",
     "--env-arg": "--envs.args",
     "--wrapper": "--envs.wrappers",
 }
-REPEATABLE: Final = frozenset({"--straggle", "--address", "--sweep", "--without", "--envs.args", "--envs.wrappers"})
-"""Options whose values tyro appends."""
+REPEATABLE: Final = frozenset(
+    {"--straggle", "--address", "--export", "--sweep", "--without", "--envs.args", "--envs.wrappers"}
+)  # tyro appends their values
 LISTS_OF_HOSTS: Final = frozenset({"--hosts", "--include", "--exclude"})
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""The connection to the daemon of one host: pipes to a child process, such as ssh or srun."""
+"""The connection to the daemon of one host: pipes to a child process, such as ssh, srun or the command of --via."""
 
 import contextlib
 import os
@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from zmqrl.hostd import messages as h
@@ -29,7 +30,9 @@ class Link:
 
     ``command`` runs the daemon, and ``work`` is the run's directory on that host. Without ``lease_s``, only the end of
     the connection tells each side about the end of the other side. ``environment`` holds variables for the processes
-    that the daemon starts. ``up`` is the daemon's report about its host, and None without a connection.
+    that the daemon starts. ``exported`` holds more such variables, whose values can be secret: :meth:`to_dict` leaves
+    them out. ``shown`` is the part of the command that messages show, if any. ``up`` is the daemon's
+    report about its host, and None without a connection.
 
     A link can also request a Python environment. Then ``first`` is the line with the request, and ``made`` is the
     answer.
@@ -43,11 +46,13 @@ class Link:
         work: str,
         lease_s: float | None,
         environment: Mapping[str, str] | None = None,
+        exported: Mapping[str, str] | None = None,
+        shown: str = "",
         first: bytes | None = None,
         up_within_s: float = UP_WITHIN_S,
     ) -> None:
         self.host, self.command, self.work, self.lease_s = host, list(command), work, lease_s
-        self.environment = dict(environment or {})
+        self.environment, self.exported, self.shown = dict(environment or {}), dict(exported or {}), shown
         self.first = first or h.encode(h.Begin(work, lease_s, LAUNCH, host))
         self.up_within_s = up_within_s
         self.up: h.Up | None = None
@@ -59,20 +64,21 @@ class Link:
         self._words = bytearray()  # the standard error of the daemon, or of ssh
         self._printed, self._printed_bytes = b"", 0  # what startup files printed: the last line, and its length so far
         self._has_answered = False
+        self._guard_is_here = False  # whether the command, such as `ip netns exec`, became the guard of the daemon
         self._opened_at = self._heard_at = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with which another process can reach this host."""
         work = self.work if self.up is None else self.up.work
         about = {"host": self.host, "command": self.command, "work": work, "lease_s": self.lease_s}
-        return about | {"environment": self.environment}
+        return about | {"environment": self.environment, "shown": self.shown}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Link":
         """Inverse of :meth:`to_dict`. Accepts data that older code wrote, in which the daemon was another module."""
         command = [word.replace("zmqrl.cluster.agent", "zmqrl.hostd.daemon") for word in data["command"]]
-        environment = data.get("environment")
-        return cls(data["host"], command, work=data["work"], lease_s=data["lease_s"], environment=environment)
+        known = {name: data[name] for name in ("environment", "shown") if name in data}
+        return cls(data["host"], command, work=data["work"], lease_s=data["lease_s"], **known)
 
     def is_silent(self) -> bool:
         """Whether the link was opened but the daemon has sent nothing yet."""
@@ -100,13 +106,14 @@ class Link:
     def open(self) -> None:
         """Start the daemon. ``poll`` returns Up once the daemon is up, and raises LinkLost if the start fails."""
         self._run()
-        self._send(self.first)
+        self.send_line(self.first)
 
     def _run(self) -> None:
         assert self.process is None
         try:
             self.process = subprocess.Popen(
                 self.command,
+                env={name: value for name, value in os.environ.items() if name != "SSH_CONNECTION"},  # not the host's
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -118,6 +125,7 @@ class Link:
             assert pipe is not None
             os.set_blocking(pipe.fileno(), False)
         self.up, self.made, self._arrived, self._words = None, None, Lines(), bytearray()
+        self._guard_is_here = False
         self._printed, self._printed_bytes, self._has_answered = b"", 0, False
         self._opened_at = self._heard_at = time.monotonic()
 
@@ -128,9 +136,10 @@ class Link:
         While the link is lost, requests are dropped. After ``open``, the caller repeats the requests that are still
         needed.
         """
-        self._send(h.encode(request))
+        self.send_line(h.encode(request))
 
-    def _send(self, line: bytes) -> None:
+    def send_line(self, line: bytes) -> None:
+        """Like :meth:`send`, for a line to the program that makes an environment."""
         with self._sending:
             if self.process is None:
                 return
@@ -158,6 +167,7 @@ class Link:
             match event:
                 case h.Up():
                     self.up = event
+                    self._guard_is_here = _group_of_parent(event.pid) == process.pid
                 case h.Made():
                     self.made = event
                 case h.Refused():
@@ -216,7 +226,7 @@ class Link:
 
     def _lose(self, why: str) -> NoReturn:
         self._forget()
-        raise LinkLost(self.host, why)
+        raise LinkLost(self.host, f"{self.shown}: {why}" if self.shown else why)
 
     def _forget(self) -> None:
         with self._sending:
@@ -224,10 +234,14 @@ class Link:
             self._unsent.clear()
         if process is not None:
             # Kill the command that runs the daemon, such as ssh with its jump hosts. The daemon then ends by itself.
+            # But if this is the guard, it must live until it has ended what the daemon cannot end.
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):  # a network disk may not answer
-                process.wait(KILLED_WITHIN_S)
+                os.killpg(process.pid, signal.SIGTERM if self._guard_is_here else signal.SIGKILL)
+            if self._guard_is_here:
+                threading.Thread(target=process.wait, name="reap", daemon=True).start()
+            else:
+                with contextlib.suppress(subprocess.TimeoutExpired):  # a network disk may not answer
+                    process.wait(KILLED_WITHIN_S)
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     with contextlib.suppress(OSError):
@@ -253,6 +267,13 @@ class LinkLost(Exception):
     def __init__(self, host: str, why: str) -> None:
         super().__init__(host, why)
         self.host, self.why = host, why
+
+
+def _group_of_parent(pid: int) -> int | None:
+    """The process group of the parent of a process, if that process is on this machine."""
+    with contextlib.suppress(OSError, ValueError):
+        return os.getpgid(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]))
+    return None
 
 
 def _read_all(pipe: int) -> bytes:

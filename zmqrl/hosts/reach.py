@@ -2,13 +2,16 @@
 other.
 """
 
+import contextlib
 import ipaddress
-import socket as host_socket
+import os
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from socket import gethostname
 from typing import Annotated, Literal
 
 import tyro
@@ -17,11 +20,13 @@ from zmqrl.config import Config, WireConfig, is_loopback
 from zmqrl.errors import UsageError
 from zmqrl.hostd.messages import Up
 from zmqrl.hosts.inventory import Host, read_addresses, read_hosts, select
-from zmqrl.hosts.link import Link
+from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.placement import place_run
-from zmqrl.hosts.slurm import Allocation, allocation, srun_command
-from zmqrl.hosts.ssh import ssh_command
 from zmqrl.hosts.sync import ANOTHER_PYTHON, make_environments
+from zmqrl.hosts.ways.batch import lsf_hosts, pbs_hosts
+from zmqrl.hosts.ways.slurm import allocation, own_address
+from zmqrl.hosts.ways.via import read_via, shown
+from zmqrl.hosts.ways.way import HERE, Way, command_on
 from zmqrl.learner.envs import describe_env
 from zmqrl.process import staying_here
 
@@ -33,15 +38,17 @@ class Reach:
     """The hosts of a command, and how the launcher reaches them."""
 
     hosts: tuple[Host, ...]
-    command: Callable[[Host], list[str]]
-    """The command that runs a daemon on a host."""
+    way: Way
+    """How to run a command on a host."""
     home: str
     """The machine or cluster within which a path always means the same run directory."""
     cores_given: Mapping[str, int]
-    """The cores of a host that the run may use, if Slurm limits them."""
+    """The cores of a host that the run may use, if a batch system limits them."""
     addresses_given: Mapping[str, str]
     """The addresses that ``--address`` gives, by host."""
     iface: str | None
+    exported: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Environment variables for the processes on all hosts. Their values can be secret."""
     job: str | None = None
     """The Slurm job that the hosts are nodes of, if any."""
 
@@ -54,7 +61,19 @@ class Reach:
 
     def link(self, host: Host, *, work: str, lease_s: float) -> Link:
         """A link to the daemon of ``host``, not opened yet."""
-        return Link(host.name, self.command(host), work=work, lease_s=lease_s, environment=host.env)
+        return Link(
+            host.name,
+            self.command(host),
+            work=work,
+            lease_s=lease_s,
+            environment=host.env,
+            exported=self.exported,
+            shown=shown(host.via, host.name),
+        )
+
+    def command(self, host: Host) -> list[str]:
+        """The command that runs a daemon on ``host``."""
+        return self.way(host, [host.python or sys.executable, *DAEMON])
 
     def cores(self, up: Mapping[str, Up]) -> dict[str, int]:
         """Cores that a run may use, by host: the cores in ``up``. A host without a daemon counts each slot as a
@@ -77,12 +96,18 @@ class HostOptions:
     """Hosts: a list such as h1,node[01-16]:4 (:4 means 4 workers), a hostfile, or a .toml file."""
     slurm: bool = False
     """Use the nodes of this Slurm job, through srun."""
+    pbs: bool = False
+    """Use the nodes of this PBS job, over ssh."""
+    lsf: bool = False
+    """Use the hosts of this LSF job, through blaunch."""
     node_address: str | None = None
     """Pattern of node addresses, with %N for the node's name, such as %N-ib0. None: those that Slurm uses."""
     include: str | None = None
     """Use only these hosts: a list such as h1,node[01-04]. None: all hosts."""
     exclude: str | None = None
     """Leave out these hosts: a list such as h1,node[01-04]."""
+    via: str | None = None
+    """Command that reaches a host, in place of ssh, such as 'docker exec -i {host}'."""
     ssh_config: Path | None = None
     """File that ssh reads instead of your own configuration."""
     iface: str | None = None
@@ -90,49 +115,85 @@ class HostOptions:
     address: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """HOST=ADDRESS: address at which other hosts reach HOST. Can be a list, such as h1=10.0.0.1,h2=10.0.0.2."""
 
+    export: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-x"]), tyro.conf.UseAppendAction] = ()
+    """VAR: hand on this environment variable to the processes on all hosts. Can be repeated."""
+
     sync: Literal["none", "wheel"] = "none"
     """Use the zmqrl that is installed on the hosts (none), or send this one (wheel)."""
+    offline: bool = False
+    """With --sync wheel: also send packages that a host lacks. The host needs no network."""
 
     def reach(self) -> Reach:
         """Resolve the hosts. Raises UsageError for options that contradict each other."""
-        if self.hosts is None and not self.slurm:
-            raise UsageError("no hosts given: use -H HOSTS, or --slurm inside a Slurm job.")
-        if self.hosts is not None and self.slurm:
-            raise UsageError("-H and --slurm cannot be combined: use only one of them.")
-        if self.slurm and self.ssh_config is not None:
-            raise UsageError("--ssh-config requires -H: --slurm uses no ssh.")
+        sources = {"-H": self.hosts is not None, "--slurm": self.slurm, "--pbs": self.pbs, "--lsf": self.lsf}
+        given = [option for option, is_given in sources.items() if is_given]
+        if not given:
+            raise UsageError("no hosts given: use -H HOSTS, or --slurm, --pbs or --lsf inside a job.")
+        if len(given) > 1:
+            raise UsageError(f"{given[0]} and {given[1]} cannot be combined: use only one of them.")
+        for option, value in (("--ssh-config", self.ssh_config), ("--via", self.via)):
+            if self.slurm and value is not None:
+                raise UsageError(f"{option} and --slurm cannot be combined: srun reaches the nodes.")
+        if self.via is not None and self.ssh_config is not None:
+            raise UsageError("--via and --ssh-config cannot be combined: --via replaces ssh.")
         if self.ssh_config is not None and not self.ssh_config.is_file():
             raise UsageError(f"--ssh-config {self.ssh_config}: no such file.")
         if not self.slurm and self.node_address is not None:
             raise UsageError("--node-address requires --slurm.")
         if self.slurm and self.sync != "none":
-            raise UsageError("--sync requires -H: install zmqrl on the file system that the nodes of the job share.")
+            raise UsageError("--sync and --slurm cannot be combined: install zmqrl where all nodes can read it.")
+        if self.offline and self.sync == "none":
+            raise UsageError("--offline requires --sync wheel.")
         check_interface(self.iface)
         job = allocation() if self.slurm else None
-        named = read_hosts(self.hosts) if self.hosts is not None else ()
-        hosts = select(named if job is None else job.hosts(self.node_address), self.include, self.exclude)
+        hosts = select(self._named() if job is None else job.hosts(self.node_address), self.include, self.exclude)
+        cores_given = {host.name: host.slots for host in hosts if host.slots and (self.pbs or self.lsf)}
         return Reach(
             hosts=hosts,
-            command=partial(self._command, job),
+            way=partial(command_on, ssh_config=self.ssh_config) if job is None else job.command_on,
             # A requeued job may start on other nodes, with the same file systems.
-            home=host_socket.gethostname() if job is None else job.cluster,
-            cores_given={} if job is None else job.cores,
+            home=job.cluster if job is not None else "pbs" if self.pbs else "lsf" if self.lsf else gethostname(),
+            cores_given=cores_given if job is None else job.cores,
             addresses_given=read_addresses(self.address, hosts),
             iface=self.iface,
+            exported=read_exported(self.export),
             job=None if job is None else job.job,
         )
+
+    def _named(self) -> tuple[Host, ...]:
+        """The hosts that the options name, with their ``via``."""
+        hosts = pbs_hosts() if self.pbs else lsf_hosts() if self.lsf else read_hosts(self.hosts or "")
+        if self.via is None:
+            return hosts
+        return tuple(replace(host, via=read_via(self.via)) for host in hosts)
 
     def bring(self, reach: Reach, say: Callable[[str], None]) -> Reach:
         """The same hosts, on which this zmqrl is installed first if ``--sync`` requires that. Raises ClusterError."""
         if self.sync == "none":
             return reach
-        pythons = make_environments(reach.hosts, self.ssh_config, say)
-        return replace(reach, hosts=tuple(replace(host, python=pythons[host.name]) for host in reach.hosts))
+        others = [host for host in reach.hosts if host.name != HERE]
+        pythons = make_environments(others, reach.way, say, reach.exported, offline=self.offline)
+        return replace(
+            reach, hosts=tuple(replace(host, python=pythons.get(host.name, host.python)) for host in reach.hosts)
+        )
 
-    def _command(self, job: Allocation | None, host: Host) -> list[str]:
-        if job is not None:
-            return srun_command(job.job, host.name, sys.executable)
-        return ssh_command(host.name, host.python or sys.executable, config=self.ssh_config)
+
+def read_exported(names: Sequence[str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables of ``environment`` that ``-x`` names. Raises UsageError for a wrong name, or for one that is not
+    set.
+    """
+    for name in names:
+        if "=" in name:
+            start = name.partition("=")[0]
+            raise UsageError(
+                f"-x {start}=...: other users can read the arguments of a command: "
+                f"set {start} in the environment, and use -x {start}."
+            )
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UsageError(f"-x {name}: not the name of an environment variable.")
+        if name not in environment:
+            raise UsageError(f"-x {name}: this variable is not set here: set it, or remove the option.")
+    return {name: environment[name] for name in names}
 
 
 def over_tcp(config: Config) -> Config:
@@ -191,18 +252,39 @@ def addresses_of(
         if address is None and iface is not None:
             address = next(iter(_on(iface, interfaces)), None)
         elif address is None:
-            address = host.address or up[host.name].address
+            address = host.address or up[host.name].address or _by_interfaces(host, up)
         if address is None and iface is not None:
             unknown.append(f"{host.name}: no interface or network {iface}, only {listed(interfaces)}: {instead}.")
         elif address is None:
-            unknown.append(f"{host.name}: the address at which other hosts reach it is unknown: {instead}.")
+            unknown.append(
+                f"{host.name}: the address at which other hosts reach it is unknown, as it has {listed(interfaces)}: "
+                f"{instead}."
+            )
         elif ":" in address:  # ssh reached the host at this address
             unknown.append(f"{host.name}: {address} is an IPv6 address, but zmqrl needs an IPv4 address: {instead}.")
-        elif is_loopback(address) and any(other.host != up[host.name].host for other in up.values()):
+        elif is_loopback(address) and len(up) > 1:
             unknown.append(only_itself(host.name, address))
         else:
             found[host.name] = address
     return found, unknown
+
+
+def _by_interfaces(host: Host, up: Mapping[str, Up]) -> str | None:
+    """The address of a host that ssh did not reach, if it has only one. For this machine, the address from which it
+    reaches another host, or the loopback address without other hosts.
+    """
+    if host.name != HERE:
+        return _sole(up[host.name].interfaces)
+    others = (about.address or _sole(about.interfaces) for name, about in up.items() if name != HERE)
+    with contextlib.suppress(OSError):
+        return own_address(next(filter(None, others), NO_ADDRESS))
+    return None
+
+
+def _sole(interfaces: Mapping[str, list[str]]) -> str | None:
+    """The only address that is not a loopback address."""
+    found = [each for addresses in interfaces.values() for each in addresses if not is_loopback(each)]
+    return found[0] if len(found) == 1 else None
 
 
 def only_itself(host: str, address: str) -> str:

@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, assert_never
 
 from zmqrl.checkpoint import Checkpoint
@@ -14,7 +13,7 @@ from zmqrl.config import Config
 from zmqrl.errors import ClusterError, FullDiskError, UnwritableError, ZmqrlError, refusal
 from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.faults import Faults
-from zmqrl.hosts.launcher import Exited, HostBack, HostLost, Inspected, Paused, Said, Task
+from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected, Paused, Said, Task
 from zmqrl.observe.console import Console
 from zmqrl.observe.exporter import Exporter, ProcessFigures, Snapshot
 from zmqrl.observe.folding import Folded, Folding
@@ -33,6 +32,7 @@ from zmqrl.supervisor.followers import SCORES_TO_CONFIRM, Followers
 from zmqrl.supervisor.machine import Limits, ScheduleEnd, SupervisorMachine
 from zmqrl.supervisor.plan import Plan
 from zmqrl.supervisor.progress import Progress
+from zmqrl.supervisor.resume import mend_histories
 
 TURN_S = 0.05
 EXPORT_EVERY_S = 1.0
@@ -216,22 +216,14 @@ class Supervisor:
 
     def _bring_histories(self) -> None:
         """Copy each history to the host of its shard. In an earlier session, the shard may have run on another host."""
-        begun = self.checkpoint.version > 0
-        if begun and (away := self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S)):
-            raise ClusterError(f"cannot copy the histories of the run from {', '.join(away)}.")
+        if self.config.resume:
+            if away := self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S):
+                raise ClusterError(f"cannot copy the histories of the run from {', '.join(away)}.")
+            self.shards.generation, news = mend_histories(self.directory, self.checkpoint)
+            for text in news:
+                self.console.notice(text)
         for shard in self.shards.numbers:
-            if begun:
-                self._mend_history(self.directory.history(shard), self.checkpoint.version_of(shard))
             self.files.put_history(shard)
-
-    def _mend_history(self, path: Path, version: int) -> None:
-        """Check a history before it is copied to the host of its shard, and report what is wrong."""
-        history = History(path)
-        if (last := history.last_version or 0) < version:
-            history.news.append(f"{path}: the lines of versions {last + 1} to {version} are missing")
-        for text in history.news:
-            self.console.notice(text)
-        history.close()
 
     def _turn(self) -> None:
         for shard, message in self.control.arrivals(TURN_S):
@@ -394,23 +386,19 @@ class Supervisor:
                     self._feed(e.ProcessInspected(event))
                 case Exited():
                     self._feed(e.ProcessDied(event))
-                case HostLost() | HostBack():
+                case HostLost() | HostUp():
                     self._feed(e.HostChanged(event))
                 case Paused():
                     self.console.notice(event.sentence())
         if self.is_up and time.monotonic() >= self._write_cluster_at:
             try:
-                self.plan.write_cluster(self.endpoints, self.launcher.pids(), self._unreachable_since())
+                lost_at = {host: lost.since for host, lost in self.machine.processes.lost_hosts.items()}
+                self.plan.write_cluster(self.endpoints, self.launcher.pids(), lost_at)
                 self._write_cluster_at = 0.0
             except OSError as error:
                 if not self._write_cluster_at:
                     self.console.notice(refusal(error, self.directory.cluster))
                 self._write_cluster_at = time.monotonic() + WRITE_AGAIN_S
-
-    def _unreachable_since(self) -> dict[str, float]:
-        """The time at which each lost host was lost, in Unix seconds."""
-        unix_s = time.time() - time.monotonic()
-        return {host: unix_s + lost.since for host, lost in self.machine.processes.lost_hosts.items()}
 
     def _show_stall(self, stall: Stall, tell: bool) -> None:
         with contextlib.suppress(OSError):  # another part reports a full disk
