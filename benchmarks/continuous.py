@@ -6,13 +6,11 @@ Each run adds a line to ``benchmarks/results/continuous/results.jsonl``: the mea
 The reference is a loop of its own with the settings and wrappers of CleanRL's ``ppo_continuous_action.py``
 (https://docs.cleanrl.dev/rl-algorithms/ppo/#ppo_continuous_actionpy): one process, one environment, 2048 steps in a
 rollout, 10 epochs of 32 minibatches, Adam with a learning rate from 3e-4 to 0, gamma 0.99, lambda 0.95, clip range 0.2
-for ratios and values, no entropy bonus. Observations and rewards are normalized and clipped to 10. Both run on one
-core.
+for ratios and values, no entropy bonus. Observations and rewards are normalized and clipped to 10.
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -143,7 +141,6 @@ def main() -> None:
     parser.add_argument("--only", choices=("zmqrl", "reference"))
     asked = parser.parse_args()
     env_id = RECIPES[asked.recipe]().env
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     for seed in asked.seeds:
         for side in [asked.only] if asked.only else ["zmqrl", "reference"]:
