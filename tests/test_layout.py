@@ -32,6 +32,7 @@ ORDER = (
     ("checkpoint",),
     ("config",),
     ("recipes",),
+    ("results",),
     ("policy",),
     ("reporter",),
     ("worker",),
