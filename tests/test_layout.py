@@ -30,7 +30,7 @@ ORDER = (
     ("learner",),
     ("checkpoint",),
     ("config",),
-    ("recipes",),
+    ("recipes", "start"),
     ("policy",),
     ("reporter",),
     ("worker",),

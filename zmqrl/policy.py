@@ -2,20 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
 from zmqrl.checkpoint import PolicyWeights, checkpoints, name_of, newest
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
-from zmqrl.learner.envs import EnvSpec, describe_env
-from zmqrl.learner.networks import make_model
-from zmqrl.learner.plugin import logits_of
-from zmqrl.ps.flat import FlatParameters
+from zmqrl.learner.games import EnvSpec
 from zmqrl.rundir import RunDirectory, not_a_run
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,7 +32,7 @@ class Policy:
     wall_s: float
     agent_steps: int
     spec: EnvSpec
-    model: nn.Module
+    model: "nn.Module"
 
     @property
     def env_id(self) -> str:
@@ -51,6 +50,8 @@ class Policy:
 
         Raises UsageError for observations of another shape or dtype, and when a user's own network fails.
         """
+        import torch
+
         seen = np.asarray(observations)
         shape, dtype = self.spec.observation_shape, self.spec.observation_dtype
         is_one = seen.shape == shape
@@ -70,8 +71,10 @@ class Policy:
             actions = _inverse_cdf(logits.double().softmax(-1).numpy(), numbers)
         return int(actions[0]) if is_one else actions
 
-    def _logits(self, inputs: Tensor) -> Tensor:
+    def _logits(self, inputs: "Tensor") -> "Tensor":
         if _is_own(self.config):
+            from zmqrl.learner.plugin import logits_of
+
             return logits_of(self.config.model, self.model, inputs, self.spec.num_actions)
         logits: Tensor
         logits, _ = self.model(inputs.double() if inputs.is_floating_point() else inputs)
@@ -89,6 +92,12 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
         raise not_a_run(run)
     config = Config.read(directory.config)
     weights = _weights(directory.checkpoints, version)
+    import torch  # takes seconds, and most errors come before
+
+    from zmqrl.learner.envs import describe_env
+    from zmqrl.learner.networks import make_model
+    from zmqrl.ps.flat import FlatParameters
+
     spec = describe_env(config.env, config.envs)
     with torch.random.fork_rng(devices=[]):  # preserves the caller's random state
         torch.manual_seed(config.seed)  # gives a user's own model the same buffers as in the workers

@@ -19,7 +19,7 @@ from zmqrl.learner.dummy import DUMMY_ID, DummyEnvs, describe_dummy
 from zmqrl.learner.games import EnvConfig, Envs, EnvSpec, Game, Step
 from zmqrl.learner.gymnasium_envs import CheckedEnv, GymnasiumEnvs
 
-__all__ = ["EnvConfig", "EnvSpec", "Envs", "Game", "Step", "describe_env", "flavour_of", "make_envs", "try_env"]
+__all__ = ["EnvConfig", "EnvSpec", "Envs", "Game", "Step", "describe_env", "make_envs", "try_env"]
 
 gymnasium.register_envs(ale_py)
 
@@ -58,14 +58,6 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
     return _describe(env_id, config, plays=False)
 
 
-def flavour_of(env_id: str, config: EnvConfig) -> str:
-    """A line to print with the scores of ``env_id``, as in ``describe_env``. No game is loaded."""
-    if env_id == DUMMY_ID:
-        return describe_dummy(config).flavour
-    is_atari = find_env(env_id).entry_point == ENTRY_POINT
-    return config.flavour() if is_atari else "played as registered, scores are sums of true rewards"
-
-
 def try_env(env_id: str, config: EnvConfig) -> EnvSpec:
     """Describe the games of ``env_id`` like ``describe_env``, and play one step of a custom environment.
 
@@ -94,7 +86,7 @@ def _describe(env_id: str, config: EnvConfig, *, plays: bool) -> EnvSpec:
         observation_shape=(env.length,),
         observation_dtype=np.dtype(np.float32),
         num_actions=env.num_actions,
-        flavour=flavour_of(env_id, config),
+        flavour="played as registered, scores are sums of true rewards",
     )
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from zmqrl.errors import UsageError, blaming, did_you_mean
-from zmqrl.learner.losses import LEARNER_METRICS, BA3CConfig, Batch, Loss, PPOConfig
+from zmqrl.learner.losses import LEARNER_METRICS, Batch, Loss
+from zmqrl.learner.settings import BA3CConfig, PPOConfig
 from zmqrl.observe.reports import MOST_FIGURES, NAME
 
 SAMPLES = 4

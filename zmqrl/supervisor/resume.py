@@ -7,7 +7,6 @@ from pathlib import Path
 from zmqrl.checkpoint import Checkpoint, newest
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
-from zmqrl.learner.envs import flavour_of
 from zmqrl.observe.forms import EVALUATION, readable_lines
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.records import PLACE, flat
@@ -62,8 +61,9 @@ def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None
     """
     if config.env != stored.env:
         raise UsageError(f"{path} was trained on {stored.env}, not on {config.env}: start a new run for {config.env}.")
-    before = flavour_of(stored.env, stored.envs)
-    if before != flavour:
+    is_atari = flavour == config.envs.flavour()  # the flavour of other games does not depend on the settings
+    before = stored.envs.flavour()
+    if is_atari and before != flavour:
         raise UsageError(f"{path} was trained on games of another flavour ({before}; not {flavour}): start a new run.")
 
 
