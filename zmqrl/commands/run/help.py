@@ -21,7 +21,7 @@ RUN: Final = (
     Group("connection", [], ["wire"]),
 )
 HOSTS: Final = (
-    Group("host", ["hosts", "slurm", "include", "exclude", "sync", "ssh-config", "preflight", "requeue"]),
+    Group("host", ["hosts", "slurm", "include", "exclude", "sync", "via", "ssh-config", "preflight", "requeue"]),
     Group("network", ["iface", "address", "node-address", "lease-s"]),
 )
 TRAIN: Final = {
