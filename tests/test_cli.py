@@ -470,6 +470,17 @@ def test_profile_can_be_given_without_a_number(options: list[str], versions: int
     assert config_from(["cartpole", *options]).profile == versions
 
 
+def test_a_dry_run_of_train_shows_the_processes_and_starts_none(
+    refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["train", "cartpole", "--dry-run", "--workers", "3", "--shards", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "shard-0" in shown
+    assert "worker-[0-2]" in shown
+    assert "--workers 0" in refused.sentence("train", "cartpole", "--dry-run", "--workers", "0")
+    assert list(refused.where.iterdir()) == []
+
+
 def test_straggle_can_be_repeated() -> None:
     config = config_from(["cartpole", "--straggle", "0:0.5", "--straggle", "1:2"])
     assert {rank: each.seconds for rank, each in config.stragglers().items()} == {0: 0.5, 1: 2.0}
