@@ -397,6 +397,7 @@ class Config:
             not self.consistent or (self.external_workers == 0 and self.on_loss == "wait"),
             "--consistent cannot be combined with --external-workers or --on-loss shrink.",
         )
+        self.algorithm.minibatch_samples(self.envs.num_envs)
         self.stragglers()
         if self.pace is not None:
             Law.parse(self.pace, "--pace")

@@ -78,7 +78,6 @@ def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
     from zmqrl.learner.plugin import load_loss
     from zmqrl.ps.flat import FlatParameters
 
-    config.algorithm.minibatch_samples(config.envs.num_envs)
     if config.loss is not None:
         load_loss(config.loss, config.algorithm)
     torch.manual_seed(config.seed)
