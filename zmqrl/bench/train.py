@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from zmqrl.bench.crew import Crew, Facts, Role
+from zmqrl.bench.crew import Crew, Facts, Part, Role
 from zmqrl.bench.efficiency import PARTS, Efficiency, Round, per_step_s, split_of
 from zmqrl.bench.reference import Reference, references
 from zmqrl.config import Config
@@ -76,7 +76,7 @@ def measure(config: Config, *, seconds: float, rounds: int, begin: Callable[[str
     """
     from zmqrl.bench.bare import BareForward, BareGames, BareGradient  # takes seconds, because it imports torch
 
-    bare_parts = {"env_step": BareGames, "act": BareForward, "gradient": BareGradient}
+    bare_parts: Mapping[str, type[Part]] = {"env_step": BareGames, "act": BareForward, "gradient": BareGradient}
     threads = placed_here(config).threads[worker_id(0)]
     patience = {name: os.environ.get(name, value) for name, value in PATIENCE.items()}
     job = {"config": config.to_json(), "threads": threads}

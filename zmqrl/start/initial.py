@@ -29,7 +29,8 @@ class Preparation:
 
     def __init__(self, config: Config, *, needs_cuda: bool = False) -> None:
         """``needs_cuda``: whether this machine must have a CUDA device."""
-        self._config, self._child = config, None
+        self._config = config
+        self._child: ChildProcess | None = None
         self._memory = os.memfd_create("parameters")
         self._answers = _answers(config, self._memory, needs_cuda)
         if "torch" not in sys.modules:

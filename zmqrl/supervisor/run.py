@@ -97,7 +97,7 @@ def train_on(
         news = [f"run directory {directory.path}; scores: {config.env}, {flavour}"]
         if told := remark(config):
             news.append(told)
-        checkpoint = None
+        checkpoint: Checkpoint | None = None
         if config.resume:
             stored = Config.read(directory.config)
             resume.check_task(stored, config, flavour, directory.path)

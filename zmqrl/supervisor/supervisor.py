@@ -273,7 +273,7 @@ class Supervisor:
             self.stages.at("shards", f"starting {counted(shards, 'shard')}", len(self.endpoints), shards)
             return
         stats = self.shards.stats.values()
-        present = set.intersection(*(set(each.present) for each in stats)) if len(stats) == shards else ()
+        present = set.intersection(*(set(each.present) for each in stats)) if len(stats) == shards else set[int]()
         ranks = self.config.ranks
         self.stages.at("workers", f"waiting for {counted(ranks, 'worker')}", len(present), ranks)
 
