@@ -1,5 +1,6 @@
 """The game and the initial parameters of a run, prepared in a separate process: torch and games load for seconds."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -32,12 +33,15 @@ class Preparation:
         self._config = config
         self._child: ChildProcess | None = None
         self._memory = os.memfd_create("parameters")
+        self._held = contextlib.ExitStack()
+        self._held.callback(os.close, self._memory)
         self._answers = _answers(config, self._memory, needs_cuda)
         if "torch" not in sys.modules:
             job = {"config": config.to_json(), "memory": self._memory, "needs_cuda": needs_cuda}
             self._child = ChildProcess(
                 "the check of the game", ["-m", "zmqrl.start.initial"], job, pass_fds=[self._memory]
             )
+            self._held.callback(self._child.kill)
 
     def flavour(self) -> str:
         """Wait until the game is checked. Returns the line to print with its scores. Call this first.
@@ -50,7 +54,9 @@ class Preparation:
     def checkpoint(self) -> Checkpoint:
         """Wait for version 0 of the run. Raises UsageError for contradictory settings, or without a needed device."""
         layout = Layout.from_json(self._answer()["layout"])
-        return _version_0(self._config, layout, np.fromfile(f"/proc/self/fd/{self._memory}", "<f4"))
+        vector = np.fromfile(f"/proc/self/fd/{self._memory}", "<f4")
+        self._held.close()
+        return _version_0(self._config, layout, vector)
 
     def _answer(self) -> dict[str, Any]:
         if self._child is None:
@@ -66,9 +72,7 @@ class Preparation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._child is not None:
-            self._child.kill()
-        os.close(self._memory)
+        self._held.close()
 
 
 def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
