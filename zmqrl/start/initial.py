@@ -84,9 +84,9 @@ def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
     from zmqrl.ps.flat import FlatParameters
 
     if config.loss is not None:
-        load_loss(config.loss, config.algorithm)
+        load_loss(config.loss, config.algorithm, spec.actions)
     torch.manual_seed(config.seed)
-    parameters = FlatParameters(make_model(config.model, spec.observation_shape, spec.num_actions, config.network))
+    parameters = FlatParameters(make_model(config.model, spec, config.network))
     return _version_0(config, parameters.layout(config.shards), parameters.vector())
 
 

@@ -63,9 +63,9 @@ def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None
     """
     if config.env != stored.env:
         raise UsageError(f"{path} was trained on {stored.env}, not on {config.env}: start a new run for {config.env}.")
-    is_atari = flavour == config.envs.flavour()  # the flavour of other games does not depend on the settings
-    before = stored.envs.flavour()
-    if is_atari and before != flavour:
+    now, then = config.envs, stored.envs  # the game is of the same kind in both
+    kinds = {now.flavour(): then.flavour(), now.gymnasium_flavour(): then.gymnasium_flavour()}
+    if (before := kinds.get(flavour, flavour)) != flavour:
         raise UsageError(f"{path} was trained on games of another flavour ({before}; not {flavour}): start a new run.")
 
 

@@ -21,7 +21,8 @@ RUN: Final = (
     Group("connection", [], ["wire"]),
 )
 HOSTS: Final = (
-    Group("host", ["hosts", "slurm", "include", "exclude", "sync", "via", "ssh-config", "preflight", "requeue"]),
+    Group("host", ["hosts", "slurm", "pbs", "lsf", "include", "exclude", "via", "ssh-config", "preflight", "requeue"]),
+    Group("installation", ["sync", "offline", "export"]),
     Group("network", ["iface", "address", "node-address", "lease-s"]),
 )
 TRAIN: Final = {
