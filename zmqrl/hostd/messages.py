@@ -36,13 +36,17 @@ class Begin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Start ``python -m module`` and send it ``messages``. Variables of the host override those in ``before``."""
+    """Start ``python -m module`` and send it ``messages``. Variables of the host override those in ``before``.
+
+    ``forked``: a fork server may fork the process (see :mod:`zmqrl.hostd.fork_server`).
+    """
 
     name: str
     module: str
     before: Mapping[str, str]
     environment: Mapping[str, str]
     messages: Sequence[Mapping[str, Any]]
+    forked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,16 @@ class DaemonLauncher(Launcher):
         ours |= {name: os.environ[name] for name in (HERE, LOG_LEVEL) if name in os.environ}
         environment = ours | link.environment
         messages = [*([] if task.job is None else [task.job]), *task.messages]
-        link.send(h.Start(name=name, module=task.module, before=PATIENCE, environment=environment, messages=messages))
+        link.send(
+            h.Start(
+                name=name,
+                module=task.module,
+                before=PATIENCE,
+                environment=environment,
+                messages=messages,
+                forked=task.forked,
+            )
+        )
 
     def tell(self, process: ProcessId, message: Mapping[str, Any]) -> None:
         self._send(process, h.Tell(str(process), message))

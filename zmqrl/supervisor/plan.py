@@ -140,7 +140,13 @@ class Plan:
     ) -> Task:
         log_path = self.directory.log(process)
         return Task(
-            process=process, module=module, job=job, log_path=log_path, threads=self.threads[process], messages=messages
+            process=process,
+            module=module,
+            job=job,
+            log_path=log_path,
+            threads=self.threads[process],
+            messages=messages,
+            forked=process.role != "shard",  # a shard imports no torch, and the others wait for it
         )
 
     def write_cluster(
