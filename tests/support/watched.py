@@ -10,9 +10,9 @@ from support.paths import TESTS
 from support.rig import WITHIN_S, eventually, is_alive
 
 from zmqrl.hosts.daemons import DaemonLauncher
-from zmqrl.hosts.deployment import HERE
 from zmqrl.hosts.launcher import Event, Exited, Inspected, Said, Task
 from zmqrl.hosts.link import Link
+from zmqrl.hosts.ways.way import HERE
 from zmqrl.process_id import ProcessId
 
 
