@@ -3,6 +3,7 @@
 ``tests/hosts/test_launchers.py`` tests the life cycle of forked processes.
 """
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -38,21 +39,20 @@ def daemon_of(watched: Watched) -> int:
 
 
 def command_of(pid: int) -> list[str]:
-    words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").rstrip("\0").split("\0")
-    return words[words.index("zmqrl.hostd.child") + 1 :]
+    """What a process of the daemon runs. Empty if it has just begun or ended."""
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+        return text.rstrip("\0").partition("zmqrl.hostd.child\0")[2].split("\0")
+    return []
 
 
 def fork_servers(watched: Watched) -> list[int]:
-    return [pid for pid in children(daemon_of(watched)) if command_of(pid)[0] == "zmqrl.hostd.fork_server"]
+    return [pid for pid in children(daemon_of(watched)) if "zmqrl.hostd.fork_server" in command_of(pid)]
 
 
 def fork_server(watched: Watched) -> int:
     (pid,) = fork_servers(watched)
     return pid
-
-
-def state_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
 
 
 def open_files(*pids: int) -> list[int]:
@@ -98,6 +98,22 @@ def test_what_a_process_has_forked_ends_with_it_even_without_a_new_program(watch
     watched.end(ONE)
     eventually(lambda: not is_alive(one["started"][0]), "the fork ends", WITHIN_S)
     assert all(map(is_alive, [other["pid"], *other["started"]]))
+
+
+def test_a_prepared_host_has_a_fork_server_before_its_first_process(watched: Watched) -> None:
+    watched.launcher.prepare(ONE, "support.a_child", 1)
+    eventually(lambda: bool(fork_servers(watched)), "the fork server", WITHIN_S)
+    server = fork_server(watched)
+    assert [each["is_forked"] for each in up(watched, ONE, TWO)] == [True, True]
+    assert fork_server(watched) == server
+
+
+def test_the_log_of_the_first_process_has_the_output_of_the_imports(watched: Watched) -> None:
+    watched.launcher.prepare(ONE, "support.a_failing_import", 1)
+    daemon = daemon_of(watched)
+    eventually(lambda: children(daemon) == [], "the fork server has failed", WITHIN_S)
+    up(watched, ONE)
+    assert watched.log(ONE).splitlines()[-1] == "RuntimeError: this module cannot be imported"
 
 
 @pytest.mark.parametrize("module", ["support.a_threaded_import", "support.a_failing_import"])

@@ -19,10 +19,9 @@ from typing import NoReturn
 
 import pytest
 from support.lab import Lab
-from support.paths import TESTS
 from support.rig import WITHIN_S, ending, eventually
 from support.slurm import NODES, Slurm
-from support.watched import Place, Watched
+from support.watched import MODULES, Place, Watched
 
 from zmqrl.hostd.child import ASK
 from zmqrl.hostd.orphans import DEATH_IS_SEEN_WITHIN_S
@@ -294,8 +293,8 @@ from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.launcher import Said, Task
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.process_id import worker_id
-where, host, command, lease_s, tests, forked = json.loads(sys.argv[1])
-link = Link(host, command, work=where + "/work", lease_s=lease_s, environment={"PYTHONPATH": tests})
+where, host, command, lease_s, modules, forked = json.loads(sys.argv[1])
+link = Link(host, command, work=where + "/work", lease_s=lease_s, environment={"PYTHONPATH": modules})
 launcher = DaemonLauncher({host: link}, lambda process: host)
 for rank, job in enumerate([{"with_children": True}, {"stubborn": True}]):
     log_path = Path(where) / f"{rank}.log"
@@ -316,7 +315,7 @@ while True:
 @contextlib.contextmanager
 def launching(place: Place, where: Path) -> Iterator[tuple["subprocess.Popen[bytes]", list[int]]]:
     """A launcher in a separate process, and the ids of the processes that it has started."""
-    arguments = json.dumps([str(where), place.host, place.command(), place.lease_s, str(TESTS), place.forked])
+    arguments = json.dumps([str(where), place.host, place.command(), place.lease_s, MODULES, place.forked])
     command = [sys.executable, "-c", LAUNCHING, arguments]
     with ending(subprocess.Popen(command, stdout=subprocess.PIPE)) as process:
         assert process.stdout is not None

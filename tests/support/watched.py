@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from support.paths import TESTS
+from support.paths import ROOT, TESTS
 from support.rig import WITHIN_S, eventually, is_alive
 
 from zmqrl.hosts.daemons import DaemonLauncher
@@ -14,6 +14,8 @@ from zmqrl.hosts.launcher import Event, Exited, Inspected, Said, Task
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.ways.way import HERE
 from zmqrl.process_id import ProcessId
+
+MODULES = f"{ROOT}:{TESTS}"  # where the processes find their modules
 
 
 class Place:
@@ -34,7 +36,7 @@ class Place:
 
     def link(self, work: Path) -> Link:
         return Link(
-            self.host, self.command(), work=str(work), lease_s=self.lease_s, environment={"PYTHONPATH": str(TESTS)}
+            self.host, self.command(), work=str(work), lease_s=self.lease_s, environment={"PYTHONPATH": MODULES}
         )
 
     def launcher(self, work: Path) -> DaemonLauncher:

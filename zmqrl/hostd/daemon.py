@@ -76,20 +76,20 @@ class _Asked:
 
 @dataclass(slots=True, eq=False)
 class _Child:
-    name: str
-    mark: str
     stdin: int  # -1 if it is closed
     stdout: int
     stderr: int
     streams: tuple[int, ...]  # the other ends of these pipes, until the process has them
     lines: dict[int, Lines]  # by the pipe that the lines come from
+    name: str = ""
+    mark: str = ""
     process: "subprocess.Popen[bytes] | Forked | None" = None  # None until the fork server has forked it
     exit_fd: int = -1
     unsent: bytearray = field(default_factory=bytearray)  # data for its standard input
     asked: _Asked | None = None
 
     @classmethod
-    def waiting(cls, name: str, mark: str) -> "_Child":
+    def waiting(cls) -> "_Child":
         """A process that has not started, with its pipes. Raises OSError."""
         pipes: list[int] = []
         try:
@@ -102,7 +102,7 @@ class _Child:
         for pipe in (stdin, stdout, stderr):
             os.set_blocking(pipe, False)
         lines = {stdout: Lines(), stderr: Lines()}
-        return cls(name, mark, stdin, stdout, stderr, (read_in, write_out, write_err), lines)
+        return cls(stdin, stdout, stderr, (read_in, write_out, write_err), lines)
 
     def let_go(self) -> None:
         """Close the ends of the pipes that belong to the process."""
@@ -118,6 +118,7 @@ class Daemon:
         self.children: dict[str, _Child] = {}
         self._orphans = Orphans()
         self._fork_server: ForkServer | None = None  # a run has at most one: after its end, processes start without it
+        self._first: _Child | None = None  # the next forked process, whose log gets the output of the fork server
         self._starts = 0
         self.why_end: str | None = None
         self.work, self._lock = Path("/nowhere"), -1
@@ -179,6 +180,8 @@ class Daemon:
         match request:
             case h.Begin():
                 self._begin(request)
+            case h.Prepare():
+                self._prepare(request.module, self._environment(request))
             case h.Start():
                 self._start(request)
             case h.Tell():
@@ -239,37 +242,44 @@ class Daemon:
         self._send(h.Refused(why))
         self.why_end = why
 
-    def _start(self, request: h.Start) -> None:
-        name = request.name
-        if name in self.children:
-            return None
+    def _environment(self, request: h.Start | h.Prepare) -> dict[str, str]:
+        """The variables of a process, with a new mark."""
         self._starts += 1
         mark = f"{os.getpid()}.{self._starts:06}"
-        environment = {**request.before, **os.environ, **request.environment, MARK: mark}
+        return {**request.before, **os.environ, **request.environment, MARK: mark}
+
+    def _start(self, request: h.Start) -> None:
+        name, module = request.name, request.module
+        if name in self.children:
+            return None
+        if request.forked:
+            self._prepare(module, self._environment(request))
+        environment = self._environment(request)
         try:
-            child = _Child.waiting(name, mark)
+            child = self._first if request.forked and self._first is not None else _Child.waiting()
         except OSError as error:
             return self._exited(name, 127, f"cannot be started: {error}")
+        if child is self._first:
+            self._first = None
+        child.name, child.mark = name, environment[MARK]
         self.children[name] = child
         for pipe, take in ((child.stdout, self._take_said), (child.stderr, self._take_log)):
             self._selector.register(pipe, selectors.EVENT_READ, partial(self._read, child, pipe, take))
         for message in request.messages:
             self._tell(child, message)
-        begin = partial(self._begin_process, child, request.module, environment)
-        server = self._fork_server_for(child, request.module, environment) if request.forked else None
-        return begin(0, -1) if server is None else server.fork(request.module, environment, child.streams, begin)
+        begin, server = partial(self._begin_process, child, module, environment), self._fork_server
+        if request.forked and server is not None and server.fits(environment):
+            return server.fork(module, environment, child.streams, begin)
+        return begin(0, -1)
 
-    def _fork_server_for(self, child: _Child, module: str, environment: Mapping[str, str]) -> ForkServer | None:
-        """The fork server that can fork ``child``. The first such process starts it, and gets its output in its log."""
-        if self._fork_server is None:
-            self._starts += 1
-            own = {**environment, MARK: f"{os.getpid()}.{self._starts:06}"}
-            try:
-                self._fork_server = ForkServer(module, own, child.streams[2], [self._lock])
-            except OSError:
-                return None
+    def _prepare(self, module: str, environment: Mapping[str, str]) -> None:
+        """Start the fork server, unless there was one before."""
+        if self._fork_server is not None:
+            return
+        with contextlib.suppress(OSError):  # then processes start without it
+            self._first = self._first or _Child.waiting()
+            self._fork_server = ForkServer(module, environment, self._first.streams[2], [self._lock])
             self._selector.register(self._fork_server.channel, selectors.EVENT_READ, self._hear_fork_server)
-        return self._fork_server if self._fork_server.fits(environment) else None
 
     def _hear_fork_server(self) -> None:
         assert self._fork_server is not None

@@ -37,13 +37,22 @@ MOST_REQUEST_BYTES = 1 << 20
 STREAMS = 3  # standard input, output and error
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Request:
-    """A process to fork. ``done`` gets its id, 0 without one, and the descriptor on which it waits for a byte."""
+    """A process to fork. ``done`` gets its id, or 0 without one, and ``go``: a byte there starts it."""
 
     message: bytes
     streams: Sequence[int]
     done: Callable[[int, int], None]
+    go: int = -1
+
+    def finish(self, pid: int) -> None:
+        """Report the process. Without a byte on ``go``, it ends."""
+        try:
+            self.done(pid, self.go)
+        finally:
+            if self.go >= 0:
+                os.close(self.go)
 
 
 class ForkServer:
@@ -58,7 +67,6 @@ class ForkServer:
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._requests: deque[_Request] = deque()
         self._asked: _Request | None = None
-        self._go = -1  # a byte here starts the process of the request
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "zmqrl.hostd.child", NAME, str(theirs.fileno()), module],
@@ -104,7 +112,7 @@ class ForkServer:
             return False
         asked, self._asked, self._is_ready = self._asked, None, True
         if asked is not None:
-            self._finish(asked, pid)
+            asked.finish(pid)
         self._ask()
         return True
 
@@ -119,30 +127,20 @@ class ForkServer:
             self.process.wait(KILLED_WITHIN_S)
         assert self.process.stdin is not None
         self.process.stdin.close()
-        if self._asked is not None:
-            self._finish(self._asked, 0)
-        while self._requests:
-            self._requests.popleft().done(0, -1)
+        for request in (*filter(None, [self._asked]), *self._requests):
+            request.finish(0)
 
     def _ask(self) -> None:
-        """Send the next request. There is one at a time, so that it can be withdrawn until it was answered."""
+        """Send the next request. There is one at a time, so an answer needs no name."""
         while self._is_ready and self._asked is None and self._requests:
             request = self._requests.popleft()
-            waits, self._go = os.pipe()
             try:
-                socket.send_fds(self.channel, [request.message], [*request.streams, waits])
+                waits, request.go = os.pipe()
+                with os.fdopen(waits):  # closes it
+                    socket.send_fds(self.channel, [request.message], [*request.streams, waits])
                 self._asked, self._answers_until = request, time.monotonic() + FORKS_WITHIN_S
-            except OSError:  # for example, the environment is too large
-                self._finish(request, 0)
-            finally:
-                os.close(waits)
-
-    def _finish(self, request: _Request, pid: int) -> None:
-        go, self._go = self._go, -1
-        try:
-            request.done(pid, go)
-        finally:
-            os.close(go)  # a process that got no byte ends
+            except OSError:  # the environment is too large, for example
+                request.finish(0)
 
 
 def _relevant(environment: Mapping[str, str]) -> dict[str, str]:
@@ -248,16 +246,18 @@ def _become(environment: Mapping[str, str], descriptors: Sequence[int], born: in
         random.seed()  # Python's own generator has a new seed after a fork
 
 
-def _in_memory(argument: str, variable: str) -> list[range]:
+def _in_memory(argument: str, variable: str) -> tuple[range, range]:
     """The addresses from ``argument`` to the end of the command line, and from ``variable`` to the end of the first
     environment. ``/proc`` shows what is there. Raises ValueError.
     """
-    # Fields 48 to 51: the addresses at which the two begin and end. Split after the process name.
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:49]
-    found = []
-    for words, begin, end in ((argument, *map(int, fields[:2])), (variable, *map(int, fields[2:]))):
-        found.append(range(begin + ctypes.string_at(begin, end - begin).index(words.encode()), end))
-    return found
+    # Fields 48 to 51: where the two begin and end. Split after the process name, which may contain spaces.
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    arguments, end_of_arguments, variables, end_of_variables = map(int, fields[45:49])
+    return _rest(arguments, end_of_arguments, argument), _rest(variables, end_of_variables, variable)
+
+
+def _rest(begin: int, end: int, words: str) -> range:
+    return range(begin + ctypes.string_at(begin, end - begin).index(words.encode()), end)
 
 
 def _overwrite(area: range, words: bytes) -> None:

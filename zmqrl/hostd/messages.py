@@ -50,6 +50,18 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepare:
+    """Start the fork server: forked processes will soon start, and need what ``module`` imports. Variables as in Start.
+
+    Nothing happens if there was one before.
+    """
+
+    module: str
+    before: Mapping[str, str]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Tell:
     """Send a message to a process, on its standard input."""
 
@@ -257,6 +269,7 @@ class Made:
 
 Request: TypeAlias = (
     Begin
+    | Prepare
     | Start
     | Tell
     | HangUp
@@ -276,6 +289,7 @@ Event: TypeAlias = (
 
 REQUESTS: dict[str, type[Any]] = {
     "begin": Begin,
+    "prepare": Prepare,
     "start": Start,
     "tell": Tell,
     "hang_up": HangUp,

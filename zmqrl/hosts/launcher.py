@@ -121,6 +121,9 @@ Event: TypeAlias = Said | Exited | Inspected | HostLost | HostBack | Paused
 class Launcher(Protocol):
     """Runs tasks on one host or on many."""
 
+    def prepare(self, process: ProcessId, module: str, threads: int) -> None:
+        """Tell the host of ``process`` that it will soon start ``forked`` tasks like this one."""
+
     def start(self, task: Task) -> None:
         """Start ``task``. If that fails, ``poll`` returns an Exited."""
 

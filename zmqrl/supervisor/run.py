@@ -44,6 +44,7 @@ from zmqrl.rundir import ANOTHER, RunDirectory, write_json
 from zmqrl.supervisor import resume
 from zmqrl.supervisor.ending import correcting, write_summary
 from zmqrl.supervisor.events import Reason
+from zmqrl.supervisor.plan import prepare
 from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
 from zmqrl.supervisor.salvage import remove_files, salvage
 from zmqrl.supervisor.supervisor import Supervisor
@@ -113,6 +114,8 @@ def train_on(
             news.append(f"figures for Prometheus: {exporter.url}")
         deployment = deploy(config, directory)
         with contextlib.closing(deployment.launcher):
+            if not config.resume:  # remove_files must reach the hosts first
+                prepare(deployment)
             is_here = deployment.sites[shard_id(0)].directory.path == directory.path
             news += check_room(directory, checkpoint, config.checkpoint.keep, holds_state=is_here)
             if not config.resume:
