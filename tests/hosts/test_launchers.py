@@ -21,12 +21,12 @@ import pytest
 from support.lab import Lab
 from support.rig import WITHIN_S, ending, eventually
 from support.slurm import NODES, Slurm
-from support.watched import MODULES, Place, Watched
+from support.watched import EXPORTED, MODULES, Place, Watched
 
 from zmqrl.hostd.child import ASK
 from zmqrl.hostd.orphans import DEATH_IS_SEEN_WITHIN_S
 from zmqrl.hosts.connecting import connect
-from zmqrl.hosts.launcher import Event, Exited, Task
+from zmqrl.hosts.launcher import Event, Exited, HostLost, HostUp, Task
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.ways.slurm import srun_command
 from zmqrl.hosts.ways.ssh import ssh_command
@@ -173,6 +173,13 @@ def test_a_process_logs_at_the_level_of_its_launcher(watched: Watched, monkeypat
     assert [facts["log_level"] for facts in watched.up(ONE, OTHER)] == [None, "debug"]
 
 
+def test_an_exported_variable_reaches_the_process_but_not_the_files_of_the_run(watched: Watched) -> None:
+    watched.start(ONE, variables=["A_TOKEN"])
+    (facts,) = watched.up(ONE)
+    assert facts["variables"] == EXPORTED
+    assert "secret" not in json.dumps(watched.launcher.to_dict())
+
+
 def test_a_process_receives_messages_in_order_and_answers(watched: Watched) -> None:
     watched.start(ONE, echo=True)
     for number in range(50):
@@ -284,6 +291,8 @@ def test_a_killed_host_daemon_takes_its_processes_with_it_and_is_restarted(watch
     eventually(lambda: not watched.place.alive(facts["pid"]), "the end of its process", WITHIN_S)
     watched.start(ONE)
     eventually(lambda: len(watched.said(ONE)) == 2, "up again", WITHIN_S)
+    changes = [type(event) for event in watched.told if isinstance(event, HostUp | HostLost)]
+    assert changes == [HostUp, HostLost, HostUp]
 
 
 LAUNCHING = """

@@ -36,6 +36,7 @@ def main() -> None:
         started = [pid]
     facts = {"up": True, "pid": os.getpid(), "started": started, "size": len(job.get("padding", ""))}
     facts |= {"log_level": os.environ.get(LOG_LEVEL), "random": random.random(), "argv": sys.argv}
+    facts |= {"variables": {name: os.environ.get(name) for name in job.get("variables", ())}}
     say(facts | {"is_forked": gc.get_freeze_count() > 0})  # only the fork server freezes objects
     for line in job.get("print", []):
         sys.stdout.write(line)

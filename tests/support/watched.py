@@ -15,6 +15,7 @@ from zmqrl.hosts.link import Link
 from zmqrl.hosts.ways.way import HERE
 from zmqrl.process_id import ProcessId
 
+EXPORTED = {"A_TOKEN": "it's a $secret"}
 MODULES = f"{ROOT}:{TESTS}"  # where the processes find their modules
 
 
@@ -36,7 +37,12 @@ class Place:
 
     def link(self, work: Path) -> Link:
         return Link(
-            self.host, self.command(), work=str(work), lease_s=self.lease_s, environment={"PYTHONPATH": MODULES}
+            self.host,
+            self.command(),
+            work=str(work),
+            lease_s=self.lease_s,
+            environment={"PYTHONPATH": MODULES},
+            exported=EXPORTED,
         )
 
     def launcher(self, work: Path) -> DaemonLauncher:

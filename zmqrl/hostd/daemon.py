@@ -361,9 +361,10 @@ class Daemon:
 
     def _pid(self, child: _Child) -> int:
         """The id of a process. A process that was not forked yet is still a part of the fork server."""
-        process = child.process or (self._fork_server and self._fork_server.process)
-        assert process is not None
-        return process.pid
+        if child.process is not None:
+            return child.process.pid
+        assert self._fork_server is not None
+        return self._fork_server.process.pid
 
     def _signal(self, child: _Child, number: signal.Signals) -> None:
         if child.process is not None:
