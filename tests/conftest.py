@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from support import slurm as slurm_rig
 from support.lab import PROGRAMS, Lab, running_lab
+from support.ray_rig import running_ray
 from support.slurm import Slurm, running_slurm
 
 settings.register_profile(
@@ -116,6 +117,14 @@ def slurm(
         skip_or_fail("a private Slurm cluster needs root")
     with running_slurm(tmp_path_factory.mktemp("slurm")) as slurm:
         yield slurm
+
+
+@pytest.fixture(scope="module")
+def ray(need_modules: Callable[..., None]) -> Iterator[str]:
+    """The address of a Ray cluster with two nodes of one CPU each, all on this machine."""
+    need_modules("ray")
+    with running_ray() as address:
+        yield address
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def test_a_node_list_is_refused_outside_a_job() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (HostOptions(), "no hosts given: use -H HOSTS, or --slurm, --pbs or --lsf inside a job."),
+        (HostOptions(), "no hosts given: use -H HOSTS, or --slurm, --pbs or --lsf inside a job, or --ray ADDRESS."),
         (HostOptions(hosts="h1", lsf=True), "-H and --lsf cannot be combined: use only one of them."),
         (HostOptions(slurm=True, pbs=True), "--slurm and --pbs cannot be combined: use only one of them."),
     ],

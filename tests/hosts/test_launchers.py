@@ -1,8 +1,8 @@
 """One life cycle for all launchers: they report the start and the end of every process, and leave none behind.
 
 Tests of the life cycle run in each of these places: this machine, a host reached by ssh, a node of a Slurm job, a
-network namespace, and a plain command that stands in for one that reaches a host. Where a place is *forked*, the host
-daemon lets its fork server start the processes.
+network namespace, a node of a Ray cluster, and a plain command that stands in for one that reaches a host. Where a
+place is *forked*, the host daemon lets its fork server start the processes.
 """
 
 import contextlib
@@ -26,8 +26,10 @@ from support.watched import EXPORTED, MODULES, Place, Watched
 from zmqrl.hostd.child import ASK
 from zmqrl.hostd.orphans import DEATH_IS_SEEN_WITHIN_S
 from zmqrl.hosts.connecting import connect
+from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.launcher import Event, Exited, HostLost, HostUp, Task
 from zmqrl.hosts.link import DAEMON, Link
+from zmqrl.hosts.ways.ray_cluster import RayCluster
 from zmqrl.hosts.ways.slurm import srun_command
 from zmqrl.hosts.ways.ssh import ssh_command
 from zmqrl.hosts.ways.via import read_via, via_command
@@ -67,6 +69,18 @@ class Via(Place):
 
     def command(self) -> list[str]:
         return via_command(self.via, self.host, [sys.executable, *DAEMON])
+
+
+class OnRay(Place):
+    """A node of a Ray cluster on this machine."""
+
+    lease_s = 5.0
+
+    def __init__(self, cluster: RayCluster) -> None:
+        self.cluster, self.host = cluster, next(iter(cluster.nodes))
+
+    def command(self) -> list[str]:
+        return self.cluster.command_on(Host(name=self.host), [sys.executable, *DAEMON])
 
 
 class UnderSlurm(Place):
@@ -119,6 +133,7 @@ def netns(need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoRe
         pytest.param("slurm", marks=pytest.mark.slurm),
         pytest.param("slurm forked", marks=pytest.mark.slurm),
         pytest.param("stand-in", marks=pytest.mark.slow),
+        pytest.param("ray", marks=pytest.mark.slow),
     ]
 )
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
@@ -135,6 +150,8 @@ def place_called(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.
         return Via("ip netns exec {host}", request.getfixturevalue("netns"))
     if name == "stand-in":
         return Via("sh -c 'HOST={host} {command}'", "h1")
+    if name == "ray":
+        return OnRay(RayCluster.at(request.getfixturevalue("ray")))
     if name == "ssh":
         return OverSSH(request.getfixturevalue("lab"), "h1")
     slurm: Slurm = request.getfixturevalue("slurm")

@@ -524,10 +524,10 @@ def _about_this_host(work: Path) -> h.Up:
 
 
 def _machine() -> str:
-    """An id of this machine until its next boot. Each container and each Slurm node has its own id."""
+    """An id of this machine until its next boot. Each container and each node has its own id."""
     kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     spaces = [str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("pid", "net")]
-    return " ".join([kernel, *spaces, os.environ.get("SLURMD_NODENAME", "")])
+    return " ".join([kernel, *spaces, files.node_name()])
 
 
 def _hung_up(fd: int) -> bool:

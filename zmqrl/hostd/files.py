@@ -26,8 +26,12 @@ def _base() -> Path:
 
 
 def _path(work: str) -> Path:
-    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # one host may act as several Slurm nodes
-    return _base() / host / work  # an absolute `work` replaces the rest
+    return _base() / (node_name() or socket.gethostname()) / work  # an absolute `work` replaces the rest
+
+
+def node_name() -> str:
+    """The name of this host as a node of a Ray cluster or of Slurm. One machine can act as several nodes."""
+    return os.environ.get("ZMQRL_NODE") or os.environ.get("SLURMD_NODENAME", "")
 
 
 def open_directory(work: str) -> tuple[Path, int]:

@@ -24,6 +24,7 @@ from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.sync import ANOTHER_PYTHON, make_environments
 from zmqrl.hosts.ways.batch import lsf_hosts, pbs_hosts
+from zmqrl.hosts.ways.ray_cluster import RayCluster
 from zmqrl.hosts.ways.slurm import allocation, own_address
 from zmqrl.hosts.ways.via import read_via, shown
 from zmqrl.hosts.ways.way import HERE, Way, command_on
@@ -41,7 +42,7 @@ class Reach:
     home: str
     """The machine or cluster within which a path always means the same run directory."""
     cores_given: Mapping[str, int]
-    """The cores of a host that the run may use, if a batch system limits them."""
+    """The cores of a host that the run may use, if a batch system or Ray limits them."""
     addresses_given: Mapping[str, str]
     """The addresses that ``--address`` gives, by host."""
     iface: str | None
@@ -49,13 +50,22 @@ class Reach:
     """Environment variables for the processes on all hosts. Their values can be secret."""
     job: str | None = None
     """The Slurm job that the hosts are nodes of, if any."""
+    ray: RayCluster | None = None
+    """The Ray cluster that the hosts are nodes of, if any."""
 
     @property
     def instead(self) -> str:
         """The remedy for a host without zmqrl, or with another version of zmqrl."""
         if self.job is not None:
             return "install this Python and its zmqrl where all nodes of the job can read them"
+        if self.ray is not None:
+            return "install it in the Python of the Ray cluster, or use --sync wheel"
         return f"install it there with --sync wheel, or {ANOTHER_PYTHON}"
+
+    def reserved(self) -> contextlib.AbstractContextManager[None]:
+        """Reserve the cores of the hosts for the block, if they are nodes of a Ray cluster. Raises ZmqrlError."""
+        names = [host.name for host in self.hosts]
+        return contextlib.nullcontext() if self.ray is None else self.ray.reserved(names)
 
     def link(self, host: Host, *, work: str, lease_s: float) -> Link:
         """A link to the daemon of ``host``, not opened yet."""
@@ -98,6 +108,8 @@ class HostOptions:
     """Use the nodes of this PBS job, over ssh."""
     lsf: bool = False
     """Use the hosts of this LSF job, through blaunch."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """Use the nodes of the Ray cluster at ADDRESS: auto, HEAD:PORT or ray://HEAD:PORT."""
     node_address: str | None = None
     """Pattern of node addresses, with %N for the node's name, such as %N-ib0. None: those that Slurm uses."""
     include: str | None = None
@@ -124,14 +136,17 @@ class HostOptions:
     def reach(self) -> Reach:
         """Resolve the hosts. Raises UsageError for options that contradict each other."""
         sources = {"-H": self.hosts is not None, "--slurm": self.slurm, "--pbs": self.pbs, "--lsf": self.lsf}
+        sources["--ray"] = self.ray is not None
         given = [option for option, is_given in sources.items() if is_given]
         if not given:
-            raise UsageError("no hosts given: use -H HOSTS, or --slurm, --pbs or --lsf inside a job.")
+            raise UsageError("no hosts given: use -H HOSTS, or --slurm, --pbs or --lsf inside a job, or --ray ADDRESS.")
         if len(given) > 1:
             raise UsageError(f"{given[0]} and {given[1]} cannot be combined: use only one of them.")
         for option, value in (("--ssh-config", self.ssh_config), ("--via", self.via)):
             if self.slurm and value is not None:
                 raise UsageError(f"{option} and --slurm cannot be combined: srun reaches the nodes.")
+            if self.ray is not None and value is not None:
+                raise UsageError(f"{option} and --ray cannot be combined: Ray reaches the nodes.")
         if self.via is not None and self.ssh_config is not None:
             raise UsageError("--via and --ssh-config cannot be combined: --via replaces ssh.")
         if self.ssh_config is not None and not self.ssh_config.is_file():
@@ -144,18 +159,24 @@ class HostOptions:
             raise UsageError("--offline requires --sync wheel.")
         check_interface(self.iface)
         job = allocation() if self.slurm else None
-        hosts = select(self._named() if job is None else job.hosts(self.node_address), self.include, self.exclude)
+        ray = RayCluster.at(self.ray) if self.ray is not None else None
+        nodes = job or ray
+        named = job.hosts(self.node_address) if job is not None else ray.hosts() if ray is not None else self._named()
+        hosts = select(named, self.include, self.exclude)
+        if ray is not None:
+            ray.check(host.name for host in hosts)
         cores_given = {host.name: host.slots for host in hosts if host.slots and (self.pbs or self.lsf)}
         return Reach(
             hosts=hosts,
-            way=partial(command_on, ssh_config=self.ssh_config) if job is None else job.command_on,
+            way=partial(command_on, ssh_config=self.ssh_config) if nodes is None else nodes.command_on,
             # A requeued job may start on other nodes, with the same file systems.
             home=job.cluster if job is not None else "pbs" if self.pbs else "lsf" if self.lsf else gethostname(),
-            cores_given=cores_given if job is None else job.cores,
+            cores_given=cores_given if nodes is None else nodes.cores,
             addresses_given=read_addresses(self.address, hosts),
             iface=self.iface,
             exported=read_exported(self.export),
             job=None if job is None else job.job,
+            ray=ray,
         )
 
     def _named(self) -> tuple[Host, ...]:

@@ -21,7 +21,10 @@ RUN: Final = (
     Group("connection", [], ["wire"]),
 )
 HOSTS: Final = (
-    Group("host", ["hosts", "slurm", "pbs", "lsf", "include", "exclude", "via", "ssh-config", "preflight", "requeue"]),
+    Group(
+        "host",
+        ["hosts", "slurm", "pbs", "lsf", "ray", "include", "exclude", "via", "ssh-config", "preflight", "requeue"],
+    ),
     Group("installation", ["sync", "offline", "export"]),
     Group("login node", ["slurm-login", "sbatch", "login-dir"]),
     Group("network", ["iface", "address", "node-address", "lease-s"]),

@@ -39,7 +39,7 @@ LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # a lease is renewed each second; a 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(HostOptions, LoginOptions):
-    """Train on several hosts: those of -H over ssh or --via, or the nodes of this job with --slurm, --pbs or --lsf."""
+    """Train on several hosts: those of -H over ssh or --via, those of a Ray cluster, or the nodes of this job."""
 
     requeue: bool = False
     """Requeue the job when Slurm sends USR1 before the time limit. Its next start resumes the run."""
@@ -60,8 +60,8 @@ def command(arguments: list[str]) -> int:
     options, rest = parse_known(Options, arguments, f"zmqrl launch {RECIPE}")
     config = config_from(rest, over_tcp)
     if options.slurm_login is not None:
-        if any((options.hosts, options.via, options.pbs, options.lsf)):
-            raise UsageError("--slurm-login cannot be combined with -H, --via, --pbs or --lsf: remove these.")
+        if any((options.hosts, options.ray, options.via, options.pbs, options.lsf)):
+            raise UsageError("--slurm-login cannot be combined with -H, --via, --pbs, --lsf or --ray: remove these.")
         return submit(arguments, config)
     if options.requeue and not config.resume and requeue.is_begun(config):
         config = config_from([*rest, "--resume"], over_tcp)
@@ -75,6 +75,8 @@ def run(options: Options, config: Config) -> int:
     """Launch a run and return the exit status. Raises ZmqrlError."""
     if options.requeue and not options.slurm:
         raise UsageError("--requeue needs --slurm.")
+    if options.ray is not None and config.device == "cuda":
+        raise UsageError("--ray reserves no GPUs: use --device cpu.")
     if not LEAST_LEASE_S <= options.lease_s <= LONGEST_LEASE_S:
         raise UsageError(f"--lease-s {options.lease_s}: must be from {LEAST_LEASE_S:g} to {LONGEST_LEASE_S:g} seconds.")
     reach = options.reach()
@@ -88,7 +90,7 @@ def run(options: Options, config: Config) -> int:
     from zmqrl.supervisor.run import train_on  # errors, help and dry runs do not need it
 
     train = partial(train_on, config, partial(on_hosts, options, reach), on_up())
-    with never_waiting():
+    with never_waiting(), reach.reserved():
         return train() if reach.job is None else requeue.requeued(reach.job if options.requeue else None, train)
 
 

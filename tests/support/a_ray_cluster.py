@@ -1,0 +1,28 @@
+"""A Ray cluster on this machine: ``python tests/support/a_ray_cluster.py CPUS...`` starts a node for each number.
+
+It prints the address once the cluster is up. The cluster ends when standard input ends. The kernel ends the processes
+of Ray even if this process is killed.
+"""
+
+import os
+import sys
+
+from ray.cluster_utils import Cluster
+
+OBJECT_STORE_BYTES = 80 << 20  # the smallest that Ray allows
+
+
+def main() -> None:
+    """Start the nodes, and wait."""
+    out = os.dup(1)
+    os.dup2(2, 1)  # Ray prints
+    cluster = Cluster()
+    for cpus in map(int, sys.argv[1:]):
+        cluster.add_node(num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
+    os.write(out, f"{cluster.address}\n".encode())
+    sys.stdin.read()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""A Ray cluster for tests: a head and two nodes with one CPU each, all on this machine."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from support.paths import ROOT, TESTS
+from support.rig import ending
+
+CPUS = ("0", "1", "1")
+ENDS_WITHIN_S = 60.0
+
+
+@contextlib.contextmanager
+def running_ray() -> Iterator[str]:
+    """Start a cluster. Yields its address."""
+    # Ray puts Unix sockets into its directory, so the path must be short.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as directory:
+        environment = {"RAY_TMPDIR": directory, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": f"{ROOT}:{TESTS}"}
+        command = [sys.executable, str(Path(__file__).with_name("a_ray_cluster.py")), *CPUS]
+        pipe = subprocess.PIPE
+        with ending(
+            subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=os.environ | environment, text=True
+            )
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            assert address, "Ray did not start"
+            yield address
+            process.stdin.close()
+            process.wait(ENDS_WITHIN_S)
