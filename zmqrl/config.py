@@ -224,7 +224,7 @@ class Config:
     run_dir: Path | None = None
     """Run directory. None: runs/RECIPE-DATE-TIME."""
     resume: bool = False
-    """Continue the run in --run-dir from where it ended or was killed."""
+    """Continue the run in --run-dir from where it ended or was killed. Also: --resume RUN."""
     detach: bool = False
     """Start the run without a terminal, and return when it is up. See `zmqrl attach`."""
     envs: EnvConfig = field(default_factory=EnvConfig)
@@ -418,7 +418,7 @@ class Config:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Config":
         """Inverse of :meth:`to_json`. Raises a UsageError that names an unknown or invalid setting."""
-        config: Config = _build(cls, data, "")
+        config: Config = build(cls, data, "")
         return config
 
     @classmethod
@@ -450,8 +450,10 @@ def _require_positive(option: str, value: float | None) -> None:
         require(0 < value < limit, f"{option} {value}: must be above 0 and {words}.")
 
 
-def _build(cls: type[Any], data: object, path: str) -> Any:
-    """Build a dataclass and its nested dataclasses from plain data. Missing settings keep their defaults."""
+def build(cls: type[Any], data: object, path: str) -> Any:
+    """Build a dataclass and its nested dataclasses from plain data. Missing settings keep their defaults. Raises a
+    UsageError that names an unknown or invalid setting, below ``path``.
+    """
     if not isinstance(data, dict):
         raise UsageError(f"{path or 'the file'} is {data!r:.60}: it must be a group of settings.")
     hints = get_type_hints(cls)
@@ -470,7 +472,7 @@ def _build(cls: type[Any], data: object, path: str) -> Any:
 def _value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         assert isinstance(hint, type)
-        return _build(hint, value, where)
+        return build(hint, value, where)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:

@@ -6,17 +6,17 @@ import ipaddress
 import socket as host_socket
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tyro
 
-from zmqrl.config import Config, WireConfig, is_loopback
+from zmqrl.config import Config, WireConfig, build, is_loopback
 from zmqrl.errors import UsageError
 from zmqrl.hostd.messages import Up
-from zmqrl.hosts.inventory import Host, read_addresses, read_hosts, select
+from zmqrl.hosts.inventory import Host, is_file, read_addresses, read_hosts, select
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.slurm import Allocation, allocation, srun_command
@@ -93,9 +93,52 @@ class HostOptions:
     sync: Literal["none", "wheel"] = "none"
     """Use the zmqrl that is installed on the hosts (none), or send this one (wheel)."""
 
+    named: tyro.conf.Suppress[tuple[Host, ...]] = ()
+    """The hosts that ``hosts`` names, if they have been read already."""
+
+    @property
+    def names_hosts(self) -> bool:
+        """Whether the user says which hosts to use."""
+        return self.hosts is not None or self.slurm
+
+    def read(self) -> Self:
+        """The same options with the hosts of ``hosts``, which can be a pipe: a second reading would find it empty."""
+        return replace(self, named=self.named or (read_hosts(self.hosts) if self.hosts is not None else ()))
+
+    def to_json(self, but: Collection[str] = ()) -> dict[str, Any]:
+        """How the user named the hosts: the ``options`` except ``but``, for :meth:`resumed`. ``variables`` has only the
+        names of environment variables, because their values can be secret.
+        """
+        options = _changed(self, but)
+        if self.hosts is not None and is_file(self.hosts):
+            options["hosts"] = str(Path(self.hosts).absolute())
+        if self.ssh_config is not None:
+            options["ssh_config"] = str(self.ssh_config.absolute())
+        options["named"] = [_changed(host, ("env",)) for host in self.named]
+        variables = {host.name: sorted(host.env) for host in self.named if host.env}
+        return {"options": options, "variables": variables}
+
+    def resumed(self, given: Mapping[str, Any], where: Path) -> Self:
+        """The options ``given`` to an earlier session, in the form of :meth:`to_json`, overridden by these options.
+
+        Values of environment variables are read from the hosts file again. Raises UsageError, which names ``where``, if
+        that is not possible.
+        """
+        earlier: Self = build(type(self), given.get("options"), str(where))
+        kept = replace(earlier, **_changed(self, ()))
+        if given.get("variables"):
+            try:
+                values = {host.name: host.env for host in read_hosts(kept.hosts or "")}
+            except UsageError as error:
+                raise UsageError(
+                    f"{where} does not have the values of environment variables: name the hosts with -H ({error})"
+                ) from error
+            kept = replace(kept, named=tuple(replace(host, env=values.get(host.name, {})) for host in kept.named))
+        return kept
+
     def reach(self) -> Reach:
         """Resolve the hosts. Raises UsageError for options that contradict each other."""
-        if self.hosts is None and not self.slurm:
+        if not self.names_hosts:
             raise UsageError("no hosts given: use -H HOSTS, or --slurm inside a Slurm job.")
         if self.hosts is not None and self.slurm:
             raise UsageError("-H and --slurm cannot be combined: use only one of them.")
@@ -109,7 +152,7 @@ class HostOptions:
             raise UsageError("--sync requires -H: install zmqrl on the file system that the nodes of the job share.")
         check_interface(self.iface)
         job = allocation() if self.slurm else None
-        named = read_hosts(self.hosts) if self.hosts is not None else ()
+        named = self.read().named
         hosts = select(named if job is None else job.hosts(self.node_address), self.include, self.exclude)
         return Reach(
             hosts=hosts,
@@ -133,6 +176,12 @@ class HostOptions:
         if job is not None:
             return srun_command(job.job, host.name, sys.executable)
         return ssh_command(host.name, host.python or sys.executable, config=self.ssh_config)
+
+
+def _changed(options: Any, but: Collection[str]) -> dict[str, Any]:
+    """The fields of a dataclass, except ``but``, that differ from their defaults."""
+    values = {each.name: (getattr(options, each.name), each.default) for each in fields(options)}
+    return {name: value for name, (value, default) in values.items() if name not in but and value != default}
 
 
 def over_tcp(config: Config) -> Config:

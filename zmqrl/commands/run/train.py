@@ -44,7 +44,7 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
     UsageError.
     """
     recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    options = _with_profile_default(arguments[1:] if recipe else arguments)
+    options = _with_run_dir(_with_profile_default(arguments[1:] if recipe else arguments))
     if recipe is not None and recipe not in RECIPES:
         raise UsageError(
             f"unknown recipe {recipe!r}{did_you_mean(recipe, RECIPES)}; choose one of {', '.join(RECIPES)}."
@@ -56,7 +56,7 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
             default = under(default, resumed.scenario)
         return parse(Config, options, f"zmqrl train {RECIPE}", default)
     if resumed.run_dir is None:
-        raise UsageError("--resume needs --run-dir, the directory of the run to continue.")
+        raise UsageError("--resume needs the directory of the run to continue: --resume RUN.")
     stored = Config.read(resumed.run_dir / "config.json")
     if recipe not in (None, stored.recipe):
         raise UsageError(f"{resumed.run_dir} is a run of recipe {stored.recipe}, not {recipe}.")
@@ -78,6 +78,16 @@ def under(config: Config, path: Path) -> Config:
     if others := sorted(named - SHARED - {"compute", "stragglers"} - IN_A_RUN):
         sys.stderr.write(f"{path}: a real run ignores {', '.join(others)}.\n")
     return dataclasses.replace(config, **found, straggle=(*config.straggle, *slow))
+
+
+def _with_run_dir(options: list[str]) -> list[str]:
+    """Change ``--resume RUN`` into ``--resume --run-dir RUN``."""
+    completed = list[str]()
+    for option in options:
+        if completed[-1:] == ["--resume"] and not option.startswith("-"):
+            completed.append("--run-dir")
+        completed.append(option)
+    return completed
 
 
 def _with_profile_default(options: list[str]) -> list[str]:
