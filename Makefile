@@ -11,6 +11,8 @@ SEEDS ?= 100000
 PYTEST := $(BIN)/python -m pytest --dist loadfile
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 .DEFAULT_GOAL := help
+# Python writes compiled modules even if the caller's environment forbids it: the tests start hundreds of processes.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup train check test test-hosts test-all hunt soak coverage lint docs clean
 

@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -80,23 +81,32 @@ def within(module: str, package: str) -> bool:
     return f"{module}.".startswith(f"{package}.")
 
 
-def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports_of(path: Path) -> list[tuple[int, str]]:
     """The line and module of every import, even within functions. ``from a import b`` gives a.b if that is a module.
 
     Imports for type checking are left out.
     """
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     for_types = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
     skipped = {id(inner) for node in for_types for inner in ast.walk(node)}
+    found = []
     for node in ast.walk(tree):
         if id(node) in skipped:
             continue
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.module is not None
             named = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from ((node.lineno, name if name in MODULES else node.module) for name in named)
+            found += [(node.lineno, name if name in MODULES else node.module) for name in named]
+    return found
 
 
 def ours(path: Path) -> Iterator[tuple[int, str]]:
@@ -159,7 +169,7 @@ def named_in_code() -> Iterator[tuple[str, str]]:
     after_m = re.compile(r"-m (zmqrl(?:\.[a-z_]\w*)*)")
     for folder in ("zmqrl", "tests", "benchmarks", "launch"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(tree_of(path)):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     names = [node.value] if named.fullmatch(node.value) else after_m.findall(node.value)
                     yield from ((f"{path.relative_to(ROOT)}:{node.lineno}", name) for name in names)
@@ -182,7 +192,7 @@ def exists(name: str) -> bool:
     module, _, attribute = name.rpartition(".")
     if module not in MODULES:
         return False
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    tree = tree_of(MODULES[module])
     return any(attribute in (getattr(node, "name", None), getattr(node, "id", None)) for node in ast.walk(tree)) or any(
         attribute == alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
     )

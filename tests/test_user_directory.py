@@ -10,7 +10,7 @@ import pytest
 from support.paths import ROOT
 from support.run_rig import training
 
-from zmqrl.hosts.ssh import NOT_THERE
+from zmqrl.hosts.connecting import NOT_THERE
 from zmqrl.hosts.sync import BOOTSTRAP
 from zmqrl.process import HERE, look_for_modules, staying_here
 

@@ -12,8 +12,8 @@ from support.rig import eventually
 
 from zmqrl.hostd import files
 from zmqrl.hostd import messages as h
+from zmqrl.hosts.connecting import connect
 from zmqrl.hosts.link import DAEMON, Link
-from zmqrl.hosts.ssh import connect
 
 
 @pytest.fixture

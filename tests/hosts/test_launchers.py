@@ -1,6 +1,7 @@
 """One life cycle for all launchers: they report the start and the end of every process, and leave none behind.
 
-Tests of the life cycle run three times: on this machine, on a host reached by ssh, and on a node of a Slurm job.
+Tests of the life cycle run in each of these places: this machine, a host reached by ssh, a node of a Slurm job, a
+network namespace, and a plain command that stands in for one that reaches a host.
 """
 
 import contextlib
@@ -11,9 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from support.lab import Lab
@@ -23,12 +24,14 @@ from support.slurm import NODES, Slurm
 
 from zmqrl.hostd.child import ASK
 from zmqrl.hostd.orphans import DEATH_IS_SEEN_WITHIN_S
+from zmqrl.hosts.connecting import connect
 from zmqrl.hosts.daemons import DaemonLauncher
-from zmqrl.hosts.deployment import HERE
 from zmqrl.hosts.launcher import Event, Exited, Inspected, Said, Task
-from zmqrl.hosts.link import Link
-from zmqrl.hosts.slurm import srun_command
-from zmqrl.hosts.ssh import connect, ssh_command
+from zmqrl.hosts.link import DAEMON, Link
+from zmqrl.hosts.ways.slurm import srun_command
+from zmqrl.hosts.ways.ssh import ssh_command
+from zmqrl.hosts.ways.via import read_via, via_command
+from zmqrl.hosts.ways.way import HERE
 from zmqrl.process import LOG_LEVEL
 from zmqrl.process_id import ProcessId, worker_id
 
@@ -71,7 +74,7 @@ class OverSSH(Place):
         self.lab, self.host = lab, host
 
     def command(self) -> list[str]:
-        return ssh_command(self.host, sys.executable, config=self.lab.ssh_config)
+        return ssh_command(self.host, [sys.executable, *DAEMON], config=self.lab.ssh_config)
 
     def alive(self, pid: int) -> bool:
         state = self.lab.run(self.host, ["ps", "-o", "stat=", "-p", str(pid)], check=False).stdout.strip()
@@ -79,6 +82,18 @@ class OverSSH(Place):
 
     def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
         self.lab.run(self.host, ["kill", f"-{int(number)}", str(pid)])
+
+
+class Via(Place):
+    """A host behind a command. It has the process ids of this machine."""
+
+    lease_s = 5.0
+
+    def __init__(self, via: str, host: str) -> None:
+        self.via, self.host = read_via(via), host
+
+    def command(self) -> list[str]:
+        return via_command(self.via, self.host, [sys.executable, *DAEMON])
 
 
 class UnderSlurm(Place):
@@ -90,7 +105,7 @@ class UnderSlurm(Place):
         self.slurm, self.job, self.host = slurm, job, NODES[1]
 
     def command(self) -> list[str]:
-        return srun_command(self.job, self.host, sys.executable)
+        return srun_command(self.job, self.host, [sys.executable, *DAEMON])
 
     def alive(self, pid: int) -> bool:
         return self.slurm.alive(pid)
@@ -154,12 +169,36 @@ def job(slurm: Slurm) -> Iterator[str]:
     slurm("scancel", job)
 
 
+@pytest.fixture(scope="module")
+def netns(need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoReturn]) -> Iterator[str]:
+    """The name of a network namespace."""
+    need_programs("ip")
+    if os.geteuid() != 0:
+        skip_or_fail("a network namespace needs root")
+    name = f"zmqrl-via-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, timeout=WITHIN_S)
+    if made.returncode:
+        skip_or_fail(f"this machine does not allow network namespaces: {made.stderr.strip()}")
+    yield name
+    subprocess.run(["ip", "netns", "delete", name], check=True, timeout=WITHIN_S)
+
+
 @pytest.fixture(
-    params=["local", pytest.param("ssh", marks=pytest.mark.lab), pytest.param("slurm", marks=pytest.mark.slurm)]
+    params=[
+        "local",
+        pytest.param("ssh", marks=pytest.mark.lab),
+        pytest.param("netns", marks=pytest.mark.lab),
+        pytest.param("slurm", marks=pytest.mark.slurm),
+        pytest.param("stand-in", marks=pytest.mark.slow),
+    ]
 )
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
     if request.param == "local":
         return Place()
+    if request.param == "netns":
+        return Via("ip netns exec {host}", request.getfixturevalue("netns"))
+    if request.param == "stand-in":
+        return Via("sh -c 'HOST={host} {command}'", "h1")
     if request.param == "ssh":
         return OverSSH(request.getfixturevalue("lab"), "h1")
     slurm: Slurm = request.getfixturevalue("slurm")
@@ -316,7 +355,7 @@ import json, sys, time
 from pathlib import Path
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.launcher import Said, Task
-from zmqrl.hosts.link import Link
+from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.process_id import worker_id
 where, host, command, lease_s, tests = json.loads(sys.argv[1])
 link = Link(host, command, work=where + "/work", lease_s=lease_s, environment={"PYTHONPATH": tests})
@@ -548,11 +587,11 @@ def test_each_unreachable_host_is_reported_with_its_reason(lab: Lab, where: Path
     ours = lab.ssh_config.read_text(encoding="utf-8")
     wrong_key.write_text(ours.replace(str(lab.directory / "id_ed25519"), str(stranger)), encoding="utf-8")
     commands = {
-        "h1": ssh_command("h1", sys.executable, config=lab.ssh_config),
-        "h2": ssh_command("h2", sys.executable, config=wrong_key),
-        "h3": ssh_command("h3", sys.executable, config=lab.ssh_config),
-        "h4": ssh_command("h4", "/nowhere/python", config=lab.ssh_config),
-        "h9": ssh_command("h9", sys.executable, config=lab.ssh_config),
+        "h1": ssh_command("h1", [sys.executable, *DAEMON], config=lab.ssh_config),
+        "h2": ssh_command("h2", [sys.executable, *DAEMON], config=wrong_key),
+        "h3": ssh_command("h3", [sys.executable, *DAEMON], config=lab.ssh_config),
+        "h4": ssh_command("h4", ["/nowhere/python", *DAEMON], config=lab.ssh_config),
+        "h9": ssh_command("h9", [sys.executable, *DAEMON], config=lab.ssh_config),
     }
     links = [Link(host, command, work=str(where), lease_s=5.0) for host, command in commands.items()]
     failed = connect(links)
@@ -570,7 +609,7 @@ def test_a_host_can_be_used_if_its_ssh_configuration_is_for_a_shell(lab: Lab, wh
     settings = "RemoteCommand tmux attach\nExitOnForwardFailure yes\nRemoteForward 22 localhost:22\n"
     ours = lab.ssh_config.read_text(encoding="utf-8")
     for_a_shell.write_text(f"Host h1\n{settings}\n{ours}", encoding="utf-8")
-    command = ssh_command("h1", sys.executable, config=for_a_shell)
+    command = ssh_command("h1", [sys.executable, *DAEMON], config=for_a_shell)
     link = Link("h1", command, work=str(where / "work"), lease_s=5.0)
     try:
         assert connect([link]) == {}

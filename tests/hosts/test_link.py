@@ -11,8 +11,9 @@ import pytest
 from support.rig import WITHIN_S, eventually
 
 from zmqrl.hostd import messages as h
+from zmqrl.hosts.connecting import connect
 from zmqrl.hosts.link import DAEMON, Link, LinkLost
-from zmqrl.hosts.ssh import connect, ssh_command
+from zmqrl.hosts.ways.ssh import ssh_command
 
 UP = h.Up(host="h1", pid=1, zmqrl="0", code="c", python="3", cores=1, interfaces={}, address=None, work="/w")
 
@@ -120,7 +121,7 @@ def test_settings_for_a_shell_in_the_ssh_configuration_have_no_effect(
     forwards = ("LocalForward 8888 localhost:8888", "RemoteForward 9999 localhost:9999", "DynamicForward 7777")
     settings = ("RemoteCommand tmux attach", "RequestTTY yes", "ExitOnForwardFailure yes", "ControlMaster auto")
     config.write_text("\n".join(["Host h1", "User me", *settings, *forwards, ""]), encoding="utf-8")
-    program, *options = ssh_command("h1", "python", config=config)
+    program, *options = ssh_command("h1", ["python"], config=config)
     done = subprocess.run([program, "-G", *options], capture_output=True, text=True, timeout=WITHIN_S)
     shown = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
     assert done.returncode == 0, done.stderr

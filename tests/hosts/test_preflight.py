@@ -14,13 +14,13 @@ from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd.interfaces import interfaces
 from zmqrl.hostd.messages import Up
 from zmqrl.hosts import probe
+from zmqrl.hosts.connecting import listed_twice
 from zmqrl.hosts.inventory import Host, read_addresses
 from zmqrl.hosts.placement import Placement, place
 from zmqrl.hosts.preflight import Survey, Verdict, files_needed, judge, loopbacks, ports_on
 from zmqrl.hosts.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE, game_error, listen, measure
 from zmqrl.hosts.probing import Route, rounds
 from zmqrl.hosts.reach import addresses_of, check_interface
-from zmqrl.hosts.ssh import listed_twice
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.recipes import cartpole
 

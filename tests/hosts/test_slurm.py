@@ -22,7 +22,7 @@ from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.hosts import slurm as slurm_jobs
 from zmqrl.hosts.reach import over_tcp
-from zmqrl.hosts.slurm import allocation, cores_of, is_over, resolve, srun_command
+from zmqrl.hosts.ways.slurm import allocation, cores_of, is_over, resolve, srun_command
 from zmqrl.learner.envs import describe_env
 from zmqrl.observe.metrics import Counters
 from zmqrl.recipes import cartpole
@@ -237,12 +237,12 @@ def test_a_released_node_is_distinguished_from_one_that_does_not_answer(slurm: S
     job = slurm("sbatch", "--parsable", "--nodelist=n1", "--wrap", "sleep 60", cwd=tmp_path).strip()
     try:
         eventually(lambda: slurm.state(job) == "RUNNING", "the start of the job", WITHIN_S)
-        assert is_over(slurm(*srun_command(job, "n2", "true"), check=False)), "as after a requeue on other nodes"
-        assert not is_over(slurm(*srun_command(job, "n1", "no-such-python"), check=False))
+        assert is_over(slurm(*srun_command(job, "n2", ["true"]), check=False)), "as after a requeue on other nodes"
+        assert not is_over(slurm(*srun_command(job, "n1", ["no-such-python"]), check=False))
     finally:
         slurm("scancel", job)
     eventually(lambda: slurm.state(job) == "CANCELLED", "the end of the job", WITHIN_S)
-    assert is_over(slurm(*srun_command(job, "n1", "true"), check=False))
+    assert is_over(slurm(*srun_command(job, "n1", ["true"]), check=False))
 
 
 @pytest.mark.slow

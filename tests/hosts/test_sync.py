@@ -17,8 +17,8 @@ import zmqrl
 from zmqrl.errors import UsageError
 from zmqrl.hostd import messages as h
 from zmqrl.hosts import sync
+from zmqrl.hosts.connecting import connect, connect_all
 from zmqrl.hosts.link import Link
-from zmqrl.hosts.ssh import connect, connect_all
 from zmqrl.observe.provenance import code_hash
 
 pytestmark = pytest.mark.processes

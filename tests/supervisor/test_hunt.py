@@ -27,12 +27,18 @@ from zmqrl.supervisor.shards import Shards
 SEEDS = 2000
 PARTS = 8
 FOUND_WITHIN = 1000  # runs
+FAILED_BEFORE = (10565, 17212)  # seeds that led to faults: each has a test with the shortest sequence of events, too
 
 
 # `make check` makes only the runs of the first part.
 @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.processes) for part in range(1, PARTS))])
 def test_no_schedule_of_faults_breaks_a_rule_or_stops_a_run_for_good(part: int) -> None:
     assert hunt.failures(range(part, SEEDS, PARTS)) == []
+
+
+@pytest.mark.parametrize("seed", FAILED_BEFORE)
+def test_a_run_that_failed_before_ends(seed: int) -> None:
+    hunt.play(seed)
 
 
 def test_a_seed_always_gives_the_same_run() -> None:

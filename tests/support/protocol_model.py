@@ -112,8 +112,7 @@ class ShardHost:
 
     def _mend_history(self) -> bool:
         """Stand-in for ``History.recover``. Returns whether the slots have the newest version that was made."""
-        record, last = self.slots[-1].record, self.history[-1] if self.history else None
-        version, generation = (0, 0) if last is None else (last["version"], last["generation"])
+        record, (generation, version) = self.slots[-1].record, self.last_made()
         if version > record.version:
             if generation >= record.generation:
                 return False
@@ -138,6 +137,10 @@ class ShardHost:
     def at(self) -> tuple[int, int]:
         """Generation and version of the newest state."""
         return (self.slots[-1].record.generation, self.slots[-1].record.version) if self.slots else (0, 0)
+
+    def last_made(self) -> tuple[int, int]:
+        """Generation and version of the newest line in the history."""
+        return (self.history[-1]["generation"], self.history[-1]["version"]) if self.history else (0, 0)
 
     def links(self) -> list[Link]:
         return [link for link in self.world.links if link.shard is self]

@@ -129,7 +129,7 @@ class Session:
         shards = len(world.shards)
         self.machine = SupervisorMachine(
             checkpoint=(checkpoint.version,) * shards,
-            generation=checkpoint.generation,
+            generation=max(checkpoint.generation, *(shard.last_made()[0] for shard in world.shards)),
             ranks=world.ranks,
             quorum=world.quorum,
             on_loss=world.on_loss,

@@ -18,9 +18,9 @@ from zmqrl.bench.reference import Reference, references
 from zmqrl.config import Config
 from zmqrl.errors import require
 from zmqrl.hosts.daemons import PATIENCE, environment_of
-from zmqrl.hosts.deployment import HERE
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.placement import place_run
+from zmqrl.hosts.ways.way import HERE
 from zmqrl.learner.envs import try_env
 from zmqrl.process import CORES, staying_here
 from zmqrl.process_id import worker_id

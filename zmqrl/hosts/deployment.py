@@ -15,12 +15,11 @@ from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.preflight import files_needed
+from zmqrl.hosts.ways.way import HERE
 from zmqrl.observe.provenance import versions
 from zmqrl.process import CORES, check_open_files
 from zmqrl.process_id import ProcessId
 from zmqrl.rundir import RunDirectory
-
-HERE = "localhost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,13 @@ import math
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from zmqrl.errors import UsageError, did_you_mean
+from zmqrl.hosts.ways.via import HOST, check_via
 from zmqrl.ps.wire.messages import MAX_WORKERS
 
 MAX_RANGE = 1024  # the maximum number of hosts for a name with ranges
@@ -26,9 +27,11 @@ class Host:
     """A machine, and the processes that may run on it. None in a setting means the default."""
 
     name: str
-    """The name for ssh, from the user's ssh_config or the resolver, optionally after user@."""
+    """The name for ssh, from the user's ssh_config or the resolver, optionally after user@, or the name for ``via``."""
     slots: int | None = None
     """Maximum number of workers on this host. Default: no limit; hosts are filled by their cores."""
+    via: Sequence[str] = ()
+    """The words of a command that reaches the host, as in :mod:`zmqrl.hosts.ways.via`. Default: ssh."""
     address: str | None = None
     """The address at which other hosts reach it."""
     python: str | None = None
@@ -195,6 +198,8 @@ def _from_toml(path: str) -> Iterator[Host]:
         if key in defaults:
             raise UsageError(f"{path}, [defaults]: {key} is a setting of one host: move it below its [[host]].")
     _check(defaults, f"{path}, [defaults]")
+    if "via" in defaults:
+        check_via(defaults["via"], f"{path}, [defaults]: via")
     for number, table in enumerate(tables, start=1):
         if not _is_text(table.get("name")):
             raise UsageError(f"{path}: [[host]] number {number} needs a name, a string on one line.")
@@ -202,6 +207,8 @@ def _from_toml(path: str) -> Iterator[Host]:
         _check(table, where)
         names = _names(table["name"], where)
         addresses = _addresses(table["address"], names, where) if "address" in table else [None] * len(names)
+        if HOST not in "".join(table.get("via", HOST)) and len(names) > 1:
+            raise UsageError(f"{where}: via needs {HOST}, because it reaches {len(names)} hosts.")
         settings = defaults | table | {"env": defaults.get("env", {}) | table.get("env", {})}
         for name, address in zip(names, addresses, strict=True):
             yield Host(**settings | {"name": name, "address": address})
@@ -209,6 +216,10 @@ def _from_toml(path: str) -> Iterator[Host]:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and value.isprintable() and value != ""
+
+
+def _is_words(value: object) -> bool:
+    return isinstance(value, list) and value != [] and all(map(_is_text, value))
 
 
 def _is_count(value: object) -> bool:
@@ -229,6 +240,7 @@ _KINDS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "name": _TEXT,
     "slots": _COUNT,
     "address": _TEXT,
+    "via": (_is_words, 'a list of strings, such as ["docker", "exec", "-i", "{host}"]'),
     "python": (
         lambda value: _is_text(value) and not value.startswith("~"),
         "an absolute path or a name on the PATH of the host: ~ is not expanded",

@@ -1,4 +1,4 @@
-"""The connection to the daemon of one host: pipes to a child process, such as ssh or srun."""
+"""The connection to the daemon of one host: pipes to a child process, such as ssh, srun or the command of --via."""
 
 import contextlib
 import os
@@ -29,7 +29,8 @@ class Link:
 
     ``command`` runs the daemon, and ``work`` is the run's directory on that host. Without ``lease_s``, only the end of
     the connection tells each side about the end of the other side. ``environment`` holds variables for the processes
-    that the daemon starts. ``up`` is the daemon's report about its host, and None without a connection.
+    that the daemon starts. ``shown`` is the part of the command that messages show, if any. ``up`` is the daemon's
+    report about its host, and None without a connection.
 
     A link can also request a Python environment. Then ``first`` is the line with the request, and ``made`` is the
     answer.
@@ -43,11 +44,12 @@ class Link:
         work: str,
         lease_s: float | None,
         environment: Mapping[str, str] | None = None,
+        shown: str = "",
         first: bytes | None = None,
         up_within_s: float = UP_WITHIN_S,
     ) -> None:
         self.host, self.command, self.work, self.lease_s = host, list(command), work, lease_s
-        self.environment = dict(environment or {})
+        self.environment, self.shown = dict(environment or {}), shown
         self.first = first or h.encode(h.Begin(work, lease_s, LAUNCH, host))
         self.up_within_s = up_within_s
         self.up: h.Up | None = None
@@ -65,14 +67,14 @@ class Link:
         """Plain data with which another process can reach this host."""
         work = self.work if self.up is None else self.up.work
         about = {"host": self.host, "command": self.command, "work": work, "lease_s": self.lease_s}
-        return about | {"environment": self.environment}
+        return about | {"environment": self.environment, "shown": self.shown}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Link":
         """Inverse of :meth:`to_dict`. Accepts data that older code wrote, in which the daemon was another module."""
         command = [word.replace("zmqrl.cluster.agent", "zmqrl.hostd.daemon") for word in data["command"]]
-        environment = data.get("environment")
-        return cls(data["host"], command, work=data["work"], lease_s=data["lease_s"], environment=environment)
+        known = {name: data[name] for name in ("environment", "shown") if name in data}
+        return cls(data["host"], command, work=data["work"], lease_s=data["lease_s"], **known)
 
     def is_silent(self) -> bool:
         """Whether the link was opened but the daemon has sent nothing yet."""
@@ -107,6 +109,7 @@ class Link:
         try:
             self.process = subprocess.Popen(
                 self.command,
+                env={name: value for name, value in os.environ.items() if name != "SSH_CONNECTION"},  # not the host's
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -216,7 +219,7 @@ class Link:
 
     def _lose(self, why: str) -> NoReturn:
         self._forget()
-        raise LinkLost(self.host, why)
+        raise LinkLost(self.host, f"{self.shown}: {why}" if self.shown else why)
 
     def _forget(self) -> None:
         with self._sending:

@@ -2,6 +2,7 @@
 other.
 """
 
+import contextlib
 import ipaddress
 import socket as host_socket
 import sys
@@ -17,11 +18,12 @@ from zmqrl.config import Config, WireConfig, build, is_loopback
 from zmqrl.errors import UsageError
 from zmqrl.hostd.messages import Up
 from zmqrl.hosts.inventory import Host, is_file, read_addresses, read_hosts, select
-from zmqrl.hosts.link import Link
+from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.placement import place_run
-from zmqrl.hosts.slurm import Allocation, allocation, srun_command
-from zmqrl.hosts.ssh import ssh_command
 from zmqrl.hosts.sync import ANOTHER_PYTHON, make_environments
+from zmqrl.hosts.ways.slurm import allocation, own_address
+from zmqrl.hosts.ways.via import read_via, shown
+from zmqrl.hosts.ways.way import HERE, Way, command_on
 from zmqrl.learner.envs import describe_env
 from zmqrl.process import staying_here
 
@@ -33,8 +35,8 @@ class Reach:
     """The hosts of a command, and how the launcher reaches them."""
 
     hosts: tuple[Host, ...]
-    command: Callable[[Host], list[str]]
-    """The command that runs a daemon on a host."""
+    way: Way
+    """How to run a command on a host."""
     home: str
     """The machine or cluster within which a path always means the same run directory."""
     cores_given: Mapping[str, int]
@@ -54,7 +56,12 @@ class Reach:
 
     def link(self, host: Host, *, work: str, lease_s: float) -> Link:
         """A link to the daemon of ``host``, not opened yet."""
-        return Link(host.name, self.command(host), work=work, lease_s=lease_s, environment=host.env)
+        told = shown(host.via, host.name)
+        return Link(host.name, self.command(host), work=work, lease_s=lease_s, environment=host.env, shown=told)
+
+    def command(self, host: Host) -> list[str]:
+        """The command that runs a daemon on ``host``."""
+        return self.way(host, [host.python or sys.executable, *DAEMON])
 
     def cores(self, up: Mapping[str, Up]) -> dict[str, int]:
         """Cores that a run may use, by host: the cores in ``up``. A host without a daemon counts each slot as a
@@ -83,6 +90,8 @@ class HostOptions:
     """Use only these hosts: a list such as h1,node[01-04]. None: all hosts."""
     exclude: str | None = None
     """Leave out these hosts: a list such as h1,node[01-04]."""
+    via: str | None = None
+    """Command that reaches a host, in place of ssh, such as 'docker exec -i {host}'."""
     ssh_config: Path | None = None
     """File that ssh reads instead of your own configuration."""
     iface: str | None = None
@@ -142,8 +151,11 @@ class HostOptions:
             raise UsageError("no hosts given: use -H HOSTS, or --slurm inside a Slurm job.")
         if self.hosts is not None and self.slurm:
             raise UsageError("-H and --slurm cannot be combined: use only one of them.")
-        if self.slurm and self.ssh_config is not None:
-            raise UsageError("--ssh-config requires -H: --slurm uses no ssh.")
+        for option, value in (("--ssh-config", self.ssh_config), ("--via", self.via)):
+            if self.slurm and value is not None:
+                raise UsageError(f"{option} requires -H: --slurm reaches the nodes through srun.")
+        if self.via is not None and self.ssh_config is not None:
+            raise UsageError("--via and --ssh-config cannot be combined: --via replaces ssh.")
         if self.ssh_config is not None and not self.ssh_config.is_file():
             raise UsageError(f"--ssh-config {self.ssh_config}: no such file.")
         if not self.slurm and self.node_address is not None:
@@ -153,10 +165,12 @@ class HostOptions:
         check_interface(self.iface)
         job = allocation() if self.slurm else None
         named = self.read().named
+        if self.via is not None:
+            named = tuple(replace(host, via=read_via(self.via)) for host in named)
         hosts = select(named if job is None else job.hosts(self.node_address), self.include, self.exclude)
         return Reach(
             hosts=hosts,
-            command=partial(self._command, job),
+            way=partial(command_on, ssh_config=self.ssh_config) if job is None else job.command_on,
             # A requeued job may start on other nodes, with the same file systems.
             home=host_socket.gethostname() if job is None else job.cluster,
             cores_given={} if job is None else job.cores,
@@ -169,13 +183,11 @@ class HostOptions:
         """The same hosts, on which this zmqrl is installed first if ``--sync`` requires that. Raises ClusterError."""
         if self.sync == "none":
             return reach
-        pythons = make_environments(reach.hosts, self.ssh_config, say)
-        return replace(reach, hosts=tuple(replace(host, python=pythons[host.name]) for host in reach.hosts))
-
-    def _command(self, job: Allocation | None, host: Host) -> list[str]:
-        if job is not None:
-            return srun_command(job.job, host.name, sys.executable)
-        return ssh_command(host.name, host.python or sys.executable, config=self.ssh_config)
+        others = [host for host in reach.hosts if host.name != HERE]
+        pythons = make_environments(others, reach.way, say)
+        return replace(
+            reach, hosts=tuple(replace(host, python=pythons.get(host.name, host.python)) for host in reach.hosts)
+        )
 
 
 def _changed(options: Any, but: Collection[str]) -> dict[str, Any]:
@@ -240,18 +252,39 @@ def addresses_of(
         if address is None and iface is not None:
             address = next(iter(_on(iface, interfaces)), None)
         elif address is None:
-            address = host.address or up[host.name].address
+            address = host.address or up[host.name].address or _by_interfaces(host, up)
         if address is None and iface is not None:
             unknown.append(f"{host.name}: no interface or network {iface}, only {listed(interfaces)}: {instead}.")
         elif address is None:
-            unknown.append(f"{host.name}: the address at which other hosts reach it is unknown: {instead}.")
+            unknown.append(
+                f"{host.name}: the address at which other hosts reach it is unknown, as it has {listed(interfaces)}: "
+                f"{instead}."
+            )
         elif ":" in address:  # ssh reached the host at this address
             unknown.append(f"{host.name}: {address} is an IPv6 address, but zmqrl needs an IPv4 address: {instead}.")
-        elif is_loopback(address) and any(other.host != up[host.name].host for other in up.values()):
+        elif is_loopback(address) and len(up) > 1:
             unknown.append(only_itself(host.name, address))
         else:
             found[host.name] = address
     return found, unknown
+
+
+def _by_interfaces(host: Host, up: Mapping[str, Up]) -> str | None:
+    """The address of a host that ssh did not reach, if it has only one. For this machine, the address from which it
+    reaches another host, or the loopback address without other hosts.
+    """
+    if host.name != HERE:
+        return _sole(up[host.name].interfaces)
+    others = (about.address or _sole(about.interfaces) for name, about in up.items() if name != HERE)
+    with contextlib.suppress(OSError):
+        return own_address(next(filter(None, others), NO_ADDRESS))
+    return None
+
+
+def _sole(interfaces: Mapping[str, list[str]]) -> str | None:
+    """The only address that is not a loopback address."""
+    found = [each for addresses in interfaces.values() for each in addresses if not is_loopback(each)]
+    return found[0] if len(found) == 1 else None
 
 
 def only_itself(host: str, address: str) -> str:

@@ -16,9 +16,11 @@ import zmqrl
 from zmqrl.errors import UsageError
 from zmqrl.hostd import environment
 from zmqrl.hostd import messages as h
+from zmqrl.hosts.connecting import connect_all
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.link import Link
-from zmqrl.hosts.ssh import connect_all, ssh_command
+from zmqrl.hosts.ways.via import shown
+from zmqrl.hosts.ways.way import Way
 
 PYTHON = "python3"  # if the hosts file names no Python
 ANOTHER_PYTHON = "set `python` in the hosts file to a Python that has it"
@@ -36,19 +38,21 @@ BOOTSTRAP = (
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the date of all files, so that the same code makes the same wheel
 
 
-def make_environments(hosts: Sequence[Host], ssh_config: Path | None, say: Callable[[str], None]) -> dict[str, str]:
+def make_environments(hosts: Sequence[Host], way: Way, say: Callable[[str], None]) -> dict[str, str]:
     """Make an environment with this zmqrl on each of ``hosts``, on all hosts at once.
 
-    Returns the path of the Python interpreter of each environment, by host. ``say`` gets the progress. Raises
+    Returns the path of the Python interpreter of each environment, by host. ``way`` reaches a host. ``say`` gets the
+    progress. Raises
     UsageError if zmqrl is not installed here. Raises ClusterError, which names each host that failed.
     """
     asked = request()
     links = [
         Link(
             host.name,
-            ssh_command(host.name, host.python or PYTHON, ["-c", BOOTSTRAP], config=ssh_config),
+            way(host, [host.python or PYTHON, "-c", BOOTSTRAP]),
             work="",
             lease_s=None,
+            shown=shown(host.via, host.name),
             first=json.dumps(asked | {"variables": dict(host.env)}).encode() + b"\n",
             up_within_s=MADE_WITHIN_S,
         )

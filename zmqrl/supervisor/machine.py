@@ -87,6 +87,8 @@ class SupervisorMachine:
         self.checkpoint_due_at = float("inf")
         self.checkpoint_version: int | None = None  # the version that shards must copy
         self._checkpoint_failed_at: float | None = None  # None once a checkpoint has been written
+        self._left_at: dict[ProcessId, float] = {}  # by worker: its last exit with status 0
+        self._open_at = 0.0  # when a shard last reported that it makes versions
         self._start_by: float | None = None
         self._stop_by = float("inf")
         self._asked_at = 0.0
@@ -205,6 +207,8 @@ class SupervisorMachine:
         self.processes.heard(shard_id(shard), now)
         if isinstance(message, m.Welcome):
             return self.shards.on_welcome(shard, message, self.membership.view)
+        if message.state == "open":
+            self._open_at = now
         if self.shards.on_stats(shard, message):
             self.processes.worked(shard_id(shard))
         self.processes.contributed(message.tallies)
@@ -226,7 +230,7 @@ class SupervisorMachine:
         is_full = exited.is_full and self.state != "starting"
         if is_full:
             self.shards.rollback_at = None  # a rollback waits, too
-        excused = process.role == "worker" and self._may_leave(exited.status, now)
+        excused = process.role == "worker" and self._may_leave(process, exited.status, now)
         actions = self.processes.died(exited, now, excused=excused, is_full=is_full)
         hopeless = self.processes.hopeless
         workers_left = self.ranks - sum(each.role == "worker" for each in hopeless)
@@ -240,23 +244,15 @@ class SupervisorMachine:
             actions.append(e.Fail(why))
         return actions
 
-    def _may_leave(self, status: int, now: float) -> bool:
-        """Whether a worker that ended with ``status`` had a good reason."""
-        if status == 0:  # the shards dismiss workers at the end
-            return self._may_be_over(now)
+    def _may_leave(self, worker: ProcessId, status: int, now: float) -> bool:
+        """Whether a worker that ended with ``status`` may have had a good reason."""
+        if status == 0 and self.shards.stop_at is not None:
+            # Shards dismiss workers after the last version, perhaps before they can tell this supervisor. If a shard is
+            # open after a worker has left, then no shard had dismissed this worker, and its next exit counts.
+            left_at, self._left_at[worker] = self._left_at.get(worker, now), now
+            return self._open_at <= left_at
         # A worker waits only for a limited time for a shard that is down, which can be down for longer.
         return status == ClusterError.exit_status and bool(self.shards.down)
-
-    def _may_be_over(self, now: float) -> bool:
-        """Whether the shards may have made the last version, and dismissed the workers, before they could tell this
-        supervisor.
-        """
-        shards = self.shards
-        if shards.stop_at is None:
-            return False
-        silent_s = max(self.processes.silent_s(shard_id(shard), now) for shard in shards.numbers)
-        in_touch = shards.all_told and silent_s <= GREET_AGAIN_S
-        return not in_touch or self._soon_after(max(shards.seen.values())) >= shards.stop_at
 
     def _hopelessness(self, exited: Exited, now: float) -> str:
         """Why a process is not restarted any more: a verb phrase about it."""

@@ -13,7 +13,7 @@ from types import FrameType
 
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
-from zmqrl.hosts.slurm import scontrol
+from zmqrl.hosts.ways.slurm import scontrol
 from zmqrl.observe.metrics import Counters
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.resume import read_newest

@@ -1,5 +1,6 @@
 """Prepares to resume a run: chooses the checkpoint, and checks which settings have changed."""
 
+import contextlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from zmqrl.learner.envs import flavour_of
 from zmqrl.observe.forms import EVALUATION, readable_lines
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.records import PLACE, flat
+from zmqrl.ps.shard.history import History
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.events import Reason
 from zmqrl.supervisor.followers import is_for_stop_score
@@ -65,6 +67,25 @@ def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None
     before = flavour_of(stored.env, stored.envs)
     if before != flavour:
         raise UsageError(f"{path} was trained on games of another flavour ({before}; not {flavour}): start a new run.")
+
+
+def mend_histories(directory: RunDirectory, checkpoint: Checkpoint) -> tuple[int, list[str]]:
+    """Remove unreadable lines from the histories before the run continues from ``checkpoint``. Raises ClusterError.
+
+    Returns the newest generation of the run so far, and what is wrong with the histories, as sentences. The checkpoint
+    can be of an older generation. If the run used that one again, a shard could not tell lines that this resume undoes
+    from versions that it has lost.
+    """
+    generation, news = checkpoint.generation, []
+    for shard in range(checkpoint.layout.shards):
+        path, version = directory.history(shard), checkpoint.version_of(shard)
+        with contextlib.closing(History(path)) as history:
+            if history.last is not None:
+                generation = max(generation, history.last.get("generation", 0))
+            news += history.news
+            if (last := history.last_version or 0) < version:
+                news.append(f"{path}: the lines of versions {last + 1} to {version} are missing")
+    return generation, news
 
 
 def end_of(config: Config, checkpoint: Checkpoint, path: Path) -> tuple[Reason, str] | None:

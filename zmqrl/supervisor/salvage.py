@@ -13,13 +13,13 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
 from zmqrl.hostd.messages import SAME_MACHINE
+from zmqrl.hosts.connecting import connect
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import Deployment, Site, on_this_machine
 from zmqrl.hosts.launcher import Exited, Launcher, Said
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.mirror import Mirror
-from zmqrl.hosts.slurm import is_over
-from zmqrl.hosts.ssh import connect
+from zmqrl.hosts.ways.slurm import is_over
 from zmqrl.json_lines import parse_json
 from zmqrl.observe.forms import ROW, readable_lines
 from zmqrl.observe.metrics import SCORES_KEPT, SHARD_OUTCOMES, Counters

@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, assert_never
 
 from zmqrl.checkpoint import Checkpoint
@@ -34,6 +33,7 @@ from zmqrl.supervisor.followers import SCORES_TO_CONFIRM, Followers
 from zmqrl.supervisor.machine import Limits, ScheduleEnd, SupervisorMachine
 from zmqrl.supervisor.plan import Plan
 from zmqrl.supervisor.progress import Progress
+from zmqrl.supervisor.resume import mend_histories
 
 TURN_S = 0.05
 SHOW_EVERY_S = 1.0
@@ -217,22 +217,14 @@ class Supervisor:
 
     def _bring_histories(self) -> None:
         """Copy each history to the host of its shard. In an earlier session, the shard may have run on another host."""
-        begun = self.checkpoint.version > 0
-        if begun and (away := self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S)):
-            raise ClusterError(f"cannot copy the histories of the run from {', '.join(away)}.")
+        if self.config.resume:
+            if away := self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S):
+                raise ClusterError(f"cannot copy the histories of the run from {', '.join(away)}.")
+            self.shards.generation, news = mend_histories(self.directory, self.checkpoint)
+            for text in news:
+                self.console.notice(text)
         for shard in self.shards.numbers:
-            if begun:
-                self._mend_history(self.directory.history(shard), self.checkpoint.version_of(shard))
             self.files.put_history(shard)
-
-    def _mend_history(self, path: Path, version: int) -> None:
-        """Check a history before it is copied to the host of its shard, and report what is wrong."""
-        history = History(path)
-        if (last := history.last_version or 0) < version:
-            history.news.append(f"{path}: the lines of versions {last + 1} to {version} are missing")
-        for text in history.news:
-            self.console.notice(text)
-        history.close()
 
     def _turn(self) -> None:
         for shard, message in self.control.arrivals(TURN_S):

@@ -22,9 +22,9 @@ from zmqrl.commands.inspect import doctor
 from zmqrl.commands.inspect.doctor import KEYS, Options
 from zmqrl.errors import ClusterError
 from zmqrl.hosts import reach
+from zmqrl.hosts.connecting import connect_all
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.reach import HostOptions, Reach, over_tcp
-from zmqrl.hosts.ssh import connect_all
 from zmqrl.observe.provenance import code_hash
 from zmqrl.recipes import cartpole
 

@@ -19,6 +19,7 @@ from zmqrl.commands.run.launch import other_code
 from zmqrl.commands.run.train import RECIPE, config_from
 from zmqrl.config import Config
 from zmqrl.hostd.messages import Clean, Up
+from zmqrl.hosts.connecting import connect, listed_twice
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.judging.speed import Expectation, expect
@@ -26,7 +27,6 @@ from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.preflight import Survey, Verdict, judge, size, survey
 from zmqrl.hosts.probing import Route, probe_ids
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
-from zmqrl.hosts.ssh import connect, listed_twice
 from zmqrl.learner.envs import describe_env
 from zmqrl.observe.provenance import code_hash
 from zmqrl.observe.tables import page

@@ -11,7 +11,7 @@ from zmqrl.commands.inspect.living import Living, state_of
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json
 from zmqrl.hostd.messages import Seen
-from zmqrl.hosts.slurm import is_over
+from zmqrl.hosts.ways.slurm import is_over
 from zmqrl.observe.folding import by_number, ranges
 from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.records import RunRecord, hosts_of

@@ -16,13 +16,13 @@ from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd.messages import Clean, Up
 from zmqrl.hosts import preflight
+from zmqrl.hosts.connecting import OTHER_CODE, connect_all
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import Deployment, Site
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.probing import probe_ids
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
-from zmqrl.hosts.ssh import OTHER_CODE, connect_all
 from zmqrl.hosts.sync import PYTHON
 from zmqrl.observe.forms import HOSTS, read_object
 from zmqrl.observe.provenance import VERSIONS, code_hash

@@ -13,7 +13,7 @@ from zmqrl.commands.inspect.living import Living
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd.messages import Seen
-from zmqrl.hosts.slurm import is_over
+from zmqrl.hosts.ways.slurm import is_over
 from zmqrl.process import interruptible
 
 

@@ -1,15 +1,13 @@
-"""Hosts over ssh: the user's own OpenSSH client, with the user's settings, starts the daemon on each host."""
+"""Opens the links to all hosts at once, and reports the reason for each failure."""
 
 import random
 import re
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from zmqrl.errors import ClusterError
 from zmqrl.hostd import messages as h
-from zmqrl.hosts.link import DAEMON, RENEW_EVERY_S, Link, LinkLost
+from zmqrl.hosts.link import RENEW_EVERY_S, Link, LinkLost
 from zmqrl.observe.provenance import code_hash
 from zmqrl.words import counted
 
@@ -26,22 +24,6 @@ OTHER_CODE = "zmqrl there ({}) differs from zmqrl here (code {})"
 # if it is too old for -P.
 NOT_THERE = re.compile(r"python\S*: |: \S*python\S*$|No module named|python -h")
 NO_SHELL = "account is currently not available"  # printed by nologin
-
-
-def ssh_command(destination: str, python: str, arguments: Sequence[str] = DAEMON, *, config: Path | None) -> list[str]:
-    """The command that runs a daemon on ``destination``. The command contains nothing about the run.
-
-    ssh gets no terminal and cannot ask: the key must be in an ssh agent or have no passphrase, and the host key must
-    be known.
-    """
-    options = [] if config is None else ["-F", str(config.absolute())]
-    alive = ["-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=3"]
-    # Do not share a connection with the user's other sessions: the end of one session would end the other.
-    alive += ["-o", "ControlMaster=no", "-o", "ControlPath=none"]
-    # The user's configuration may be for a shell: another session may already have its ports, and run its command.
-    alive += ["-o", "RemoteCommand=none", "-o", "ClearAllForwardings=yes", "-o", "ExitOnForwardFailure=no"]
-    remote = f"exec {shlex.join([python, *arguments])}"
-    return ["ssh", *options, "-T", "-o", "BatchMode=yes", *alive, destination, remote]
 
 
 def connect_all(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> None:

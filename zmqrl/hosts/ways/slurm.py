@@ -5,12 +5,11 @@ import os
 import re
 import socket as host_socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.inventory import Host
-from zmqrl.hosts.link import DAEMON
 
 ANSWER_WITHIN_S = 30.0
 NODE = "%N"  # stands for the name of a node, as in srun
@@ -38,6 +37,10 @@ class Allocation:
             names = {node: node_address.replace(NODE, node) for node in self.cores}
         addresses = resolve({node: names.get(node, node) for node in self.cores})
         return tuple(Host(name=node, address=address) for node, address in addresses.items())
+
+    def command_on(self, host: Host, words: Sequence[str]) -> list[str]:
+        """The command that runs the command ``words`` on a node: a :data:`zmqrl.hosts.ways.way.Way`."""
+        return srun_command(self.job, host.name, words)
 
 
 def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
@@ -84,20 +87,20 @@ def resolve(names: Mapping[str, str]) -> dict[str, str]:
                 f"node {node}: its address {name} is unknown here ({error.strerror}): "
                 f"set --node-address, such as {NODE}.cluster or {NODE}-ib0."
             ) from error
-    if others := [address for address in addresses.values() if not _is_loopback(address)]:
-        addresses = {
-            node: own_address(others[0]) if _is_loopback(address) else address for node, address in addresses.items()
-        }
-    return addresses
+    others = [address for address in addresses.values() if not _is_loopback(address)]
+    if len(others) in (0, len(addresses)):
+        return addresses
+    try:
+        own = own_address(others[0])
+    except OSError as error:
+        raise UsageError(f"{others[0]} cannot be reached from here: {error.strerror}; use --node-address.") from error
+    return {node: own if _is_loopback(address) else address for node, address in addresses.items()}
 
 
 def own_address(other: str) -> str:
-    """The address from which this machine reaches ``other``. Raises UsageError if ``other`` cannot be reached."""
+    """The address from which this machine reaches ``other``. Raises OSError if ``other`` cannot be reached."""
     with host_socket.socket(host_socket.AF_INET, host_socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((other, 9))  # with UDP, connect sends nothing
-        except OSError as error:
-            raise UsageError(f"{other} cannot be reached from here: {error.strerror}; use --node-address.") from error
+        probe.connect((other, 9))  # with UDP, connect sends nothing
         return str(probe.getsockname()[0])
 
 
@@ -105,15 +108,14 @@ def _is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address).is_loopback
 
 
-def srun_command(job: str, node: str, python: str) -> list[str]:
-    """The command that runs a daemon on a node of ``job``.
+def srun_command(job: str, node: str, words: Sequence[str]) -> list[str]:
+    """The command that runs the command ``words`` on a node of ``job``.
 
-    The command contains nothing about the run. The daemon may use all resources of the job on that node, together with
-    other steps.
+    The command may use all resources of the job on that node, together with other steps.
     """
     where = ["--jobid", job, "--nodelist", node, "--nodes", "1", "--ntasks", "1", "--ntasks-per-node", "1"]
     how = ["--overlap", "--cpu-bind", "none", "--mpi", "none", "--export", "ALL"]
-    return ["srun", *where, *how, python, *DAEMON]
+    return ["srun", *where, *how, *words]
 
 
 def is_over(why: str) -> bool:

@@ -1,0 +1,165 @@
+"""Hosts behind any command: what zmqrl runs for ``--via`` and ``via`` of a hosts file."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zmqrl.errors import UsageError
+from zmqrl.hosts.connecting import connect
+from zmqrl.hosts.inventory import Host, read_hosts
+from zmqrl.hosts.reach import HostOptions
+from zmqrl.hosts.ways.via import read_via, shown, via_command
+from zmqrl.hosts.ways.way import command_on
+
+WORDS = ["/opt/my python", "-c", "print('a b')", "$HOME"]
+QUOTED = """'/opt/my python' -c 'print('"'"'a b'"'"')' '$HOME'"""
+
+
+@pytest.mark.parametrize(
+    ("via", "command"),
+    [
+        ("docker exec -i {host}", ["docker", "exec", "-i", "h1", *WORDS]),
+        ("kubectl exec -i pod/{host} --", ["kubectl", "exec", "-i", "pod/h1", "--", *WORDS]),
+        ("ip netns exec {host}", ["ip", "netns", "exec", "h1", *WORDS]),
+        ("mpirun -host {host} -n 1", ["mpirun", "-host", "h1", "-n", "1", *WORDS]),
+        ("gcloud compute ssh {host} --command", ["gcloud", "compute", "ssh", "h1", "--command", QUOTED]),
+        ("gcloud compute ssh --command={command} {host}", ["gcloud", "compute", "ssh", f"--command={QUOTED}", "h1"]),
+        ("ssh -J gate {host}", ["ssh", "-J", "gate", "h1", QUOTED]),
+        ("lxc exec {host} -- bash -lc", ["lxc", "exec", "h1", "--", "bash", "-lc", QUOTED]),
+        ("sh -c 'cd /{host} && {command}'", ["sh", "-c", f"cd /h1 && {QUOTED}"]),
+    ],
+)
+def test_the_command_follows_as_words_or_as_one_word_for_a_shell_on_the_host(via: str, command: list[str]) -> None:
+    assert via_command(read_via(via), "h1", WORDS) == command
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), min_size=1))
+def test_a_shell_on_the_host_reads_the_same_words(words: list[str]) -> None:
+    *_, one = via_command(read_via("ssh {host}"), "h1", words)
+    assert shlex.split(one) == words
+
+
+@given(st.text("{}hostcmand "), st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", fullmatch=True))
+def test_a_name_replaces_only_its_own_place(text: str, host: str) -> None:
+    literal = text.replace("{host}", "").replace("{command}", "")
+    if "{host}" not in literal and "{command}" not in literal:
+        assert via_command(["run", literal, "{host}"], host, ["python"]) == ["run", literal, host, "python"]
+
+
+@pytest.mark.parametrize(
+    ("via", "sentence"),
+    [
+        ("docker exec -i", "--via 'docker exec -i': {host} is missing: write it where the name of the host belongs."),
+        ("", "--via '': {host} is missing"),
+        ("docker exec '{host}", "no closing quotation."),
+    ],
+)
+def test_a_command_that_cannot_reach_each_host_is_refused(via: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as error:
+        read_via(via)
+    assert sentence in str(error.value)
+
+
+def test_a_hosts_file_sets_the_command_for_all_hosts_or_for_one(tmp_path: Path) -> None:
+    file = tmp_path / "hosts.toml"
+    file.write_text(
+        """
+        [defaults]
+        via = ["docker", "exec", "-i", "{host}"]
+        [[host]]
+        name = "c[1-2]"
+        [[host]]
+        name = "pod"
+        via = ["kubectl", "exec", "-i", "pod-0", "--"]
+        [[host]]
+        name = "localhost"
+        """,
+        encoding="utf-8",
+    )
+    reach = HostOptions(hosts=str(file)).reach()
+    begin = [" ".join(reach.command(host)[:5]) for host in reach.hosts]
+    assert begin[:2] == [f"docker exec -i c{number} {sys.executable}" for number in (1, 2)]
+    assert begin[2] == "kubectl exec -i pod-0 --"
+    assert begin[3].startswith(f"{sys.executable} -P -m")
+    reach = HostOptions(hosts=str(file), via="podman exec -i {host}").reach()
+    assert [reach.command(host)[0] for host in reach.hosts] == ["podman"] * 3 + [sys.executable]
+
+
+@pytest.mark.parametrize(
+    ("toml", "sentence"),
+    [
+        ('[defaults]\nvia = ["docker", "exec"]', "[defaults]: via: {host} is missing"),
+        ('[[host]]\nname = "h1"\nvia = "docker exec"', 'it must be a list of strings, such as ["docker"'),
+        ('[[host]]\nname = "h[1-2]"\nvia = ["docker", "exec"]', "via needs {host}, because it reaches 2 hosts."),
+        ('[[host]]\nname = "h1"\nvia = []', "it must be a list of strings"),
+    ],
+)
+def test_a_wrong_command_in_a_hosts_file_is_refused(tmp_path: Path, toml: str, sentence: str) -> None:
+    file = tmp_path / "hosts.toml"
+    file.write_text(toml, encoding="utf-8")
+    with pytest.raises(UsageError) as error:
+        read_hosts(str(file))
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (HostOptions(slurm=True, via="docker exec {host}"), "--via requires -H"),
+        (HostOptions(hosts="h1", via="docker exec {host}", ssh_config=Path(__file__)), "--via replaces ssh."),
+    ],
+)
+def test_options_of_other_ways_cannot_be_combined_with_via(options: HostOptions, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        options.reach()
+
+
+def test_without_via_a_host_is_reached_by_ssh_and_this_machine_directly() -> None:
+    assert command_on(Host(name="h1"), ["true"])[0] == "ssh"
+    assert command_on(Host(name="me@localhost"), ["true"])[0] == "ssh"
+    assert command_on(Host(name="localhost", via=["docker", "{host}"]), ["true"]) == ["true"]
+
+
+# processes
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("via", "why"),
+    [
+        ("sh -c 'echo no such container: {host} >&2; exit 1'", "no such container: h1"),
+        ("sh -c 'exit 7; {host}'", "exit status 7"),
+        ("env ON={host} /nowhere/python", "env: .*python.*: No such file or directory: install it"),
+    ],
+)
+def test_an_error_names_the_host_and_the_command(tmp_path: Path, via: str, why: str) -> None:
+    reach = HostOptions(hosts="h1", via=via).reach()
+    link = reach.link(reach.hosts[0], work=str(tmp_path / "work"), lease_s=5.0)
+    failed = connect([link], instead="install it")
+    assert failed.keys() == {"h1"}
+    begin = f"{shown(read_via(via), 'h1')}: "
+    assert failed["h1"].startswith(begin)
+    assert re.fullmatch(why, failed["h1"].removeprefix(begin)), failed["h1"]
+
+
+@pytest.mark.processes
+def test_an_error_names_the_host_and_a_missing_program(tmp_path: Path) -> None:
+    reach = HostOptions(hosts="h1", via="/nowhere/docker exec -i {host}").reach()
+    link = reach.link(reach.hosts[0], work=str(tmp_path / "work"), lease_s=5.0)
+    assert connect([link]) == {"h1": "cannot run /nowhere/docker: No such file or directory"}
+
+
+@pytest.mark.processes
+def test_a_shell_on_the_host_runs_exactly_the_words(tmp_path: Path) -> None:
+    code = "import sys; print(sys.argv[1:])"
+    command = via_command(
+        read_via("sh -c 'cd {host} && {command}'"), str(tmp_path), [sys.executable, "-c", code, *WORDS]
+    )
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == f"{WORDS}\n"

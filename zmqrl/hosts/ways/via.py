@@ -1,0 +1,54 @@
+"""Hosts behind any command that connects to a host, such as ``docker exec -i {host}`` or ``kubectl exec -i {host} --``.
+
+No shell on this machine reads the command, which is a list of words.
+"""
+
+import re
+import shlex
+from collections.abc import Sequence
+
+from zmqrl.errors import UsageError
+
+HOST, COMMAND = "{host}", "{command}"
+JOINING = ("ssh", "rsh")  # programs that give their arguments to a shell on the host, joined with spaces
+A_COMMAND = re.compile(r"--command|-[A-Za-z]*c")  # the option before a whole command, as in `sh -c`
+
+
+def read_via(text: str) -> tuple[str, ...]:
+    """The words of ``--via text``, split as a shell would. Raises UsageError."""
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"--via {text!r}: {str(error).lower()}.") from error
+    check_via(words, f"--via {text!r}")
+    return words
+
+
+def check_via(words: Sequence[str], where: str) -> None:
+    """Raise UsageError unless ``words`` can reach different hosts."""
+    if not any(HOST in word for word in words):
+        raise UsageError(f"{where}: {HOST} is missing: write it where the name of the host belongs.")
+
+
+def via_command(via: Sequence[str], host: str, words: Sequence[str]) -> list[str]:
+    """The command that runs the command ``words`` on ``host``.
+
+    The name of the host replaces ``{host}``. ``words``, joined and quoted for a shell, replace ``{command}``. Without
+    ``{command}``, they follow as separate words. They follow as one quoted word if the command is ssh, or ends with an
+    option such as ``--command`` or ``-c``.
+    """
+    one = shlex.join(words)
+    filled = [re.sub(r"\{(host|command)\}", lambda found: host if found[1] == "host" else one, word) for word in via]
+    if any(COMMAND in word for word in via):
+        return filled
+    return [*filled, *([one] if _reads_one_word(via) else words)]
+
+
+def shown(via: Sequence[str], host: str) -> str:
+    """The part of the command that the user wrote, for messages."""
+    return shlex.join(word.replace(HOST, host) for word in via)
+
+
+def _reads_one_word(via: Sequence[str]) -> bool:
+    names = (word.rpartition("/")[2] for word in via)
+    return A_COMMAND.fullmatch(via[-1]) is not None or any(name in JOINING for name in names)

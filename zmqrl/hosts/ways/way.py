@@ -1,0 +1,25 @@
+"""How the launcher reaches a host: the choice between this machine itself, ``via`` and ssh."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from zmqrl.hosts.inventory import Host
+from zmqrl.hosts.ways.ssh import ssh_command
+from zmqrl.hosts.ways.via import via_command
+
+HERE: Final = "localhost"
+
+Way: TypeAlias = Callable[[Host, Sequence[str]], list[str]]
+"""From a host and the words of a command to a command on this machine. The latter runs the words on the host, and its
+standard streams are theirs.
+"""
+
+
+def command_on(host: Host, words: Sequence[str], *, ssh_config: Path | None = None) -> list[str]:
+    """The command that runs the command ``words`` on ``host``: a :data:`Way`. It contains nothing about the run."""
+    if host.name == HERE:
+        return list(words)
+    if host.via:
+        return via_command(host.via, host.name, words)
+    return ssh_command(host.name, words, config=ssh_config)
