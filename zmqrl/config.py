@@ -4,7 +4,7 @@ import dataclasses
 import ipaddress
 import math
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -224,7 +224,7 @@ class Config:
     run_dir: Path | None = None
     """Run directory. None: runs/RECIPE-DATE-TIME."""
     resume: bool = False
-    """Continue the run in --run-dir from where it ended or was killed. Also: --resume RUN."""
+    """Continue an ended or killed run in --run-dir, or in the RUN after --resume."""
     detach: bool = False
     """Start the run without a terminal, and return when it is up. See `zmqrl attach`."""
     envs: EnvConfig = field(default_factory=EnvConfig)
@@ -481,7 +481,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return _value(hint, value, where)
     if origin is Literal:
         fits = value in arguments
-    elif origin is tuple:
+    elif origin in (tuple, Sequence):
         fits = isinstance(value, list)
         value = tuple(_value(arguments[0], item, where) for item in value) if fits else value
     elif hint is Path:

@@ -27,6 +27,7 @@ HOSTS = st.builds(
     address=st.none() | NAMES,
     python=st.none() | NAMES,
     workers=st.none() | st.integers(0, 9),
+    via=st.lists(NAMES, max_size=3).map(tuple),
     evaluator=st.booleans(),
 )
 OPTIONS = st.builds(
@@ -36,6 +37,7 @@ OPTIONS = st.builds(
     iface=st.none() | NAMES,
     address=st.lists(NAMES, max_size=2).map(tuple),
     include=st.none() | NAMES,
+    via=st.none() | NAMES,
     sync=st.sampled_from(["none", "wheel"]),
     lease_s=st.floats(3, 12),
 )

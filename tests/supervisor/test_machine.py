@@ -829,7 +829,7 @@ def test_a_present_worker_that_a_version_lacks_is_awaited_and_stopped_if_its_hos
     worker = worker_id(2)
     assert run.machine.presence(worker, {}, run.now)[0] == "present"
     assert run.machine.presence(worker, {2: 1.9}, run.now)[0] == "present"
-    assert run.machine.presence(worker, {2: 12.0}, run.now) == ("awaited", 12.0)
-    assert run.machine.presence(shard_id(0), {0: 12.0}, run.now)[0] == "present"
+    assert run.machine.presence(worker, {2: 21.0}, run.now) == ("awaited", 21.0)
+    assert run.machine.presence(shard_id(0), {0: 21.0}, run.now)[0] == "present"
     run.feed(e.ProcessInspected(Inspected(process=worker, state="stopped")))
-    assert run.machine.presence(worker, {2: 12.0}, run.now)[0] == "stopped"
+    assert run.machine.presence(worker, {2: 21.0}, run.now)[0] == "stopped"

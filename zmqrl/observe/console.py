@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zmqrl.observe.folding import printable
-from zmqrl.observe.live.presence import AWAITED_S, HostLine
+from zmqrl.observe.live.presence import HostLine
 from zmqrl.observe.screen import Screen
 from zmqrl.words import counted
 
@@ -30,6 +30,9 @@ LINE_S = 10.0
 NOTICES_SHOWN = 8
 RANKS_SHOWN = 6
 HOSTS_SHOWN = 12
+
+# Even a worker that contributes to every update is missing for most of each update: while it computes.
+MISSING_AFTER_S = 2.0
 
 _LEARNING = {
     "loss": "loss",
@@ -311,7 +314,7 @@ def _score(row: Mapping[str, Any]) -> str:
 
 
 def _workers(row: Mapping[str, Any]) -> str:
-    missing = {rank: seconds for rank, seconds in row.get("missing_s", {}).items() if seconds >= AWAITED_S}
+    missing = {rank: seconds for rank, seconds in row.get("missing_s", {}).items() if seconds >= MISSING_AFTER_S}
     behind = dict(row.get("late_by_rank", {}))
     for rank, skipped in row.get("skipped_by_rank", {}).items():
         behind[rank] = behind.get(rank, 0) + skipped

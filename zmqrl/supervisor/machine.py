@@ -7,7 +7,7 @@ from typing import Literal, assert_never
 from zmqrl.errors import ClusterError
 from zmqrl.hosts.launcher import Exited
 from zmqrl.observe.folding import quoted
-from zmqrl.observe.live.presence import AWAITED_S, State
+from zmqrl.observe.live.presence import State
 from zmqrl.observe.stalls import Awaited, Doing, Stalls
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.schedule import WHOLE
@@ -195,7 +195,8 @@ class SupervisorMachine:
         if state in ("present", "silent") and self.stalls.is_stopped(process):
             return "stopped", max(self.processes.silent_s(process, now), self.stalls.waited_s(now))
         missed_s = missing_s.get(process.number, 0.0) if is_worker else 0.0
-        return ("awaited", missed_s) if state == "present" and missed_s >= AWAITED_S else (state, for_s)
+        is_late = state == "present" and missed_s >= self.stalls.patience_s()
+        return ("awaited", missed_s) if is_late else (state, for_s)
 
     # messages and deaths
 

@@ -90,7 +90,7 @@ class Living:
             found = parse_json(self.directory.live.read_text(encoding="utf-8"))
             row = found["row"] | {"quorum": found["quorum"]}
             return row if ROW.complaint(row) is None else {}, list(map(Presence.from_json, found["processes"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
             return {}, []
 
     def hosts(self) -> dict[str, Seen | str]:

@@ -10,7 +10,6 @@ from zmqrl.process_id import ProcessId
 
 State: TypeAlias = Literal["present", "starting", "awaited", "silent", "stopped", "lost", "unreachable", "open"]
 EXTERNAL: Final = "external"  # the host of an external worker, which the run does not know
-AWAITED_S = 2.0  # even a worker that contributes to every update is missing for most of each update
 TOLD: Final[Mapping[str, str]] = {
     "present": "present",
     "starting": "starting for {:.0f} s",
@@ -27,7 +26,7 @@ TOLD: Final[Mapping[str, str]] = {
 class Presence:
     """A process of the run, which has been in ``state`` ``for_s`` seconds.
 
-    ``awaited``: the open version lacks its contribution. ``silent``: it does not answer. ``stopped``: its host reports
+    ``awaited``: the open version lacks its contribution, which is late. ``silent``: it does not answer. ``stopped``: its host reports
     that a signal has stopped it. ``lost``: it died or left, and has not been restarted. ``unreachable``: its host is
     lost. ``open``: an external worker may take this rank.
     """
