@@ -26,9 +26,9 @@ TOLD: Final[Mapping[str, str]] = {
 class Presence:
     """A process of the run, which has been in ``state`` ``for_s`` seconds.
 
-    ``awaited``: the open version lacks its contribution, which is late. ``silent``: it does not answer. ``stopped``: its host reports
-    that a signal has stopped it. ``lost``: it died or left, and has not been restarted. ``unreachable``: its host is
-    lost. ``open``: an external worker may take this rank.
+    ``awaited``: the open version lacks its contribution, which is late. ``silent``: it does not answer. ``stopped``:
+    its host reports that a signal has stopped it. ``lost``: it died or left, and has not been restarted.
+    ``unreachable``: its host is lost. ``open``: an external worker may take this rank.
     """
 
     process: ProcessId
