@@ -270,7 +270,7 @@ def test_the_presence_of_a_process_says_since_when_it_is_in_its_state() -> None:
     assert processes.presence(WORKER, 106.0) == ("present", 6.0)
     assert processes.presence(WORKER, 104.0 + SILENCE_S) == ("silent", SILENCE_S)
     processes.died(Exited(WORKER, 1, "", 1.0), 110.0)
-    assert processes.presence(WORKER, 110.1) == ("lost", pytest.approx(0.1))
+    assert processes.presence(WORKER, 110.25) == ("lost", 0.25)
     lose(processes, 120.0)
     assert processes.presence(WORKER, 142.0) == ("unreachable", 22.0)
 

@@ -55,9 +55,9 @@ def run(options: Options) -> int:
         )
     hosts = _hosts(living)
     if options.host is not None and options.host not in hosts.values():
-        known = sorted(set(hosts.values()), key=by_number)
-        hint = did_you_mean(options.host, known)
-        raise UsageError(f"--host {options.host}: no such host{hint}; its hosts: {', '.join(known) or 'unknown'}.")
+        names = sorted(set(hosts.values()), key=by_number)
+        hint = did_you_mean(options.host, names)
+        raise UsageError(f"--host {options.host}: no such host{hint}; its hosts: {', '.join(names) or 'unknown'}.")
     readers: dict[str, Reader] = {}
     merging = Merging()
     while True:

@@ -75,7 +75,7 @@ def status(path: Path) -> dict[str, Any]:
     seen = state_of(supervisor["host"], supervisor["pid"])
     is_alive = living.is_alive()
     record = RunRecord.read(path)
-    last: Mapping[str, Any] = record.rows[-1] if record.rows else {}
+    last = dict(record.rows[-1]) if record.rows else {}
     if is_alive:
         state = "starting" if living.cluster is None else ALIVE.get(seen or "", "running")
     else:
