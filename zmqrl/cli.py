@@ -26,7 +26,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("run.train", "[RECIPE] [options]", "train on this machine"),
-    "launch": Command("run.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts over ssh or Slurm"),
+    "launch": Command("run.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts over ssh, Slurm or others"),
     "doctor": Command("inspect.doctor", "-H HOSTS [RECIPE] [options]", "check that hosts can run this job"),
     "eval": Command("measure.evaluate", "RUN [options]", "play full games with a policy and print the scores"),
     "record": Command("measure.record", "RUN [options]", "record one game of a policy as a video"),

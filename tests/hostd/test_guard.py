@@ -29,11 +29,22 @@ sys.exit(3)
 """
 
 
+# The kernel blocks a process that starts a program until the program runs: here, until someone writes to the pipe.
+STARTING = """
+    os.posix_spawn("/bin/true", ["true"], {}, file_actions=[(os.POSIX_SPAWN_OPEN, 0, sys.argv[2], 0, 0)])
+"""
+BLOCKED = "from zmqrl.hostd.daemon import _adopt_orphans_and_die_with_parent as adopt; adopt()" + DAEMON.replace(
+    "\n    pass\n", STARTING
+)
+
+
 @contextlib.contextmanager
-def guarded(frozen_s: float = FROZEN_S) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+def guarded(
+    frozen_s: float = FROZEN_S, program: str = DAEMON, *arguments: str
+) -> Iterator[tuple["subprocess.Popen[str]", int]]:
     """A guard, and the process id of its daemon."""
     pipe = subprocess.PIPE
-    command = [sys.executable, "-c", DAEMON, str(frozen_s)]
+    command = [sys.executable, "-c", program, str(frozen_s), *arguments]
     with ending(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)) as guard:
         assert guard.stdout is not None
         daemon = int(guard.stdout.readline())
@@ -54,6 +65,19 @@ def test_a_stopped_daemon_is_killed_and_the_reason_is_reported() -> None:
             "the host daemon is stopped by a signal",
             "the host daemon was stopped by a signal for 1 s",
         ]
+
+
+def test_a_daemon_that_the_kernel_blocks_is_killed_together_with_its_processes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with guarded(FROZEN_S, BLOCKED, str(tmp_path / "pipe")) as (guard, daemon):
+        eventually(lambda: state(daemon).startswith("blocked in the kernel"), "it is blocked")
+        (started,) = children(daemon)
+        _, said = guard.communicate(timeout=WITHIN_S)
+        assert not is_alive(daemon)
+        assert not is_alive(started)
+        assert said.splitlines()[-1] == (
+            "the host daemon was blocked in the kernel, perhaps by a disk or network file system for 1 s"
+        )
 
 
 def test_a_guard_ends_with_its_daemon_and_has_the_same_exit_status() -> None:

@@ -26,7 +26,7 @@ from zmqrl.hostd.child import ASK
 from zmqrl.hostd.orphans import DEATH_IS_SEEN_WITHIN_S
 from zmqrl.hosts.connecting import connect
 from zmqrl.hosts.daemons import DaemonLauncher
-from zmqrl.hosts.launcher import Event, Exited, Inspected, Said, Task
+from zmqrl.hosts.launcher import Event, Exited, HostLost, HostUp, Inspected, Said, Task
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.ways.slurm import srun_command
 from zmqrl.hosts.ways.ssh import ssh_command
@@ -37,6 +37,7 @@ from zmqrl.process_id import ProcessId, worker_id
 
 WITHIN_S = 240.0
 ONE, WILLING, STUBBORN, OTHER = map(worker_id, range(4))
+EXPORTED = {"A_TOKEN": "it's a $secret"}
 pytestmark = pytest.mark.processes
 
 
@@ -57,7 +58,12 @@ class Place:
 
     def link(self, work: Path) -> Link:
         return Link(
-            self.host, self.command(), work=str(work), lease_s=self.lease_s, environment={"PYTHONPATH": str(TESTS)}
+            self.host,
+            self.command(),
+            work=str(work),
+            lease_s=self.lease_s,
+            environment={"PYTHONPATH": str(TESTS)},
+            exported=EXPORTED,
         )
 
     def launcher(self, work: Path) -> DaemonLauncher:
@@ -237,6 +243,13 @@ def test_a_process_logs_at_the_level_of_its_launcher(watched: Watched, monkeypat
     assert [facts["log_level"] for facts in watched.up(ONE, OTHER)] == [None, "debug"]
 
 
+def test_an_exported_variable_reaches_the_process_but_not_the_files_of_the_run(watched: Watched) -> None:
+    watched.start(ONE, variables=["A_TOKEN"])
+    (facts,) = watched.up(ONE)
+    assert facts["variables"] == EXPORTED
+    assert "secret" not in json.dumps(watched.launcher.to_dict())
+
+
 def test_a_process_receives_messages_in_order_and_answers(watched: Watched) -> None:
     watched.start(ONE, echo=True)
     for number in range(50):
@@ -348,6 +361,8 @@ def test_a_killed_host_daemon_takes_its_processes_with_it_and_is_restarted(watch
     eventually(lambda: not watched.place.alive(facts["pid"]), "the end of its process", WITHIN_S)
     watched.start(ONE)
     eventually(lambda: len(watched.said(ONE)) == 2, "up again", WITHIN_S)
+    changes = [type(event) for event in watched.told if isinstance(event, HostUp | HostLost)]
+    assert changes == [HostUp, HostLost, HostUp]
 
 
 LAUNCHING = """

@@ -20,8 +20,8 @@ from support.slurm import NODES, Slurm
 from zmqrl.commands.run.launch import Options, directory_name, run
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
-from zmqrl.hosts import slurm as slurm_jobs
 from zmqrl.hosts.reach import over_tcp
+from zmqrl.hosts.ways import slurm as slurm_jobs
 from zmqrl.hosts.ways.slurm import allocation, cores_of, is_over, resolve, srun_command
 from zmqrl.learner.envs import describe_env
 from zmqrl.observe.metrics import Counters

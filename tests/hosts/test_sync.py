@@ -1,6 +1,7 @@
 """zmqrl is installed on a host as a wheel, in an environment of its own. In these tests, the host is this machine."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -14,11 +15,12 @@ from typing import Any
 import pytest
 
 import zmqrl
-from zmqrl.errors import UsageError
+from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd import messages as h
-from zmqrl.hosts import sync
+from zmqrl.hosts import inventory, sync
 from zmqrl.hosts.connecting import connect, connect_all
 from zmqrl.hosts.link import Link
+from zmqrl.hosts.wheels import PIECE_BYTES, pieces, wheels_for
 from zmqrl.observe.provenance import code_hash
 
 pytestmark = pytest.mark.processes
@@ -67,9 +69,9 @@ def ask(python: str, code: str) -> Any:
     )
 
 
-def small_wheel(directory: Path, name: str) -> None:
+def small_wheel(directory: Path, name: str, padding: int = 0) -> None:
     with zipfile.ZipFile(directory / f"{name}-1.0-py3-none-any.whl", "w") as archive:
-        archive.writestr(f"{name}.py", "THERE = True\n")
+        archive.writestr(f"{name}.py", f"THERE, PADDING = True, {'x' * padding!r}\n")
         about = f"{name}-1.0.dist-info"
         archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
@@ -187,3 +189,100 @@ def test_a_package_missing_here_is_reported_in_one_sentence(monkeypatch: pytest.
     monkeypatch.setattr(metadata, "distribution", missing)
     with pytest.raises(UsageError, match="is not installed here"):
         sync.request()
+
+
+# hosts without a network
+
+
+@pytest.fixture
+def small_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    """zmqrl requires a package that no host has, in a build of its own."""
+    required, pinned, lacking = sync.requirements(), sync.pins(), {"zmqrl-small": "1.0"}
+    monkeypatch.setattr(sync, "requirements", lambda: required | lacking)
+    monkeypatch.setattr(sync, "pins", lambda: pinned | lacking)
+    monkeypatch.setattr(sync, "exact_versions", lambda: lacking)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_is_required")
+def test_a_host_without_a_network_gets_the_packages_that_it_lacks_from_the_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_wheel(tmp_path, "zmqrl_small", padding=5 * PIECE_BYTES // 2)
+    for name, value in Host(tmp_path / "here", PIP_FIND_LINKS=str(tmp_path)).variables.items():
+        monkeypatch.setenv(name, value)
+    said: list[str] = []
+    there, host = Host(tmp_path / "there"), inventory.Host(name="h", python=sys.executable)
+    made = sync.make_environments([host], lambda _, words: list(words), said.append, there.variables, offline=True)
+    code = "import json, zmqrl_small; print(json.dumps([zmqrl_small.__file__, len(zmqrl_small.PADDING)]))"
+    where, size = ask(made["h"], code)
+    assert where.startswith(str(tmp_path / "there"))
+    assert size == 5 * PIECE_BYTES // 2
+    assert not [path for path in (tmp_path / "there").rglob("*.whl") if "ensurepip" not in str(path)]
+    assert "h: missing, or of another version: zmqrl-small" in said
+    assert "h: sending 1 wheel, 3 MB" in said
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_is_required")
+def test_a_package_that_cannot_be_downloaded_for_a_host_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in Host(tmp_path / "here").variables.items():
+        monkeypatch.setenv(name, value)
+    host = inventory.Host(name="h", python=sys.executable)
+    with pytest.raises(ClusterError) as error:
+        sync.make_environments(
+            [host], lambda _, words: list(words), print, Host(tmp_path / "there").variables, offline=True
+        )
+    assert str(error.value) == (
+        "--offline: cannot download packages for h: Could not find a version that satisfies the requirement "
+        "zmqrl-small==1.0 (from versions: none)."
+    )
+
+
+def test_a_package_is_downloaded_once_for_all_hosts_with_the_same_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+
+    def download(command: list[str], **_: object) -> "subprocess.CompletedProcess[str]":
+        calls.append(command)
+        (Path(command[command.index("--dest") + 1]) / "A_Package-1.0-py3-none-any.whl").touch()
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", download)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    lacking = h.Lacking(packages=["a-package"], python="3.11", abis=["cp311"], platforms=["linux_x86_64"])
+    newer = dataclasses.replace(lacking, python="3.12", abis=["cp312"])
+    for host, about in (("h1", lacking), ("h2", lacking), ("h3", newer)):
+        (wheel,) = wheels_for(host, about, {"a-package": "1.0"}, print)
+        assert wheel.name == "A_Package-1.0-py3-none-any.whl"
+    assert [command[-1] for command in calls] == ["a-package==1.0"] * 2
+    assert ["--python-version=3.12" in command for command in calls] == [False, True]
+
+
+def test_pieces_carry_files_in_order(tmp_path: Path) -> None:
+    contents = {"a.whl": b"x" * (PIECE_BYTES + 1), "b.whl": b"", "c.whl": b"y" * PIECE_BYTES}
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    lines = [json.loads(line) for line in pieces([tmp_path / name for name in contents])]
+    assert [line["name"] for line in lines] == ["a.whl", "a.whl", "c.whl"]
+    for name, data in contents.items():
+        assert b"".join(base64.b64decode(line["data"]) for line in lines if line["name"] == name) == data
+
+
+@pytest.mark.parametrize(
+    ("build", "advice"),
+    [("2.9.0+cpu", ": set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu here"), ("2.9.0", "")],
+)
+def test_the_index_of_a_build_of_torch_is_named(
+    build: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = subprocess.CompletedProcess([], 1, "", f"a warning\nERROR: No torch=={build}.\nERROR: Impossible\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    lacking = h.Lacking(packages=["torch"], python="3.11", abis=["cp311"], platforms=["linux_x86_64"])
+    with pytest.raises(ClusterError) as error:
+        wheels_for("h", lacking, {"torch": build}, print)
+    assert str(error.value) == f"--offline: cannot download packages for h: No torch=={build}{advice}."

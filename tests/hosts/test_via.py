@@ -111,7 +111,7 @@ def test_a_wrong_command_in_a_hosts_file_is_refused(tmp_path: Path, toml: str, s
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (HostOptions(slurm=True, via="docker exec {host}"), "--via requires -H"),
+        (HostOptions(slurm=True, via="docker exec {host}"), "--via and --slurm cannot be combined"),
         (HostOptions(hosts="h1", via="docker exec {host}", ssh_config=Path(__file__)), "--via replaces ssh."),
     ],
 )
@@ -123,7 +123,7 @@ def test_options_of_other_ways_cannot_be_combined_with_via(options: HostOptions,
 def test_without_via_a_host_is_reached_by_ssh_and_this_machine_directly() -> None:
     assert command_on(Host(name="h1"), ["true"])[0] == "ssh"
     assert command_on(Host(name="me@localhost"), ["true"])[0] == "ssh"
-    assert command_on(Host(name="localhost", via=["docker", "{host}"]), ["true"]) == ["true"]
+    assert command_on(Host(name="localhost", via=("docker", "{host}")), ["true"]) == ["true"]
 
 
 # processes

@@ -1,5 +1,6 @@
 """The supervisor's decisions, event by event, without processes, sockets or a clock."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from zmqrl.errors import DISK_IS_FULL
-from zmqrl.hosts.launcher import Exited, HostBack, HostLost, Inspected
+from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected
 from zmqrl.observe.stalls import Doing, Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.shard.events import View
@@ -35,9 +36,9 @@ def died(process: ProcessId, status: int = 1) -> e.ProcessDied:
 
 
 class Run:
-    """A run of two shards and three workers. Its shards answer like real ones."""
+    """A run of two shards and three workers. Its shards answer like real ones, if they are among ``come_up``."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, come_up: Sequence[int] = (0, 1), **options: Any) -> None:
         given: dict[str, Any] = {"on_loss": "wait", "limits": Limits(), "checkpoint": (0, 0), "quorum": 2}
         given |= options
         self.machine = SupervisorMachine(ranks=3, local_ranks=range(3), generation=0, checkpoint_every_s=60.0, **given)
@@ -49,7 +50,7 @@ class Run:
         self.incarnations = 0
         self.actions: list[e.Action] = []
         self.take(self.machine.begin(self.now))
-        for shard in (0, 1):
+        for shard in come_up:
             self.start_shard(shard)
 
     def feed(self, event: e.Event) -> None:
@@ -132,6 +133,12 @@ def run() -> Run:
     return run
 
 
+@pytest.fixture
+def half_up() -> Run:
+    """A run that has just begun. Its shard 1 does not come up."""
+    return Run(come_up=[0])
+
+
 def test_a_run_starts_all_processes_connects_loads_the_checkpoint_and_counts_its_time(run: Run) -> None:
     assert [str(action.process) for action in run.told(e.StartProcess)] == [
         *("shard-0", "shard-1"),
@@ -177,21 +184,8 @@ def test_no_progress_is_sent_if_no_schedule_ends_by_minutes_or_agent_steps(run: 
     assert run.told(e.TellElapsed) == []
 
 
-def test_a_shard_that_does_not_come_up_is_named_and_fails_the_run() -> None:
-    run = Run()
-    run.machine = SupervisorMachine(
-        ranks=1,
-        local_ranks=[0],
-        generation=0,
-        checkpoint_every_s=60.0,
-        checkpoint=(0, 0),
-        quorum=1,
-        on_loss="wait",
-        limits=Limits(),
-    )
-    run.machine.begin(run.now)
-    run.feed(e.ShardBound(0))
-    assert e.Fail("shard 1 did not come up within 60 s", see_logs=True) in run.ticks(61.0)
+def test_a_shard_that_does_not_come_up_is_named_and_fails_the_run(half_up: Run) -> None:
+    assert e.Fail("shard 1 did not come up within 60 s", see_logs=True) in half_up.ticks(61.0)
 
 
 def test_a_shard_that_comes_back_with_its_state_gets_the_view_and_the_run_continues(run: Run) -> None:
@@ -240,7 +234,7 @@ def test_a_rollback_waits_for_a_lost_host_as_long_as_the_run_does(run: Run) -> N
     run.feed(e.HostChanged(HostLost("h2", "no route", (shard_id(1),))))
     run.ticks(5 * LOAD_WITHIN_S)
     assert run.told(e.Fail) == []
-    run.feed(e.HostChanged(HostBack("h2")))
+    run.feed(e.HostChanged(HostUp("h2")))
     run.ticks(LOAD_WITHIN_S - 1.0)
     assert run.told(e.Fail) == []
     run.ticks(2.0)
@@ -605,23 +599,10 @@ def test_a_silent_shard_is_inspected_but_not_the_workers_that_wait_for_it(run: R
     assert run.told(e.Inspect) == [e.Inspect(shard_id(1))]
 
 
-def test_a_shard_that_does_not_come_up_is_inspected_before_the_run_fails() -> None:
-    run = Run()
-    run.machine = SupervisorMachine(
-        ranks=1,
-        local_ranks=[0],
-        generation=0,
-        checkpoint_every_s=60.0,
-        checkpoint=(0, 0),
-        quorum=1,
-        on_loss="wait",
-        limits=Limits(),
-    )
-    run.machine.begin(run.now)
-    run.feed(e.ShardBound(0))
-    run.ticks(30.0)
-    assert run.told(e.Inspect) == [e.Inspect(shard_id(1))]
-    assert [each.process for each in run.told(e.ShowStall)[-1].stall.awaited] == [shard_id(1)]
+def test_a_shard_that_does_not_come_up_is_inspected_before_the_run_fails(half_up: Run) -> None:
+    half_up.ticks(30.0)
+    assert half_up.told(e.Inspect) == [e.Inspect(shard_id(1))]
+    assert [each.process for each in half_up.told(e.ShowStall)[-1].stall.awaited] == [shard_id(1)]
 
 
 def test_facts_about_a_dead_worker_do_not_carry_over_to_the_next_one(run: Run) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from zmqrl.errors import DISK_IS_FULL, ClusterError, UsageError
-from zmqrl.hosts.launcher import Exited, HostBack, HostLost
+from zmqrl.hosts.launcher import Exited, HostLost, HostUp
 from zmqrl.process_id import ProcessId, worker_id
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.ending import explained
@@ -244,8 +244,8 @@ def test_a_host_that_cannot_be_reached_is_reported_now_and_then_until_it_is_back
         "host h2 has been unreachable for 32 s, next try in 30 s: no route",
     ]
     assert all(after - before >= UNREACHABLE_TOLD_S for (before, _), (after, _) in itertools.pairwise(told))
-    assert processes.host_changed(HostBack("h2"), now + 2.0) == [e.Notice(f"host h2 is back after {now - 98.0:.0f} s")]
-    assert processes.host_changed(HostBack("h2"), now + 3.0) == []
+    assert processes.host_changed(HostUp("h2"), now + 2.0) == [e.Notice(f"host h2 is back after {now - 98.0:.0f} s")]
+    assert processes.host_changed(HostUp("h2"), now + 3.0) == []
     assert lose(processes, now + 9.0) == ["host h2 is lost, with worker-0,worker-1: no route"]
 
 
@@ -257,7 +257,7 @@ def test_what_waits_for_a_process_on_a_lost_host_names_the_host() -> None:
     awaited = processes.awaited(WORKER, 122.0)
     assert (awaited.is_running, awaited.unreachable_s) == (True, 22.0)
     assert awaited.what() == "its host has been unreachable for 22 s"
-    processes.host_changed(HostBack("h2"), 123.0)
+    processes.host_changed(HostUp("h2"), 123.0)
     assert processes.awaited(WORKER, 124.0).unreachable_s is None
 
 

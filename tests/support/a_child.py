@@ -28,7 +28,9 @@ def main() -> None:
         shell = ["sh", "-c", '"$@" < /dev/null > /dev/null 2>&1 & echo $!', "sh", *command]
         started.append(int(subprocess.run(shell, stdout=subprocess.PIPE, check=True, timeout=60).stdout))
     level = os.environ.get(LOG_LEVEL)
-    say({"up": True, "pid": os.getpid(), "started": started, "size": len(job.get("padding", "")), "log_level": level})
+    variables = {name: os.environ.get(name) for name in job.get("variables", ())}
+    facts = {"pid": os.getpid(), "started": started, "size": len(job.get("padding", "")), "log_level": level}
+    say({"up": True, **facts, "variables": variables})
     for line in job.get("print", []):
         sys.stdout.write(line)
     sys.stdout.flush()

@@ -17,10 +17,13 @@ OPTION: Final = re.compile(r"--?[A-Za-z]")
 ALIASES: Final = {
     "-H": "--hosts",
     "-f": "--follow",
+    "-x": "--export",
     "--port-range": "--wire.port-range",
     "--insecure-plaintext": "--wire.insecure-plaintext",
 }
-REPEATABLE: Final = frozenset({"--straggle", "--address", "--sweep", "--without"})  # tyro appends their values
+REPEATABLE: Final = frozenset(
+    {"--straggle", "--address", "--export", "--sweep", "--without"}
+)  # tyro appends their values
 LISTS_OF_HOSTS: Final = frozenset({"--hosts", "--include", "--exclude"})
 
 T = TypeVar("T")

@@ -28,7 +28,15 @@ from typing import Any
 PR_SET_PDEATHSIG = 1
 READY = "ready"  # the file that marks an environment as complete
 LINES_KEPT, LINES_TOLD = 30, 3  # output of a failed command: lines with ERROR, or else the last ones
+WHEELS = "wheels"  # a directory of an environment that is being made
 ANSWER_WITHIN_S = 60.0
+# Which wheels fit, in the words of `pip download`.
+FITS = (
+    "import json, sys; from pip._vendor.packaging.tags import sys_tags; tags = list(sys_tags()); "
+    "version = '%d.%d' % sys.version_info[:2]; own = {'cp' + version.replace('.', ''), 'abi3', 'none'}; "
+    "print(json.dumps({'python': version, 'abis': sorted({tag.abi for tag in tags} & own), "
+    "'platforms': list(dict.fromkeys(tag.platform for tag in tags if tag.platform != 'any'))}))"
+)
 SEEN = "import json, sys; print(json.dumps(sys.path))"
 
 
@@ -88,7 +96,38 @@ def _install(path: Path, request: Mapping[str, Any]) -> None:
     constraints = path / "constraints.txt"
     constraints.write_text("".join(f"{name}=={pins[name]}\n" for name in sorted(pins.keys() - requires.keys())))
     wanted = [f"{name}=={version}" for name, version in requires.items()]
-    _run([*pip, "install", "--progress-bar", "off", "--constraint", str(constraints), *wanted])
+    source = ["--no-index", "--find-links", str(_receive(path, pins))] if request.get("offline") else []
+    _run([*pip, "install", "--progress-bar", "off", "--constraint", str(constraints), *source, *wanted])
+    shutil.rmtree(path / WHEELS, ignore_errors=True)
+
+
+def _receive(path: Path, pins: Mapping[str, str]) -> Path:
+    """Ask the launcher for the wheels of all packages that this Python lacks. Returns the directory with the wheels."""
+    place = path / WHEELS
+    place.mkdir()
+    fits = subprocess.run([_python_of(path), "-P", "-c", FITS], capture_output=True, text=True, timeout=ANSWER_WITHIN_S)
+    if fits.returncode:
+        raise CannotMake(f"pip does not tell which wheels fit: {' '.join(fits.stderr.split())[-300:]}")
+    _say({"is": "lacking", "packages": _lacking(pins)} | json.loads(fits.stdout))
+    sizes = _heard()["files"]
+    for name, size in sizes.items():
+        (place / name).touch()
+        while (place / name).stat().st_size < size:
+            piece = _heard()
+            with (place / piece["name"]).open("ab") as file:
+                file.write(base64.b64decode(piece["data"]))
+            _say({"is": "put", "path": piece["name"], "error": None})
+            received = sum(each.stat().st_size for each in place.iterdir())
+            _tell(f"received {received / 1e6:.0f} of {sum(sizes.values()) / 1e6:.0f} MB")
+    return place
+
+
+def _heard() -> dict[str, Any]:
+    """The next message of the launcher. Raises CannotMake."""
+    if not (line := sys.stdin.readline()):
+        raise CannotMake("the launcher hung up")
+    message: dict[str, Any] = json.loads(line)
+    return message
 
 
 def _unpack(path: Path, wheel: bytes, base: str) -> None:

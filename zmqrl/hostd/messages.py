@@ -245,6 +245,19 @@ class Making:
     line: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lacking:
+    """The host has no network and lacks ``packages``. The rest says which wheels fit: see ``pip download``.
+
+    zmqrl/hostd/environment.py sends it, and waits for the wheels.
+    """
+
+    packages: list[str]
+    python: str
+    abis: list[str]
+    platforms: list[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Made:
     """The environment is ready: the path of its Python."""
@@ -268,7 +281,21 @@ Request: TypeAlias = (
     | Look  # sent by a launcher
 )
 Event: TypeAlias = (
-    Up | Refused | Started | Said | Log | Exited | Inspected | Alive | Listing | Piece | Written | Seen | Making | Made
+    Up
+    | Refused
+    | Started
+    | Said
+    | Log
+    | Exited
+    | Inspected
+    | Alive
+    | Listing
+    | Piece
+    | Written
+    | Seen
+    | Making
+    | Lacking
+    | Made  # sent by a daemon, or by the program that makes an environment
 )
 
 REQUESTS: dict[str, type[Any]] = {
@@ -300,6 +327,7 @@ EVENTS: dict[str, type[Any]] = {
     "put": Written,
     "look": Seen,
     "making": Making,
+    "lacking": Lacking,
     "made": Made,
 }
 TAGS = {cls: ("do", tag) for tag, cls in REQUESTS.items()} | {cls: ("is", tag) for tag, cls in EVENTS.items()}

@@ -17,8 +17,8 @@ from zmqrl.hosts.launcher import (
     LOG_TAIL_LINES,
     Event,
     Exited,
-    HostBack,
     HostLost,
+    HostUp,
     Inspected,
     Launcher,
     Paused,
@@ -76,7 +76,6 @@ class DaemonLauncher(Launcher):
         self.links, self.place, self.files = links, place, files
         self._running: dict[str, _Running] = {}  # by name
         self._events: list[Event] = []
-        self._lost: set[str] = set()  # hosts that could not be reached at the last try
         self._pulse = Pulse()
         self._reached_at = time.monotonic()
         self._closed = threading.Event()
@@ -100,7 +99,7 @@ class DaemonLauncher(Launcher):
                 self.files.reopened(link.host)
         ours = environment_of(task.threads)
         ours |= {name: os.environ[name] for name in (HERE, LOG_LEVEL) if name in os.environ}
-        environment = ours | link.environment
+        environment = ours | link.environment | link.exported
         messages = [*([] if task.job is None else [task.job]), *task.messages]
         link.send(h.Start(name=name, module=task.module, before=PATIENCE, environment=environment, messages=messages))
 
@@ -174,9 +173,6 @@ class DaemonLauncher(Launcher):
                     self._take(link, event)
                 if link.up is not None:
                     self._reached_at = time.monotonic()
-                    if link.host in self._lost:
-                        self._lost.remove(link.host)
-                        self._events.append(HostBack(link.host))
             except LinkLost as lost:
                 if self.files is not None:
                     self.files.lost(link.host)
@@ -188,7 +184,6 @@ class DaemonLauncher(Launcher):
         running = {name: each.process for name, each in self._running.items() if each.link is link}
         for name in running:
             self._end(name, LOST, f"host {link.host} is lost: {why}", with_host=True)
-        self._lost.add(link.host)
         self._events.append(HostLost(link.host, why, tuple(running.values())))
 
     def _renew(self) -> None:
@@ -203,6 +198,8 @@ class DaemonLauncher(Launcher):
 
     def _take(self, link: Link, event: h.Event) -> None:
         match event:
+            case h.Up():
+                self._events.append(HostUp(link.host))
             case h.Listing() | h.Piece() | h.Written() if self.files is not None:
                 self.files.take(link.host, event)
             case h.Started() | h.Said() | h.Log() | h.Exited() | h.Inspected():

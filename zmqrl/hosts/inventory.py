@@ -5,7 +5,7 @@ import math
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +30,7 @@ class Host:
     """The name for ssh, from the user's ssh_config or the resolver, optionally after user@, or the name for ``via``."""
     slots: int | None = None
     """Maximum number of workers on this host. Default: no limit; hosts are filled by their cores."""
-    via: Sequence[str] = ()
+    via: tuple[str, ...] = ()
     """The words of a command that reaches the host, as in :mod:`zmqrl.hosts.ways.via`. Default: ssh."""
     address: str | None = None
     """The address at which other hosts reach it."""
@@ -210,6 +210,7 @@ def _from_toml(path: str) -> Iterator[Host]:
         if HOST not in "".join(table.get("via", HOST)) and len(names) > 1:
             raise UsageError(f"{where}: via needs {HOST}, because it reaches {len(names)} hosts.")
         settings = defaults | table | {"env": defaults.get("env", {}) | table.get("env", {})}
+        settings["via"] = tuple(settings.get("via", ()))
         for name, address in zip(names, addresses, strict=True):
             yield Host(**settings | {"name": name, "address": address})
 

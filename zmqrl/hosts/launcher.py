@@ -95,8 +95,8 @@ class HostLost:
 
 
 @dataclass(frozen=True, slots=True)
-class HostBack:
-    """A host that was lost can be reached again."""
+class HostUp:
+    """A host can be reached, for the first time or after it was lost."""
 
     host: str
 
@@ -113,7 +113,7 @@ class Paused:
         return f"this {'machine was asleep' if self.asleep else 'launcher was stopped'} for {self.seconds:.0f} s"
 
 
-Event: TypeAlias = Said | Exited | Inspected | HostLost | HostBack | Paused
+Event: TypeAlias = Said | Exited | Inspected | HostLost | HostUp | Paused
 
 
 class Launcher(Protocol):

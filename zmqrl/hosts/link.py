@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from zmqrl.hostd import messages as h
@@ -29,7 +30,8 @@ class Link:
 
     ``command`` runs the daemon, and ``work`` is the run's directory on that host. Without ``lease_s``, only the end of
     the connection tells each side about the end of the other side. ``environment`` holds variables for the processes
-    that the daemon starts. ``shown`` is the part of the command that messages show, if any. ``up`` is the daemon's
+    that the daemon starts. ``exported`` holds more such variables, whose values can be secret: :meth:`to_dict` leaves
+    them out. ``shown`` is the part of the command that messages show, if any. ``up`` is the daemon's
     report about its host, and None without a connection.
 
     A link can also request a Python environment. Then ``first`` is the line with the request, and ``made`` is the
@@ -44,12 +46,13 @@ class Link:
         work: str,
         lease_s: float | None,
         environment: Mapping[str, str] | None = None,
+        exported: Mapping[str, str] | None = None,
         shown: str = "",
         first: bytes | None = None,
         up_within_s: float = UP_WITHIN_S,
     ) -> None:
         self.host, self.command, self.work, self.lease_s = host, list(command), work, lease_s
-        self.environment, self.shown = dict(environment or {}), shown
+        self.environment, self.exported, self.shown = dict(environment or {}), dict(exported or {}), shown
         self.first = first or h.encode(h.Begin(work, lease_s, LAUNCH, host))
         self.up_within_s = up_within_s
         self.up: h.Up | None = None
@@ -61,6 +64,7 @@ class Link:
         self._words = bytearray()  # the standard error of the daemon, or of ssh
         self._printed, self._printed_bytes = b"", 0  # what startup files printed: the last line, and its length so far
         self._has_answered = False
+        self._guard_is_here = False  # whether the command, such as `ip netns exec`, became the guard of the daemon
         self._opened_at = self._heard_at = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,7 +106,7 @@ class Link:
     def open(self) -> None:
         """Start the daemon. ``poll`` returns Up once the daemon is up, and raises LinkLost if the start fails."""
         self._run()
-        self._send(self.first)
+        self.send_line(self.first)
 
     def _run(self) -> None:
         assert self.process is None
@@ -121,6 +125,7 @@ class Link:
             assert pipe is not None
             os.set_blocking(pipe.fileno(), False)
         self.up, self.made, self._arrived, self._words = None, None, Lines(), bytearray()
+        self._guard_is_here = False
         self._printed, self._printed_bytes, self._has_answered = b"", 0, False
         self._opened_at = self._heard_at = time.monotonic()
 
@@ -131,9 +136,10 @@ class Link:
         While the link is lost, requests are dropped. After ``open``, the caller repeats the requests that are still
         needed.
         """
-        self._send(h.encode(request))
+        self.send_line(h.encode(request))
 
-    def _send(self, line: bytes) -> None:
+    def send_line(self, line: bytes) -> None:
+        """Like :meth:`send`, for a line to the program that makes an environment."""
         with self._sending:
             if self.process is None:
                 return
@@ -161,6 +167,7 @@ class Link:
             match event:
                 case h.Up():
                     self.up = event
+                    self._guard_is_here = _group_of_parent(event.pid) == process.pid
                 case h.Made():
                     self.made = event
                 case h.Refused():
@@ -227,10 +234,14 @@ class Link:
             self._unsent.clear()
         if process is not None:
             # Kill the command that runs the daemon, such as ssh with its jump hosts. The daemon then ends by itself.
+            # But if this is the guard, it must live until it has ended what the daemon cannot end.
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):  # a network disk may not answer
-                process.wait(KILLED_WITHIN_S)
+                os.killpg(process.pid, signal.SIGTERM if self._guard_is_here else signal.SIGKILL)
+            if self._guard_is_here:
+                threading.Thread(target=process.wait, name="reap", daemon=True).start()
+            else:
+                with contextlib.suppress(subprocess.TimeoutExpired):  # a network disk may not answer
+                    process.wait(KILLED_WITHIN_S)
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     with contextlib.suppress(OSError):
@@ -256,6 +267,13 @@ class LinkLost(Exception):
     def __init__(self, host: str, why: str) -> None:
         super().__init__(host, why)
         self.host, self.why = host, why
+
+
+def _group_of_parent(pid: int) -> int | None:
+    """The process group of the parent of a process, if that process is on this machine."""
+    with contextlib.suppress(OSError, ValueError):
+        return os.getpgid(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]))
+    return None
 
 
 def _read_all(pipe: int) -> bytes:

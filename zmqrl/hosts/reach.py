@@ -4,12 +4,14 @@ other.
 
 import contextlib
 import ipaddress
-import socket as host_socket
+import os
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from socket import gethostname
 from typing import Annotated, Any, Literal, Self
 
 import tyro
@@ -21,6 +23,7 @@ from zmqrl.hosts.inventory import Host, is_file, read_addresses, read_hosts, sel
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.sync import ANOTHER_PYTHON, make_environments
+from zmqrl.hosts.ways.batch import lsf_hosts, pbs_hosts
 from zmqrl.hosts.ways.slurm import allocation, own_address
 from zmqrl.hosts.ways.via import read_via, shown
 from zmqrl.hosts.ways.way import HERE, Way, command_on
@@ -40,10 +43,12 @@ class Reach:
     home: str
     """The machine or cluster within which a path always means the same run directory."""
     cores_given: Mapping[str, int]
-    """The cores of a host that the run may use, if Slurm limits them."""
+    """The cores of a host that the run may use, if a batch system limits them."""
     addresses_given: Mapping[str, str]
     """The addresses that ``--address`` gives, by host."""
     iface: str | None
+    exported: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Environment variables for the processes on all hosts. Their values can be secret."""
     job: str | None = None
     """The Slurm job that the hosts are nodes of, if any."""
 
@@ -56,8 +61,15 @@ class Reach:
 
     def link(self, host: Host, *, work: str, lease_s: float) -> Link:
         """A link to the daemon of ``host``, not opened yet."""
-        told = shown(host.via, host.name)
-        return Link(host.name, self.command(host), work=work, lease_s=lease_s, environment=host.env, shown=told)
+        return Link(
+            host.name,
+            self.command(host),
+            work=work,
+            lease_s=lease_s,
+            environment=host.env,
+            exported=self.exported,
+            shown=shown(host.via, host.name),
+        )
 
     def command(self, host: Host) -> list[str]:
         """The command that runs a daemon on ``host``."""
@@ -84,6 +96,10 @@ class HostOptions:
     """Hosts: a list such as h1,node[01-16]:4 (:4 means 4 workers), a hostfile, or a .toml file."""
     slurm: bool = False
     """Use the nodes of this Slurm job, through srun."""
+    pbs: bool = False
+    """Use the nodes of this PBS job, over ssh."""
+    lsf: bool = False
+    """Use the hosts of this LSF job, through blaunch."""
     node_address: str | None = None
     """Pattern of node addresses, with %N for the node's name, such as %N-ib0. None: those that Slurm uses."""
     include: str | None = None
@@ -99,16 +115,27 @@ class HostOptions:
     address: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """HOST=ADDRESS: address at which other hosts reach HOST. Can be a list, such as h1=10.0.0.1,h2=10.0.0.2."""
 
+    export: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-x"]), tyro.conf.UseAppendAction] = ()
+    """VAR: hand on this environment variable to the processes on all hosts. Can be repeated."""
+
     sync: Literal["none", "wheel"] = "none"
     """Use the zmqrl that is installed on the hosts (none), or send this one (wheel)."""
+    offline: bool = False
+    """With --sync wheel: also send packages that a host lacks. The host needs no network."""
 
     named: tyro.conf.Suppress[tuple[Host, ...]] = ()
     """The hosts that ``hosts`` names, if they have been read already."""
 
     @property
+    def _sources(self) -> list[str]:
+        """The given options that name hosts."""
+        sources = {"-H": self.hosts is not None, "--slurm": self.slurm, "--pbs": self.pbs, "--lsf": self.lsf}
+        return [option for option, is_given in sources.items() if is_given]
+
+    @property
     def names_hosts(self) -> bool:
         """Whether the user says which hosts to use."""
-        return self.hosts is not None or self.slurm
+        return bool(self._sources)
 
     def read(self) -> Self:
         """The same options with the hosts of ``hosts``, which can be a pipe: a second reading would find it empty."""
@@ -147,13 +174,13 @@ class HostOptions:
 
     def reach(self) -> Reach:
         """Resolve the hosts. Raises UsageError for options that contradict each other."""
-        if not self.names_hosts:
-            raise UsageError("no hosts given: use -H HOSTS, or --slurm inside a Slurm job.")
-        if self.hosts is not None and self.slurm:
-            raise UsageError("-H and --slurm cannot be combined: use only one of them.")
+        if not self._sources:
+            raise UsageError("no hosts given: use -H HOSTS, or --slurm, --pbs or --lsf inside a job.")
+        if len(self._sources) > 1:
+            raise UsageError(f"{self._sources[0]} and {self._sources[1]} cannot be combined: use only one of them.")
         for option, value in (("--ssh-config", self.ssh_config), ("--via", self.via)):
             if self.slurm and value is not None:
-                raise UsageError(f"{option} requires -H: --slurm reaches the nodes through srun.")
+                raise UsageError(f"{option} and --slurm cannot be combined: srun reaches the nodes.")
         if self.via is not None and self.ssh_config is not None:
             raise UsageError("--via and --ssh-config cannot be combined: --via replaces ssh.")
         if self.ssh_config is not None and not self.ssh_config.is_file():
@@ -161,30 +188,38 @@ class HostOptions:
         if not self.slurm and self.node_address is not None:
             raise UsageError("--node-address requires --slurm.")
         if self.slurm and self.sync != "none":
-            raise UsageError("--sync requires -H: install zmqrl on the file system that the nodes of the job share.")
+            raise UsageError("--sync and --slurm cannot be combined: install zmqrl where all nodes can read it.")
+        if self.offline and self.sync == "none":
+            raise UsageError("--offline requires --sync wheel.")
         check_interface(self.iface)
         job = allocation() if self.slurm else None
-        named = self.read().named
-        if self.via is not None:
-            named = tuple(replace(host, via=read_via(self.via)) for host in named)
-        hosts = select(named if job is None else job.hosts(self.node_address), self.include, self.exclude)
+        hosts = select(self._named() if job is None else job.hosts(self.node_address), self.include, self.exclude)
+        cores_given = {host.name: host.slots for host in hosts if host.slots and (self.pbs or self.lsf)}
         return Reach(
             hosts=hosts,
             way=partial(command_on, ssh_config=self.ssh_config) if job is None else job.command_on,
             # A requeued job may start on other nodes, with the same file systems.
-            home=host_socket.gethostname() if job is None else job.cluster,
-            cores_given={} if job is None else job.cores,
+            home=job.cluster if job is not None else "pbs" if self.pbs else "lsf" if self.lsf else gethostname(),
+            cores_given=cores_given if job is None else job.cores,
             addresses_given=read_addresses(self.address, hosts),
             iface=self.iface,
+            exported=read_exported(self.export),
             job=None if job is None else job.job,
         )
+
+    def _named(self) -> tuple[Host, ...]:
+        """The hosts that the options name, with their ``via``."""
+        hosts = pbs_hosts() if self.pbs else lsf_hosts() if self.lsf else self.read().named
+        if self.via is None:
+            return hosts
+        return tuple(replace(host, via=read_via(self.via)) for host in hosts)
 
     def bring(self, reach: Reach, say: Callable[[str], None]) -> Reach:
         """The same hosts, on which this zmqrl is installed first if ``--sync`` requires that. Raises ClusterError."""
         if self.sync == "none":
             return reach
         others = [host for host in reach.hosts if host.name != HERE]
-        pythons = make_environments(others, reach.way, say)
+        pythons = make_environments(others, reach.way, say, reach.exported, offline=self.offline)
         return replace(
             reach, hosts=tuple(replace(host, python=pythons.get(host.name, host.python)) for host in reach.hosts)
         )
@@ -194,6 +229,24 @@ def _changed(options: Any, but: Collection[str]) -> dict[str, Any]:
     """The fields of a dataclass, except ``but``, that differ from their defaults."""
     values = {each.name: (getattr(options, each.name), each.default) for each in fields(options)}
     return {name: value for name, (value, default) in values.items() if name not in but and value != default}
+
+
+def read_exported(names: Sequence[str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables of ``environment`` that ``-x`` names. Raises UsageError for a wrong name, or for one that is not
+    set.
+    """
+    for name in names:
+        if "=" in name:
+            start = name.partition("=")[0]
+            raise UsageError(
+                f"-x {start}=...: other users can read the arguments of a command: "
+                f"set {start} in the environment, and use -x {start}."
+            )
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UsageError(f"-x {name}: not the name of an environment variable.")
+        if name not in environment:
+            raise UsageError(f"-x {name}: this variable is not set here: set it, or remove the option.")
+    return {name: environment[name] for name in names}
 
 
 def over_tcp(config: Config) -> Config:

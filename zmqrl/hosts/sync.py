@@ -7,7 +7,7 @@ import json
 import re
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.ways.via import shown
 from zmqrl.hosts.ways.way import Way
+from zmqrl.hosts.wheels import Supplier
 
 PYTHON = "python3"  # if the hosts file names no Python
 ANOTHER_PYTHON = "set `python` in the hosts file to a Python that has it"
@@ -38,14 +39,16 @@ BOOTSTRAP = (
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the date of all files, so that the same code makes the same wheel
 
 
-def make_environments(hosts: Sequence[Host], way: Way, say: Callable[[str], None]) -> dict[str, str]:
+def make_environments(
+    hosts: Sequence[Host], way: Way, say: Callable[[str], None], variables: Mapping[str, str], *, offline: bool = False
+) -> dict[str, str]:
     """Make an environment with this zmqrl on each of ``hosts``, on all hosts at once.
 
     Returns the path of the Python interpreter of each environment, by host. ``way`` reaches a host. ``say`` gets the
-    progress. Raises
+    progress. pip sees ``variables``. With ``offline``, this machine sends the packages that a host lacks. Raises
     UsageError if zmqrl is not installed here. Raises ClusterError, which names each host that failed.
     """
-    asked = request()
+    asked = request() | {"offline": offline}
     links = [
         Link(
             host.name,
@@ -53,13 +56,20 @@ def make_environments(hosts: Sequence[Host], way: Way, say: Callable[[str], None
             work="",
             lease_s=None,
             shown=shown(host.via, host.name),
-            first=json.dumps(asked | {"variables": dict(host.env)}).encode() + b"\n",
+            first=json.dumps(asked | {"variables": {**host.env, **variables}}).encode() + b"\n",
             up_within_s=MADE_WITHIN_S,
         )
         for host in hosts
     ]
     try:
-        connect_all(links, _Teller(say).tell, instead=ANOTHER_PYTHON)
+        teller = _Teller(say)
+        supplier = Supplier({link.host: link for link in links}, exact_versions(), say)
+
+        def news(host: str, event: h.Event) -> None:
+            teller.tell(host, event)
+            supplier.take(host, event)
+
+        connect_all(links, news, instead=ANOTHER_PYTHON)
         return {link.host: link.made.python for link in links if link.made is not None}
     finally:
         for link in links:
@@ -101,6 +111,11 @@ def pins() -> dict[str, str]:
         found |= news
         news = _versions(name for package in news for name in _required(package) if name not in found)
     return found
+
+
+def exact_versions() -> dict[str, str]:
+    """The versions of :func:`pins`, with local parts such as +cpu."""
+    return {name: metadata.version(name) for name in pins()}
 
 
 def request() -> dict[str, Any]:

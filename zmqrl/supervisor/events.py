@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from zmqrl.hosts.launcher import Exited, HostBack, HostLost, Inspected
+from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected
 from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId
 from zmqrl.ps.shard.events import View
@@ -45,7 +45,7 @@ class ProcessDied:
 class HostChanged:
     """A host was lost, could still not be reached, or is back."""
 
-    change: HostLost | HostBack
+    change: HostLost | HostUp
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ class Plan:
         self.local_ranks = range(config.ranks - config.external_workers)
         self.open_ranks = range(len(self.local_ranks), config.ranks)
         self._incarnations: dict[ProcessId, int] = {}
-        self._written_pids: dict[ProcessId, int] = {}
+        self._written: tuple[object, ...] = ({}, {})
 
     def shard_task(self, shard: int, endpoints: dict[SocketRole, str] | None, *, frozen: bool = False) -> Task:
         """The task of a shard. A restarted shard binds the same ``endpoints`` again, because workers connect to them. A
@@ -147,16 +147,19 @@ class Plan:
         self,
         endpoints: Mapping[int, Mapping[SocketRole, str]],
         pids: Mapping[ProcessId, int],
-        unreachable_since: Mapping[str, float] | None = None,
+        lost_at: Mapping[str, float] | None = None,
     ) -> None:
-        """Write ``cluster.json`` and the key files that it names, unless the processes are unchanged since the last
-        write. ``unreachable_since``: when each lost host was lost, in Unix seconds. Raises OSError.
+        """Write ``cluster.json`` and the key files that it names, unless processes and lost hosts are unchanged since
+        the last write. ``lost_at``: when each lost host was lost, on the monotonic clock. Raises OSError.
         """
-        if pids != self._written_pids:
+        known = dict(pids), dict(lost_at or {})
+        if known != self._written:
             self._write_key_files()
-            cluster = self.cluster(endpoints, pids) | {"unreachable_since": dict(unreachable_since or {})}
+            unix_s = time.time() - time.monotonic()
+            unreachable_since = {host: unix_s + at for host, at in known[1].items()}
+            cluster = self.cluster(endpoints, pids) | {"unreachable_since": unreachable_since}
             write_json(self.directory.cluster, cluster, mode=0o600)
-            self._written_pids = dict(pids)
+            self._written = known
 
     def cluster(
         self, endpoints: Mapping[int, Mapping[SocketRole, str]], pids: Mapping[ProcessId, int]

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from zmqrl.hosts.launcher import Exited, HostBack, HostLost
+from zmqrl.hosts.launcher import Exited, HostLost, HostUp
 from zmqrl.observe.folding import ranges
 from zmqrl.observe.live.presence import State
 from zmqrl.observe.stalls import Awaited
@@ -93,10 +93,10 @@ class Processes:
         most = 1 if exited.status in (-9, -15, 0) else LINES_TOLD
         return [_told(exited, f"died ({exited.how()}) and is restarted{ends}", most)]
 
-    def host_changed(self, change: HostLost | HostBack, now: float) -> list[e.Action]:
+    def host_changed(self, change: HostLost | HostUp, now: float) -> list[e.Action]:
         """Report a host that is lost, now and then while it cannot be reached, and when it is back."""
         host = self.lost_hosts.get(change.host)
-        if isinstance(change, HostBack):
+        if isinstance(change, HostUp):
             self.lost_hosts.pop(change.host, None)
             return [] if host is None else [e.Notice(f"host {change.host} is back after {now - host.since:.0f} s")]
         if host is None:

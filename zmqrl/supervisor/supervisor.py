@@ -13,7 +13,7 @@ from zmqrl.config import Config
 from zmqrl.errors import ClusterError, FullDiskError, UnwritableError, ZmqrlError, refusal
 from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.faults import Faults
-from zmqrl.hosts.launcher import Exited, HostBack, HostLost, Inspected, Paused, Said, Task
+from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected, Paused, Said, Task
 from zmqrl.observe.console import Console
 from zmqrl.observe.exporter import Exporter, Snapshot
 from zmqrl.observe.folding import Folded, Folding
@@ -394,23 +394,19 @@ class Supervisor:
                     self._feed(e.ProcessInspected(event))
                 case Exited():
                     self._feed(e.ProcessDied(event))
-                case HostLost() | HostBack():
+                case HostLost() | HostUp():
                     self._feed(e.HostChanged(event))
                 case Paused():
                     self.console.notice(event.sentence())
         if self.is_up and time.monotonic() >= self._write_cluster_at:
             try:
-                self.plan.write_cluster(self.endpoints, self.launcher.pids(), self._unreachable_since())
+                lost_at = {host: lost.since for host, lost in self.machine.processes.lost_hosts.items()}
+                self.plan.write_cluster(self.endpoints, self.launcher.pids(), lost_at)
                 self._write_cluster_at = 0.0
             except OSError as error:
                 if not self._write_cluster_at:
                     self.console.notice(refusal(error, self.directory.cluster))
                 self._write_cluster_at = time.monotonic() + WRITE_AGAIN_S
-
-    def _unreachable_since(self) -> dict[str, float]:
-        """The time at which each lost host was lost, in Unix seconds."""
-        unix_s = time.time() - time.monotonic()
-        return {host: unix_s + lost.since for host, lost in self.machine.processes.lost_hosts.items()}
 
     def _show_stall(self, stall: Stall, tell: bool) -> None:
         with contextlib.suppress(OSError):  # another part reports a full disk

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from zmqrl.hosts import reach
 from zmqrl.hosts.connecting import connect_all
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.reach import HostOptions, Reach, over_tcp
+from zmqrl.hosts.ways.way import Way
 from zmqrl.observe.provenance import code_hash
 from zmqrl.recipes import cartpole
 
@@ -246,7 +247,8 @@ def test_a_host_with_older_code_is_reported_like_one_with_different_code(tmp_pat
 def test_doctor_syncs_zmqrl_to_hosts_as_launch_does(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
 
-    def made(hosts: tuple[Host, ...], ssh_config: Path | None, say: Callable[[str], None]) -> dict[str, str]:
+    def made(hosts: Sequence[Host], way: Way, say: Callable[[str], None], *_: object, **__: object) -> dict[str, str]:
+        assert way(hosts[0], ["true"])[0] == "ssh"
         say("h1: making it")
         return {host.name: "/envs/python" for host in hosts}
 

@@ -1,4 +1,4 @@
-"""``zmqrl launch``: ``zmqrl train`` on several hosts, over ssh or on the nodes of a Slurm job."""
+"""``zmqrl launch``: ``zmqrl train`` on several hosts, over ssh, through another command, or on the nodes of a job."""
 
 import dataclasses
 import hashlib
@@ -39,7 +39,7 @@ LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # a lease is renewed each second; a 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(HostOptions):
-    """Train on several hosts: the hosts of -H over ssh, or the nodes of this Slurm job with --slurm.
+    """Train on several hosts: those of -H over ssh or --via, or the nodes of this job with --slurm, --pbs or --lsf.
 
     Accepts all options of `zmqrl train`.
     """
@@ -70,7 +70,7 @@ def command(arguments: list[str]) -> int:
 @interruptible()
 def run(options: Options, config: Config) -> int:
     """Launch a run and return the exit status. Raises ZmqrlError."""
-    if options.hosts is not None and options.requeue:
+    if options.requeue and not options.slurm:
         raise UsageError("--requeue needs --slurm.")
     if not LEAST_LEASE_S <= options.lease_s <= LONGEST_LEASE_S:
         raise UsageError(f"--lease-s {options.lease_s}: must be from {LEAST_LEASE_S:g} to {LONGEST_LEASE_S:g} seconds.")

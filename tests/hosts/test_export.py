@@ -1,0 +1,41 @@
+"""``-x VAR``: environment variables that the launcher hands on to the processes on all hosts."""
+
+import pytest
+
+from zmqrl.commands.options import parse
+from zmqrl.errors import UsageError
+from zmqrl.hosts.reach import HostOptions, read_exported
+
+SECRET = "a secret = 'value'"
+
+
+def test_the_values_of_the_launcher_are_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TOKEN", SECRET)
+    monkeypatch.setenv("EMPTY", "")
+    options = parse(HostOptions, ["-H", "h1", "-x", "A_TOKEN", "--export", "EMPTY"], "zmqrl launch")
+    reach = options.reach()
+    assert reach.exported == {"A_TOKEN": SECRET, "EMPTY": ""}
+    (host,) = reach.hosts
+    link = reach.link(host, work="run", lease_s=8.0)
+    assert link.exported == reach.exported
+    for shown in (options, reach, link.command, link.first, link.to_dict()):
+        assert "secret" not in str(shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("A_TOKEN", "-x A_TOKEN: this variable is not set here: set it, or remove the option."),
+        ("A-TOKEN", "-x A-TOKEN: not the name of an environment variable."),
+        ("", "-x : not the name of an environment variable."),
+        (
+            f"A_TOKEN={SECRET}",
+            "-x A_TOKEN=...: other users can read the arguments of a command: set A_TOKEN in the environment, and use "
+            "-x A_TOKEN.",
+        ),
+    ],
+)
+def test_a_variable_that_cannot_be_handed_on_is_refused_without_its_value(name: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as error:
+        read_exported([name], {})
+    assert str(error.value) == sentence

@@ -1,0 +1,108 @@
+"""The manifest in ``launch/kubernetes/``, and what zmqrl asks of kubectl and docker, which stand-ins replace."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.paths import ROOT
+
+from zmqrl.hosts.connecting import connect
+from zmqrl.hosts.inventory import read_hosts
+from zmqrl.hosts.reach import HostOptions
+
+MANIFEST = ROOT / "launch" / "kubernetes" / "pods.yaml"
+DOCUMENT = ROOT / "docs" / "cluster.md"
+# Records its arguments, and then runs the command for the container here.
+STAND_IN = """#!{python}
+import json, os, sys
+words = sys.argv[1:]
+with open({record!r}, "a") as file:
+    file.write(json.dumps(words) + "\\n")
+os.execvp({python!r}, words[words.index({python!r}):])
+"""
+
+
+def resources() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(MANIFEST.read_text(encoding="utf-8")))
+
+
+def named(kind: str, name: str) -> dict[str, Any]:
+    (found,) = (each for each in resources() if each["kind"] == kind and each["metadata"]["name"] == name)
+    return found
+
+
+@pytest.mark.parametrize("version", ["1.29", "1.34"])
+def test_the_manifest_follows_the_schema_of_kubernetes(version: str, need_modules: Callable[..., None]) -> None:
+    need_modules("kubernetes_validate")
+    import kubernetes_validate
+
+    for resource in resources():
+        kubernetes_validate.validate(resource, version, strict=True)
+
+
+def test_the_parts_of_the_manifest_fit_together() -> None:
+    hosts, launcher = named("StatefulSet", "zmqrl"), named("StatefulSet", "zmqrl-launcher")
+    service = named("Service", "zmqrl")
+    assert service["spec"]["clusterIP"] == "None"
+    for pods in (hosts, launcher):
+        labels = pods["spec"]["template"]["metadata"]["labels"]
+        assert pods["spec"]["selector"]["matchLabels"].items() <= labels.items()
+        assert service["spec"]["selector"].items() <= labels.items()
+        assert pods["spec"]["serviceName"] == "zmqrl"
+        spec = pods["spec"]["template"]["spec"]
+        volumes = {each["name"] for each in spec["volumes"]}
+        volumes |= {each["metadata"]["name"] for each in pods["spec"].get("volumeClaimTemplates", [])}
+        for container in (*spec["containers"], *spec.get("initContainers", [])):
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+    account = launcher["spec"]["template"]["spec"]["serviceAccountName"]
+    assert named("RoleBinding", account)["subjects"] == [{"kind": "ServiceAccount", "name": account}]
+    assert named("RoleBinding", account)["roleRef"]["name"] == named("Role", account)["metadata"]["name"]
+    verbs = {name: rule["verbs"] for rule in named("Role", account)["rules"] for name in rule["resources"]}
+    assert verbs == {"pods": ["get", "list"], "pods/exec": ["create", "get"]}
+    assert "serviceAccountName" not in hosts["spec"]["template"]["spec"], "hosts cannot use the API"
+
+
+def test_the_documented_command_names_the_pods_of_the_manifest() -> None:
+    replicas = named("StatefulSet", "zmqrl")["spec"]["replicas"]
+    pods = f"zmqrl-[0-{replicas - 1}]"
+    assert [host.name for host in read_hosts(pods)] == [f"zmqrl-{number}" for number in range(replicas)]
+    document = DOCUMENT.read_text(encoding="utf-8")
+    assert f"-H '{pods}' --via '/tools/kubectl exec -i {{host}} --'" in document
+    assert "kubectl exec -it zmqrl-launcher-0 --" in document
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("via", "host", "asked"),
+    [
+        ("kubectl exec -i {host} --", "zmqrl-0", ["exec", "-i", "zmqrl-0", "--"]),
+        (
+            "kubectl -n rl exec -i {host} -c zmqrl --",
+            "zmqrl-0",
+            ["-n", "rl", "exec", "-i", "zmqrl-0", "-c", "zmqrl", "--"],
+        ),
+        ("docker exec -i {host}", "a_container", ["exec", "-i", "a_container"]),
+    ],
+)
+def test_a_container_is_asked_for_nothing_but_a_host_daemon(
+    via: str, host: str, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, program = tmp_path / "record", tmp_path / via.split()[0]
+    program.write_text(STAND_IN.format(python=sys.executable, record=str(record)), encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("A_TOKEN", "a secret")
+    reach = HostOptions(hosts=host, via=via, export=("A_TOKEN",)).reach()
+    link = reach.link(reach.hosts[0], work=str(tmp_path / "a-run"), lease_s=8.0)
+    try:
+        assert connect([link]) == {}
+        assert link.up is not None
+        assert link.up.address is None, "only ssh tells the address"
+    finally:
+        link.cut()
+    (words,) = (json.loads(line) for line in record.read_text(encoding="utf-8").splitlines())
+    assert words == [*asked, sys.executable, "-P", "-m", "zmqrl.hostd.daemon"]

@@ -1,0 +1,54 @@
+"""docs/reliability.md promises the times and limits that the code has."""
+
+import re
+
+import pytest
+import zmq
+from support.paths import ROOT
+
+from zmqrl.commands.run.launch import Options
+from zmqrl.hostd import daemon, guard
+from zmqrl.ps.wire.sockets import new_context, new_socket, shard_sockets
+from zmqrl.supervisor.processes import FAILURES_IN_A_ROW, HUNG_S, SILENCE_S
+
+PAGE = " ".join((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split())
+ENDS_WITHIN_S = daemon.GRACE_S + daemon.KILLED_WITHIN_S
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [
+        f"| a worker is stopped, or its machine is frozen | no PING for {SILENCE_S:g} s |",
+        f"After {HUNG_S:g} s, it kills and restarts the worker |",
+        f"| a shard is stopped | no answer for {SILENCE_S:g} s |",
+        f"After {HUNG_S:g} s, it kills and restarts the shard |",
+        f"A process that hangs is killed after {HUNG_S:g} s.",
+        f"`--lease-s` is {Options.lease_s:g} s by default.",
+        f"every process on every host ends within `--lease-s` plus {ENDS_WITHIN_S:g} s.",
+    ],
+)
+def test_the_page_has_the_times_of_the_code(promise: str) -> None:
+    assert promise in PAGE
+
+
+def test_a_process_is_given_up_after_the_number_of_deaths_on_the_page() -> None:
+    numbers = {"four": 4}
+    assert {numbers[word] for word in re.findall(r"(\w+) (?:deaths|failures) in a row", PAGE)} == {FAILURES_IN_A_ROW}
+
+
+def test_a_guard_ends_the_processes_of_a_stopped_daemon_within_the_time_on_the_page() -> None:
+    promised = {int(seconds) for seconds in re.findall(r"within (\d+) s", PAGE)}
+    noticed_s = guard.FROZEN_S + 2 * guard.TURN_S  # the guard looks every TURN_S, and the daemon ran in the first turn
+    assert promised == {15}
+    assert noticed_s + guard.GRACE_S + guard.KILLED_WITHIN_S <= 15
+
+
+def test_libzmq_closes_silent_connections_and_limits_messages_as_the_page_says() -> None:
+    context = new_context()
+    try:
+        ours = [*shard_sockets(context, 1 << 20).values(), new_socket(context, zmq.SUB, send_most=1, receive_most=1)]
+        for socket in ours:
+            assert f"libzmq closes each after {socket.handshake_ivl / 1000:g} s" in PAGE
+        assert all(0 < socket.maxmsgsize < 1 << 21 for socket in ours[:-1]), "a huge message would be read"
+    finally:
+        context.destroy(linger=0)
