@@ -12,6 +12,7 @@ import torch
 from support.games_rig import RANDOM_SKIP
 from support.paths import ROOT
 from support.policy_rig import BREAKOUT, CARTPOLE, write_failing_network, write_run
+from support.stub_games import described
 
 import zmqrl
 from zmqrl import cli
@@ -84,7 +85,7 @@ def test_one_observation_gives_one_action_and_a_batch_gives_one_each(cartpole: P
         assert (actions.shape, actions.dtype) == ((5,), np.dtype(np.int64))
         action = policy.act(observations[0], greedy=True)
         assert isinstance(action, int)
-        assert 0 <= action < policy.spec.num_actions
+        assert 0 <= action < policy.spec.actions.outputs
 
 
 @pytest.mark.parametrize(
@@ -119,9 +120,9 @@ def test_a_generator_gives_the_same_actions_in_a_batch_and_one_by_one(breakout: 
 @pytest.mark.parametrize("name", ["small", "nature", "narrow", "dba3c"])
 def test_a_network_converted_to_float64_computes_in_float64_throughout(name: str) -> None:
     """A single float32 operation would cause differences of about 1e-7 between batches."""
-    model = make_model(name, (4, 84, 84), 6, NetworkConfig(compute="bfloat16"))
+    model = make_model(name, described((4, 84, 84), 6), NetworkConfig(compute="bfloat16"))
     torch.nn.init.normal_(model.get_parameter("actor.weight"))
-    single = make_model(name, (4, 84, 84), 6, NetworkConfig(compute="float32"))
+    single = make_model(name, described((4, 84, 84), 6), NetworkConfig(compute="float32"))
     single.load_state_dict(model.state_dict())
     model.double()
     observations = torch.from_numpy(frames(3))
@@ -171,7 +172,7 @@ def test_a_custom_network_computes_the_same_as_in_its_workers(
     config = dataclasses.replace(config, model="own_network_of_a_policy:Net", seed=7)
     policy = load_policy(write_run(tmp_path / "run", config, 0))
     torch.manual_seed(7)
-    model = make_model(config.model, policy.spec.observation_shape, policy.spec.num_actions)
+    model = make_model(config.model, policy.spec)
     for name, tensor in model.state_dict().items():
         assert torch.equal(policy.model.state_dict()[name], tensor), name
     observation = np.ones(policy.spec.observation_shape, policy.spec.observation_dtype)

@@ -12,6 +12,15 @@ from zmqrl.recipes import RECIPES, dba3c_breakout, remark
 from zmqrl.worker import ActorLearner
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_settings_of_every_recipe_are_valid(name: str) -> None:
+    config = RECIPES[name]().with_schedule()
+    config.check()
+    config.envs.check()
+    assert config.recipe == name
+    assert config.algorithm.minibatch_samples(config.envs.num_envs) > 0
+
+
 def test_the_loss_matches_the_original() -> None:
     """The mean over the batch of log pi(a) (V - R) + 0.01 p log p + (V - R)^2 / 2.
 

@@ -8,6 +8,7 @@ from typing import Literal, cast
 
 import numpy as np
 import pytest
+from support.stub_games import described
 
 from zmqrl.config import Config
 from zmqrl.learner.dummy import DUMMY_ID
@@ -63,7 +64,7 @@ def config_of(mode: Literal["sync", "async"], model: str = "small") -> Config:
 
 def subclass(observation_shape: tuple[int, ...], num_actions: int) -> ConvPolicy:
     """A user's network that inherits from ours."""
-    model = make_model("small", observation_shape, num_actions)
+    model = make_model("small", described(observation_shape, num_actions))
     model.__class__ = type("Mine", (ConvPolicy,), {})
     return cast(ConvPolicy, model)
 

@@ -163,7 +163,7 @@ class Config:
 
     recipe: tyro.conf.Suppress[str] = "breakout"
     env: str = "ALE/Breakout-v5"
-    """Environment: an ALE game or any Gymnasium environment with discrete actions."""
+    """Environment: an ALE game, any Gymnasium id, or your own as MODULE:ID."""
     workers: int = 2
     """N: number of workers, without backups. Also the quorum, unless --quorum is set."""
     backups: int = 0

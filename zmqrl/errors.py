@@ -2,8 +2,10 @@
 
 import difflib
 import errno
-from collections.abc import Iterable, Iterator
+import importlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class ZmqrlError(Exception):
@@ -99,3 +101,18 @@ def blaming(what: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]]).rstrip(".")
         raise UsageError(f"{what}: {reason}.") from error
+
+
+def load_function(blame: str, reference: str) -> Callable[..., Any]:
+    """The user's function ``reference``, module:function. Raises a UsageError that begins with ``blame``."""
+    module_name, _, name = reference.partition(":")
+    if not module_name or not name:
+        raise UsageError(f"{blame}: must be module:function.")
+    with blaming(f"{blame}: cannot import {module_name}"):
+        module = importlib.import_module(module_name)
+    if not hasattr(module, name):
+        raise UsageError(f"{blame}: {module_name} has no {name!r}{did_you_mean(name, vars(module))}.")
+    function = getattr(module, name)
+    if not callable(function):
+        raise UsageError(f"{blame}: {name} is a value of type {type(function).__name__}, not a function.")
+    return function  # type: ignore[no-any-return]

@@ -12,8 +12,10 @@ from zmqrl.checkpoint import PolicyWeights, checkpoints, name_of, newest
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import EnvSpec, describe_env
+from zmqrl.learner.heads import head_of
 from zmqrl.learner.networks import make_model
-from zmqrl.learner.plugin import logits_of
+from zmqrl.learner.plugin import outputs_of
+from zmqrl.learner.statistics import scaled_observations
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.rundir import RunDirectory, not_a_run
 
@@ -42,12 +44,14 @@ class Policy:
 
     def act(
         self, observations: npt.ArrayLike, rng: np.random.Generator | None = None, greedy: bool = False
-    ) -> npt.NDArray[np.int64] | int:
-        """Actions int64 (B,) for ``observations`` (B, *shape), or one int for a single observation (*shape).
+    ) -> np.ndarray | int:
+        """Actions for ``observations`` (B, *shape), or one action for a single observation (*shape).
 
-        Frames are uint8 (B, stack, height, width) from 0 to 255. Other observations are vectors (B, n). Each action is
-        sampled with one number from ``rng`` (default: unseeded). With ``greedy``, each is the most probable action.
-        Actions count from 0, even if the environment's actions do not.
+        Images are uint8 (B, channels, height, width) from 0 to 255. Other observations are vectors (B, n). Actions are
+        sampled with ``rng`` (default: unseeded). With ``greedy``, each is the most probable action.
+
+        Discrete actions are int64 (B,) or one int, counted from 0, even if the environment's actions are not. Several
+        choices at once are int64 (B, k). Box actions are float32 (B, D), in the units and bounds of the environment.
 
         Raises UsageError for observations of another shape or dtype, and when a user's own network fails.
         """
@@ -61,21 +65,23 @@ class Policy:
                 f"but the policy acts on {dtype} {shape} or a batch of them."
             )
         inputs = torch.from_numpy(batch.astype(dtype))  # vectors are rounded to float32, as in training
+        head = head_of(self.spec.actions)
         with torch.inference_mode():
-            logits = self._logits(inputs)
-        if greedy:
-            actions = logits.argmax(-1).numpy()
-        else:
-            numbers = (rng or np.random.default_rng()).random(len(batch))
-            actions = _inverse_cdf(logits.double().softmax(-1).numpy(), numbers)
-        return int(actions[0]) if is_one else actions
+            outputs = self._outputs(inputs)
+            chosen = head.best(outputs) if greedy else head.drawn(outputs, rng or np.random.default_rng())
+        actions = self.spec.actions.played(chosen)
+        if not is_one:
+            return actions
+        return actions[0] if self.spec.actions.shape else int(actions[0])
 
-    def _logits(self, inputs: Tensor) -> Tensor:
+    def _outputs(self, inputs: Tensor) -> Tensor:
         if _is_own(self.config):
-            return logits_of(self.config.model, self.model, inputs, self.spec.num_actions)
-        logits: Tensor
-        logits, _ = self.model(inputs.double() if inputs.is_floating_point() else inputs)
-        return logits
+            seen = scaled_observations(self.model, inputs)
+            return outputs_of(self.config.model, self.model, seen, self.spec.actions.outputs)
+        outputs: Tensor
+        exact = inputs.double() if inputs.is_floating_point() else inputs
+        outputs, _ = self.model(scaled_observations(self.model, exact))
+        return outputs
 
 
 def load_policy(run: str | Path, version: int | None = None) -> Policy:
@@ -92,7 +98,7 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
     spec = describe_env(config.env, config.envs)
     with torch.random.fork_rng(devices=[]):  # preserves the caller's random state
         torch.manual_seed(config.seed)  # gives a user's own model the same buffers as in the workers
-        model = make_model(config.model, spec.observation_shape, spec.num_actions, config.network)
+        model = make_model(config.model, spec, config.network)
     parameters = FlatParameters(model)
     if parameters.layout(1).tensors != weights.layout.tensors:
         raise UsageError(f"{run}: checkpoint {weights.version} does not fit the network in config.json.")
@@ -127,10 +133,3 @@ def _weights(root: Path, version: int | None) -> PolicyWeights:
     if name_of(version) not in found:
         raise UsageError(f"there is no checkpoint of version {version} in {root}: choose one of {', '.join(found)}.")
     return PolicyWeights.read(found[name_of(version)])
-
-
-def _inverse_cdf(probabilities: npt.NDArray[np.float64], numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Actions (B,): in each row of ``probabilities`` (B, A), the first whose cumulative sum exceeds the number."""
-    # Leave out the last sum, because rounding can make that sum smaller than the number.
-    actions: npt.NDArray[np.int64] = (probabilities.cumsum(1)[:, :-1] <= numbers[:, np.newaxis]).sum(1)
-    return actions

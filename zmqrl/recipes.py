@@ -1,6 +1,7 @@
 """Recipes: named functions that return a complete configuration."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from zmqrl.config import Config, ScheduleConfig
 from zmqrl.learner.envs import EnvConfig
@@ -75,6 +76,56 @@ def cartpole() -> Config:
     )
 
 
+def pendulum() -> Config:
+    """Pendulum with PPO: two workers, for experiments of a few minutes.
+
+    The discount is that of Raffin 2020, "RL Baselines3 Zoo". The schedule ends with the run, or after 5 minutes.
+    """
+    config = _continuous("pendulum", "Pendulum-v1")
+    return replace(
+        config,
+        envs=replace(config.envs, num_envs=4),
+        ppo=replace(config.ppo, rollout_steps=256, minibatches=16, gamma=0.9),
+        optimizer=replace(config.optimizer, learning_rate=1e-3),
+        schedule=ScheduleConfig(default_minutes=5.0),
+    )
+
+
+def bipedalwalker() -> Config:
+    """BipedalWalker with PPO and the hyperparameters of :func:`_continuous`. Needs the extra box2d."""
+    return _continuous("bipedalwalker", "BipedalWalker-v3")
+
+
+def hopper() -> Config:
+    """Hopper of MuJoCo with PPO and the hyperparameters of :func:`_continuous`. Needs the extra mujoco."""
+    return _continuous("hopper", "Hopper-v5")
+
+
+def _continuous(name: str, env: str) -> Config:
+    """PPO for box actions, with the published settings of CleanRL's ``ppo_continuous_action``, on two workers.
+
+    An update learns from 64 samples, 32 of each worker, and a rollout has 2048 steps. CleanRL also clips values, and
+    takes a time limit for the end of a game. The schedule ends with the run, or after an hour if the run has no end.
+    """
+    return Config(
+        recipe=name,
+        env=env,
+        model="mlp",
+        envs=EnvConfig(num_envs=1, normalize_observations=True, normalize_rewards=True),
+        ppo=PPOConfig(
+            rollout_steps=1024,
+            epochs=10,
+            minibatches=32,
+            shuffle="samples",
+            clip=0.2,
+            value_coefficient=0.25,  # of a loss that CleanRL halves
+            entropy_coefficient=0.0,
+        ),
+        optimizer=OptimizerConfig(learning_rate=3e-4, final_learning_rate=0.0, epsilon=1e-5),
+        schedule=ScheduleConfig(default_minutes=60.0),
+    )
+
+
 def dba3c_breakout() -> Config:
     """Breakout with the hyperparameters of DBA3C (Adamski et al. 2018), on two workers.
 
@@ -133,5 +184,8 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "breakout-a2c": breakout_a2c,
     "pong": pong,
     "cartpole": cartpole,
+    "pendulum": pendulum,
+    "bipedalwalker": bipedalwalker,
+    "hopper": hopper,
     "dba3c-breakout": dba3c_breakout,
 }

@@ -106,20 +106,20 @@ class ActorLearner:
         device = torch.device(config.device)
         seed = int(np.random.SeedSequence((config.seed, rank, version)).generate_state(1)[0])
         self.envs = make_envs(config.env, config.envs, threads=threads)
-        shape, num_actions = self.envs.observation_shape, self.envs.num_actions
+        spec = self.envs.spec
         # Shards send no buffers of a user's own model. The seed makes these buffers equal on all workers.
         torch.manual_seed(config.seed)
-        model = make_model(config.model, shape, num_actions, config.network, device=device)
+        model = make_model(config.model, spec, config.network, device=device)
         self.parameters = FlatParameters(model)
-        loss = load_loss(config.loss, config.algorithm) if config.loss is not None else None
+        loss = load_loss(config.loss, config.algorithm, spec.actions) if config.loss is not None else None
         self.learner = NoLearner() if config.act_only else Learner(model, config.algorithm, seed=seed, loss=loss)
         keeps = keeps_activations(config, model, self.learner)
-        self.player = Player(model, self.envs, seed, device, spans, keeps_activations=keeps)
+        gamma = config.algorithm.gamma
+        self.player = Player(model, self.envs, seed, device, spans, keeps_activations=keeps, gamma=gamma)
         self.rollout = Rollout(
             steps=config.algorithm.rollout_steps,
             num_envs=self.envs.num_envs,
-            observation_shape=self.envs.observation_shape,
-            observation_dtype=self.envs.observation_dtype,
+            spec=spec,
             device=device,
         )
 

@@ -5,15 +5,19 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.paths import ROOT
 
 from zmqrl.errors import UsageError
+from zmqrl.hostd.messages import Up
+from zmqrl.hosts import reach
 from zmqrl.hosts.connecting import connect
 from zmqrl.hosts.inventory import Host, read_hosts
-from zmqrl.hosts.reach import HostOptions
+from zmqrl.hosts.reach import HostOptions, addresses_of
 from zmqrl.hosts.ways.via import read_via, shown, via_command
 from zmqrl.hosts.ways.way import command_on
 
@@ -82,13 +86,24 @@ def test_a_hosts_file_sets_the_command_for_all_hosts_or_for_one(tmp_path: Path) 
         """,
         encoding="utf-8",
     )
-    reach = HostOptions(hosts=str(file)).reach()
-    begin = [" ".join(reach.command(host)[:5]) for host in reach.hosts]
+    found = HostOptions(hosts=str(file)).reach()
+    begin = [" ".join(found.command(host)[:5]) for host in found.hosts]
     assert begin[:2] == [f"docker exec -i c{number} {sys.executable}" for number in (1, 2)]
     assert begin[2] == "kubectl exec -i pod-0 --"
     assert begin[3].startswith(f"{sys.executable} -P -m")
-    reach = HostOptions(hosts=str(file), via="podman exec -i {host}").reach()
-    assert [reach.command(host)[0] for host in reach.hosts] == ["podman"] * 3 + [sys.executable]
+    found = HostOptions(hosts=str(file), via="podman exec -i {host}").reach()
+    assert [found.command(host)[0] for host in found.hosts] == ["podman"] * 3 + [sys.executable]
+
+
+def test_the_example_reaches_each_host_in_its_way() -> None:
+    found = HostOptions(hosts=str(ROOT / "launch" / "hosts" / "containers.toml")).reach()
+    begin = {host.name: " ".join(found.command(host)).partition(" -P ")[0] for host in found.hosts}
+    assert begin == {
+        "c1": "docker exec -i c1 /opt/zmqrl/bin/python",
+        "c2": "docker exec -i c2 /opt/zmqrl/bin/python",
+        "zmqrl-0": "kubectl exec -i zmqrl-0 -- /opt/zmqrl/bin/python",
+        "localhost": "/home/me/zmqrl/.venv/bin/python",
+    }
 
 
 @pytest.mark.parametrize(
@@ -126,6 +141,53 @@ def test_without_via_a_host_is_reached_by_ssh_and_this_machine_directly() -> Non
     assert command_on(Host(name="localhost", via=("docker", "{host}")), ["true"]) == ["true"]
 
 
+# addresses
+
+
+def up(**interfaces: str) -> Up:
+    """The report of a daemon that ssh did not start."""
+    found = {"lo": ["127.0.0.1"], **{name: [address] for name, address in interfaces.items()}}
+    about: dict[str, Any] = {
+        "pid": 1,
+        "zmqrl": "1",
+        "code": "0",
+        "python": "3",
+        "cores": 1,
+        "address": None,
+        "work": "/w",
+    }
+    return Up(host="here", interfaces=found, **about)
+
+
+def addresses(**daemons: Up) -> tuple[dict[str, str], list[str]]:
+    return addresses_of([Host(name=name) for name in daemons], daemons, by_hand={}, iface=None)
+
+
+def test_a_host_without_ssh_uses_its_only_address() -> None:
+    assert addresses(c1=up(eth0="10.0.0.1"), c2=up(eth0="10.0.0.2")) == ({"c1": "10.0.0.1", "c2": "10.0.0.2"}, [])
+
+
+@pytest.mark.parametrize("interfaces", [{}, {"eth0": "10.0.0.1", "eth1": "10.1.0.1"}], ids=["none", "two"])
+def test_a_host_without_ssh_and_without_an_obvious_address_is_named_with_its_addresses(
+    interfaces: dict[str, str],
+) -> None:
+    found, (sentence,) = addresses(c1=up(**interfaces))
+    assert found == {}
+    listed = ", ".join(f"{name} {address}" for name, address in {"lo": "127.0.0.1", **interfaces}.items())
+    assert sentence == (
+        f"c1: the address at which other hosts reach it is unknown, as it has {listed}: choose one with --iface, "
+        "--address c1=ADDRESS or `address` in the hosts file."
+    )
+
+
+def test_this_machine_has_the_address_from_which_it_reaches_another_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = up(eth0="192.168.0.1", docker0="172.17.0.1")
+    assert addresses(localhost=here) == ({"localhost": "127.0.0.1"}, [])
+    monkeypatch.setattr(reach, "own_address", {"172.17.0.2": "172.17.0.1"}.__getitem__)
+    found = {"localhost": "172.17.0.1", "c1": "172.17.0.2"}
+    assert addresses(localhost=here, c1=up(eth0="172.17.0.2")) == (found, [])
+
+
 # processes
 
 
@@ -139,8 +201,8 @@ def test_without_via_a_host_is_reached_by_ssh_and_this_machine_directly() -> Non
     ],
 )
 def test_an_error_names_the_host_and_the_command(tmp_path: Path, via: str, why: str) -> None:
-    reach = HostOptions(hosts="h1", via=via).reach()
-    link = reach.link(reach.hosts[0], work=str(tmp_path / "work"), lease_s=5.0)
+    found = HostOptions(hosts="h1", via=via).reach()
+    link = found.link(found.hosts[0], work=str(tmp_path / "work"), lease_s=5.0)
     failed = connect([link], instead="install it")
     assert failed.keys() == {"h1"}
     begin = f"{shown(read_via(via), 'h1')}: "
@@ -150,8 +212,8 @@ def test_an_error_names_the_host_and_the_command(tmp_path: Path, via: str, why: 
 
 @pytest.mark.processes
 def test_an_error_names_the_host_and_a_missing_program(tmp_path: Path) -> None:
-    reach = HostOptions(hosts="h1", via="/nowhere/docker exec -i {host}").reach()
-    link = reach.link(reach.hosts[0], work=str(tmp_path / "work"), lease_s=5.0)
+    found = HostOptions(hosts="h1", via="/nowhere/docker exec -i {host}").reach()
+    link = found.link(found.hosts[0], work=str(tmp_path / "work"), lease_s=5.0)
     assert connect([link]) == {"h1": "cannot run /nowhere/docker: No such file or directory"}
 
 

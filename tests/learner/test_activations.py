@@ -5,7 +5,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from support.stub_games import FrameEnvs
+from support.stub_games import FrameEnvs, described
 
 from zmqrl.learner.envs import Envs
 from zmqrl.learner.losses import BA3CConfig, Learner, PPOConfig
@@ -19,13 +19,12 @@ def played(name: str, compute: Compute = "float32", *, keeps_activations: bool =
     """A network and a rollout of two games that it played."""
     torch.manual_seed(0)
     envs = FrameEnvs(num_envs=2)
-    model = make_model(name, envs.observation_shape, envs.num_actions, NetworkConfig(compute=compute, hidden=32))
+    model = make_model(name, envs.spec, NetworkConfig(compute=compute, hidden=32))
     assert isinstance(model, ConvPolicy)
     rollout = Rollout(
         steps=CONFIG.rollout_steps,
         num_envs=envs.num_envs,
-        observation_shape=envs.observation_shape,
-        observation_dtype=envs.observation_dtype,
+        spec=envs.spec,
     )
     player = Player(model, cast(Envs, envs), 0, keeps_activations=keeps_activations)
     player.play(rollout)
@@ -82,4 +81,4 @@ def test_a_player_keeps_no_activations_unless_asked() -> None:
 def test_only_a_learner_of_whole_rollouts_in_order_uses_activations(
     config: BA3CConfig | PPOConfig, whole: bool
 ) -> None:
-    assert Learner(make_model("mlp", (2,), 2), config, seed=0).uses_whole_rollouts is whole
+    assert Learner(make_model("mlp", described((2,), 2)), config, seed=0).uses_whole_rollouts is whole

@@ -72,7 +72,7 @@ def test_rgb_frames_match_the_preprocessing_of_gymnasium_frame_by_frame() -> Non
     config = dataclasses.replace(PLAIN, grayscale=False, max_frames=600)
     theirs = preprocessed(emulator("ALE/Seaquest-v5", max_frames=600), grayscale=False)
     ours = make_envs("ALE/Seaquest-v5", config, threads=1)
-    assert ours.observation_shape == (12, 84, 84)
+    assert ours.spec.observation_shape == (12, 84, 84)
 
     def colours_together(frames: np.ndarray) -> np.ndarray:
         return np.concatenate([frame.transpose(2, 0, 1) for frame in frames])

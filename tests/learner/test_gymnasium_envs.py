@@ -6,12 +6,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import EnvConfig, Game, describe_env, make_envs, try_env
+from zmqrl.learner.games import ActionSpace, BoxActions, DiscreteActions, FactoredActions
 
 pytestmark = pytest.mark.processes
 
@@ -105,8 +106,14 @@ NAN = np.array([0.0, np.nan], np.float32)
         (User, {"observation_space": None}, "has NoneType observations, which cannot be flattened."),
         (
             User,
-            {"action_space": MultiDiscrete([2, 2])},
-            "has MultiDiscrete actions: only Discrete actions are supported.",
+            {"action_space": Dict({"a": Discrete(2)})},
+            "has Dict actions: a policy can choose Discrete, MultiDiscrete, MultiBinary and Box (float) actions.",
+        ),
+        (
+            User,
+            {"action_space": Box(0, 9, (2,), np.int64)},
+            "has Box int64 (2,) actions: a policy can choose Discrete, MultiDiscrete, MultiBinary and Box (float) "
+            "actions.",
         ),
         (OldReset, {}, OLDER_API),
         (OldReset, {"max_episode_steps": 9}, OLDER_API),
@@ -211,6 +218,159 @@ def test_observations_of_several_parts_are_flattened_into_one_vector(register: A
     envs = make_envs(env_id, CONFIG, threads=1)
     np.testing.assert_array_equal(envs.reset(0), [[0, 1, 0, 2, 3]] * 2)
     envs.close()
+
+
+class Taking(User):
+    """Remembers the actions that it is given, which must belong to its space."""
+
+    taken: Any
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), repr(action)
+        self.taken.append(action)
+        return super().step(action)
+
+
+@pytest.mark.parametrize(
+    ("space", "actions", "played", "taken"),
+    [
+        (Discrete(3, start=5), DiscreteActions(3), 2, 7),
+        (MultiDiscrete([3, 2], start=[0, 4]), FactoredActions((3, 2)), [2, 1], [2, 5]),
+        (MultiDiscrete(np.array([[3, 2], [2, 2]])), FactoredActions((3, 2, 2, 2)), [2, 1, 0, 1], [[2, 1], [0, 1]]),
+        (MultiBinary(3), FactoredActions((2, 2, 2)), [1, 0, 1], [1, 0, 1]),
+        (
+            Box(-2.0, np.array([2.0, 8.0], np.float32), (2,)),
+            BoxActions((-2.0, -2.0), (2.0, 8.0)),
+            [1.5, 7.0],
+            [1.5, 7.0],
+        ),
+        (Box(-1.0, 1.0, (1, 2), np.float64), BoxActions((-1.0, -1.0), (1.0, 1.0)), [1.0, 0.5], [[1.0, 0.5]]),
+        (Box(-1.0, 1.0, ()), BoxActions((-1.0,), (1.0,)), [0.5], 0.5),
+    ],
+)
+def test_an_environment_gets_actions_of_its_own_space(
+    register: Any, space: Any, actions: ActionSpace, played: Any, taken: Any
+) -> None:
+    given: list[Any] = []
+    env_id = register(Taking, action_space=space, taken=given)
+    assert try_env(env_id, CONFIG).actions == actions
+    envs = make_envs(env_id, EnvConfig(num_envs=1), threads=1)
+    envs.reset(0)
+    envs.step(np.array([played], actions.dtype))
+    np.testing.assert_array_equal(given[-1], taken)
+    envs.step(actions.drawn(np.random.default_rng(0), 1))
+    envs.close()
+
+
+@pytest.mark.parametrize(
+    ("shape", "seen"),
+    [((5, 6, 3), (3, 5, 6)), ((5, 6), (1, 5, 6)), ((3, 5, 6), (3, 5, 6)), ((4, 5, 6, 3), (12, 5, 6))],
+)
+def test_images_of_any_size_can_stay_images(register: Any, shape: tuple[int, ...], seen: tuple[int, ...]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    env_id = register(observation_space=Box(0, 255, shape, np.uint8), first=(image, {}), observation=image)
+    assert describe_env(env_id, CONFIG).observation_shape == (image.size,)
+    envs = make_envs(env_id, EnvConfig(num_envs=2, images=True), threads=1)
+    frames = envs.reset(0)
+    assert frames.shape == (2, *seen)
+    assert frames.dtype == envs.spec.observation_dtype == np.uint8
+    expected = np.moveaxis(image, -1, 0) if shape == (5, 6, 3) else image.reshape(-1, 5, 6)
+    if len(shape) == 4:
+        expected = np.concatenate([np.moveaxis(each, -1, 0) for each in image])
+    np.testing.assert_array_equal(frames[0], expected)
+    envs.close()
+
+
+def test_images_are_refused_where_there_are_none(register: Any) -> None:
+    env_id = register()
+    with pytest.raises(UsageError) as refused:
+        describe_env(env_id, EnvConfig(images=True))
+    assert str(refused.value) == f"{env_id} has Box float32 (2,) observations: --envs.images needs uint8 images."
+
+
+class Halving(gymnasium.ObservationWrapper[Any, Any, Any]):
+    def observation(self, observation: Any) -> Any:
+        return observation / 2
+
+
+class Doubling(gymnasium.RewardWrapper[Any, Any]):
+    def reward(self, reward: Any) -> Any:
+        return reward * 2
+
+
+NOTHING: Any = lambda env: None  # noqa: E731
+
+
+def test_wrappers_apply_in_their_order_and_are_named_in_the_flavour(register: Any) -> None:
+    env_id = register(first=(np.ones(2, np.float32), {}))
+    names = (f"{__name__}:Halving", f"{__name__}:Halving", f"{__name__}:Doubling")
+    config = EnvConfig(num_envs=1, wrappers=names)
+    spec = try_env(env_id, config)
+    assert spec.flavour == f"played as registered, wrapped by {', '.join(names)}, scores are sums of rewards"
+    envs = make_envs(env_id, config, threads=1)
+    np.testing.assert_array_equal(envs.reset(0), [[0.25, 0.25]])
+    assert envs.step(np.zeros(1, np.int64)).rewards.tolist() == [2.0]
+    envs.close()
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "sentence"),
+    [
+        ("gymnasium", "must be module:function."),
+        ("gymnasium:NoSuch", "gymnasium has no 'NoSuch'."),
+        ("no_such_module:f", "cannot import no_such_module: ModuleNotFoundError: No module named 'no_such_module'."),
+        (
+            f"{__name__}:NOTHING",
+            "returned a value of type NoneType: it must return an environment of Gymnasium.",
+        ),
+        ("gymnasium.wrappers:TransformAction", "fails: TypeError: "),
+    ],
+)
+def test_a_wrapper_that_cannot_be_used_is_named(register: Any, wrapper: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        try_env(register(), EnvConfig(wrappers=(wrapper,)))
+    assert str(refused.value).startswith(f"--wrapper {wrapper}")
+    assert str(refused.value).removeprefix(f"--wrapper {wrapper}").removeprefix(":").strip().startswith(sentence)
+
+
+def test_arguments_reach_the_environment_as_python_values() -> None:
+    given: dict[str, Any] = {}
+
+    def made(**settings: Any) -> User:
+        given.update(settings)
+        return User()
+
+    gymnasium.register("zmqrl-test/Own-v0", made, kwargs={"size": 1})
+    try:
+        args = ("size=3", "share=0.5", "hard=True", "name=a/b.xml", "text='x y'", "cells=[1, (2, 3)]", "sign=-1")
+        spec = describe_env("zmqrl-test/Own-v0", EnvConfig(args=args))
+        assert spec.flavour == f"played with {', '.join(args)}, scores are sums of true rewards"
+        values = {"size": 3, "share": 0.5, "hard": True, "name": "a/b.xml", "text": "x y", "cells": [1, (2, 3)]}
+        assert given == values | {"sign": -1}
+    finally:
+        del gymnasium.registry["zmqrl-test/Own-v0"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("size",), "size: must be NAME=VALUE"),
+        (("2x=1",), "2x=1: must be NAME=VALUE"),
+        (("size=[1",), "size=[1: the value must be a Python literal"),
+        (("call=f(1)",), "call=f(1): the value must be a Python literal"),
+        (("size=1", "size=2"), "size=2: size already has a value"),
+    ],
+)
+def test_an_argument_that_cannot_be_read_is_named(args: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        describe_env("CartPole-v1", EnvConfig(args=args))
+    assert str(refused.value).startswith(f"--env-arg {words}")
+
+
+@pytest.mark.parametrize("settings", [{"args": ("mode=1",)}, {"wrappers": ("a:b",)}, {"images": True}])
+def test_atari_games_take_no_arguments_and_wrappers(settings: Any) -> None:
+    with pytest.raises(UsageError, match=r"^ALE/Pong-v5 is an Atari game: remove --env-arg, --wrapper and"):
+        describe_env("ALE/Pong-v5", EnvConfig(**settings))
 
 
 def test_options_with_the_names_of_gymnasium_options_reach_the_environment() -> None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from support.stub_games import described
 from torch import Tensor, nn
 
 from zmqrl.errors import UsageError
@@ -210,7 +211,7 @@ def test_a_gradient_depends_on_its_version_and_not_on_earlier_work(
 def draw_rollout(steps: int = 8, num_envs: int = 6, *, seed: int = 0, number: int = 0) -> Rollout:
     """A rollout of vectors whose first number identifies the sample. Rewards are at most 3. A few steps end a game."""
     generator = torch.Generator().manual_seed(seed)
-    rollout = Rollout(steps=steps, num_envs=num_envs, observation_shape=(4,), observation_dtype=np.float32)
+    rollout = Rollout(steps=steps, num_envs=num_envs, spec=described((4,)))
     rollout.number = number
     rollout.observations.copy_(torch.randn(rollout.observations.shape, generator=generator))
     rollout.observations[..., 0] = torch.arange(steps * num_envs).view(steps, num_envs)
@@ -230,7 +231,7 @@ class Recording(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.inner = make_model("mlp", (4,), 2)
+        self.inner = make_model("mlp", described((4,), 2))
         self.shown: list[list[int]] = []
 
     def forward(self, observations: Tensor) -> Any:
@@ -356,8 +357,8 @@ def test_the_gradient_is_clipped_by_its_norm_over_all_parameters() -> None:
 def test_gradients_that_are_views_into_one_vector_are_overwritten_in_place(image: bool) -> None:
     model: nn.Module
     if image:
-        model = make_model("small", (4, 84, 84), 2)
-        rollout = Rollout(steps=2, num_envs=3, observation_shape=(4, 84, 84), observation_dtype=np.uint8)
+        model = make_model("small", described((4, 84, 84), 2))
+        rollout = Rollout(steps=2, num_envs=3, spec=described((4, 84, 84)))
         rollout.observations.random_(0, 256)
         rollout.rewards.uniform_()
     else:
@@ -391,9 +392,7 @@ def test_the_same_minibatch_gives_the_same_gradient_bit_for_bit() -> None:
 class Bandits:
     """Two arms. The observation says which arm pays 1; the other pays nothing. A game has one step."""
 
-    num_actions = 2
-    observation_shape = (2,)
-    observation_dtype = np.dtype(np.float32)
+    spec = described((2,), 2)
 
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs
@@ -433,9 +432,9 @@ class Bandits:
 def test_bandits_are_learned(config: PPOConfig | BA3CConfig, iterations: int) -> None:
     torch.manual_seed(0)
     envs = Bandits(num_envs=8)
-    model = make_model("mlp", (2,), 2)
+    model = make_model("mlp", described((2,), 2))
     player, learner = Player(model, cast(Envs, envs), seed=0), Learner(model, config, seed=0)
-    rollout = Rollout(steps=config.rollout_steps, num_envs=8, observation_shape=(2,), observation_dtype=np.float32)
+    rollout = Rollout(steps=config.rollout_steps, num_envs=8, spec=described((2,)))
     adam = torch.optim.Adam(model.parameters(), lr=1e-2)
     means = []
     for iteration in range(iterations):

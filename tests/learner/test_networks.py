@@ -7,10 +7,12 @@ from typing import cast
 import pytest
 import torch
 import torch.nn.functional as F
+from support.stub_games import described
 from torch import Tensor
 
 from zmqrl.errors import UsageError
 from zmqrl.learner import networks
+from zmqrl.learner.games import BoxActions
 from zmqrl.learner.networks import CPU, ConvPolicy, NetworkConfig, fastest_compute, make_model
 
 ATARI = (4, 84, 84)
@@ -26,14 +28,27 @@ def frames(batch: int, *, seed: int = 0, shape: tuple[int, ...] = ATARI) -> Tens
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 def test_an_image_model_gives_float32_logits_and_values(name: str, compute: networks.Compute) -> None:
-    logits, values = make_model(name, ATARI, 6, NetworkConfig(compute=compute))(frames(3))
+    logits, values = make_model(name, described(ATARI, 6), NetworkConfig(compute=compute))(frames(3))
     assert (logits.shape, values.shape) == ((3, 6), (3,))
     assert logits.dtype == values.dtype == torch.float32
 
 
 def test_the_vector_model_gives_float32_logits_and_values() -> None:
-    logits, values = make_model("mlp", (5,), 3)(torch.randn(7, 5))
+    logits, values = make_model("mlp", described((5,), 3))(torch.randn(7, 5))
     assert (logits.shape, values.shape) == ((7, 3), (7,))
+
+
+@pytest.mark.parametrize("name", [*IMAGE_MODELS, "mlp"])
+def test_a_policy_over_box_actions_has_means_and_deviations_that_ignore_the_observation(name: str) -> None:
+    shape = (5,) if name == "mlp" else ATARI
+    model = make_model(name, described(shape, BoxActions((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))))
+    model.get_parameter("log_std").data.copy_(torch.tensor([0.0, -1.0, -2.0]))
+    seen = torch.randn(4, 5) if name == "mlp" else frames(4)
+    outputs, values = model(seen)
+    assert (outputs.shape, outputs.dtype, values.shape) == ((4, 6), torch.float32, (4,))
+    assert len({tuple(row) for row in outputs[:, :3].tolist()}) == 4
+    assert outputs[:, 3:].tolist() == [[0.0, -1.0, -2.0]] * 4
+    assert model.double()(seen.double() if name == "mlp" else seen)[0].dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -68,29 +83,29 @@ def test_the_vector_model_gives_float32_logits_and_values() -> None:
     ],
 )
 def test_a_model_has_the_number_of_parameters_in_its_paper(name: str, layers: list[tuple[int, int]]) -> None:
-    parameters = list(make_model(name, ATARI, 4).parameters())
+    parameters = list(make_model(name, described(ATARI, 4)).parameters())
     assert sum(parameter.numel() for parameter in parameters) == sum(map(sum, layers))
     assert all(parameter.dtype == torch.float32 for parameter in parameters)
 
 
 def test_dba3c_on_twelve_channels_has_the_published_size_minus_the_padding() -> None:
     published, padding_to_16_channels = 331_909, 4 * 32 * 5 * 5
-    counted = sum(parameter.numel() for parameter in make_model("dba3c", (12, 84, 84), 4).parameters())
+    counted = sum(parameter.numel() for parameter in make_model("dba3c", described((12, 84, 84), 4)).parameters())
     assert counted == published - padding_to_16_channels
-    wide = make_model("dba3c", (12, 84, 84), 4, NetworkConfig(hidden=512))
+    wide = make_model("dba3c", described((12, 84, 84), 4), NetworkConfig(hidden=512))
     assert sum(parameter.numel() for parameter in wide.parameters()) == 948_229 - padding_to_16_channels
 
 
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_byte_frames_give_the_same_result_as_frames_divided_by_255(name: str) -> None:
-    model = make_model(name, ATARI, 4, FLOAT32)
+    model = make_model(name, described(ATARI, 4), FLOAT32)
     for of_bytes, of_floats in zip(model(frames(4)), model(frames(4) / 255), strict=True):
         torch.testing.assert_close(of_bytes, of_floats, rtol=1e-4, atol=1e-6)
 
 
 def test_byte_frames_give_the_same_gradients_as_frames_divided_by_255() -> None:
     torch.manual_seed(0)
-    model = make_model("small", ATARI, 4, FLOAT32)
+    model = make_model("small", described(ATARI, 4), FLOAT32)
     gradients = []
     for observations in (frames(4), frames(4) / 255):
         model.zero_grad()
@@ -103,7 +118,7 @@ def test_byte_frames_give_the_same_gradients_as_frames_divided_by_255() -> None:
 
 
 def test_the_small_model_has_two_convolutions_and_a_hidden_layer() -> None:
-    model = make_model("small", ATARI, 4, FLOAT32)
+    model = make_model("small", described(ATARI, 4), FLOAT32)
     assert isinstance(model, ConvPolicy)
     first, second = model.convs
     x = F.relu(second(F.relu(first(frames(2) / 255))))
@@ -114,7 +129,7 @@ def test_the_small_model_has_two_convolutions_and_a_hidden_layer() -> None:
 
 
 def test_dba3c_pools_after_three_convolutions_and_its_hidden_layer_is_linear() -> None:
-    model = make_model("dba3c", ATARI, 4, FLOAT32)
+    model = make_model("dba3c", described(ATARI, 4), FLOAT32)
     assert isinstance(model, ConvPolicy)
     x = frames(2) / 255
     for conv in model.convs[:3]:
@@ -128,7 +143,7 @@ def test_dba3c_pools_after_three_convolutions_and_its_hidden_layer_is_linear() -
 
 
 def test_the_memory_format_does_not_change_the_result() -> None:
-    model = make_model("nature", ATARI, 4, FLOAT32)
+    model = make_model("nature", described(ATARI, 4), FLOAT32)
     interleaved = frames(3).to(memory_format=torch.channels_last)
     for ours, theirs in zip(model(interleaved), model(frames(3)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -141,7 +156,7 @@ def test_bfloat16_is_close_to_float32(name: str) -> None:
     results = []
     for compute in computes:
         torch.manual_seed(1)
-        model = make_model(name, ATARI, 4, NetworkConfig(compute=compute))
+        model = make_model(name, described(ATARI, 4), NetworkConfig(compute=compute))
         logits, values = model(frames(16))
         (logits.log_softmax(-1)[:, 0].sum() + values.square().sum()).backward()
         gradient = torch.cat([cast(Tensor, parameter.grad).flatten() for parameter in model.parameters()])
@@ -161,14 +176,14 @@ def test_the_first_policy_is_nearly_uniform_and_one_seed_gives_one_network(name:
     outputs = []
     for _ in range(2):
         torch.manual_seed(3)
-        outputs.append(make_model(name, shape, 4)(observations))
+        outputs.append(make_model(name, described(shape, 4))(observations))
     assert outputs[0][0].softmax(-1).sub(0.25).abs().max() < 0.02
     assert torch.equal(outputs[0][0], outputs[1][0])
     assert torch.equal(outputs[0][1], outputs[1][1])
 
 
 def test_layers_begin_orthogonal_with_zero_biases() -> None:
-    model = make_model("small", ATARI, 4)
+    model = make_model("small", described(ATARI, 4))
     assert isinstance(model, ConvPolicy)
     for weight, gain in (
         (cast(Tensor, model.convs[1].weight).flatten(1), math.sqrt(2)),
@@ -193,19 +208,19 @@ def test_an_error_about_an_unsuitable_model_names_the_model_and_the_shape(
     name: str, shape: tuple[int, ...], words: list[str]
 ) -> None:
     with pytest.raises(UsageError) as error:
-        make_model(name, shape, 4)
+        make_model(name, described(shape, 4))
     assert all(word in str(error.value) for word in words)
 
 
 def test_the_vector_model_refuses_bfloat16() -> None:
     with pytest.raises(UsageError, match=r"--network.compute bfloat16: .* float32 only"):
-        make_model("mlp", (4,), 2, NetworkConfig(compute="bfloat16"))
+        make_model("mlp", described((4,), 2), NetworkConfig(compute="bfloat16"))
 
 
 @pytest.mark.parametrize("name", [*IMAGE_MODELS, "mlp"])
 def test_the_width_of_the_hidden_layer_can_be_chosen_for_every_model(name: str) -> None:
     shape = (5,) if name == "mlp" else ATARI
-    model = make_model(name, shape, 4, NetworkConfig(hidden=24))
+    model = make_model(name, described(shape, 4), NetworkConfig(hidden=24))
     heads = [p for key, p in model.named_parameters() if key.endswith("weight") and len(p) in (1, 4)]
     assert [head.shape for head in heads] == [(4, 24), (1, 24)]
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from support.paths import ROOT
 from support.run_rig import training
+from support.stub_games import described
 
 from zmqrl import cli
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import describe_env
+from zmqrl.learner.games import DiscreteActions
 from zmqrl.learner.losses import BA3CConfig, PPOConfig
 from zmqrl.learner.networks import NetworkConfig, make_model
 from zmqrl.learner.plugin import load_loss
@@ -60,7 +62,7 @@ GOOD = {"norm": False, "dtype": "torch.float32", "trainable": True, "outputs": "
 def test_a_function_or_a_class_makes_the_model(write: Write) -> None:
     name = write(MODEL.format(**GOOD) + "\n    def make(shape, num_actions):\n        return Net(shape, num_actions)")
     for function in ("Net", "make"):
-        logits, values = make_model(f"{name}:{function}", (5,), 3)(torch.randn(7, 5))
+        logits, values = make_model(f"{name}:{function}", described((5,), 3))(torch.randn(7, 5))
         assert (logits.shape, values.shape) == ((7, 3), (7,))
 
 
@@ -76,7 +78,7 @@ def test_a_model_is_tried_with_frames_in_the_format_of_a_rollout(write: Write) -
                 logits = self.layer(observations.flatten(1) / 255)
                 return logits, logits[:, 0]
     """)
-    make_model(f"{name}:Net", (2, 6, 6), 3)
+    make_model(f"{name}:Net", described((2, 6, 6), 3))
 
 
 @pytest.mark.parametrize(
@@ -104,14 +106,14 @@ def test_a_model_that_cannot_be_used_is_refused_with_the_reason(
 ) -> None:
     reference = f"{write(MODEL.format(**GOOD | changes))}:Net"
     with pytest.raises(UsageError) as refused:
-        make_model(reference, (5,), 3)
+        make_model(reference, described((5,), 3))
     assert str(refused.value).startswith(sentence.replace(" M ", f" {reference} "))
 
 
 def test_a_custom_model_refuses_the_network_settings(write: Write) -> None:
     name = write(MODEL.format(**GOOD))
     with pytest.raises(UsageError, match=f"^--model {name}:Net has its own width and number format"):
-        make_model(f"{name}:Net", (5,), 3, NetworkConfig(hidden=32))
+        make_model(f"{name}:Net", described((5,), 3), NetworkConfig(hidden=32))
 
 
 def test_an_error_names_a_missing_function(write: Write) -> None:
@@ -127,10 +129,10 @@ def test_an_error_names_a_missing_function(write: Write) -> None:
         ":f": "must be module:function.",
     }.items():
         with pytest.raises(UsageError) as refused:
-            make_model(reference, (5,), 3)
+            make_model(reference, described((5,), 3))
         assert str(refused.value) == f"--model {reference}: {sentence}"
     with pytest.raises(UsageError, match=f"^--model {name}:model returned str, not a torch.nn.Module.$"):
-        make_model(f"{name}:model", (5,), 3)
+        make_model(f"{name}:model", described((5,), 3))
 
 
 def test_untrained_parameters_of_a_model_are_the_same_in_every_worker(write: Write) -> None:
@@ -160,7 +162,7 @@ def test_untrained_parameters_of_a_model_are_the_same_in_every_worker(write: Wri
 )
 def test_an_error_about_an_unknown_model_suggests_the_nearest_one(name: str, hint: str) -> None:
     with pytest.raises(UsageError) as refused:
-        make_model(name, (5,), 3)
+        make_model(name, described((5,), 3))
     known = "choose small, nature, narrow, dba3c, mlp, or your own as module:function."
     assert str(refused.value) == f"unknown model '{name}'{hint}; {known}"
 
@@ -192,13 +194,13 @@ def test_a_loss_that_cannot_be_used_is_refused_with_the_reason(write: Write, res
     name = write(f"def loss(logits, values, batch, config, entropy_coefficient):\n    return {result}")
     for config in (PPOConfig(), BA3CConfig()):
         with pytest.raises(UsageError) as refused:
-            load_loss(f"{name}:loss", config)
+            load_loss(f"{name}:loss", config, DiscreteActions(3))
         assert str(refused.value).startswith(f"--loss {name}:loss {sentence}")
 
 
 def test_all_built_in_losses_pass_the_check() -> None:
-    load_loss("zmqrl.learner.losses:ppo_loss", PPOConfig())
-    load_loss("zmqrl.learner.losses:ba3c_loss", BA3CConfig())
+    load_loss("zmqrl.learner.losses:ppo_loss", PPOConfig(), DiscreteActions(3))
+    load_loss("zmqrl.learner.losses:ba3c_loss", BA3CConfig(), DiscreteActions(3))
 
 
 def test_the_command_finds_modules_in_the_current_directory(

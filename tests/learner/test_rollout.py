@@ -5,12 +5,13 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from support.stub_games import TRUNCATED_EVERY, CountingEnvs, FrameEnvs
+from support.stub_games import TRUNCATED_EVERY, CountingEnvs, FrameEnvs, described
 from torch import Tensor, nn
 
 from zmqrl.learner.envs import Envs
+from zmqrl.learner.heads import CATEGORICAL
 from zmqrl.learner.networks import make_model
-from zmqrl.learner.rollout import Player, Rollout, put_frames, sample_actions
+from zmqrl.learner.rollout import Player, Rollout, put_frames
 from zmqrl.observe.spans import Spans
 
 
@@ -30,8 +31,7 @@ def make_rollout(envs: CountingEnvs, steps: int = 6) -> Rollout:
     return Rollout(
         steps=steps,
         num_envs=envs.num_envs,
-        observation_shape=envs.observation_shape,
-        observation_dtype=envs.observation_dtype,
+        spec=envs.spec,
     )
 
 
@@ -91,7 +91,10 @@ def test_a_new_rollout_forgets_the_bootstrap_values_of_the_last_one() -> None:
 
 def test_playing_again_writes_into_the_same_memory() -> None:
     envs = FrameEnvs(num_envs=2)
-    rollout, player = make_rollout(envs, steps=2), make_player(envs, model=make_model("small", (4, 84, 84), 4))
+    rollout, player = (
+        make_rollout(envs, steps=2),
+        make_player(envs, model=make_model("small", described((4, 84, 84), 4))),
+    )
     tensors = {name: kept for name, kept in vars(rollout).items() if isinstance(kept, Tensor)}
     addresses = {name: kept.data_ptr() for name, kept in tensors.items()}
     player.play(rollout)
@@ -102,7 +105,7 @@ def test_playing_again_writes_into_the_same_memory() -> None:
 def test_frames_are_kept_as_bytes_and_channels_last() -> None:
     envs = FrameEnvs(num_envs=2)
     rollout = make_rollout(envs, steps=3)
-    make_player(envs, model=make_model("small", (4, 84, 84), 4)).play(rollout)
+    make_player(envs, model=make_model("small", described((4, 84, 84), 4))).play(rollout)
     assert rollout.observations.dtype == torch.uint8
     assert rollout.observations.shape == (3, 2, 4, 84, 84)
     for t in range(3):
@@ -118,7 +121,7 @@ def test_gathered_observations_belong_to_the_requested_samples(envs: CountingEnv
         put_frames(rollout.observations[t], envs.observe(t))
     for samples in ([11, 0, 4, 4], [7]):
         gathered = rollout.gather_observations(torch.tensor(samples))
-        assert gathered.shape == (len(samples), *envs.observation_shape)
+        assert gathered.shape == (len(samples), *envs.spec.observation_shape)
         assert torch.equal(gathered, torch.stack([rollout.observations[s // 3, s % 3] for s in samples]))
 
 
@@ -143,7 +146,7 @@ def test_playing_does_not_touch_the_global_random_state() -> None:
 
 def test_actions_are_drawn_with_the_probabilities_of_the_logits() -> None:
     probabilities = torch.tensor([0.1, 0.2, 0.0, 0.7])
-    actions, log_probs = sample_actions(probabilities.log().expand(20_000, 4), torch.Generator().manual_seed(0))
+    actions, log_probs = CATEGORICAL.sample(probabilities.log().expand(20_000, 4), torch.Generator().manual_seed(0))
     torch.testing.assert_close(actions.bincount(minlength=4) / 20_000, probabilities, rtol=0, atol=0.02)
     torch.testing.assert_close(log_probs.exp(), probabilities[actions])
 

@@ -3,8 +3,9 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from zmqrl.errors import UsageError
@@ -116,3 +117,26 @@ def test_an_unreadable_layout_is_a_usage_error(data: Any) -> None:
 def test_an_unreadable_shape_is_a_usage_error(length: Any) -> None:
     with pytest.raises(UsageError):
         Layout.from_json({"tensors": [["w", [length] * 20]], "shards": 2, "hash": ""})
+
+
+@given(
+    lengths=st.lists(st.tuples(st.booleans(), st.integers(0, 60)), min_size=1, max_size=8),
+    shards=st.integers(1, 4),
+)
+def test_every_element_of_a_running_statistic_is_averaged_on_its_shard(
+    lengths: list[tuple[bool, int]], shards: int
+) -> None:
+    named = [
+        (f"{'running_statistics.' if averaged else 'w.running_'}{i}", (n,)) for i, (averaged, n) in enumerate(lengths)
+    ]
+    count = sum(n for _, n in lengths)
+    assume(-(-count // ALIGNMENT) >= shards)
+    layout = Layout.of(named, shards)
+    whole = []
+    for cut in layout.slices:
+        marked = np.zeros(cut.count, bool)
+        for part in layout.averaged(cut.shard):
+            marked[part] = True
+        whole.append(marked)
+    expected = [averaged for averaged, n in lengths for _ in range(n)]
+    assert np.concatenate(whole).tolist() == expected

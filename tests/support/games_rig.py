@@ -14,7 +14,7 @@ RANDOM_SKIP = dataclasses.replace(PLAIN, frame_skip=4, min_frame_skip=2, sticky_
 
 
 def random_actions(envs: Envs, steps: int, seed: int = 0) -> Iterator[np.ndarray]:
-    return iter(np.random.default_rng(seed).integers(envs.num_actions, size=(steps, envs.num_envs)))
+    return iter(envs.spec.actions.drawn(np.random.default_rng(seed), steps, envs.num_envs))
 
 
 def play(envs: Envs, steps: int, seed: int = 0) -> list[Step]:

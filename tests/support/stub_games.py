@@ -1,12 +1,21 @@
 """Games without an emulator, whose ends are known or whose frames are random."""
 
-from typing import Any
-
 import numpy as np
 
-from zmqrl.learner.envs import Game, Step
+from zmqrl.learner.envs import EnvSpec, Game, Step
+from zmqrl.learner.games import ActionSpace, DiscreteActions
 
 TERMINATED_EVERY, TRUNCATED_EVERY = 3, 5
+
+
+def described(shape: tuple[int, ...], actions: int | ActionSpace = 4) -> EnvSpec:
+    """Games with observations of ``shape``, uint8 if they are images. A number is a number of discrete actions."""
+    return EnvSpec(
+        observation_shape=shape,
+        observation_dtype=np.dtype(np.uint8 if len(shape) == 3 else np.float32),
+        actions=DiscreteActions(actions) if isinstance(actions, int) else actions,
+        flavour="",
+    )
 
 
 class CountingEnvs:
@@ -15,9 +24,7 @@ class CountingEnvs:
     Games with even numbers terminate at every 3rd step. Games with odd numbers are truncated at every 5th step.
     """
 
-    num_actions = 4
-    observation_shape: tuple[int, ...] = (2,)
-    observation_dtype: np.dtype[Any] = np.dtype(np.float32)
+    spec = described((2,))
 
     def __init__(self, num_envs: int = 4) -> None:
         self.num_envs = num_envs
@@ -56,8 +63,7 @@ class CountingEnvs:
 class FrameEnvs(CountingEnvs):
     """Endless games with random frames."""
 
-    observation_shape = (4, 84, 84)
-    observation_dtype = np.dtype(np.uint8)
+    spec = described((4, 84, 84))
 
     def observe(self, last: float) -> np.ndarray:
         return np.random.default_rng(int(last)).integers(0, 256, (self.num_envs, 4, 84, 84), dtype=np.uint8)

@@ -29,7 +29,7 @@ class BareGames:
         settings = Config.from_json(config)
         self.envs = make_envs(settings.env, settings.envs, threads=threads)
         rng = np.random.default_rng(rank)
-        self.actions = rng.integers(self.envs.num_actions, size=(ACTIONS, self.envs.num_envs))
+        self.actions = self.envs.spec.actions.drawn(rng, ACTIONS, self.envs.num_envs)
         self.played = 0
         self.envs.reset(rank)
 
@@ -59,17 +59,9 @@ class _BareNetwork:
         torch.set_num_threads(threads)
         torch.manual_seed(rank)
         self.device = torch.device(settings.device)
-        self.model = make_model(
-            settings.model, spec.observation_shape, spec.num_actions, settings.network, device=self.device
-        )
+        self.model = make_model(settings.model, spec, settings.network, device=self.device)
         self.samples = settings.algorithm.minibatch_samples(settings.envs.num_envs)
-        rollout = Rollout(
-            steps=1,
-            num_envs=self.samples,
-            observation_shape=spec.observation_shape,
-            observation_dtype=spec.observation_dtype,
-            device=self.device,
-        )
+        rollout = Rollout(steps=1, num_envs=self.samples, spec=spec, device=self.device)
         rng, shape = np.random.default_rng(rank), (self.samples, *spec.observation_shape)
         is_image = spec.observation_dtype == np.uint8
         seen = rng.integers(256, size=shape) if is_image else rng.standard_normal(shape)

@@ -4,7 +4,7 @@ import contextlib
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias, TypeVar
 
@@ -20,9 +20,11 @@ ALIASES: Final = {
     "-x": "--export",
     "--port-range": "--wire.port-range",
     "--insecure-plaintext": "--wire.insecure-plaintext",
+    "--env-arg": "--envs.args",
+    "--wrapper": "--envs.wrappers",
 }
 REPEATABLE: Final = frozenset(
-    {"--straggle", "--address", "--export", "--sweep", "--without"}
+    {"--straggle", "--address", "--export", "--sweep", "--without", "--envs.args", "--envs.wrappers"}
 )  # tyro appends their values
 LISTS_OF_HOSTS: Final = frozenset({"--hosts", "--include", "--exclude"})
 
@@ -65,6 +67,11 @@ def _refuse_repetition(arguments: list[str]) -> None:
         if times > 1 and _option(text) not in REPEATABLE:
             hint = ", with a list of hosts such as h1,h2" if _option(text) in LISTS_OF_HOSTS else ""
             raise UsageError(f"{text} is given {times} times: give it once{hint}.")
+
+
+def option_names(arguments: Iterable[str]) -> set[str]:
+    """The names of the options in ``arguments``."""
+    return {_option(argument.partition("=")[0]) for argument in arguments if OPTION.match(argument)}
 
 
 def _option(text: str) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 import ale_py
 import numpy as np
-import numpy.typing as npt
 from ale_py import roms
 from ale_py.env import AtariEnv
 from ale_py.registration import rom_id_to_name
@@ -33,10 +32,7 @@ class AtariEnvs:
     """A batch of games of one ROM. The threads of ``ale_py`` emulate the games."""
 
     def __init__(self, game: str, spec: EnvSpec, config: EnvConfig, *, threads: int) -> None:
-        self.num_envs = config.num_envs
-        self.num_actions = spec.num_actions
-        self.observation_shape = spec.observation_shape
-        self.observation_dtype = spec.observation_dtype
+        self.num_envs, self.spec = config.num_envs, spec
         self._life_loss = config.life_loss
         self._clip_rewards = config.clip_rewards
         self._vector = emulators(
@@ -59,10 +55,10 @@ class AtariEnvs:
         self._first_frames = info["frame_number"] - info["episode_frame_number"]
         return _channels_together(observations)
 
-    def step(self, actions: npt.NDArray[np.int64]) -> Step:
+    def step(self, actions: np.ndarray) -> Step:
         # An unknown action makes an emulator thread fail without a result, so that step would never return.
         assert actions.min() >= 0
-        assert actions.max() < self.num_actions
+        assert actions.max() < self.spec.actions.outputs
         observations, rewards, terminated, truncated, info = self._vector.step(actions)
         # The frame number at which a game began changes at every reset, and at no other time. The number of lives is
         # not enough to detect a reset: a life lost at the time limit looks like any other lost life. Pong has no lives.
@@ -100,10 +96,7 @@ class RandomSkipEnvs:
 
     def __init__(self, game: str, spec: EnvSpec, config: EnvConfig) -> None:
         assert config.min_frame_skip is not None
-        self.num_envs = config.num_envs
-        self.num_actions = spec.num_actions
-        self.observation_shape = spec.observation_shape
-        self.observation_dtype = spec.observation_dtype
+        self.num_envs, self.spec = config.num_envs, spec
         self._config = config
         self._emulators = [
             bare_emulator(
@@ -120,11 +113,11 @@ class RandomSkipEnvs:
         started = [emulator.reset(seed=s) for emulator, s in zip(self._emulators, seeds, strict=True)]
         self._scores = Scores(self.num_envs)
         self._lives = np.array([info["lives"] for _, info in started])
-        self._stacks = np.zeros((self.num_envs, *self.observation_shape), np.uint8)
+        self._stacks = np.zeros((self.num_envs, *self.spec.observation_shape), np.uint8)
         self._stacks[:, -self._config.frame_channels :] = self._frames([screen for screen, _ in started])
         return self._stacks
 
-    def step(self, actions: npt.NDArray[np.int64]) -> Step:
+    def step(self, actions: np.ndarray) -> Step:
         played = [emulator.step(action) for emulator, action in zip(self._emulators, actions, strict=True)]
         screens, *figures, infos = zip(*played, strict=True)
         rewards, terminated, truncated = map(np.array, figures)

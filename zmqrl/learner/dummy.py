@@ -1,9 +1,8 @@
 """Makes frames at no cost, to measure everything except the games."""
 
 import numpy as np
-import numpy.typing as npt
 
-from zmqrl.learner.games import EnvConfig, EnvSpec, Scores, Step
+from zmqrl.learner.games import DiscreteActions, EnvConfig, EnvSpec, Scores, Step
 
 DUMMY_ID = "zmqrl/Dummy-v0"
 REWARD_PROBABILITY = 0.1
@@ -15,8 +14,10 @@ def describe_dummy(config: EnvConfig) -> EnvSpec:
     return EnvSpec(
         observation_shape=config.atari_shape,
         observation_dtype=np.dtype(np.uint8),
-        num_actions=4,
+        actions=DiscreteActions(4),
         flavour="no game: always the same random frames, random rewards and ends whatever is done",
+        normalizes_observations=config.normalize_observations,
+        normalizes_rewards=config.normalize_rewards,
     )
 
 
@@ -24,18 +25,15 @@ class DummyEnvs:
     """Repeats the frames made at the reset. Rewards and ends are random."""
 
     def __init__(self, spec: EnvSpec, config: EnvConfig) -> None:
-        self.num_envs = config.num_envs
-        self.num_actions = spec.num_actions
-        self.observation_shape = spec.observation_shape
-        self.observation_dtype = spec.observation_dtype
+        self.num_envs, self.spec = config.num_envs, spec
 
     def reset(self, seed: int) -> np.ndarray:
         self._rng = np.random.default_rng(seed)
         self._scores = Scores(self.num_envs)
-        self._frames = self._rng.integers(256, size=(self.num_envs, *self.observation_shape), dtype=np.uint8)
+        self._frames = self._rng.integers(256, size=(self.num_envs, *self.spec.observation_shape), dtype=np.uint8)
         return self._frames
 
-    def step(self, actions: npt.NDArray[np.int64]) -> Step:
+    def step(self, actions: np.ndarray) -> Step:
         rewards, ends = self._rng.random((2, self.num_envs)) < [[REWARD_PROBABILITY], [END_PROBABILITY]]
         return Step(
             observations=self._frames,

@@ -13,11 +13,11 @@ import ale_py
 import gymnasium
 import numpy as np
 
-from zmqrl.errors import UsageError, blaming
+from zmqrl.errors import UsageError, blaming, require
 from zmqrl.learner.atari import ENTRY_POINT, AtariEnvs, RandomSkipEnvs, atari_actions, game_of
 from zmqrl.learner.dummy import DUMMY_ID, DummyEnvs, describe_dummy
-from zmqrl.learner.games import EnvConfig, Envs, EnvSpec, Game, Step
-from zmqrl.learner.gymnasium_envs import CheckedEnv, GymnasiumEnvs
+from zmqrl.learner.games import DiscreteActions, EnvConfig, Envs, EnvSpec, Game, Step
+from zmqrl.learner.gymnasium_envs import CheckedEnv, GymnasiumEnvs, gymnasium_flavour
 
 __all__ = ["EnvConfig", "EnvSpec", "Envs", "Game", "Step", "describe_env", "flavour_of", "make_envs", "try_env"]
 
@@ -39,7 +39,7 @@ def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
         return DummyEnvs(describe_dummy(config), config)
     registered = find_env(env_id)
     if registered.entry_point != ENTRY_POINT:
-        return GymnasiumEnvs(env_id, registered, config.num_envs)
+        return GymnasiumEnvs(env_id, registered, config)
     game, spec = game_of(registered, config), describe_env(env_id, config)
     if config.min_frame_skip is not None:
         return RandomSkipEnvs(game, spec, config)
@@ -52,8 +52,8 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
     ``env_id`` can be ``module:id``, as in Gymnasium: ``module``, which registers ``id``, is imported first.
 
     Raises UsageError for invalid settings, an unknown id, an Atari game that is registered with other settings, an
-    environment that does not start, and actions that are not discrete. Observations that cannot be flattened into a
-    vector, such as graphs, are refused in the same way.
+    environment that does not start, and actions of other spaces than Discrete, MultiDiscrete, MultiBinary and Box.
+    Observations that cannot be flattened into a vector, such as graphs, are refused in the same way.
     """
     return _describe(env_id, config, plays=False)
 
@@ -63,7 +63,7 @@ def flavour_of(env_id: str, config: EnvConfig) -> str:
     if env_id == DUMMY_ID:
         return describe_dummy(config).flavour
     is_atari = find_env(env_id).entry_point == ENTRY_POINT
-    return config.flavour() if is_atari else "played as registered, scores are sums of true rewards"
+    return config.flavour() if is_atari else gymnasium_flavour(config)
 
 
 def try_env(env_id: str, config: EnvConfig) -> EnvSpec:
@@ -81,21 +81,22 @@ def _describe(env_id: str, config: EnvConfig, *, plays: bool) -> EnvSpec:
         return describe_dummy(config)
     registered = find_env(env_id)
     if registered.entry_point == ENTRY_POINT:
+        require(
+            not (config.args or config.wrappers or config.images),
+            f"{env_id} is an Atari game: remove --env-arg, --wrapper and --envs.images. --envs.* sets its rules.",
+        )
         return EnvSpec(
             observation_shape=config.atari_shape,
             observation_dtype=np.dtype(np.uint8),
-            num_actions=atari_actions(game_of(registered, config)),
+            actions=DiscreteActions(atari_actions(game_of(registered, config))),
             flavour=config.flavour(),
+            normalizes_observations=config.normalize_observations,
+            normalizes_rewards=config.normalize_rewards,
         )
-    with closing(CheckedEnv(env_id, registered)) as env:
+    with closing(CheckedEnv(env_id, registered, config)) as env:
         if plays:
             env.try_out()
-    return EnvSpec(
-        observation_shape=(env.length,),
-        observation_dtype=np.dtype(np.float32),
-        num_actions=env.num_actions,
-        flavour=flavour_of(env_id, config),
-    )
+    return env.spec
 
 
 def find_env(env_id: str) -> gymnasium.envs.registration.EnvSpec:

@@ -1,17 +1,23 @@
-"""The interface of a batch of games: settings, observations and results."""
+"""The interface of a batch of games: settings, observations, actions and results."""
 
+import ast
+import re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import tyro
 
-from zmqrl.errors import require
+from zmqrl.errors import UsageError, require
+
+WIDEST = 1e10  # environments write large numbers for bounds that they do not have
+TEXT = re.compile(r"[\w./:@+-]+")  # a value of --env-arg that can be text without quotes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvConfig:
-    """The games of one worker. All options except num-envs apply only to Atari games."""
+    """The games of one worker. The options from frame-skip to max-frames apply only to Atari games."""
 
     num_envs: int = 32
     """Number of games per worker."""
@@ -37,6 +43,20 @@ class EnvConfig:
     """Clip rewards to [-1, 1] for learning. Scores are never clipped."""
     max_frames: int = 108_000
     """Cut off a game after this many emulator frames."""
+    args: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(aliases=["--env-arg"], metavar="NAME=VALUE")
+    ] = ()
+    """Argument for gymnasium.make, such as hardcore=True. Repeat the option for more. Not for Atari games."""
+    wrappers: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(aliases=["--wrapper"], metavar="MODULE:FUNCTION")
+    ] = ()
+    """Function that takes an environment and returns the environment to play. Repeat it for more. Not for Atari."""
+    images: bool = False
+    """Keep uint8 images as images, for a network with convolutions. Otherwise they become vectors. Not for Atari."""
+    normalize_observations: bool = False
+    """Scale vectors to mean 0 and variance 1 by running statistics, and clip them to [-10, 10]."""
+    normalize_rewards: bool = False
+    """Divide rewards by the running deviation of discounted returns for learning, and clip them to [-10, 10]."""
 
     @property
     def frame_channels(self) -> int:
@@ -52,6 +72,25 @@ class EnvConfig:
     def mean_frame_skip(self) -> float:
         """Emulator frames per agent step of an Atari game, on average."""
         return self.frame_skip if self.min_frame_skip is None else (self.min_frame_skip + self.frame_skip) / 2
+
+    def make_arguments(self) -> dict[str, Any]:
+        """``args`` as keyword arguments: Python literals, or plain text. Raises UsageError for anything else."""
+        found: dict[str, Any] = {}
+        for text in self.args:
+            name, equals, value = text.partition("=")
+            require(
+                equals == "=" and name.isidentifier(), f"--env-arg {text}: must be NAME=VALUE, such as hardcore=True."
+            )
+            require(name not in found, f"--env-arg {text}: {name} already has a value: give it once.")
+            try:
+                found[name] = ast.literal_eval(value)
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                if not TEXT.fullmatch(value):
+                    raise UsageError(
+                        f"--env-arg {text}: the value must be a Python literal, such as 3, 0.5, True or 'text'."
+                    ) from None
+                found[name] = value
+        return found
 
     def flavour(self) -> str:
         """A line to print with each score of an Atari game: the settings that affect the score."""
@@ -94,16 +133,117 @@ class EnvConfig:
         )
         require(self.noop_max >= 0, f"--envs.noop-max {self.noop_max}: must be 0 or more.")
         require(self.max_frames >= 1, f"--envs.max-frames {self.max_frames}: must be 1 or more.")
+        self.make_arguments()
+
+
+@dataclass(frozen=True, slots=True)
+class DiscreteActions:
+    """An action is one of ``count``, numbered from 0: int64 (). A network returns a logit for each."""
+
+    count: int
+    shape = ()
+    dtype = np.dtype(np.int64)
+
+    @property
+    def outputs(self) -> int:
+        """The length of a network's output."""
+        return self.count
+
+    def played(self, actions: np.ndarray) -> np.ndarray:
+        """The policy's ``actions`` (B, *shape) as games take them."""
+        return actions
+
+    def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
+        """Random actions (*batch, *shape), as games take them."""
+        return rng.integers(self.count, size=batch)
+
+
+@dataclass(frozen=True, slots=True)
+class FactoredActions:
+    """An action is k choices at once, each numbered from 0: int64 (k,). Choice i has ``counts[i]`` alternatives.
+
+    A network returns a logit for each alternative, one choice after another.
+    """
+
+    counts: tuple[int, ...]
+    dtype = np.dtype(np.int64)
+
+    @property
+    def shape(self) -> tuple[int]:
+        """The shape of one action."""
+        return (len(self.counts),)
+
+    @property
+    def outputs(self) -> int:
+        """The length of a network's output."""
+        return sum(self.counts)
+
+    def played(self, actions: np.ndarray) -> np.ndarray:
+        """The policy's ``actions`` (B, *shape) as games take them."""
+        return actions
+
+    def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
+        """Random actions (*batch, *shape), as games take them."""
+        return rng.integers(self.counts, size=(*batch, len(self.counts)))
+
+
+@dataclass(frozen=True, slots=True)
+class BoxActions:
+    """An action is D numbers, each from its ``low`` to its ``high``: float32 (D,).
+
+    A network returns D means, then D log standard deviations. Both are in units in which the bounds are -1 and 1. A
+    number that lacks a bound has the units of the environment.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    dtype = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int]:
+        """The shape of one action."""
+        return (len(self.low),)
+
+    @property
+    def outputs(self) -> int:
+        """The length of a network's output."""
+        return 2 * len(self.low)
+
+    def played(self, actions: np.ndarray) -> np.ndarray:
+        """The policy's ``actions`` (B, D) in the units of the environment, float32, clipped to its bounds."""
+        bounds = np.array([self.low, self.high])
+        low, high = np.where((np.abs(bounds) < WIDEST).all(0), bounds, [[-1.0], [1.0]])
+        played: np.ndarray = np.clip(actions * (high - low) / 2 + (low + high) / 2, *bounds)
+        return played.astype(np.float32)
+
+    def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
+        """Random actions (*batch, D), as games take them."""
+        return self.played(rng.uniform(-1, 1, size=(*batch, len(self.low))))
+
+
+ActionSpace: TypeAlias = DiscreteActions | FactoredActions | BoxActions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvSpec:
-    """The observations and actions of a game. ``flavour`` is a line to print with its scores."""
+    """The observations and actions of a game. ``flavour`` is a line to print with its scores.
+
+    ``normalizes_observations``, ``normalizes_rewards``: whether a policy learns from scaled ones.
+    """
 
     observation_shape: tuple[int, ...]
     observation_dtype: np.dtype[np.generic]
-    num_actions: int
+    actions: ActionSpace
     flavour: str
+    normalizes_observations: bool = False
+    normalizes_rewards: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            not self.normalizes_observations or len(self.observation_shape) == 1,
+            f"--envs.normalize-observations does not apply to images, such as these {self.observation_shape}: "
+            "networks scale them.",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +277,7 @@ class Envs(Protocol):
     """B games that are stepped together."""
 
     num_envs: int
-    num_actions: int
-    observation_shape: tuple[int, ...]
-    observation_dtype: np.dtype[np.generic]
+    spec: EnvSpec
 
     def reset(self, seed: int) -> np.ndarray:
         """Start B new games and return their observations (B, *shape).
@@ -147,8 +285,11 @@ class Envs(Protocol):
         ``seed`` >= 0 and the index of a game determine all randomness in that game and its successors.
         """
 
-    def step(self, actions: npt.NDArray[np.int64]) -> Step:
-        """Play ``actions`` int64 (B,). The result stays valid after the next step."""
+    def step(self, actions: np.ndarray) -> Step:
+        """Play ``actions`` (B, *shape), of the shape, dtype and units of ``spec.actions``.
+
+        The result stays valid after the next step.
+        """
 
     def close(self) -> None:
         """End the games and their threads."""

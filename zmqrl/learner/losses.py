@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from zmqrl.errors import UsageError, require
+from zmqrl.learner.heads import CATEGORICAL, Head
 from zmqrl.learner.returns import gae, n_step_returns
 from zmqrl.learner.rollout import Rollout
+from zmqrl.learner.statistics import statistics_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,35 +119,36 @@ class BA3CConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """The M samples of one minibatch. Tensors are float32 (M,), except ``actions``, int64 (M,).
+    """The M samples of one minibatch. Tensors are float32 (M,), except ``actions`` (M, *shape).
 
     ``log_probs`` are those of the policy that acted. ``advantages`` weight the actions, and ``returns`` are
-    the targets of the values.
+    the targets of the values. ``head`` gives the log-probabilities of actions from the outputs of the network.
     """
 
     actions: Tensor
     log_probs: Tensor
     advantages: Tensor
     returns: Tensor
+    head: Head = CATEGORICAL
 
 
 # Metrics that the learner reports in addition to the statistics of the loss.
 LEARNER_METRICS = ("loss", "grad_norm", "grad_norm_clipped", "explained_variance", "entropy_coefficient")
 
-# A loss takes logits (M, A), values (M,), the batch, the settings of the algorithm, and the current coefficient of the
-# entropy bonus. It returns the loss, a scalar, and detached scalars to report.
+# A loss takes outputs of the network (M, A), such as logits, values (M,), the batch, the settings of the algorithm, and
+# the current coefficient of the entropy bonus. It returns the loss, a scalar, and detached scalars to report.
 Loss: TypeAlias = Callable[[Tensor, Tensor, Batch, Any, float], tuple[Tensor, dict[str, Tensor]]]
 
 
 def ppo_loss(
-    logits: Tensor, values: Tensor, batch: Batch, config: PPOConfig, entropy_coefficient: float
+    outputs: Tensor, values: Tensor, batch: Batch, config: PPOConfig, entropy_coefficient: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clipped surrogate, the value loss and the entropy bonus of logits (M, A) and values (M,).
+    """The clipped surrogate, the value loss and the entropy bonus of network outputs (M, A) and values (M,).
 
     Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 9. The value loss is the mean of (V - R)^2,
     not clipped. The statistics are detached scalars.
     """
-    log_probs, entropy = _log_probs_and_entropy(logits, batch.actions)
+    log_probs, entropy = batch.head.log_probs_and_entropy(outputs, batch.actions)
     log_ratio = log_probs - batch.log_probs
     ratio = log_ratio.exp()
     advantages = batch.advantages
@@ -162,15 +165,15 @@ def ppo_loss(
 
 
 def ba3c_loss(
-    logits: Tensor, values: Tensor, batch: Batch, config: BA3CConfig, entropy_coefficient: float
+    outputs: Tensor, values: Tensor, batch: Batch, config: BA3CConfig, entropy_coefficient: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Policy gradient, value loss and entropy bonus of logits (M, A) and values (M,), as means over the batch.
+    """Policy gradient, value loss and entropy bonus of network outputs (M, A) and values (M,), as means over the batch.
 
     Mnih et al. 2016, section 4: -log pi(a) (R - V), with V held constant. The value loss is the mean of (V - R)^2. The
     loss does not correct for the lag between the policy that acted and the policy that learns. The statistics are
     detached scalars.
     """
-    log_probs, entropy = _log_probs_and_entropy(logits, batch.actions)
+    log_probs, entropy = batch.head.log_probs_and_entropy(outputs, batch.actions)
     advantages = batch.returns - values.detach()
     policy_loss = -(log_probs * advantages).mean()
     value_loss = (values - batch.returns).square().mean()
@@ -209,7 +212,10 @@ class Learner:
         losses: dict[type, Loss] = {PPOConfig: ppo_loss, BA3CConfig: ba3c_loss}
         self._loss = loss or losses[type(config)]
         self._seed = seed
-        self._parameters = list(model.parameters())
+        self._statistics = statistics_of(model)
+        self._tensors = list(model.parameters())
+        averaged = set() if self._statistics is None else set(self._statistics.parameters())
+        self._parameters = [parameter for parameter in self._tensors if parameter not in averaged]
 
     @property
     def uses_whole_rollouts(self) -> bool:
@@ -236,31 +242,35 @@ class Learner:
 
         An existing ``.grad`` is overwritten in place, so it may be a view of a longer vector. ``version`` is that
         of the gradient, and ``elapsed`` the progress of the run at that version, from 0 to 1. Each schedule follows one
-        of the two. Returns the metrics. Advantages and values are in units of reward. ``explained_variance`` covers the
-        whole rollout, with the values of the policy that acted.
+        of the two. The gradient of minibatch 0 updates the running statistics with the rollout. Returns the metrics.
+        Advantages and values are in units of reward. ``explained_variance`` covers the whole rollout, with the values
+        of the policy that acted.
         """
-        for parameter in self._parameters:
+        for parameter in self._tensors:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             else:
                 parameter.grad.zero_()
+        if index == 0 and self._statistics is not None:
+            self._statistics.set_gradients(rollout.moments)
         indices = self._samples(rollout, index)
         batch = Batch(
-            actions=rollout.actions.flatten()[indices],
+            actions=rollout.actions.flatten(0, 1)[indices],
             log_probs=rollout.log_probs.flatten()[indices],
             advantages=rollout.advantages.flatten()[indices],
             returns=rollout.returns.flatten()[indices],
+            head=rollout.head,
         )
         observations = rollout.gather_observations(indices)
         if rollout.activations is None:
-            logits, values = self.model(observations)
+            outputs, values = self.model(observations)
         else:
             rollout.activations.begin(learns=True)
-            logits, values = self.model(observations, rollout.activations)
+            outputs, values = self.model(observations, rollout.activations)
         config, entropy_coefficient = self.config, entropy_coefficient_at(self.config, version, elapsed)
         if isinstance(config, PPOConfig) and config.final_clip is not None:
             config = replace(config, clip=clip_at(config, elapsed))
-        loss, stats = self._loss(logits, values, batch, config, entropy_coefficient)
+        loss, stats = self._loss(outputs, values, batch, config, entropy_coefficient)
         torch.autograd.backward(loss)
         grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
         whole = {"loss": loss.detach(), "grad_norm": grad_norm, "explained_variance": rollout.explained_variance}
@@ -299,13 +309,6 @@ class NoLearner:
     def gradient(self, rollout: Rollout, index: int, version: int, elapsed: float = 0.0) -> dict[str, float]:
         """Report nothing."""
         return {}
-
-
-def _log_probs_and_entropy(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (M,) of ``actions`` (M,) in the policy of logits (M, A), and the mean entropy of the policy."""
-    log_probs = logits.log_softmax(-1)
-    entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
-    return log_probs.gather(1, actions[:, None]).squeeze(1), entropy
 
 
 def _stats(

@@ -1,4 +1,4 @@
-"""The networks: observations in, action logits and state values out."""
+"""The networks: observations in, the outputs for a policy over actions and state values out."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from zmqrl.errors import UsageError, did_you_mean, require
 from zmqrl.learner.activations import Activations
+from zmqrl.learner.games import ActionSpace, BoxActions, EnvSpec
 from zmqrl.learner.plugin import load_model
+from zmqrl.learner.statistics import add_statistics
 
 Compute = Literal["float32", "bfloat16"]
 
@@ -71,7 +73,7 @@ CONVOLUTIONS = {
 
 
 class ConvPolicy(nn.Module):
-    """Convolutions and one hidden layer, shared by two heads.
+    """Convolutions and one hidden layer, shared by two heads, and ``log_std`` for box actions.
 
     The parameters are float32. With bfloat16, each forward pass makes bfloat16 copies of the parameters, and
     the heads compute in float32. After ``double()``, everything is float64. The hidden layer reads the output of the
@@ -81,7 +83,7 @@ class ConvPolicy(nn.Module):
     def __init__(
         self,
         observation_shape: Sequence[int],
-        num_actions: int,
+        actions: ActionSpace,
         convolutions: Sequence[Conv],
         *,
         hidden: int,
@@ -104,12 +106,13 @@ class ConvPolicy(nn.Module):
         gain = math.sqrt(2) if hidden_relu else 1.0
         self.hidden = _orthogonal(nn.Linear(channels * height * width, hidden, bias=biases), gain)
         self.hidden_relu = hidden_relu
-        self.actor = _orthogonal(nn.Linear(hidden, num_actions), 0.01)
+        self.actor = _orthogonal(nn.Linear(hidden, _actor_outputs(actions)), 0.01)
         self.critic = _orthogonal(nn.Linear(hidden, 1), 1.0)
+        self.log_std = _log_std(actions)
         self.dtype = torch.bfloat16 if compute == "bfloat16" else torch.float32
 
     def forward(self, observations: Tensor, activations: Activations | None = None) -> tuple[Tensor, Tensor]:
-        """Logits float32 (B, A) and values float32 (B,) of observations uint8 or float (B, C, H, W).
+        """Outputs float32 (B, A) and values float32 (B,) of observations uint8 or float (B, C, H, W).
 
         ``activations`` keeps the outputs of the layers, or provides them.
 
@@ -130,7 +133,7 @@ class ConvPolicy(nn.Module):
         x = x.permute(0, 2, 3, 1).flatten(1)
         x = linear(x, self.hidden.weight.to(self.dtype), self._cast(self.hidden.bias))
         x = (F.relu_(x) if self.hidden_relu else x).to(self.actor.weight.dtype)
-        return self.actor(x), self.critic(x).squeeze(-1)
+        return _with_log_std(self.actor(x), self.log_std), self.critic(x).squeeze(-1)
 
     def double(self) -> Self:
         """Convert parameters, computation and results to float64."""
@@ -142,17 +145,35 @@ class ConvPolicy(nn.Module):
 
 
 class VectorPolicy(nn.Module):
-    """Two separate networks of two tanh layers, one for the actor and one for the critic, in float32."""
+    """Two separate networks of two tanh layers, one for the actor and one for the critic, in float32.
 
-    def __init__(self, observation_shape: Sequence[int], num_actions: int, *, hidden: int) -> None:
+    ``log_std`` is for box actions.
+    """
+
+    def __init__(self, observation_shape: Sequence[int], actions: ActionSpace, *, hidden: int) -> None:
         super().__init__()
         (inputs,) = observation_shape
-        self.actor = _tanh_trunk(inputs, hidden, num_actions, head_gain=0.01)
+        self.actor = _tanh_trunk(inputs, hidden, _actor_outputs(actions), head_gain=0.01)
         self.critic = _tanh_trunk(inputs, hidden, 1, head_gain=1.0)
+        self.log_std = _log_std(actions)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits float32 (B, A) and values float32 (B,) of observations float32 (B, n)."""
-        return self.actor(observations), self.critic(observations).squeeze(-1)
+        """Outputs float32 (B, A) and values float32 (B,) of observations float32 (B, n)."""
+        return _with_log_std(self.actor(observations), self.log_std), self.critic(observations).squeeze(-1)
+
+
+def _actor_outputs(actions: ActionSpace) -> int:
+    """The width of the actor's last layer: means for box actions, logits for others."""
+    return len(actions.low) if isinstance(actions, BoxActions) else actions.outputs
+
+
+def _log_std(actions: ActionSpace) -> nn.Parameter | None:
+    """Log standard deviations (D,) that do not depend on the observation, for box actions."""
+    return nn.Parameter(torch.zeros(actions.shape)) if isinstance(actions, BoxActions) else None
+
+
+def _with_log_std(outputs: Tensor, log_std: Tensor | None) -> Tensor:
+    return outputs if log_std is None else torch.cat((outputs, log_std.expand_as(outputs)), -1)
 
 
 @contextmanager
@@ -168,24 +189,30 @@ def _one_thread() -> Iterator[None]:
 @_one_thread()  # the last bits of orthogonal weights depend on the number of threads
 def make_model(
     name: str,
-    observation_shape: Sequence[int],
-    num_actions: int,
+    spec: EnvSpec,
     network: NetworkConfig = AS_IT_IS,
     *,
     device: torch.device = CPU,
 ) -> nn.Module:
-    """The network ``name`` for these observations on ``device``, initialized from torch's global random state.
+    """The network ``name`` for the games of ``spec`` on ``device``, initialized from torch's global random state.
 
     A name like ``module:function`` is a user-defined function: see ``load_model``. One CPU thread draws the parameters,
     so that a seed gives the same parameters on every device and with any number of cores.
 
-    Raises UsageError if the network does not exist, does not fit the observations, or does not compute in bfloat16.
+    It also has the running statistics that ``spec`` uses. Raises UsageError if the network does not exist, does not fit
+    the observations, or does not compute in bfloat16.
     """
-    shape = tuple(observation_shape)
+    model = _bare_model(name, spec, network, device)
+    add_statistics(model, spec)
+    return model.to(device)
+
+
+def _bare_model(name: str, spec: EnvSpec, network: NetworkConfig, device: torch.device) -> nn.Module:
+    shape, actions = spec.observation_shape, spec.actions
     if ":" in name:
         if network != AS_IT_IS:
             raise UsageError(f"--model {name} has its own width and number format: remove all --network.* options.")
-        return load_model(name, shape, num_actions).to(device)
+        return load_model(name, shape, actions.outputs)
     if name not in HIDDEN:
         known = f"choose {', '.join(HIDDEN)}, or your own as module:function."
         raise UsageError(f"unknown model {name!r}{did_you_mean(name, HIDDEN)}; {known}")
@@ -196,15 +223,18 @@ def make_model(
             raise UsageError(f"{unfit}: it reads vectors; use small, nature, narrow or dba3c for images.")
         if network.compute == "bfloat16":
             raise UsageError("--network.compute bfloat16: model 'mlp' computes in float32 only.")
-        return VectorPolicy(shape, num_actions, hidden=hidden).to(device)
+        return VectorPolicy(shape, actions, hidden=hidden)
     if len(shape) != 3:
-        raise UsageError(f"{unfit}: it reads images (channels, height, width); use mlp for vectors.")
+        raise UsageError(
+            f"{unfit}: it reads images (channels, height, width); use mlp for vectors, or "
+            "--envs.images if the environment returns images."
+        )
     # As in the original, the hidden layer of dba3c is linear, and this layer and the convolutions have no biases.
     seed_net = name == "dba3c"
     try:
-        model = ConvPolicy(
+        return ConvPolicy(
             shape,
-            num_actions,
+            actions,
             CONVOLUTIONS[name],
             hidden=hidden,
             biases=not seed_net,
@@ -213,7 +243,6 @@ def make_model(
         )
     except ValueError as error:
         raise UsageError(f"{unfit}: {error}; use a larger screen or another model.") from error
-    return model.to(device)
 
 
 @cache

@@ -30,14 +30,14 @@ Screen = npt.NDArray[np.uint8]
 class Shown:
     """The result of a step: the ``screens`` that show it, its unclipped reward, and whether the game is over.
 
-    ``observation`` float32 (n,) is for comparison with the game that the policy plays. Atari games have no observation:
+    ``observation`` (*shape) is for comparison with the game that the policy plays. Atari games have no observation:
     their screens differ from what the policy sees, but the same seed and actions always give the same game.
     """
 
     screens: list[Screen]
     reward: float
     over: bool
-    observation: npt.NDArray[np.float32] | None = None
+    observation: np.ndarray | None = None
 
 
 class Picture(Protocol):
@@ -48,8 +48,8 @@ class Picture(Protocol):
     def reset(self, seed: int) -> Shown:
         """Start the game of ``seed``. Call it once: in some games, a reset does not clear all state."""
 
-    def step(self, action: int) -> Shown:
-        """Play ``action``. Do not call it after the end of the game."""
+    def step(self, action: np.ndarray | int) -> Shown:
+        """Play ``action`` (*shape). Do not call it after the end of the game."""
 
     def close(self) -> None:
         """End the game."""
@@ -63,7 +63,7 @@ def make_picture(env_id: str, config: EnvConfig) -> Picture:
     if registered.entry_point == ENTRY_POINT:
         picture = _AtariPicture if config.min_frame_skip is None else _RandomSkipPicture
         return picture(game_of(registered, config), config)
-    return _GymnasiumPicture(env_id, registered)
+    return _GymnasiumPicture(env_id, registered, config)
 
 
 class _AtariPicture:
@@ -88,7 +88,7 @@ class _AtariPicture:
         observations, _ = self._vector.reset(seed=game_seeds(seed, 1))
         return Shown([np.asarray(observations[0, 0])], 0.0, over=False)
 
-    def step(self, action: int) -> Shown:
+    def step(self, action: np.ndarray | int) -> Shown:
         observations, rewards, terminated, truncated, _ = self._vector.step(np.array([action]))
         return Shown([np.asarray(observations[0, 0])], float(rewards[0]), over=bool(terminated[0] or truncated[0]))
 
@@ -110,7 +110,7 @@ class _RandomSkipPicture:
         screen, _ = self._emulator.reset(seed=int(game_seeds(seed, 1)[0]))
         return Shown([np.asarray(screen)], 0.0, over=False)
 
-    def step(self, action: int) -> Shown:
+    def step(self, action: np.ndarray | int) -> Shown:
         # An emulator that skips frames itself draws the same number from the same generator.
         frames = int(self._emulator.np_random.integers(*self._skips))
         played = [self._emulator.step(action) for _ in range(frames)]
@@ -125,9 +125,9 @@ class _RandomSkipPicture:
 class _GymnasiumPicture:
     """The picture that a Gymnasium environment renders."""
 
-    def __init__(self, env_id: str, registered: Registered) -> None:
+    def __init__(self, env_id: str, registered: Registered, config: EnvConfig) -> None:
         self._blame = f"{env_id} cannot be drawn"
-        self._played = CheckedEnv(env_id, registered, failed="cannot be drawn", render_mode="rgb_array")
+        self._played = CheckedEnv(env_id, registered, config, failed="cannot be drawn", render_mode="rgb_array")
         with blaming(self._blame):
             self.frames_per_s = float(self._played.env.metadata.get("render_fps") or USUAL_FRAMES_PER_S)
             if not 0 < self.frames_per_s <= MOST_FRAMES_PER_S:
@@ -139,8 +139,8 @@ class _GymnasiumPicture:
         observation = self._played.reset(int(game_seeds(seed, 1)[0]))
         return Shown([self._screen()], 0.0, over=False, observation=observation)
 
-    def step(self, action: int) -> Shown:
-        observation, reward, terminated, truncated = self._played.step(np.int64(action))
+    def step(self, action: np.ndarray | int) -> Shown:
+        observation, reward, terminated, truncated = self._played.step(np.asarray(action))
         return Shown([self._screen()], reward, over=terminated or truncated, observation=observation)
 
     def close(self) -> None:

@@ -1,14 +1,15 @@
 """Loads a user-defined model or loss, given as ``module:function``, and tests it before use."""
 
-import importlib
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zmqrl.errors import UsageError, blaming, did_you_mean
+from zmqrl.errors import UsageError, blaming, load_function
+from zmqrl.learner.games import ActionSpace
+from zmqrl.learner.heads import head_of
 from zmqrl.learner.losses import LEARNER_METRICS, BA3CConfig, Batch, Loss, PPOConfig
 from zmqrl.observe.reports import MOST_FIGURES, NAME
 
@@ -20,10 +21,12 @@ def load_model(reference: str, observation_shape: Sequence[int], num_actions: in
     """The network that the function ``reference`` returns for ``(observation_shape, num_actions)``.
 
     Its forward takes observations: uint8 (B, C, H, W) from 0 to 255, channels-last in memory, or float32 (B, n). It
-    returns logits float32 (B, num_actions) and values float32 (B,). Raises UsageError if a test call fails.
+    returns outputs float32 (B, num_actions), as ``ActionSpace`` describes them, and values float32 (B,).
+
+    Raises UsageError if a test call fails.
     """
     blame = f"--model {reference}"
-    make, shape = _load(blame, reference), tuple(observation_shape)
+    make, shape = load_function(blame, reference), tuple(observation_shape)
     with blaming(f"{blame} fails for observations of shape {shape}"):
         model = make(shape, num_actions)
         if not isinstance(model, nn.Module):
@@ -50,7 +53,7 @@ def load_model(reference: str, observation_shape: Sequence[int], num_actions: in
     return model
 
 
-def logits_of(reference: str, model: nn.Module, observations: Tensor, num_actions: int) -> Tensor:
+def outputs_of(reference: str, model: nn.Module, observations: Tensor, num_actions: int) -> Tensor:
     """Logits float32 (B, num_actions) of ``observations`` (B, ...), computed by the ``model`` of ``reference``.
 
     B can be 1, which ``load_model`` does not test. Raises UsageError if the user's code raises an exception, or if the
@@ -68,20 +71,24 @@ def logits_of(reference: str, model: nn.Module, observations: Tensor, num_action
     return logits
 
 
-def load_loss(reference: str, config: PPOConfig | BA3CConfig) -> Loss:
-    """The function ``reference``, with the signature of ``ppo_loss``. Raises UsageError if a test call fails."""
+def load_loss(reference: str, config: PPOConfig | BA3CConfig, actions: ActionSpace) -> Loss:
+    """The function ``reference``, with the signature of ``ppo_loss``. Raises UsageError if a test call fails.
+
+    The test call has ``actions`` of this space.
+    """
     blame = f"--loss {reference}"
-    loss = _load(blame, reference)
-    logits = torch.linspace(-1, 1, 3 * SAMPLES).view(SAMPLES, 3).requires_grad_()
+    loss = load_function(blame, reference)
+    outputs = torch.linspace(-1, 1, actions.outputs * SAMPLES).view(SAMPLES, actions.outputs).requires_grad_()
     values = torch.linspace(-1, 1, SAMPLES).requires_grad_()
     batch = Batch(
-        actions=torch.arange(SAMPLES) % 3,
+        actions=torch.zeros(SAMPLES, *actions.shape, dtype=torch.from_numpy(np.empty(0, actions.dtype)).dtype),
         log_probs=torch.full((SAMPLES,), -1.0),
         advantages=torch.linspace(1, -1, SAMPLES),
         returns=torch.linspace(0, 1, SAMPLES),
+        head=head_of(actions),
     )
     with blaming(f"{blame} fails"):
-        result = loss(logits, values, batch, config, config.entropy_coefficient)
+        result = loss(outputs, values, batch, config, config.entropy_coefficient)
     match result:
         case (Tensor(shape=(), requires_grad=True), {**stats}) if all(_shape(stat) == () for stat in stats.values()):
             if unfit := [name for name in stats if not NAME.fullmatch(str(name)) or name in LEARNER_METRICS]:
@@ -96,20 +103,6 @@ def load_loss(reference: str, config: PPOConfig | BA3CConfig) -> Loss:
         f"{blame} returned {_kind(result)}: it must return a scalar tensor computed from logits and values, and "
         "a dict of float32 scalars to report."
     )
-
-
-def _load(blame: str, reference: str) -> Callable[..., Any]:
-    module_name, _, name = reference.partition(":")
-    if not module_name or not name:
-        raise UsageError(f"{blame}: must be module:function.")
-    with blaming(f"{blame}: cannot import {module_name}"):
-        module = importlib.import_module(module_name)
-    if not hasattr(module, name):
-        raise UsageError(f"{blame}: {module_name} has no {name!r}{did_you_mean(name, vars(module))}.")
-    function = getattr(module, name)
-    if not callable(function):
-        raise UsageError(f"{blame}: {name} is a value of type {_kind(function)}, not a function.")
-    return function  # type: ignore[no-any-return]
 
 
 def _observations(shape: tuple[int, ...]) -> Tensor:

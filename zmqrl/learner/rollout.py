@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from zmqrl.learner.activations import Activations
-from zmqrl.learner.games import Envs, Game
+from zmqrl.learner.games import Envs, EnvSpec, Game
+from zmqrl.learner.heads import head_of
+from zmqrl.learner.statistics import MeanAndVariance, discounted_returns, moments_of, statistics_of
 from zmqrl.observe.spans import Spans
 
 CPU = torch.device("cpu")
@@ -18,12 +19,14 @@ class Rollout:
     """T steps of B environments. Each ``Player.play`` fills it again.
 
     ``observations``: (T, B, *shape), uint8 or float32, the inputs of the policy. ``last_observations``: (B, *shape),
-    those after the last step. ``actions``: int64 (T, B). ``log_probs``, ``values``: float32 (T, B), of the policy that
-    acted. ``rewards``: float32 (T, B), for learning. ``terminated``, ``truncated``: bool (T, B). ``bootstrap_values``:
-    float32 (T, B), V(final observation) where truncated, else 0. ``last_values``: float32 (B,). ``Learner.prepare``
-    fills ``advantages``, ``returns``: float32 (T, B), and ``explained_variance``, a scalar. ``number``: the number of
-    earlier rollouts of the player. ``activations``: those of the policy that acted, for a learner with the same
-    parameters, or None.
+    those after the last step. ``actions``: (T, B, *shape), in the units of ``head``, the policy over actions.
+    ``log_probs``, ``values``: float32 (T, B), of the policy that acted. ``rewards``: float32 (T, B), for learning.
+    ``terminated``, ``truncated``: bool (T, B). ``bootstrap_values``: float32 (T, B), V(final observation) where
+    truncated, else 0. ``last_values``: float32 (B,). ``Learner.prepare`` fills ``advantages``, ``returns``: float32
+    (T, B), and ``explained_variance``, a scalar. ``number``: the number of earlier rollouts of the player.
+    ``activations``: those of the policy that acted, for a learner with the same parameters, or None. ``moments``: for
+    each of the model's running statistics, the mean and variance in this rollout. With statistics, ``observations`` and
+    ``rewards`` are scaled.
 
     Images have the shape (channels, height, width) and are channels-last in memory. The conversion here takes
     about 10 us per sample. A conversion before each forward pass would take 35 us.
@@ -34,25 +37,25 @@ class Rollout:
         *,
         steps: int,
         num_envs: int,
-        observation_shape: Sequence[int],
-        observation_dtype: npt.DTypeLike,
+        spec: EnvSpec,
         device: torch.device = CPU,
     ) -> None:
-        def per_step(dtype: torch.dtype) -> Tensor:
-            return torch.zeros(steps, num_envs, dtype=dtype, device=device)
+        def per_step(dtype: torch.dtype, shape: tuple[int, ...] = ()) -> Tensor:
+            return torch.zeros(steps, num_envs, *shape, dtype=dtype, device=device)
 
         self.steps = steps
         self.num_envs = num_envs
         self.number = 0
-        self._is_image = len(observation_shape) == 3
-        shape = tuple(observation_shape)
+        self.head = head_of(spec.actions)
+        shape = spec.observation_shape
+        self._is_image = len(shape) == 3
         stored_shape = (*shape[1:], shape[0]) if self._is_image else shape
-        dtype = torch.from_numpy(np.empty(0, observation_dtype)).dtype
+        dtype = _torch_dtype(spec.observation_dtype)
         self._stored = torch.zeros((steps + 1) * num_envs, *stored_shape, dtype=dtype, device=device)
         self._gathered = self._stored[:0]
         observations = self._channels_first(self._stored.view(steps + 1, num_envs, *stored_shape))
         self.observations, self.last_observations = observations[:steps], observations[steps]
-        self.actions = per_step(torch.int64)
+        self.actions = per_step(_torch_dtype(spec.actions.dtype), spec.actions.shape)
         self.log_probs = per_step(torch.float32)
         self.values = per_step(torch.float32)
         self.rewards = per_step(torch.float32)
@@ -64,6 +67,7 @@ class Rollout:
         self.returns = per_step(torch.float32)
         self.explained_variance = torch.zeros((), device=device)
         self.activations: Activations | None = None
+        self.moments: dict[str, MeanAndVariance] = {}
 
     def gather_observations(self, indices: Tensor) -> Tensor:
         """Observations (M, *shape) of the samples ``indices`` int64 (M,). Sample t * B + i is step t of game i.
@@ -95,10 +99,12 @@ class Player:
         spans: Spans | None = None,
         *,
         keeps_activations: bool = False,
+        gamma: float = 0.99,
     ) -> None:
         """``seed`` determines the games and the sampled actions. ``spans`` measures ``act`` and ``env_step``.
 
-        With ``keeps_activations``, rollouts have ``activations``. The model must be a ``ConvPolicy``.
+        With ``keeps_activations``, rollouts have ``activations``. The model must be a ``ConvPolicy``. If the model has
+        statistics of returns, ``gamma`` discounts them.
         """
         self.model = model
         self._keeps_activations = keeps_activations
@@ -109,6 +115,12 @@ class Player:
         self._observations = envs.reset(seed)
         self._rollouts = self._agent_steps = 0
         self.first_games = envs.num_envs
+        statistics = statistics_of(model)
+        self._observed, self._returned = (
+            (None, None) if statistics is None else (statistics.observations, statistics.returns)
+        )
+        self._gamma = gamma
+        self._returns = np.zeros(envs.num_envs)
 
     def play(self, rollout: Rollout) -> list[Game]:
         """Fill ``rollout`` with the next steps of every game, played with the current parameters.
@@ -120,44 +132,65 @@ class Player:
         self._rollouts += 1
         rollout.bootstrap_values.zero_()
         rollout.activations = Activations() if self._keeps_activations else None
+        seen: list[np.ndarray] = []
         with torch.inference_mode():
             for t in range(rollout.steps):
                 with self._spans("act"):
-                    put_frames(rollout.observations[t], self._observations)
+                    if self._observed is not None:
+                        seen.append(self._observations)
+                    self._put(rollout.observations[t], self._observations)
                     if rollout.activations is None:
-                        logits, rollout.values[t] = self.model(rollout.observations[t])
+                        outputs, rollout.values[t] = self.model(rollout.observations[t])
                     else:
                         rollout.activations.begin(learns=False)
-                        logits, rollout.values[t] = self.model(rollout.observations[t], rollout.activations)
-                    rollout.actions[t], rollout.log_probs[t] = sample_actions(logits, self._generator)
-                    actions = rollout.actions[t].cpu().numpy()
+                        outputs, rollout.values[t] = self.model(rollout.observations[t], rollout.activations)
+                    rollout.actions[t], rollout.log_probs[t] = rollout.head.sample(outputs, self._generator)
+                    actions = self.envs.spec.actions.played(rollout.actions[t].cpu().numpy())
                 with self._spans("env_step"):
                     step = self.envs.step(actions)
                 self._observations = step.observations
                 games += step.games
                 self._agent_steps += 1
                 self.first_games -= sum(game.agent_steps == self._agent_steps for game in step.games)
-                for kept, seen in (
+                for kept, new in (
                     (rollout.rewards, step.rewards),
                     (rollout.terminated, step.terminated),
                     (rollout.truncated, step.truncated),
                 ):
-                    kept[t] = torch.from_numpy(seen)
+                    kept[t] = torch.from_numpy(new)
                 if step.final_observations:
                     finals = torch.from_numpy(np.stack(list(step.final_observations.values()))).to(self._device)
+                    if self._observed is not None:
+                        finals = self._observed.scaled(finals)
                     truncated = torch.tensor(list(step.final_observations), device=self._device)
                     rollout.bootstrap_values[t, truncated] = self.model(finals)[1]
             with self._spans("act"):
-                put_frames(rollout.last_observations, self._observations)
+                self._put(rollout.last_observations, self._observations)
                 rollout.last_values.copy_(self.model(rollout.last_observations)[1])
+                self._use_statistics(rollout, seen)
         return games
 
+    def _put(self, kept: Tensor, observations: np.ndarray) -> None:
+        put_frames(kept, observations)
+        if self._observed is not None:
+            kept.copy_(self._observed.scaled(kept))
 
-def sample_actions(logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Actions int64 (B,) drawn from the categorical of ``logits`` (B, A), and their log-probabilities (B,)."""
-    log_probs = logits.log_softmax(-1)
-    actions = torch.multinomial(log_probs.exp(), 1, generator=generator)
-    return actions.squeeze(1), log_probs.gather(1, actions).squeeze(1)
+    def _use_statistics(self, rollout: Rollout, seen: Sequence[np.ndarray]) -> None:
+        """Set the ``moments`` of a full ``rollout``, whose observations were ``seen``, and scale its rewards.
+
+        The scale of rewards includes this rollout, so that it fits from the first rollout on.
+        """
+        if self._observed is not None:
+            rollout.moments["observations"] = moments_of(np.concatenate(seen))
+        if self._returned is not None:
+            over = (rollout.terminated | rollout.truncated).cpu().numpy()
+            sums, self._returns = discounted_returns(rollout.rewards.cpu().numpy(), over, self._gamma, self._returns)
+            rollout.moments["returns"] = moments_of(sums.reshape(-1, 1))
+            rollout.rewards.copy_(self._returned.scaled_rewards(rollout.rewards, rollout.moments["returns"]))
+
+
+def _torch_dtype(dtype: np.dtype[np.generic]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype
 
 
 def put_frames(kept: Tensor, observations: np.ndarray) -> None:

@@ -11,6 +11,7 @@ from zmqrl.words import counted
 
 ALIGNMENT = 16  # float32 elements: 64 bytes, one cache line
 MAX_SHARDS = 64
+AVERAGED = "running_statistics."  # begins the names of tensors that shards average instead of optimizing
 MAX_COUNT = 2**40  # float32 elements: 4 TiB
 
 
@@ -79,6 +80,20 @@ class Layout:
             slices.append(Slice(shard, start, stop))
             start = stop
         return tuple(slices)
+
+    def averaged(self, shard: int) -> tuple[slice, ...]:
+        """The parts of a shard's slice, counted from its start, that belong to tensors named ``running_statistics.*``.
+
+        They contain no weights. The new value of an element is the old one minus the mean of its gradients.
+        """
+        cut, parts, start = self.slices[shard], list[slice](), 0
+        for name, shape in self.tensors:
+            stop = start + math.prod(shape)
+            low, high = max(start, cut.start), min(stop, cut.stop)
+            if name.startswith(AVERAGED) and low < high:
+                parts.append(slice(low - cut.start, high - cut.start))
+            start = stop
+        return tuple(parts)
 
     @property
     def hash(self) -> str:

@@ -176,9 +176,9 @@ def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
     """Version 0 of a run, with parameters drawn from its seed. Raises UsageError for contradictory settings."""
     config.algorithm.minibatch_samples(config.envs.num_envs)
     if config.loss is not None:
-        load_loss(config.loss, config.algorithm)
+        load_loss(config.loss, config.algorithm, spec.actions)
     torch.manual_seed(config.seed)
-    parameters = FlatParameters(make_model(config.model, spec.observation_shape, spec.num_actions, config.network))
+    parameters = FlatParameters(make_model(config.model, spec, config.network))
     optimizer = Optimizer(config.optimizer)
     layout = parameters.layout(config.shards)
     return Checkpoint.initial(layout, parameters.vector(), config.optimizer.name, optimizer.state_names)

@@ -266,6 +266,7 @@ def test_the_command_prints_violations_and_exits_with_1_if_there_are_any(
 def test_a_directory_without_a_run_is_bad_usage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is not a run directory: there is no config\.json in it"):
         cli.run(["check-history", str(tmp_path)])
-    (tmp_path / "config.json").write_text('{"shards": "2"}', encoding="utf-8")
-    with pytest.raises(UsageError, match="shards is not a number"):
-        cli.run(["check-history", str(tmp_path)])
+    for shards in ('"2"', "-2", "true", "9" * 400):
+        (tmp_path / "config.json").write_text(f'{{"shards": {shards}}}', encoding="utf-8")
+        with pytest.raises(UsageError, match="shards is not a number from 1 to 64"):
+            cli.run(["check-history", str(tmp_path)])

@@ -145,7 +145,7 @@ def test_the_picture_shows_the_game_that_is_played(env_id: str) -> None:
         grey = torch.from_numpy(screen @ np.array([0.299, 0.587, 0.114]))
         shrunk = F.interpolate(grey[None, None], (84, 84), mode="area")[0, 0].numpy()
         assert np.abs(shrunk - newest).mean() < 2.5
-        action = int(actions.integers(envs.num_actions))
+        action = int(actions.integers(envs.spec.actions.outputs))
         step = envs.step(np.array([action]))
         newest = step.observations[0, -1]
         shown = picture.step(action)

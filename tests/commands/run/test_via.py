@@ -7,9 +7,11 @@ import subprocess
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.lab import Lab
+from support.rig import eventually
 from support.run_rig import QUICKLY, Run, started
 
 pytestmark = pytest.mark.processes
@@ -50,6 +52,14 @@ def files_with(words: str, path: Path) -> list[Path]:
     return [file for file in path.rglob("*") if file.is_file() and words.encode() in file.read_bytes()]
 
 
+def left_on(path: Path) -> dict[str, dict[str, Any]]:
+    """What a killed run has left, by host."""
+    found = json.loads(zmqrl("status", str(path), "--json"))
+    assert found["state"] == "killed"
+    hosts: dict[str, dict[str, Any]] = found["hosts"]
+    return hosts
+
+
 def killed_and_resumed(path: Path, hosts: set[str], *options: str) -> None:
     """Launch a run, kill its launcher, and resume it to its end."""
     with launch(path, *options, "--straggle", "0:0.02") as run:
@@ -63,9 +73,8 @@ def killed_and_resumed(path: Path, hosts: set[str], *options: str) -> None:
         run.signal(signal.SIGKILL)
         run.wait()
         run.assert_nothing_left(pids, 20)
-    found = json.loads(zmqrl("status", str(path), "--json"))
-    assert found["state"] == "killed"
-    assert {host: answer["alive"] for host, answer in found["hosts"].items()} == dict.fromkeys(hosts, False)
+    eventually(lambda: not any(each["alive"] for each in left_on(path).values()), "the end of the daemons", 20)
+    assert left_on(path).keys() == hosts
     killed_at = run.files.version()
     token = os.environ.pop("A_TOKEN")
     with launch(path, *options, "--resume", "--updates", str(killed_at + 5)) as run:

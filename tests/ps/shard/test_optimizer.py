@@ -270,3 +270,27 @@ def test_accumulating_reports_whether_the_sum_is_finite(size: int) -> None:
         for i, each in enumerate(numbers):
             total.add(each, first=i == 0)
         assert total.is_finite() == finite
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_averaged_elements_become_the_mean_of_what_the_workers_reached(config: OptimizerConfig) -> None:
+    """Whatever the optimizer, even if the square of a gradient overflows."""
+    part, weights, workers = slice(3, 7), normal(0, 12), 4
+    reached = [normal(rank + 1, 12) * np.float32(1e25) for rank in range(workers)]
+    optimizer, plain = Optimizer(config, [part]), Optimizer(config)
+    gradient_sum = np.stack([weights - each for each in reached]).sum(0)
+    gradient_sum[:3], gradient_sum[7:] = 0.25, -0.5
+    state = {name: np.zeros_like(weights) for name in optimizer.state_names}
+    results = []
+    for each in (optimizer, plain):
+        new_weights, new_state = np.empty_like(weights), {name: np.empty_like(weights) for name in state}
+        finite = each.step(3, gradient_sum, workers, weights, state, new_weights, new_state)
+        results.append((finite, new_weights, new_state))
+    (finite, ours, our_state), (_, others, other_state) = results
+    assert finite
+    np.testing.assert_allclose(ours[part], np.mean(reached, axis=0)[part], rtol=1e-5)
+    rest = [*range(3), *range(7, 12)]
+    np.testing.assert_array_equal(ours[rest], others[rest])
+    for name in state:
+        assert not our_state[name][part].any()
+        np.testing.assert_array_equal(our_state[name][rest], other_state[name][rest])

@@ -16,6 +16,7 @@ from zmqrl.errors import UsageError
 from zmqrl.observe.forms import SETTINGS, SUMMARY, read_object
 from zmqrl.observe.metrics import summed
 from zmqrl.process import interruptible
+from zmqrl.ps.layout import MAX_SHARDS
 from zmqrl.ps.shard.history_rules import Line, broken_rules, newest, total
 from zmqrl.ps.wire.codec import encode
 from zmqrl.ps.wire.messages import Codec
@@ -63,13 +64,15 @@ def check(path: Path) -> dict[str, Any]:
     settings = read_object(directory.config, SETTINGS, "restore it, or use another run")
     if settings is None:
         raise not_a_run(path)
-    if type(settings.get("shards")) is not int:
-        raise UsageError(f"{directory.config} is damaged: shards is not a number; restore it, or use another run.")
+    shards = settings.get("shards")
+    if type(shards) is not int or not 1 <= shards <= MAX_SHARDS:
+        problem = f"shards is not a number from 1 to {MAX_SHARDS}"
+        raise UsageError(f"{directory.config} is damaged: {problem}; restore it, or use another run.")
     # If a run did not end properly, its summary describes its last checkpoint, but its shards had made later versions.
     ended = None if directory.left.exists() else read_object(directory.summary, SUMMARY, "remove it")
     histories: dict[int, list[Line]] = {}
     violations: list[str] = []
-    for shard in range(settings["shards"]):
+    for shard in range(shards):
         history = directory.history(shard)
         histories[shard], unreadable = _read(history)
         found = [

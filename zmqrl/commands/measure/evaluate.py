@@ -114,7 +114,7 @@ class Played:
     """A game: its ``last`` turn, and the action of each turn."""
 
     last: Turn
-    actions: tuple[int, ...]
+    actions: bytes
 
 
 def play_games(
@@ -130,10 +130,10 @@ def play_games(
         actions = []
         with closing(whole_game(policy, seed, greedy=greedy)) as turns:
             for turn in turns:
-                actions.append(turn.action)
+                actions.append(np.asarray(turn.action).tobytes())
                 if leave.is_set():
                     break
-        return Played(turn, tuple(actions))
+        return Played(turn, b"".join(actions))
 
     with ThreadPoolExecutor(threads) as pool:
         games = [pool.submit(play, seed) for seed in seeds]

@@ -23,7 +23,7 @@ class Turn:
     """
 
     observation: np.ndarray = field(compare=False)
-    action: int
+    action: np.ndarray | int = field(compare=False)
     reward: float
     score: float
     agent_steps: int
@@ -44,8 +44,8 @@ def whole_game(policy: Policy, seed: int, *, greedy: bool) -> Generator[Turn, No
         observation = envs.reset(seed)[0]
         score = 0.0
         for agent_steps in range(1, LONGEST + 1):
-            action = int(policy.act(observation, rng, greedy))
-            step = envs.step(np.array([action]))
+            action = policy.act(observation, rng, greedy)
+            step = envs.step(np.asarray(action)[np.newaxis])
             reward = float(step.rewards[0])
             score = step.games[0].score if step.games else score + reward
             yield Turn(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from zmqrl.commands.options import parse, parse_known
+from zmqrl.commands.options import option_names, parse, parse_known
 from zmqrl.commands.run.detach import detach, on_up
 from zmqrl.config import Config
 from zmqrl.errors import UsageError, did_you_mean
@@ -60,8 +60,12 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
     stored = Config.read(resumed.run_dir / "config.json")
     if recipe not in (None, stored.recipe):
         raise UsageError(f"{resumed.run_dir} is a run of recipe {stored.recipe}, not {recipe}.")
-    if any(option.partition("=")[0] == "--straggle" for option in options):  # tyro would append to the stored values
+    given = option_names(options)  # tyro would append to the stored values
+    if "--straggle" in given:
         stored = dataclasses.replace(stored, straggle=())
+    for name in ("args", "wrappers"):
+        if f"--envs.{name}" in given:
+            stored = dataclasses.replace(stored, envs=dataclasses.replace(stored.envs, **{name: ()}))  # type: ignore[arg-type]
     if resumed.scenario is not None:
         stored = under(dataclasses.replace(stored, straggle=()), resumed.scenario)
     return parse(Config, options, "zmqrl train", adapt(stored))

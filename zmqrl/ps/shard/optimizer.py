@@ -5,7 +5,7 @@ pass over a block costs more than the arithmetic in it. So scalar factors are fi
 of new weights serves as scratch space.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -78,10 +78,15 @@ def _option(name: str) -> str:
 
 
 class Optimizer:
-    """The update rule of a config. It is stateless: it computes the arrays of version v + 1 from those of version v."""
+    """The update rule of a config. It is stateless: it computes the arrays of version v + 1 from those of version v.
 
-    def __init__(self, config: OptimizerConfig) -> None:
+    ``averaged``: the parts of the arrays that hold running statistics. The new value is the old one minus the mean of
+    the gradients, and the state stays zero.
+    """
+
+    def __init__(self, config: OptimizerConfig, averaged: Sequence[slice] = ()) -> None:
         self.config = config
+        self.averaged = tuple(averaged)
         momentum = ("momentum_buffer",) if config.momentum > 0 else ()
         self.state_names: tuple[str, ...] = {
             "adam": ("exp_avg", "exp_avg_sq"),
@@ -134,6 +139,10 @@ class Optimizer:
                 old = [state[name][cut] for name in names]
                 new = [new_state[name][cut] for name in names]
                 update(gradient, weights[cut], old, new_weights[cut], new)
+            for cut in self.averaged:
+                np.subtract(weights[cut], gradient_sum[cut] / np.float32(count), new_weights[cut])
+                for array in new_state.values():
+                    array[cut] = 0
         return not left_finite or all(map(is_finite, (new_weights, *new_state.values())))
 
     def _adam(self, version: int, learning_rate: float, scale: float) -> BlockUpdate:

@@ -55,7 +55,7 @@ class ShardServer:
         self.log = log
         self.count = job.layout.slices[job.shard].count
         self.spans = Spans()
-        self.optimizer = Optimizer(job.optimizer)
+        self.optimizer = Optimizer(job.optimizer, job.layout.averaged(job.shard))
         self.sum = GradientSum(self.count)
         self.identity = e.Identity(
             run=job.run,

@@ -1,0 +1,64 @@
+"""Damaged files in a run directory: every command that reads them prints one sentence, and no traceback."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.paths import TESTS
+
+from zmqrl import cli
+from zmqrl.errors import ZmqrlError
+
+OLD_RUN = TESTS / "old_run"
+NEW = (
+    b'{"supervisor": {"host": "h1", "pid": 2}, "shards": [{"shard": 2}], "workers": [], "followers": [], "version": 2}'
+)
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "binary": lambda _: b"\xff\x00\xfe\n" * 7,
+    "cut": lambda content: content[: len(content) // 2],
+    "null": lambda _: b"null\n",
+    "a list": lambda _: b"[]\n",
+    "an object": lambda _: b"{}\n",
+    "nested": lambda _: b"[" * 5000,
+    "not a number": lambda content: content.replace(b"1", b"NaN", 3),
+    "an item more": lambda content: content.replace(b"[", b"[{}, "),
+    "other values": lambda content: content.replace(b": 2", b": -2").replace(b": 1", b": 1e999"),
+    "other types": lambda content: (
+        content.replace(b": 2", b': "x"').replace(b": 1", b": null").replace(b": 0", b": []")
+    ),
+    "huge numbers": lambda content: content.replace(b": 2", b": 2" + b"0" * 400),
+}
+COMMANDS = (["status", "RUN", "--json"], ["check-history", "RUN"], ["compare", "RUN", str(OLD_RUN)])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "metrics.jsonl", "evaluations.jsonl", "summary.json", "history/shard-0.jsonl"),
+        *("checkpoints/v00000020/manifest.json", "checkpoints/v00000020/model.safetensors"),
+        *("cluster.json", "stalled.json"),
+    ],
+)
+def test_a_command_that_reads_a_damaged_file_prints_one_sentence(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(OLD_RUN, run)
+    whole = (run / name).read_bytes() if (run / name).exists() else NEW
+    for damage in DAMAGES.values():
+        (run / name).write_bytes(damage(whole))
+        for command in COMMANDS:
+            said = complaint([str(run) if word == "RUN" else word for word in command])
+            assert said is None or (str(run) in said and "\n" not in said)
+    assert "Traceback" not in "".join(capsys.readouterr())
+
+
+def complaint(command: list[str]) -> str | None:
+    """The error of a command, or None. Any other exception would be printed as a traceback."""
+    try:
+        cli.run(command)
+    except ZmqrlError as error:
+        return str(error)
+    return None
