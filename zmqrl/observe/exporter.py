@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zmqrl.errors import UsageError, cannot_listen
+from zmqrl.json_lines import nulled
 from zmqrl.observe.live.presence import Presence
 from zmqrl.observe.records import COUNTED
 
@@ -57,7 +58,7 @@ class Snapshot:
     def to_json(self) -> dict[str, Any]:
         """The contents of ``live.json``."""
         processes = [each.to_json() for each in self.processes]
-        return {"at": time.time(), "row": dict(self.row), "quorum": self.quorum, "processes": processes}
+        return {"at": time.time(), "row": nulled(self.row), "quorum": self.quorum, "processes": processes}
 
 
 class Exporter:

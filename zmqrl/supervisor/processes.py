@@ -144,9 +144,8 @@ class Processes:
 
     def due(self, now: float) -> list[e.Action]:
         """Restart the processes whose delay is over."""
-        return [
-            self.start(process, now) for process in [process for process, at in self._start_at.items() if now >= at]
-        ]
+        due = [process for process, at in self._start_at.items() if now >= at]
+        return [self.start(process, now) for process in due]
 
     def give_up(self, process: ProcessId) -> None:
         """Cancel the pending restart of a process."""
