@@ -13,7 +13,7 @@ import ale_py
 import gymnasium
 import numpy as np
 
-from zmqrl.errors import UsageError, blaming, require
+from zmqrl.errors import UsageError, blaming
 from zmqrl.learner.atari import ENTRY_POINT, AtariEnvs, RandomSkipEnvs, atari_actions, game_of
 from zmqrl.learner.dummy import DUMMY_ID, DummyEnvs, describe_dummy
 from zmqrl.learner.games import DiscreteActions, EnvConfig, Envs, EnvSpec, Game, Step
@@ -81,10 +81,7 @@ def _describe(env_id: str, config: EnvConfig, *, plays: bool) -> EnvSpec:
         return describe_dummy(config)
     registered = find_env(env_id)
     if registered.entry_point == ENTRY_POINT:
-        require(
-            not (config.args or config.wrappers or config.images),
-            f"{env_id} is an Atari game: remove --env-arg, --wrapper and --envs.images. --envs.* sets its rules.",
-        )
+        config.check_emulated(env_id)
         return EnvSpec(
             observation_shape=config.atari_shape,
             observation_dtype=np.dtype(np.uint8),

@@ -73,6 +73,13 @@ class EnvConfig:
         """Emulator frames per agent step of an Atari game, on average."""
         return self.frame_skip if self.min_frame_skip is None else (self.min_frame_skip + self.frame_skip) / 2
 
+    def check_emulated(self, env_id: str) -> None:
+        """Raise UsageError for settings of environments that Gymnasium makes."""
+        require(
+            not (self.args or self.wrappers or self.images),
+            f"{env_id} is not made by Gymnasium: remove --env-arg, --wrapper and --envs.images.",
+        )
+
     def make_arguments(self) -> dict[str, Any]:
         """``args`` as keyword arguments: Python literals, or plain text. Raises UsageError for anything else."""
         found: dict[str, Any] = {}
