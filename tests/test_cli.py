@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import socket
@@ -14,7 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.nemesis import marked
 from support.paths import ROOT, TESTS
+from support.rig import eventually
 
 from zmqrl import __version__, cli
 from zmqrl.checkpoint import Checkpoint
@@ -47,6 +50,8 @@ class Refused:
 
         monkeypatch.setattr(subprocess, "Popen", started)
         monkeypatch.setattr(run, "Supervisor", started)
+        # The imports of workers may begin while the network and the loss are still being checked.
+        monkeypatch.setattr(run, "prepare", lambda deployment: None)
 
     def sentence(self, *arguments: str) -> str:
         before = self.files()
@@ -501,6 +506,27 @@ def test_the_options_of_train_match_the_golden_file(capsys: pytest.CaptureFixtur
 def test_the_installed_command_handles_ctrl_c_from_its_first_line() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"] == {"zmqrl": "zmqrl.__main__:main"}
+
+
+@pytest.mark.processes
+def test_a_refused_network_leaves_no_process_and_no_directory(tmp_path: Path) -> None:
+    marker = f"REFUSED={tmp_path}"
+    command = [
+        sys.executable,
+        "-m",
+        "zmqrl",
+        "train",
+        "cartpole",
+        "--model",
+        "nature",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    environment = {**os.environ, "REFUSED": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    eventually(lambda: not marked(marker), "the end of all processes")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.processes

@@ -36,6 +36,7 @@ class RunDirectory:
     tensorboard = property(lambda self: self.path / "tensorboard")
     checkpoints = property(lambda self: self.path / "checkpoints")
     cluster = property(lambda self: self.path / "cluster.json")
+    live = property(lambda self: self.path / "live.json")
     stalled = property(lambda self: self.path / "stalled.json")
     submitted = property(lambda self: self.path / "submitted.json")
     left = property(lambda self: self.path / "left.json")
@@ -44,6 +45,7 @@ class RunDirectory:
     profile = property(lambda self: self.path / "profile")
     trace = property(lambda self: self.path / "trace.json")
     evaluations = property(lambda self: self.path / "evaluations.jsonl")
+    hosts = property(lambda self: self.path / "hosts.json")
     summary = property(lambda self: self.path / "summary.json")
 
     def log(self, process: ProcessId | Literal["supervisor"]) -> Path:
@@ -157,7 +159,7 @@ class RunDirectory:
         self._lock = None
 
     def _remove_what_needs_a_living_run(self) -> None:
-        for file in (self.cluster, self.stalled, *self.path.glob(UNFINISHED)):
+        for file in (self.cluster, self.live, self.stalled, *self.path.glob(UNFINISHED)):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.keys, ignore_errors=True)
 

@@ -80,7 +80,7 @@ def test_doctor_prints_only_its_findings(
 
     def examined(*_: object) -> object:
         sys.stdout.write("examining\n")
-        return {}, Survey(facts={}), Verdict()
+        return {}, Survey(facts={}), Verdict(), None
 
     monkeypatch.setattr(doctor, "examine", examined)
     assert cli.run(["doctor", "-H", "h1", "cartpole", "--env", "noisy_for_doctor:Noisy-v0", "--json"]) == 0

@@ -135,6 +135,7 @@ def train_on(
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(replaced))
         remove_files(directory, news.append, but=deployment.files.links)
         write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
+        write_json(directory.hosts, deployment.to_json())
         url = stack.enter_context(page_beside(directory)) if config.page else None
         if url is not None:  # not a notice: the log of a run can have more readers than this screen
             sys.stdout.write(f"live page: {url}\n")

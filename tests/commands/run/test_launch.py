@@ -17,7 +17,7 @@ import pytest
 from support.lab import Lab
 from support.paths import ROOT
 from support.rig import ending, eventually
-from support.run_rig import WITHIN_S, Run, RunFiles, launching
+from support.run_rig import WITHIN_S, Run, RunFiles, launching, started
 from support.terminal import on_a_terminal
 
 import zmqrl
@@ -111,6 +111,23 @@ def test_a_run_with_a_killed_launcher_resumes_on_other_hosts_from_the_state_of_i
     assert killed_at <= resumed_at < summary["updates"]
     run.files.assert_history_exact(summary["updates"])
     assert no_files_on(lab, run), "files are left, perhaps on h4, which was not used again"
+
+
+def test_a_run_resumes_on_the_same_hosts_without_naming_them_again(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with launching(lab, path, "--workers", "2", "--updates", "20", hosts="h3,h1") as run:
+        assert run.wait(within_s=120) == 0, run.said()
+    first = run.files.assert_summary_exact("updates")["hosts"]
+    assert [(each["host"], each["processes"]) for each in first] == [
+        ("h3", ["shard-0", "worker-0"]),
+        ("h1", ["shard-1", "worker-1"]),
+    ]
+    assert all(each["python"] and each["torch"] and each["zmqrl"] and each["code"] for each in first)
+    command = [sys.executable, "-m", "zmqrl", "launch", "--resume", str(path), "--updates", "40"]
+    with started(command, path, {}) as run:
+        assert run.wait(within_s=120) == 0, run.said()
+    assert run.files.assert_summary_exact("updates")["hosts"] == first
+    assert run.files.history(0)[-1]["version"] == 40
 
 
 @pytest.mark.parametrize("fault", ["link", "blackhole"])
