@@ -138,7 +138,7 @@ BAD_INPUT: list[tuple[str, str]] = [
     ("--wire.port-range 80-90", "80-90"),
     ("--wire.port-range 5000-5003", "5000-5003"),
     ("--wire.transport tcp --wire.address 192.0.2.1", "192.0.2.1"),
-    ("--resume", "--run-dir"),
+    ("--resume", "--resume RUN"),
 ]
 
 

@@ -14,6 +14,7 @@ from zmqrl.errors import UsageError, naming, refusal
 from zmqrl.process_id import ProcessId
 
 LOCK = ".lock"
+DAEMON_LOCK = ".agent"  # host daemons of earlier versions lock this file too
 OF_SHARDS = ("history", "state")
 UNFINISHED = ".*.json*.unfinished"  # files that a killed process was writing, under the name that they would get
 ANOTHER = "choose another --run-dir"
@@ -147,8 +148,9 @@ class RunDirectory:
             with contextlib.suppress(OSError):
                 if self._made and not self.config.exists():
                     shutil.rmtree(self.checkpoints, ignore_errors=True)
-                    if list(self.path.iterdir()) == [self.path / LOCK]:
-                        (self.path / LOCK).unlink()
+                    if {path.name for path in self.path.iterdir()} <= {LOCK, DAEMON_LOCK}:
+                        for name in (LOCK, DAEMON_LOCK):
+                            (self.path / name).unlink(missing_ok=True)
                         for path in self._made:
                             path.rmdir()
             self._unlock()

@@ -86,4 +86,4 @@ def test_doctor_prints_only_its_findings(
     assert cli.run(["doctor", "-H", "h1", "cartpole", "--env", "noisy_for_doctor:Noisy-v0", "--json"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["problems"] == []
-    assert said.err == "at import\nexamining\n"
+    assert said.err == "at import\nin a step\nexamining\n"
