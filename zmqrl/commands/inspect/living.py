@@ -16,7 +16,6 @@ from zmqrl.observe.live.presence import Presence
 from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.rundir import RunDirectory, not_a_run
-from zmqrl.supervisor.ending import exit_status
 
 ANSWER_WITHIN_S = 15.0
 MOST_AT_A_TIME = 16  # hosts that are asked in parallel
@@ -115,6 +114,8 @@ def exit_status_of(directory: RunDirectory) -> int:
     if summary is None:
         raise ClusterError(f"the supervisor of {path} died before the end of the run: see zmqrl status {path}.")
     if "exit_status" not in summary:  # an older zmqrl wrote it
+        from zmqrl.supervisor.ending import exit_status  # few runs need it, and it loads much
+
         reason = summary["exit_reason"]
         return exit_status(reason, ClusterError() if reason == "failed" else None)
     return int(summary["exit_status"])
