@@ -39,7 +39,7 @@ def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
 
 
 def launch(path: Path, *options: str) -> AbstractContextManager[Run]:
-    command = [sys.executable, "-m", "zmqrl", "launch", *options, "cartpole", "--run-dir", str(path), *QUICKLY]
+    command = [sys.executable, "-m", "zmqrl", "launch", "cartpole", "--run-dir", str(path), *QUICKLY, *options]
     return started(command, path, {})
 
 
