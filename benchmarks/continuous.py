@@ -1,18 +1,16 @@
 """Train a recipe with continuous actions, and the same environment with CleanRL's published method, for equal steps.
 
-    python benchmarks/continuous.py RECIPE --agent-steps X [--seeds 1 2 3] [--only zmqrl|reference]
+    python benchmarks/continuous.py RECIPE --agent-steps X [--env ID] [--seeds 1 2 3] [--only zmqrl|reference]
 
 Each run adds a line to ``benchmarks/results/continuous/results.jsonl``: the mean score of its last 50 training games.
 The reference is a loop of its own with the settings and wrappers of CleanRL's ``ppo_continuous_action.py``
 (https://docs.cleanrl.dev/rl-algorithms/ppo/#ppo_continuous_actionpy): one process, one environment, 2048 steps in a
 rollout, 10 epochs of 32 minibatches, Adam with a learning rate from 3e-4 to 0, gamma 0.99, lambda 0.95, clip range 0.2
-for ratios and values, no entropy bonus. Observations and rewards are normalized and clipped to 10. Both run on one
-core.
+for ratios and values, no entropy bonus. Observations and rewards are normalized and clipped to 10.
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -122,13 +120,15 @@ def reference(env_id: str, agent_steps: int, seed: int) -> list[float]:
     return scores
 
 
-def ours(recipe: str, agent_steps: int, seed: int) -> float:
+def ours(recipe: str, env_id: str, agent_steps: int, seed: int) -> float:
     """The mean score of the last 50 games of a run of ``recipe``."""
     with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
         run = Path(scratch) / "run"
         options = ["--agent-steps", str(agent_steps), "--seed", str(seed), "--trackers", "--run-dir", str(run)]
         subprocess.run(
-            [sys.executable, "-m", "zmqrl", "train", recipe, *options], check=True, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "zmqrl", "train", recipe, "--env", env_id, *options],
+            check=True,
+            stdout=subprocess.DEVNULL,
         )
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         return float(summary["score_mean_50"])
@@ -139,20 +139,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--agent-steps", type=int, required=True)
+    parser.add_argument("--env")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", choices=("zmqrl", "reference"))
     asked = parser.parse_args()
-    env_id = RECIPES[asked.recipe]().env
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    env_id = asked.env or RECIPES[asked.recipe]().env
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     for seed in asked.seeds:
         for side in [asked.only] if asked.only else ["zmqrl", "reference"]:
             begun = time.monotonic()
             if side == "zmqrl":
-                score = ours(asked.recipe, asked.agent_steps, seed)
+                score = ours(asked.recipe, env_id, asked.agent_steps, seed)
             else:
                 score = statistics.fmean(reference(env_id, asked.agent_steps, seed)[-LAST_GAMES:])
-            row = {"recipe": asked.recipe, "side": side, "seed": seed, "agent_steps": asked.agent_steps}
+            row = {"recipe": asked.recipe, "env": env_id, "side": side, "seed": seed, "agent_steps": asked.agent_steps}
             row |= {"score_mean_50": round(score, 1), "seconds": round(time.monotonic() - begun)}
             with RESULTS.open("a", encoding="utf-8") as results:
                 results.write(json.dumps(row) + "\n")

@@ -31,7 +31,7 @@ ORDER = (
     ("learner",),
     ("checkpoint",),
     ("config",),
-    ("recipes",),
+    ("recipes", "start"),
     ("policy",),
     ("reporter",),
     ("worker",),

@@ -368,9 +368,10 @@ def test_an_argument_that_cannot_be_read_is_named(args: tuple[str, ...], words: 
 
 
 @pytest.mark.parametrize("settings", [{"args": ("mode=1",)}, {"wrappers": ("a:b",)}, {"images": True}])
-def test_atari_games_take_no_arguments_and_wrappers(settings: Any) -> None:
-    with pytest.raises(UsageError, match=r"^ALE/Pong-v5 is an Atari game: remove --env-arg, --wrapper and"):
-        describe_env("ALE/Pong-v5", EnvConfig(**settings))
+@pytest.mark.parametrize("env_id", ["ALE/Pong-v5", "zmqrl/Dummy-v0"])
+def test_games_that_gymnasium_does_not_make_take_no_arguments_and_wrappers(env_id: str, settings: Any) -> None:
+    with pytest.raises(UsageError, match=rf"^{env_id} is not made by Gymnasium: remove --env-arg, --wrapper and"):
+        describe_env(env_id, EnvConfig(**settings))
 
 
 def test_options_with_the_names_of_gymnasium_options_reach_the_environment() -> None:

@@ -1,24 +1,20 @@
 """Complete runs from the command line with real processes: their work, their end and the files that they leave."""
 
 import contextlib
-import fcntl
 import json
 import os
-import pty
 import re
-import select
 import signal
 import stat
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
 import pytest
 from support.paths import ROOT
-from support.rig import ending
 from support.run_rig import OUTCOMES, QUICKLY, ROW_KEYS, WITHIN_S, Line, RunFiles, copied, trained, training
+from support.terminal import on_a_terminal
 
 from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.commands.inspect.check_history import check
@@ -96,7 +92,7 @@ def test_the_metrics_have_their_keys_and_end_with_the_last_version(finished: Fin
 
 
 def test_tensorboard_can_read_the_files_of_a_run(finished: Finished) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    from tensorboard.backend.event_processing.event_accumulator import (
         EventAccumulator,
     )
 
@@ -140,8 +136,10 @@ def test_files_that_only_a_live_run_needs_are_removed_when_the_run_ends(finished
 def test_a_run_without_a_terminal_prints_plain_lines(finished: Finished) -> None:
     assert "\x1b" not in finished.said
     lines = finished.said.splitlines()
-    assert lines[0].startswith("run directory")
-    assert "CartPole-v1" in lines[0]
+    assert lines[:2] == ["checking the game CartPole-v1", "drawing the initial parameters"]
+    assert lines[2].startswith("run directory")
+    assert "CartPole-v1" in lines[2]
+    assert lines[3:5] == ["starting 2 shards", "waiting for 2 workers"]
     assert any(re.search(rf"updates {UPDATES}\b.*score", line) for line in lines)
     # Another line of figures may follow: the console prints one only every ten seconds.
     assert any(line.startswith(f"ended (updates) at version {UPDATES}") for line in lines[-2:])
@@ -300,45 +298,13 @@ def last_checkpoint_written(files: RunFiles) -> bool:
 @pytest.mark.slow
 def test_on_a_terminal_a_run_shows_a_live_view_and_ctrl_c_ends_it(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    ours, theirs = pty.openpty()
-    with ending(
-        subprocess.Popen(
-            [sys.executable, "-m", "zmqrl", "train", "cartpole", "--run-dir", str(path), *QUICKLY],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"},
-            start_new_session=True,
-            preexec_fn=take_terminal,
-        )
-    ) as process:
-        os.close(theirs)
-        shown = read_until(ours, "agent steps/s")
-        assert "\x1b[" in shown
-        assert "╭" in shown
-        os.write(ours, b"\x03")
-        shown += read_until(ours, "ended (interrupted)") + read_until(ours, None)
-        assert process.wait(30) == 130
-    os.close(ours)
+    with on_a_terminal("train", "cartpole", "--run-dir", str(path), *QUICKLY) as terminal:
+        terminal.has_said("agent steps/s")
+        assert "\x1b[" in terminal.said
+        assert "╭" in terminal.said
+        terminal.type("\x03")
+        terminal.has_said("ended (interrupted)")
+        assert terminal.wait() == 130
+    shown = terminal.said
     assert "\x1b[?25h" in shown[shown.rindex("\x1b[?25l") :], "the cursor stays hidden"
     RunFiles(path).assert_summary_exact("interrupted")
-
-
-def take_terminal() -> None:
-    """Make standard input the controlling terminal, so that Ctrl-C sends a signal."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-def read_until(terminal: int, words: str | None, within_s: float = 60.0) -> str:
-    """Read from the terminal up to ``words``. With None, read until no process has the terminal open."""
-    shown = b""
-    deadline = time.monotonic() + within_s
-    while words is None or words not in shown.decode(errors="replace"):
-        ready, _, _ = select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))
-        assert ready, f"the terminal never showed {words!r} but {shown[-2000:]!r}"
-        try:
-            shown += os.read(terminal, 65536)
-        except OSError:  # the other end was closed
-            assert words is None, f"the terminal was closed before {words!r}; it showed {shown[-2000:]!r}"
-            break
-    return shown.decode(errors="replace")

@@ -10,7 +10,8 @@ END_PROBABILITY = 0.005
 
 
 def describe_dummy(config: EnvConfig) -> EnvSpec:
-    """The observations and actions of Breakout."""
+    """The observations and actions of Breakout. Raises UsageError like ``describe_env``."""
+    config.check_emulated(DUMMY_ID)
     return EnvSpec(
         observation_shape=config.atari_shape,
         observation_dtype=np.dtype(np.uint8),

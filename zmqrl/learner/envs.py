@@ -13,13 +13,13 @@ import ale_py
 import gymnasium
 import numpy as np
 
-from zmqrl.errors import UsageError, blaming, require
+from zmqrl.errors import UsageError, blaming
 from zmqrl.learner.atari import ENTRY_POINT, AtariEnvs, RandomSkipEnvs, atari_actions, game_of
 from zmqrl.learner.dummy import DUMMY_ID, DummyEnvs, describe_dummy
 from zmqrl.learner.games import DiscreteActions, EnvConfig, Envs, EnvSpec, Game, Step
-from zmqrl.learner.gymnasium_envs import CheckedEnv, GymnasiumEnvs, gymnasium_flavour
+from zmqrl.learner.gymnasium_envs import CheckedEnv, GymnasiumEnvs
 
-__all__ = ["EnvConfig", "EnvSpec", "Envs", "Game", "Step", "describe_env", "flavour_of", "make_envs", "try_env"]
+__all__ = ["EnvConfig", "EnvSpec", "Envs", "Game", "Step", "describe_env", "make_envs", "try_env"]
 
 gymnasium.register_envs(ale_py)
 
@@ -58,14 +58,6 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
     return _describe(env_id, config, plays=False)
 
 
-def flavour_of(env_id: str, config: EnvConfig) -> str:
-    """A line to print with the scores of ``env_id``, as in ``describe_env``. No game is loaded."""
-    if env_id == DUMMY_ID:
-        return describe_dummy(config).flavour
-    is_atari = find_env(env_id).entry_point == ENTRY_POINT
-    return config.flavour() if is_atari else gymnasium_flavour(config)
-
-
 def try_env(env_id: str, config: EnvConfig) -> EnvSpec:
     """Describe the games of ``env_id`` like ``describe_env``, and play one step of a custom environment.
 
@@ -81,10 +73,7 @@ def _describe(env_id: str, config: EnvConfig, *, plays: bool) -> EnvSpec:
         return describe_dummy(config)
     registered = find_env(env_id)
     if registered.entry_point == ENTRY_POINT:
-        require(
-            not (config.args or config.wrappers or config.images),
-            f"{env_id} is an Atari game: remove --env-arg, --wrapper and --envs.images. --envs.* sets its rules.",
-        )
+        config.check_emulated(env_id)
         return EnvSpec(
             observation_shape=config.atari_shape,
             observation_dtype=np.dtype(np.uint8),

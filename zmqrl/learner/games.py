@@ -73,6 +73,13 @@ class EnvConfig:
         """Emulator frames per agent step of an Atari game, on average."""
         return self.frame_skip if self.min_frame_skip is None else (self.min_frame_skip + self.frame_skip) / 2
 
+    def check_emulated(self, env_id: str) -> None:
+        """Raise UsageError for settings of environments that Gymnasium makes."""
+        require(
+            not (self.args or self.wrappers or self.images),
+            f"{env_id} is not made by Gymnasium: remove --env-arg, --wrapper and --envs.images.",
+        )
+
     def make_arguments(self) -> dict[str, Any]:
         """``args`` as keyword arguments: Python literals, or plain text. Raises UsageError for anything else."""
         found: dict[str, Any] = {}
@@ -110,6 +117,12 @@ class EnvConfig:
                 "scores unclipped",
             ]
         )
+
+    def gymnasium_flavour(self) -> str:
+        """A line to print with the scores of a Gymnasium environment."""
+        changes = [f"with {', '.join(self.args)}"] if self.args else ["as registered"]
+        changes += [f"wrapped by {', '.join(self.wrappers)}"] if self.wrappers else []
+        return f"played {', '.join(changes)}, scores are sums of {'' if self.wrappers else 'true '}rewards"
 
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""

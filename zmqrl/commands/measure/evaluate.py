@@ -7,19 +7,22 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
 
+import zmqrl
 from zmqrl.commands.measure.play import Turn, whole_game
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json, prints_to_stderr, show_line
 from zmqrl.errors import UsageError, require
 from zmqrl.observe.provenance import provenance
-from zmqrl.policy import Policy, load_policy
 from zmqrl.process import CORES, LOOK_UP_EVERY_S, Messages, interruptible, log_to_stderr, read_job, say
 from zmqrl.words import counted
+
+if TYPE_CHECKING:
+    from zmqrl.policy import Policy
 
 RESAMPLES = 10_000
 
@@ -58,7 +61,7 @@ def run(options: Options) -> int:
     require(0 <= options.seed < 2**32, f"--seed {options.seed}: must be at least 0 and below 2^32.")
     seeds = range(options.seed, options.seed + options.episodes)
     with prints_to_stderr():
-        policy = load_policy(options.run, options.checkpoint)
+        policy = zmqrl.load_policy(options.run, options.checkpoint)
         with closing(_Progress(len(seeds))) as progress:
             result = evaluate(policy, seeds, greedy=options.greedy, threads=threads, on_game=progress.add)
     if options.json:
@@ -69,7 +72,7 @@ def run(options: Options) -> int:
 
 
 def evaluate(
-    policy: Policy,
+    policy: "Policy",
     seeds: Sequence[int],
     *,
     greedy: bool,
@@ -118,7 +121,7 @@ class Played:
 
 
 def play_games(
-    policy: Policy, seeds: Sequence[int], *, greedy: bool, threads: int, on_game: Callable[[Turn], None]
+    policy: "Policy", seeds: Sequence[int], *, greedy: bool, threads: int, on_game: Callable[[Turn], None]
 ) -> list[Played]:
     """Play one game per seed. Returns the games in the order of ``seeds``.
 
@@ -161,7 +164,7 @@ def main() -> None:
         version = message["version"]
         log.info("evaluating version %d", version)
         try:
-            policy = load_policy(job["run_dir"], version)
+            policy = zmqrl.load_policy(job["run_dir"], version)
             first = message.get("seed", 0)
             seeds = range(first, first + message.get("episodes", job["episodes"]))
             say({"evaluation": evaluate(policy, seeds, greedy=job["greedy"], threads=job["threads"])})
