@@ -32,6 +32,7 @@ ORDER = (
     ("checkpoint",),
     ("config",),
     ("recipes", "start"),
+    ("results",),
     ("policy",),
     ("reporter",),
     ("worker",),

@@ -37,6 +37,7 @@ class RunDirectory:
     checkpoints = property(lambda self: self.path / "checkpoints")
     cluster = property(lambda self: self.path / "cluster.json")
     stalled = property(lambda self: self.path / "stalled.json")
+    submitted = property(lambda self: self.path / "submitted.json")
     left = property(lambda self: self.path / "left.json")
     old_hosts = property(lambda self: self.path / "old-hosts.json")
     keys = property(lambda self: self.path / "keys")

@@ -76,7 +76,7 @@ def test_a_separate_process_draws_the_same_parameters(tmp_path: Path) -> None:
 def test_an_unknown_game_is_refused(tmp_path: Path) -> None:
     config = dataclasses.replace(CARTPOLE, env="CartPole-v9")
     (sentence,) = prepared(config, tmp_path)
-    assert "did you mean CartPole-v1?" in sentence
+    assert "did you mean CartPole-v1" in sentence
     with Preparation(config) as here, pytest.raises(UsageError) as refused:
         here.flavour()
     assert str(refused.value) == sentence

@@ -39,6 +39,7 @@ from zmqrl.start.stages import Stages
 from zmqrl.supervisor import resume
 from zmqrl.supervisor.ending import correcting, write_summary
 from zmqrl.supervisor.events import Reason
+from zmqrl.supervisor.plan import prepare
 from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
 from zmqrl.supervisor.salvage import remove_files, salvage
 from zmqrl.supervisor.supervisor import Supervisor
@@ -121,6 +122,7 @@ def train_on(
         deployment = deploy(config, directory, stages)
         stack.enter_context(contextlib.closing(deployment.launcher))
         if checkpoint is None:
+            prepare(deployment)  # not before a resume: remove_files must reach the hosts first
             stages.at("parameters", "drawing the initial parameters")
             checkpoint = _first(preparation, deployment)
         is_here = deployment.sites[shard_id(0)].directory.path == directory.path

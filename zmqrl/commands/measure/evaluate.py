@@ -19,12 +19,11 @@ from zmqrl.commands.output import print_json, prints_to_stderr, show_line
 from zmqrl.errors import UsageError, require
 from zmqrl.observe.provenance import provenance
 from zmqrl.process import CORES, LOOK_UP_EVERY_S, Messages, interruptible, log_to_stderr, read_job, say
+from zmqrl.results.bootstrap import mean_interval
 from zmqrl.words import counted
 
 if TYPE_CHECKING:
     from zmqrl.policy import Policy
-
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +80,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Play the game of each seed, ``threads`` games in parallel. Returns the result as ``--json`` prints it.
 
-    ``on_game`` gets the last turn of each game when that game ends. ``ci95`` is the percentile bootstrap of the mean
-    (Efron and Tibshirani 1993, chapter 13) with a fixed seed. ``cut_off`` counts the games that a time limit ended. The
-    scores of these games count like all others. ``distinct`` is the number of different games: without sticky actions
-    and with greedy actions, different seeds can give the same game.
+    ``on_game`` gets the last turn of each game when that game ends. ``ci95`` is the bootstrap interval of the mean.
+    ``cut_off`` counts the games that a time limit ended. The scores of these games count like all others. ``distinct``
+    is the number of different games: without sticky actions and with greedy actions, different seeds can give the same
+    game.
     """
     played = play_games(policy, seeds, greedy=greedy, threads=threads, on_game=on_game)
     games = [game.last for game in played]
     scores = [game.score for game in games]
-    rng = np.random.default_rng(0)
-    means = [rng.choice(scores, len(scores)).mean() for _ in range(RESAMPLES)]
     return {
         "env": policy.env_id,
         "version": policy.version,
@@ -103,7 +100,7 @@ def evaluate(
         "median": float(np.median(scores)),
         "min": min(scores),
         "max": max(scores),
-        "ci95": np.percentile(means, [2.5, 97.5]).tolist(),
+        "ci95": mean_interval(scores),
         "cut_off": sum(game.cut_off for game in games),
         "distinct": len({(game.last.score, game.actions) for game in played}),
         "scores": scores,

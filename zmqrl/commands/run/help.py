@@ -23,6 +23,7 @@ RUN: Final = (
 HOSTS: Final = (
     Group("host", ["hosts", "slurm", "pbs", "lsf", "include", "exclude", "via", "ssh-config", "preflight", "requeue"]),
     Group("installation", ["sync", "offline", "export"]),
+    Group("login node", ["slurm-login", "sbatch", "login-dir"]),
     Group("network", ["iface", "address", "node-address", "lease-s"]),
 )
 TRAIN: Final = {

@@ -11,6 +11,7 @@ from pathlib import Path
 from zmqrl.commands.options import asks_for_help, parse_known
 from zmqrl.commands.run import help
 from zmqrl.commands.run.detach import detach, on_up
+from zmqrl.commands.run.submit import LoginOptions, submit
 from zmqrl.commands.run.train import RECIPE, config_from, default_of
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
@@ -37,7 +38,7 @@ LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # a lease is renewed each second; a 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(HostOptions):
+class Options(HostOptions, LoginOptions):
     """Train on several hosts: those of -H over ssh or --via, or the nodes of this job with --slurm, --pbs or --lsf."""
 
     requeue: bool = False
@@ -58,6 +59,10 @@ def command(arguments: list[str]) -> int:
         return 0
     options, rest = parse_known(Options, arguments, f"zmqrl launch {RECIPE}")
     config = config_from(rest, over_tcp)
+    if options.slurm_login is not None:
+        if any((options.hosts, options.via, options.pbs, options.lsf)):
+            raise UsageError("--slurm-login cannot be combined with -H, --via, --pbs or --lsf: remove these.")
+        return submit(arguments, config)
     if options.requeue and not config.resume and requeue.is_begun(config):
         config = config_from([*rest, "--resume"], over_tcp)
     if config.detach and options.requeue:
