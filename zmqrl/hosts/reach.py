@@ -66,7 +66,7 @@ class Reach:
             lease_s=lease_s,
             environment=host.env,
             exported=self.exported,
-            shown=shown(host.via, host.name),
+            shown="" if host.name == HERE else shown(host.via, host.name),
         )
 
     def command(self, host: Host) -> list[str]:
