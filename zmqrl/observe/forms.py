@@ -16,13 +16,13 @@ class _Kind(NamedTuple):
     fits: Callable[[Any], bool]
 
 
-_NUMBERS: Final = (float, int)  # of parsed JSON, in which a bool is no number
+_NUMBER_TYPES: Final = (float, int)  # of parsed JSON, in which a bool is no number
 _LARGEST: Final = sys.float_info.max
 
 
 def _is_number(value: object) -> bool:
     """Whether ``value`` is a finite number that fits into a float."""
-    return type(value) in _NUMBERS and -_LARGEST <= value <= _LARGEST  # type: ignore[operator]
+    return type(value) in _NUMBER_TYPES and -_LARGEST <= value <= _LARGEST  # type: ignore[operator]
 
 
 def _is_number_or_null(value: object) -> bool:
@@ -39,6 +39,10 @@ def _is_figure(value: object) -> bool:
 
 def _is_pair(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _is_list_of_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
 
 
 def _is_provenance(value: object) -> bool:
@@ -60,6 +64,7 @@ _NUMBER_OR_NULL: Final = _Kind("a number or null", _is_number_or_null)
 _COUNTS: Final = _Kind("an object of numbers", _are_numbers)
 _FIGURE: Final = _Kind("a number, null, or an object of numbers and nulls", _is_figure)
 _PAIR: Final = _Kind("a pair of numbers", _is_pair)
+_NUMBERS: Final = _Kind("a list of numbers", _is_list_of_numbers)
 _TEXT: Final = _Kind("a string", lambda value: isinstance(value, str))
 _OBJECT_OR_NULL: Final = _Kind("an object or null", lambda value: value is None or isinstance(value, dict))
 _HOSTS: Final = _Kind("a list of hosts with their processes", _are_hosts)
@@ -95,7 +100,14 @@ ROW: Final = Form(
 )
 EVALUATION: Final = Form(
     must={"version": _NUMBER, "mean": _NUMBER},
-    may={"wall_s": _NUMBER, "agent_steps": _NUMBER, "episodes": _NUMBER, "ci95": _PAIR},
+    may={
+        "wall_s": _NUMBER,
+        "agent_steps": _NUMBER,
+        "episodes": _NUMBER,
+        "ci95": _PAIR,
+        "scores": _NUMBERS,
+        "seeds": _NUMBERS,
+    },
 )
 SUMMARY: Final = Form(
     must={
@@ -110,6 +122,7 @@ SUMMARY: Final = Form(
     may={"provenance": _PROVENANCE},
 )
 HOSTS: Final = Form(must={"hosts": _HOSTS, "given": _OBJECT_OR_NULL})
+MANIFEST: Final = Form(must={"generation": _NUMBER})
 
 
 def read_object(path: Path, form: Form, remedy: str) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,11 @@ from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.preflight import Survey, Verdict, judge, size, survey
 from zmqrl.hosts.probing import Route, probe_ids
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
-from zmqrl.learner.envs import describe_env
 from zmqrl.observe.provenance import code_hash
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
 from zmqrl.ps.layout import Layout
+from zmqrl.start.initial import Preparation
 from zmqrl.words import counted
 
 LEASE_S = 8.0
@@ -65,8 +65,10 @@ def run(options: Options, config: Config) -> int:
     hosts = reach.hosts
     with prints_to_stderr():
         check(config, hosts)
-        reach = options.bring(reach, _say)
-        up, found, verdict, expected = examine(reach, config)
+        with Preparation(config) as preparation:
+            preparation.flavour()  # checks the game
+            reach = options.bring(reach, _say)
+            up, found, verdict, expected = examine(reach, config, lambda: preparation.checkpoint().layout)
     if options.json:
         print_json(to_json(hosts, up, found, verdict, expected))
         return 3 if verdict.problems else 0
@@ -85,9 +87,11 @@ def run(options: Options, config: Config) -> int:
     return 0
 
 
-def examine(reach: Reach, config: Config) -> tuple[dict[str, Up], Survey, Verdict, Expectation | None]:
+def examine(
+    reach: Reach, config: Config, layout: Callable[[], Layout]
+) -> tuple[dict[str, Up], Survey, Verdict, Expectation | None]:
     """Connect to the hosts and probe them. Returns the reports of the daemons, the survey, the verdict, and the speed
-    that the network allows, if it is known.
+    that the network allows for parameters with this ``layout``, if it is known.
     """
     hosts = reach.hosts
     work = f"doctor-{secrets.token_hex(6)}"
@@ -113,23 +117,13 @@ def examine(reach: Reach, config: Config) -> tuple[dict[str, Up], Survey, Verdic
     verdict = judge(found, config, placement)
     expected = expect(
         placement,
-        layout_of(config),
+        layout(),
         config.wire.codec,
         found.measured("bytes_per_s"),
         found.measured("round_trip_s"),
         together=config.mode == "sync",
     )
     return up, found, dataclasses.replace(verdict, problems=[*verdict.problems, *unknown]), expected
-
-
-def layout_of(config: Config) -> Layout:
-    """The layout of the parameters that a run would train."""
-    from zmqrl.learner.networks import make_model
-    from zmqrl.ps.flat import FlatParameters
-
-    spec = describe_env(config.env, config.envs)
-    model = make_model(config.model, spec.observation_shape, spec.num_actions, config.network)
-    return FlatParameters(model).layout(config.shards)
 
 
 def known(host: Host, up: Mapping[str, Up], found: Survey) -> dict[str, Any]:
