@@ -5,7 +5,7 @@ import dataclasses
 import math
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,9 +67,8 @@ def run(options: Options, config: Config) -> int:
         check(config, hosts)
         with Preparation(config) as preparation:
             preparation.flavour()  # checks the game
-            layout = preparation.checkpoint().layout
-        reach = options.bring(reach, _say)
-        up, found, verdict, expected = examine(reach, config, layout)
+            reach = options.bring(reach, _say)
+            up, found, verdict, expected = examine(reach, config, lambda: preparation.checkpoint().layout)
     if options.json:
         print_json(to_json(hosts, up, found, verdict, expected))
         return 3 if verdict.problems else 0
@@ -88,10 +87,11 @@ def run(options: Options, config: Config) -> int:
     return 0
 
 
-def examine(reach: Reach, config: Config, layout: Layout) -> tuple[dict[str, Up], Survey, Verdict, Expectation | None]:
-    """Connect to the hosts and probe them. ``layout`` is that of the parameters that a run would train.
-
-    Returns the reports of the daemons, the survey, the verdict, and the speed that the network allows, if it is known.
+def examine(
+    reach: Reach, config: Config, layout: Callable[[], Layout]
+) -> tuple[dict[str, Up], Survey, Verdict, Expectation | None]:
+    """Connect to the hosts and probe them. Returns the reports of the daemons, the survey, the verdict, and the speed
+    that the network allows for parameters with this ``layout``, if it is known.
     """
     hosts = reach.hosts
     work = f"doctor-{secrets.token_hex(6)}"
@@ -117,7 +117,7 @@ def examine(reach: Reach, config: Config, layout: Layout) -> tuple[dict[str, Up]
     verdict = judge(found, config, placement)
     expected = expect(
         placement,
-        layout,
+        layout(),
         config.wire.codec,
         found.measured("bytes_per_s"),
         found.measured("round_trip_s"),

@@ -71,7 +71,7 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
             default = under(default, resumed.scenario)
         return parse(Config, options, f"zmqrl train {RECIPE}", default)
     if resumed.run_dir is None:
-        raise UsageError("--resume needs the directory of the run to continue: --resume RUN.")
+        raise UsageError("--resume needs the directory of the run to continue: use --resume RUN or --run-dir RUN.")
     stored = Config.read(resumed.run_dir / "config.json")
     if recipe not in (None, stored.recipe):
         raise UsageError(f"{resumed.run_dir} is a run of recipe {stored.recipe}, not {recipe}.")
