@@ -17,19 +17,22 @@ from zmqrl.checkpoint import checkpoints
 from zmqrl.observe.records import RunRecord, merged
 
 RESULTS = Path(__file__).parent / "results"
-ROW_EVERY_S = 30.0
+ROW_EVERY_S, FEWEST_ROWS = 30.0, 20
 
 
 def thinned(run: Path) -> list[Mapping[str, Any]]:
-    """About one row per half minute of training, and the last row. Each row has the means of those that it replaces."""
+    """About one row per half minute of training, or twenty for a short run, and the last row. Each row has the means of
+    those that it replaces.
+    """
     rows = RunRecord.read(run).rows
+    every_s = min(ROW_EVERY_S, rows[-1]["wall_s"] / FEWEST_ROWS)
     kept, due_s, since = list[Mapping[str, Any]](), 0.0, list[Mapping[str, Any]]()
     for row in rows:
         since.append(row)
         if row["wall_s"] >= due_s or row is rows[-1]:
             kept.append(merged(since))
             since = []
-            due_s = (row["wall_s"] // ROW_EVERY_S + 1) * ROW_EVERY_S
+            due_s = (row["wall_s"] // every_s + 1) * every_s
     return kept
 
 

@@ -311,11 +311,17 @@ def addresses_of(
             )
         elif ":" in address:  # ssh reached the host at this address
             unknown.append(f"{host.name}: {address} is an IPv6 address, but zmqrl needs an IPv4 address: {instead}.")
-        elif is_loopback(address) and len(up) > 1:
+        elif is_loopback(address) and len({_network(about) for about in up.values()}) > 1:
             unknown.append(only_itself(host.name, address))
         else:
             found[host.name] = address
     return found, unknown
+
+
+def _network(about: Up) -> tuple[str, ...]:
+    """An id of the network that the loopback addresses of a host belong to. One machine can act as several nodes."""
+    words = about.machine.split(" ")
+    return (words[0], words[2]) if len(words) > 2 else (about.host,)
 
 
 def _by_interfaces(host: Host, up: Mapping[str, Up]) -> str | None:

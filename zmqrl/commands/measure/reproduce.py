@@ -38,7 +38,7 @@ class Options:
     """
 
     result: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RESULT")]
-    """A run directory with an evaluation, such as benchmarks/results/breakout."""
+    """A run directory with an evaluation, such as benchmarks/results/cartpole."""
     by: By | None = None
     """Repeat the agent steps or the minutes. None: minutes on the recorded machine if they ended the run."""
     minutes: float | None = None
