@@ -26,7 +26,7 @@ from zmqrl.process import CORES, staying_here
 from zmqrl.process_id import worker_id
 from zmqrl.profile.recording import Recording
 from zmqrl.rundir import RunDirectory
-from zmqrl.supervisor.run import check_here, initial_checkpoint, train
+from zmqrl.supervisor.run import check_extras, check_here, initial_checkpoint, train
 
 BARE: Final[Mapping[str, type[Part]]] = {"env_step": BareGames, "act": BareForward, "gradient": BareGradient}
 WARM_UP_S: Final = 2.0  # training before the measurement: libraries choose their code, and memory is touched
@@ -66,6 +66,7 @@ def check(config: Config, *, seconds: float, rounds: int) -> None:
         changed = getattr(config, name) != getattr(default, name)
         require(not changed, f"--{name.replace('_', '-')} cannot be used in a benchmark: remove it.")
     check_here(config)
+    check_extras(config)
     if config.run_dir is not None:
         for directory in (_round_directory(config.run_dir, number) for number in range(rounds)):
             require(not directory.exists(), f"{directory} already exists: choose another --run-dir.")

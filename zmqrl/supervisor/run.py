@@ -26,12 +26,11 @@ from zmqrl.hosts.preflight import LOW_DISK_BYTES, size
 from zmqrl.learner.envs import EnvSpec, try_env
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.plugin import load_loss
+from zmqrl.local.extras import require_extra
 from zmqrl.observe.console import LoggedConsole, console_for
 from zmqrl.observe.exporter import Exporter, exporter_at
 from zmqrl.observe.screen import never_waiting
-from zmqrl.observe.trackers import check_installed
 from zmqrl.page.beside import page_beside
-from zmqrl.page.server import check_installed as check_page_installed
 from zmqrl.process import interruptible, staying_here
 from zmqrl.process_id import shard_id
 from zmqrl.profile.recording import Recording
@@ -59,11 +58,23 @@ def train(config: Config, on_up: Callable[[RunDirectory], None] | None = None) -
 
 
 def check_here(config: Config) -> None:
-    """Raise UsageError for the first invalid setting, and for a port or device that this machine cannot use."""
+    """Raise UsageError for the first invalid setting, and for a port, device or package that this machine lacks."""
     config.check()
+    if config.recorder:
+        require_extra("video", "--recorder needs")
     check_ports(config)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
+
+
+def check_extras(config: Config) -> None:
+    """Raise UsageError for the first package that the launcher of a run needs and that is not installed here."""
+    if config.env.startswith("ALE/"):  # other ids of Atari games are known only once the games are imported
+        require_extra("atari", f"{config.env} needs")
+    for tracker in config.trackers:
+        require_extra(tracker, f"--trackers {tracker} needs")
+    if config.page:
+        require_extra("page", "--page needs")
 
 
 def train_on(
@@ -78,9 +89,7 @@ def train_on(
     """
     config.check()
     config = config.with_schedule()
-    check_installed(config.trackers)
-    if config.page:
-        check_page_installed()
+    check_extras(config)
     with staying_here():
         spec = try_env(config.env, config.envs)
         initial = initial_checkpoint(config, spec)

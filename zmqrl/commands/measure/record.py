@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import imageio.v2 as imageio
-import imageio_ffmpeg
 import numpy as np
 import tyro
 
@@ -22,6 +20,7 @@ from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json, prints_to_stderr
 from zmqrl.errors import UsageError, refusal, require
 from zmqrl.learner.picture import Screen, Shown, make_picture
+from zmqrl.local.extras import require_extra
 from zmqrl.policy import Policy, load_policy
 from zmqrl.process import Messages, interruptible, log_to_stderr, read_job, say
 
@@ -64,6 +63,7 @@ def command(arguments: list[str]) -> int:
 @interruptible()
 def run(options: Options) -> int:
     """Record one game and print its result. Raises UsageError."""
+    require_extra("video", "zmqrl record needs")
     output, seconds = options.output, options.seconds
     require(0 <= options.seed < 2**32, f"--seed {options.seed}: must be at least 0 and below 2^32.")
     require(0 < seconds < 86_400, f"--seconds {seconds:g}: must be above 0 and below 86400 (a day).")
@@ -154,6 +154,8 @@ class _Video:
     """A video while it is being written. The picture is enlarged by an integer factor, so that it stays sharp."""
 
     def __init__(self, path: Path, frames_per_s: float, height: int) -> None:
+        import imageio.v2 as imageio  # takes a second
+
         path.touch()  # raises a clearer error than ffmpeg
         self.frames = 0
         self._path, self._scale = path, max(1, HEIGHT // height)
@@ -187,6 +189,8 @@ class _Video:
         if self._path.suffix == ".gif":
             self._path.write_bytes(self._gif.getvalue())
             return
+        import imageio_ffmpeg
+
         # The writer hides the exit status of ffmpeg. If ffmpeg failed, the file cannot be opened.
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "quiet", "-i", str(self._path), "-t", "0", "-f", "null", "-"]
         if subprocess.run(command, stdin=subprocess.DEVNULL, timeout=OPENED_WITHIN_S).returncode:
