@@ -26,9 +26,10 @@ from zmqrl.learner.envs import describe_env
 from zmqrl.observe.metrics import Counters
 from zmqrl.recipes import cartpole, pong
 from zmqrl.rundir import RunDirectory, write_json
+from zmqrl.start.initial import initial_checkpoint
 from zmqrl.supervisor import run
-from zmqrl.supervisor.run import initial_checkpoint
 
+STAGES = re.compile(r"(checking the game .+\n)?((drawing the initial|looking for the last version) .+\n)?")
 GOLDEN = TESTS / "golden" / "train_options.txt"
 
 
@@ -53,7 +54,7 @@ class Refused:
             cli.main()
         said = self.capsys.readouterr()
         assert stop.value.code == 2, said
-        assert said.out == ""
+        assert STAGES.fullmatch(said.out)
         assert re.fullmatch(r"zmqrl: .+[.?]\n", said.err), said.err
         assert "Traceback" not in said.err
         assert self.files() == before, "the command made or changed files"
@@ -468,16 +469,25 @@ def test_profile_can_be_given_without_a_number(options: list[str], versions: int
     assert config_from(["cartpole", *options]).profile == versions
 
 
+def test_a_dry_run_of_train_shows_the_processes_and_starts_none(
+    refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["train", "cartpole", "--dry-run", "--workers", "3", "--shards", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "shard-0" in shown
+    assert "worker-[0-2]" in shown
+    assert "--workers 0" in refused.sentence("train", "cartpole", "--dry-run", "--workers", "0")
+    assert list(refused.where.iterdir()) == []
+
+
 def test_straggle_can_be_repeated() -> None:
     config = config_from(["cartpole", "--straggle", "0:0.5", "--straggle", "1:2"])
     assert {rank: each.seconds for rank, each in config.stragglers().items()} == {0: 0.5, 1: 2.0}
 
 
 def test_the_options_of_train_match_the_golden_file(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.run(["train", "--help"])
-    assert stop.value.code == 0
-    shown = re.findall(r"^\W*(--[a-z][a-z0-9.-]*)", capsys.readouterr().out, re.MULTILINE)
+    assert cli.run(["train", "--help"]) == 0
+    shown = re.findall(r"^  (--[a-z][a-z0-9.-]*)", capsys.readouterr().out, re.MULTILINE)
     assert shown == GOLDEN.read_text(encoding="utf-8").split(), f"if intended, write the new options to {GOLDEN}"
 
 

@@ -13,9 +13,8 @@ import tyro
 
 from zmqrl.errors import UsageError, require
 from zmqrl.json_lines import parse_json
-from zmqrl.learner.envs import EnvConfig
-from zmqrl.learner.losses import BA3CConfig, PPOConfig
-from zmqrl.learner.networks import NetworkConfig
+from zmqrl.learner.games import EnvConfig
+from zmqrl.learner.settings import BA3CConfig, NetworkConfig, PPOConfig
 from zmqrl.local.extras import missing
 from zmqrl.ps.layout import MAX_SHARDS
 from zmqrl.ps.shard.optimizer import OptimizerConfig
@@ -186,9 +185,7 @@ class Config:
     minutes: float | None = None
     """Stop after this many minutes, counted from the first update of this session. None: no limit."""
     stop_score: float | None = None
-    """Stop when the policy has this mean score. When the last 50 games in training reach it, the evaluator plays 50 new
-    games with one checkpoint while training continues. The run stops if these games reach it, too. None: do not stop
-    for a score."""
+    """Stop at this mean score of the last 50 games, once 50 new games confirm it. None: no such limit."""
     seed: int = 1
     """Seed of the initial parameters, games and actions."""
     mode: Literal["sync", "async"] = "sync"
@@ -367,7 +364,7 @@ class Config:
 
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""
-        for part in (self.wire, self.schedule, self.checkpoint, self.evaluation, self.recording):
+        for part in (self.wire, self.envs, self.schedule, self.checkpoint, self.evaluation, self.recording):
             part.check()
         require(self.workers >= 1, f"--workers {self.workers}: must be 1 or more.")
         require(self.backups >= 0, f"--backups {self.backups}: must be 0 or more.")
@@ -401,6 +398,7 @@ class Config:
             not self.consistent or (self.external_workers == 0 and self.on_loss == "wait"),
             "--consistent cannot be combined with --external-workers or --on-loss shrink.",
         )
+        self.algorithm.minibatch_samples(self.envs.num_envs)
         self.stragglers()
         if self.pace is not None:
             Law.parse(self.pace, "--pace")

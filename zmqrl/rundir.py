@@ -28,7 +28,7 @@ class RunDirectory:
         self.path = path.absolute()
         self._new = new
         self._lock: int | None = None
-        self._made = False
+        self._made: list[Path] = []
         self._sockets: tempfile.TemporaryDirectory[str] | None = None
 
     config = property(lambda self: self.path / "config.json")
@@ -37,6 +37,7 @@ class RunDirectory:
     checkpoints = property(lambda self: self.path / "checkpoints")
     cluster = property(lambda self: self.path / "cluster.json")
     stalled = property(lambda self: self.path / "stalled.json")
+    submitted = property(lambda self: self.path / "submitted.json")
     left = property(lambda self: self.path / "left.json")
     old_hosts = property(lambda self: self.path / "old-hosts.json")
     keys = property(lambda self: self.path / "keys")
@@ -98,9 +99,10 @@ class RunDirectory:
     def _make(self) -> None:
         first, number = self.path, 1
         while True:
+            missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
             try:
                 self.path.mkdir(parents=True)
-                self._made = True
+                self._made = missing
                 return
             except FileExistsError:
                 if not self._new:
@@ -129,7 +131,9 @@ class RunDirectory:
         return is_locked(self.path / LOCK)
 
     def release(self) -> None:
-        """Release the lock, and remove files that only a live run needs. If no run began, remove the new directory."""
+        """Release the lock, and remove files that only a live run needs. If no run began, remove the directories that
+        :meth:`claim` made.
+        """
         with contextlib.suppress(OSError):  # the lock must be released even if this fails
             self._remove_what_needs_a_living_run()
         if self._sockets is not None:
@@ -143,7 +147,8 @@ class RunDirectory:
                     shutil.rmtree(self.checkpoints, ignore_errors=True)
                     if list(self.path.iterdir()) == [self.path / LOCK]:
                         (self.path / LOCK).unlink()
-                        self.path.rmdir()
+                        for path in self._made:
+                            path.rmdir()
             self._unlock()
 
     def _unlock(self) -> None:

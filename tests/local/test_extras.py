@@ -98,6 +98,8 @@ NEEDS = [
     ("atari", f"eval {PONG}"),
     ("atari", f"record {PONG}"),
     ("plot", f"plot {PONG}"),
+    ("plot", f"report {PONG}"),
+    ("plot", f"reproduce {PONG}"),
     ("plot", "simulate --updates 3 --plot x.png"),
     ("plot", "bench wire --plot x.png"),
     ("plot", f"profile {PONG} --plot x.png"),

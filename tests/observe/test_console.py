@@ -94,6 +94,19 @@ def test_plain_lines_come_every_ten_seconds_and_notices_at_once() -> None:
     assert [line.split("updates ")[-1].split(",")[0] for line in lines] == ["0", "worker 2 died", "10", "20"]
 
 
+def test_each_stage_of_the_start_is_one_plain_line() -> None:
+    stream = io.StringIO()
+    console = PlainConsole(stream, clock=Clock())
+    for stage, line in (
+        ("connecting to 2 hosts", "connecting 0/2 (0 s)"),
+        ("connecting to 2 hosts", "connecting 2/2 (1 s)"),
+        ("starting 1 shard", "connecting 2/2, shards 0/1 (1 s)"),
+        ("starting 1 shard", "connecting 2/2, shards 0/1 (2 s)"),
+    ):
+        console.starting(stage, line)
+    assert stream.getvalue() == "connecting to 2 hosts\nstarting 1 shard\n"
+
+
 def test_closing_writes_the_last_figures_once() -> None:
     stream = io.StringIO()
     console = PlainConsole(stream, clock=Clock())
@@ -204,6 +217,30 @@ def test_a_panel_that_was_never_drawn_writes_nothing() -> None:
     console, terminal, _ = live()
     console.close()
     assert terminal.export_text() == ""
+
+
+def test_until_there_is_more_to_show_a_line_shows_how_far_the_start_is() -> None:
+    console, terminal, clock = live(width=40)
+    console.starting("connecting to 8 hosts", "game, connecting 5/8 (2 s)")
+    assert terminal.export_text().strip() == "starting: game, connecting 5/8 (2 s)"
+    clock.now_s += 1.0
+    console.starting("starting 64 shards", "game, connecting 8/8, checking, shards 7/64 (3 s)")
+    assert words(terminal.export_text()) == "starting: game, connecting 8/8, checkin…"
+    console.notice("h3 has a new kernel")
+    assert "start game, connecting 8/8" in words(terminal.export_text())
+    console.update(FIGURES)
+    console.starting("too late", "too late")
+    console.close()
+    assert "too late" not in terminal.export_text()
+
+
+def test_a_run_that_does_not_start_leaves_nothing_on_the_terminal() -> None:
+    console, terminal, _ = live()
+    console.starting("connecting to 8 hosts", "connecting 5/8 (2 s)")
+    console.close()
+    written = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert written.endswith("\x1b[1A\x1b[2K"), "the line is erased"
+    assert "\x1b[?25h" in written, "the cursor is visible again"
 
 
 def test_closing_restores_the_cursor_and_later_calls_draw_nothing() -> None:

@@ -101,7 +101,7 @@ def completed(module: str, arguments: str, purpose: str) -> Completed:
         kind, words = "words", tuple(RECIPES)
     elif choice := re.match(r"[a-z-]+(\|[a-z-]+)+", arguments):
         kind, words = "words", tuple(choice[0].split("|"))
-    elif "RUN" in arguments:
+    elif "RUN" in arguments or "RESULT" in arguments:
         kind = "runs"
     elif "FILE" in arguments or ".json" in arguments:
         kind = "files"

@@ -36,13 +36,29 @@ class Begin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Start ``python -m module`` and send it ``messages``. Variables of the host override those in ``before``."""
+    """Start ``python -m module`` and send it ``messages``. Variables of the host override those in ``before``.
+
+    ``forked``: a fork server may fork the process (see :mod:`zmqrl.hostd.fork_server`).
+    """
 
     name: str
     module: str
     before: Mapping[str, str]
     environment: Mapping[str, str]
     messages: Sequence[Mapping[str, Any]]
+    forked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Start the fork server: forked processes will soon start, and need what ``module`` imports. Variables as in Start.
+
+    Nothing happens if there was one before.
+    """
+
+    module: str
+    before: Mapping[str, str]
+    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +282,7 @@ class Made:
 
 Request: TypeAlias = (
     Begin
+    | Prepare
     | Start
     | Tell
     | HangUp
@@ -299,6 +316,7 @@ Event: TypeAlias = (
 
 REQUESTS: dict[str, type[Any]] = {
     "begin": Begin,
+    "prepare": Prepare,
     "start": Start,
     "tell": Tell,
     "hang_up": HangUp,

@@ -12,7 +12,7 @@ from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.launcher import Launcher
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.mirror import Mirror
-from zmqrl.hosts.placement import place_run
+from zmqrl.hosts.placement import Placement, place_run
 from zmqrl.hosts.preflight import files_needed
 from zmqrl.hosts.ways.way import HERE
 from zmqrl.process import CORES, check_open_files
@@ -43,12 +43,17 @@ class Deployment:
     """Sentences that the user should read."""
 
 
+def placed_here(config: Config) -> Placement:
+    """The placement of a whole run on this machine."""
+    return place_run(config, [Host(name=HERE)], {HERE: CORES})
+
+
 def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
     """Deploy a whole run on this machine. Raises UsageError if a process needs more open files than the limit of this
     machine.
     """
     here = Site(host=host_socket.gethostname(), directory=directory, address=config.wire.address)
-    placement = place_run(config, [Host(name=HERE)], {HERE: CORES})
+    placement = placed_here(config)
     check_open_files(files_needed(config, list(placement.host_of)))
     return Deployment(
         launcher=local_launcher(directory.path),

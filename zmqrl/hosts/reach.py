@@ -27,8 +27,6 @@ from zmqrl.hosts.ways.batch import lsf_hosts, pbs_hosts
 from zmqrl.hosts.ways.slurm import allocation, own_address
 from zmqrl.hosts.ways.via import read_via, shown
 from zmqrl.hosts.ways.way import HERE, Way, command_on
-from zmqrl.learner.envs import describe_env
-from zmqrl.process import staying_here
 
 NO_ADDRESS = WireConfig().address  # this value means that the user chose no address
 
@@ -204,7 +202,7 @@ def over_tcp(config: Config) -> Config:
 
 
 def check(config: Config, hosts: Sequence[Host]) -> None:
-    """Raise UsageError for settings that cannot run on ``hosts``. Checks only what this machine knows."""
+    """Raise UsageError for settings that cannot run on ``hosts``. Checks neither the game nor the hosts."""
     if config.wire.transport == "ipc":
         raise UsageError("--wire.transport ipc works on one machine only: remove the option to use TCP.")
     if config.wire.address != NO_ADDRESS:
@@ -213,8 +211,6 @@ def check(config: Config, hosts: Sequence[Host]) -> None:
             "or `address` in the hosts file."
         )
     config.check()
-    with staying_here():
-        describe_env(config.env, config.envs)
     place_run(config, hosts, {host.name: 1 for host in hosts})
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -60,6 +61,11 @@ class Console(Protocol):
     more.
     """
 
+    def starting(self, stage: str, line: str) -> None:
+        """Show how far the start of the run is, until there are figures: the current ``stage``, and a ``line`` about
+        all stages. Another thread may call this method.
+        """
+
     def update(self, figures: LiveFigures) -> None:
         """Show ``figures``, at once or at the next refresh. Call this whenever the figures change."""
 
@@ -77,6 +83,10 @@ class LoggedConsole:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._console, self._is_hidden = console, False
         self._file = path.open("ab", buffering=0)
+
+    def starting(self, stage: str, line: str) -> None:
+        if not self._is_hidden:
+            self._console.starting(stage, line)
 
     def update(self, figures: LiveFigures) -> None:
         if not self._is_hidden:
@@ -120,7 +130,7 @@ def console_for(stream: TextIO, *, stamps: bool = True) -> Console:
 
 
 class PlainConsole:
-    """Writes a line of figures every ten seconds, and a line for each notice."""
+    """Writes a line for each stage of the start and for each notice, and a line of figures every ten seconds."""
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -129,6 +139,12 @@ class PlainConsole:
         self._unwritten: LiveFigures | None = None
         self._due_s = -float("inf")
         self._gone = False
+        self._stage = ""
+
+    def starting(self, stage: str, line: str) -> None:
+        if stage != self._stage:
+            self._stage = stage
+            self._write(stage)
 
     def update(self, figures: LiveFigures) -> None:
         self._row |= _told(figures.row)
@@ -162,8 +178,8 @@ class PlainConsole:
 class LiveConsole:
     """A panel that is redrawn in place, at most four times a second. The last few notices are below the figures.
 
-    ``update`` and ``notice`` draw the panel in the caller's thread, unless ``is_idle()`` is false. So a slow terminal
-    skips panels, and gets the newest panel next.
+    Before there are figures or notices, one line shows how far the start is. The caller's thread draws, unless
+    ``is_idle()`` is false. So a slow terminal skips panels, and gets the newest panel next.
     """
 
     def __init__(
@@ -188,23 +204,43 @@ class LiveConsole:
         self._notices: deque[str] = deque(maxlen=NOTICES_SHOWN)
         self._due_s = -float("inf")
         self._over = False
+        self._line = ""
+        self._drawing = threading.Lock()
+
+    def starting(self, stage: str, line: str) -> None:
+        with self._drawing:
+            if self._figures is None:
+                self._line = line
+                self._draw_if_due()
 
     def update(self, figures: LiveFigures) -> None:
-        self._row |= _told(figures.row)
-        self._figures = figures
-        if self._clock() >= self._due_s and self._is_idle():
-            self._draw()
+        with self._drawing:
+            self._row |= _told(figures.row)
+            self._figures = figures
+            self._draw_if_due()
 
     def notice(self, text: str) -> None:
-        stamp = f"{_duration(self._row.get('wall_s', 0.0))} " if self._stamps else ""
-        self._notices.append(f"{stamp}{printable(text)}")
-        if self._is_idle():
-            self._draw()
+        with self._drawing:
+            stamp = f"{_duration(self._row.get('wall_s', 0.0))} " if self._stamps else ""
+            self._notices.append(f"{stamp}{printable(text)}")
+            if self._is_idle():
+                self._draw()
 
     def close(self) -> None:
-        if self._live.is_started or self._figures is not None:
+        with self._drawing:
+            self._live.transient = self._is_starting  # a run that did not start leaves no line
+            if self._live.is_started or self._figures is not None:
+                self._draw()
+            self._stop()
+
+    @property
+    def _is_starting(self) -> bool:
+        """Whether there is nothing to show but how far the start is."""
+        return self._figures is None and not self._notices
+
+    def _draw_if_due(self) -> None:
+        if self._clock() >= self._due_s and self._is_idle():
             self._draw()
-        self._stop()
 
     def _draw(self) -> None:
         if self._over:
@@ -212,7 +248,8 @@ class LiveConsole:
         self._due_s = self._clock() + REFRESH_S
         try:
             self._live.start()
-            self._live.update(self._panel(), refresh=True)
+            line = Text(f"starting: {self._line}", no_wrap=True, overflow="ellipsis")
+            self._live.update(line if self._is_starting else self._panel(), refresh=True)
         except OSError:
             self._stop()
 
@@ -225,6 +262,8 @@ class LiveConsole:
         facts = Table.grid(padding=(0, 2, 0, 0))
         facts.add_column(style="dim", no_wrap=True)
         facts.add_column(overflow="fold")
+        if self._figures is None and self._line:
+            facts.add_row("start", self._line)
         if self._figures is not None:
             for label, text in _facts(self._figures, self._row):
                 facts.add_row(label, Text(text, style="bold" if label == "score" else ""))

@@ -37,6 +37,10 @@ def _is_pair(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
+def _is_list_of_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
 def _is_provenance(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(name), str | None) for name in ("commit", "cpu"))
 
@@ -46,6 +50,7 @@ _NUMBER_OR_NULL: Final = _Kind("a number or null", _is_number_or_null)
 _COUNTS: Final = _Kind("an object of numbers", _are_numbers)
 _FIGURE: Final = _Kind("a number, null, or an object of numbers and nulls", _is_figure)
 _PAIR: Final = _Kind("a pair of numbers", _is_pair)
+_NUMBERS: Final = _Kind("a list of numbers", _is_list_of_numbers)
 _TEXT: Final = _Kind("a string", lambda value: isinstance(value, str))
 _PROVENANCE: Final = _Kind("an object with commit and cpu", _is_provenance)
 
@@ -79,7 +84,14 @@ ROW: Final = Form(
 )
 EVALUATION: Final = Form(
     must={"version": _NUMBER, "mean": _NUMBER},
-    may={"wall_s": _NUMBER, "agent_steps": _NUMBER, "episodes": _NUMBER, "ci95": _PAIR},
+    may={
+        "wall_s": _NUMBER,
+        "agent_steps": _NUMBER,
+        "episodes": _NUMBER,
+        "ci95": _PAIR,
+        "scores": _NUMBERS,
+        "seeds": _NUMBERS,
+    },
 )
 SUMMARY: Final = Form(
     must={
@@ -93,6 +105,7 @@ SUMMARY: Final = Form(
     },
     may={"provenance": _PROVENANCE},
 )
+MANIFEST: Final = Form(must={"generation": _NUMBER})
 
 
 def read_object(path: Path, form: Form, remedy: str) -> dict[str, Any] | None:

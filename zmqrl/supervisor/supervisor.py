@@ -25,6 +25,7 @@ from zmqrl.ps.shard.history import History
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.sockets import SocketRole
 from zmqrl.rundir import RunDirectory, write_json
+from zmqrl.start.stages import Stages
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.checkpointer import Checkpointer
 from zmqrl.supervisor.ending import exit_status, explained, stop_shards, write_summary
@@ -33,6 +34,7 @@ from zmqrl.supervisor.machine import Limits, ScheduleEnd, SupervisorMachine
 from zmqrl.supervisor.plan import Plan
 from zmqrl.supervisor.progress import Progress
 from zmqrl.supervisor.resume import mend_histories
+from zmqrl.words import counted
 
 TURN_S = 0.05
 EXPORT_EVERY_S = 1.0
@@ -57,12 +59,15 @@ class Supervisor:
         config: Config,
         directory: RunDirectory,
         checkpoint: Checkpoint,
+        flavour: str,
         console: Console,
         deployment: Deployment,
-        exporter: Exporter | None = None,
-        on_up: Callable[[], None] = lambda: None,
+        exporter: Exporter | None,
+        on_up: Callable[[], None],
+        stages: Stages,
     ) -> None:
         self.config, self.directory, self.console, self.checkpoint = config, directory, console, checkpoint
+        self.flavour, self.stages = flavour, stages
         counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
         self.plan = Plan(
             config,
@@ -255,9 +260,22 @@ class Supervisor:
         self._feed(e.Tick())
         while self._actions:
             self._do(self._actions.popleft())
+        if self.progress.began_at is None:
+            self._show_stage()
         if self.exporter is not None and time.monotonic() - self.exported_at >= EXPORT_EVERY_S:
             self.exported_at = time.monotonic()
             self.exporter.show(self._snapshot(self.exported_at))
+
+    def _show_stage(self) -> None:
+        """Show how many shards are up, and then how many workers are present at all of them."""
+        shards = len(self.shards.numbers)
+        if not self.is_connected:
+            self.stages.at("shards", f"starting {counted(shards, 'shard')}", len(self.endpoints), shards)
+            return
+        stats = self.shards.stats.values()
+        present = set.intersection(*(set(each.present) for each in stats)) if len(stats) == shards else set[int]()
+        ranks = self.config.ranks
+        self.stages.at("workers", f"waiting for {counted(ranks, 'worker')}", len(present), ranks)
 
     def _snapshot(self, now: float) -> Snapshot:
         """The figures of the run for Prometheus."""
@@ -344,6 +362,7 @@ class Supervisor:
                 self.progress.undo_rows(self.checkpoint.version, generation)
                 self.files.rewind(self.checkpoint.version_of, generation)
             case e.BeginTime():
+                self.stages.close()
                 self.progress.begin(time.monotonic())
                 self.faults.begin(time.monotonic())
                 if not self.config.external_workers:
@@ -509,7 +528,8 @@ class Supervisor:
     def _write_summary(self, reason: e.Reason, error: BaseException | None) -> None:
         if not self.is_connected and self.directory.summary.exists():
             return  # nothing is new since the earlier session, which wrote the summary
-        write_summary(self.directory.summary, reason, exit_status(reason, error), self.config, self.checkpoint)
+        status = exit_status(reason, error)
+        write_summary(self.directory.summary, reason, status, self.config, self.checkpoint, self.flavour)
 
     def _set_aside(self) -> None:
         """Unless the shards' state is saved, rename cluster.json to left.json, so that --resume can find that state."""

@@ -180,16 +180,6 @@ def test_a_run_waits_for_space_on_the_disk_of_a_host_and_continues(lab: Lab, tmp
         run.files.assert_history_exact(run.files.assert_summary_exact("interrupted")["updates"])
 
 
-@pytest.fixture
-def ssh_to_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for ssh that runs every command on this machine."""
-    (tmp_path / "bin").mkdir()
-    ssh = tmp_path / "bin" / "ssh"
-    ssh.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
-    ssh.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
-
-
 @pytest.mark.usefixtures("ssh_to_here")
 def test_a_host_without_python_or_zmqrl_is_reported_with_the_remedy(tmp_path: Path) -> None:
     bare = tmp_path / "python-without"

@@ -1,5 +1,6 @@
 """Complete runs on the hosts of the network lab, started by ``zmqrl launch`` over ssh."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -9,16 +10,22 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from support.lab import Lab
 from support.paths import ROOT
 from support.rig import ending, eventually
 from support.run_rig import WITHIN_S, Run, RunFiles, launching
+from support.terminal import on_a_terminal
 
 import zmqrl
-from zmqrl.commands.run.launch import directory_name
+from zmqrl.commands.run.launch import Options, directory_name, on_hosts
+from zmqrl.hosts.reach import over_tcp
+from zmqrl.recipes import cartpole
 from zmqrl.rundir import RunDirectory
+from zmqrl.start.stages import Stages
 
 pytestmark = pytest.mark.processes
 
@@ -214,3 +221,29 @@ def test_a_dry_run_shows_the_placement_and_starts_nothing(tmp_path: Path) -> Non
     assert "worker-[1-3]" in said
     assert said.count("-m zmqrl.hostd.daemon") == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("ssh_to_here")
+def test_the_stages_of_a_deployment_are_shown(tmp_path: Path) -> None:
+    shown: list[tuple[object, ...]] = []
+    options = Options(hosts="h1:2")
+    stages = SimpleNamespace(at=lambda *stage: shown.append(stage))
+    directory, config = RunDirectory(tmp_path / "run"), over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
+    deployment = on_hosts(options, options.reach(), config, directory, cast(Stages, stages))
+    deployment.files.clean(whole=True)
+    deployment.launcher.close()
+    assert list(dict.fromkeys(shown)) == [
+        ("connecting", "connecting to 1 host", 0, 1),
+        ("connecting", "connecting to 1 host", 1, 1),
+        ("checking", "checking 1 host"),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ssh_to_here")
+def test_a_launch_on_a_terminal_shows_its_stages_until_the_panel_has_figures(tmp_path: Path) -> None:
+    options = ("--workers", "1", "--shards", "1", "--updates", "30", "--run-dir", str(tmp_path / "run"))
+    with on_a_terminal("launch", "-H", "h1", "cartpole", *options) as terminal:
+        for words in ("starting: game (", "starting: game, connecting", "connecting 1/1, checking", "contributions"):
+            terminal.has_said(words)
+        assert terminal.wait() == 0, terminal.said

@@ -33,6 +33,7 @@ from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
 from zmqrl.observe.provenance import code_hash
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
+from zmqrl.start.initial import Preparation
 from zmqrl.words import counted
 
 LEASE_S = 8.0
@@ -71,6 +72,8 @@ def run(options: Options, config: Config) -> int:
     hosts = reach.hosts
     with prints_to_stderr():
         check(config, hosts)
+        with Preparation(config) as preparation:
+            preparation.flavour()  # checks the game
         reach = options.bring(reach, _say)
         up, found, verdict = examine(reach, config)
     if options.json:

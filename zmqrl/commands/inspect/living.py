@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from zmqrl.errors import UsageError
+from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd import inspection
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.link import Link, LinkLost
 from zmqrl.json_lines import parse_json
+from zmqrl.observe.forms import SUMMARY, read_object
 from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.rundir import RunDirectory, not_a_run
+from zmqrl.supervisor.ending import exit_status
 
 ANSWER_WITHIN_S = 15.0
 MOST_AT_A_TIME = 16  # hosts that are asked in parallel
@@ -93,6 +95,17 @@ def state_of(host: str, pid: int | None) -> str | None:
         return None
     sight = inspection.look(pid)
     return "gone" if sight is None else sight.state
+
+
+def exit_status_of(directory: RunDirectory) -> int:
+    """The exit status of a run that has ended. Raises ClusterError if its supervisor died before the end."""
+    path, summary = directory.path, read_object(directory.summary, SUMMARY, "remove it")
+    if summary is None:
+        raise ClusterError(f"the supervisor of {path} died before the end of the run: see zmqrl status {path}.")
+    if "exit_status" not in summary:  # an older zmqrl wrote it
+        reason = summary["exit_reason"]
+        return exit_status(reason, ClusterError() if reason == "failed" else None)
+    return int(summary["exit_status"])
 
 
 def _look(link: Link) -> Seen | str:

@@ -55,10 +55,11 @@ def run(options: Options) -> int:
 def status(path: Path) -> dict[str, Any]:
     """The state of a run as plain data.
 
-    ``state``: starting, running, stopped (the supervisor is stopped by a signal), ended, or killed (the supervisor died
-    before the end). ``stalled``: the version that has stalled, and the processes that it waits for, as in
-    ``stalled.json``. ``unreachable_s``: how long each lost host has been unreachable. For a process on another machine,
-    ``state`` is null if the process has a process id. Otherwise it is unreachable, like its host, or restarting.
+    ``state``: submitted (the run is on another cluster), starting, running, stopped (the supervisor is stopped by a
+    signal), ended, or killed (the supervisor died before the end). ``stalled``: the version that has stalled, and the
+    processes that it waits for, as in ``stalled.json``. ``unreachable_s``: how long each lost host has been
+    unreachable. For a process on another machine, ``state`` is null if the process has a process id. Otherwise it is
+    unreachable, like its host, or restarting.
     """
     living = Living.read(path)
     cluster = living.cluster or {}
@@ -70,6 +71,8 @@ def status(path: Path) -> dict[str, Any]:
     last = record.rows[-1] if record.rows else {}
     if is_alive:
         state = "starting" if living.cluster is None else ALIVE.get(seen or "", "running")
+    elif record.summary is None and living.directory.submitted.exists():
+        state = "submitted"
     else:
         state = "ended" if record.summary or living.cluster is None else "killed"
     stall = living.stall() if state == "running" else None

@@ -63,6 +63,7 @@ def facts_of(config: Config) -> dict[str, Any]:
         **probe.facts(str(work)),
         "game_error": probe.game_error(config.env, dataclasses.asdict(config.envs)),
         "clock_ahead_s": None,
+        "cuda": probe.sees_cuda() if config.device == "cuda" else None,
     }
 
 
