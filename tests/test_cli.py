@@ -26,7 +26,6 @@ from zmqrl.config import Config, WireConfig
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.reach import check, over_tcp
 from zmqrl.learner.envs import describe_env
-from zmqrl.observe import trackers
 from zmqrl.observe.metrics import Counters
 from zmqrl.recipes import cartpole, pong
 from zmqrl.rundir import RunDirectory, write_json
@@ -233,12 +232,6 @@ def test_an_environment_that_fails_is_refused_before_a_process_starts(
     (refused.where / "half_made.py").write_text(HALF_MADE, encoding="utf-8")
     sentence = refused.sentence("train", "cartpole", "--env", "half_made:HalfMade-v0")
     assert sentence == "zmqrl: half_made:HalfMade-v0 fails: NotImplementedError.\n"
-
-
-def test_a_tracker_that_is_not_installed_is_refused(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(trackers.KINDS, "wandb", trackers.KINDS["wandb"]._replace(module="no_such_module"))
-    sentence = refused.sentence("train", "cartpole", "--trackers", "wandb", "--run-dir", str(refused.where / "run"))
-    assert "pip install wandb" in sentence
 
 
 @pytest.mark.processes

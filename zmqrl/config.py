@@ -15,6 +15,7 @@ from zmqrl.errors import UsageError, require
 from zmqrl.json_lines import parse_json
 from zmqrl.learner.games import EnvConfig
 from zmqrl.learner.settings import BA3CConfig, NetworkConfig, PPOConfig
+from zmqrl.local.extras import missing
 from zmqrl.ps.layout import MAX_SHARDS
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
@@ -210,8 +211,8 @@ class Config:
     """Push zeros instead of gradients, to measure a run without learning."""
     profile: int | None = None
     """Write a trace of this many versions to trace.json. Without a number: 100 versions. None: no trace."""
-    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
-    """Trackers that receive the metrics. Without a value: no tracker."""
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = () if missing("tensorboard") else ("tensorboard",)
+    """Trackers that receive the metrics. Without a value: no tracker. TensorBoard is the default if it is installed."""
     metrics_port: Annotated[str | None, tyro.conf.arg(metavar="[ADDRESS:]PORT")] = None
     """Serve Prometheus metrics at ADDRESS (default 127.0.0.1) and PORT (0: any free port). None: no server."""
     page: bool = False

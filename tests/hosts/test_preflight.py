@@ -18,9 +18,10 @@ from zmqrl.hosts.connecting import listed_twice
 from zmqrl.hosts.inventory import Host, read_addresses
 from zmqrl.hosts.placement import Placement, place
 from zmqrl.hosts.preflight import Survey, Verdict, files_needed, judge, loopbacks, ports_on
-from zmqrl.hosts.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE, game_error, listen, measure
+from zmqrl.hosts.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE, game_error, lacks, listen, measure
 from zmqrl.hosts.probing import Route, rounds
 from zmqrl.hosts.reach import addresses_of, check_interface
+from zmqrl.local.extras import EXTRAS
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.recipes import cartpole
 
@@ -176,6 +177,7 @@ def test_usable_hosts_have_no_problems_and_no_warnings() -> None:
     ("facts", "sentence"),
     [
         ({"game_error": "no ROM"}, "h1: CartPole-v1 cannot be played there: no ROM."),
+        ({"lacks": ["--recorder needs imageio: run X"]}, "h1: --recorder needs imageio: run X."),
         ({"cuda": False}, "h1: --device cuda: torch sees no CUDA device there."),
         ({"disk_bytes": 5e6}, "h1: the disk of /var/tmp/work is full (5.0 MB left): free at least 100.0 MB."),
         (
@@ -389,3 +391,10 @@ def test_an_error_says_why_a_game_cannot_be_made() -> None:
     settings = dataclasses.asdict(RUN.envs)
     assert game_error("CartPole-v1", settings) is None
     assert "NoSuchGame" in str(game_error("ALE/NoSuchGame-v5", settings))
+
+
+def test_a_host_reports_the_extras_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lacks({"video": "--recorder needs"}) == []
+    monkeypatch.setitem(EXTRAS, "video", {"imageio": "no_such_module"})
+    (clause,) = lacks({"video": "--recorder needs"})
+    assert clause.startswith("--recorder needs imageio: run ")

@@ -81,6 +81,9 @@ def survey(
             if host in addresses
             else None,
             "cuda": config.device == "cuda" and placement.has("worker", host),
+            "extras": {"video": "--recorder needs"}
+            if config.recorder and (whole or placement.has("recorder", host))
+            else {},
             "game": game if whole or any(placement.has(role, host) for role in PLAYERS) else None,
         }
         for host, about in up.items()
@@ -182,6 +185,7 @@ def judge(found: Survey, config: Config, placement: Placement) -> Verdict:
 def _host_problems(facts: Facts, config: Config, processes: Sequence[ProcessId]) -> Iterator[str]:
     if facts.get("game_error") is not None:
         yield f"{config.env} cannot be played there: {facts['game_error']}"
+    yield from facts.get("lacks", ())
     if facts.get("cuda") is False:
         yield "--device cuda: torch sees no CUDA device there"
     if "listen_error" in facts:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from zmqrl.hosts.judging.load import cpu_use
+from zmqrl.local.extras import lack
 from zmqrl.process import Messages, read_job, say
 
 ANSWER_WITHIN_S = 3.0
@@ -194,6 +195,11 @@ def game_error(env: str, settings: Mapping[str, Any]) -> str | None:
     return None
 
 
+def lacks(extras: Mapping[str, str]) -> list[str]:
+    """A clause for each of ``extras`` that is not installed on this host. The values say what needs them."""
+    return [clause for extra, what in extras.items() if (clause := lack(extra, what))]
+
+
 def sees_cuda() -> bool:
     """Whether torch sees a CUDA device on this host."""
     import torch
@@ -215,6 +221,7 @@ def main() -> None:
         found["game_error"] = game_error(**job["game"])
     if job["cuda"]:
         found["cuda"] = sees_cuda()
+    found["lacks"] = lacks(job["extras"])
     say(found)
     while True:
         request = asked.get()

@@ -1,4 +1,7 @@
-"""``zmqrl doctor``: check all hosts of a run, and every route between these hosts, before the run starts."""
+"""``zmqrl doctor``: check all hosts of a run, and every route between these hosts, before the run starts.
+
+Without hosts, :mod:`zmqrl.commands.inspect.this_machine` checks this machine.
+"""
 
 import contextlib
 import dataclasses
@@ -13,6 +16,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from zmqrl.commands.inspect import this_machine
 from zmqrl.commands.options import parse_known
 from zmqrl.commands.output import print_json, prints_to_stderr
 from zmqrl.commands.run.launch import other_code
@@ -46,7 +50,10 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Options(HostOptions):
-    """Check that hosts can run this job and reach each other. Accepts all options of `zmqrl train`."""
+    """Check that hosts can run this job and reach each other. Without -H or --slurm: check this machine.
+
+    Accepts all options of `zmqrl train`.
+    """
 
     json: bool = False
     """Print one JSON object."""
@@ -55,6 +62,8 @@ class Options(HostOptions):
 def command(arguments: list[str]) -> int:
     """Run ``zmqrl doctor``. Raises ZmqrlError."""
     options, rest = parse_known(Options, arguments, f"zmqrl doctor {RECIPE}")
+    if options == Options(json=options.json):
+        return this_machine.run(config_from(rest), json=options.json)
     return run(options, config_from(rest, over_tcp))
 
 
