@@ -40,7 +40,7 @@ def keep(run: Path, name: str) -> Path:
     config = json.loads((run / "config.json").read_text(encoding="utf-8")) | {"run_dir": f"runs/{name}"}
     (kept / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     (kept / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in thinned(run)), encoding="utf-8")
-    for file in [run / "summary.json", *run.glob("evaluations.jsonl")]:
+    for file in [run / "summary.json", *run.glob("evaluations.jsonl"), *run.glob("evaluation.json")]:
         shutil.copy(file, kept)
     if (run / "videos").exists():
         shutil.copytree(run / "videos", kept / "videos", dirs_exist_ok=True)

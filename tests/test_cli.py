@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import socket
@@ -14,7 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.nemesis import marked
 from support.paths import ROOT, TESTS
+from support.rig import eventually
 
 from zmqrl import __version__, cli
 from zmqrl.checkpoint import Checkpoint
@@ -27,9 +30,10 @@ from zmqrl.observe import trackers
 from zmqrl.observe.metrics import Counters
 from zmqrl.recipes import cartpole, pong
 from zmqrl.rundir import RunDirectory, write_json
+from zmqrl.start.initial import initial_checkpoint
 from zmqrl.supervisor import run
-from zmqrl.supervisor.run import initial_checkpoint
 
+STAGES = re.compile(r"(checking the game .+\n)?((drawing the initial|looking for the last version) .+\n)?")
 GOLDEN = TESTS / "golden" / "train_options.txt"
 
 
@@ -46,6 +50,8 @@ class Refused:
 
         monkeypatch.setattr(subprocess, "Popen", started)
         monkeypatch.setattr(run, "Supervisor", started)
+        # The imports of workers may begin while the network and the loss are still being checked.
+        monkeypatch.setattr(run, "prepare", lambda deployment: None)
 
     def sentence(self, *arguments: str) -> str:
         before = self.files()
@@ -54,7 +60,7 @@ class Refused:
             cli.main()
         said = self.capsys.readouterr()
         assert stop.value.code == 2, said
-        assert said.out == ""
+        assert STAGES.fullmatch(said.out)
         assert re.fullmatch(r"zmqrl: .+[.?]\n", said.err), said.err
         assert "Traceback" not in said.err
         assert self.files() == before, "the command made or changed files"
@@ -132,7 +138,7 @@ BAD_INPUT: list[tuple[str, str]] = [
     ("--wire.port-range 80-90", "80-90"),
     ("--wire.port-range 5000-5003", "5000-5003"),
     ("--wire.transport tcp --wire.address 192.0.2.1", "192.0.2.1"),
-    ("--resume", "--run-dir"),
+    ("--resume", "--resume RUN"),
 ]
 
 
@@ -475,22 +481,52 @@ def test_profile_can_be_given_without_a_number(options: list[str], versions: int
     assert config_from(["cartpole", *options]).profile == versions
 
 
+def test_a_dry_run_of_train_shows_the_processes_and_starts_none(
+    refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["train", "cartpole", "--dry-run", "--workers", "3", "--shards", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "shard-0" in shown
+    assert "worker-[0-2]" in shown
+    assert "--workers 0" in refused.sentence("train", "cartpole", "--dry-run", "--workers", "0")
+    assert list(refused.where.iterdir()) == []
+
+
 def test_straggle_can_be_repeated() -> None:
     config = config_from(["cartpole", "--straggle", "0:0.5", "--straggle", "1:2"])
     assert {rank: each.seconds for rank, each in config.stragglers().items()} == {0: 0.5, 1: 2.0}
 
 
 def test_the_options_of_train_match_the_golden_file(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.run(["train", "--help"])
-    assert stop.value.code == 0
-    shown = re.findall(r"^\W*(--[a-z][a-z0-9.-]*)", capsys.readouterr().out, re.MULTILINE)
+    assert cli.run(["train", "--help"]) == 0
+    shown = re.findall(r"^  (--[a-z][a-z0-9.-]*)", capsys.readouterr().out, re.MULTILINE)
     assert shown == GOLDEN.read_text(encoding="utf-8").split(), f"if intended, write the new options to {GOLDEN}"
 
 
 def test_the_installed_command_handles_ctrl_c_from_its_first_line() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"] == {"zmqrl": "zmqrl.__main__:main"}
+
+
+@pytest.mark.processes
+def test_a_refused_network_leaves_no_process_and_no_directory(tmp_path: Path) -> None:
+    marker = f"REFUSED={tmp_path}"
+    command = [
+        sys.executable,
+        "-m",
+        "zmqrl",
+        "train",
+        "cartpole",
+        "--model",
+        "nature",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    environment = {**os.environ, "REFUSED": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    eventually(lambda: not marked(marker), "the end of all processes")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.processes

@@ -10,7 +10,7 @@ import pytest
 from zmqrl.config import CheckpointConfig, Config, EvaluationConfig, RecordingConfig, ScheduleConfig, WireConfig
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import EnvConfig
-from zmqrl.learner.losses import BA3CConfig, PPOConfig
+from zmqrl.learner.settings import BA3CConfig, PPOConfig
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.recipes import RECIPES
 

@@ -20,7 +20,8 @@ from zmqrl.commands.measure.play import whole_game
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import EnvConfig
-from zmqrl.learner.networks import NetworkConfig, make_model
+from zmqrl.learner.networks import make_model
+from zmqrl.learner.settings import NetworkConfig
 from zmqrl.policy import Policy, load_policy
 from zmqrl.rundir import write_json
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from zmqrl.learner.losses import BA3CConfig, Batch, ba3c_loss
+from zmqrl.learner.losses import Batch, ba3c_loss
+from zmqrl.learner.settings import BA3CConfig
 from zmqrl.observe.spans import Spans
 from zmqrl.recipes import RECIPES, dba3c_breakout, remark
 from zmqrl.worker import ActorLearner

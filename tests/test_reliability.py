@@ -7,7 +7,7 @@ import zmq
 from support.paths import ROOT
 
 from zmqrl.commands.run.launch import Options
-from zmqrl.hostd import daemon, guard
+from zmqrl.hostd import daemon, fork_server, guard
 from zmqrl.ps.wire.sockets import new_context, new_socket, shard_sockets
 from zmqrl.ps.worker.machine import WorkerTiming
 from zmqrl.supervisor.processes import FAILURES_IN_A_ROW, HUNG_S, SILENCE_S
@@ -24,6 +24,7 @@ ENDS_WITHIN_S = daemon.GRACE_S + daemon.KILLED_WITHIN_S
         f"| a shard is stopped | no answer for {SILENCE_S:g} s |",
         f"After {HUNG_S:g} s, it kills and restarts the shard |",
         f"A process that hangs is killed after {HUNG_S:g} s.",
+        f"the first one after {fork_server.FORKS_WITHIN_S:g} s if it was stopped |",
         f"`--lease-s` is {Options.lease_s:g} s by default.",
         f"After {WorkerTiming().lease_s:g} s, it ends and is restarted |",
         f"every process on every host ends within `--lease-s` plus {ENDS_WITHIN_S:g} s.",

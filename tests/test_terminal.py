@@ -190,12 +190,26 @@ def test_ctrl_c_shows_no_traceback_while_python_exits(program: str, status: int)
     assert interrupted(0.1, program) == (status, "", "")
 
 
+# the start on a terminal
+
+
+def test_an_error_at_the_start_replaces_the_line_about_the_start(tmp_path: Path) -> None:
+    with on_a_terminal("train", "cartpole", "--env", "CartPoll-v1", "--run-dir", str(tmp_path / "run")) as terminal:
+        terminal.has_said("starting: game (0 s)")
+        assert terminal.wait() == 2
+    _, _, after = terminal.said.rpartition("starting: game")
+    assert "\x1b[1A\x1b[2Kzmqrl: there is no environment 'CartPoll-v1'" in after
+    assert list(tmp_path.iterdir()) == []
+
+
 # a terminal that closes
 
 
 def test_a_run_whose_terminal_closes_ends_with_a_checkpoint(tmp_path: Path) -> None:
     with on_a_terminal(*TRAIN, str(tmp_path / "run")) as terminal:
         files = RunFiles(tmp_path / "run")
+        terminal.has_said("starting: game")
+        terminal.has_said("parameters")
         eventually(lambda: terminal.read() != "" and files.version() >= 10, "version 10", WITHIN_S)
         terminal.close()
         assert terminal.wait() == 130

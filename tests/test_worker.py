@@ -13,8 +13,8 @@ from support.stub_games import described
 from zmqrl.config import Config
 from zmqrl.learner.dummy import DUMMY_ID
 from zmqrl.learner.games import EnvConfig
-from zmqrl.learner.losses import BA3CConfig
-from zmqrl.learner.networks import ConvPolicy, NetworkConfig, make_model
+from zmqrl.learner.networks import ConvPolicy, make_model
+from zmqrl.learner.settings import BA3CConfig, NetworkConfig
 from zmqrl.observe.spans import Spans
 from zmqrl.ps.worker.connection import Connection, PulledWeights
 from zmqrl.recipes import RECIPES

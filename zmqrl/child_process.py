@@ -16,14 +16,24 @@ class ChildProcess:
     """A running ``python -P PROGRAM``. It gets its job at once, and shares our standard error.
 
     Errors contain its ``name``, such as ``worker 3``. ``through`` is a prefix of the command, such as
-    ``ip netns exec h1``.
+    ``ip netns exec h1``. The process also gets the file descriptors in ``pass_fds``.
     """
 
-    def __init__(self, name: str, program: Sequence[str], job: dict[str, Any], *, through: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        program: Sequence[str],
+        job: dict[str, Any],
+        *,
+        through: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
+    ) -> None:
         self.name = name
         pipe = subprocess.PIPE
         command = [*through, sys.executable, "-P", *program]
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True)
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True, pass_fds=pass_fds
+        )
         self.tell(job)
 
     def tell(self, message: dict[str, Any]) -> None:

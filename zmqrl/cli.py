@@ -47,6 +47,8 @@ COMMANDS = {
     "bench": Command("measure.bench", "train|wire [options]", "measure training, or the transport of gradients"),
     "plot": Command("measure.plot", "RUN [RUN ...]", "draw the metrics of runs over time"),
     "compare": Command("measure.compare", "RUN RUN [RUN ...]", "compare the settings and results of runs"),
+    "report": Command("measure.report", "RUN [options]", "write a page about the result of a run"),
+    "reproduce": Command("measure.reproduce", "RESULT [options]", "train again as a result did, and judge the new run"),
 }
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import ipaddress
 import math
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,9 +13,8 @@ import tyro
 
 from zmqrl.errors import UsageError, require
 from zmqrl.json_lines import parse_json
-from zmqrl.learner.envs import EnvConfig
-from zmqrl.learner.losses import BA3CConfig, PPOConfig
-from zmqrl.learner.networks import NetworkConfig
+from zmqrl.learner.games import EnvConfig
+from zmqrl.learner.settings import BA3CConfig, NetworkConfig, PPOConfig
 from zmqrl.ps.layout import MAX_SHARDS
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
@@ -185,9 +184,7 @@ class Config:
     minutes: float | None = None
     """Stop after this many minutes, counted from the first update of this session. None: no limit."""
     stop_score: float | None = None
-    """Stop when the policy has this mean score. When the last 50 games in training reach it, the evaluator plays 50 new
-    games with one checkpoint while training continues. The run stops if these games reach it, too. None: do not stop
-    for a score."""
+    """Stop at this mean score of the last 50 games, once 50 new games confirm it. None: no such limit."""
     seed: int = 1
     """Seed of the initial parameters, games and actions."""
     mode: Literal["sync", "async"] = "sync"
@@ -224,7 +221,7 @@ class Config:
     run_dir: Path | None = None
     """Run directory. None: runs/RECIPE-DATE-TIME."""
     resume: bool = False
-    """Continue the run in --run-dir from where it ended or was killed."""
+    """Continue an ended or killed run in --run-dir, or in the RUN after --resume."""
     detach: bool = False
     """Start the run without a terminal, and return when it is up. See `zmqrl attach`."""
     envs: EnvConfig = field(default_factory=EnvConfig)
@@ -366,7 +363,7 @@ class Config:
 
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""
-        for part in (self.wire, self.schedule, self.checkpoint, self.evaluation, self.recording):
+        for part in (self.wire, self.envs, self.schedule, self.checkpoint, self.evaluation, self.recording):
             part.check()
         require(self.workers >= 1, f"--workers {self.workers}: must be 1 or more.")
         require(self.backups >= 0, f"--backups {self.backups}: must be 0 or more.")
@@ -400,6 +397,7 @@ class Config:
             not self.consistent or (self.external_workers == 0 and self.on_loss == "wait"),
             "--consistent cannot be combined with --external-workers or --on-loss shrink.",
         )
+        self.algorithm.minibatch_samples(self.envs.num_envs)
         self.stragglers()
         if self.pace is not None:
             Law.parse(self.pace, "--pace")
@@ -418,7 +416,7 @@ class Config:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Config":
         """Inverse of :meth:`to_json`. Raises a UsageError that names an unknown or invalid setting."""
-        config: Config = _build(cls, data, "")
+        config: Config = build(cls, data, "")
         return config
 
     @classmethod
@@ -450,8 +448,10 @@ def _require_positive(option: str, value: float | None) -> None:
         require(0 < value < limit, f"{option} {value}: must be above 0 and {words}.")
 
 
-def _build(cls: type[Any], data: object, path: str) -> Any:
-    """Build a dataclass and its nested dataclasses from plain data. Missing settings keep their defaults."""
+def build(cls: type[Any], data: object, path: str) -> Any:
+    """Build a dataclass and its nested dataclasses from plain data. Missing settings keep their defaults. Raises a
+    UsageError that names an unknown or invalid setting, below ``path``.
+    """
     if not isinstance(data, dict):
         raise UsageError(f"{path or 'the file'} is {data!r:.60}: it must be a group of settings.")
     hints = get_type_hints(cls)
@@ -470,7 +470,7 @@ def _build(cls: type[Any], data: object, path: str) -> Any:
 def _value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         assert isinstance(hint, type)
-        return _build(hint, value, where)
+        return build(hint, value, where)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -479,7 +479,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return _value(hint, value, where)
     if origin is Literal:
         fits = value in arguments
-    elif origin is tuple:
+    elif origin in (tuple, Sequence):
         fits = isinstance(value, list)
         value = tuple(_value(arguments[0], item, where) for item in value) if fits else value
     elif hint is Path:

@@ -2,22 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
 from zmqrl.checkpoint import PolicyWeights, checkpoints, name_of, newest
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
-from zmqrl.learner.envs import EnvSpec, describe_env
-from zmqrl.learner.heads import head_of
-from zmqrl.learner.networks import make_model
-from zmqrl.learner.plugin import outputs_of
-from zmqrl.learner.statistics import scaled_observations
-from zmqrl.ps.flat import FlatParameters
+from zmqrl.learner.games import EnvSpec
 from zmqrl.rundir import RunDirectory, not_a_run
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,7 +32,7 @@ class Policy:
     wall_s: float
     agent_steps: int
     spec: EnvSpec
-    model: nn.Module
+    model: "nn.Module"
 
     @property
     def env_id(self) -> str:
@@ -55,6 +52,10 @@ class Policy:
 
         Raises UsageError for observations of another shape or dtype, and when a user's own network fails.
         """
+        import torch
+
+        from zmqrl.learner.heads import head_of
+
         seen = np.asarray(observations)
         shape, dtype = self.spec.observation_shape, self.spec.observation_dtype
         is_one = seen.shape == shape
@@ -74,7 +75,10 @@ class Policy:
             return actions
         return actions[0] if self.spec.actions.shape else int(actions[0])
 
-    def _outputs(self, inputs: Tensor) -> Tensor:
+    def _outputs(self, inputs: "Tensor") -> "Tensor":
+        from zmqrl.learner.plugin import outputs_of
+        from zmqrl.learner.statistics import scaled_observations
+
         if _is_own(self.config):
             seen = scaled_observations(self.model, inputs)
             return outputs_of(self.config.model, self.model, seen, self.spec.actions.outputs)
@@ -95,6 +99,12 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
         raise not_a_run(run)
     config = Config.read(directory.config)
     weights = _weights(directory.checkpoints, version)
+    import torch  # takes seconds, and most errors come before
+
+    from zmqrl.learner.envs import describe_env
+    from zmqrl.learner.networks import make_model
+    from zmqrl.ps.flat import FlatParameters
+
     spec = describe_env(config.env, config.envs)
     with torch.random.fork_rng(devices=[]):  # preserves the caller's random state
         torch.manual_seed(config.seed)  # gives a user's own model the same buffers as in the workers

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from zmqrl.config import Config, ScheduleConfig
-from zmqrl.learner.envs import EnvConfig
-from zmqrl.learner.losses import BA3CConfig, PPOConfig
-from zmqrl.learner.networks import NetworkConfig
+from zmqrl.learner.games import EnvConfig
+from zmqrl.learner.settings import BA3CConfig, NetworkConfig, PPOConfig
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 
 

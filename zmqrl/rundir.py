@@ -14,6 +14,7 @@ from zmqrl.errors import UsageError, naming, refusal
 from zmqrl.process_id import ProcessId
 
 LOCK = ".lock"
+DAEMON_LOCK = ".agent"  # host daemons of earlier versions lock this file too
 OF_SHARDS = ("history", "state")
 UNFINISHED = ".*.json*.unfinished"  # files that a killed process was writing, under the name that they would get
 ANOTHER = "choose another --run-dir"
@@ -28,7 +29,7 @@ class RunDirectory:
         self.path = path.absolute()
         self._new = new
         self._lock: int | None = None
-        self._made = False
+        self._made: list[Path] = []
         self._sockets: tempfile.TemporaryDirectory[str] | None = None
 
     config = property(lambda self: self.path / "config.json")
@@ -36,13 +37,16 @@ class RunDirectory:
     tensorboard = property(lambda self: self.path / "tensorboard")
     checkpoints = property(lambda self: self.path / "checkpoints")
     cluster = property(lambda self: self.path / "cluster.json")
+    live = property(lambda self: self.path / "live.json")
     stalled = property(lambda self: self.path / "stalled.json")
+    submitted = property(lambda self: self.path / "submitted.json")
     left = property(lambda self: self.path / "left.json")
     old_hosts = property(lambda self: self.path / "old-hosts.json")
     keys = property(lambda self: self.path / "keys")
     profile = property(lambda self: self.path / "profile")
     trace = property(lambda self: self.path / "trace.json")
     evaluations = property(lambda self: self.path / "evaluations.jsonl")
+    hosts = property(lambda self: self.path / "hosts.json")
     summary = property(lambda self: self.path / "summary.json")
 
     def log(self, process: ProcessId | Literal["supervisor"]) -> Path:
@@ -98,9 +102,10 @@ class RunDirectory:
     def _make(self) -> None:
         first, number = self.path, 1
         while True:
+            missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
             try:
                 self.path.mkdir(parents=True)
-                self._made = True
+                self._made = missing
                 return
             except FileExistsError:
                 if not self._new:
@@ -129,7 +134,9 @@ class RunDirectory:
         return is_locked(self.path / LOCK)
 
     def release(self) -> None:
-        """Release the lock, and remove files that only a live run needs. If no run began, remove the new directory."""
+        """Release the lock, and remove files that only a live run needs. If no run began, remove the directories that
+        :meth:`claim` made.
+        """
         with contextlib.suppress(OSError):  # the lock must be released even if this fails
             self._remove_what_needs_a_living_run()
         if self._sockets is not None:
@@ -141,9 +148,11 @@ class RunDirectory:
             with contextlib.suppress(OSError):
                 if self._made and not self.config.exists():
                     shutil.rmtree(self.checkpoints, ignore_errors=True)
-                    if list(self.path.iterdir()) == [self.path / LOCK]:
-                        (self.path / LOCK).unlink()
-                        self.path.rmdir()
+                    if {path.name for path in self.path.iterdir()} <= {LOCK, DAEMON_LOCK}:
+                        for name in (LOCK, DAEMON_LOCK):
+                            (self.path / name).unlink(missing_ok=True)
+                        for path in self._made:
+                            path.rmdir()
             self._unlock()
 
     def _unlock(self) -> None:
@@ -152,7 +161,7 @@ class RunDirectory:
         self._lock = None
 
     def _remove_what_needs_a_living_run(self) -> None:
-        for file in (self.cluster, self.stalled, *self.path.glob(UNFINISHED)):
+        for file in (self.cluster, self.live, self.stalled, *self.path.glob(UNFINISHED)):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.keys, ignore_errors=True)
 

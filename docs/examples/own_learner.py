@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn.functional import smooth_l1_loss
 
-from zmqrl.learner.losses import BA3CConfig, Batch
+from zmqrl.learner.losses import Batch
+from zmqrl.learner.settings import BA3CConfig
 
 
 class TwoHeads(nn.Module):

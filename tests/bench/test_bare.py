@@ -10,7 +10,7 @@ import torch
 from zmqrl.bench.bare import BareForward, BareGames, BareGradient
 from zmqrl.config import Config
 from zmqrl.learner.envs import EnvConfig
-from zmqrl.learner.networks import NetworkConfig
+from zmqrl.learner.settings import NetworkConfig
 from zmqrl.recipes import cartpole
 
 FRAMES = Config(

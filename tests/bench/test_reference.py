@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from zmqrl.bench.reference import AVX512, references
-from zmqrl.learner.networks import NetworkConfig
+from zmqrl.learner.settings import NetworkConfig
 from zmqrl.recipes import breakout, cartpole, dba3c_breakout
 
 AS_MEASURED: dict[str, Any] = {"threads": 1, "compute": "bfloat16", "passes": 4.0, "backward_only": False}

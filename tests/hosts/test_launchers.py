@@ -1,7 +1,8 @@
 """One life cycle for all launchers: they report the start and the end of every process, and leave none behind.
 
 Tests of the life cycle run in each of these places: this machine, a host reached by ssh, a node of a Slurm job, a
-network namespace, and a plain command that stands in for one that reaches a host.
+network namespace, and a plain command that stands in for one that reaches a host. Where a place is *forked*, the host
+daemon lets its fork server start the processes.
 """
 
 import contextlib
@@ -14,61 +15,27 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 from support.lab import Lab
-from support.paths import TESTS
-from support.rig import ending, eventually, is_alive
+from support.rig import WITHIN_S, ending, eventually
 from support.slurm import NODES, Slurm
+from support.watched import EXPORTED, MODULES, Place, Watched
 
 from zmqrl.hostd.child import ASK
 from zmqrl.hostd.orphans import DEATH_IS_SEEN_WITHIN_S
 from zmqrl.hosts.connecting import connect
-from zmqrl.hosts.daemons import DaemonLauncher
-from zmqrl.hosts.launcher import Event, Exited, HostLost, HostUp, Inspected, Said, Task
+from zmqrl.hosts.launcher import Event, Exited, HostLost, HostUp, Task
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.ways.slurm import srun_command
 from zmqrl.hosts.ways.ssh import ssh_command
 from zmqrl.hosts.ways.via import read_via, via_command
-from zmqrl.hosts.ways.way import HERE
 from zmqrl.process import LOG_LEVEL
-from zmqrl.process_id import ProcessId, worker_id
+from zmqrl.process_id import worker_id
 
-WITHIN_S = 240.0
 ONE, WILLING, STUBBORN, OTHER = map(worker_id, range(4))
-EXPORTED = {"A_TOKEN": "it's a $secret"}
 pytestmark = pytest.mark.processes
-
-
-class Place:
-    """A place for processes: how to start a host daemon there, and how to check processes without the daemon."""
-
-    host = HERE
-    lease_s: float | None = None
-
-    def command(self) -> list[str]:
-        return [sys.executable, "-m", "zmqrl.hostd.daemon"]
-
-    def alive(self, pid: int) -> bool:
-        return is_alive(pid)
-
-    def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
-        os.kill(pid, number)
-
-    def link(self, work: Path) -> Link:
-        return Link(
-            self.host,
-            self.command(),
-            work=str(work),
-            lease_s=self.lease_s,
-            environment={"PYTHONPATH": str(TESTS)},
-            exported=EXPORTED,
-        )
-
-    def launcher(self, work: Path) -> DaemonLauncher:
-        # Set the environment explicitly for every host, because ssh does not pass it on.
-        return DaemonLauncher({self.host: self.link(work)}, lambda name: self.host)
 
 
 class OverSSH(Place):
@@ -120,53 +87,6 @@ class UnderSlurm(Place):
         self.slurm.inside("kill", f"-{int(number)}", str(pid))
 
 
-class Watched:
-    """A launcher and all events that it has reported."""
-
-    def __init__(self, place: Place, where: Path) -> None:
-        self.place, self.where = place, where
-        self.launcher = place.launcher(where / "work")
-        self.told: list[Event] = []
-
-    def start(self, process: ProcessId, *, module: str = "support.a_child", **job: Any) -> None:
-        path = self.where / "logs" / f"{process}.log"
-        self.launcher.start(Task(process=process, module=module, job=job, log_path=path, threads=1))
-
-    def log(self, process: ProcessId) -> str:
-        return (self.where / "logs" / f"{process}.log").read_text(encoding="utf-8")
-
-    def said(self, process: ProcessId) -> list[dict[str, Any]]:
-        self.told += self.launcher.poll()
-        return [event.facts for event in self.told if isinstance(event, Said) and event.process == process]
-
-    def ends(self, process: ProcessId) -> list[Exited]:
-        self.told += self.launcher.poll()
-        return [event for event in self.told if isinstance(event, Exited) and event.process == process]
-
-    def inspected(self, process: ProcessId) -> list[Inspected]:
-        self.told += self.launcher.poll()
-        return [event for event in self.told if isinstance(event, Inspected) and event.process == process]
-
-    def inspect(self, process: ProcessId) -> Inspected:
-        """Inspect a process until the answer has a stack, or says that the process is stopped."""
-        while True:
-            self.told = [event for event in self.told if not isinstance(event, Inspected)]
-            self.launcher.inspect(process)
-            eventually(lambda: bool(self.inspected(process)), f"an answer about {process}", WITHIN_S)
-            (seen,) = self.inspected(process)
-            if seen.stack or seen.state == "stopped":
-                return seen
-
-    def up(self, *processes: ProcessId) -> list[dict[str, Any]]:
-        """Wait for the processes to come up. Returns the first message of each."""
-        eventually(lambda: all(map(self.said, processes)), f"{processes} are up", WITHIN_S)
-        return [self.said(process)[0] for process in processes]
-
-    def end(self, process: ProcessId, times: int = 1) -> Exited:
-        eventually(lambda: len(self.ends(process)) == times, f"{process} ends", WITHIN_S)
-        return self.ends(process)[-1]
-
-
 @pytest.fixture(scope="module")
 def job(slurm: Slurm) -> Iterator[str]:
     """A job that has allocated all nodes."""
@@ -192,24 +112,34 @@ def netns(need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoRe
 @pytest.fixture(
     params=[
         "local",
+        "local forked",
         pytest.param("ssh", marks=pytest.mark.lab),
+        pytest.param("ssh forked", marks=pytest.mark.lab),
         pytest.param("netns", marks=pytest.mark.lab),
         pytest.param("slurm", marks=pytest.mark.slurm),
+        pytest.param("slurm forked", marks=pytest.mark.slurm),
         pytest.param("stand-in", marks=pytest.mark.slow),
     ]
 )
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
-    if request.param == "local":
+    name, _, forked = request.param.partition(" ")
+    place = place_called(name, request, monkeypatch)
+    place.forked = bool(forked)
+    return place
+
+
+def place_called(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
+    if name == "local":
         return Place()
-    if request.param == "netns":
+    if name == "netns":
         return Via("ip netns exec {host}", request.getfixturevalue("netns"))
-    if request.param == "stand-in":
+    if name == "stand-in":
         return Via("sh -c 'HOST={host} {command}'", "h1")
-    if request.param == "ssh":
+    if name == "ssh":
         return OverSSH(request.getfixturevalue("lab"), "h1")
     slurm: Slurm = request.getfixturevalue("slurm")
-    for name, value in slurm.environment.items():
-        monkeypatch.setenv(name, value)
+    for variable, value in slurm.environment.items():
+        monkeypatch.setenv(variable, value)
     return UnderSlurm(slurm, request.getfixturevalue("job"))
 
 
@@ -372,12 +302,13 @@ from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.launcher import Said, Task
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.process_id import worker_id
-where, host, command, lease_s, tests = json.loads(sys.argv[1])
-link = Link(host, command, work=where + "/work", lease_s=lease_s, environment={"PYTHONPATH": tests})
+where, host, command, lease_s, modules, forked = json.loads(sys.argv[1])
+link = Link(host, command, work=where + "/work", lease_s=lease_s, environment={"PYTHONPATH": modules})
 launcher = DaemonLauncher({host: link}, lambda process: host)
 for rank, job in enumerate([{"with_children": True}, {"stubborn": True}]):
     log_path = Path(where) / f"{rank}.log"
-    launcher.start(Task(process=worker_id(rank), module="support.a_child", job=job, log_path=log_path, threads=1))
+    process, module = worker_id(rank), "support.a_child"
+    launcher.start(Task(process=process, module=module, job=job, log_path=log_path, threads=1, forked=forked))
 pids = []
 while True:
     for event in launcher.poll():
@@ -393,7 +324,7 @@ while True:
 @contextlib.contextmanager
 def launching(place: Place, where: Path) -> Iterator[tuple["subprocess.Popen[bytes]", list[int]]]:
     """A launcher in a separate process, and the ids of the processes that it has started."""
-    arguments = json.dumps([str(where), place.host, place.command(), place.lease_s, str(TESTS)])
+    arguments = json.dumps([str(where), place.host, place.command(), place.lease_s, MODULES, place.forked])
     command = [sys.executable, "-c", LAUNCHING, arguments]
     with ending(subprocess.Popen(command, stdout=subprocess.PIPE)) as process:
         assert process.stdout is not None

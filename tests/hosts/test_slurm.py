@@ -27,9 +27,9 @@ from zmqrl.learner.envs import describe_env
 from zmqrl.observe.metrics import Counters
 from zmqrl.recipes import cartpole
 from zmqrl.rundir import RunDirectory
+from zmqrl.start.initial import initial_checkpoint
 from zmqrl.supervisor import requeue
 from zmqrl.supervisor.run import _interrupts as interrupts_of
-from zmqrl.supervisor.run import initial_checkpoint
 
 pytestmark = pytest.mark.processes
 

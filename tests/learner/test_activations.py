@@ -8,9 +8,10 @@ import torch
 from support.stub_games import FrameEnvs, described
 
 from zmqrl.learner.envs import Envs
-from zmqrl.learner.losses import BA3CConfig, Learner, PPOConfig
-from zmqrl.learner.networks import Compute, ConvPolicy, NetworkConfig, make_model
+from zmqrl.learner.losses import Learner
+from zmqrl.learner.networks import Compute, ConvPolicy, make_model
 from zmqrl.learner.rollout import Player, Rollout
+from zmqrl.learner.settings import BA3CConfig, NetworkConfig, PPOConfig
 
 CONFIG = BA3CConfig(rollout_steps=3)
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import Envs, Game, Step
-from zmqrl.learner.losses import BA3CConfig, Batch, Learner, PPOConfig, ba3c_loss, entropy_coefficient_at, ppo_loss
+from zmqrl.learner.losses import Batch, Learner, ba3c_loss, entropy_coefficient_at, ppo_loss
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.returns import gae, n_step_returns
 from zmqrl.learner.rollout import Player, Rollout
+from zmqrl.learner.settings import BA3CConfig, PPOConfig
 
 SAMPLES, ACTIONS = 24, 3
 # With several threads, tiny products can be ten times slower on a busy host, because the threads wait for each other.

@@ -13,7 +13,8 @@ from torch import Tensor
 from zmqrl.errors import UsageError
 from zmqrl.learner import networks
 from zmqrl.learner.games import BoxActions
-from zmqrl.learner.networks import CPU, ConvPolicy, NetworkConfig, fastest_compute, make_model
+from zmqrl.learner.networks import CPU, ConvPolicy, fastest_compute, make_model
+from zmqrl.learner.settings import NetworkConfig
 
 ATARI = (4, 84, 84)
 FLOAT32 = NetworkConfig(compute="float32")

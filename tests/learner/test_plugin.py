@@ -17,12 +17,12 @@ from zmqrl import cli
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import describe_env
 from zmqrl.learner.games import DiscreteActions
-from zmqrl.learner.losses import BA3CConfig, PPOConfig
-from zmqrl.learner.networks import NetworkConfig, make_model
+from zmqrl.learner.networks import make_model
 from zmqrl.learner.plugin import load_loss
+from zmqrl.learner.settings import BA3CConfig, NetworkConfig, PPOConfig
 from zmqrl.observe.spans import Spans
 from zmqrl.recipes import cartpole
-from zmqrl.supervisor.run import initial_checkpoint
+from zmqrl.start.initial import initial_checkpoint
 from zmqrl.worker import ActorLearner
 
 NUMBERS = itertools.count()

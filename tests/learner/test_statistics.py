@@ -16,9 +16,10 @@ from torch import nn
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import Envs
 from zmqrl.learner.games import EnvSpec
-from zmqrl.learner.losses import Learner, PPOConfig
+from zmqrl.learner.losses import Learner
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.rollout import Player, Rollout
+from zmqrl.learner.settings import PPOConfig
 from zmqrl.learner.statistics import (
     Moments,
     add_statistics,

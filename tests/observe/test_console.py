@@ -1,10 +1,12 @@
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console as RichConsole
 
 from zmqrl.observe.console import LiveConsole, LiveFigures, PlainConsole, console_for
+from zmqrl.observe.live.presence import HostLine
 from zmqrl.observe.metrics import Counters, RunMetrics
 
 ROW: dict[str, Any] = {
@@ -92,6 +94,19 @@ def test_plain_lines_come_every_ten_seconds_and_notices_at_once() -> None:
             console.notice("worker 2 died")
     lines = stream.getvalue().splitlines()
     assert [line.split("updates ")[-1].split(",")[0] for line in lines] == ["0", "worker 2 died", "10", "20"]
+
+
+def test_each_stage_of_the_start_is_one_plain_line() -> None:
+    stream = io.StringIO()
+    console = PlainConsole(stream, clock=Clock())
+    for stage, line in (
+        ("connecting to 2 hosts", "connecting 0/2 (0 s)"),
+        ("connecting to 2 hosts", "connecting 2/2 (1 s)"),
+        ("starting 1 shard", "connecting 2/2, shards 0/1 (1 s)"),
+        ("starting 1 shard", "connecting 2/2, shards 0/1 (2 s)"),
+    ):
+        console.starting(stage, line)
+    assert stream.getvalue() == "connecting to 2 hosts\nstarting 1 shard\n"
 
 
 def test_closing_writes_the_last_figures_once() -> None:
@@ -206,6 +221,30 @@ def test_a_panel_that_was_never_drawn_writes_nothing() -> None:
     assert terminal.export_text() == ""
 
 
+def test_until_there_is_more_to_show_a_line_shows_how_far_the_start_is() -> None:
+    console, terminal, clock = live(width=40)
+    console.starting("connecting to 8 hosts", "game, connecting 5/8 (2 s)")
+    assert terminal.export_text().strip() == "starting: game, connecting 5/8 (2 s)"
+    clock.now_s += 1.0
+    console.starting("starting 64 shards", "game, connecting 8/8, checking, shards 7/64 (3 s)")
+    assert words(terminal.export_text()) == "starting: game, connecting 8/8, checkin…"
+    console.notice("h3 has a new kernel")
+    assert "start game, connecting 8/8" in words(terminal.export_text())
+    console.update(FIGURES)
+    console.starting("too late", "too late")
+    console.close()
+    assert "too late" not in terminal.export_text()
+
+
+def test_a_run_that_does_not_start_leaves_nothing_on_the_terminal() -> None:
+    console, terminal, _ = live()
+    console.starting("connecting to 8 hosts", "connecting 5/8 (2 s)")
+    console.close()
+    written = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert written.endswith("\x1b[1A\x1b[2K"), "the line is erased"
+    assert "\x1b[?25h" in written, "the cursor is visible again"
+
+
 def test_closing_restores_the_cursor_and_later_calls_draw_nothing() -> None:
     console, terminal, _ = live()
     console.update(FIGURES)
@@ -248,3 +287,40 @@ def test_no_color_removes_the_colours_of_the_panel(monkeypatch: pytest.MonkeyPat
         shown[setting] = stream.getvalue()
     assert "\x1b[33m" in shown[""]
     assert "\x1b[33m" not in shown["1"]
+
+
+# hosts
+
+HOSTS = [
+    HostLine(host="h1", processes="shard-0,worker-0..3", remarks=""),
+    HostLine(host="h2", processes="worker-4..7", remarks="worker-5: silent for 12 s"),
+]
+
+
+def test_the_panel_of_a_run_on_several_hosts_shows_who_is_on_each_host() -> None:
+    console, terminal, _ = live()
+    console.update(replace(FIGURES, hosts=HOSTS[:1]))
+    assert "shard-0" not in terminal.export_text()
+    console.close()
+    console, terminal, _ = live()
+    console.update(replace(FIGURES, hosts=HOSTS))
+    shown = words(terminal.export_text())
+    console.close()
+    assert "h1 shard-0,worker-0..3 present h2 worker-4..7 worker-5: silent for 12 s" in shown
+
+
+def test_of_many_hosts_those_with_remarks_are_shown() -> None:
+    many = [HostLine(host=f"n{number:03}", processes="worker-1", remarks="") for number in range(100)]
+    many[77] = HOSTS[1]
+    console, terminal, _ = live()
+    console.update(replace(FIGURES, hosts=many))
+    shown = words(terminal.export_text())
+    console.close()
+    assert "n010 worker-1 present h2 worker-4..7 worker-5: silent for 12 s and 88 more hosts" in shown
+    assert "n011" not in shown
+
+
+def test_a_plain_line_names_only_the_hosts_with_remarks() -> None:
+    stream = io.StringIO()
+    PlainConsole(stream).update(replace(FIGURES, hosts=HOSTS))
+    assert stream.getvalue().endswith("; hosts h2 worker-5: silent for 12 s\n")

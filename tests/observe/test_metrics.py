@@ -510,7 +510,7 @@ def test_figures_continue_from_a_row_newer_than_the_checkpoint() -> None:
 
 
 def test_tensorboard_gets_every_number_of_a_row_under_its_group(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from zmqrl.observe.trackers.tensorboard import TensorBoard
 

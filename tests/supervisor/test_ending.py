@@ -179,7 +179,13 @@ def test_a_part_that_cannot_be_closed_gives_the_summary_its_exit_status(
     monkeypatch.setattr(
         supervisor_module, "write_summary", lambda path, reason, status, *_: written.append((reason, status))
     )
-    about = {"is_connected": True, "directory": RunDirectory(tmp_path), "config": None, "checkpoint": None}
+    about = {
+        "is_connected": True,
+        "directory": RunDirectory(tmp_path),
+        "config": None,
+        "checkpoint": None,
+        "flavour": "",
+    }
     supervisor: Any = SimpleNamespace(**about)
 
     def close(first: BaseException | None) -> None:

@@ -38,6 +38,8 @@ class Notices:
     def __init__(self) -> None:
         self.texts: list[str] = []
 
+    def starting(self, stage: str, line: str) -> None: ...
+
     def update(self, figures: LiveFigures) -> None: ...
 
     def notice(self, text: str) -> None:

@@ -11,7 +11,7 @@ from zmqrl.hosts.deployment import on_this_machine
 from zmqrl.process_id import shard_id
 from zmqrl.ps.layout import Layout
 from zmqrl.rundir import RunDirectory
-from zmqrl.supervisor.plan import Plan
+from zmqrl.supervisor.plan import FORK, Plan
 
 PIDS = {shard_id(0): 7}
 
@@ -47,3 +47,13 @@ def test_nothing_is_written_while_nothing_changes(plan: Plan) -> None:
     assert not plan.directory.cluster.exists()
     plan.write_cluster({}, PIDS | {shard_id(0): 8}, lost_at)
     assert json.loads(plan.directory.cluster.read_text())["shards"] == []
+
+
+def test_all_processes_but_shards_are_forked_unless_the_user_turns_this_off(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(FORK, raising=False)
+    assert plan.worker_task(0, None).forked
+    assert not plan.shard_task(0, None).forked
+    monkeypatch.setenv(FORK, "off")
+    assert not plan.worker_task(0, None).forked

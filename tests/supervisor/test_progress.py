@@ -26,6 +26,9 @@ class Notices:
     def __init__(self) -> None:
         self.told: list[str] = []
 
+    def starting(self, stage: str, line: str) -> None:
+        pass
+
     def update(self, figures: LiveFigures) -> None:
         pass
 

@@ -92,7 +92,7 @@ def test_the_metrics_have_their_keys_and_end_with_the_last_version(finished: Fin
 
 
 def test_tensorboard_can_read_the_files_of_a_run(finished: Finished) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    from tensorboard.backend.event_processing.event_accumulator import (
         EventAccumulator,
     )
 
@@ -136,8 +136,10 @@ def test_files_that_only_a_live_run_needs_are_removed_when_the_run_ends(finished
 def test_a_run_without_a_terminal_prints_plain_lines(finished: Finished) -> None:
     assert "\x1b" not in finished.said
     lines = finished.said.splitlines()
-    assert lines[0].startswith("run directory")
-    assert "CartPole-v1" in lines[0]
+    assert lines[:2] == ["checking the game CartPole-v1", "drawing the initial parameters"]
+    assert lines[2].startswith("run directory")
+    assert "CartPole-v1" in lines[2]
+    assert lines[3:5] == ["starting 2 shards", "waiting for 2 workers"]
     assert any(re.search(rf"updates {UPDATES}\b.*score", line) for line in lines)
     # Another line of figures may follow: the console prints one only every ten seconds.
     assert any(line.startswith(f"ended (updates) at version {UPDATES}") for line in lines[-2:])

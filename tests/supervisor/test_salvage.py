@@ -30,9 +30,9 @@ from zmqrl.ps.layout import Layout
 from zmqrl.ps.wire import messages as m
 from zmqrl.recipes import cartpole
 from zmqrl.rundir import RunDirectory, write_json
+from zmqrl.start.initial import initial_checkpoint
 from zmqrl.supervisor import salvage as salvage_module
 from zmqrl.supervisor.plan import Plan
-from zmqrl.supervisor.run import initial_checkpoint
 from zmqrl.supervisor.salvage import counters_at, remove_files, salvage, to_save
 
 pytestmark = pytest.mark.processes

@@ -1,6 +1,8 @@
 """A process for launcher tests. ``python -m a_child`` does what its job specifies, with only the standard library."""
 
+import gc
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -27,10 +29,15 @@ def main() -> None:
         command = [*job["background"], "setsid", "sleep", "600"]
         shell = ["sh", "-c", '"$@" < /dev/null > /dev/null 2>&1 & echo $!', "sh", *command]
         started.append(int(subprocess.run(shell, stdout=subprocess.PIPE, check=True, timeout=60).stdout))
-    level = os.environ.get(LOG_LEVEL)
-    variables = {name: os.environ.get(name) for name in job.get("variables", ())}
-    facts = {"pid": os.getpid(), "started": started, "size": len(job.get("padding", "")), "log_level": level}
-    say({"up": True, **facts, "variables": variables})
+    if job.get("forks"):
+        if not (pid := os.fork()):
+            os.setsid()
+            time.sleep(600)
+        started = [pid]
+    facts = {"up": True, "pid": os.getpid(), "started": started, "size": len(job.get("padding", ""))}
+    facts |= {"log_level": os.environ.get(LOG_LEVEL), "random": random.random(), "argv": sys.argv}
+    facts |= {"variables": {name: os.environ.get(name) for name in job.get("variables", ())}}
+    say(facts | {"is_forked": gc.get_freeze_count() > 0})  # only the fork server freezes objects
     for line in job.get("print", []):
         sys.stdout.write(line)
     sys.stdout.flush()

@@ -258,10 +258,11 @@ class Hunt:
 def _serve() -> None:
     import torch
 
-    import zmqrl.commands.run.train  # noqa: F401
+    import zmqrl.commands.run.train
+    import zmqrl.supervisor.run  # noqa: F401
     from zmqrl.learner.envs import try_env
     from zmqrl.recipes import cartpole
-    from zmqrl.supervisor.run import initial_checkpoint
+    from zmqrl.start.initial import initial_checkpoint
 
     torch.set_num_threads(1)  # threads do not survive a fork
     initial_checkpoint(cartpole(), try_env(cartpole().env, cartpole().envs))  # imports what every run imports

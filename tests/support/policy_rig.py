@@ -8,7 +8,7 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.learner.envs import EnvConfig, describe_env
 from zmqrl.rundir import RunDirectory, write_json
-from zmqrl.supervisor.run import initial_checkpoint
+from zmqrl.start.initial import initial_checkpoint
 
 BREAKOUT = Config(env="ALE/Breakout-v5", envs=EnvConfig(max_frames=800))
 CARTPOLE = Config(env="CartPole-v1", model="mlp")

@@ -45,6 +45,7 @@ SUMMARY_KEYS = {
     "seed",
     "flavour",
     "provenance",
+    "hosts",
 }
 OUTCOMES = {"used", "late", "duplicate", "rejected", "skipped"}
 ROW_KEYS = {

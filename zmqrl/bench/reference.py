@@ -3,7 +3,7 @@
 from typing import Final, NamedTuple
 
 from zmqrl.config import Config
-from zmqrl.learner.envs import EnvConfig
+from zmqrl.learner.games import EnvConfig
 
 
 class Reference(NamedTuple):

@@ -11,24 +11,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from zmqrl.bench.bare import BareForward, BareGames, BareGradient
 from zmqrl.bench.crew import Crew, Facts, Part, Role
 from zmqrl.bench.efficiency import PARTS, Efficiency, Round, per_step_s, split_of
 from zmqrl.bench.reference import Reference, references
 from zmqrl.config import Config
 from zmqrl.errors import require
 from zmqrl.hosts.daemons import PATIENCE, environment_of
-from zmqrl.hosts.inventory import Host
-from zmqrl.hosts.placement import place_run
-from zmqrl.hosts.ways.way import HERE
-from zmqrl.learner.envs import try_env
-from zmqrl.process import CORES, staying_here
+from zmqrl.hosts.deployment import placed_here
 from zmqrl.process_id import worker_id
 from zmqrl.profile.recording import Recording
 from zmqrl.rundir import RunDirectory
-from zmqrl.supervisor.run import check_here, initial_checkpoint, train
+from zmqrl.start.initial import Preparation
+from zmqrl.supervisor.run import check_here, train
 
-BARE: Final[Mapping[str, type[Part]]] = {"env_step": BareGames, "act": BareForward, "gradient": BareGradient}
 WARM_UP_S: Final = 2.0  # training before the measurement: libraries choose their code, and memory is touched
 # These options are refused: the run of a benchmark has its own end, starts from version 0, starts all its workers, and
 # learns.
@@ -69,8 +64,9 @@ def check(config: Config, *, seconds: float, rounds: int) -> None:
     if config.run_dir is not None:
         for directory in (_round_directory(config.run_dir, number) for number in range(rounds)):
             require(not directory.exists(), f"{directory} already exists: choose another --run-dir.")
-    with staying_here():
-        initial_checkpoint(config, try_env(config.env, config.envs))
+    with Preparation(config, needs_cuda=config.device == "cuda") as preparation:
+        preparation.flavour()
+        preparation.checkpoint()
 
 
 def measure(config: Config, *, seconds: float, rounds: int, begin: Callable[[str], object]) -> Measured:
@@ -78,7 +74,10 @@ def measure(config: Config, *, seconds: float, rounds: int, begin: Callable[[str
 
     ``begin`` gets a description of each measurement before it starts. Raises ClusterError.
     """
-    threads = place_run(config, [Host(name=HERE)], {HERE: CORES}).threads[worker_id(0)]
+    from zmqrl.bench.bare import BareForward, BareGames, BareGradient  # takes seconds, because it imports torch
+
+    bare_parts: Mapping[str, type[Part]] = {"env_step": BareGames, "act": BareForward, "gradient": BareGradient}
+    threads = placed_here(config).threads[worker_id(0)]
     patience = {name: os.environ.get(name, value) for name, value in PATIENCE.items()}
     job = {"config": config.to_json(), "threads": threads}
     jobs = {rank: job | {"rank": rank} for rank in range(config.ranks)}
@@ -87,7 +86,7 @@ def measure(config: Config, *, seconds: float, rounds: int, begin: Callable[[str
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="zmqrl-bench-"))
         crew = stack.enter_context(Crew(config.ranks, environment_of(threads) | patience))
-        parts = {name: stack.enter_context(crew.playing(name, part, jobs)) for name, part in BARE.items()}
+        parts = {name: stack.enter_context(crew.playing(name, part, jobs)) for name, part in bare_parts.items()}
         for number in range(rounds):
             begin(f"round {number + 1} of {rounds}: the parts alone")
             bare_s = _measure_parts(crew, parts, seconds / rounds, passes)

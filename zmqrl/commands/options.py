@@ -5,6 +5,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias, TypeVar
 
@@ -53,6 +54,11 @@ def parse_known(cls: type[T], arguments: list[str], program: str) -> tuple[T, li
         return tyro.cli(cls, args=arguments, prog=program, return_unknown_args=True)
 
 
+def asks_for_help(arguments: list[str]) -> bool:
+    """Whether a command line asks for help."""
+    return not {"-h", "--help"}.isdisjoint(arguments)
+
+
 def check_picture(option: str, path: Path) -> None:
     """Raise UsageError unless the value of ``option`` names a kind of picture that can be written."""
     require(path.suffix in PICTURES, f"{option} {path}: the name must end with one of {', '.join(PICTURES)}.")
@@ -95,8 +101,12 @@ def _one_sentence(program: str) -> Iterator[None]:
     except SystemExit as stop:
         if not stop.code:
             raise
-    lines = [line.strip("│╭╮╰╯ ") for line in complaint.getvalue().splitlines()]
-    # tyro prints the sentence in a box, between the title and the first horizontal line.
-    end = next((i for i, line in enumerate(lines) if i and set(line) <= {"─"}), len(lines))
-    sentence = " ".join(line for line in lines[1:end] if line).rstrip(".")
+    # tyro prints the sentence in a box, between the title and a horizontal line. The encoding decides how boxes look.
+    lines = [line.strip("│╭╮╰╯|+ ") for line in complaint.getvalue().splitlines()]
+    after_title = dropwhile(_is_rule, lines[1:])
+    sentence = " ".join(takewhile(lambda line: not _is_rule(line), after_title)).rstrip(".")
     raise UsageError(f"{sentence}; {program.split(' [')[0]} --help lists the options.")
+
+
+def _is_rule(line: str) -> bool:
+    return set(line) <= {"─", "-"}

@@ -1,5 +1,7 @@
 """``python -P -m zmqrl.hostd.child MODULE``: run MODULE as ``python -m`` would, in a process that can report its stack.
 
+With the fork server as MODULE, this happens in each process that it forks.
+
 The process writes its stack to standard error when it gets one of two signals. Their handlers are installed before
 MODULE imports anything, because imports can hang too.
 
@@ -31,4 +33,8 @@ if __name__ == "__main__":
 
     look_for_modules_there()
     module = sys.argv.pop(1)
+    if module == "zmqrl.hostd.fork_server":
+        from zmqrl.hostd.fork_server import serve
+
+        module = serve(int(sys.argv[1]), sys.argv[2])
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import json
 import os
-import platform
 import select
 import selectors
 import shutil
@@ -19,22 +18,22 @@ import subprocess
 import sys
 import time
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
-from zmqrl import __version__
 from zmqrl.hostd import files, guard, inspection
 from zmqrl.hostd import messages as h
 from zmqrl.hostd.child import ASK, ASK_BLOCKED
+from zmqrl.hostd.fork_server import Forked, ForkServer
 from zmqrl.hostd.interfaces import interfaces
 from zmqrl.hostd.lines import Lines
 from zmqrl.hostd.orphans import MARK, Orphans
 from zmqrl.json_lines import parse_json
-from zmqrl.observe.provenance import code_hash
-from zmqrl.process import CORES, PR_SET_PDEATHSIG, raise_open_files, use_all_cores
+from zmqrl.observe.provenance import versions
+from zmqrl.process import PR_SET_PDEATHSIG, raise_open_files, use_all_cores
 
 PR_SET_CHILD_SUBREAPER = 36
 PREDECESSOR_ENDS_WITHIN_S = 20.0
@@ -75,13 +74,38 @@ class _Asked:
 
 @dataclass(slots=True, eq=False)
 class _Child:
-    name: str
-    mark: str
-    process: "subprocess.Popen[bytes]"
-    exit_fd: int
+    stdin: int  # -1 if it is closed
+    stdout: int
+    stderr: int
+    streams: tuple[int, ...]  # the other ends of these pipes, until the process has them
+    lines: dict[int, Lines]  # by the pipe that the lines come from
+    name: str = ""
+    mark: str = ""
+    process: "subprocess.Popen[bytes] | Forked | None" = None  # None until the fork server has forked it
+    exit_fd: int = -1
     unsent: bytearray = field(default_factory=bytearray)  # data for its standard input
-    lines: dict[int, Lines] = field(default_factory=dict)  # by the pipe that the lines come from
     asked: _Asked | None = None
+
+    @classmethod
+    def waiting(cls) -> "_Child":
+        """A process that has not started, with its pipes. Raises OSError."""
+        pipes: list[int] = []
+        try:
+            for _ in range(3):
+                pipes += os.pipe()
+        except OSError:
+            _close(pipes)
+            raise
+        read_in, stdin, stdout, write_out, stderr, write_err = pipes
+        for pipe in (stdin, stdout, stderr):
+            os.set_blocking(pipe, False)
+        lines = {stdout: Lines(), stderr: Lines()}
+        return cls(stdin, stdout, stderr, (read_in, write_out, write_err), lines)
+
+    def let_go(self) -> None:
+        """Close the ends of the pipes that belong to the process."""
+        _close(self.streams)
+        self.streams = ()
 
 
 class Daemon:
@@ -91,6 +115,8 @@ class Daemon:
         self.out = out
         self.children: dict[str, _Child] = {}
         self._orphans = Orphans()
+        self._fork_server: ForkServer | None = None  # a run has at most one: after its end, processes start without it
+        self._first: _Child | None = None  # the next forked process, whose log gets the output of the fork server
         self._starts = 0
         self.why_end: str | None = None
         self.work, self._lock = Path("/nowhere"), -1
@@ -110,11 +136,16 @@ class Daemon:
             self._turn(TURN_S)
             self._orphans.step(self._marks())
             self._pass_on_stacks()
+            if self._fork_server is not None and self._fork_server.is_late():
+                self._close_fork_server()
             if self._lease_s is not None and time.monotonic() - self._heard_at > self._lease_s:
                 self.why_end = f"no message for {self._lease_s:g} s"
 
     def end(self) -> None:
         """End all processes: close their input and send SIGTERM, then SIGKILL. Then kill the remaining descendants."""
+        for child in [child for child in self.children.values() if child.process is None]:
+            self._forget(child)
+        self._close_fork_server()
         for number, within_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, KILLED_WITHIN_S)):
             for child in self.children.values():
                 self._hang_up(child)
@@ -147,6 +178,8 @@ class Daemon:
         match request:
             case h.Begin():
                 self._begin(request)
+            case h.Prepare():
+                self._prepare(request.module, self._environment(request))
             case h.Start():
                 self._start(request)
             case h.Tell():
@@ -207,82 +240,146 @@ class Daemon:
         self._send(h.Refused(why))
         self.why_end = why
 
+    def _environment(self, request: h.Start | h.Prepare) -> dict[str, str]:
+        """The variables of a process, with a new mark."""
+        self._starts += 1
+        mark = f"{os.getpid()}.{self._starts:06}"
+        return {**request.before, **os.environ, **request.environment, MARK: mark}
+
     def _start(self, request: h.Start) -> None:
-        name = request.name
+        name, module = request.name, request.module
         if name in self.children:
             return None
-        self._starts += 1
-        mark = f"{os.getpid()}.{self._starts}"
-        environment = {**request.before, **os.environ, **request.environment, MARK: mark}
+        if request.forked:
+            self._prepare(module, self._environment(request))
+        environment = self._environment(request)
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "zmqrl.hostd.child", request.module],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=environment,
-                pass_fds=[self._lock],  # so that the next daemon also waits for these processes
-                start_new_session=True,  # its whole group can be killed, and it gets no signals from a terminal
-            )
-            exit_fd = os.pidfd_open(process.pid)
+            child = self._first if request.forked and self._first is not None else _Child.waiting()
         except OSError as error:
             return self._exited(name, 127, f"cannot be started: {error}")
-        child = _Child(name, mark, process, exit_fd)
+        if child is self._first:
+            self._first = None
+        child.name, child.mark = name, environment[MARK]
         self.children[name] = child
-        for pipe, take in ((process.stdout, self._take_said), (process.stderr, self._take_log)):
-            assert pipe is not None
-            os.set_blocking(pipe.fileno(), False)
-            child.lines[pipe.fileno()] = Lines()
-            self._selector.register(pipe, selectors.EVENT_READ, partial(self._read, child, pipe.fileno(), take))
-        assert process.stdin is not None
-        os.set_blocking(process.stdin.fileno(), False)
-        self._selector.register(exit_fd, selectors.EVENT_READ, partial(self._take_exit, child))
-        self._send(h.Started(name, process.pid))
+        for pipe, take in ((child.stdout, self._take_said), (child.stderr, self._take_log)):
+            self._selector.register(pipe, selectors.EVENT_READ, partial(self._read, child, pipe, take))
         for message in request.messages:
             self._tell(child, message)
-        return None
+        begin, server = partial(self._begin_process, child, module, environment), self._fork_server
+        if request.forked and server is not None and server.fits(environment):
+            return server.fork(module, environment, child.streams, begin)
+        return begin(0, -1)
+
+    def _prepare(self, module: str, environment: Mapping[str, str]) -> None:
+        """Start the fork server, unless there was one before."""
+        if self._fork_server is not None:
+            return
+        with contextlib.suppress(OSError):  # then processes start without it
+            self._first = self._first or _Child.waiting()
+            self._fork_server = ForkServer(module, environment, self._first.streams[2], [self._lock])
+            self._selector.register(self._fork_server.channel, selectors.EVENT_READ, self._hear_fork_server)
+
+    def _hear_fork_server(self) -> None:
+        assert self._fork_server is not None
+        if not self._fork_server.hear():
+            self._close_fork_server()
+
+    def _close_fork_server(self) -> None:
+        if self._fork_server is not None and self._fork_server.is_open:
+            self._selector.unregister(self._fork_server.channel)
+            self._fork_server.close()
+
+    def _begin_process(self, child: _Child, module: str, environment: Mapping[str, str], pid: int, go: int) -> None:
+        """Take over the process ``pid`` that was forked for ``child``. If there is none, start a process."""
+        try:
+            if self.children.get(child.name) is not child:
+                return None
+            if not self._take_over(child, pid, go):
+                child.process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "zmqrl.hostd.child", module],
+                    stdin=child.streams[0],
+                    stdout=child.streams[1],
+                    stderr=child.streams[2],
+                    env=environment,
+                    pass_fds=[self._lock],  # so that the next daemon also waits for these processes
+                    start_new_session=True,  # its whole group can be killed, and it gets no signals from a terminal
+                )
+                child.exit_fd = os.pidfd_open(child.process.pid)
+        except OSError as error:
+            self._forget(child)
+            return self._exited(child.name, 127, f"cannot be started: {error}")
+        finally:
+            child.let_go()
+        self._selector.register(child.exit_fd, selectors.EVENT_READ, partial(self._take_exit, child))
+        return self._send(h.Started(child.name, self._pid(child)))
+
+    def _take_over(self, child: _Child, pid: int, go: int) -> bool:
+        """Let the process ``pid`` run as ``child``. Returns False if it has not begun or has ended."""
+        if pid == 0:
+            return False
+        exit_fd = -1
+        try:
+            exit_fd = os.pidfd_open(pid)
+            os.waitid(os.P_PIDFD, exit_fd, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # an error if it is not our child
+            os.write(go, b"!")
+        except OSError:
+            _close([exit_fd] if exit_fd >= 0 else [])
+            return False
+        child.process, child.exit_fd = Forked(pid), exit_fd
+        return True
 
     # children
 
     def _tell(self, child: _Child, message: Mapping[str, Any]) -> None:
-        if child.process.stdin is not None and not child.process.stdin.closed:
+        if child.stdin >= 0:
             child.unsent += json.dumps(message).encode() + b"\n"
             self._say(child)
 
     def _say(self, child: _Child) -> None:
-        stdin = child.process.stdin
-        assert stdin is not None
         try:
             while child.unsent:
-                del child.unsent[: os.write(stdin.fileno(), child.unsent)]
+                del child.unsent[: os.write(child.stdin, child.unsent)]
         except BlockingIOError:
-            return self._watch_write(stdin.fileno(), partial(self._say, child))
+            return self._watch_write(child.stdin, partial(self._say, child))
         except BrokenPipeError:
             child.unsent.clear()
-        return self._unwatch(stdin.fileno())
+        return self._unwatch(child.stdin)
 
     def _hang_up(self, child: _Child) -> None:
-        stdin = child.process.stdin
-        if stdin is not None and not stdin.closed:
-            self._unwatch(stdin.fileno())
-            with contextlib.suppress(BrokenPipeError):
-                stdin.close()
+        if child.stdin >= 0:
+            self._unwatch(child.stdin)
+            os.close(child.stdin)
+            child.stdin = -1
 
     def _marks(self) -> dict[int, str]:
-        return {child.process.pid: child.mark for child in self.children.values()}
+        marks = {child.process.pid: child.mark for child in self.children.values() if child.process is not None}
+        if self._fork_server is not None and self._fork_server.is_open:
+            marks[self._fork_server.process.pid] = self._fork_server.mark
+        return marks
+
+    def _pid(self, child: _Child) -> int:
+        """The id of a process. A process that was not forked yet is still a part of the fork server."""
+        if child.process is not None:
+            return child.process.pid
+        assert self._fork_server is not None
+        return self._fork_server.process.pid
 
     def _signal(self, child: _Child, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.process.pid, number)  # no other process can get its id before this child is reaped
+        if child.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.process.pid, number)  # no other process can get its id before this child is reaped
+        elif number in (signal.SIGTERM, signal.SIGKILL):
+            self._forget(child)
+            self._exited(child.name, -number, None)
 
     def _inspect(self, child: _Child) -> None:
         """Inspect a process, and ask for its stack if it can answer now. A stopped process would answer much later."""
-        sight = inspection.look(child.process.pid)
+        sight = inspection.look(self._pid(child))
         if sight is None or child.asked is not None:
             return
         child.asked = _Asked(sight, time.monotonic())
         if sight.answers and sight.state not in ("stopped", "traced", "dead"):
-            inspection.ask(child.process.pid, ASK)
+            inspection.ask(self._pid(child), ASK)
         else:
             self._pass_on_stack(child, child.asked)
 
@@ -296,10 +393,10 @@ class Daemon:
             if asked.is_over(now):
                 self._pass_on_stack(child, asked)
             elif not asked.again and not asked.lines and now - asked.since >= PYTHON_ANSWERS_WITHIN_S:
-                sight = inspection.look(child.process.pid)
+                sight = inspection.look(self._pid(child))
                 if sight is not None and sight.answers and sight.is_past_python(asked.sight):
                     asked.again = True
-                    inspection.ask(child.process.pid, ASK_BLOCKED)
+                    inspection.ask(self._pid(child), ASK_BLOCKED)
 
     def _pass_on_stack(self, child: _Child, asked: _Asked) -> None:
         child.asked = None
@@ -346,23 +443,27 @@ class Daemon:
     def _take_exit(self, child: _Child) -> None:
         # Kill the child's session before the child is reaped: until then, no other process can get the child's id.
         self._signal(child, signal.SIGKILL)
+        assert child.process is not None
         status = child.process.wait()
-        for pipe, take in ((child.process.stdout, self._take_said), (child.process.stderr, self._take_log)):
-            assert pipe is not None
+        for pipe, take in ((child.stdout, self._take_said), (child.stderr, self._take_log)):
             for _ in range(READS_AT_THE_END):  # its children may live on and write forever
-                if not self._read(child, pipe.fileno(), take):
+                if not self._read(child, pipe, take):
                     break
-            if rest := bytes(child.lines[pipe.fileno()].rest):
+            if rest := bytes(child.lines[pipe].rest):
                 take(child, rest)
-            self._unwatch(pipe.fileno())
-            pipe.close()
-        self._hang_up(child)
         self._selector.unregister(child.exit_fd)
         os.close(child.exit_fd)
-        del self.children[child.name]
+        self._forget(child)
         self._orphans.died(child.mark, self._marks())
         if self.why_end is None:  # otherwise the launcher loses this host, with its processes
             self._exited(child.name, status, None)
+
+    def _forget(self, child: _Child) -> None:
+        self._hang_up(child)
+        for pipe in child.lines:
+            self._unwatch(pipe)
+            os.close(pipe)
+        del self.children[child.name]
 
     def _exited(self, name: str, status: int, why: str | None) -> None:
         self._send(h.Exited(name, status, why))
@@ -398,16 +499,18 @@ class Daemon:
         return self._unwatch(self.out)
 
 
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
 def _about_this_host(work: Path) -> h.Up:
     connection = os.environ.get("SSH_CONNECTION", "").split()
     address = connection[2].removeprefix("::ffff:") if len(connection) == 4 else None
     return h.Up(
         host=socket.gethostname(),
         pid=os.getpid(),
-        zmqrl=__version__,
-        code=code_hash(),
-        python=platform.python_version(),
-        cores=CORES,
+        **versions(),
         interfaces=interfaces(),
         address="127.0.0.1" if address == "::1" else address,
         work=str(work),

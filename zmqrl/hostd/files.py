@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zmqrl.hostd.messages import Piece, Seen
+from zmqrl.rundir import DAEMON_LOCK as LOCK
 from zmqrl.rundir import is_locked
 
 PIECE_BYTES = 1 << 20
 TRIES = 5
-LOCK = ".agent"  # daemons of earlier versions lock this file
 
 
 def _base() -> Path:

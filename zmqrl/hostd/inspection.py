@@ -12,7 +12,7 @@ MOST_FRAMES = 16
 LONGEST_FRAME = 300
 STATES = {"R": "running", "D": "blocked", "T": "stopped", "t": "traced", "Z": "dead", "X": "dead"}
 BLOCKED_CPU_S = 0.1  # CPU time within which Python code would have answered
-NOT_OF_THE_MODULE = ("/zmqrl/hostd/child.py", "<frozen runpy>", "<frozen importlib")
+NOT_OF_THE_MODULE = ("/zmqrl/hostd/child.py", "/zmqrl/hostd/fork_server.py", "<frozen runpy>", "<frozen importlib")
 
 
 @dataclass(frozen=True, slots=True)

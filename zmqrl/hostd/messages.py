@@ -36,13 +36,29 @@ class Begin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Start ``python -m module`` and send it ``messages``. Variables of the host override those in ``before``."""
+    """Start ``python -m module`` and send it ``messages``. Variables of the host override those in ``before``.
+
+    ``forked``: a fork server may fork the process (see :mod:`zmqrl.hostd.fork_server`).
+    """
 
     name: str
     module: str
     before: Mapping[str, str]
     environment: Mapping[str, str]
     messages: Sequence[Mapping[str, Any]]
+    forked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Start the fork server: forked processes will soon start, and need what ``module`` imports. Variables as in Start.
+
+    Nothing happens if there was one before.
+    """
+
+    module: str
+    before: Mapping[str, str]
+    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +149,7 @@ class Look:
 class Up:
     """The daemon is up. ``address``: where ssh reached this host. ``interfaces``: IPv4 addresses by interface.
 
-    ``machine``: an id of this machine, whichever of its names was used.
+    ``machine``: an id of this machine, whichever of its names was used. ``torch``: its version, None if it is missing.
     """
 
     host: str
@@ -146,6 +162,7 @@ class Up:
     address: str | None
     work: str
     machine: str = ""
+    torch: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +283,7 @@ class Made:
 
 Request: TypeAlias = (
     Begin
+    | Prepare
     | Start
     | Tell
     | HangUp
@@ -299,6 +317,7 @@ Event: TypeAlias = (
 
 REQUESTS: dict[str, type[Any]] = {
     "begin": Begin,
+    "prepare": Prepare,
     "start": Start,
     "tell": Tell,
     "hang_up": HangUp,

@@ -89,19 +89,35 @@ class DaemonLauncher(Launcher):
         task.log_path.parent.mkdir(parents=True, exist_ok=True)
         log = task.log_path.open("ab", buffering=0)
         self._running[name] = _Running(task.process, link, log, time.monotonic())
+        try:
+            self._open(link)
+        except LinkLost as lost:
+            self._lose(link, lost.why)
+            return
+        messages = [*([] if task.job is None else [task.job]), *task.messages]
+        link.send(
+            h.Start(
+                name=name,
+                module=task.module,
+                before=PATIENCE,
+                environment=_environment(link, task.threads),
+                messages=messages,
+                forked=task.forked,
+            )
+        )
+
+    def prepare(self, process: ProcessId, module: str, threads: int) -> None:
+        link = self.links[self.host_of(process)]
+        with contextlib.suppress(LinkLost):  # start tries again, and reports a failure
+            self._open(link)
+            link.send(h.Prepare(module, PATIENCE, _environment(link, threads)))
+
+    def _open(self, link: Link) -> None:
+        """Open a link that is not open. Raises LinkLost."""
         if link.process is None:
-            try:
-                link.open()
-            except LinkLost as lost:
-                self._lose(link, lost.why)
-                return
+            link.open()
             if self.files is not None:
                 self.files.reopened(link.host)
-        ours = environment_of(task.threads)
-        ours |= {name: os.environ[name] for name in (HERE, LOG_LEVEL) if name in os.environ}
-        environment = ours | link.environment | link.exported
-        messages = [*([] if task.job is None else [task.job]), *task.messages]
-        link.send(h.Start(name=name, module=task.module, before=PATIENCE, environment=environment, messages=messages))
 
     def tell(self, process: ProcessId, message: Mapping[str, Any]) -> None:
         self._send(process, h.Tell(str(process), message))
@@ -226,6 +242,12 @@ class DaemonLauncher(Launcher):
         running.log.close()
         lived_s = time.monotonic() - running.started_at
         self._events.append(Exited(running.process, status, "\n".join(running.tail), lived_s, why, with_host))
+
+
+def _environment(link: Link, threads: int) -> dict[str, str]:
+    """The variables of a process on the host of ``link``."""
+    ours = environment_of(threads) | {name: os.environ[name] for name in (HERE, LOG_LEVEL) if name in os.environ}
+    return ours | link.environment | link.exported
 
 
 def _clocks() -> tuple[float, float]:

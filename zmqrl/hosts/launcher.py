@@ -18,7 +18,8 @@ class Task:
     """A process to run: ``python -m module`` with ``job`` on standard input. Its log is ``log_path`` on this machine.
 
     Without a ``job``, the process waits for one. ``messages`` follow the job. ``threads`` is the number of threads that
-    the numeric libraries of the process may use.
+    the numeric libraries of the process may use. ``forked``: the process may begin as a fork of a process that has
+    imported ``module``, or another module whose imports take as long.
     """
 
     process: ProcessId
@@ -27,6 +28,7 @@ class Task:
     log_path: Path
     threads: int
     messages: Sequence[Mapping[str, Any]] = ()
+    forked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,9 @@ Event: TypeAlias = Said | Exited | Inspected | HostLost | HostUp | Paused
 
 class Launcher(Protocol):
     """Runs tasks on one host or on many."""
+
+    def prepare(self, process: ProcessId, module: str, threads: int) -> None:
+        """Tell the host of ``process`` that it will soon start ``forked`` tasks like this one."""
 
     def start(self, task: Task) -> None:
         """Start ``task``. If that fails, ``poll`` returns an Exited."""

@@ -12,6 +12,8 @@ from typing import Any
 from zmqrl.config import Config, is_loopback
 from zmqrl.errors import ClusterError
 from zmqrl.hostd.messages import Up
+from zmqrl.hosts.judging.load import load_warnings
+from zmqrl.hosts.judging.outliers import outliers
 from zmqrl.hosts.launcher import Launcher
 from zmqrl.hosts.placement import Placement
 from zmqrl.hosts.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE
@@ -47,6 +49,10 @@ class Survey:
     failed: Mapping[str, str] = field(default_factory=dict)
     routes: Mapping[Route, Facts] = field(default_factory=dict)
     loopback: Mapping[str, str] = field(default_factory=dict)
+
+    def measured(self, key: str) -> dict[tuple[str, str], float]:
+        """A measurement of the routes that have it, by source and target."""
+        return {route[:2]: found[key] for route, found in self.routes.items() if key in found}
 
 
 def survey(
@@ -160,6 +166,7 @@ def judge(found: Survey, config: Config, placement: Placement) -> Verdict:
         problems += [f"{host}: {text}." for text in _host_problems(facts, config, placement.processes_on(host))]
         warnings += [f"{host}: {text}." for text in _host_warnings(facts, placement.processes_on(host))]
     problems += [only_itself(host, address) for host, address in found.loopback.items()]
+    warnings += outliers(found.measured("bytes_per_s"), frozenset(found.facts))
     blocked: dict[tuple[str, str, str], list[str]] = {}
     for route, measured in found.routes.items():
         if "error" in measured:
@@ -206,6 +213,7 @@ def _host_warnings(facts: Facts, processes: Sequence[ProcessId]) -> Iterator[str
     if ahead_s is not None and abs(ahead_s) > CLOCK_OFF_S:
         direction = "ahead of" if ahead_s > 0 else "behind"
         yield f"its clock is {abs(ahead_s):.1f} s {direction} this machine's: times in logs will not match"
+    yield from load_warnings(facts)
 
 
 def files_needed(config: Config, processes: Sequence[ProcessId]) -> int:

@@ -17,9 +17,9 @@ from zmqrl.errors import UsageError, blaming
 from zmqrl.learner.atari import ENTRY_POINT, AtariEnvs, RandomSkipEnvs, atari_actions, game_of
 from zmqrl.learner.dummy import DUMMY_ID, DummyEnvs, describe_dummy
 from zmqrl.learner.games import DiscreteActions, EnvConfig, Envs, EnvSpec, Game, Step
-from zmqrl.learner.gymnasium_envs import CheckedEnv, GymnasiumEnvs, gymnasium_flavour
+from zmqrl.learner.gymnasium_envs import CheckedEnv, GymnasiumEnvs
 
-__all__ = ["EnvConfig", "EnvSpec", "Envs", "Game", "Step", "describe_env", "flavour_of", "make_envs", "try_env"]
+__all__ = ["EnvConfig", "EnvSpec", "Envs", "Game", "Step", "describe_env", "make_envs", "try_env"]
 
 gymnasium.register_envs(ale_py)
 
@@ -56,14 +56,6 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
     Observations that cannot be flattened into a vector, such as graphs, are refused in the same way.
     """
     return _describe(env_id, config, plays=False)
-
-
-def flavour_of(env_id: str, config: EnvConfig) -> str:
-    """A line to print with the scores of ``env_id``, as in ``describe_env``. No game is loaded."""
-    if env_id == DUMMY_ID:
-        return describe_dummy(config).flavour
-    is_atari = find_env(env_id).entry_point == ENTRY_POINT
-    return config.flavour() if is_atari else gymnasium_flavour(config)
 
 
 def try_env(env_id: str, config: EnvConfig) -> EnvSpec:

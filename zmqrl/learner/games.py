@@ -118,6 +118,12 @@ class EnvConfig:
             ]
         )
 
+    def gymnasium_flavour(self) -> str:
+        """A line to print with the scores of a Gymnasium environment."""
+        changes = [f"with {', '.join(self.args)}"] if self.args else ["as registered"]
+        changes += [f"wrapped by {', '.join(self.wrappers)}"] if self.wrappers else []
+        return f"played {', '.join(changes)}, scores are sums of {'' if self.wrappers else 'true '}rewards"
+
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""
         require(self.num_envs >= 1, f"--envs.num-envs {self.num_envs}: must be 1 or more.")

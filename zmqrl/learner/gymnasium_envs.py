@@ -71,7 +71,7 @@ class CheckedEnv:
             observation_shape=image or (length,),
             observation_dtype=np.dtype(np.uint8 if self._is_image else np.float32),
             actions=actions,
-            flavour=gymnasium_flavour(config),
+            flavour=config.gymnasium_flavour(),
             normalizes_observations=config.normalize_observations,
             normalizes_rewards=config.normalize_rewards,
         )
@@ -238,13 +238,6 @@ def _wrapped(env: gymnasium.Env[Any, Any], wrapper: str) -> gymnasium.Env[Any, A
         f"{blame} returned a value of type {type(wrapped).__name__}: it must return an environment of Gymnasium.",
     )
     return wrapped  # type: ignore[no-any-return]
-
-
-def gymnasium_flavour(config: EnvConfig) -> str:
-    """A line to print with the scores of a Gymnasium environment."""
-    changes = [f"with {', '.join(config.args)}"] if config.args else ["as registered"]
-    changes += [f"wrapped by {', '.join(config.wrappers)}"] if config.wrappers else []
-    return f"played {', '.join(changes)}, scores are sums of {'' if config.wrappers else 'true '}rewards"
 
 
 def _kind(space: object) -> str:

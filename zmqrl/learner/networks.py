@@ -12,34 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zmqrl.errors import UsageError, did_you_mean, require
+from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.learner.activations import Activations
 from zmqrl.learner.games import ActionSpace, BoxActions, EnvSpec
 from zmqrl.learner.plugin import load_model
+from zmqrl.learner.settings import NetworkConfig
 from zmqrl.learner.statistics import add_statistics
 
 Compute = Literal["float32", "bfloat16"]
 
 CPU = torch.device("cpu")
 HIDDEN = {"small": 256, "nature": 512, "narrow": 128, "dba3c": 128, "mlp": 64}
-MAX_HIDDEN = 8192  # above it, orthogonal initialization takes minutes
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NetworkConfig:
-    """Settings that all networks share."""
-
-    hidden: int | None = None
-    """Units of the hidden layers. None: the default of the network, from 64 (mlp) to 512 (nature)."""
-    compute: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the computation. auto: bfloat16 if the hardware supports it. Weights stay float32."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.hidden is None or 1 <= self.hidden <= MAX_HIDDEN,
-            f"--network.hidden {self.hidden}: must be from 1 to {MAX_HIDDEN}.",
-        )
 
 
 AS_IT_IS = NetworkConfig()

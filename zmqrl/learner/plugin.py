@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from zmqrl.errors import UsageError, blaming, load_function
 from zmqrl.learner.games import ActionSpace
 from zmqrl.learner.heads import head_of
-from zmqrl.learner.losses import LEARNER_METRICS, BA3CConfig, Batch, Loss, PPOConfig
+from zmqrl.learner.losses import LEARNER_METRICS, Batch, Loss
+from zmqrl.learner.settings import BA3CConfig, PPOConfig
 from zmqrl.observe.reports import MOST_FIGURES, NAME
 
 SAMPLES = 4

@@ -3,16 +3,18 @@
 import contextlib
 import os
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from rich import box
 from rich.console import Console as RichConsole
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.rule import Rule
@@ -20,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zmqrl.observe.folding import printable
+from zmqrl.observe.live.presence import HostLine
 from zmqrl.observe.screen import Screen
 from zmqrl.words import counted
 
@@ -27,6 +30,7 @@ REFRESH_S = 0.25
 LINE_S = 10.0
 NOTICES_SHOWN = 8
 RANKS_SHOWN = 6
+HOSTS_SHOWN = 12
 
 # Even a worker that contributes to every update is missing for most of each update: while it computes.
 MISSING_AFTER_S = 2.0
@@ -46,19 +50,25 @@ class LiveFigures:
     """The content of the console: the newest row of ``metrics.jsonl``, and values that are not in this row.
 
     ``frames_per_agent_step`` is 4 for most runs of Atari games. ``left_s`` is the time until the run ends, None if the
-    time is unknown.
+    time is unknown. ``hosts`` are shown if there are several.
     """
 
     title: str
     row: Mapping[str, Any]
     frames_per_agent_step: float | None = None
     left_s: float | None = None
+    hosts: Sequence[HostLine] = ()
 
 
 class Console(Protocol):
     """Shows a run to the user. It is not an error if the pipe or the terminal closes: the console then shows nothing
     more.
     """
+
+    def starting(self, stage: str, line: str) -> None:
+        """Show how far the start of the run is, until there are figures: the current ``stage``, and a ``line`` about
+        all stages. Another thread may call this method.
+        """
 
     def update(self, figures: LiveFigures) -> None:
         """Show ``figures``, at once or at the next refresh. Call this whenever the figures change."""
@@ -78,6 +88,10 @@ class LoggedConsole:
         self._console, self._is_hidden = console, False
         self._file = path.open("ab", buffering=0)
 
+    def starting(self, stage: str, line: str) -> None:
+        if not self._is_hidden:
+            self._console.starting(stage, line)
+
     def update(self, figures: LiveFigures) -> None:
         if not self._is_hidden:
             self._console.update(figures)
@@ -95,7 +109,8 @@ class LoggedConsole:
     def log(self, text: str) -> None:
         """Write ``text`` to the file only."""
         with contextlib.suppress(OSError):  # another part reports a full disk
-            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode(errors="backslashreplace"))
+            stamp = datetime.now().isoformat(" ", "milliseconds").replace(".", ",")  # as in the other logs
+            self._file.write(f"{stamp} {text}\n".encode(errors="backslashreplace"))
 
     def close(self) -> None:
         self._file.close()
@@ -120,7 +135,7 @@ def console_for(stream: TextIO, *, stamps: bool = True) -> Console:
 
 
 class PlainConsole:
-    """Writes a line of figures every ten seconds, and a line for each notice."""
+    """Writes a line for each stage of the start and for each notice, and a line of figures every ten seconds."""
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -129,6 +144,12 @@ class PlainConsole:
         self._unwritten: LiveFigures | None = None
         self._due_s = -float("inf")
         self._gone = False
+        self._stage = ""
+
+    def starting(self, stage: str, line: str) -> None:
+        if stage != self._stage:
+            self._stage = stage
+            self._write(stage)
 
     def update(self, figures: LiveFigures) -> None:
         self._row |= _told(figures.row)
@@ -145,7 +166,10 @@ class PlainConsole:
 
     def _write_figures(self) -> None:
         if self._unwritten is not None:
-            self._write("; ".join(f"{label} {text}" for label, text in _facts(self._unwritten, self._row)))
+            facts, hosts = _facts(self._unwritten, self._row), self._unwritten.hosts
+            if len(hosts) > 1 and (remarks := [f"{line.host} {line.remarks}" for line in hosts if line.remarks]):
+                facts.append(("hosts", "; ".join(remarks)))
+            self._write("; ".join(f"{label} {text}" for label, text in facts))
             self._unwritten = None
 
     def _write(self, line: str) -> None:
@@ -162,8 +186,8 @@ class PlainConsole:
 class LiveConsole:
     """A panel that is redrawn in place, at most four times a second. The last few notices are below the figures.
 
-    ``update`` and ``notice`` draw the panel in the caller's thread, unless ``is_idle()`` is false. So a slow terminal
-    skips panels, and gets the newest panel next.
+    Before there are figures or notices, one line shows how far the start is. The caller's thread draws, unless
+    ``is_idle()`` is false. So a slow terminal skips panels, and gets the newest panel next.
     """
 
     def __init__(
@@ -188,23 +212,43 @@ class LiveConsole:
         self._notices: deque[str] = deque(maxlen=NOTICES_SHOWN)
         self._due_s = -float("inf")
         self._over = False
+        self._line = ""
+        self._drawing = threading.Lock()
+
+    def starting(self, stage: str, line: str) -> None:
+        with self._drawing:
+            if self._figures is None:
+                self._line = line
+                self._draw_if_due()
 
     def update(self, figures: LiveFigures) -> None:
-        self._row |= _told(figures.row)
-        self._figures = figures
-        if self._clock() >= self._due_s and self._is_idle():
-            self._draw()
+        with self._drawing:
+            self._row |= _told(figures.row)
+            self._figures = figures
+            self._draw_if_due()
 
     def notice(self, text: str) -> None:
-        stamp = f"{_duration(self._row.get('wall_s', 0.0))} " if self._stamps else ""
-        self._notices.append(f"{stamp}{printable(text)}")
-        if self._is_idle():
-            self._draw()
+        with self._drawing:
+            stamp = f"{_duration(self._row.get('wall_s', 0.0))} " if self._stamps else ""
+            self._notices.append(f"{stamp}{printable(text)}")
+            if self._is_idle():
+                self._draw()
 
     def close(self) -> None:
-        if self._live.is_started or self._figures is not None:
+        with self._drawing:
+            self._live.transient = self._is_starting  # a run that did not start leaves no line
+            if self._live.is_started or self._figures is not None:
+                self._draw()
+            self._stop()
+
+    @property
+    def _is_starting(self) -> bool:
+        """Whether there is nothing to show but how far the start is."""
+        return self._figures is None and not self._notices
+
+    def _draw_if_due(self) -> None:
+        if self._clock() >= self._due_s and self._is_idle():
             self._draw()
-        self._stop()
 
     def _draw(self) -> None:
         if self._over:
@@ -212,7 +256,8 @@ class LiveConsole:
         self._due_s = self._clock() + REFRESH_S
         try:
             self._live.start()
-            self._live.update(self._panel(), refresh=True)
+            line = Text(f"starting: {self._line}", no_wrap=True, overflow="ellipsis")
+            self._live.update(line if self._is_starting else self._panel(), refresh=True)
         except OSError:
             self._stop()
 
@@ -225,12 +270,19 @@ class LiveConsole:
         facts = Table.grid(padding=(0, 2, 0, 0))
         facts.add_column(style="dim", no_wrap=True)
         facts.add_column(overflow="fold")
+        if self._figures is None and self._line:
+            facts.add_row("start", self._line)
         if self._figures is not None:
             for label, text in _facts(self._figures, self._row):
                 facts.add_row(label, Text(text, style="bold" if label == "score" else ""))
-        notices = [Text(notice, style="yellow", overflow="fold") for notice in self._notices]
+        parts: list[RenderableType] = [facts]
+        if self._figures is not None and len(self._figures.hosts) > 1:
+            parts += [Rule(style="dim"), _host_table(self._figures.hosts)]
+        if self._notices:
+            notices = (Text(notice, style="yellow", overflow="fold") for notice in self._notices)
+            parts += [Rule(style="dim"), *notices]
         return Panel(
-            Group(facts, Rule(style="dim"), *notices) if notices else facts,
+            Group(*parts),
             title=Text(printable(self._figures.title)) if self._figures is not None else "zmqrl",
             title_align="left",
             box=box.ROUNDED,
@@ -239,6 +291,28 @@ class LiveConsole:
             # this one.
             width=max(8, self._console.width - 2),
         )
+
+
+def _host_table(hosts: Sequence[HostLine]) -> Table:
+    """A line for each host. Of many hosts, those without remarks are left out first."""
+    shown = hosts
+    if len(hosts) > HOSTS_SHOWN:
+        first = sorted(range(len(hosts)), key=lambda index: not hosts[index].remarks)[:HOSTS_SHOWN]
+        shown = [hosts[index] for index in sorted(first)]
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for line in shown:
+        table.add_row(
+            Text(line.host, style="dim"), Text(line.processes), Text(line.remarks or "present", style=_style(line))
+        )
+    if len(shown) < len(hosts):
+        table.add_row("", Text(f"and {counted(len(hosts) - len(shown), 'more host')}", style="dim"), "")
+    return table
+
+
+def _style(line: HostLine) -> str:
+    return "yellow" if line.remarks else "dim"
 
 
 def _told(row: Mapping[str, Any]) -> dict[str, Any]:

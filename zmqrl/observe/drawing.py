@@ -2,11 +2,12 @@
 
 import io
 from pathlib import Path
-from typing import Any, Final
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, Final
 
 from zmqrl.errors import naming
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The colours of Okabe and Ito, which colour-blind readers can tell apart. Yellow is left out: it is faint on white
 # paper.
@@ -33,7 +34,7 @@ def look(number: int) -> dict[str, Any]:
     return {"color": COLOURS[colour], "linestyle": LINES[again % len(LINES)]}
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: "Figure", path: Path) -> None:
     """Write a plot. The suffix of ``path`` sets the format. The file appears complete or not at all. Raises OSError."""
     picture, unfinished = io.BytesIO(), path.with_name(f".{path.name}")
     figure.savefig(picture, format=path.suffix[1:])

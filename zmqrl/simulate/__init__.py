@@ -1,11 +1,29 @@
 """A run in virtual time: the real state machines of shards and workers run on simulated hosts.
 
-``simulate(scenario)`` is the entry point. ``docs/simulation.md`` lists what is simulated and what is not.
+``simulate(scenario)`` is the entry point. ``docs/simulation.md`` lists what is simulated and what is not. Each name
+loads its module on first use, because the settings of every run include parts of a scenario.
 """
 
-from zmqrl.simulate.compute import ComputeTimes, Work
-from zmqrl.simulate.result import Result
-from zmqrl.simulate.scenario import Failure, Scenario, ShardCosts, Straggler
-from zmqrl.simulate.virtual.world import simulate
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __all__ = ["ComputeTimes", "Failure", "Result", "Scenario", "ShardCosts", "Straggler", "Work", "simulate"]
+
+if TYPE_CHECKING:
+    from zmqrl.simulate.compute import ComputeTimes, Work
+    from zmqrl.simulate.result import Result
+    from zmqrl.simulate.scenario import Failure, Scenario, ShardCosts, Straggler
+    from zmqrl.simulate.virtual.world import simulate
+else:
+    _HOMES = {
+        "zmqrl.simulate.compute": ("ComputeTimes", "Work"),
+        "zmqrl.simulate.result": ("Result",),
+        "zmqrl.simulate.scenario": ("Failure", "Scenario", "ShardCosts", "Straggler"),
+        "zmqrl.simulate.virtual.world": ("simulate",),
+    }
+
+    def __getattr__(name: str) -> object:
+        for home, names in _HOMES.items():
+            if name in names:
+                return getattr(import_module(home), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,13 +12,13 @@ from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UnwritableError, UsageError, ZmqrlError, refusal
 from zmqrl.hosts.launcher import Exited
 from zmqrl.json_lines import parse_json
-from zmqrl.learner.envs import flavour_of
 from zmqrl.observe.folding import quoted
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.provenance import provenance
+from zmqrl.observe.records import hosts_of
 from zmqrl.ps.control import ShardControl, only
 from zmqrl.ps.wire import messages as m
-from zmqrl.rundir import write_json
+from zmqrl.rundir import RunDirectory, write_json
 from zmqrl.supervisor.events import Reason
 from zmqrl.supervisor.requeue import INTERRUPTED
 
@@ -91,10 +91,11 @@ def exit_status(reason: Reason, error: BaseException | None) -> int:
     return 0 if error is None else ClusterError.exit_status
 
 
-def write_summary(path: Path, reason: Reason, status: int, config: Config, last: Checkpoint) -> None:
-    """Write ``summary.json``. Raises UnwritableError."""
+def write_summary(path: Path, reason: Reason, status: int, config: Config, last: Checkpoint, flavour: str) -> None:
+    """Write ``summary.json``. ``flavour`` is the line to print with the scores. Raises UnwritableError."""
     try:
-        write_json(path, summary(reason, status, config, last))
+        hosts = hosts_of(RunDirectory(path.parent))
+        write_json(path, summary(reason, status, config, last, flavour) | {"hosts": hosts})
     except OSError as error:
         raise UnwritableError(refusal(error, path)) from error
 
@@ -115,7 +116,7 @@ def correcting(path: Path, is_ours: Callable[[], bool]) -> Iterator[None]:
         raise
 
 
-def summary(reason: Reason, status: int, config: Config, last: Checkpoint) -> dict[str, Any]:
+def summary(reason: Reason, status: int, config: Config, last: Checkpoint, flavour: str) -> dict[str, Any]:
     """The contents of ``summary.json``: totals over all sessions of the run, up to its ``last`` checkpoint."""
     counters = Counters.from_json(last.counters) if last.counters else Counters()
     return {
@@ -137,7 +138,7 @@ def summary(reason: Reason, status: int, config: Config, last: Checkpoint) -> di
         "recipe": config.recipe,
         "env": config.env,
         "seed": config.seed,
-        "flavour": flavour_of(config.env, config.envs),
+        "flavour": flavour,
         "provenance": provenance(),
     }
 

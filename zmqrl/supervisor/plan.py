@@ -24,7 +24,22 @@ from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole
 from zmqrl.rundir import RunDirectory, write_json
 
 PROFILE = "ZMQRL_PROFILE"  # "off" turns recording off, to measure the cost of recording
+FORK = "ZMQRL_FORK"  # "off" makes each process import its modules itself, to find a fault or to measure the gain
+WORKER = "zmqrl.worker"
 FOLLOWERS = {EVALUATOR: "zmqrl.commands.measure.evaluate", RECORDER: "zmqrl.commands.measure.record"}
+
+
+def prepare(deployment: Deployment) -> None:
+    """Let the hosts of the workers import what workers need, while the launcher prepares the run."""
+    if may_fork():
+        workers = [process for process in deployment.sites if process.role == "worker"]
+        for worker in {deployment.launcher.host_of(worker): worker for worker in workers}.values():
+            deployment.launcher.prepare(worker, WORKER, deployment.threads[worker])
+
+
+def may_fork() -> bool:
+    """Whether processes of a run may be forked. The user decides."""
+    return os.environ.get(FORK) != "off"
 
 
 class Plan:
@@ -91,7 +106,7 @@ class Plan:
 
     def worker_task(self, rank: int, job: Mapping[str, Any] | None) -> Task:
         """The task of a worker. Without a ``job``, the worker imports its modules and waits for the job."""
-        return self._task(worker_id(rank), "zmqrl.worker", job)
+        return self._task(worker_id(rank), WORKER, job)
 
     def worker_job(self, rank: int, version: int, cluster: Mapping[str, Any]) -> dict[str, Any]:
         """The job of a worker. ``cluster`` says where the shards are. ``version`` is about the current version of the
@@ -140,7 +155,14 @@ class Plan:
     ) -> Task:
         log_path = self.directory.log(process)
         return Task(
-            process=process, module=module, job=job, log_path=log_path, threads=self.threads[process], messages=messages
+            process=process,
+            module=module,
+            job=job,
+            log_path=log_path,
+            threads=self.threads[process],
+            messages=messages,
+            # A shard imports no torch, so it would only wait for a fork server.
+            forked=process.role != "shard" and may_fork(),
         )
 
     def write_cluster(

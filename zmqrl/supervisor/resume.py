@@ -8,7 +8,6 @@ from pathlib import Path
 from zmqrl.checkpoint import Checkpoint, newest
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
-from zmqrl.learner.envs import flavour_of
 from zmqrl.observe.forms import EVALUATION, readable_lines
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.records import PLACE, flat
@@ -64,8 +63,9 @@ def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None
     """
     if config.env != stored.env:
         raise UsageError(f"{path} was trained on {stored.env}, not on {config.env}: start a new run for {config.env}.")
-    before = flavour_of(stored.env, stored.envs)
-    if before != flavour:
+    now, then = config.envs, stored.envs  # the game is of the same kind in both
+    kinds = {now.flavour(): then.flavour(), now.gymnasium_flavour(): then.gymnasium_flavour()}
+    if (before := kinds.get(flavour, flavour)) != flavour:
         raise UsageError(f"{path} was trained on games of another flavour ({before}; not {flavour}): start a new run.")
 
 

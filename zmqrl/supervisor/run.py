@@ -14,39 +14,37 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-import torch
+from typing import Any, TypeAlias
 
 from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError, cannot_listen, naming, refusal
 from zmqrl.hosts.deployment import Deployment, on_this_machine
 from zmqrl.hosts.preflight import LOW_DISK_BYTES, size
-from zmqrl.learner.envs import EnvSpec, try_env
-from zmqrl.learner.networks import make_model
-from zmqrl.learner.plugin import load_loss
-from zmqrl.observe.console import LoggedConsole, console_for
+from zmqrl.observe.console import Console, LoggedConsole, console_for
 from zmqrl.observe.exporter import Exporter, exporter_at
 from zmqrl.observe.screen import never_waiting
 from zmqrl.observe.trackers import check_installed
 from zmqrl.page.beside import page_beside
 from zmqrl.page.server import check_installed as check_page_installed
-from zmqrl.process import interruptible, staying_here
+from zmqrl.process import interruptible
 from zmqrl.process_id import shard_id
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.trace import write_trace
-from zmqrl.ps.flat import FlatParameters
-from zmqrl.ps.shard.optimizer import Optimizer
 from zmqrl.ps.shard.store import store_bytes
 from zmqrl.recipes import remark
 from zmqrl.rundir import ANOTHER, RunDirectory, write_json
+from zmqrl.start.initial import Preparation
+from zmqrl.start.stages import Stages
 from zmqrl.supervisor import resume
 from zmqrl.supervisor.ending import correcting, write_summary
 from zmqrl.supervisor.events import Reason
+from zmqrl.supervisor.plan import prepare
 from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
 from zmqrl.supervisor.salvage import remove_files, salvage
 from zmqrl.supervisor.supervisor import Supervisor
+
+Deploy: TypeAlias = Callable[[Config, RunDirectory, Stages], Deployment]
 
 LOGS_BYTES = 10_000_000  # logs, metrics, histories and recordings of a short run
 
@@ -55,23 +53,27 @@ def train(config: Config, on_up: Callable[[RunDirectory], None] | None = None) -
     """Train on this machine. Returns the same exit statuses as :func:`train_on`. Raises ZmqrlError."""
     check_here(config)
     with never_waiting():
-        return train_on(config, on_this_machine, on_up)
+        return train_on(config, _deploy_here, on_up, needs_cuda=config.device == "cuda")
+
+
+def _deploy_here(config: Config, directory: RunDirectory, stages: Stages) -> Deployment:
+    return on_this_machine(config, directory)
 
 
 def check_here(config: Config) -> None:
-    """Raise UsageError for the first invalid setting, and for a port or device that this machine cannot use."""
+    """Raise UsageError for the first invalid setting, and for a port that this machine cannot use."""
     config.check()
     check_ports(config)
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
 
 
 def train_on(
     config: Config,
-    deploy: Callable[[Config, RunDirectory], Deployment],
+    deploy: Deploy,
     on_up: Callable[[RunDirectory], None] | None = None,
+    *,
+    needs_cuda: bool = False,
 ) -> int:
-    """Train on a deployment. Raises ZmqrlError.
+    """Train on a deployment. Raises ZmqrlError. ``needs_cuda``: whether this machine must have a CUDA device.
 
     Returns 0 if the run reached a limit. Returns INTERRUPTED or TIME_IS_UP if an interrupt ended the run with a
     checkpoint. With ``on_up``, the run shows nothing more once it is up, and then calls ``on_up``.
@@ -81,80 +83,105 @@ def train_on(
     check_installed(config.trackers)
     if config.page:
         check_page_installed()
-    with staying_here():
-        spec = try_env(config.env, config.envs)
-        initial = initial_checkpoint(config, spec)
     path = config.run_dir or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = RunDirectory(path, new=config.run_dir is None)
-    with exporter_at(config.metrics_place()) as exporter, _claimed(directory):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(interruptible())
+        console = stack.enter_context(contextlib.closing(console_for(sys.stdout)))
+        stages = stack.enter_context(Stages(console))
+        stages.at("game", f"checking the game {config.env}")
+        preparation = stack.enter_context(Preparation(config, needs_cuda=needs_cuda))
+        flavour = preparation.flavour()
+        exporter = stack.enter_context(exporter_at(config.metrics_place()))
+        stack.enter_context(_claimed(directory))
         config = dataclasses.replace(config, run_dir=path.with_name(directory.path.name))
-        news = [f"run directory {directory.path}; scores: {config.env}, {spec.flavour}"]
+        news = [f"run directory {directory.path}; scores: {config.env}, {flavour}"]
         if told := remark(config):
             news.append(told)
+        checkpoint: Checkpoint | None = None
         if config.resume:
             stored = Config.read(directory.config)
-            resume.check_task(stored, config, spec.flavour, directory.path)
-            checkpoint = salvage(directory, resume.newest_checkpoint(directory, initial), news.append)
+            resume.check_task(stored, config, flavour, directory.path)
+            stages.at("earlier session", "looking for the last version of the earlier session")
+            newest = resume.newest_checkpoint(directory, preparation.checkpoint())
+            checkpoint = salvage(directory, newest, news.append)
             end = resume.end_of(config, checkpoint, directory.path)
             if end is not None and directory.summary.exists():
                 raise UsageError(end[1])
             resume.check_mode(config, checkpoint, directory.path)
             if end is not None:
                 remove_files(directory, news.append)
-                return _summarize(config, directory, checkpoint, news, end[0])
+                return _summarize(config, directory, checkpoint, flavour, news, end[0], console)
             news.append(f"resuming from version {checkpoint.version}")
             if changes := resume.changes(stored, config):
                 news.append(f"settings changed from here on: {', '.join(changes)}")
         elif directory.config.exists():
             raise UsageError(f"{path} already holds a run: choose another --run-dir, or add --resume to continue it.")
-        else:
-            checkpoint = initial
         if exporter is not None:
             news.append(f"figures for Prometheus: {exporter.url}")
-        deployment = deploy(config, directory)
-        with contextlib.closing(deployment.launcher):
-            is_here = deployment.sites[shard_id(0)].directory.path == directory.path
-            news += check_room(directory, checkpoint, config.checkpoint.keep, holds_state=is_here)
-            if not config.resume:
-                with naming(directory.checkpoints):
-                    initial.write(directory.checkpoints)
-            for replaced in (directory.summary, directory.trace):
-                if replaced.is_dir():
-                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(replaced))
-            remove_files(directory, news.append, but=deployment.files.links)
-            write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
-            with page_beside(directory) if config.page else contextlib.nullcontext() as url:
-                if url is not None:  # not a notice: the log of a run can have more readers than this screen
-                    sys.stdout.write(f"live page: {url}\n")
-                notices = [*news, *deployment.notices]
-                return _supervise(config, directory, checkpoint, deployment, notices, exporter, on_up)
+        deployment = deploy(config, directory, stages)
+        stack.enter_context(contextlib.closing(deployment.launcher))
+        if checkpoint is None:
+            prepare(deployment)  # not before a resume: remove_files must reach the hosts first
+            stages.at("parameters", "drawing the initial parameters")
+            checkpoint = _first(preparation, deployment)
+        is_here = deployment.sites[shard_id(0)].directory.path == directory.path
+        news += check_room(directory, checkpoint, config.checkpoint.keep, holds_state=is_here)
+        if not config.resume:
+            with naming(directory.checkpoints):
+                checkpoint.write(directory.checkpoints)
+        for replaced in (directory.summary, directory.trace):
+            if replaced.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(replaced))
+        remove_files(directory, news.append, but=deployment.files.links)
+        write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
+        write_json(directory.hosts, deployment.to_json())
+        url = stack.enter_context(page_beside(directory)) if config.page else None
+        if url is not None:  # not a notice: the log of a run can have more readers than this screen
+            sys.stdout.write(f"live page: {url}\n")
+        notices = [*news, *deployment.notices]
+        return _supervise(config, directory, checkpoint, flavour, deployment, notices, exporter, on_up, console, stages)
+
+
+def _first(preparation: Preparation, deployment: Deployment) -> Checkpoint:
+    """Version 0 of a new run. If the settings are wrong, remove what the deployment has made on the hosts."""
+    try:
+        return preparation.checkpoint()
+    except ZmqrlError:
+        deployment.files.clean(whole=True)
+        raise
 
 
 @contextlib.contextmanager
 def _claimed(directory: RunDirectory) -> Iterator[None]:
     """Lock the run directory during the block, and turn errors into sentences. Raises ZmqrlError."""
-    with interruptible():
-        directory.claim()
-        try:
-            yield
-        except (ZmqrlError, KeyboardInterrupt):
-            raise
-        except OSError as error:  # an error before the run; _supervise handles later errors
-            raise UsageError(refusal(error, directory.path, ANOTHER)) from error
-        except Exception as error:
-            raise ClusterError(f"the supervisor failed: {error!r}{_logged(directory.log('supervisor'))}.") from error
-        finally:
-            directory.release()
+    directory.claim()
+    try:
+        yield
+    except (ZmqrlError, KeyboardInterrupt):
+        raise
+    except OSError as error:  # an error before the run; _supervise handles later errors
+        raise UsageError(refusal(error, directory.path, ANOTHER)) from error
+    except Exception as error:
+        raise ClusterError(f"the supervisor failed: {error!r}{_logged(directory.log('supervisor'))}.") from error
+    finally:
+        directory.release()
 
 
 def _summarize(
-    config: Config, directory: RunDirectory, checkpoint: Checkpoint, news: Sequence[str], reason: Reason
+    config: Config,
+    directory: RunDirectory,
+    checkpoint: Checkpoint,
+    flavour: str,
+    news: Sequence[str],
+    reason: Reason,
+    screen: Console,
 ) -> int:
     """Write the summary of a run that was killed between its last checkpoint and its summary."""
-    write_summary(directory.summary, reason, 0, config, checkpoint)
+    write_summary(directory.summary, reason, 0, config, checkpoint, flavour)
     for shard in range(checkpoint.layout.shards):
         directory.state(shard).unlink(missing_ok=True)
-    with contextlib.closing(LoggedConsole(console_for(sys.stdout), directory.log("supervisor"))) as console:
+    with contextlib.closing(LoggedConsole(screen, directory.log("supervisor"))) as console:
         for text in (*news, f"ended ({reason}) at version {checkpoint.version}; see {directory.summary}"):
             console.notice(text)
     return 0
@@ -169,18 +196,6 @@ def _logged(path: Path) -> str:
     except OSError:
         return ""
     return f"; the traceback is in {path}"
-
-
-def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
-    """Version 0 of a run, with parameters drawn from its seed. Raises UsageError for contradictory settings."""
-    config.algorithm.minibatch_samples(config.envs.num_envs)
-    if config.loss is not None:
-        load_loss(config.loss, config.algorithm, spec.actions)
-    torch.manual_seed(config.seed)
-    parameters = FlatParameters(make_model(config.model, spec, config.network))
-    optimizer = Optimizer(config.optimizer)
-    layout = parameters.layout(config.shards)
-    return Checkpoint.initial(layout, parameters.vector(), config.optimizer.name, optimizer.state_names)
 
 
 def check_room(directory: RunDirectory, checkpoint: Checkpoint, keep: int, *, holds_state: bool) -> list[str]:
@@ -227,12 +242,15 @@ def _supervise(
     config: Config,
     directory: RunDirectory,
     checkpoint: Checkpoint,
+    flavour: str,
     deployment: Deployment,
     news: Sequence[str],
     exporter: Exporter | None,
     on_up: Callable[[RunDirectory], None] | None,
+    screen: Console,
+    stages: Stages,
 ) -> int:
-    console = LoggedConsole(console_for(sys.stdout), directory.log("supervisor"))
+    console = LoggedConsole(screen, directory.log("supervisor"))
     supervisor = None
 
     def leave() -> None:
@@ -244,7 +262,9 @@ def _supervise(
         with _tracebacks_to(console.log):
             for text in news:
                 console.notice(text)
-            session = supervisor = Supervisor(config, directory, checkpoint, console, deployment, exporter, leave)
+            session = supervisor = Supervisor(
+                config, directory, checkpoint, flavour, console, deployment, exporter, leave, stages
+            )
             with correcting(directory.summary, lambda: session.is_connected):
                 with _interrupts(supervisor):
                     reason = supervisor.run()

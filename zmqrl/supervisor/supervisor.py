@@ -15,8 +15,9 @@ from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.faults import Faults
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected, Paused, Said, Task
 from zmqrl.observe.console import Console
-from zmqrl.observe.exporter import Exporter, ProcessFigures, Snapshot
+from zmqrl.observe.exporter import Exporter, Snapshot
 from zmqrl.observe.folding import Folded, Folding
+from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
@@ -25,6 +26,7 @@ from zmqrl.ps.shard.history import History
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.sockets import SocketRole
 from zmqrl.rundir import RunDirectory, write_json
+from zmqrl.start.stages import Stages
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.checkpointer import Checkpointer
 from zmqrl.supervisor.ending import exit_status, explained, stop_shards, write_summary
@@ -33,9 +35,10 @@ from zmqrl.supervisor.machine import Limits, ScheduleEnd, SupervisorMachine
 from zmqrl.supervisor.plan import Plan
 from zmqrl.supervisor.progress import Progress
 from zmqrl.supervisor.resume import mend_histories
+from zmqrl.words import counted
 
 TURN_S = 0.05
-EXPORT_EVERY_S = 1.0
+SHOW_EVERY_S = 1.0
 STOP_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
 COPY_WITHIN_S = 30.0
@@ -57,12 +60,15 @@ class Supervisor:
         config: Config,
         directory: RunDirectory,
         checkpoint: Checkpoint,
+        flavour: str,
         console: Console,
         deployment: Deployment,
-        exporter: Exporter | None = None,
-        on_up: Callable[[], None] = lambda: None,
+        exporter: Exporter | None,
+        on_up: Callable[[], None],
+        stages: Stages,
     ) -> None:
         self.config, self.directory, self.console, self.checkpoint = config, directory, console, checkpoint
+        self.flavour, self.stages = flavour, stages
         counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
         self.plan = Plan(
             config,
@@ -99,7 +105,7 @@ class Supervisor:
         self.followers = Followers(config, directory, self, console, self.files)
         self.faults = Faults(config.failures, self.launcher, self.sites, console.notice)
         self.endpoints: dict[int, dict[SocketRole, str]] = {}
-        self.exporter, self.exported_at, self.on_up = exporter, 0.0, on_up
+        self.exporter, self.shown_at, self.on_up = exporter, 0.0, on_up
         self.reports_closed = self.saved = False
         self.refused: set[str] = set()  # the reasons for refused workers that the user has seen
         self.interrupts = 0
@@ -255,34 +261,35 @@ class Supervisor:
         self._feed(e.Tick())
         while self._actions:
             self._do(self._actions.popleft())
-        if self.exporter is not None and time.monotonic() - self.exported_at >= EXPORT_EVERY_S:
-            self.exported_at = time.monotonic()
-            self.exporter.show(self._snapshot(self.exported_at))
+        if self.progress.began_at is None:
+            self._show_stage()
+        if time.monotonic() - self.shown_at >= SHOW_EVERY_S:
+            self.shown_at = time.monotonic()
+            self._show(self._snapshot(self.shown_at))
+
+    def _show_stage(self) -> None:
+        """Show how many shards are up, and then how many workers are present at all of them."""
+        shards = len(self.shards.numbers)
+        if not self.is_connected:
+            self.stages.at("shards", f"starting {counted(shards, 'shard')}", len(self.endpoints), shards)
+            return
+        stats = self.shards.stats.values()
+        present = set.intersection(*(set(each.present) for each in stats)) if len(stats) == shards else set[int]()
+        ranks = self.config.ranks
+        self.stages.at("workers", f"waiting for {counted(ranks, 'worker')}", len(present), ranks)
 
     def _snapshot(self, now: float) -> Snapshot:
-        """The figures of the run for Prometheus."""
-        stats, processes, view = self.shards.stats, self.machine.processes, self.machine.membership.view
+        """The figures of the run for Prometheus, the screen and other terminals."""
+        stats, view = self.shards.stats, self.machine.membership.view
         heard = {
             rank: silent_ms / 1000
             for each in stats.values()
             for rank, silent_ms in zip(each.present, each.silent_ms, strict=False)
         }
-        running = set(self.launcher.running())
         return Snapshot(
             row=self.progress.row,
             about={"name": self.directory.path.name, "recipe": self.config.recipe, "env": self.config.env},
-            processes=[
-                *(
-                    ProcessFigures(
-                        process=process, host=self.sites[process].host, is_up=process in running, restarts=starts - 1
-                    )
-                    for process, starts in sorted(processes.starts.items())
-                ),
-                *(
-                    ProcessFigures(process=worker_id(rank), host="external", is_up=rank in heard)
-                    for rank in self.plan.open_ranks
-                ),
-            ],
+            processes=self._presences(now),
             shard_versions=dict(self.shards.seen),  # a copy, because another thread reads it
             shard_held={shard: len(each.held) for shard, each in stats.items()},
             silent_s=heard,
@@ -290,6 +297,25 @@ class Supervisor:
             stalled_s=self.machine.stalls.waited_s(now),
             checkpoint=self.checkpoint.version,
         )
+
+    def _presences(self, now: float) -> list[Presence]:
+        """The state of each process that was started, and of the rank of each external worker."""
+        missing_s = {int(rank): seconds for rank, seconds in self.progress.row["missing_s"].items()}
+        starts = self.machine.processes.starts
+        hosts = {process: self.sites[process].host for process in sorted(starts)}
+        found = []
+        for process, host in [*hosts.items(), *((worker_id(rank), EXTERNAL) for rank in self.plan.open_ranks)]:
+            state, for_s = self.machine.presence(process, missing_s, now)
+            restarts = max(0, starts[process] - 1)
+            found.append(Presence(process=process, host=host, state=state, for_s=for_s, restarts=restarts))
+        return found
+
+    def _show(self, snapshot: Snapshot) -> None:
+        self.progress.processes = snapshot.processes
+        with contextlib.suppress(OSError):  # another part reports a full disk
+            write_json(self.directory.live, snapshot.to_json())
+        if self.exporter is not None:
+            self.exporter.show(snapshot)
 
     def _interrupted(self) -> bool:
         return self.interrupts > 0
@@ -344,6 +370,7 @@ class Supervisor:
                 self.progress.undo_rows(self.checkpoint.version, generation)
                 self.files.rewind(self.checkpoint.version_of, generation)
             case e.BeginTime():
+                self.stages.close()
                 self.progress.begin(time.monotonic())
                 self.faults.begin(time.monotonic())
                 if not self.config.external_workers:
@@ -414,7 +441,7 @@ class Supervisor:
 
     def start(self, process: ProcessId) -> None:
         """Start a process now."""
-        self._actions.append(self.machine.processes.start(process))
+        self._actions.append(self.machine.processes.start(process, time.monotonic()))
 
     def tell(self, process: ProcessId, message: dict[str, Any]) -> None:
         """Send a message to a process."""
@@ -509,7 +536,8 @@ class Supervisor:
     def _write_summary(self, reason: e.Reason, error: BaseException | None) -> None:
         if not self.is_connected and self.directory.summary.exists():
             return  # nothing is new since the earlier session, which wrote the summary
-        write_summary(self.directory.summary, reason, exit_status(reason, error), self.config, self.checkpoint)
+        status = exit_status(reason, error)
+        write_summary(self.directory.summary, reason, status, self.config, self.checkpoint, self.flavour)
 
     def _set_aside(self) -> None:
         """Unless the shards' state is saved, rename cluster.json to left.json, so that --resume can find that state."""

@@ -1,5 +1,6 @@
 """Complete runs on the hosts of the network lab, started by ``zmqrl launch`` over ssh."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -9,16 +10,22 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from support.lab import Lab
 from support.paths import ROOT
 from support.rig import ending, eventually
-from support.run_rig import WITHIN_S, Run, RunFiles, launching
+from support.run_rig import WITHIN_S, Run, RunFiles, launching, started
+from support.terminal import on_a_terminal
 
 import zmqrl
-from zmqrl.commands.run.launch import directory_name
+from zmqrl.commands.run.launch import Options, directory_name, on_hosts
+from zmqrl.hosts.reach import over_tcp
+from zmqrl.recipes import cartpole
 from zmqrl.rundir import RunDirectory
+from zmqrl.start.stages import Stages
 
 pytestmark = pytest.mark.processes
 
@@ -142,6 +149,23 @@ def test_a_run_whose_state_is_lost_resumes_on_other_hosts_under_a_new_generation
     assert len(undone.read_text().splitlines()) >= version
 
 
+def test_a_run_resumes_on_the_same_hosts_without_naming_them_again(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with launching(lab, path, "--workers", "2", "--updates", "20", hosts="h3,h1") as run:
+        assert run.wait(within_s=120) == 0, run.said()
+    first = run.files.assert_summary_exact("updates")["hosts"]
+    assert [(each["host"], each["processes"]) for each in first] == [
+        ("h3", ["shard-0", "worker-0"]),
+        ("h1", ["shard-1", "worker-1"]),
+    ]
+    assert all(each["python"] and each["torch"] and each["zmqrl"] and each["code"] for each in first)
+    command = [sys.executable, "-m", "zmqrl", "launch", "--resume", str(path), "--updates", "40"]
+    with started(command, path, {}) as run:
+        assert run.wait(within_s=120) == 0, run.said()
+    assert run.files.assert_summary_exact("updates")["hosts"] == first
+    assert run.files.history(0)[-1]["version"] == 40
+
+
 @pytest.mark.parametrize("fault", ["link", "blackhole"])
 def test_a_run_continues_without_an_unreachable_host_and_uses_it_again_later(
     lab: Lab, tmp_path: Path, fault: str
@@ -250,3 +274,29 @@ def test_a_dry_run_shows_the_placement_and_starts_nothing(tmp_path: Path) -> Non
     assert "worker-[1-3]" in said
     assert said.count("-m zmqrl.hostd.daemon") == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("ssh_to_here")
+def test_the_stages_of_a_deployment_are_shown(tmp_path: Path) -> None:
+    shown: list[tuple[object, ...]] = []
+    options = Options(hosts="h1:2")
+    stages = SimpleNamespace(at=lambda *stage: shown.append(stage))
+    directory, config = RunDirectory(tmp_path / "run"), over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
+    deployment = on_hosts(options, options.reach(), config, directory, cast(Stages, stages))
+    deployment.files.clean(whole=True)
+    deployment.launcher.close()
+    assert list(dict.fromkeys(shown)) == [
+        ("connecting", "connecting to 1 host", 0, 1),
+        ("connecting", "connecting to 1 host", 1, 1),
+        ("checking", "checking 1 host"),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ssh_to_here")
+def test_a_launch_on_a_terminal_shows_its_stages_until_the_panel_has_figures(tmp_path: Path) -> None:
+    options = ("--workers", "1", "--shards", "1", "--updates", "30", "--run-dir", str(tmp_path / "run"))
+    with on_a_terminal("launch", "-H", "h1", "cartpole", *options) as terminal:
+        for words in ("starting: game (", "starting: game, connecting", "connecting 1/1, checking", "contributions"):
+            terminal.has_said(words)
+        assert terminal.wait() == 0, terminal.said

@@ -7,18 +7,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from zmqrl.commands.inspect.living import Living
+from zmqrl.commands.inspect import follow
+from zmqrl.commands.inspect.living import Living, exit_status_of
 from zmqrl.commands.inspect.logs import LOOK_EVERY_S, Reader
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError
+from zmqrl.hosts.ways.login_node import Submitted
 from zmqrl.json_lines import parse_json
 from zmqrl.observe.console import NOTICES_SHOWN, Console, console_for
-from zmqrl.observe.forms import SUMMARY, read_object
 from zmqrl.observe.screen import never_waiting
 from zmqrl.process import interruptible
-from zmqrl.rundir import RunDirectory
-from zmqrl.supervisor.ending import exit_status
 from zmqrl.supervisor.progress import live_figures
 from zmqrl.supervisor.requeue import INTERRUPTED
 
@@ -39,6 +38,8 @@ def command(arguments: list[str]) -> int:
 @interruptible()
 def run(options: Options) -> int:
     """Show a run. Raises ClusterError if the supervisor of the run was killed, UsageError if there is no such run."""
+    if job := Submitted.read(options.run):
+        return follow.attach(job, options.run)
     living = Living.read(options.run)
     summary = living.directory.summary
     # Before a session is up, the summary is that of an earlier session.
@@ -59,7 +60,7 @@ def run(options: Options) -> int:
             f"{options.run} did not begin to train again: see {living.directory.log('supervisor')}; {summary.name} is "
             "about an earlier session."
         )
-    return _exit_status(living.directory)
+    return exit_status_of(living.directory)
 
 
 def _show(living: Living, console: Console) -> None:
@@ -78,7 +79,8 @@ def _show(living: Living, console: Console) -> None:
         for line in rows.lines()[-1:]:
             with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged line
                 row = parse_json(line)
-                console.update(live_figures(config, directory, row, row["wall_s"] - trained_before_s))
+                trained_s = row["wall_s"] - trained_before_s
+                console.update(live_figures(config, directory, row, trained_s, living.live()[1]))
         if is_over:
             return
         time.sleep(LOOK_EVERY_S)
@@ -91,14 +93,3 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_mtime_ns
-
-
-def _exit_status(directory: RunDirectory) -> int:
-    """The exit status of a run that has ended. Raises ClusterError if its supervisor died before the end."""
-    path, summary = directory.path, read_object(directory.summary, SUMMARY, "remove it")
-    if summary is None:
-        raise ClusterError(f"the supervisor of {path} died before the end of the run: see zmqrl status {path}.")
-    if "exit_status" not in summary:  # an older zmqrl wrote it
-        reason = summary["exit_reason"]
-        return exit_status(reason, ClusterError() if reason == "failed" else None)
-    return int(summary["exit_status"])

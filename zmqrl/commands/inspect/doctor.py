@@ -22,6 +22,7 @@ from zmqrl.hostd.messages import Clean, Up
 from zmqrl.hosts.connecting import connect, listed_twice
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.inventory import Host
+from zmqrl.hosts.judging.speed import Expectation, expect
 from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.preflight import Survey, Verdict, judge, size, survey
 from zmqrl.hosts.probing import Route, probe_ids
@@ -29,13 +30,15 @@ from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
 from zmqrl.observe.provenance import code_hash
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
+from zmqrl.ps.layout import Layout
+from zmqrl.start.initial import Preparation
 from zmqrl.words import counted
 
 LEASE_S = 8.0
 ROUTES_SHOWN = 24
 KEYS = (
     *("zmqrl", "code", "python", "cores", "interfaces", "game_error", "memory_bytes", "open_files", "disk_bytes"),
-    *("shm_bytes", "clock_ahead_s"),
+    *("shm_bytes", "clock_ahead_s", "torch", "machine_cores", "busy_cores", "load_average", "steal_share"),
 )
 
 Facts = Mapping[str, Any]
@@ -62,15 +65,20 @@ def run(options: Options, config: Config) -> int:
     hosts = reach.hosts
     with prints_to_stderr():
         check(config, hosts)
+        with Preparation(config) as preparation:
+            preparation.flavour()  # checks the game
+            layout = preparation.checkpoint().layout
         reach = options.bring(reach, _say)
-        up, found, verdict = examine(reach, config)
+        up, found, verdict, expected = examine(reach, config, layout)
     if options.json:
-        print_json(to_json(hosts, up, found, verdict))
+        print_json(to_json(hosts, up, found, verdict, expected))
         return 3 if verdict.problems else 0
     console = page()
     console.print(host_table(hosts, up, found))
     if found.routes:
         console.print(route_table(found.routes))
+    if expected is not None:
+        console.print(Text(expected.sentence()))
     for kind, sentences in (("warning", verdict.warnings), ("problem", verdict.problems)):
         for sentence in sentences:
             console.print(Text(f"{kind}: {sentence}"))
@@ -80,8 +88,11 @@ def run(options: Options, config: Config) -> int:
     return 0
 
 
-def examine(reach: Reach, config: Config) -> tuple[dict[str, Up], Survey, Verdict]:
-    """Connect to the hosts and probe them. Returns the reports of the daemons, the survey, and the verdict."""
+def examine(reach: Reach, config: Config, layout: Layout) -> tuple[dict[str, Up], Survey, Verdict, Expectation | None]:
+    """Connect to the hosts and probe them. ``layout`` is that of the parameters that a run would train.
+
+    Returns the reports of the daemons, the survey, the verdict, and the speed that the network allows, if it is known.
+    """
     hosts = reach.hosts
     work = f"doctor-{secrets.token_hex(6)}"
     links = {host.name: reach.link(host, work=work, lease_s=LEASE_S) for host in hosts}
@@ -104,7 +115,15 @@ def examine(reach: Reach, config: Config) -> tuple[dict[str, Up], Survey, Verdic
                 link.send(Clean(whole=True))
     found = dataclasses.replace(found, failed={**failed, **found.failed})
     verdict = judge(found, config, placement)
-    return up, found, dataclasses.replace(verdict, problems=[*verdict.problems, *unknown])
+    expected = expect(
+        placement,
+        layout,
+        config.wire.codec,
+        found.measured("bytes_per_s"),
+        found.measured("round_trip_s"),
+        together=config.mode == "sync",
+    )
+    return up, found, dataclasses.replace(verdict, problems=[*verdict.problems, *unknown]), expected
 
 
 def known(host: Host, up: Mapping[str, Up], found: Survey) -> dict[str, Any]:
@@ -116,7 +135,19 @@ def known(host: Host, up: Mapping[str, Up], found: Survey) -> dict[str, Any]:
 def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Table:
     """A line for each host. A dash stands for an unknown value."""
     shown = Table(box=box.SIMPLE_HEAD)
-    for title in ("host", "zmqrl", "python", "game", "cores", "memory", "open files", "disk", "/dev/shm", "clock"):
+    for title in (
+        "host",
+        "zmqrl",
+        "python",
+        "game",
+        "cores",
+        "memory",
+        "open files",
+        "disk",
+        "/dev/shm",
+        "clock",
+        "busy",
+    ):
         shown.add_column(title, justify="left" if title in ("host", "zmqrl", "python", "game") else "right")
     for host in hosts:
         about = known(host, up, found)
@@ -127,20 +158,24 @@ def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Ta
             cells += ["no limit" if about["open_files"] is None else str(about["open_files"])]
             cells += [size(about["disk_bytes"]), size(about["shm_bytes"])]
             cells += [None if about["clock_ahead_s"] is None else f"{1000 * about['clock_ahead_s']:+.0f} ms"]
+            busy, cores = about.get("busy_cores"), about.get("machine_cores")
+            cells += [None if busy is None else f"{busy:.1f} of {cores} cores"]
         cells += [None] * (len(shown.columns) - 1 - len(cells))
         shown.add_row(*(Text(cell or "-") for cell in (host.name, *cells)))
     return shown
 
 
 def route_table(routes: Mapping[Route, Facts]) -> Table:
-    """A line for each route. If there are many routes, the table has lines only for the failed routes and the slowest
-    routes.
+    """A line for each route, in the order of ``routes``. If there are many routes, the table has lines only for the
+    failed routes and the slowest routes.
     """
     shown = Table(box=box.SIMPLE_HEAD)
     for title in ("from", "to", "address", "round trip", "bandwidth"):
         shown.add_column(title, justify="left" if title in ("from", "to", "address") else "right")
-    worst = sorted(routes.items(), key=lambda item: -item[1].get("round_trip_s", math.inf))[:ROUTES_SHOWN]
-    for route, measured in worst if len(routes) > ROUTES_SHOWN else routes.items():
+    worst = set(sorted(routes, key=lambda route: _speed(routes[route]))[:ROUTES_SHOWN])
+    for route, measured in routes.items():
+        if route not in worst:
+            continue
         if "error" in measured:
             cells = [measured["error"], "-"]
         else:
@@ -152,7 +187,20 @@ def route_table(routes: Mapping[Route, Facts]) -> Table:
     return shown
 
 
-def to_json(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey, verdict: Verdict) -> dict[str, Any]:
+def _speed(measured: Facts) -> tuple[float, ...]:
+    """Lower for slower routes, and lowest for failed ones."""
+    if "error" in measured:
+        return (0.0,)
+    return measured.get("bytes_per_s", math.inf), -measured["round_trip_s"]
+
+
+def to_json(
+    hosts: Sequence[Host],
+    up: Mapping[str, Up],
+    found: Survey,
+    verdict: Verdict,
+    expected: Expectation | None = None,
+) -> dict[str, Any]:
     """The findings as plain data. An unknown value is null."""
     return {
         "hosts": [
@@ -169,6 +217,7 @@ def to_json(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey, verdict:
             }
             for route, measured in found.routes.items()
         ],
+        "expected": None if expected is None else expected.to_json(),
         "problems": verdict.problems,
         "warnings": verdict.warnings,
     }

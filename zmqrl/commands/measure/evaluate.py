@@ -7,21 +7,23 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
 
+import zmqrl
 from zmqrl.commands.measure.play import Turn, whole_game
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json, prints_to_stderr, show_line
 from zmqrl.errors import UsageError, require
 from zmqrl.observe.provenance import provenance
-from zmqrl.policy import Policy, load_policy
 from zmqrl.process import CORES, LOOK_UP_EVERY_S, Messages, interruptible, log_to_stderr, read_job, say
+from zmqrl.results.bootstrap import mean_interval
 from zmqrl.words import counted
 
-RESAMPLES = 10_000
+if TYPE_CHECKING:
+    from zmqrl.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ def run(options: Options) -> int:
     require(0 <= options.seed < 2**32, f"--seed {options.seed}: must be at least 0 and below 2^32.")
     seeds = range(options.seed, options.seed + options.episodes)
     with prints_to_stderr():
-        policy = load_policy(options.run, options.checkpoint)
+        policy = zmqrl.load_policy(options.run, options.checkpoint)
         with closing(_Progress(len(seeds))) as progress:
             result = evaluate(policy, seeds, greedy=options.greedy, threads=threads, on_game=progress.add)
     if options.json:
@@ -69,7 +71,7 @@ def run(options: Options) -> int:
 
 
 def evaluate(
-    policy: Policy,
+    policy: "Policy",
     seeds: Sequence[int],
     *,
     greedy: bool,
@@ -78,16 +80,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Play the game of each seed, ``threads`` games in parallel. Returns the result as ``--json`` prints it.
 
-    ``on_game`` gets the last turn of each game when that game ends. ``ci95`` is the percentile bootstrap of the mean
-    (Efron and Tibshirani 1993, chapter 13) with a fixed seed. ``cut_off`` counts the games that a time limit ended. The
-    scores of these games count like all others. ``distinct`` is the number of different games: without sticky actions
-    and with greedy actions, different seeds can give the same game.
+    ``on_game`` gets the last turn of each game when that game ends. ``ci95`` is the bootstrap interval of the mean.
+    ``cut_off`` counts the games that a time limit ended. The scores of these games count like all others. ``distinct``
+    is the number of different games: without sticky actions and with greedy actions, different seeds can give the same
+    game.
     """
     played = play_games(policy, seeds, greedy=greedy, threads=threads, on_game=on_game)
     games = [game.last for game in played]
     scores = [game.score for game in games]
-    rng = np.random.default_rng(0)
-    means = [rng.choice(scores, len(scores)).mean() for _ in range(RESAMPLES)]
     return {
         "env": policy.env_id,
         "version": policy.version,
@@ -100,7 +100,7 @@ def evaluate(
         "median": float(np.median(scores)),
         "min": min(scores),
         "max": max(scores),
-        "ci95": np.percentile(means, [2.5, 97.5]).tolist(),
+        "ci95": mean_interval(scores),
         "cut_off": sum(game.cut_off for game in games),
         "distinct": len({(game.last.score, game.actions) for game in played}),
         "scores": scores,
@@ -118,7 +118,7 @@ class Played:
 
 
 def play_games(
-    policy: Policy, seeds: Sequence[int], *, greedy: bool, threads: int, on_game: Callable[[Turn], None]
+    policy: "Policy", seeds: Sequence[int], *, greedy: bool, threads: int, on_game: Callable[[Turn], None]
 ) -> list[Played]:
     """Play one game per seed. Returns the games in the order of ``seeds``.
 
@@ -161,7 +161,7 @@ def main() -> None:
         version = message["version"]
         log.info("evaluating version %d", version)
         try:
-            policy = load_policy(job["run_dir"], version)
+            policy = zmqrl.load_policy(job["run_dir"], version)
             first = message.get("seed", 0)
             seeds = range(first, first + message.get("episodes", job["episodes"]))
             say({"evaluation": evaluate(policy, seeds, greedy=job["greedy"], threads=job["threads"])})

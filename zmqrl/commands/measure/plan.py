@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 import tyro
 
 from zmqrl.commands.measure.simulate import Source, settings_from, tell_of_loss, tell_of_recording
-from zmqrl.commands.options import parse, parse_known
+from zmqrl.commands.options import asks_for_help, parse, parse_known
 from zmqrl.commands.output import print_json
 from zmqrl.errors import require
 from zmqrl.observe.tables import page
@@ -46,7 +46,7 @@ class Chosen:
 def command(arguments: list[str]) -> int:
     """Run ``zmqrl plan``. Raises ZmqrlError."""
     settings, rest = settings_from(arguments, PROGRAM)
-    if not {"-h", "--help"} & set(rest):
+    if not asks_for_help(rest):
         chosen, _ = parse_known(Chosen, rest, PROGRAM)
         for name, value in asdict(chosen).items():
             require(value is None, f"--{name} {value}: zmqrl plan chooses this number itself: remove --{name}.")

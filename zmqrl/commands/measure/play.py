@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from zmqrl.learner.envs import EnvConfig, make_envs
-from zmqrl.policy import Policy
+from zmqrl.learner.games import EnvConfig
+
+if TYPE_CHECKING:
+    from zmqrl.policy import Policy
 
 LONGEST = 100_000  # limit in agent steps, because some environments have no time limit
 ACTIONS = 1  # second part of the seed for actions, so that this seed differs from the game's seed
@@ -31,12 +33,16 @@ class Turn:
     cut_off: bool
 
 
-def whole_game(policy: Policy, seed: int, *, greedy: bool) -> Generator[Turn, None, None]:
+def whole_game(policy: "Policy", seed: int, *, greedy: bool) -> Generator[Turn, None, None]:
     """Play the game of ``seed`` over all lives, turn by turn.
 
     Each game gets a new environment, because some games keep memory across a reset. To leave a game before its end,
     close the generator. The call sets torch to one thread. Raises UsageError if a custom environment fails.
     """
+    import torch  # torch and the games take seconds to import
+
+    from zmqrl.learner.envs import make_envs
+
     torch.set_num_threads(1)  # with a batch of one, more threads would only wait for each other
     rng = np.random.default_rng((seed, ACTIONS))
     envs = make_envs(policy.env_id, whole_game_config(policy.config.envs), threads=1)

@@ -1,17 +1,15 @@
 """``zmqrl plot``: a picture of the metrics of runs over time."""
 
+from __future__ import annotations  # matplotlib takes a second to import, and most errors come before
+
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
-import matplotlib
 import numpy as np
 import tyro
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from zmqrl.commands.options import RunPaths, check_picture, parse
 from zmqrl.errors import UsageError, refusal
@@ -19,6 +17,10 @@ from zmqrl.observe.curves import MIN_MAX_SEEDS, Curve, Group, curve, grouped, ou
 from zmqrl.observe.drawing import STYLE, look, save
 from zmqrl.observe.records import Figures, RunRecord, read_runs
 from zmqrl.process import interruptible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 XAxis: TypeAlias = Literal["minutes", "agent-steps"]
 
@@ -81,6 +83,9 @@ def chosen_panels(words: Sequence[str]) -> list[str]:
 
 def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequence[str], path: Path) -> None:
     """Draw ``panels`` against each of ``x_axes``. Raises OSError."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(STYLE):
         rows = layout(panels, x_axes)
         columns = len(rows[-1])
@@ -144,6 +149,8 @@ def draw_score(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
 
 def draw_throughput(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
     """Agent steps per second of all workers together, averaged over about half a minute."""
+    from matplotlib.ticker import EngFormatter
+
     _draw_curves(axes, groups, x, lambda run: run.column("agent_steps_per_s"))
     _from_zero(axes)
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -266,6 +273,8 @@ def _looks(groups: Sequence[Group]) -> Iterator[tuple[Group, dict[str, Any]]]:
 
 
 def _draw_x_axis(axes: Axes, groups: Sequence[Group], x: XAxis, *, labelled: bool) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     farthest = max(positions(run, x)[-1] for group in groups for run in group.runs)
     axes.set_xlim(0, 1.01 * farthest or 1)  # a run without progress needs an axis too
     axes.tick_params(labelbottom=labelled)

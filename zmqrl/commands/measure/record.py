@@ -10,20 +10,21 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import imageio.v2 as imageio
-import imageio_ffmpeg
 import numpy as np
 import tyro
 
+import zmqrl
 from zmqrl.commands.measure.play import Turn, whole_game
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json, prints_to_stderr
 from zmqrl.errors import UsageError, refusal, require
-from zmqrl.learner.picture import Screen, Shown, make_picture
-from zmqrl.policy import Policy, load_policy
 from zmqrl.process import Messages, interruptible, log_to_stderr, read_job, say
+
+if TYPE_CHECKING:
+    from zmqrl.learner.picture import Screen, Shown
+    from zmqrl.policy import Policy
 
 HEIGHT = 640  # pixels: the largest height of an enlarged video
 FORMATS = (".mp4", ".gif")
@@ -70,7 +71,7 @@ def run(options: Options) -> int:
     require(output is None or output.suffix in FORMATS, f"--output {output}: the name must end with .mp4 or .gif.")
     here = Path.cwd()  # the user's code may change the working directory
     with prints_to_stderr():
-        policy = load_policy(options.run, options.checkpoint)
+        policy = zmqrl.load_policy(options.run, options.checkpoint)
         path = options.output or video_path(options.run, policy)
         result = record(policy, here / path, seed=options.seed, greedy=options.greedy, seconds=options.seconds)
     if options.json:
@@ -84,17 +85,21 @@ def run(options: Options) -> int:
     return 0
 
 
-def video_path(run: Path, policy: Policy, name: str = "") -> Path:
+def video_path(run: Path, policy: "Policy", name: str = "") -> Path:
     """The path of a video in a run directory: ``videos/<name>-v00001234.mp4``."""
     return run / "videos" / f"{name}{'-' if name else ''}v{policy.version:08d}.mp4"
 
 
-def record(policy: Policy, path: Path, *, seed: int, greedy: bool, seconds: float = Options.seconds) -> dict[str, Any]:
+def record(
+    policy: "Policy", path: Path, *, seed: int, greedy: bool, seconds: float = Options.seconds
+) -> dict[str, Any]:
     """Play the game of ``seed`` and write it to ``path``. Returns the result as ``--json`` prints it.
 
     The policy sees its own frames. The video shows a second game in colour, with the same seed and actions. Raises
     UsageError if the environment cannot be drawn or the file cannot be written.
     """
+    from zmqrl.learner.picture import make_picture  # takes seconds
+
     picture = make_picture(policy.env_id, policy.config.envs)
     whole = False
     with closing(picture), closing(whole_game(policy, seed, greedy=greedy)) as turns:
@@ -127,7 +132,7 @@ def record(policy: Policy, path: Path, *, seed: int, greedy: bool, seconds: floa
     }
 
 
-def _is_same(turn: Turn, before: Shown, shown: Shown) -> bool:
+def _is_same(turn: Turn, before: "Shown", shown: "Shown") -> bool:
     """Whether the picture shows the same ``turn`` as the game that the policy plays."""
     is_seen = before.observation is None or np.array_equal(before.observation, turn.observation)
     return is_seen and float(np.float32(shown.reward)) == turn.reward and shown.over == turn.over
@@ -142,7 +147,7 @@ def main() -> None:
         message = told.get()
         log.info("recording version %d as %s", message["version"], message["name"])
         try:
-            policy = load_policy(run, message["version"])
+            policy = zmqrl.load_policy(run, message["version"])
             path = video_path(run, policy, message["name"])
             say({"recording": record(policy, path, seed=0, greedy=job["greedy"])})
         except UsageError as error:
@@ -154,6 +159,8 @@ class _Video:
     """A video while it is being written. The picture is enlarged by an integer factor, so that it stays sharp."""
 
     def __init__(self, path: Path, frames_per_s: float, height: int) -> None:
+        import imageio.v2 as imageio  # takes a second
+
         path.touch()  # raises a clearer error than ffmpeg
         self.frames = 0
         self._path, self._scale = path, max(1, HEIGHT // height)
@@ -172,7 +179,7 @@ class _Video:
                 output_params=["-threads", "1"],  # a run may train on the other cores
             )
 
-    def add(self, screen: Screen) -> None:
+    def add(self, screen: "Screen") -> None:
         image = screen.repeat(self._scale, 0).repeat(self._scale, 1)
         height, width, _ = image.shape
         # Colours have half the resolution in an mp4, so its sides must be even.
@@ -187,6 +194,8 @@ class _Video:
         if self._path.suffix == ".gif":
             self._path.write_bytes(self._gif.getvalue())
             return
+        import imageio_ffmpeg
+
         # The writer hides the exit status of ffmpeg. If ffmpeg failed, the file cannot be opened.
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "quiet", "-i", str(self._path), "-t", "0", "-f", "null", "-"]
         if subprocess.run(command, stdin=subprocess.DEVNULL, timeout=OPENED_WITHIN_S).returncode:
@@ -196,7 +205,7 @@ class _Video:
 
 
 @contextmanager
-def _video(path: Path, frames_per_s: float, first: Screen) -> Iterator[_Video]:
+def _video(path: Path, frames_per_s: float, first: "Screen") -> Iterator[_Video]:
     """A video whose first picture is ``first``. The file appears at ``path`` complete or not at all."""
     unfinished = path.with_name(f".{path.name}")
     try:

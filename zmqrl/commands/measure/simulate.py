@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from zmqrl.commands.options import check_picture, parse, parse_known
+from zmqrl.commands.options import asks_for_help, check_picture, parse, parse_known
 from zmqrl.commands.output import print_json
 from zmqrl.errors import UsageError, refusal
 from zmqrl.observe.tables import page
@@ -80,7 +80,7 @@ def settings_from(arguments: list[str], program: str) -> tuple[Scenario, list[st
     """
     named = arguments[:1] if arguments and not arguments[0].startswith("-") else []
     rest = arguments[len(named) :]
-    if {"-h", "--help"} & set(rest):
+    if asks_for_help(rest):
         return Scenario(), rest
     known, _ = parse_known(Known, rest, program)
     given = [*map(Path, named), *([known.scenario] if known.scenario else [])]

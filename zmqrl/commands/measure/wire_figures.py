@@ -1,14 +1,12 @@
 """The rows of ``zmqrl bench wire`` as a table and as a picture."""
 
+from __future__ import annotations  # matplotlib takes a second to import, and a table does not need it
+
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 from rich import box
 from rich.table import Table
 
@@ -17,6 +15,9 @@ from zmqrl.bench.samples import Row
 from zmqrl.observe.drawing import STYLE, look, save
 from zmqrl.ps.wire.codec import ELEMENT_BYTES
 from zmqrl.words import counted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -65,6 +66,9 @@ def write_picture(rows: Sequence[Row], path: Path) -> None:
 
     Each operation has a row of panels, and each number of workers a column. Raises OSError.
     """
+    import matplotlib
+    from matplotlib.figure import Figure
+
     operations = [operation for operation in OPERATIONS if any(row["operation"] == operation for row in rows)]
     workers = sorted({row["workers"] for row in rows})
     looks: dict[str, dict[str, Any]] = {}
@@ -87,6 +91,8 @@ def write_picture(rows: Sequence[Row], path: Path) -> None:
 
 
 def _draw(axes: Axes, rows: Sequence[Row], looks: Mapping[str, dict[str, Any]]) -> None:
+    from matplotlib.ticker import NullFormatter
+
     for name, line in looks.items():
         mine = sorted((row for row in rows if _series(row) == name), key=lambda row: row["parameters"])
         xs, p50_ms, p99_ms = ([row[key] for row in mine] for key in ("parameters", "p50_ms", "p99_ms"))

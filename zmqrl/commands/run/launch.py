@@ -7,10 +7,13 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
-from zmqrl.commands.options import parse_known
+from zmqrl.commands.options import asks_for_help, parse_known
+from zmqrl.commands.run import help
 from zmqrl.commands.run.detach import detach, on_up
-from zmqrl.commands.run.train import RECIPE, config_from
+from zmqrl.commands.run.submit import LoginOptions, submit
+from zmqrl.commands.run.train import RECIPE, config_from, default_of
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd.messages import Clean, Up
@@ -23,28 +26,28 @@ from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.probing import probe_ids
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
 from zmqrl.hosts.sync import PYTHON
-from zmqrl.observe.provenance import code_hash
+from zmqrl.observe.forms import HOSTS, read_object
+from zmqrl.observe.provenance import VERSIONS, code_hash
 from zmqrl.observe.screen import never_waiting
 from zmqrl.process import CORES, interruptible
 from zmqrl.process_id import shard_id
 from zmqrl.rundir import RunDirectory
+from zmqrl.start.stages import Stages
 from zmqrl.supervisor import requeue
-from zmqrl.supervisor.run import train_on
+from zmqrl.words import counted
 
+OF_ONE_START: Final = ("requeue", "dry_run", "preflight")  # options that a bare --resume does not repeat
 LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # a lease is renewed each second; a new daemon waits 20 s for the old one
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(HostOptions):
-    """Train on several hosts: those of -H over ssh or --via, or the nodes of this job with --slurm, --pbs or --lsf.
-
-    Accepts all options of `zmqrl train`.
-    """
+class Options(HostOptions, LoginOptions):
+    """Train on several hosts: those of -H over ssh or --via, or the nodes of this job with --slurm, --pbs or --lsf."""
 
     requeue: bool = False
     """Requeue the job when Slurm sends USR1 before the time limit. Its next start resumes the run."""
     dry_run: bool = False
-    """Print what would start on which host, and start nothing."""
+    """Print what would start on which host, and start nothing. Does not check the game."""
     preflight: bool = True
     """Check the hosts before the start, as `zmqrl doctor` does."""
     lease_s: float = 8.0
@@ -53,10 +56,20 @@ class Options(HostOptions):
 
 def command(arguments: list[str]) -> int:
     """Run ``zmqrl launch``. Raises ZmqrlError."""
+    if asks_for_help(arguments):
+        groups = (*help.HOSTS, *help.RUN)
+        help.show(Options, over_tcp(default_of(arguments)), f"zmqrl launch {RECIPE}", groups, help.LAUNCH)
+        return 0
     options, rest = parse_known(Options, arguments, f"zmqrl launch {RECIPE}")
     config = config_from(rest, over_tcp)
+    if options.slurm_login is not None:
+        if any((options.hosts, options.via, options.pbs, options.lsf)):
+            raise UsageError("--slurm-login cannot be combined with -H, --via, --pbs or --lsf: remove these.")
+        return submit(arguments, config)
     if options.requeue and not config.resume and requeue.is_begun(config):
         config = config_from([*rest, "--resume"], over_tcp)
+    if config.resume and not options.names_hosts:
+        options = _as_before(options, config)
     if config.detach and options.requeue:
         raise UsageError("--detach and --requeue cannot be combined: the job ends with its script. Remove --detach.")
     return detach("launch", arguments) if config.detach else run(options, config)
@@ -69,6 +82,7 @@ def run(options: Options, config: Config) -> int:
         raise UsageError("--requeue needs --slurm.")
     if not LEAST_LEASE_S <= options.lease_s <= LONGEST_LEASE_S:
         raise UsageError(f"--lease-s {options.lease_s}: must be from {LEAST_LEASE_S:g} to {LONGEST_LEASE_S:g} seconds.")
+    options = options.read()
     reach = options.reach()
     check(config, reach.hosts)
     if options.requeue and reach.job is not None:
@@ -77,18 +91,29 @@ def run(options: Options, config: Config) -> int:
     if options.dry_run:
         _print_plan(options, reach, config)
         return 0
+    from zmqrl.supervisor.run import train_on  # errors, help and dry runs do not need it
+
     train = partial(train_on, config, partial(on_hosts, options, reach), on_up())
     with never_waiting():
         return train() if reach.job is None else requeue.requeued(reach.job if options.requeue else None, train)
 
 
-def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirectory) -> Deployment:
+def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirectory, stages: Stages) -> Deployment:
     """Connect to all hosts and choose the host of each process. Raises ClusterError, which names each failed host."""
+    of_all = counted(len(reach.hosts), "host")
+    if options.sync != "none":
+        stages.at("installing", f"installing zmqrl on {of_all}")
     reach = options.bring(reach, _say)
     hosts, work = reach.hosts, directory_name(directory, reach.home)
     links = {host.name: reach.link(host, work=work, lease_s=options.lease_s) for host in hosts}
+
+    def show_connected(*_: object) -> None:
+        connected = sum(link.is_ready for link in links.values())
+        stages.at("connecting", f"connecting to {of_all}", connected, len(links))
+
     try:
-        connect_all(list(links.values()), instead=reach.instead)
+        show_connected()
+        connect_all(list(links.values()), show_connected, instead=reach.instead)
         facts = {link.host: link.up for link in links.values() if link.up is not None}
         if other := [name for name, up in facts.items() if up.code != code_hash()]:
             raise ClusterError(f"{', '.join(other)}: {other_code(facts[other[0]], reach.instead)}.")
@@ -105,6 +130,7 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
         launcher = DaemonLauncher(links, hosts_of_all.__getitem__, files=files)
         notices = placement.notices
         if options.preflight:
+            stages.at("checking", f"checking {of_all}")
             found = preflight.survey(launcher, config, placement, facts, addresses, probes, whole=False)
             verdict = preflight.judge(found, config, placement)
             verdict.check()
@@ -120,7 +146,23 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
         process: Site(host=host, directory=directories[host], address=addresses.get(host, host))
         for process, host in host_of.items()
     }
-    return Deployment(launcher=launcher, sites=sites, threads=placement.threads, files=files, notices=notices)
+    return Deployment(
+        launcher=launcher,
+        sites=sites,
+        threads=placement.threads,
+        files=files,
+        versions={name: {key: getattr(up, key) for key in VERSIONS} for name, up in facts.items()},
+        given=options.to_json(but=OF_ONE_START),
+        notices=notices,
+    )
+
+
+def _as_before(options: Options, config: Config) -> Options:
+    """The options with which an earlier session of the run named its hosts, overridden by ``options``."""
+    assert config.run_dir is not None
+    path = RunDirectory(config.run_dir).hosts
+    found = read_object(path, HOSTS, "name the hosts with -H")
+    return options if found is None or found["given"] is None else options.resumed(found["given"], path)
 
 
 def directory_name(directory: RunDirectory, home: str) -> str:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zmqrl.commands.inspect import follow
 from zmqrl.commands.inspect.living import Living
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd.messages import Seen
+from zmqrl.hosts.ways.login_node import Submitted
 from zmqrl.hosts.ways.slurm import is_over
 from zmqrl.process import interruptible
 
@@ -35,6 +37,9 @@ def command(arguments: list[str]) -> int:
 @interruptible()
 def run(options: Options) -> int:
     """Stop a run. Raises ZmqrlError."""
+    if job := Submitted.read(options.run):
+        follow.stop(job)
+        return 0
     living = Living.read(options.run)
     deadline = time.monotonic() + options.within_s
     if living.is_alive():

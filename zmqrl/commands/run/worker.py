@@ -20,7 +20,6 @@ from zmqrl.observe.screen import never_waiting
 from zmqrl.process import interruptible, log_to_stderr
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.wire.keys import ClientKeys
-from zmqrl.worker import join
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +59,8 @@ def run(options: Options) -> int:
     if cluster.key_files is not None:
         path = options.cluster.parent / cluster.key_files[rank]
         cluster = replace(cluster, keys=ClientKeys.read(path, run=cluster.run, rank=rank))
+    from zmqrl.worker import join  # takes seconds, because it imports torch
+
     with never_waiting():
         log = log_to_stderr("zmqrl.worker")
         log.info("worker %d of run %s, process %d", rank, cluster.run, os.getpid())

@@ -1,8 +1,9 @@
 """The rows of ``metrics.jsonl`` for TensorBoard, in the same groups of charts as in CleanRL."""
 
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 _CHARTS = frozenset(
     {
@@ -29,6 +30,7 @@ _GROUPS = {
     "missing_s": "time/missing_rank_",
     "split_s": "time/",
 }
+FLUSH_EVERY_S: Final = 10
 
 
 class TensorBoard:
@@ -38,19 +40,28 @@ class TensorBoard:
         """``resumed_at`` is the version from which a resumed run continues. What an earlier session logged from then on
         is hidden.
         """
-        # Imported here, because the import takes seconds, and other commands do not need it.
-        from torch.utils.tensorboard import SummaryWriter
+        # Imported here, because other trackers use ``scalars`` without TensorBoard. Torch has a writer, too, but its
+        # import takes seconds.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=resumed_at, flush_secs=10)
+        self._event, self._summary = Event, Summary
+        self._writer = EventFileWriter(str(directory), flush_secs=FLUSH_EVERY_S)
+        if resumed_at is not None:
+            self._write(resumed_at, session_log=SessionLog(status=SessionLog.START))
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
         """Write ``row`` of ``RunMetrics`` at version ``step``, without null values."""
-        for tag, value in scalars(row):
-            self._writer.add_scalar(tag, value, step)
+        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars(row)]
+        self._write(step, summary=self._summary(value=values))
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
         """Flush. TensorBoard cannot store a ``summary``."""
         self._writer.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._writer.add_event(self._event(step=step, wall_time=time.time(), **content))
 
 
 def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

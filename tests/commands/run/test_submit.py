@@ -1,0 +1,293 @@
+"""``zmqrl launch --slurm-login``: a run is submitted over ssh, followed and fetched, stopped, and shown again.
+
+Stand-ins replace ssh and Slurm: see ``support/stand_in_slurm.py``.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from support.record_rig import row, run_directory, summary
+from support.rig import ending, eventually
+from support.run_rig import QUICKLY, RunFiles, started
+from support.slurm import Slurm
+from support.stand_in_slurm import StandInSlurm
+
+from zmqrl import cli
+from zmqrl.commands.inspect import follow
+from zmqrl.commands.inspect.status import status
+from zmqrl.errors import ClusterError, UsageError
+from zmqrl.hosts.ways.login_node import LATE_S, LoginNode, Submitted
+
+pytestmark = pytest.mark.processes
+
+WITHIN_S = 120.0
+# A job that takes its result from a run directory that the test has written.
+JOB = """
+trap 'echo ending; cp {result}/interrupted.json "$1"/summary.json; exit 130' TERM
+mkdir -p "$1"/keys; echo secret > "$1"/keys/worker-0.json
+cp {result}/config.json {result}/metrics.jsonl "$1"
+echo "time 0:00:01; speed 1,000 agent steps/s"
+while [ -e {state}/wait ]; do sleep 0.05; done
+cp {result}/summary.json "$1"
+"""
+SSHD = """\
+Port {port}
+ListenAddress 127.0.0.1
+HostKey {directory}/host
+AuthorizedKeysFile {directory}/user.pub
+PidFile none
+StrictModes no
+UsePAM no
+"""
+SSH = """\
+Host h1
+  HostName 127.0.0.1
+  Port {port}
+  User root
+  IdentityFile {directory}/user
+  StrictHostKeyChecking no
+  UserKnownHostsFile {directory}/known_hosts
+Host nowhere
+  HostName 127.0.0.1
+  Port 1
+"""
+OPTIONS = ("--slurm-login", "login", "--login-dir", "work/runs")
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInSlurm]:
+    """A cluster whose jobs have the result of a short run. While the file ``wait`` exists, the jobs do not end."""
+    stand_in = StandInSlurm(tmp_path)
+    monkeypatch.setenv("PATH", f"{stand_in.bin}:{os.environ['PATH']}")
+    monkeypatch.setattr(follow, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(follow, "FETCH_EVERY_S", 0.1)
+    result = run_directory(tmp_path / "result", [row(1)], summary=summary(exit_status=0))
+    interrupted = summary(exit_reason="interrupted", exit_status=130)
+    (result / "interrupted.json").write_text(json.dumps(interrupted), encoding="utf-8")
+    stand_in.program(JOB.format(result=result, state=stand_in.state))
+    yield stand_in
+    stand_in.end()
+
+
+def launch(run: Path, *options: str) -> int:
+    return cli.run(["launch", *OPTIONS, "cartpole", "--updates", "60", "--run-dir", str(run), *options])
+
+
+def test_a_run_is_submitted_followed_and_fetched(
+    stand_in: StandInSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "first"
+    assert launch(run, "--sbatch=--nodes 4 --time 1:00:00", "--lease-s", "10") == 0
+    there = stand_in.home / "work" / "runs"
+    assert (stand_in.state / "script").read_text() == (
+        f"#!/bin/bash\nexec {sys.executable} -P -m zmqrl launch --slurm --requeue cartpole --updates 60 --lease-s 10 "
+        f"--run-dir {there}/first\n"
+    )
+    (submitted,) = [line for line in stand_in.calls().splitlines() if line.startswith("sbatch --parsable")]
+    assert submitted.endswith(f"--chdir={there} --output={there}/first.log --nodes 4 --time 1:00:00")
+    assert "--signal=B:USR1@180 --requeue" in submitted
+    said = capsys.readouterr().out
+    assert f"submitted job 7 on login; run directory {run}, there {there}/first\n" in said
+    assert "job 7: RUNNING\n" in said
+    assert "time 0:00:01; speed 1,000 agent steps/s\n" in said
+    assert said.endswith("job 7: COMPLETED\n")
+    assert {path.name for path in run.iterdir()} == {"submitted.json", "config.json", "metrics.jsonl", "summary.json"}
+
+
+def test_all_commands_share_one_connection(stand_in: StandInSlurm, tmp_path: Path) -> None:
+    assert launch(tmp_path / "run") == 0
+    ssh = [line for line in stand_in.calls().splitlines() if "ControlPath" in line]
+    assert len(ssh) > 4
+    assert sum("ControlMaster=yes" in line for line in ssh) == 1
+    assert len({line.partition("ControlPath=")[2].split()[0] for line in ssh}) == 1
+
+
+def test_ctrl_c_ends_the_run_with_a_checkpoint(
+    stand_in: StandInSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (stand_in.state / "wait").touch()
+    run = tmp_path / "run"
+
+    def interrupt() -> None:
+        eventually(lambda: (run / "metrics.jsonl").exists(), "files", WITHIN_S)
+        signal.raise_signal(signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert launch(run) == 130
+    thread.join()
+    assert "scancel --batch --signal=TERM 7" in stand_in.calls()
+    said = capsys.readouterr().out
+    assert "ending the run with a checkpoint" in said
+    assert "ending\n" in said
+
+
+def test_a_job_that_has_not_begun_is_removed_from_the_queue(
+    stand_in: StandInSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (stand_in.state / "wait").touch()
+    run = tmp_path / "run"
+    assert launch(run, "--detach") == 0
+    with stand_in.pending():
+        assert cli.run(["stop", str(run)]) == 0
+    run_directory(tmp_path / "config")
+    (tmp_path / "config" / "config.json").rename(run / "config.json")
+    assert status(run)["state"] == "submitted"
+    assert "scancel 7\n" in stand_in.calls()
+    assert capsys.readouterr().out.endswith("job 7 was asked to end\n")
+
+
+def test_a_lost_connection_leaves_the_job_and_attach_shows_it_again(
+    stand_in: StandInSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (stand_in.state / "wait").touch()
+    run = tmp_path / "run"
+
+    def cut() -> None:
+        eventually(lambda: (run / "metrics.jsonl").exists(), "files", WITHIN_S)
+        (stand_in.state / "cut").touch()
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    with pytest.raises(
+        ClusterError, match=rf"is lost: .*\. Job 7 is not affected: zmqrl attach {run} shows it again\."
+    ):
+        launch(run)
+    thread.join()
+    with pytest.raises(ClusterError, match=r"^login cannot be reached: .*No route to host\. Job 7 is not affected"):
+        cli.run(["attach", str(run)])
+    (stand_in.state / "cut").unlink()
+    (stand_in.state / "wait").unlink()
+    capsys.readouterr()
+    assert cli.run(["attach", str(run)]) == 0
+    assert "time 0:00:01; speed 1,000 agent steps/s\n" in capsys.readouterr().out
+    assert (run / "summary.json").exists()
+
+
+def test_a_job_without_a_result_names_its_log(stand_in: StandInSlurm, tmp_path: Path) -> None:
+    stand_in.program("echo zmqrl: --workers 0: must be 1 or more.; exit 2")
+    with pytest.raises(
+        ClusterError, match=r"job 7 ended \(COMPLETED\) without a result: its log is \S+/run.log on login"
+    ):
+        launch(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--slurm"], "--slurm-login implies --slurm"),
+        (["-H", "h1"], "--slurm-login cannot be combined with -H"),
+        (["--sbatch", "'"], "--sbatch .*: no closing quotation"),
+        (["--workers", "0"], "--workers 0: must be 1 or more"),
+    ],
+)
+def test_bad_usage_is_refused_before_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], sentence: str
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UsageError, match=sentence):
+        launch(tmp_path / "run", *options)
+
+
+def test_a_dry_run_shows_the_job_and_contacts_no_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert launch(tmp_path / "run", "--dry-run", "--sbatch=--nodes 2") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("on login: sbatch --ntasks-per-node=1 ")
+    assert (
+        f"exec {sys.executable} -P -m zmqrl launch --slurm --requeue cartpole --updates 60 --run-dir work/runs/run"
+        in said
+    )
+
+
+@pytest.fixture
+def ssh_config(
+    need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoReturn], tmp_path: Path
+) -> Iterator[Path]:
+    """A configuration of ssh that reaches an SSH server on this machine as host h1."""
+    need_programs("sshd", "ssh", "ssh-keygen")
+    if os.geteuid() != 0:
+        skip_or_fail("an SSH server needs root")
+    Path("/run/sshd").mkdir(exist_ok=True)
+    for name in ("host", "user"):
+        key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)]
+        subprocess.run(key, check=True, timeout=WITHIN_S)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    server, client = tmp_path / "sshd_config", tmp_path / "ssh_config"
+    server.write_text(SSHD.format(port=port, directory=tmp_path), encoding="utf-8")
+    client.write_text(SSH.format(port=port, directory=tmp_path), encoding="utf-8")
+    sshd = shutil.which("sshd")
+    assert sshd is not None
+    with ending(subprocess.Popen([sshd, "-D", "-f", str(server), "-E", str(tmp_path / "sshd.log")])):
+        log = tmp_path / "sshd.log"
+        eventually(lambda: log.exists() and "listening" in log.read_text(), "the SSH server", WITHIN_S)
+        yield client
+
+
+def test_a_login_node_answers_over_real_ssh_and_sends_changed_files(ssh_config: Path, tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    (there / "keys").mkdir(parents=True)
+    here.mkdir()
+    (there / "config.json").write_text("{}")
+    job = Submitted(host="h1", ssh_config=None, job="7", run_dir=str(there), log=str(tmp_path / "run.log"))
+    (tmp_path / "run.log").write_text("one\ntwo\n")
+    with LoginNode("h1", ssh_config) as node:
+        assert node.place(str(tmp_path), "run") == (str(tmp_path), 8)
+        assert node.run(["cat"], given="a b'c") == b"a b'c"
+        with pytest.raises(ClusterError, match=r"^ls on h1 failed: ls: cannot access '/no such': No such file"):
+            node.run(["ls", "/no such"])
+        assert node.look(job, 4) == ("GONE", "", b"two\n")
+        now = node.fetch(job, here, 0)
+        assert {path.name for path in here.iterdir()} == {"config.json"}
+        (here / "config.json").unlink()
+        os.utime(there / "config.json", (now - 2 * LATE_S, now - 2 * LATE_S))
+        (there / "metrics.jsonl").touch()
+        assert node.fetch(job, here, now) >= now
+        assert {path.name for path in here.iterdir()} == {"metrics.jsonl"}
+    with pytest.raises(ClusterError, match=r"^nowhere cannot be reached: ssh: "), LoginNode("nowhere", ssh_config):
+        pass
+
+
+def test_a_job_of_a_real_slurm_is_followed_and_stopped(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in = StandInSlurm(tmp_path, real_slurm=True)
+    for name, value in slurm.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", f"{stand_in.bin}:{slurm.environment['PATH']}")
+    options = (*OPTIONS, "--sbatch=--nodes 3 --cpus-per-task 2", "cartpole", "--workers", "2", *QUICKLY)
+    path = tmp_path / "run"
+    with started([sys.executable, "-m", "zmqrl", "launch", *options, "--run-dir", str(path)], path, {}) as following:
+        following.wait_to_say("RUNNING")
+        following.eventually(lambda: path.joinpath("metrics.jsonl").exists(), "files")
+        following.signal(signal.SIGINT)
+        assert following.wait() == 130
+        following.files.assert_summary_exact("interrupted")
+        assert "COMPLETED" in following.said() or "FAILED" in following.said()
+
+
+@pytest.mark.slow
+def test_a_real_training_arrives_here(stand_in: StandInSlurm, tmp_path: Path) -> None:
+    stand_in.program("""sed 's/launch --slurm --requeue/train/' "$2" > "$2".here && exec bash "$2".here""")
+    command = [sys.executable, "-m", "zmqrl", "launch", *OPTIONS, "cartpole", "--updates", "60", *QUICKLY]
+    done = subprocess.run(
+        [*command, "--run-dir", str(tmp_path / "run")], capture_output=True, text=True, timeout=WITHIN_S
+    )
+    assert done.returncode == 0, done.stderr
+    files = RunFiles(tmp_path / "run")
+    files.assert_summary_exact("updates")
+    files.assert_history_exact(60)

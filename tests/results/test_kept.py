@@ -1,0 +1,75 @@
+"""Results are read, or refused with the reason why they cannot be reproduced."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.record_rig import row, run_directory
+from support.result_rig import SCORES, write_result
+
+from zmqrl import cli
+from zmqrl.errors import UsageError
+from zmqrl.results.bootstrap import mean_interval
+from zmqrl.results.kept import Limits, Result, reproducible
+from zmqrl.rundir import write_json
+
+
+def test_the_interval_is_computed_from_the_games_if_it_is_missing(tmp_path: Path) -> None:
+    path = write_result(tmp_path / "run", {"version": 60, "mean": 6.5, "scores": SCORES})
+    _, evaluated = reproducible(path)
+    assert [evaluated.low, evaluated.high] == mean_interval(SCORES)
+    assert Result.read(path).seeds == [0, 1, 2, 3]
+
+
+def test_the_newest_evaluation_counts(tmp_path: Path) -> None:
+    path = write_result(tmp_path / "run", {"version": 20, "mean": 1.0})
+    lines = [{"version": version, "mean": 2.0, "ci95": [1.0, 3.0], "episodes": 5} for version in (10, 40)]
+    (path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    result, evaluated = reproducible(path)
+    assert (evaluated.version, evaluated.agent_steps) == (40, 4000)
+    assert [each.version for each in result.record.evaluations] == [10, 40]
+
+
+def test_an_evaluation_within_the_limits_of_the_user_is_preferred(tmp_path: Path) -> None:
+    path = write_result(tmp_path / "run")
+    early = {"version": 20, "mean": 2.0, "ci95": [1.0, 3.0], "episodes": 5, "wall_s": 2.0, "agent_steps": 2000}
+    (path / "evaluations.jsonl").write_text(json.dumps(early) + "\n", encoding="utf-8")
+    assert reproducible(path)[1].version == 60
+    write_json(path / "evaluation.json", json.loads((path / "evaluation.json").read_text()) | {"agent_steps": 6000})
+    assert reproducible(path, Limits(agent_steps=2500))[1].version == 20
+    assert reproducible(path, Limits(agent_steps=6000))[1].version == 60
+    assert reproducible(path, Limits(agent_steps=100))[1].version == 60
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UsageError) as refused:
+        cli.run(["reproduce", str(path)])
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"recipe": "chess"}, "a run of recipe 'chess', which this version of zmqrl does not have"),
+        ({"speed": 1}, "config.json cannot be used: unknown setting speed."),
+        ({"external_workers": 1}, "cannot be reproduced: zmqrl cannot start its 1 external worker."),
+        (
+            {"evaluation": {"version": 60, "mean": 1.0}},
+            "has no evaluation with an interval: write one with `zmqrl eval",
+        ),
+        ({"evaluation": {"version": 60, "mean": 1.0, "scores": "5"}}, "is damaged: scores is not a list of numbers"),
+    ],
+)
+def test_a_result_that_cannot_be_reproduced_is_refused(tmp_path: Path, settings: dict[str, Any], reason: str) -> None:
+    assert reason in refusal(write_result(tmp_path / "run", **settings))
+
+
+def test_a_run_without_an_end_or_with_several_sessions_is_refused(tmp_path: Path) -> None:
+    assert "is not a run directory" in refusal(tmp_path)
+    assert "has no result yet" in refusal(run_directory(tmp_path / "running", [row(1)]))
+    resumed = write_result(tmp_path / "resumed")
+    manifest = resumed / "checkpoints" / "v00000060" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text('{"generation": 2}', encoding="utf-8")
+    assert "the run was resumed or rolled back" in refusal(resumed)

@@ -1,0 +1,68 @@
+"""The pages about results."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.paths import ROOT
+from support.result_rig import write_result
+
+from zmqrl import cli
+from zmqrl.results.kept import Result
+from zmqrl.results.pages import _round_points, report_page, score_table
+
+PAGES = sorted(ROOT.glob("benchmarks/results/*/report.md"))
+
+
+@given(st.floats(1e-3, 1e9), st.floats(1e-3, 1e9))
+def test_a_table_has_about_ten_round_points(end: float, other: float) -> None:
+    points = _round_points(end, other)
+    assert len(points) <= 10
+    assert all(0 < point < max(end, other) for point in points)
+    assert len(_round_points(end)) >= 3
+
+
+def test_a_table_has_the_score_at_round_minutes_and_at_the_end(tmp_path: Path) -> None:
+    record = Result.read(write_result(tmp_path / "run", seconds=300)).record
+    lines = score_table({"": record}, "minutes")
+    assert lines[0] == "| minutes | agent steps | score |"
+    assert lines[2] == "| 0.5 | 30,000 | 30.0 |"
+    assert lines[-1] == "| 5.0 | 300,000 | 300.0 |"
+
+
+def test_runs_of_different_lengths_are_side_by_side(tmp_path: Path) -> None:
+    records = {
+        "recorded": Result.read(write_result(tmp_path / "a", seconds=100)).record,
+        "again": Result.read(write_result(tmp_path / "b", seconds=60)).record,
+    }
+    lines = score_table(records, "agent-steps")
+    assert lines[0] == "| agent steps | minutes | score, recorded | minutes | score, again |"
+    assert "| 60,000 | 1.0 | 60.0 | 1.0 | 60.0 |" in lines
+    assert lines[-1] == "| 100,000 | 1.7 | 100.0 | - | - |"
+
+
+@pytest.mark.processes  # draws for seconds
+def test_a_page_names_flavour_machine_commit_and_command(tmp_path: Path) -> None:
+    path = write_result(tmp_path / "run", seed=5)
+    assert cli.run(["report", str(path)]) == 0
+    page = (path / "report.md").read_text(encoding="utf-8")
+    assert page.startswith("# run: 6.5 (95 % interval 5.5 to 7.5) in 4 games\n")
+    assert "| flavour | a vector |" in page
+    assert "| machine | EPYC, 2 cores |" in page
+    assert "| commit | abc |" in page
+    assert "\nzmqrl train cartpole --seed 5\n" in page
+    assert (path / "report.svg").stat().st_size > 1000
+
+
+def test_a_result_without_an_evaluation_has_a_page_too(tmp_path: Path) -> None:
+    path = write_result(tmp_path / "run")
+    (path / "evaluation.json").unlink()
+    assert "5.5 in the last 50 games of training" in report_page(Result.read(path), "report.svg")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_the_pages_in_the_repository_are_those_of_the_command(page: Path) -> None:
+    (picture,) = re.findall(r"\]\((\S+\.svg)\)", page.read_text(encoding="utf-8"))
+    assert page.read_text(encoding="utf-8") == report_page(Result.read(page.parent), picture)

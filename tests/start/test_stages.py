@@ -1,0 +1,54 @@
+"""The stages of a start, and how they reach a console."""
+
+import threading
+
+from support.rig import eventually
+
+from zmqrl.observe.console import LiveFigures
+from zmqrl.start.stages import Stages
+
+
+class Shown:
+    """A console that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.starts: list[tuple[str, str]] = []
+
+    def starting(self, stage: str, line: str) -> None:
+        self.starts.append((stage, line))
+
+    def update(self, figures: LiveFigures) -> None: ...
+
+    def notice(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_the_line_keeps_all_stages_and_counts_the_seconds() -> None:
+    console, now_s = Shown(), 100.0
+    with Stages(console, clock=lambda: now_s) as stages:
+        stages.at("game", "checking the game")
+        now_s += 2.0
+        stages.at("connecting", "connecting to 8 hosts", 5, 8)
+        now_s += 1.0
+        stages.at("connecting", "connecting to 8 hosts", 8, 8)
+        stages.at("shards", "starting 3 shards", 0, 3)
+    shown = list(dict.fromkeys(console.starts))
+    assert [line for _, line in shown] == [
+        "game (0 s)",
+        "game, connecting 5/8 (2 s)",
+        "game, connecting 8/8 (3 s)",
+        "game, connecting 8/8, shards 0/3 (3 s)",
+    ]
+    assert shown[-1][0] == "starting 3 shards"
+
+
+def test_the_seconds_count_while_a_stage_waits_until_the_start_is_over() -> None:
+    console, now_s = Shown(), 0.0
+    with Stages(console, clock=lambda: now_s) as stages:
+        stages.at("game", "checking the game")
+        now_s = 7.0
+        eventually(lambda: ("checking the game", "game (7 s)") in console.starts, "a tick", 30.0)
+    stages.at("late", "late")
+    assert console.starts[-1][1] == "game (7 s)"
+    assert [thread for thread in threading.enumerate() if thread.name == "stages" and not thread.daemon] == []

@@ -1,0 +1,10 @@
+"""A module whose import takes some seconds, but that runs at once as a program."""
+
+import time
+
+from support.a_child import main
+
+if __name__ == "__main__":
+    main()
+else:
+    time.sleep(20)

@@ -1,0 +1,123 @@
+"""Follows a run that was submitted to a Slurm cluster over ssh: shows its log, and fetches its files as it goes."""
+
+import contextlib
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from zmqrl.commands.inspect.living import exit_status_of
+from zmqrl.errors import ClusterError
+from zmqrl.hosts.ways.login_node import OVER, LoginNode, Submitted
+from zmqrl.observe.folding import printable
+from zmqrl.rundir import RunDirectory
+from zmqrl.supervisor.requeue import INTERRUPTED
+
+LOOK_EVERY_S = 3.0
+FETCH_EVERY_S = 20.0
+QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+
+
+def attach(job: Submitted, run: Path) -> int:
+    """Show a job that was submitted earlier, as :func:`follow` does. Ctrl-C leaves it alone."""
+    with contextlib.ExitStack() as connection:
+        with _naming(job, run):
+            node = connection.enter_context(LoginNode(job.host, _path(job.ssh_config)))
+        return follow(node, job, run, stops=False)
+
+
+def follow(node: LoginNode, job: Submitted, run: Path, *, read: int = 0, stops: bool) -> int:
+    """Show a job after the first ``read`` bytes of its log, until the job ends. Returns the exit status of its run.
+
+    With ``stops``, the first Ctrl-C ends the run with a checkpoint. Otherwise, and after a second Ctrl-C, the job goes
+    on. Raises ClusterError when the connection is lost or the run has no result.
+    """
+    following = _Following(node, job, run, read)
+    with _naming(job, run):
+        while True:
+            try:
+                following.until_the_end()
+                break
+            except KeyboardInterrupt:
+                if not stops:
+                    _say(f"left the view; job {job.job} continues, and {_command('stop', run)} ends it")
+                    return INTERRUPTED
+                stops = False
+                following.stop()
+        following.fetch()
+    if not RunDirectory(run).summary.exists():
+        raise ClusterError(
+            f"job {job.job} ended ({following.state}) without a result: its log is {job.log} on {job.host}."
+        )
+    return exit_status_of(RunDirectory(run))
+
+
+def stop(job: Submitted) -> None:
+    """End a run with a checkpoint, or remove its job from the queue. Raises ClusterError."""
+    with LoginNode(job.host, _path(job.ssh_config)) as node:
+        state, _, _ = node.look(job, 0)
+        if state not in OVER:
+            node.ask_to_stop(job, has_begun=state not in QUEUED)
+    _say(f"job {job.job} has ended ({state})" if state in OVER else f"job {job.job} was asked to end")
+
+
+class _Following:
+    """What has been shown and fetched so far."""
+
+    def __init__(self, node: LoginNode, job: Submitted, run: Path, read: int) -> None:
+        self.node, self.job, self.run, self.read = node, job, run, read
+        self.state = self._shown = ""
+        self._fetched, self._fetch_at = 0, 0.0
+
+    def until_the_end(self) -> None:
+        """Show the states and the log of the job until it is over."""
+        while True:
+            self.state, reason, news = self.node.look(self.job, self.read)
+            shown = f"job {self.job.job}: {self.state}" + (f" ({reason})" if reason not in ("", "None") else "")
+            if shown != self._shown:
+                self._shown = shown
+                _say(shown)
+            whole = news[: news.rfind(b"\n") + 1]
+            self.read += len(whole)
+            for line in whole.decode(errors="replace").splitlines():
+                _say(printable(line))
+            if self.state in OVER:
+                return
+            if time.monotonic() >= self._fetch_at:
+                self.fetch()
+            time.sleep(LOOK_EVERY_S)
+
+    def fetch(self) -> None:
+        """Copy new files of the run."""
+        self._fetched = self.node.fetch(self.job, self.run, self._fetched)
+        self._fetch_at = time.monotonic() + FETCH_EVERY_S
+
+    def stop(self) -> None:
+        """Ask the run to end."""
+        _say("ending the run with a checkpoint; Ctrl-C again leaves it alone")
+        self.node.ask_to_stop(self.job, has_begun=self.state not in ("", *QUEUED))
+
+
+@contextlib.contextmanager
+def _naming(job: Submitted, run: Path) -> Iterator[None]:
+    """Add to an error how to see the job again."""
+    try:
+        yield
+    except ClusterError as error:
+        raise ClusterError(
+            f"{error} Job {job.job} is not affected: {_command('attach', run)} shows it again."
+        ) from error
+
+
+def _command(name: str, run: Path) -> str:
+    return f"zmqrl {name} {shlex.quote(str(run))}"
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

@@ -1,0 +1,108 @@
+"""``zmqrl reproduce``: train again as a recorded result did, and judge whether the result is the same."""
+
+import contextlib
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from zmqrl.commands.measure.evaluate import evaluate
+from zmqrl.commands.measure.report import write_page
+from zmqrl.commands.options import parse
+from zmqrl.commands.output import print_json, prints_to_stderr
+from zmqrl.config import Config
+from zmqrl.errors import UsageError, require
+from zmqrl.observe.curves import Group
+from zmqrl.observe.provenance import provenance
+from zmqrl.observe.records import Evaluation
+from zmqrl.policy import load_policy
+from zmqrl.process import CORES, interruptible
+from zmqrl.results.kept import EVALUATION_FILE, Limits, Result, reproducible
+from zmqrl.results.pages import reproduction_page
+from zmqrl.results.rerun import By, default_axis, judge, rerun_config
+from zmqrl.rundir import RunDirectory, write_json
+from zmqrl.supervisor.resume import changes
+from zmqrl.supervisor.run import train
+
+REACHED_A_LIMIT = ("updates", "agent_steps", "minutes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train again with the settings of a recorded result, and compare both runs.
+
+    Exits with 0 if the new mean score is within the recorded 95 % interval, and with 1 if it is not.
+    """
+
+    result: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RESULT")]
+    """A run directory with an evaluation, such as benchmarks/results/breakout."""
+    by: By | None = None
+    """Repeat the agent steps or the minutes. None: minutes on the recorded machine if they ended the run."""
+    minutes: float | None = None
+    """Stop the new run after this many minutes. None: when it has trained as long as the recorded run."""
+    agent_steps: int | None = None
+    """Stop the new run after this many agent steps. None: as above."""
+    run_dir: Path | None = None
+    """Directory of the new run. If it holds this run already, only judge it. None: runs/reproduced-NAME-DATE-TIME."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``zmqrl reproduce``. Raises ZmqrlError."""
+    return run(parse(Options, arguments, "zmqrl reproduce"))
+
+
+@interruptible()
+def run(options: Options) -> int:
+    """Train, evaluate, write reproduction.md into the new run directory, and print the verdict. Raises ZmqrlError."""
+    limits = Limits(minutes=options.minutes, agent_steps=options.agent_steps)
+    recorded, evaluated = reproducible(options.result, limits)
+    here = provenance()
+    by = options.by or default_axis(recorded, (here["cpu"], here["cores"]))
+    name = f"reproduced-{recorded.record.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = options.run_dir or Path("runs") / name
+    config = rerun_config(recorded, evaluated, by, run_dir, limits)
+    with prints_to_stderr() if options.json else contextlib.nullcontext():
+        if status := _train(config, run_dir):
+            return status
+        again, repeated = _evaluated(recorded, run_dir)
+    verdict = judge(recorded.games, again.games, evaluated, repeated, by)
+    page = run_dir / "reproduction.md"
+    groups = [Group(label="recorded", runs=(recorded.record,)), Group(label="again", runs=(again.record,))]
+    write_page(page, reproduction_page(recorded, again, by, verdict, "reproduction.svg"), groups)
+    if options.json:
+        print_json(
+            {**asdict(verdict), "by": by, "recorded": asdict(evaluated), "again": asdict(repeated), "page": str(page)}
+        )
+    else:
+        sys.stdout.write(f"{verdict.word}: {verdict.reason}; see {page}\n")
+    return 0 if verdict.word == "within" else 1
+
+
+def _train(config: Config, run_dir: Path) -> int:
+    """Train, unless ``run_dir`` already has the result of this run. Returns the exit status. Raises ZmqrlError."""
+    directory = RunDirectory(run_dir)
+    if not directory.config.exists():
+        return train(config)
+    if differences := changes(Config.read(directory.config), config):
+        raise UsageError(f"{run_dir} holds another run ({', '.join(differences)}): choose another --run-dir.")
+    reason = Result.read(run_dir).summary["exit_reason"]
+    require(
+        reason in REACHED_A_LIMIT,
+        f"the run in {run_dir} ended too early ({reason}): remove it, or choose another --run-dir.",
+    )
+    return 0
+
+
+def _evaluated(recorded: Result, run_dir: Path) -> tuple[Result, Evaluation]:
+    """The new run with an evaluation of its last checkpoint, in games with the seeds of the recorded evaluation."""
+    greedy = bool(recorded.games.get("greedy"))
+    found = evaluate(load_policy(run_dir), recorded.seeds, greedy=greedy, threads=CORES)
+    write_json(run_dir / EVALUATION_FILE, found)
+    result = Result.read(run_dir)
+    assert result.evaluation is not None
+    return result, result.evaluation

@@ -1,0 +1,45 @@
+"""The help of ``zmqrl train`` and ``zmqrl launch``: the options of a run in groups, the most used first."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from zmqrl.commands.help import Group, grouped, help_of
+from zmqrl.config import Config
+
+RUN: Final = (
+    Group("run", ["help", "run-dir", "minutes", "updates", "agent-steps", "stop-score"]),
+    Group("start", ["resume", "detach", "dry-run", "seed"]),
+    Group("worker and shard", ["workers", "shards", "backups", "quorum", "device", "on-loss", "external-workers"]),
+    Group("environment", ["env"], ["envs"]),
+    Group("learning", ["algo", "model", "loss"], ["ppo", "ba3c", "network", "optimizer", "schedule"]),
+    Group("watching", ["page", "trackers", "metrics-port", "profile"]),
+    Group("checkpoint", [], ["checkpoint"]),
+    Group("evaluation", ["evaluator"], ["evaluation"]),
+    Group("recording", ["recorder"], ["recording"]),
+    Group("experiment", ["scenario", "straggle", "pace", "mode", "consistent", "act-only"]),
+    Group("connection", [], ["wire"]),
+)
+HOSTS: Final = (
+    Group("host", ["hosts", "slurm", "pbs", "lsf", "include", "exclude", "via", "ssh-config", "preflight", "requeue"]),
+    Group("installation", ["sync", "offline", "export"]),
+    Group("login node", ["slurm-login", "sbatch", "login-dir"]),
+    Group("network", ["iface", "address", "node-address", "lease-s"]),
+)
+TRAIN: Final = {
+    "zmqrl train breakout": "Train until Ctrl-C, which ends the run with a checkpoint",
+    "zmqrl train pong --workers 4 --backups 1 --minutes 60": "Train for an hour, and never wait for the slowest worker",
+    "zmqrl train --resume --run-dir runs/my-run": "Continue a run",
+}
+LAUNCH: Final = {
+    "zmqrl launch -H one,two:8 breakout --workers 12 --dry-run": "Show what would run on which host",
+    "zmqrl launch -H one,two:8 breakout --workers 12": "Train on two hosts, on the second with 8 workers",
+    "zmqrl launch --slurm breakout --workers 60": "Train on the nodes of this Slurm job",
+}
+
+
+def show(own: type[Any], default: Config, program: str, groups: Sequence[Group], examples: Mapping[str, str]) -> None:
+    """Print the help of a command with the options of ``own`` and the settings of a run, whose default is
+    ``default``.
+    """
+    sys.stdout.write(grouped(help_of(own, default, program), groups, examples))

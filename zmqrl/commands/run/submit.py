@@ -1,0 +1,108 @@
+"""``zmqrl launch --slurm-login``: submit a run to a Slurm cluster from another machine, and follow it over ssh."""
+
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from zmqrl.commands.inspect.follow import follow
+from zmqrl.commands.options import parse_known
+from zmqrl.config import Config
+from zmqrl.errors import UsageError, require
+from zmqrl.hosts.inventory import Host
+from zmqrl.hosts.sync import make_environments
+from zmqrl.hosts.ways.login_node import LoginNode, Submitted, job_script
+from zmqrl.hosts.ways.way import command_on
+from zmqrl.process import interruptible
+from zmqrl.rundir import RunDirectory
+
+# As in launch/slurm/train.sbatch; options of the user come later and win.
+SBATCH = ("--ntasks-per-node=1", "--signal=B:USR1@180", "--requeue", "--open-mode=append")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoginOptions:
+    """The options of `zmqrl launch` for a Slurm cluster that is reached over ssh."""
+
+    slurm_login: Annotated[str | None, tyro.conf.arg(metavar="HOST")] = None
+    """Submit the run as a Slurm job on this login node, over ssh, and follow it."""
+    sbatch: str = ""
+    """Options of sbatch, such as --sbatch='--nodes 4 --time 02:00:00'."""
+    login_dir: str = "runs"
+    """Directory on the login node for run directories. All nodes must see it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Here(LoginOptions):
+    """The options that the job does not get."""
+
+    ssh_config: Path | None = None
+    sync: Literal["none", "wheel"] = "none"
+    offline: bool = False
+    run_dir: Path | None = None
+    slurm: bool = False
+    requeue: bool = False
+    detach: bool = False
+    dry_run: bool = False
+
+
+@interruptible()
+def submit(arguments: list[str], config: Config) -> int:
+    """Submit a run with the settings ``config`` and follow it. Returns its exit status. Raises ZmqrlError."""
+    here, rest = parse_known(_Here, arguments, "zmqrl launch")
+    assert here.slurm_login is not None
+    require(not (here.slurm or here.requeue), "--slurm-login implies --slurm and --requeue: remove these.")
+    try:
+        given = shlex.split(here.sbatch)
+    except ValueError as error:
+        raise UsageError(f"--sbatch {here.sbatch!r}: {str(error).lower()}.") from error
+    config.check()
+    run = here.run_dir or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if RunDirectory(run).config.exists() and not config.resume:
+        raise UsageError(f"{run} already holds a run: choose another --run-dir, or add --resume to continue it.")
+    if here.dry_run:
+        _print_plan(here, given, rest, run.name)
+        return 0
+    host, python = Host(name=here.slurm_login), sys.executable
+    if here.sync == "wheel":
+        way = partial(command_on, ssh_config=here.ssh_config)
+        python = make_environments([host], way, _say, {}, offline=here.offline)[host.name]
+    with LoginNode(host.name, here.ssh_config) as node:
+        directory, read = node.place(here.login_dir, run.name)
+        script = job_script(python, [*rest, "--run-dir", f"{directory}/{run.name}"])
+        job = Submitted(
+            host=host.name,
+            ssh_config=None if here.ssh_config is None else str(here.ssh_config.absolute()),
+            job=node.submit(sbatch_options(directory, run.name, given), script),
+            run_dir=f"{directory}/{run.name}",
+            log=f"{directory}/{run.name}.log",
+        )
+        run.mkdir(parents=True, exist_ok=True)
+        job.write(run)
+        _say(f"submitted job {job.job} on {job.host}; run directory {run}, there {job.run_dir}")
+        if here.detach:
+            _say(f"  zmqrl attach {shlex.quote(str(run))}  # show it, and fetch its files")
+            return 0
+        return follow(node, job, run, read=read, stops=True)
+
+
+def sbatch_options(directory: str, name: str, given: list[str]) -> list[str]:
+    """The options of sbatch for a run ``name`` below ``directory``. Those that the user has ``given`` win."""
+    return [*SBATCH, f"--job-name={name}", f"--chdir={directory}", f"--output={directory}/{name}.log", *given]
+
+
+def _print_plan(here: _Here, given: list[str], rest: list[str], name: str) -> None:
+    """Print a dry run, without contact to the login node."""
+    script = job_script(sys.executable, [*rest, "--run-dir", f"{here.login_dir}/{name}"])
+    command = ["sbatch", *sbatch_options(here.login_dir, name, given)]
+    sys.stdout.write(f"on {here.slurm_login}: {shlex.join(command)}\n\n{script}")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

@@ -1,0 +1,264 @@
+"""The fork server of a host daemon: a process that imports a module once, and then forks processes that need it.
+
+Importing torch and the games takes seconds of processor time. A fork takes milliseconds, and the processes share the
+memory of what was imported. The fork server runs no other code of these modules, so it has no threads, sockets of
+ZeroMQ or state of CUDA, which cannot be forked.
+
+The daemon starts a process the usual way if the fork server does not answer, has ended, or has another environment.
+Standard library only.
+"""
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zmqrl.hostd.orphans import MARK
+from zmqrl.process import LOG_LEVEL, PR_SET_PDEATHSIG
+
+MAY_DIFFER = (MARK, LOG_LEVEL)  # variables that change nothing in the imports
+NAME = "zmqrl.hostd.fork_server"
+IMPORTS_WITHIN_S = 60.0
+FORKS_WITHIN_S = 5.0
+KILLED_WITHIN_S = 1.0
+THREADS_END_WITHIN_S = 1.0
+MOST_REQUEST_BYTES = 1 << 20
+STREAMS = 3  # standard input, output and error
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """A process to fork. ``done`` gets its id, or 0 without one, and ``go``: a byte there starts it."""
+
+    message: bytes
+    streams: Sequence[int]
+    done: Callable[[int, int], None]
+    go: int = -1
+
+    def finish(self, pid: int) -> None:
+        """Report the process. Without a byte on ``go``, it ends."""
+        try:
+            self.done(pid, self.go)
+        finally:
+            if self.go >= 0:
+                os.close(self.go)
+
+
+class ForkServer:
+    """The daemon's side of a fork server, which imports ``module`` in ``environment``.
+
+    The output of the imports goes to ``log``. ``inherited`` are descriptors that all forked processes keep open. When
+    ``channel`` is readable, the daemon calls ``hear``. Raises OSError if the fork server cannot be started.
+    """
+
+    def __init__(self, module: str, environment: Mapping[str, str], log: int, inherited: Sequence[int]) -> None:
+        self.mark, self._environment = environment[MARK], _relevant(environment)
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._requests: deque[_Request] = deque()
+        self._asked: _Request | None = None
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "zmqrl.hostd.child", NAME, str(theirs.fileno()), module],
+                stdin=subprocess.PIPE,  # a pipe, as in the processes that it forks
+                stdout=log,
+                stderr=log,
+                env=environment,
+                pass_fds=[theirs.fileno(), *inherited],
+                start_new_session=True,
+            )
+        except OSError:
+            self.channel.close()
+            raise
+        finally:
+            theirs.close()
+        self.channel.setblocking(False)
+        self.is_open, self._is_ready = True, False
+        self._answers_until = time.monotonic() + IMPORTS_WITHIN_S
+
+    def fits(self, environment: Mapping[str, str]) -> bool:
+        """Whether the fork server can fork a process with this environment."""
+        same_length = len(environment[MARK]) == len(self.mark)  # it is overwritten in place
+        return self.is_open and same_length and self._environment == _relevant(environment)
+
+    def fork(
+        self, module: str, environment: Mapping[str, str], streams: Sequence[int], done: Callable[[int, int], None]
+    ) -> None:
+        """Fork a process that runs ``module``. The caller closes ``streams`` when ``done`` was called."""
+        message = json.dumps({"module": module, "environment": environment}).encode()
+        self._requests.append(_Request(message, streams, done))
+        self._ask()
+
+    def is_late(self) -> bool:
+        """Whether the fork server should have answered by now."""
+        is_busy = self._asked is not None or not self._is_ready
+        return self.is_open and is_busy and time.monotonic() >= self._answers_until
+
+    def hear(self) -> bool:
+        """Take an answer. Returns False if the fork server has ended."""
+        try:
+            pid = int(self.channel.recv(64))
+        except (OSError, ValueError):
+            return False
+        asked, self._asked, self._is_ready = self._asked, None, True
+        if asked is not None:
+            asked.finish(pid)
+        self._ask()
+        return True
+
+    def close(self) -> None:
+        """End the fork server. The processes that it has forked live on."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        self.channel.close()
+        self.process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # then it is reaped as an orphan
+            self.process.wait(KILLED_WITHIN_S)
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        for request in (*filter(None, [self._asked]), *self._requests):
+            request.finish(0)
+
+    def _ask(self) -> None:
+        """Send the next request. There is one at a time, so an answer needs no name."""
+        while self._is_ready and self._asked is None and self._requests:
+            request = self._requests.popleft()
+            try:
+                waits, request.go = os.pipe()
+                with os.fdopen(waits):  # closes it
+                    socket.send_fds(self.channel, [request.message], [*request.streams, waits])
+                self._asked, self._answers_until = request, time.monotonic() + FORKS_WITHIN_S
+            except OSError:  # the environment is too large, for example
+                request.finish(0)
+
+
+def _relevant(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name not in MAY_DIFFER}
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """A process that a fork server has forked. It is a child of the daemon, like a ``Popen``."""
+
+    pid: int
+
+    def wait(self) -> int:
+        """Wait for its end. Returns the status as ``Popen.wait`` does."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+# the fork server itself
+
+
+def serve(descriptor: int, module: str) -> str:
+    """Import ``module``, then fork a process for each request on the socket ``descriptor``.
+
+    Returns in these processes: the module that the process must run.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    channel = socket.socket(fileno=descriptor)
+    shown, mark = _in_memory(NAME, f"{MARK}={os.environ[MARK]}")
+    importlib.import_module(module)
+    del sys.modules[module]  # a forked process runs it as __main__
+    _check_threads(module)
+    gc.collect()
+    gc.freeze()  # a collection in a forked process would copy the memory of all objects
+    pid = 0
+    while True:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        channel.send(b"%d" % pid)
+        message, descriptors, *_ = socket.recv_fds(channel, MOST_REQUEST_BYTES, STREAMS + 1)
+        if not message:
+            sys.exit()  # the daemon has ended
+        pid, born = _fork()
+        if born is not None:
+            channel.close()
+            request = json.loads(message)
+            _become(request["environment"], descriptors, born)
+            module = request["module"]
+            _overwrite(shown, module.encode().ljust(len(shown), b"\0"))
+            _overwrite(mark, f"{MARK}={os.environ[MARK]}".encode())
+            return module
+        for each in descriptors:
+            os.close(each)
+
+
+def _check_threads(module: str) -> None:
+    """Exit if the imports have started threads that live on after a fork. Some libraries end theirs before a fork."""
+    if not (pid := os.fork()):
+        os._exit(0)
+    os.waitpid(pid, 0)
+    deadline = time.monotonic() + THREADS_END_WITHIN_S
+    while len(list(Path("/proc/self/task").iterdir())) > 1:
+        if time.monotonic() >= deadline:
+            sys.exit(f"{module} has started threads: its processes cannot be forked")
+        time.sleep(0.01)
+
+
+def _fork() -> tuple[int, int | None]:
+    """Fork a process that becomes a child of the daemon, because its own parent ends at once.
+
+    Returns its id as soon as it has closed the descriptor that this function returns in the process itself. Returns 0
+    if it could not be forked.
+    """
+    told, tell = os.pipe()
+    if between := os.fork():
+        os.close(tell)
+        with os.fdopen(told) as said:
+            pid = int(said.read() or 0)
+        os.waitpid(between, 0)
+        return pid, None
+    os.close(told)
+    with contextlib.suppress(OSError):  # too many processes
+        if not (pid := os.fork()):
+            return 0, tell
+        os.write(tell, b"%d" % pid)
+    os._exit(0)
+
+
+def _become(environment: Mapping[str, str], descriptors: Sequence[int], born: int) -> None:
+    """Make this process like one that the daemon has started. Exit if the daemon does not want it any more."""
+    os.setsid()  # before the daemon knows it, and may send a signal to its group
+    *streams, go = descriptors
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.close(born)
+    if not os.read(go, 1):
+        os._exit(0)
+    os.close(go)
+    os.environ.clear()
+    os.environ.update(environment)
+    del sys.argv[1:]
+    if (random := sys.modules.get("numpy.random")) is not None:
+        random.seed()  # Python's own generator has a new seed after a fork
+
+
+def _in_memory(argument: str, variable: str) -> tuple[range, range]:
+    """The addresses from ``argument`` to the end of the command line, and from ``variable`` to the end of the first
+    environment. ``/proc`` shows what is there. Raises ValueError.
+    """
+    # Fields 48 to 51: where the two begin and end. Split after the process name, which may contain spaces.
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    arguments, end_of_arguments, variables, end_of_variables = map(int, fields[45:49])
+    return _rest(arguments, end_of_arguments, argument), _rest(variables, end_of_variables, variable)
+
+
+def _rest(begin: int, end: int, words: str) -> range:
+    return range(begin + ctypes.string_at(begin, end - begin).index(words.encode()), end)
+
+
+def _overwrite(area: range, words: bytes) -> None:
+    ctypes.memmove(area.start, words, min(len(words), len(area) - 1))  # a zero byte must stay at the end

@@ -1,0 +1,29 @@
+"""The percentile bootstrap of a mean score (Efron and Tibshirani 1993, chapter 13), with a fixed seed. Pure."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 10_000
+
+
+def mean_interval(scores: Sequence[float]) -> list[float]:
+    """The 95 % interval of the mean of ``scores``, as [low, high]."""
+    return _interval(_resampled_means(scores, np.random.default_rng(0)))
+
+
+def difference_interval(scores: Sequence[float], others: Sequence[float]) -> list[float]:
+    """The 95 % interval of the mean of ``scores`` minus the mean of ``others``, as [low, high]."""
+    rng = np.random.default_rng(0)
+    return _interval(_resampled_means(scores, rng) - _resampled_means(others, rng))
+
+
+def _resampled_means(scores: Sequence[float], rng: np.random.Generator) -> NDArray[np.float64]:
+    means: NDArray[np.float64] = rng.choice(scores, (RESAMPLES, len(scores))).mean(axis=1)
+    return means
+
+
+def _interval(means: NDArray[np.float64]) -> list[float]:
+    found: list[float] = np.percentile(means, [2.5, 97.5]).tolist()
+    return found

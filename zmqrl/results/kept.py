@@ -1,0 +1,142 @@
+"""Reads the result of a run that has ended: its settings, its record and the evaluation of its policy."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from zmqrl import checkpoint
+from zmqrl.config import Config
+from zmqrl.errors import UsageError, require
+from zmqrl.observe.forms import EVALUATION, MANIFEST, read_lines, read_object
+from zmqrl.observe.records import Evaluation, RunRecord, evaluations
+from zmqrl.recipes import RECIPES
+from zmqrl.results.bootstrap import mean_interval
+from zmqrl.rundir import RunDirectory
+from zmqrl.words import counted
+
+EVALUATION_FILE = "evaluation.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """How long a run may train. None: no limit."""
+
+    minutes: float | None = None
+    agent_steps: int | None = None
+
+    def allow(self, wall_s: float, agent_steps: float) -> bool:
+        """Whether a run of this length is within the limits."""
+        return (self.minutes is None or wall_s <= 60 * self.minutes) and (
+            self.agent_steps is None or agent_steps <= self.agent_steps
+        )
+
+
+NO_LIMITS: Final = Limits()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """The result of a run that has ended. ``evaluation`` is that of its newest evaluated version. None: there is none.
+
+    ``games`` is the evaluation as ``zmqrl eval --json`` prints it, possibly without keys that older versions did not
+    write. ``generation`` is above 1 if the run was resumed or rolled back.
+    """
+
+    record: RunRecord
+    config: Config
+    summary: Mapping[str, Any]
+    evaluation: Evaluation | None
+    games: Mapping[str, Any]
+    generation: int
+
+    @classmethod
+    def read(cls, path: Path, limits: Limits = NO_LIMITS) -> Self:
+        """Read the run directory ``path``. ``evaluation`` is the newest one within ``limits``, if there is such a one.
+
+        Raises UsageError if the run has not ended, or if this version of zmqrl does not know one of its settings.
+        """
+        record = RunRecord.read(path)
+        if record.summary is None or not record.rows:
+            raise UsageError(f"{path} has no result yet: there is no summary.json or no metrics.")
+        config = Config.read(RunDirectory(path).config)
+        if config.recipe not in RECIPES:
+            raise UsageError(
+                f"{path} is a run of recipe {config.recipe!r}, which this version of zmqrl does not have: "
+                "use the version that made the run."
+            )
+        games = _newest_evaluation(path, limits)
+        found = evaluations([games] if games else [], record.rows)
+        others = [each for each in record.evaluations if each not in found]
+        return cls(
+            record=dataclasses.replace(record, evaluations=[*others, *found]),
+            config=config,
+            summary=record.summary,
+            evaluation=found[0] if found else None,
+            games=games,
+            generation=_generation(path),
+        )
+
+    @property
+    def machine(self) -> tuple[str, int | None]:
+        """The processor and the number of cores."""
+        origin = self.summary.get("provenance", {})
+        return origin.get("cpu") or "unknown processor", origin.get("cores")
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the evaluated games."""
+        episodes = self.games.get("episodes") or len(self.games.get("scores", []))
+        return [int(seed) for seed in self.games.get("seeds") or range(int(episodes))]
+
+    def steps_at(self, minutes: float) -> int:
+        """The agent steps of the run after some minutes of training. Extrapolates beyond the end of the run."""
+        points = [(0.0, 0.0), *((row["wall_s"] / 60, row["agent_steps"]) for row in self.record.rows)]
+        for (before, first), (after, last) in itertools.pairwise(points):
+            if before <= minutes <= after and before < after:
+                return int(first + (last - first) * (minutes - before) / (after - before))
+        end, steps = points[-1]
+        return int(steps * minutes / end) if end else 0
+
+
+def reproducible(path: Path, limits: Limits = NO_LIMITS) -> tuple[Result, Evaluation]:
+    """The result at ``path`` and its evaluation. Raises UsageError if it cannot be reproduced or judged."""
+    result = Result.read(path, limits)
+    if result.evaluation is None or "ci95" not in result.games or not result.seeds:
+        raise UsageError(
+            f"{path} has no evaluation with an interval: write one with `zmqrl eval {path} --json > "
+            f"{path / EVALUATION_FILE}`."
+        )
+    require(
+        result.generation <= 1,
+        f"{path} cannot be reproduced: the run was resumed or rolled back, so the settings of its earlier sessions are "
+        "unknown.",
+    )
+    external = result.config.external_workers
+    require(
+        external == 0, f"{path} cannot be reproduced: zmqrl cannot start its {counted(external, 'external worker')}."
+    )
+    return result, result.evaluation
+
+
+def _newest_evaluation(path: Path, limits: Limits) -> dict[str, Any]:
+    """The evaluation of the highest version, with the interval of its games if they have one. Without any: nothing.
+
+    ``evaluation.json`` comes before ``evaluations.jsonl``. Evaluations within ``limits`` come before others.
+    """
+    kept = read_object(path / EVALUATION_FILE, EVALUATION, "restore it, or write it again with zmqrl eval --json")
+    found = [*([] if kept is None else [kept]), *read_lines(RunDirectory(path).evaluations, EVALUATION)]
+    within = [each for each in found if limits.allow(each.get("wall_s", 0.0), each.get("agent_steps", 0))]
+    newest = max(within or found, key=lambda each: each["version"], default={})
+    scores = newest.get("scores", [])
+    return newest | ({"ci95": mean_interval(scores)} if "ci95" not in newest and len(scores) > 1 else {})
+
+
+def _generation(path: Path) -> int:
+    """The generation of the newest checkpoint, or 0 if there is none."""
+    for newest in checkpoint.checkpoints(RunDirectory(path).checkpoints)[-1:]:
+        manifest = read_object(newest / checkpoint.MANIFEST, MANIFEST, "restore it")
+        return int(manifest["generation"]) if manifest else 0
+    return 0

@@ -1,0 +1,93 @@
+"""Plans the repetition of a result, and judges whether it agrees with the recorded result. Pure."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+from zmqrl.config import Config
+from zmqrl.observe.curves import position
+from zmqrl.observe.records import Evaluation
+from zmqrl.results.bootstrap import difference_interval
+from zmqrl.results.kept import Limits, Result
+
+By: TypeAlias = Literal["minutes", "agent-steps"]
+Word: TypeAlias = Literal["within", "outside", "undecided"]
+
+ENOUGH: Final = 0.98  # of the training before the recorded evaluation
+
+
+def default_axis(result: Result, machine: tuple[str, int | None]) -> By:
+    """What to repeat on ``machine``: the minutes of a run that minutes limited there, otherwise the agent steps."""
+    is_by_minutes = result.summary["exit_reason"] == "minutes" and result.machine == machine
+    return "minutes" if is_by_minutes else "agent-steps"
+
+
+def rerun_config(result: Result, evaluated: Evaluation, by: By, run_dir: Path, given: Limits) -> Config:
+    """The settings of a run that trains as long as the evaluated version of ``result`` was trained.
+
+    The limits ``given`` can end it earlier. Schedules still end where they ended in the recorded run.
+    """
+    config, schedule = result.config, result.config.schedule
+    limits: dict[str, Any] = {"updates": None, "agent_steps": None, "minutes": None}
+    if by == "minutes":
+        limits["minutes"] = min(evaluated.wall_s / 60, config.minutes or float("inf"))
+    elif config.updates is not None:
+        limits["updates"] = evaluated.version
+    else:
+        limits["agent_steps"] = int(evaluated.agent_steps)
+    if by == "agent-steps" and schedule.minutes is not None:
+        ends = [result.steps_at(schedule.minutes), *([schedule.agent_steps] if schedule.agent_steps else [])]
+        schedule = dataclasses.replace(schedule, minutes=None, agent_steps=max(1, min(ends)))
+    for name, limit in dataclasses.asdict(given).items():
+        if limit is not None:
+            limits[name] = min(limit, limits[name] or limit)
+    return dataclasses.replace(
+        config,
+        schedule=schedule,
+        stop_score=None,
+        trackers=(),
+        metrics_port=None,
+        page=False,
+        detach=False,
+        resume=False,
+        run_dir=run_dir,
+        **limits,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """Whether the mean of a repetition lies within the 95 % interval of the recorded evaluation, and why.
+
+    ``difference`` is the 95 % interval of the repeated mean minus the recorded mean. None: one of them has no games.
+    """
+
+    word: Word
+    reason: str
+    difference: tuple[float, float] | None
+
+
+def judge(
+    recorded: Mapping[str, Any], again: Mapping[str, Any], evaluated: Evaluation, repeated: Evaluation, by: By
+) -> Verdict:
+    """Judge a repetition by the evaluations of both runs. ``recorded`` and ``again`` have their games.
+
+    A repetition that trained less than the recorded run is undecided.
+    """
+    games = [each.get("scores") for each in (again, recorded)]
+    low, high = difference_interval(games[0], games[1]) if games[0] and games[1] else (None, None)
+    difference = None if low is None or high is None else (low, high)
+    trained, wanted = position(repeated, by), position(evaluated, by)
+    if trained < ENOUGH * wanted:
+        unit = "minutes" if by == "minutes" else "agent steps"
+        return Verdict(
+            word="undecided",
+            reason=f"the repetition trained for {trained:,.4g} of {wanted:,.4g} {unit}",
+            difference=difference,
+        )
+    word: Word = "within" if evaluated.low <= repeated.mean <= evaluated.high else "outside"
+    interval = f"{evaluated.low:,.1f} to {evaluated.high:,.1f}"
+    reason = f"the mean of {repeated.mean:,.1f} is {word} the recorded 95 % interval, {interval}"
+    return Verdict(word=word, reason=reason, difference=difference)

@@ -1,0 +1,124 @@
+"""The game and the initial parameters of a run, prepared in a separate process: torch and games load for seconds."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from zmqrl.checkpoint import Checkpoint
+from zmqrl.child_process import ChildProcess
+from zmqrl.config import Config
+from zmqrl.errors import UsageError
+from zmqrl.learner.games import EnvSpec
+from zmqrl.process import LOOK_UP_EVERY_S, look_for_modules_there, read_job, say, staying_here
+from zmqrl.ps.layout import Layout
+from zmqrl.ps.shard.optimizer import Optimizer
+from zmqrl.ps.wire.codec import FloatVector
+
+
+class Preparation:
+    """Checks the game of a run, and then draws the initial parameters. Use it in a ``with`` block.
+
+    A separate process does both, so that this process can do other things, and needs neither torch nor the user's
+    code. A process that has already imported torch does both itself.
+    """
+
+    def __init__(self, config: Config, *, needs_cuda: bool = False) -> None:
+        """``needs_cuda``: whether this machine must have a CUDA device."""
+        self._config = config
+        self._child: ChildProcess | None = None
+        self._memory = os.memfd_create("parameters")
+        self._held = contextlib.ExitStack()
+        self._held.callback(os.close, self._memory)
+        self._answers = _answers(config, self._memory, needs_cuda)
+        if "torch" not in sys.modules:
+            job = {"config": config.to_json(), "memory": self._memory, "needs_cuda": needs_cuda}
+            self._child = ChildProcess(
+                "the check of the game", ["-m", "zmqrl.start.initial"], job, pass_fds=[self._memory]
+            )
+            self._held.callback(self._child.kill)
+
+    def flavour(self) -> str:
+        """Wait until the game is checked. Returns the line to print with its scores. Call this first.
+
+        Raises UsageError like :func:`zmqrl.learner.envs.try_env`.
+        """
+        flavour: str = self._answer()["flavour"]
+        return flavour
+
+    def checkpoint(self) -> Checkpoint:
+        """Wait for version 0 of the run. Raises UsageError for contradictory settings, or without a needed device."""
+        layout = Layout.from_json(self._answer()["layout"])
+        vector = np.fromfile(f"/proc/self/fd/{self._memory}", "<f4")
+        self._held.close()
+        return _version_0(self._config, layout, vector)
+
+    def _answer(self) -> dict[str, Any]:
+        if self._child is None:
+            with staying_here():
+                return next(self._answers)
+        while (answer := self._child.hear(LOOK_UP_EVERY_S)) is None:
+            pass
+        if "refused" in answer:
+            raise UsageError(answer["refused"])
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+
+def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
+    """Version 0 of a run, with parameters drawn from its seed. Raises UsageError for contradictory settings."""
+    import torch
+
+    from zmqrl.learner.networks import make_model
+    from zmqrl.learner.plugin import load_loss
+    from zmqrl.ps.flat import FlatParameters
+
+    if config.loss is not None:
+        load_loss(config.loss, config.algorithm, spec.actions)
+    torch.manual_seed(config.seed)
+    parameters = FlatParameters(make_model(config.model, spec, config.network))
+    return _version_0(config, parameters.layout(config.shards), parameters.vector())
+
+
+def _version_0(config: Config, layout: Layout, vector: FloatVector) -> Checkpoint:
+    return Checkpoint.initial(layout, vector, config.optimizer.name, Optimizer(config.optimizer).state_names)
+
+
+def _answers(config: Config, memory: int, needs_cuda: bool) -> Iterator[dict[str, Any]]:
+    """The answers of a :class:`Preparation`. Writes the parameter vector to the file ``memory``."""
+    from zmqrl.learner.envs import try_env
+
+    spec = try_env(config.env, config.envs)
+    yield {"flavour": spec.flavour}
+    import torch
+
+    if needs_cuda and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
+    initial = initial_checkpoint(config, spec)
+    Path(f"/proc/self/fd/{memory}").write_bytes(initial.vector().tobytes())
+    yield {"layout": initial.layout.to_json()}
+
+
+def main() -> None:
+    """Prepare the run that the parent names."""
+    job = read_job(signal.SIGKILL)
+    look_for_modules_there()
+    try:
+        for answer in _answers(Config.from_json(job["config"]), job["memory"], job["needs_cuda"]):
+            say(answer)
+    except UsageError as error:
+        say({"refused": str(error)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Shows how far the start of a run is, from its first moment until its first figures."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, Self
+
+from zmqrl.observe.console import Console
+
+TICK_S: Final = 0.25
+
+
+class Stages:
+    """The stages of a start on a console, such as ``game, connecting 5/8 (2 s)``. Use it in a ``with`` block.
+
+    A thread keeps the seconds up to date, because some stages wait without a sign of life.
+    """
+
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._clock, self._began_at = console, clock, clock()
+        self._reached: dict[str, str] = {}
+        self._shown: tuple[str, str] | None = None
+        self._over = threading.Event()
+        threading.Thread(target=self._tick, name="stages", daemon=True).start()
+
+    def at(self, name: str, sentence: str, done: int | None = None, total: int | None = None) -> None:
+        """The start is in the stage ``name``, which ``sentence`` describes, or has done a part of that stage."""
+        self._reached[name] = name if done is None else f"{name} {done}/{total}"
+        self._shown = sentence, ", ".join(self._reached.values())
+        self._show()
+
+    def _show(self) -> None:
+        if self._shown is not None and not self._over.is_set():
+            sentence, line = self._shown
+            self._console.starting(sentence, f"{line} ({self._clock() - self._began_at:.0f} s)")
+
+    def _tick(self) -> None:
+        while not self._over.wait(TICK_S):
+            self._show()
+
+    def close(self) -> None:
+        """The start is over."""
+        self._over.set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
