@@ -28,3 +28,9 @@ def test_more_shards_make_more_updates_on_a_slow_network(need_a_lab: None, tmp_p
     assert (one["shards"], two["shards"]) == (1, 2)
     assert two["updates_per_s"] > one["updates_per_s"]
     assert (tmp_path / "central-graph.png").stat().st_size > 1000
+
+
+def test_the_page_of_a_few_runs_is_opened_and_measured(tmp_path: Path) -> None:
+    (measured,) = rows_of("page.py", tmp_path, "--runs", "2", "--hours", "0.01", "--rounds", "1")
+    assert set(measured["took_s"]) == {"files", "table", "curves", "total"}
+    assert all(seconds > 0 for seconds in measured["took_s"].values())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import socket
@@ -14,7 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.nemesis import marked
 from support.paths import ROOT, TESTS
+from support.rig import eventually
 
 from zmqrl import __version__, cli
 from zmqrl.checkpoint import Checkpoint
@@ -23,7 +26,6 @@ from zmqrl.config import Config, WireConfig
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.reach import check, over_tcp
 from zmqrl.learner.envs import describe_env
-from zmqrl.observe import trackers
 from zmqrl.observe.metrics import Counters
 from zmqrl.recipes import cartpole, pong
 from zmqrl.rundir import RunDirectory, write_json
@@ -47,6 +49,8 @@ class Refused:
 
         monkeypatch.setattr(subprocess, "Popen", started)
         monkeypatch.setattr(run, "Supervisor", started)
+        # The imports of workers may begin while the network and the loss are still being checked.
+        monkeypatch.setattr(run, "prepare", lambda deployment: None)
 
     def sentence(self, *arguments: str) -> str:
         before = self.files()
@@ -133,7 +137,7 @@ BAD_INPUT: list[tuple[str, str]] = [
     ("--wire.port-range 80-90", "80-90"),
     ("--wire.port-range 5000-5003", "5000-5003"),
     ("--wire.transport tcp --wire.address 192.0.2.1", "192.0.2.1"),
-    ("--resume", "--run-dir"),
+    ("--resume", "--resume RUN"),
 ]
 
 
@@ -228,12 +232,6 @@ def test_an_environment_that_fails_is_refused_before_a_process_starts(
     (refused.where / "half_made.py").write_text(HALF_MADE, encoding="utf-8")
     sentence = refused.sentence("train", "cartpole", "--env", "half_made:HalfMade-v0")
     assert sentence == "zmqrl: half_made:HalfMade-v0 fails: NotImplementedError.\n"
-
-
-def test_a_tracker_that_is_not_installed_is_refused(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(trackers.KINDS, "wandb", trackers.KINDS["wandb"]._replace(module="no_such_module"))
-    sentence = refused.sentence("train", "cartpole", "--trackers", "wandb", "--run-dir", str(refused.where / "run"))
-    assert "pip install wandb" in sentence
 
 
 @pytest.mark.processes
@@ -501,6 +499,27 @@ def test_the_options_of_train_match_the_golden_file(capsys: pytest.CaptureFixtur
 def test_the_installed_command_handles_ctrl_c_from_its_first_line() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"] == {"zmqrl": "zmqrl.__main__:main"}
+
+
+@pytest.mark.processes
+def test_a_refused_network_leaves_no_process_and_no_directory(tmp_path: Path) -> None:
+    marker = f"REFUSED={tmp_path}"
+    command = [
+        sys.executable,
+        "-m",
+        "zmqrl",
+        "train",
+        "cartpole",
+        "--model",
+        "nature",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    environment = {**os.environ, "REFUSED": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    eventually(lambda: not marked(marker), "the end of all processes")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.processes

@@ -22,6 +22,7 @@ ORDER = (
     ("__init__",),  # it also imports the policy, but only on request
     ("errors", "process_id", "words"),
     ("process", "child_process", "json_lines"),
+    ("local",),
     ("rundir",),
     ("observe",),
     ("profile",),

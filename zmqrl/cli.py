@@ -27,7 +27,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("run.train", "[RECIPE] [options]", "train on this machine"),
     "launch": Command("run.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts over ssh, Slurm or others"),
-    "doctor": Command("inspect.doctor", "-H HOSTS [RECIPE] [options]", "check that hosts can run this job"),
+    "doctor": Command("inspect.doctor", "[-H HOSTS] [RECIPE] [options]", "check that machines can run this job"),
+    "recipes": Command("inspect.recipes", "[--json]", "list the recipes, what they reach and how long they take"),
     "eval": Command("measure.evaluate", "RUN [options]", "play full games with a policy and print the scores"),
     "record": Command("measure.record", "RUN [options]", "record one game of a policy as a video"),
     "worker": Command("run.worker", "DIR/cluster.json", "join a run as an external worker"),
@@ -49,6 +50,7 @@ COMMANDS = {
     "compare": Command("measure.compare", "RUN RUN [RUN ...]", "compare the settings and results of runs"),
     "report": Command("measure.report", "RUN [options]", "write a page about the result of a run"),
     "reproduce": Command("measure.reproduce", "RESULT [options]", "train again as a result did, and judge the new run"),
+    "completion": Command("completion", "bash|zsh|fish", "print a script that completes commands in a shell"),
 }
 
 
@@ -129,7 +131,8 @@ def run(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; zmqrl --help lists them.")
     # Import only this command's modules: torch and the games take seconds to import.
-    status: int = importlib.import_module(f"zmqrl.commands.{COMMANDS[name].module}").command(rest)
+    module = importlib.import_module(f"zmqrl.commands.{COMMANDS[name].module}")
+    status: int = module.command(rest, COMMANDS) if name == "completion" else module.command(rest)
     return status
 
 

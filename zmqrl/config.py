@@ -4,7 +4,7 @@ import dataclasses
 import ipaddress
 import math
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -15,6 +15,7 @@ from zmqrl.errors import UsageError, require
 from zmqrl.json_lines import parse_json
 from zmqrl.learner.games import EnvConfig
 from zmqrl.learner.settings import BA3CConfig, NetworkConfig, PPOConfig
+from zmqrl.local.extras import missing
 from zmqrl.ps.layout import MAX_SHARDS
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
@@ -210,8 +211,8 @@ class Config:
     """Push zeros instead of gradients, to measure a run without learning."""
     profile: int | None = None
     """Write a trace of this many versions to trace.json. Without a number: 100 versions. None: no trace."""
-    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
-    """Trackers that receive the metrics. Without a value: no tracker."""
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = () if missing("tensorboard") else ("tensorboard",)
+    """Trackers that receive the metrics. Without a value: no tracker. TensorBoard is the default if it is installed."""
     metrics_port: Annotated[str | None, tyro.conf.arg(metavar="[ADDRESS:]PORT")] = None
     """Serve Prometheus metrics at ADDRESS (default 127.0.0.1) and PORT (0: any free port). None: no server."""
     page: bool = False
@@ -221,7 +222,7 @@ class Config:
     run_dir: Path | None = None
     """Run directory. None: runs/RECIPE-DATE-TIME."""
     resume: bool = False
-    """Continue the run in --run-dir from where it ended or was killed."""
+    """Continue an ended or killed run in --run-dir, or in the RUN after --resume."""
     detach: bool = False
     """Start the run without a terminal, and return when it is up. See `zmqrl attach`."""
     envs: EnvConfig = field(default_factory=EnvConfig)
@@ -416,7 +417,7 @@ class Config:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Config":
         """Inverse of :meth:`to_json`. Raises a UsageError that names an unknown or invalid setting."""
-        config: Config = _build(cls, data, "")
+        config: Config = build(cls, data, "")
         return config
 
     @classmethod
@@ -448,8 +449,10 @@ def _require_positive(option: str, value: float | None) -> None:
         require(0 < value < limit, f"{option} {value}: must be above 0 and {words}.")
 
 
-def _build(cls: type[Any], data: object, path: str) -> Any:
-    """Build a dataclass and its nested dataclasses from plain data. Missing settings keep their defaults."""
+def build(cls: type[Any], data: object, path: str) -> Any:
+    """Build a dataclass and its nested dataclasses from plain data. Missing settings keep their defaults. Raises a
+    UsageError that names an unknown or invalid setting, below ``path``.
+    """
     if not isinstance(data, dict):
         raise UsageError(f"{path or 'the file'} is {data!r:.60}: it must be a group of settings.")
     hints = get_type_hints(cls)
@@ -468,7 +471,7 @@ def _build(cls: type[Any], data: object, path: str) -> Any:
 def _value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         assert isinstance(hint, type)
-        return _build(hint, value, where)
+        return build(hint, value, where)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -477,7 +480,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return _value(hint, value, where)
     if origin is Literal:
         fits = value in arguments
-    elif origin is tuple:
+    elif origin in (tuple, Sequence):
         fits = isinstance(value, list)
         value = tuple(_value(arguments[0], item, where) for item in value) if fits else value
     elif hint is Path:

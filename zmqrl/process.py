@@ -68,10 +68,10 @@ def use_all_cores() -> None:
 
 def usable_cores(proc: Path = Path("/proc/self")) -> int:
     """The number of cores that this process may use: those it is bound to, up to its control groups' quota."""
-    return max(1, math.floor(min(len(os.sched_getaffinity(0)), _quota(proc))))
+    return max(1, math.floor(min(len(os.sched_getaffinity(0)), quota(proc))))
 
 
-def _quota(proc: Path) -> float:
+def quota(proc: Path) -> float:
     """The smallest quota, in cores, of a process's control groups (version 1 or 2) and their parents."""
     quota = math.inf
     try:

@@ -91,12 +91,12 @@ def pendulum() -> Config:
 
 
 def bipedalwalker() -> Config:
-    """BipedalWalker with PPO and the hyperparameters of :func:`_continuous`. Needs the extra box2d."""
+    """BipedalWalker with PPO and the settings of CleanRL for continuous control. Needs the extra box2d."""
     return _continuous("bipedalwalker", "BipedalWalker-v3")
 
 
 def hopper() -> Config:
-    """Hopper of MuJoCo with PPO and the hyperparameters of :func:`_continuous`. Needs the extra mujoco."""
+    """Hopper of MuJoCo with PPO and the settings of CleanRL for continuous control. Needs the extra mujoco."""
     return _continuous("hopper", "Hopper-v5")
 
 

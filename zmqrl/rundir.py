@@ -14,6 +14,7 @@ from zmqrl.errors import UsageError, naming, refusal
 from zmqrl.process_id import ProcessId
 
 LOCK = ".lock"
+DAEMON_LOCK = ".agent"  # host daemons of earlier versions lock this file too
 OF_SHARDS = ("history", "state")
 UNFINISHED = ".*.json*.unfinished"  # files that a killed process was writing, under the name that they would get
 ANOTHER = "choose another --run-dir"
@@ -36,6 +37,7 @@ class RunDirectory:
     tensorboard = property(lambda self: self.path / "tensorboard")
     checkpoints = property(lambda self: self.path / "checkpoints")
     cluster = property(lambda self: self.path / "cluster.json")
+    live = property(lambda self: self.path / "live.json")
     stalled = property(lambda self: self.path / "stalled.json")
     submitted = property(lambda self: self.path / "submitted.json")
     left = property(lambda self: self.path / "left.json")
@@ -44,6 +46,7 @@ class RunDirectory:
     profile = property(lambda self: self.path / "profile")
     trace = property(lambda self: self.path / "trace.json")
     evaluations = property(lambda self: self.path / "evaluations.jsonl")
+    hosts = property(lambda self: self.path / "hosts.json")
     summary = property(lambda self: self.path / "summary.json")
 
     def log(self, process: ProcessId | Literal["supervisor"]) -> Path:
@@ -145,8 +148,9 @@ class RunDirectory:
             with contextlib.suppress(OSError):
                 if self._made and not self.config.exists():
                     shutil.rmtree(self.checkpoints, ignore_errors=True)
-                    if list(self.path.iterdir()) == [self.path / LOCK]:
-                        (self.path / LOCK).unlink()
+                    if {path.name for path in self.path.iterdir()} <= {LOCK, DAEMON_LOCK}:
+                        for name in (LOCK, DAEMON_LOCK):
+                            (self.path / name).unlink(missing_ok=True)
                         for path in self._made:
                             path.rmdir()
             self._unlock()
@@ -157,7 +161,7 @@ class RunDirectory:
         self._lock = None
 
     def _remove_what_needs_a_living_run(self) -> None:
-        for file in (self.cluster, self.stalled, *self.path.glob(UNFINISHED)):
+        for file in (self.cluster, self.live, self.stalled, *self.path.glob(UNFINISHED)):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.keys, ignore_errors=True)
 

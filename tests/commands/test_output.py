@@ -80,10 +80,10 @@ def test_doctor_prints_only_its_findings(
 
     def examined(*_: object) -> object:
         sys.stdout.write("examining\n")
-        return {}, Survey(facts={}), Verdict()
+        return {}, Survey(facts={}), Verdict(), None
 
     monkeypatch.setattr(doctor, "examine", examined)
     assert cli.run(["doctor", "-H", "h1", "cartpole", "--env", "noisy_for_doctor:Noisy-v0", "--json"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["problems"] == []
-    assert said.err == "at import\nexamining\n"
+    assert said.err == "at import\nin a step\nexamining\n"

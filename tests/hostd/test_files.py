@@ -14,6 +14,7 @@ from zmqrl.hostd import files
 from zmqrl.hostd import messages as h
 from zmqrl.hosts.connecting import connect
 from zmqrl.hosts.link import DAEMON, Link
+from zmqrl.rundir import DAEMON_LOCK
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_a_directory_with_files_stays(base: Path, kept: str) -> None:
     files.leave_base()
     os.close(lock)
     assert len(list((path / "state").iterdir())) == 1
-    assert (path / files.LOCK).exists()
+    assert (path / DAEMON_LOCK).exists()
 
 
 def test_a_directory_that_the_user_chose_stays(base: Path, tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_a_daemon_whose_directory_was_removed_leaves_the_directory_of_the_next_d
     _, new = files.open_directory("run")
     assert files.take(path, new)
     files.leave(path, old)
-    assert (path / files.LOCK).exists()
+    assert (path / DAEMON_LOCK).exists()
     files.leave(path, new)
     assert not path.exists()
     os.close(old)

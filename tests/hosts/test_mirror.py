@@ -15,7 +15,7 @@ from zmqrl.hostd.files import PIECE_BYTES
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.process_id import RECORDER, shard_id, worker_id
 from zmqrl.ps.shard.history import last_version
-from zmqrl.rundir import RunDirectory
+from zmqrl.rundir import DAEMON_LOCK, RunDirectory
 
 
 class Host:
@@ -285,10 +285,10 @@ def test_a_full_disk_on_a_host_is_an_error_for_a_history_but_not_for_a_checkpoin
 def test_cleaning_removes_the_files_or_the_whole_directory(world: World) -> None:
     host = world.hosts["h1"]
     host.write(NAME, lines(1, 5))
-    (host.place / files.LOCK).touch()
+    (host.place / DAEMON_LOCK).touch()
     world.mirror.clean(whole=False)
     world.answer()
-    assert [path.name for path in host.place.iterdir()] == [files.LOCK]
+    assert [path.name for path in host.place.iterdir()] == [DAEMON_LOCK]
     world.mirror.clean(whole=True)
     world.answer()
     assert not host.place.exists()

@@ -18,9 +18,10 @@ from zmqrl.hosts.connecting import listed_twice
 from zmqrl.hosts.inventory import Host, read_addresses
 from zmqrl.hosts.placement import Placement, place
 from zmqrl.hosts.preflight import Survey, Verdict, files_needed, judge, loopbacks, ports_on
-from zmqrl.hosts.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE, game_error, listen, measure
+from zmqrl.hosts.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE, game_error, lacks, listen, measure
 from zmqrl.hosts.probing import Route, rounds
 from zmqrl.hosts.reach import addresses_of, check_interface
+from zmqrl.local.extras import EXTRAS
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.recipes import cartpole
 
@@ -47,6 +48,10 @@ FINE: dict[str, Any] = {
     "disk_bytes": 50 * 10**9,
     "shm_bytes": 10**9,
     "clock_ahead_s": 0.002,
+    "machine_cores": 4,
+    "busy_cores": 0.1,
+    "load_average": 0.3,
+    "steal_share": 0.0,
     "ports": [42000],
 }
 RUN = dataclasses.replace(cartpole(), wire=WireConfig(port_range="42000-42009"))
@@ -172,6 +177,7 @@ def test_usable_hosts_have_no_problems_and_no_warnings() -> None:
     ("facts", "sentence"),
     [
         ({"game_error": "no ROM"}, "h1: CartPole-v1 cannot be played there: no ROM."),
+        ({"lacks": ["--recorder needs imageio: run X"]}, "h1: --recorder needs imageio: run X."),
         ({"cuda": False}, "h1: --device cuda: torch sees no CUDA device there."),
         ({"disk_bytes": 5e6}, "h1: the disk of /var/tmp/work is full (5.0 MB left): free at least 100.0 MB."),
         (
@@ -205,6 +211,14 @@ def test_conditions_that_prevent_a_run_are_problems(facts: dict[str, Any], sente
         (
             {"memory_bytes": 10**8},
             "h1: only 100.0 MB of memory is free, but its 2 processes need about 460.0 MB.",
+        ),
+        (
+            {"busy_cores": 2.9, "load_average": 3.14},
+            "h1: 2.9 of its 4 cores are busy with other work (load average 3.1): the run is slower while this lasts.",
+        ),
+        (
+            {"steal_share": 0.12},
+            "h1: its hypervisor gives 12 % of its processor time to other machines (steal).",
         ),
         ({"clock_ahead_s": -3.0}, "h1: its clock is 3.0 s behind this machine's: times in logs will not match."),
     ],
@@ -280,10 +294,42 @@ def test_the_tables_have_a_line_for_each_host_and_route() -> None:
     with console.capture() as capture:
         console.print(host_table(HOSTS, {"h1": UP["h1"]}, found()), route_table(found().routes))
     lines = [" ".join(line.split()) for line in capture.get().splitlines()]
-    assert "h1 1 3.11.2 yes 4 8.0 GB 1024 50.0 GB 1.0 GB +2 ms" in lines
-    assert "h2 - - - - - - - - -" in lines
+    assert "h1 1 3.11.2 yes 4 8.0 GB 1024 50.0 GB 1.0 GB +2 ms 0.1 of 4 cores" in lines
+    assert "h2 - - - - - - - - - -" in lines
     assert "launcher h1 10.0.0.1 0.12 ms 94.0 MB/s" in lines
     assert "h3 h1 10.0.0.1 refused -" in lines
+
+
+def test_of_many_routes_the_worst_are_shown_in_the_order_of_the_hosts() -> None:
+    def measured(number: int) -> dict[str, Any]:
+        if number == 37:
+            return {"port": 1, "error": "refused"}
+        return {"round_trip_s": 1e-4, "bytes_per_s": 1e6 if number in (3, 20) else 1e8}
+
+    routes = {Route(f"h{number}", "target", "10.0.0.1", (1,)): measured(number) for number in range(60)}
+    console = Console(width=200, record=True)
+    with console.capture() as capture:
+        console.print(route_table(routes))
+    shown = [int(line.split()[0][1:]) for line in capture.get().splitlines() if line.strip().startswith("h")]
+    assert shown == sorted(shown)
+    assert {3, 20, 37} <= set(shown)
+    assert len(shown) == 24
+
+
+def test_a_slow_host_among_fast_ones_is_a_warning() -> None:
+    names = ("h1", "h2", "h3")
+    routes = {
+        Route(a, b, b, (1,)): {"round_trip_s": 1e-4, "bytes_per_s": 125e3 if "h3" in (a, b) else 118e6}
+        for a in ("launcher", *names)
+        for b in names
+        if a != b
+    }
+    facts = dict.fromkeys(names, ABOUT["h1"] | FINE)
+    warnings = judge(Survey(facts=facts, routes=routes), RUN, placed()).warnings
+    assert [text.partition(",")[0] for text in warnings] == [
+        "h3: it sends at most 0.125 MB/s",
+        "h3: it receives at most 0.125 MB/s",
+    ]
 
 
 def test_json_has_every_key_even_for_an_unknown_host() -> None:
@@ -345,3 +391,10 @@ def test_an_error_says_why_a_game_cannot_be_made() -> None:
     settings = dataclasses.asdict(RUN.envs)
     assert game_error("CartPole-v1", settings) is None
     assert "NoSuchGame" in str(game_error("ALE/NoSuchGame-v5", settings))
+
+
+def test_a_host_reports_the_extras_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lacks({"video": "--recorder needs"}) == []
+    monkeypatch.setitem(EXTRAS, "video", {"imageio": "no_such_module"})
+    (clause,) = lacks({"video": "--recorder needs"})
+    assert clause.startswith("--recorder needs imageio: run ")

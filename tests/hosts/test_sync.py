@@ -98,6 +98,7 @@ def test_every_requirement_is_pinned_to_the_version_installed_here() -> None:
     assert {"torch", "pyzmq", "numpy", "msgpack"} <= set(required) <= set(pinned)
     assert "jinja2" in pinned, "a requirement of torch"
     assert "pytest" not in pinned, "a requirement of an extra"
+    assert {"ale-py", "imageio-ffmpeg"} <= set(required), "the extras that processes on hosts can need"
     assert not any("+" in version for version in pinned.values())
 
 

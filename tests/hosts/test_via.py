@@ -91,6 +91,8 @@ def test_a_hosts_file_sets_the_command_for_all_hosts_or_for_one(tmp_path: Path) 
     assert begin[:2] == [f"docker exec -i c{number} {sys.executable}" for number in (1, 2)]
     assert begin[2] == "kubectl exec -i pod-0 --"
     assert begin[3].startswith(f"{sys.executable} -P -m")
+    links = [found.link(host, work="run", lease_s=8.0) for host in found.hosts]
+    assert [link.shown for link in links[1:]] == ["docker exec -i c2", "kubectl exec -i pod-0 --", ""]
     found = HostOptions(hosts=str(file), via="podman exec -i {host}").reach()
     assert [found.command(host)[0] for host in found.hosts] == ["podman"] * 3 + [sys.executable]
 

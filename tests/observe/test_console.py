@@ -1,10 +1,12 @@
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console as RichConsole
 
 from zmqrl.observe.console import LiveConsole, LiveFigures, PlainConsole, console_for
+from zmqrl.observe.live.presence import HostLine
 from zmqrl.observe.metrics import Counters, RunMetrics
 
 ROW: dict[str, Any] = {
@@ -285,3 +287,40 @@ def test_no_color_removes_the_colours_of_the_panel(monkeypatch: pytest.MonkeyPat
         shown[setting] = stream.getvalue()
     assert "\x1b[33m" in shown[""]
     assert "\x1b[33m" not in shown["1"]
+
+
+# hosts
+
+HOSTS = [
+    HostLine(host="h1", processes="shard-0,worker-0..3", remarks=""),
+    HostLine(host="h2", processes="worker-4..7", remarks="worker-5: silent for 12 s"),
+]
+
+
+def test_the_panel_of_a_run_on_several_hosts_shows_who_is_on_each_host() -> None:
+    console, terminal, _ = live()
+    console.update(replace(FIGURES, hosts=HOSTS[:1]))
+    assert "shard-0" not in terminal.export_text()
+    console.close()
+    console, terminal, _ = live()
+    console.update(replace(FIGURES, hosts=HOSTS))
+    shown = words(terminal.export_text())
+    console.close()
+    assert "h1 shard-0,worker-0..3 present h2 worker-4..7 worker-5: silent for 12 s" in shown
+
+
+def test_of_many_hosts_those_with_remarks_are_shown() -> None:
+    many = [HostLine(host=f"n{number:03}", processes="worker-1", remarks="") for number in range(100)]
+    many[77] = HOSTS[1]
+    console, terminal, _ = live()
+    console.update(replace(FIGURES, hosts=many))
+    shown = words(terminal.export_text())
+    console.close()
+    assert "n010 worker-1 present h2 worker-4..7 worker-5: silent for 12 s and 88 more hosts" in shown
+    assert "n011" not in shown
+
+
+def test_a_plain_line_names_only_the_hosts_with_remarks() -> None:
+    stream = io.StringIO()
+    PlainConsole(stream).update(replace(FIGURES, hosts=HOSTS))
+    assert stream.getvalue().endswith("; hosts h2 worker-5: silent for 12 s\n")

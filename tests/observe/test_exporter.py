@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.paths import ROOT
 
 from zmqrl.errors import UsageError
-from zmqrl.observe.exporter import BY_RANK, COUNTERS, GAUGES, LAGS, Exporter, ProcessFigures, Snapshot, exporter_at
+from zmqrl.observe.exporter import BY_RANK, COUNTERS, GAUGES, LAGS, Exporter, Snapshot, exporter_at
+from zmqrl.observe.live.presence import Presence
 from zmqrl.observe.metrics import LOSSES, Counters, RunMetrics
 from zmqrl.process_id import shard_id, worker_id
 
@@ -51,9 +52,9 @@ SNAPSHOT = Snapshot(
     row=ROW,
     about={"name": "first", "recipe": "cartpole", "env": "CartPole-v1"},
     processes=[
-        ProcessFigures(process=shard_id(0), host="h1", is_up=True),
-        ProcessFigures(process=worker_id(1), host="h2", is_up=False, restarts=3),
-        ProcessFigures(process=worker_id(2), host="external", is_up=True),
+        Presence(process=shard_id(0), host="h1", state="present"),
+        Presence(process=worker_id(1), host="h2", state="lost", restarts=3),
+        Presence(process=worker_id(2), host="external", state="awaited"),
     ],
     shard_versions={0: 812, 1: 813},
     shard_held={0: 1, 1: 0},

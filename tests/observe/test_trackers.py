@@ -14,7 +14,7 @@ from support.rig import eventually
 from zmqrl.commands.run.train import config_from
 from zmqrl.errors import UsageError
 from zmqrl.observe import trackers
-from zmqrl.observe.trackers import Tracked, Tracker, Trackers, check_installed
+from zmqrl.observe.trackers import Tracked, Tracker, Trackers
 from zmqrl.recipes import cartpole
 from zmqrl.rundir import RunDirectory, write_json
 
@@ -76,7 +76,7 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def kind(tracker: Tracker) -> Any:
-    return trackers.Kind(lambda run: tracker, "json", "json")
+    return lambda run: tracker
 
 
 def test_every_tracker_gets_every_row_and_the_summary(tmp_path: Path, kinds: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ def test_a_run_without_a_summary_closes_its_trackers_without_one(tmp_path: Path,
 @pytest.mark.parametrize("call", ["start", "log", "close"])
 def test_a_tracker_that_fails_is_reported_once_and_left_out(tmp_path: Path, kinds: dict[str, Any], call: str) -> None:
     good = Recorder()
-    kinds["bad"] = trackers.Kind(lambda run: Recorder(fails=call), "json", "json")
+    kinds["bad"] = lambda run: Recorder(fails=call)
     kinds["good"] = kind(good)
     assert track(tmp_path, "bad", "good", rows=20) == [f"the run continues without bad: no network in {call}"]
     assert len(good.steps) == 20
@@ -117,17 +117,6 @@ def test_the_run_waits_only_a_limited_time_for_a_tracker_to_finish(tmp_path: Pat
     kinds["stuck"] = kind(Recorder(stuck=released))
     assert track(tmp_path, "stuck", within_s=0.0) == ["stuck may lack the last rows: it did not finish within 0 s"]
     released.set()
-
-
-def test_an_error_about_a_missing_tracker_names_the_package_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "left_by_a_run").mkdir()  # like the folder wandb/ in the current directory
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for module in ("no_such_module", "left_by_a_run"):
-        monkeypatch.setitem(trackers.KINDS, "mlflow", trackers.KINDS["mlflow"]._replace(module=module))
-        with pytest.raises(UsageError, match="--trackers mlflow: not installed; run pip install mlflow-skinny"):
-            check_installed(["tensorboard", "mlflow"])
 
 
 def test_the_option_takes_any_number_of_trackers() -> None:

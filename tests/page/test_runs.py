@@ -121,6 +121,25 @@ def test_a_run_that_is_deleted_while_the_page_reads_it_hides_no_other_run(
         runs.details("pong/deep")
 
 
+def test_a_run_that_has_ended_still_shows_its_hosts(root: Path) -> None:
+    assert Runs(root).details("ended")["hosts"] == []
+    versions = {"zmqrl": "0.1.0", "python": "3.11.2", "torch": "2.3.0", "cores": 8}
+    h1 = {"host": "h1", **versions, "code": "c", "processes": ["shard-0", "worker-0", "worker-1", "worker-2"]}
+    path = root / "ended" / "hosts.json"
+    path.write_text(json.dumps({"hosts": [h1, {"host": "h2", "processes": []}], "given": None}))
+    shown = Runs(root).details("ended")["hosts"]
+    assert shown[0] == h1 | {"processes": "shard-0,worker-0..2"}
+    assert (shown[1]["host"], shown[1]["processes"], shown[1]["torch"]) == ("h2", "", None)
+    path.write_text('{"hosts": [{"host": 1}], "given": null}')
+    assert Runs(root).details("ended")["hosts"] == []
+
+
+def test_a_damaged_last_row_is_left_out(root: Path) -> None:
+    with (root / "ended" / "metrics.jsonl").open("a") as file:
+        file.write('{"version": 99}\n')
+    assert {each["name"]: each["version"] for each in Runs(root).overviews()}["ended"] == 20
+
+
 def test_a_run_whose_metrics_cannot_be_read_has_no_figures(root: Path) -> None:
     metrics = root / "ended" / "metrics.jsonl"
     metrics.unlink()

@@ -24,7 +24,7 @@ from zmqrl.errors import UsageError
 from zmqrl.page import server
 from zmqrl.page.app import make_app
 from zmqrl.page.runs import Runs, UnknownRun
-from zmqrl.page.server import check_installed, listen
+from zmqrl.page.server import listen
 from zmqrl.rundir import RunDirectory
 
 pytestmark = pytest.mark.processes
@@ -279,12 +279,6 @@ def test_a_taken_port_is_refused_only_if_it_was_asked_for(monkeypatch: pytest.Mo
         monkeypatch.setattr(server, "PORT", port)
         with listen("127.0.0.1", None) as other:
             assert other.getsockname()[1] != port
-
-
-def test_missing_packages_are_named_with_the_command_that_adds_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "PACKAGES", ("no_such_package",))
-    with pytest.raises(UsageError, match=r"no_such_package: pip install 'zmqrl\[page\]'"):
-        check_installed()
 
 
 PARENT = """

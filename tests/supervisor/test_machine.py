@@ -802,3 +802,15 @@ class AnyRun(RuleBasedStateMachine):
 
 TestAnyRun = AnyRun.TestCase
 TestAnyRun.settings = settings(stateful_step_count=20)
+
+
+def test_a_present_worker_that_a_version_lacks_is_awaited_and_stopped_if_its_host_says_so() -> None:
+    run = Run()
+    run.ticks(1.0, versions=True)
+    worker = worker_id(2)
+    assert run.machine.presence(worker, {}, run.now)[0] == "present"
+    assert run.machine.presence(worker, {2: 1.9}, run.now)[0] == "present"
+    assert run.machine.presence(worker, {2: 21.0}, run.now) == ("awaited", 21.0)
+    assert run.machine.presence(shard_id(0), {0: 21.0}, run.now)[0] == "present"
+    run.feed(e.ProcessInspected(Inspected(process=worker, state="stopped")))
+    assert run.machine.presence(worker, {2: 21.0}, run.now)[0] == "stopped"

@@ -7,7 +7,7 @@ import pytest
 
 from zmqrl.errors import DISK_IS_FULL, ClusterError, UsageError
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp
-from zmqrl.process_id import ProcessId
+from zmqrl.process_id import ProcessId, worker_id
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.ending import explained
 from zmqrl.supervisor.processes import (
@@ -15,6 +15,7 @@ from zmqrl.supervisor.processes import (
     FIRST_DELAY_S,
     KILLS_IN_A_ROW,
     LONGEST_DELAY_S,
+    SILENCE_S,
     SPACE_WITHIN_S,
     UNREACHABLE_TOLD_S,
     VERSION_TOLD_WITHIN_S,
@@ -250,7 +251,7 @@ def test_a_host_that_cannot_be_reached_is_reported_now_and_then_until_it_is_back
 
 def test_what_waits_for_a_process_on_a_lost_host_names_the_host() -> None:
     processes = Processes()
-    processes.start(WORKER)
+    processes.start(WORKER, 90.0)
     lose(processes, 100.0)
     processes.due(101.0)  # the next try
     awaited = processes.awaited(WORKER, 122.0)
@@ -258,3 +259,28 @@ def test_what_waits_for_a_process_on_a_lost_host_names_the_host() -> None:
     assert awaited.what() == "its host has been unreachable for 22 s"
     processes.host_changed(HostUp("h2"), 123.0)
     assert processes.awaited(WORKER, 124.0).unreachable_s is None
+
+
+def test_the_presence_of_a_process_says_since_when_it_is_in_its_state() -> None:
+    processes = Processes()
+    assert processes.presence(WORKER, 100.0) == ("lost", 0.0)
+    processes.start(WORKER, 100.0)
+    assert processes.presence(WORKER, 103.0) == ("starting", 3.0)
+    processes.heard(WORKER, 104.0)
+    assert processes.presence(WORKER, 106.0) == ("present", 6.0)
+    assert processes.presence(WORKER, 104.0 + SILENCE_S) == ("silent", SILENCE_S)
+    processes.died(Exited(WORKER, 1, "", 1.0), 110.0)
+    assert processes.presence(WORKER, 110.25) == ("lost", 0.25)
+    lose(processes, 120.0)
+    assert processes.presence(WORKER, 142.0) == ("unreachable", 22.0)
+
+
+def test_the_presence_of_an_external_worker_follows_what_the_shards_see() -> None:
+    processes, outside = Processes(), worker_id(7)
+    assert processes.presence(outside, 100.0, outside=True) == ("open", 0.0)
+    processes.see_outside([outside], 101.0)
+    processes.see_outside([outside], 102.0)
+    assert processes.presence(outside, 103.0, outside=True) == ("present", 2.0)
+    processes.see_outside([], 104.0)
+    processes.see_outside([], 105.0)
+    assert processes.presence(outside, 106.0, outside=True) == ("lost", 2.0)

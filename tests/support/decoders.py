@@ -27,9 +27,13 @@ from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd import messages as h
 from zmqrl.hosts.inventory import read_hosts
+from zmqrl.hosts.reach import HostOptions
 from zmqrl.json_lines import parse_json
+from zmqrl.observe.exporter import Snapshot
+from zmqrl.observe.forms import HOSTS, read_object
+from zmqrl.observe.live.presence import Presence, by_host
 from zmqrl.observe.metrics import Counters, RunMetrics
-from zmqrl.observe.records import RunRecord
+from zmqrl.observe.records import RunRecord, hosts_of
 from zmqrl.observe.reports import WorkerReport
 from zmqrl.observe.stalls import Awaited, Doing, Stall
 from zmqrl.process_id import shard_id, worker_id
@@ -44,6 +48,7 @@ from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import ClientKeys, RunKeys
 from zmqrl.ps.worker import events as worker_events
+from zmqrl.rundir import RunDirectory
 from zmqrl.simulate.scenario import Scenario
 from zmqrl.supervisor.progress import _unpack
 from zmqrl.supervisor.salvage import _Left
@@ -330,6 +335,33 @@ def read_stall(run: Path) -> None:
         stall.sentence()
 
 
+def live() -> dict[str, Any]:
+    """The contents of ``live.json``."""
+    row = {"version": 3, "wall_s": 9.0, "agent_steps": 64, "agent_steps_per_s": 7.1, "updates_per_s": 0.3}
+    presences = [Presence(process=worker_id(rank), host="h", state="lost", for_s=2.0, restarts=1) for rank in (0, 1)]
+    return Snapshot(row=row, about={}, processes=presences, quorum=2).to_json()
+
+
+def read_live(run: Path) -> None:
+    row, presences = Living.read(run).live()
+    assert isinstance(row, dict)
+    by_host(presences)
+
+
+def hosts() -> dict[str, Any]:
+    """The contents of ``hosts.json``."""
+    options = HostOptions(hosts="h1:2,h2", iface="ib0", address=("h1=10.0.0.1",)).read()
+    return {"hosts": [{"host": "h1", "python": "3", "processes": ["shard-0"]}], "given": options.to_json()}
+
+
+def read_kept_hosts(run: Path) -> None:
+    directory = RunDirectory(run)
+    hosts_of(directory)
+    found = read_object(directory.hosts, HOSTS, "")
+    if found is not None and found["given"] is not None:
+        HostOptions().resumed(found["given"], directory.hosts)
+
+
 FILES = (UsageError, ClusterError)
 DECODERS: dict[str, Decoder] = {
     # on the wire
@@ -364,6 +396,10 @@ DECODERS: dict[str, Decoder] = {
     "living": Decoder(decode=in_a_run("cluster.json", read_living), errors=FILES, seeds=jsons(cluster()), form="json"),
     "left": Decoder(decode=in_a_file("left.json", _Left.read), errors=FILES, seeds=jsons(left()), form="json"),
     "stalled": Decoder(decode=in_a_run("stalled.json", read_stall), seeds=jsons(stalled()), form="json"),
+    "live": Decoder(decode=in_a_run("live.json", read_live), seeds=jsons(live()), form="json"),
+    "hosts.json": Decoder(
+        decode=in_a_run("hosts.json", read_kept_hosts), errors=FILES, seeds=jsons(hosts()), form="json"
+    ),
     "keys": Decoder(
         decode=in_a_file("worker-0.json", lambda path: ClientKeys.read(path, run="r", rank=0)),
         errors=FILES,

@@ -45,6 +45,7 @@ SUMMARY_KEYS = {
     "seed",
     "flavour",
     "provenance",
+    "hosts",
 }
 OUTCOMES = {"used", "late", "duplicate", "rejected", "skipped"}
 ROW_KEYS = {
@@ -221,9 +222,13 @@ def training(
 
 
 @contextlib.contextmanager
-def launching(lab: Lab, path: Path, *options: str, hosts: str | None = None) -> Iterator[Run]:
-    """Run ``zmqrl launch cartpole`` on ``hosts`` of ``lab``, by default on all. Leaving the block kills it."""
-    where = ("-H", hosts or ",".join(lab.hosts), "--ssh-config", str(lab.ssh_config))
+def launching(lab: Lab | None, path: Path, *options: str, hosts: str | None = None) -> Iterator[Run]:
+    """Run ``zmqrl launch cartpole`` on ``hosts`` of ``lab``, by default on all. Leaving the block kills it.
+
+    Without a lab, each host is this machine under another name, with its own directory.
+    """
+    by = ("--via", "env SLURMD_NODENAME={host}") if lab is None else ("--ssh-config", str(lab.ssh_config))
+    where = ("-H", hosts or ",".join(lab.hosts if lab else ("h1", "h2")), *by)
     command = [sys.executable, "-m", "zmqrl", "launch", *where, "cartpole", "--run-dir", str(path), *QUICKLY, *options]
     with started(command, path, {}) as run:
         yield run

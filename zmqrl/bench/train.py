@@ -22,7 +22,7 @@ from zmqrl.process_id import worker_id
 from zmqrl.profile.recording import Recording
 from zmqrl.rundir import RunDirectory
 from zmqrl.start.initial import Preparation
-from zmqrl.supervisor.run import check_here, train
+from zmqrl.supervisor.run import check_extras, check_here, train
 
 WARM_UP_S: Final = 2.0  # training before the measurement: libraries choose their code, and memory is touched
 # These options are refused: the run of a benchmark has its own end, starts from version 0, starts all its workers, and
@@ -61,6 +61,7 @@ def check(config: Config, *, seconds: float, rounds: int) -> None:
         changed = getattr(config, name) != getattr(default, name)
         require(not changed, f"--{name.replace('_', '-')} cannot be used in a benchmark: remove it.")
     check_here(config)
+    check_extras(config)
     if config.run_dir is not None:
         for directory in (_round_directory(config.run_dir, number) for number in range(rounds)):
             require(not directory.exists(), f"{directory} already exists: choose another --run-dir.")

@@ -12,6 +12,7 @@ from typing import Annotated, Final, TypeAlias, TypeVar
 import tyro
 
 from zmqrl.errors import UsageError, require
+from zmqrl.local.extras import require_extra
 
 PICTURES: Final = (".png", ".svg", ".pdf")
 OPTION: Final = re.compile(r"--?[A-Za-z]")
@@ -60,7 +61,8 @@ def asks_for_help(arguments: list[str]) -> bool:
 
 
 def check_picture(option: str, path: Path) -> None:
-    """Raise UsageError unless the value of ``option`` names a kind of picture that can be written."""
+    """Raise UsageError unless the value of ``option`` names a kind of picture that can be written here."""
+    require_extra("plot", "pictures need")
     require(path.suffix in PICTURES, f"{option} {path}: the name must end with one of {', '.join(PICTURES)}.")
 
 

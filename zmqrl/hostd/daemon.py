@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import json
 import os
-import platform
 import select
 import selectors
 import shutil
@@ -25,7 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
-from zmqrl import __version__
 from zmqrl.hostd import files, guard, inspection
 from zmqrl.hostd import messages as h
 from zmqrl.hostd.child import ASK, ASK_BLOCKED
@@ -34,8 +32,8 @@ from zmqrl.hostd.interfaces import interfaces
 from zmqrl.hostd.lines import Lines
 from zmqrl.hostd.orphans import MARK, Orphans
 from zmqrl.json_lines import parse_json
-from zmqrl.observe.provenance import code_hash
-from zmqrl.process import CORES, PR_SET_PDEATHSIG, raise_open_files, use_all_cores
+from zmqrl.observe.provenance import versions
+from zmqrl.process import PR_SET_PDEATHSIG, raise_open_files, use_all_cores
 
 PR_SET_CHILD_SUBREAPER = 36
 PREDECESSOR_ENDS_WITHIN_S = 20.0
@@ -512,10 +510,7 @@ def _about_this_host(work: Path) -> h.Up:
     return h.Up(
         host=socket.gethostname(),
         pid=os.getpid(),
-        zmqrl=__version__,
-        code=code_hash(),
-        python=platform.python_version(),
-        cores=CORES,
+        **versions(),
         interfaces=interfaces(),
         address="127.0.0.1" if address == "::1" else address,
         work=str(work),

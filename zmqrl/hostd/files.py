@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zmqrl.hostd.messages import Piece, Seen
-from zmqrl.rundir import is_locked
+from zmqrl.rundir import DAEMON_LOCK, is_locked
 
 PIECE_BYTES = 1 << 20
 TRIES = 5
-LOCK = ".agent"  # daemons of earlier versions lock this file
 
 
 def _base() -> Path:
@@ -67,7 +66,7 @@ def _make(path: Path) -> None:
 
 def _open_lock(path: Path) -> int:
     try:
-        return os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(path / DAEMON_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
         if path.is_relative_to(_base()):
             with contextlib.suppress(OSError):
@@ -88,7 +87,7 @@ def _is_lock_of(path: Path, lock: int) -> bool:
     """Whether ``lock`` is the lock that is in the directory now. After a removal, another process can make a new
     one.
     """
-    return os.path.samestat((path / LOCK).stat(), os.fstat(lock))
+    return os.path.samestat((path / DAEMON_LOCK).stat(), os.fstat(lock))
 
 
 def leave(path: Path, lock: int) -> None:
@@ -96,7 +95,7 @@ def leave(path: Path, lock: int) -> None:
     if path.is_relative_to(_base()):
         with contextlib.suppress(OSError):
             has_no_files = all(
-                file.name == LOCK or (file.is_dir() and not file.is_symlink()) for file in path.rglob("*")
+                file.name == DAEMON_LOCK or (file.is_dir() and not file.is_symlink()) for file in path.rglob("*")
             )
             if has_no_files and _is_lock_of(path, lock):
                 clean(path, whole=True)
@@ -124,9 +123,11 @@ def user_of(lock: int) -> str:
 def look(work: str) -> Seen:
     """The run's directory, whether a daemon uses it now, and the files in it."""
     path = _path(work)
-    alive, files = is_locked(path / LOCK), list[str]()
+    alive, files = is_locked(path / DAEMON_LOCK), list[str]()
     with contextlib.suppress(OSError):
-        files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file() and file.name != LOCK)
+        files = sorted(
+            str(file.relative_to(path)) for file in path.rglob("*") if file.is_file() and file.name != DAEMON_LOCK
+        )
     return Seen(str(path), alive, files)
 
 
@@ -134,14 +135,14 @@ def clean(root: Path, *, whole: bool) -> None:
     """Remove the content of the run's directory. If ``whole``, also remove its lock and the directory itself."""
     with contextlib.suppress(OSError):
         for path in root.iterdir():
-            if path.name == LOCK:
+            if path.name == DAEMON_LOCK:
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink()
         if whole:
-            (root / LOCK).unlink()
+            (root / DAEMON_LOCK).unlink()
             root.rmdir()
 
 

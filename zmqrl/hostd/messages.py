@@ -149,7 +149,7 @@ class Look:
 class Up:
     """The daemon is up. ``address``: where ssh reached this host. ``interfaces``: IPv4 addresses by interface.
 
-    ``machine``: an id of this machine, whichever of its names was used.
+    ``machine``: an id of this machine, whichever of its names was used. ``torch``: its version, None if it is missing.
     """
 
     host: str
@@ -162,6 +162,7 @@ class Up:
     address: str | None
     work: str
     machine: str = ""
+    torch: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

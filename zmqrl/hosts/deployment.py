@@ -3,8 +3,9 @@
 import socket as host_socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from zmqrl.config import Config
 from zmqrl.hosts.daemons import DaemonLauncher
@@ -15,6 +16,7 @@ from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.placement import Placement, place_run
 from zmqrl.hosts.preflight import files_needed
 from zmqrl.hosts.ways.way import HERE
+from zmqrl.observe.provenance import versions
 from zmqrl.process import CORES, check_open_files
 from zmqrl.process_id import ProcessId
 from zmqrl.rundir import RunDirectory
@@ -39,8 +41,20 @@ class Deployment:
     sites: Mapping[ProcessId, Site]
     threads: Mapping[ProcessId, int]
     files: Mirror
+    versions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By host: what :func:`zmqrl.observe.provenance.versions` finds there."""
+    given: Mapping[str, Any] | None = None
+    """How the user named the hosts, as in :meth:`zmqrl.hosts.reach.HostOptions.to_json`. None: this machine."""
     notices: tuple[str, ...] = ()
     """Sentences that the user should read."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The contents of ``hosts.json``."""
+        on: dict[str, list[str]] = {host: [] for host in self.versions}
+        for process, site in self.sites.items():
+            on[site.host].append(str(process))
+        hosts = [{"host": host, **self.versions[host], "processes": processes} for host, processes in on.items()]
+        return {"hosts": hosts, "given": self.given}
 
 
 def placed_here(config: Config) -> Placement:
@@ -60,6 +74,7 @@ def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
         sites=dict.fromkeys(placement.host_of, here),
         threads=placement.threads,
         files=Mirror({}, directory, placement.host_of),
+        versions={here.host: versions()},
     )
 
 

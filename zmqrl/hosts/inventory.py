@@ -56,7 +56,7 @@ def read_hosts(text: str) -> tuple[Host, ...]:
     A file whose name ends in .toml is TOML. Raises UsageError for files that cannot be read, unknown settings, bad
     names and hosts that are listed twice. In a hostfile, the slots of all lines of a host are added.
     """
-    if _is_file(text):
+    if is_file(text):
         where = text
         hosts = tuple(_from_toml(text) if text.endswith(".toml") else _from_hostfile(text))
     elif "/" in text or text.endswith((".toml", ".txt")):
@@ -112,7 +112,8 @@ def _members(text: str, known: list[str], option: str) -> list[str]:
     return names
 
 
-def _is_file(text: str) -> bool:
+def is_file(text: str) -> bool:
+    """Whether ``-H text`` names a file, and not a list of hosts."""
     try:
         # Not is_file(): the shell's <(...) is a pipe.
         return Path(text).exists() and not Path(text).is_dir()

@@ -12,6 +12,8 @@ from typing import Any
 from zmqrl.config import Config, is_loopback
 from zmqrl.errors import ClusterError
 from zmqrl.hostd.messages import Up
+from zmqrl.hosts.judging.load import load_warnings
+from zmqrl.hosts.judging.outliers import outliers
 from zmqrl.hosts.launcher import Launcher
 from zmqrl.hosts.placement import Placement
 from zmqrl.hosts.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE
@@ -48,6 +50,10 @@ class Survey:
     routes: Mapping[Route, Facts] = field(default_factory=dict)
     loopback: Mapping[str, str] = field(default_factory=dict)
 
+    def measured(self, key: str) -> dict[tuple[str, str], float]:
+        """A measurement of the routes that have it, by source and target."""
+        return {route[:2]: found[key] for route, found in self.routes.items() if key in found}
+
 
 def survey(
     launcher: Launcher,
@@ -75,6 +81,9 @@ def survey(
             if host in addresses
             else None,
             "cuda": config.device == "cuda" and placement.has("worker", host),
+            "extras": {"video": "--recorder needs"}
+            if config.recorder and (whole or placement.has("recorder", host))
+            else {},
             "game": game if whole or any(placement.has(role, host) for role in PLAYERS) else None,
         }
         for host, about in up.items()
@@ -160,6 +169,7 @@ def judge(found: Survey, config: Config, placement: Placement) -> Verdict:
         problems += [f"{host}: {text}." for text in _host_problems(facts, config, placement.processes_on(host))]
         warnings += [f"{host}: {text}." for text in _host_warnings(facts, placement.processes_on(host))]
     problems += [only_itself(host, address) for host, address in found.loopback.items()]
+    warnings += outliers(found.measured("bytes_per_s"), frozenset(found.facts))
     blocked: dict[tuple[str, str, str], list[str]] = {}
     for route, measured in found.routes.items():
         if "error" in measured:
@@ -175,6 +185,7 @@ def judge(found: Survey, config: Config, placement: Placement) -> Verdict:
 def _host_problems(facts: Facts, config: Config, processes: Sequence[ProcessId]) -> Iterator[str]:
     if facts.get("game_error") is not None:
         yield f"{config.env} cannot be played there: {facts['game_error']}"
+    yield from facts.get("lacks", ())
     if facts.get("cuda") is False:
         yield "--device cuda: torch sees no CUDA device there"
     if "listen_error" in facts:
@@ -206,6 +217,7 @@ def _host_warnings(facts: Facts, processes: Sequence[ProcessId]) -> Iterator[str
     if ahead_s is not None and abs(ahead_s) > CLOCK_OFF_S:
         direction = "ahead of" if ahead_s > 0 else "behind"
         yield f"its clock is {abs(ahead_s):.1f} s {direction} this machine's: times in logs will not match"
+    yield from load_warnings(facts)
 
 
 def files_needed(config: Config, processes: Sequence[ProcessId]) -> int:

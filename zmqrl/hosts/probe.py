@@ -8,6 +8,7 @@ check the games and torch.
 import contextlib
 import errno
 import hmac
+import os
 import resource
 import shutil
 import signal
@@ -20,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from zmqrl.hosts.judging.load import cpu_use
+from zmqrl.local.extras import lack
 from zmqrl.process import Messages, read_job, say
 
 ANSWER_WITHIN_S = 3.0
@@ -29,6 +32,8 @@ LONG_ENOUGH_S = 0.1  # a transfer that takes this long is accurate enough
 LENGTH_BYTES = 8
 RECEIVED = b"\n"
 ROUTES_AT_A_TIME = 64
+LOAD_OVER_S = 0.25
+STAT = Path("/proc/stat")
 SOMEBODY_ELSE = "another machine answers"
 ONLY_LITTLE_PASSES = f"answers, but {FIRST_BYTES // 1024} KiB did not arrive within {ANSWER_WITHIN_S:g} s"
 
@@ -158,12 +163,16 @@ def facts(work: str) -> dict[str, Any]:
     """The resources of this host, and of the disk with the directory ``work``. ``open_files`` is None without a
     limit.
     """
+    before = STAT.read_text(encoding="ascii")
+    time.sleep(LOAD_OVER_S)
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return {
         "memory_bytes": _memory_bytes(),
         "open_files": None if open_files == resource.RLIM_INFINITY else open_files,
         "disk_bytes": shutil.disk_usage(work).free,
         "shm_bytes": shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
+        "load_average": os.getloadavg()[0],
+        **cpu_use(before, STAT.read_text(encoding="ascii")),
     }
 
 
@@ -184,6 +193,11 @@ def game_error(env: str, settings: Mapping[str, Any]) -> str | None:
     except Exception as error:  # a missing package or ROM, or any other error of the environment
         return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return None
+
+
+def lacks(extras: Mapping[str, str]) -> list[str]:
+    """A clause for each of ``extras`` that is not installed on this host. The values say what needs them."""
+    return [clause for extra, what in extras.items() if (clause := lack(extra, what))]
 
 
 def sees_cuda() -> bool:
@@ -207,6 +221,7 @@ def main() -> None:
         found["game_error"] = game_error(**job["game"])
     if job["cuda"]:
         found["cuda"] = sees_cuda()
+    found["lacks"] = lacks(job["extras"])
     say(found)
     while True:
         request = asked.get()

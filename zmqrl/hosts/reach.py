@@ -8,18 +8,18 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from socket import gethostname
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tyro
 
-from zmqrl.config import Config, WireConfig, is_loopback
+from zmqrl.config import Config, WireConfig, build, is_loopback
 from zmqrl.errors import UsageError
 from zmqrl.hostd.messages import Up
-from zmqrl.hosts.inventory import Host, read_addresses, read_hosts, select
+from zmqrl.hosts.inventory import Host, is_file, read_addresses, read_hosts, select
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.sync import ANOTHER_PYTHON, make_environments
@@ -76,7 +76,7 @@ class Reach:
             lease_s=lease_s,
             environment=host.env,
             exported=self.exported,
-            shown=shown(host.via, host.name),
+            shown="" if host.name == HERE else shown(host.via, host.name),
         )
 
     def command(self, host: Host) -> list[str]:
@@ -133,15 +133,62 @@ class HostOptions:
     offline: bool = False
     """With --sync wheel: also send packages that a host lacks. The host needs no network."""
 
-    def reach(self) -> Reach:
-        """Resolve the hosts. Raises UsageError for options that contradict each other."""
+    named: tyro.conf.Suppress[tuple[Host, ...]] = ()
+    """The hosts that ``hosts`` names, if they have been read already."""
+
+    @property
+    def _sources(self) -> list[str]:
+        """The given options that name hosts."""
         sources = {"-H": self.hosts is not None, "--slurm": self.slurm, "--pbs": self.pbs, "--lsf": self.lsf}
         sources["--ray"] = self.ray is not None
-        given = [option for option, is_given in sources.items() if is_given]
-        if not given:
+        return [option for option, is_given in sources.items() if is_given]
+
+    @property
+    def names_hosts(self) -> bool:
+        """Whether the user says which hosts to use."""
+        return bool(self._sources)
+
+    def read(self) -> Self:
+        """The same options with the hosts of ``hosts``, which can be a pipe: a second reading would find it empty."""
+        return replace(self, named=self.named or (read_hosts(self.hosts) if self.hosts is not None else ()))
+
+    def to_json(self, but: Collection[str] = ()) -> dict[str, Any]:
+        """How the user named the hosts: the ``options`` except ``but``, for :meth:`resumed`. ``variables`` has only the
+        names of environment variables, because their values can be secret.
+        """
+        options = _changed(self, but)
+        if self.hosts is not None and is_file(self.hosts):
+            options["hosts"] = str(Path(self.hosts).absolute())
+        if self.ssh_config is not None:
+            options["ssh_config"] = str(self.ssh_config.absolute())
+        options["named"] = [_changed(host, ("env",)) for host in self.named]
+        variables = {host.name: sorted(host.env) for host in self.named if host.env}
+        return {"options": options, "variables": variables}
+
+    def resumed(self, given: Mapping[str, Any], where: Path) -> Self:
+        """The options ``given`` to an earlier session, in the form of :meth:`to_json`, overridden by these options.
+
+        Values of environment variables are read from the hosts file again. Raises UsageError, which names ``where``, if
+        that is not possible.
+        """
+        earlier: Self = build(type(self), given.get("options"), str(where))
+        kept = replace(earlier, **_changed(self, ()))
+        if given.get("variables"):
+            try:
+                values = {host.name: host.env for host in read_hosts(kept.hosts or "")}
+            except UsageError as error:
+                raise UsageError(
+                    f"{where} does not have the values of environment variables: name the hosts with -H ({error})"
+                ) from error
+            kept = replace(kept, named=tuple(replace(host, env=values.get(host.name, {})) for host in kept.named))
+        return kept
+
+    def reach(self) -> Reach:
+        """Resolve the hosts. Raises UsageError for options that contradict each other."""
+        if not self._sources:
             raise UsageError("no hosts given: use -H HOSTS, or --slurm, --pbs or --lsf inside a job, or --ray ADDRESS.")
-        if len(given) > 1:
-            raise UsageError(f"{given[0]} and {given[1]} cannot be combined: use only one of them.")
+        if len(self._sources) > 1:
+            raise UsageError(f"{self._sources[0]} and {self._sources[1]} cannot be combined: use only one of them.")
         for option, value in (("--ssh-config", self.ssh_config), ("--via", self.via)):
             if self.slurm and value is not None:
                 raise UsageError(f"{option} and --slurm cannot be combined: srun reaches the nodes.")
@@ -181,7 +228,7 @@ class HostOptions:
 
     def _named(self) -> tuple[Host, ...]:
         """The hosts that the options name, with their ``via``."""
-        hosts = pbs_hosts() if self.pbs else lsf_hosts() if self.lsf else read_hosts(self.hosts or "")
+        hosts = pbs_hosts() if self.pbs else lsf_hosts() if self.lsf else self.read().named
         if self.via is None:
             return hosts
         return tuple(replace(host, via=read_via(self.via)) for host in hosts)
@@ -195,6 +242,12 @@ class HostOptions:
         return replace(
             reach, hosts=tuple(replace(host, python=pythons.get(host.name, host.python)) for host in reach.hosts)
         )
+
+
+def _changed(options: Any, but: Collection[str]) -> dict[str, Any]:
+    """The fields of a dataclass, except ``but``, that differ from their defaults."""
+    values = {each.name: (getattr(options, each.name), each.default) for each in fields(options)}
+    return {name: value for name, (value, default) in values.items() if name not in but and value != default}
 
 
 def read_exported(names: Sequence[str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:

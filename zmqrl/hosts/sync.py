@@ -22,6 +22,7 @@ from zmqrl.hosts.link import Link
 from zmqrl.hosts.ways.via import shown
 from zmqrl.hosts.ways.way import Way
 from zmqrl.hosts.wheels import Supplier
+from zmqrl.local.extras import ON_HOSTS
 
 PYTHON = "python3"  # if the hosts file names no Python
 ANOTHER_PYTHON = "set `python` in the hosts file to a Python that has it"
@@ -36,6 +37,7 @@ BOOTSTRAP = (
     "ask = json.loads(sys.stdin.readline()); its = {'__name__': 'environment'}; "
     "exec(ask.pop('program'), its); its['main'](ask)"
 )
+EXTRA = re.compile(r"""extra == ["'](.*?)["']""")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the date of all files, so that the same code makes the same wheel
 
 
@@ -135,8 +137,10 @@ def request() -> dict[str, Any]:
 
 
 def _required(package: str) -> list[str]:
-    """The names of the requirements of an installed package, without extras."""
-    lines = [line for line in metadata.requires(package) or () if "extra ==" not in line]
+    """The names of the requirements of an installed package. Of zmqrl, also those of the extras that hosts can need."""
+    kept = ON_HOSTS if package == "zmqrl" else ()
+    found = metadata.requires(package) or ()
+    lines = [line for line in found if (extra := EXTRA.search(line)) is None or extra[1] in kept]
     return [re.sub(r"[-_.]+", "-", re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0]).lower() for line in lines]
 
 

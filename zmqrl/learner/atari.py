@@ -5,17 +5,23 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import ale_py
+import gymnasium
 import numpy as np
-from ale_py import roms
-from ale_py.env import AtariEnv
-from ale_py.registration import rom_id_to_name
-from ale_py.vector_env import AtariVectorEnv
 from gymnasium.envs.registration import EnvSpec as Registered
 from gymnasium.vector import AutoresetMode
 
 from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.learner.games import EnvConfig, EnvSpec, Scores, Step, game_seeds
+from zmqrl.local.extras import missing
+
+if not missing("atari"):  # without it, no Atari game is registered
+    import ale_py
+    from ale_py import roms
+    from ale_py.env import AtariEnv
+    from ale_py.registration import rom_id_to_name
+    from ale_py.vector_env import AtariVectorEnv
+
+    gymnasium.register_envs(ale_py)
 
 ENTRY_POINT = "ale_py.env:AtariEnv"
 # The zmqrl option for each setting that a registration can contain. From an id of ale_py, zmqrl takes only the game.
@@ -226,7 +232,7 @@ def _channels_together(frames: np.ndarray) -> np.ndarray:
     return frames.transpose(0, 1, 4, 2, 3).reshape(batch, stack * channels, height, width)
 
 
-def emulators(game: str, config: EnvConfig, **shown: Any) -> AtariVectorEnv:
+def emulators(game: str, config: EnvConfig, **shown: Any) -> "AtariVectorEnv":
     """Make games with the rules of ``config``. ``shown`` has all other settings, such as the frame size."""
     return AtariVectorEnv(
         game,
@@ -240,7 +246,7 @@ def emulators(game: str, config: EnvConfig, **shown: Any) -> AtariVectorEnv:
     )
 
 
-def bare_emulator(game: str, config: EnvConfig, **shown: Any) -> AtariEnv:
+def bare_emulator(game: str, config: EnvConfig, **shown: Any) -> "AtariEnv":
     """Make one game with the rules of ``config``. ``shown`` has all other settings, such as the frame skip."""
     return AtariEnv(
         game,
@@ -262,7 +268,7 @@ def screen_size(game: str) -> tuple[int, int]:
     return height, width
 
 
-def _loaded(game: str) -> ale_py.ALEInterface:
+def _loaded(game: str) -> "ale_py.ALEInterface":
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ale = ale_py.ALEInterface()
     rom = roms.get_rom_path(game)

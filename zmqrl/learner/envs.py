@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable
 from contextlib import closing
 
-import ale_py
 import gymnasium
 import numpy as np
 
@@ -18,10 +17,9 @@ from zmqrl.learner.atari import ENTRY_POINT, AtariEnvs, RandomSkipEnvs, atari_ac
 from zmqrl.learner.dummy import DUMMY_ID, DummyEnvs, describe_dummy
 from zmqrl.learner.games import DiscreteActions, EnvConfig, Envs, EnvSpec, Game, Step
 from zmqrl.learner.gymnasium_envs import CheckedEnv, GymnasiumEnvs
+from zmqrl.local.extras import lack
 
 __all__ = ["EnvConfig", "EnvSpec", "Envs", "Game", "Step", "describe_env", "make_envs", "try_env"]
-
-gymnasium.register_envs(ale_py)
 
 
 def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
@@ -99,6 +97,9 @@ def find_env(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     except gymnasium.error.Error as error:
         close = _closest(name, gymnasium.registry)
         hint = f"did you mean {' or '.join(close)}?" if close else "names of Atari games look like ALE/Breakout-v5."
+        clause = lack("atari", "Atari games need")
+        if clause and (name.startswith("ALE/") or not close):
+            hint = f"{clause}."
         raise UsageError(f"there is no environment {env_id!r}: {hint}") from error
 
 

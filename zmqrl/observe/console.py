@@ -6,14 +6,15 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from rich import box
 from rich.console import Console as RichConsole
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.rule import Rule
@@ -21,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zmqrl.observe.folding import printable
+from zmqrl.observe.live.presence import HostLine
 from zmqrl.observe.screen import Screen
 from zmqrl.words import counted
 
@@ -28,6 +30,7 @@ REFRESH_S = 0.25
 LINE_S = 10.0
 NOTICES_SHOWN = 8
 RANKS_SHOWN = 6
+HOSTS_SHOWN = 12
 
 # Even a worker that contributes to every update is missing for most of each update: while it computes.
 MISSING_AFTER_S = 2.0
@@ -47,13 +50,14 @@ class LiveFigures:
     """The content of the console: the newest row of ``metrics.jsonl``, and values that are not in this row.
 
     ``frames_per_agent_step`` is 4 for most runs of Atari games. ``left_s`` is the time until the run ends, None if the
-    time is unknown.
+    time is unknown. ``hosts`` are shown if there are several.
     """
 
     title: str
     row: Mapping[str, Any]
     frames_per_agent_step: float | None = None
     left_s: float | None = None
+    hosts: Sequence[HostLine] = ()
 
 
 class Console(Protocol):
@@ -105,7 +109,8 @@ class LoggedConsole:
     def log(self, text: str) -> None:
         """Write ``text`` to the file only."""
         with contextlib.suppress(OSError):  # another part reports a full disk
-            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode(errors="backslashreplace"))
+            stamp = datetime.now().isoformat(" ", "milliseconds").replace(".", ",")  # as in the other logs
+            self._file.write(f"{stamp} {text}\n".encode(errors="backslashreplace"))
 
     def close(self) -> None:
         self._file.close()
@@ -161,7 +166,10 @@ class PlainConsole:
 
     def _write_figures(self) -> None:
         if self._unwritten is not None:
-            self._write("; ".join(f"{label} {text}" for label, text in _facts(self._unwritten, self._row)))
+            facts, hosts = _facts(self._unwritten, self._row), self._unwritten.hosts
+            if len(hosts) > 1 and (remarks := [f"{line.host} {line.remarks}" for line in hosts if line.remarks]):
+                facts.append(("hosts", "; ".join(remarks)))
+            self._write("; ".join(f"{label} {text}" for label, text in facts))
             self._unwritten = None
 
     def _write(self, line: str) -> None:
@@ -267,9 +275,14 @@ class LiveConsole:
         if self._figures is not None:
             for label, text in _facts(self._figures, self._row):
                 facts.add_row(label, Text(text, style="bold" if label == "score" else ""))
-        notices = [Text(notice, style="yellow", overflow="fold") for notice in self._notices]
+        parts: list[RenderableType] = [facts]
+        if self._figures is not None and len(self._figures.hosts) > 1:
+            parts += [Rule(style="dim"), _host_table(self._figures.hosts)]
+        if self._notices:
+            notices = (Text(notice, style="yellow", overflow="fold") for notice in self._notices)
+            parts += [Rule(style="dim"), *notices]
         return Panel(
-            Group(facts, Rule(style="dim"), *notices) if notices else facts,
+            Group(*parts),
             title=Text(printable(self._figures.title)) if self._figures is not None else "zmqrl",
             title_align="left",
             box=box.ROUNDED,
@@ -278,6 +291,28 @@ class LiveConsole:
             # this one.
             width=max(8, self._console.width - 2),
         )
+
+
+def _host_table(hosts: Sequence[HostLine]) -> Table:
+    """A line for each host. Of many hosts, those without remarks are left out first."""
+    shown = hosts
+    if len(hosts) > HOSTS_SHOWN:
+        first = sorted(range(len(hosts)), key=lambda index: not hosts[index].remarks)[:HOSTS_SHOWN]
+        shown = [hosts[index] for index in sorted(first)]
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for line in shown:
+        table.add_row(
+            Text(line.host, style="dim"), Text(line.processes), Text(line.remarks or "present", style=_style(line))
+        )
+    if len(shown) < len(hosts):
+        table.add_row("", Text(f"and {counted(len(hosts) - len(shown), 'more host')}", style="dim"), "")
+    return table
+
+
+def _style(line: HostLine) -> str:
+    return "yellow" if line.remarks else "dim"
 
 
 def _told(row: Mapping[str, Any]) -> dict[str, Any]:

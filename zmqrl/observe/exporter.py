@@ -1,14 +1,16 @@
 """Serves the figures of a run over HTTP, for Prometheus. Separate threads serve the newest snapshot."""
 
 import contextlib
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zmqrl.errors import UsageError, cannot_listen
+from zmqrl.json_lines import nulled
+from zmqrl.observe.live.presence import Presence
 from zmqrl.observe.records import COUNTED
-from zmqrl.process_id import ProcessId
 
 if TYPE_CHECKING:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -36,18 +38,6 @@ BY_RANK = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessFigures:
-    """A process of the run. ``host`` is ``external`` for an external worker. An external worker is up while it is
-    present.
-    """
-
-    process: ProcessId
-    host: str
-    is_up: bool
-    restarts: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """The figures of a run at one moment. ``row``: the newest row of ``metrics.jsonl``.
 
@@ -57,13 +47,18 @@ class Snapshot:
 
     row: Mapping[str, Any]
     about: Mapping[str, str]
-    processes: Sequence[ProcessFigures] = ()
+    processes: Sequence[Presence] = ()
     shard_versions: Mapping[int, int] = field(default_factory=dict)
     shard_held: Mapping[int, int] = field(default_factory=dict)
     silent_s: Mapping[int, float] = field(default_factory=dict)
     quorum: int = 0
     stalled_s: float = 0.0
     checkpoint: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The contents of ``live.json``."""
+        processes = [each.to_json() for each in self.processes]
+        return {"at": time.time(), "row": nulled(self.row), "quorum": self.quorum, "processes": processes}
 
 
 class Exporter:

@@ -30,10 +30,12 @@ class Folded:
 class Folding:
     """Holds lines until ``WINDOW_S`` after the first held line, and folds equal lines into one.
 
-    The lines of each process stay in order. Lines are equal even if the times at their starts differ.
+    The lines of each process stay in order. Lines are equal even if the times at their starts differ. Unless
+    ``by_time``, a line follows the last line of its process: then a traceback is not interrupted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_time: bool = False) -> None:
+        self._by_time = by_time
         self._opened_at = 0.0
         self._held: list[Folded] = []
         self._newest: dict[Source, Folded] = {}  # the newest held line of each source
@@ -52,7 +54,7 @@ class Folding:
         folded = next((each for each in self._held[since:] if _words(each.line) == words), None)
         if folded is None:
             folded = Folded(line)
-            self._held.insert(len(self._held) if newest is None else since + 1, folded)
+            self._held.insert(len(self._held) if newest is None or self._by_time else since + 1, folded)
         folded.sources[source] = None
         folded.count += 1
         self._newest[source] = folded

@@ -16,9 +16,13 @@ class _Kind(NamedTuple):
     fits: Callable[[Any], bool]
 
 
+_NUMBER_TYPES: Final = (float, int)  # of parsed JSON, in which a bool is no number
+_LARGEST: Final = sys.float_info.max
+
+
 def _is_number(value: object) -> bool:
     """Whether ``value`` is a finite number that fits into a float."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return type(value) in _NUMBER_TYPES and -_LARGEST <= value <= _LARGEST  # type: ignore[operator]
 
 
 def _is_number_or_null(value: object) -> bool:
@@ -45,6 +49,16 @@ def _is_provenance(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(name), str | None) for name in ("commit", "cpu"))
 
 
+def _are_hosts(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(each, dict)
+        and isinstance(each.get("host"), str)
+        and isinstance(each.get("processes"), list)
+        and all(isinstance(name, str) for name in each["processes"])
+        for each in value
+    )
+
+
 _NUMBER: Final = _Kind("a number", _is_number)
 _NUMBER_OR_NULL: Final = _Kind("a number or null", _is_number_or_null)
 _COUNTS: Final = _Kind("an object of numbers", _are_numbers)
@@ -52,6 +66,8 @@ _FIGURE: Final = _Kind("a number, null, or an object of numbers and nulls", _is_
 _PAIR: Final = _Kind("a pair of numbers", _is_pair)
 _NUMBERS: Final = _Kind("a list of numbers", _is_list_of_numbers)
 _TEXT: Final = _Kind("a string", lambda value: isinstance(value, str))
+_OBJECT_OR_NULL: Final = _Kind("an object or null", lambda value: value is None or isinstance(value, dict))
+_HOSTS: Final = _Kind("a list of hosts with their processes", _are_hosts)
 _PROVENANCE: Final = _Kind("an object with commit and cpu", _is_provenance)
 
 
@@ -106,6 +122,7 @@ SUMMARY: Final = Form(
     may={"provenance": _PROVENANCE},
 )
 MANIFEST: Final = Form(must={"generation": _NUMBER})
+HOSTS: Final = Form(must={"hosts": _HOSTS, "given": _OBJECT_OR_NULL})
 
 
 def read_object(path: Path, form: Form, remedy: str) -> dict[str, Any] | None:

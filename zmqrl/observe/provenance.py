@@ -11,23 +11,34 @@ from typing import Any
 import zmqrl
 from zmqrl.process import CORES
 
+VERSIONS = ("zmqrl", "code", "python", "torch", "cores")  # of a host
 PACKAGES = ("torch", "numpy", "pyzmq", "gymnasium", "ale-py")
 
 
 def provenance() -> dict[str, Any]:
     """Plain data: package versions, commit of the code (None outside a git checkout), processor and cores."""
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
     return {
         "zmqrl": zmqrl.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": {package: found for package in PACKAGES if (found := version_of(package)) is not None},
         "cpu": _cpu(),
         "cores": CORES,
     }
+
+
+def version_of(package: str) -> str | None:
+    """The version of an installed package. None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, Any]:
+    """The values of ``VERSIONS`` for this machine. ``torch`` is None if it is not installed."""
+    found = zmqrl.__version__, code_hash(), platform.python_version(), version_of("torch"), CORES
+    return dict(zip(VERSIONS, found, strict=True))
 
 
 def code_hash() -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zmqrl.errors import UsageError
-from zmqrl.observe.forms import EVALUATION, ROW, SETTINGS, SUMMARY, read_lines, read_object
+from zmqrl.observe.forms import EVALUATION, HOSTS, ROW, SETTINGS, SUMMARY, read_lines, read_object
 from zmqrl.observe.metrics import LOSSES, Counters, RunMetrics
 from zmqrl.rundir import RunDirectory, not_a_run
 
@@ -112,7 +112,23 @@ class RunRecord:
         """A metric over time, such as ``column("contributions", "late")``: (rows,), with NaN for null or missing
         values.
         """
-        return np.array([_number(row, keys) for row in self.rows], dtype=np.float64)
+        *above, key = keys
+        objects: Iterable[Any] = self.rows
+        for name in above:
+            objects = [row.get(name) or {} for row in objects]
+        values = [row.get(key) for row in objects]
+        return np.array([value if type(value) in (float, int) else np.nan for value in values], dtype=np.float64)
+
+
+def hosts_of(directory: RunDirectory) -> list[dict[str, Any]]:
+    """The hosts in ``hosts.json``: their versions and ``processes``. Empty without a readable file: older runs have
+    none.
+    """
+    try:
+        found = read_object(directory.hosts, HOSTS, "")
+    except UsageError:
+        return []
+    return [] if found is None else list(found["hosts"])
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
@@ -185,10 +201,3 @@ def evaluations(lines: Iterable[Mapping[str, Any]], rows: Sequence[Mapping[str, 
             )
         )
     return found
-
-
-def _number(row: Mapping[str, Any], keys: Sequence[str]) -> float:
-    value: Any = row
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return float(value) if isinstance(value, int | float) else np.nan

@@ -232,6 +232,11 @@ class Stalls:
         """Seconds that a stalled version has taken so far. 0 if no version has stalled."""
         return 0.0 if self.stall is None or self._at is None else now - self._at
 
+    def is_stopped(self, process: ProcessId) -> bool:
+        """Whether the host of a process that a version waits for reports that a signal has stopped the process."""
+        doing = self._answers.get(process)
+        return doing is not None and doing.state == "stopped"
+
     def look(self, awaited: Sequence[Awaited], now: float) -> News:
         """Check the processes that the open version waits for now. Without such processes, no version is due."""
         if self._at is None or not awaited:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -162,8 +163,15 @@ def _json(request: Request, changed: Hashable, make: Callable[[], Any]) -> Respo
     return _unless_known(request, hashlib.sha256(made.body).hexdigest()[:16], lambda: made)
 
 
+_dumps = partial(json.dumps, allow_nan=False, separators=(",", ":"))
+
+
 def _as_json(found: Any) -> Response:
-    return Response(json.dumps(nulled(found), allow_nan=False, separators=(",", ":")), media_type="application/json")
+    try:
+        text = _dumps(found)
+    except ValueError:  # a number that is not finite
+        text = _dumps(nulled(found))
+    return Response(text, media_type="application/json")
 
 
 def _unless_known(request: Request, tag: str, make: Callable[[], Response]) -> Response:

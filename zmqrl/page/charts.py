@@ -1,6 +1,7 @@
 """The charts of the page: metrics of groups of runs on one common axis, as plain data. Pure."""
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -103,4 +104,4 @@ def _plain(values: Figures) -> list[float | None]:
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = 10.0 ** (DIGITS - 1 - np.floor(np.log10(np.abs(values))))
         rounded = np.where(values == 0, 0.0, np.round(values * scale) / scale)
-    return [value if np.isfinite(value) else None for value in rounded.tolist()]
+    return [value if isfinite(value) else None for value in rounded.tolist()]

@@ -13,8 +13,9 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from zmqrl.errors import UsageError
-from zmqrl.observe.folding import by_number
-from zmqrl.observe.forms import EVALUATION, ROW, SETTINGS, SUMMARY, parsed_lines, read_object, readable_lines
+from zmqrl.observe.folding import by_number, ranges
+from zmqrl.observe.forms import EVALUATION, HOSTS, ROW, SETTINGS, SUMMARY, parsed_lines, read_object, readable_lines
+from zmqrl.observe.provenance import VERSIONS
 from zmqrl.observe.records import Evaluation, RunRecord, evaluations, flat, lineage
 from zmqrl.observe.stalls import Stall
 from zmqrl.page.charts import COLUMNS
@@ -25,7 +26,7 @@ DEEPEST = 4  # levels of directories below the root
 LOOK_EVERY_S = 1.0
 LOOK_SHARE = 10  # a slow search of directories may use a tenth of the time
 STARTING_S = 300.0
-POINTS = 400  # rows of metrics.jsonl in a curve
+POINTS = 300  # rows of metrics.jsonl in a curve
 KEPT: Final = (
     *("version", "wall_s", "agent_steps", "episodes", "gradients", "updates_per_s", "contributions"),
     *(column for _, column in COLUMNS.values()),
@@ -140,7 +141,7 @@ class Runs:
         run = self.find(name)
 
         def read() -> dict[str, Any]:
-            *_, last = [{}, *parsed_lines(sample_lines(run.metrics, 8), ROW)]
+            last = _last_row(run.metrics)
             settings, summary = self._settings(name), _object(run.summary, SUMMARY) or {}
             workers, backups = settings.get("workers"), settings.get("backups", 0)
             return {
@@ -161,7 +162,7 @@ class Runs:
         return found | {"state": state} | ({"exit_reason": None} if state != "ended" else {})
 
     def details(self, name: str) -> dict[str, Any]:
-        """All about one run except its curves: how it ended, its newest row, evaluations, videos and logs."""
+        """All about one run except its curves: how it ended, its newest row, evaluations, videos, logs and hosts."""
         run, record = self.find(name), self.record(name)
         found = self.overview(name)
         stall = _object(run.stalled, SETTINGS) if found["state"] == "running" else None
@@ -173,11 +174,19 @@ class Runs:
             "evaluations": [asdict(each) for each in record.evaluations],
             "videos": list(_videos(run.path / "videos", record)),
             "logs": logs(run.path),
+            "hosts": [
+                {key: each.get(key) for key in ("host", *VERSIONS)}
+                | {"processes": ranges(each["processes"], short=True)}
+                for each in (_object(run.hosts, HOSTS) or {"hosts": []})["hosts"]
+            ],
         }
 
     def _settings(self, name: str) -> dict[str, Any]:
-        path = self.find(name).config
-        return self.kept("settings", name, stamp(path), lambda: dict(flat(_object(path, SETTINGS) or {})))
+        config = self._config(self.find(name).config)
+        return dict(flat(config))
+
+    def _config(self, path: Path) -> dict[str, Any]:
+        return self.kept("config", path, stamp(path), lambda: _object(path, SETTINGS) or {})
 
     def _search(self) -> Iterator[tuple[str, Path]]:
         """The name and path of each run. Looks into no run, hidden directory or symbolic link."""
@@ -193,13 +202,19 @@ class Runs:
 
     def _is_run(self, config: Path) -> bool:
         """Whether a ``config.json`` is that of a run: other programs write files of this name, too."""
-        return self.kept(
-            "is_run", config, stamp(config), lambda: {"env", "workers"} <= (_object(config, SETTINGS) or {}).keys()
-        )
+        return {"env", "workers"} <= self._config(config).keys()
 
     def _evaluations(self, run: RunDirectory, rows: list[dict[str, Any]]) -> list[Evaluation]:
         path = run.evaluations
         return evaluations(readable_lines(path, EVALUATION, lambda notice: None) if _is_plain(path) else [], rows)
+
+
+def _last_row(metrics: Path) -> dict[str, Any]:
+    """The last row that is not damaged, as far as a few samples show. Empty if there is none."""
+    for most in (1, 8):
+        if rows := list(parsed_lines(sample_lines(metrics, most)[-most:], ROW)):
+            return rows[-1]
+    return {}
 
 
 def _object(path: Path, form: Any) -> dict[str, Any] | None:

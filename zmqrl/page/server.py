@@ -1,7 +1,6 @@
 """Serves the page on one address of this machine."""
 
 import errno
-import importlib.util
 import ipaddress
 import os
 import secrets
@@ -12,16 +11,9 @@ from typing import Final
 from zmqrl.errors import UsageError, cannot_listen, require
 
 PORT: Final = 8470
-PACKAGES: Final = ("starlette", "uvicorn")
 TOKEN_BYTES = 24
 BASE_BYTES = 12
 CLOSE_WITHIN_S = 1
-
-
-def check_installed() -> None:
-    """Raise UsageError unless the packages of the page are installed."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    require(not missing, f"the page needs {' and '.join(missing)}: pip install 'zmqrl[page]'.")
 
 
 def listen(address: str, port: int | None) -> socket.socket:

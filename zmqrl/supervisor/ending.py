@@ -15,9 +15,10 @@ from zmqrl.json_lines import parse_json
 from zmqrl.observe.folding import quoted
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.provenance import provenance
+from zmqrl.observe.records import hosts_of
 from zmqrl.ps.control import ShardControl, only
 from zmqrl.ps.wire import messages as m
-from zmqrl.rundir import write_json
+from zmqrl.rundir import RunDirectory, write_json
 from zmqrl.supervisor.events import Reason
 from zmqrl.supervisor.requeue import INTERRUPTED
 
@@ -93,7 +94,8 @@ def exit_status(reason: Reason, error: BaseException | None) -> int:
 def write_summary(path: Path, reason: Reason, status: int, config: Config, last: Checkpoint, flavour: str) -> None:
     """Write ``summary.json``. ``flavour`` is the line to print with the scores. Raises UnwritableError."""
     try:
-        write_json(path, summary(reason, status, config, last, flavour))
+        hosts = hosts_of(RunDirectory(path.parent))
+        write_json(path, summary(reason, status, config, last, flavour) | {"hosts": hosts})
     except OSError as error:
         raise UnwritableError(refusal(error, path)) from error
 

@@ -1,12 +1,13 @@
 """The decisions of a run's supervisor, as a state machine: events in, actions out. Pure: no sockets, clock or files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 from zmqrl.errors import ClusterError
 from zmqrl.hosts.launcher import Exited
 from zmqrl.observe.folding import quoted
+from zmqrl.observe.live.presence import State
 from zmqrl.observe.stalls import Awaited, Doing, Stalls
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.schedule import WHOLE
@@ -102,7 +103,8 @@ class SupervisorMachine:
         """Start all processes. Workers import their modules while the shards come up."""
         self._start_by = now + START_WITHIN_S
         self.stalls.made(min(self.shards.checkpoint), now)
-        return list(map(self.processes.start, [*map(shard_id, self.shards.numbers), *map(worker_id, self.local_ranks)]))
+        first = [*map(shard_id, self.shards.numbers), *map(worker_id, self.local_ranks)]
+        return [self.processes.start(process, now) for process in first]
 
     def handle(self, event: e.Event, now: float) -> list[e.Action]:
         """Handle one event. Raises BrokenInvariant, which lists the last events, if an invariant does not hold."""
@@ -181,6 +183,20 @@ class SupervisorMachine:
                 return self._tick(now)
             case _:
                 assert_never(event)
+
+    def presence(self, process: ProcessId, missing_s: Mapping[int, float], now: float) -> tuple[State, float]:
+        """The state of a process, and the seconds since it has been in that state.
+
+        ``missing_s``: by rank, the seconds since the last contribution of a worker that the open version waits for.
+        """
+        is_worker = process.role == "worker"
+        outside = is_worker and process.number not in self.local_ranks
+        state, for_s = self.processes.presence(process, now, outside=outside)
+        if state in ("present", "silent") and self.stalls.is_stopped(process):
+            return "stopped", max(self.processes.silent_s(process, now), self.stalls.waited_s(now))
+        missed_s = missing_s.get(process.number, 0.0) if is_worker else 0.0
+        is_late = state == "present" and missed_s >= self.stalls.patience_s()
+        return ("awaited", missed_s) if is_late else (state, for_s)
 
     # messages and deaths
 
@@ -338,6 +354,7 @@ class SupervisorMachine:
         stats = self.shards.stats
         alive = set.intersection(*(set(each.present) for each in stats.values()))
         updated = any(each.version > self.shards.checkpoint[shard] for shard, each in stats.items())
+        self.processes.see_outside((worker_id(rank) for rank in alive if rank not in self.local_ranks), now)
         _, text = self.membership.observe(alive, updated, now)
         actions: list[e.Action] = []
         if self.began_at is None and self.membership.complete_once:

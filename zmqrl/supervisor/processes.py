@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp
 from zmqrl.observe.folding import ranges
+from zmqrl.observe.live.presence import State
 from zmqrl.observe.stalls import Awaited
 from zmqrl.process_id import ProcessId, ProcessRole, worker_id
 from zmqrl.ps.wire import messages as m
@@ -55,6 +56,8 @@ class Processes:
         self._full_since: dict[ProcessId, float] = {}  # when the process first found its disk full
         self._start_at: dict[ProcessId, float] = {}
         self._heard_at: dict[ProcessId, float] = {}
+        self._changed_at: dict[ProcessId, float] = {}  # when the process last started, died, came or left
+        self._outside: dict[ProcessId, bool] = {}  # the external workers that came: whether they are here now
         self._silence_told_at = 0.0
         self._used: dict[int, int] = {}  # by rank: most contributions that a shard has used
 
@@ -71,6 +74,7 @@ class Processes:
         counts = process.role in ("shard", "worker") and not excused
         self.running.discard(process)
         self._heard_at.pop(process, None)
+        self._changed_at[process] = now
         first = self.first_death
         if counts and (first is None or (_is_unexplained(first) and not _is_unexplained(exited))):
             self.first_death, self._first_death_at = exited, now
@@ -130,16 +134,18 @@ class Processes:
         """The number of deaths of the process since it last did some work."""
         return self._kills.get(process, 0) + self._failures.get(process, 0)
 
-    def start(self, process: ProcessId) -> e.Action:
+    def start(self, process: ProcessId, now: float) -> e.Action:
         """Start a process now."""
         self._start_at.pop(process, None)
+        self._changed_at[process] = now
         self.running.add(process)
         self.starts[process] += 1
         return e.StartProcess(process)
 
     def due(self, now: float) -> list[e.Action]:
         """Restart the processes whose delay is over."""
-        return [self.start(process) for process in [process for process, at in self._start_at.items() if now >= at]]
+        due = [process for process, at in self._start_at.items() if now >= at]
+        return [self.start(process, now) for process in due]
 
     def give_up(self, process: ProcessId) -> None:
         """Cancel the pending restart of a process."""
@@ -191,6 +197,29 @@ class Processes:
     def silent_s(self, process: ProcessId, now: float) -> float:
         """Seconds since the last sign of life of the process. 0 before the first sign of life."""
         return now - self._heard_at.get(process, now)
+
+    def see_outside(self, workers: Iterable[ProcessId], now: float) -> None:
+        """Note which external ``workers`` every shard sees now."""
+        here = set(workers)
+        for worker in here | self._outside.keys():
+            if self._outside.get(worker) != (worker in here):
+                self._outside[worker], self._changed_at[worker] = worker in here, now
+
+    def presence(self, process: ProcessId, now: float, *, outside: bool = False) -> tuple[State, float]:
+        """The state of a process, and the seconds since it has been in that state. ``outside``: an external worker."""
+        unreachable_s = self.unreachable_s(process, now)
+        if unreachable_s is not None:
+            return "unreachable", unreachable_s
+        for_s = now - self._changed_at.get(process, now)
+        if outside:
+            here = self._outside.get(process)
+            return ("open" if here is None else "present" if here else "lost"), for_s
+        if process not in self.running:
+            return "lost", for_s
+        if process.role in ("shard", "worker") and process not in self._heard_at:
+            return "starting", for_s
+        silent_s = self.silent_s(process, now)
+        return ("silent", silent_s) if silent_s >= SILENCE_S else ("present", for_s)
 
     def awaited(self, process: ProcessId, now: float) -> Awaited:
         """The known state of a process that a version waits for."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -10,6 +10,7 @@ import msgpack
 from zmqrl.config import Config
 from zmqrl.json_lines import JsonLines
 from zmqrl.observe.console import Console, LiveFigures
+from zmqrl.observe.live.presence import Presence, by_host
 from zmqrl.observe.metrics import Counters, RunMetrics, ShardStats, summed
 from zmqrl.observe.reports import WorkerReport
 from zmqrl.observe.trackers import CLOSE_WITHIN_S, Tracked, Trackers
@@ -23,8 +24,8 @@ ROW_EVERY_S = 1.0
 
 
 class Progress:
-    """The metrics of a run. ``row`` is the newest row. Time counts from the call of ``begin``, when the first version
-    begins.
+    """The metrics of a run. ``row`` is the newest row, and ``processes`` are those that the screen shows. Time counts
+    from the call of ``begin``, when the first version begins.
     """
 
     def __init__(self, config: Config, directory: RunDirectory, counters: Counters, console: Console) -> None:
@@ -43,6 +44,7 @@ class Progress:
         self.began_at: float | None = None
         self.row_at = 0.0
         self.row: dict[str, Any] = self.metrics.row(0.0)
+        self.processes: Sequence[Presence] = ()
         self.made_at = 0  # progress of the run at the newest version, in millionths
 
     def begin(self, now: float) -> None:
@@ -115,7 +117,8 @@ class Progress:
             self.row_version = self.row["version"]
             self.rows.write_or_tell(self.row, self.console.notice)
             self.trackers.log(self.row, self.row["version"])
-        self.console.update(live_figures(self.config, self.directory, self.row, self.trained_s()))
+        figures = live_figures(self.config, self.directory, self.row, self.trained_s(), self.processes)
+        self.console.update(figures)
 
     def close(self, *, hurried: bool) -> None:
         """Close the files and the trackers. If ``hurried``, do not wait for the trackers to finish."""
@@ -123,13 +126,20 @@ class Progress:
         self.trackers.close(within_s=0.0 if hurried else CLOSE_WITHIN_S)
 
 
-def live_figures(config: Config, directory: RunDirectory, row: Mapping[str, Any], trained_s: float) -> LiveFigures:
-    """What a console shows for a ``row`` after ``trained_s`` seconds of training in this session."""
+def live_figures(
+    config: Config,
+    directory: RunDirectory,
+    row: Mapping[str, Any],
+    trained_s: float,
+    processes: Sequence[Presence] = (),
+) -> LiveFigures:
+    """What a console shows for a ``row`` and ``processes`` after ``trained_s`` seconds of training in this session."""
     return LiveFigures(
         title=f"{config.recipe} · {config.env} · {directory.path.name}",
         row=row,
         frames_per_agent_step=config.envs.mean_frame_skip if config.env.startswith("ALE/") else None,
         left_s=_left_s(config, row, trained_s),
+        hosts=by_host(processes),
     )
 
 

@@ -21,12 +21,11 @@ from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError, cannot_listen, naming, refusal
 from zmqrl.hosts.deployment import Deployment, on_this_machine
 from zmqrl.hosts.preflight import LOW_DISK_BYTES, size
+from zmqrl.local.extras import require_extra
 from zmqrl.observe.console import Console, LoggedConsole, console_for
 from zmqrl.observe.exporter import Exporter, exporter_at
 from zmqrl.observe.screen import never_waiting
-from zmqrl.observe.trackers import check_installed
 from zmqrl.page.beside import page_beside
-from zmqrl.page.server import check_installed as check_page_installed
 from zmqrl.process import interruptible
 from zmqrl.process_id import shard_id
 from zmqrl.profile.recording import Recording
@@ -61,9 +60,21 @@ def _deploy_here(config: Config, directory: RunDirectory, stages: Stages) -> Dep
 
 
 def check_here(config: Config) -> None:
-    """Raise UsageError for the first invalid setting, and for a port that this machine cannot use."""
+    """Raise UsageError for the first invalid setting, and for a port or package that this machine lacks."""
     config.check()
+    if config.recorder:
+        require_extra("video", "--recorder needs")
     check_ports(config)
+
+
+def check_extras(config: Config) -> None:
+    """Raise UsageError for the first package that the launcher of a run needs and that is not installed here."""
+    if config.env.startswith("ALE/"):  # other ids of Atari games are known only once the games are imported
+        require_extra("atari", f"{config.env} needs")
+    for tracker in config.trackers:
+        require_extra(tracker, f"--trackers {tracker} needs")
+    if config.page:
+        require_extra("page", "--page needs")
 
 
 def train_on(
@@ -80,9 +91,7 @@ def train_on(
     """
     config.check()
     config = config.with_schedule()
-    check_installed(config.trackers)
-    if config.page:
-        check_page_installed()
+    check_extras(config)
     path = config.run_dir or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = RunDirectory(path, new=config.run_dir is None)
     with contextlib.ExitStack() as stack:
@@ -135,6 +144,7 @@ def train_on(
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(replaced))
         remove_files(directory, news.append, but=deployment.files.links)
         write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
+        write_json(directory.hosts, deployment.to_json())
         url = stack.enter_context(page_beside(directory)) if config.page else None
         if url is not None:  # not a notice: the log of a run can have more readers than this screen
             sys.stdout.write(f"live page: {url}\n")

@@ -15,8 +15,9 @@ from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.faults import Faults
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected, Paused, Said, Task
 from zmqrl.observe.console import Console
-from zmqrl.observe.exporter import Exporter, ProcessFigures, Snapshot
+from zmqrl.observe.exporter import Exporter, Snapshot
 from zmqrl.observe.folding import Folded, Folding
+from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
@@ -37,7 +38,7 @@ from zmqrl.supervisor.resume import mend_histories
 from zmqrl.words import counted
 
 TURN_S = 0.05
-EXPORT_EVERY_S = 1.0
+SHOW_EVERY_S = 1.0
 STOP_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
 COPY_WITHIN_S = 30.0
@@ -104,7 +105,7 @@ class Supervisor:
         self.followers = Followers(config, directory, self, console, self.files)
         self.faults = Faults(config.failures, self.launcher, self.sites, console.notice)
         self.endpoints: dict[int, dict[SocketRole, str]] = {}
-        self.exporter, self.exported_at, self.on_up = exporter, 0.0, on_up
+        self.exporter, self.shown_at, self.on_up = exporter, 0.0, on_up
         self.reports_closed = self.saved = False
         self.refused: set[str] = set()  # the reasons for refused workers that the user has seen
         self.interrupts = 0
@@ -262,9 +263,9 @@ class Supervisor:
             self._do(self._actions.popleft())
         if self.progress.began_at is None:
             self._show_stage()
-        if self.exporter is not None and time.monotonic() - self.exported_at >= EXPORT_EVERY_S:
-            self.exported_at = time.monotonic()
-            self.exporter.show(self._snapshot(self.exported_at))
+        if time.monotonic() - self.shown_at >= SHOW_EVERY_S:
+            self.shown_at = time.monotonic()
+            self._show(self._snapshot(self.shown_at))
 
     def _show_stage(self) -> None:
         """Show how many shards are up, and then how many workers are present at all of them."""
@@ -278,29 +279,17 @@ class Supervisor:
         self.stages.at("workers", f"waiting for {counted(ranks, 'worker')}", len(present), ranks)
 
     def _snapshot(self, now: float) -> Snapshot:
-        """The figures of the run for Prometheus."""
-        stats, processes, view = self.shards.stats, self.machine.processes, self.machine.membership.view
+        """The figures of the run for Prometheus, the screen and other terminals."""
+        stats, view = self.shards.stats, self.machine.membership.view
         heard = {
             rank: silent_ms / 1000
             for each in stats.values()
             for rank, silent_ms in zip(each.present, each.silent_ms, strict=False)
         }
-        running = set(self.launcher.running())
         return Snapshot(
             row=self.progress.row,
             about={"name": self.directory.path.name, "recipe": self.config.recipe, "env": self.config.env},
-            processes=[
-                *(
-                    ProcessFigures(
-                        process=process, host=self.sites[process].host, is_up=process in running, restarts=starts - 1
-                    )
-                    for process, starts in sorted(processes.starts.items())
-                ),
-                *(
-                    ProcessFigures(process=worker_id(rank), host="external", is_up=rank in heard)
-                    for rank in self.plan.open_ranks
-                ),
-            ],
+            processes=self._presences(now),
             shard_versions=dict(self.shards.seen),  # a copy, because another thread reads it
             shard_held={shard: len(each.held) for shard, each in stats.items()},
             silent_s=heard,
@@ -308,6 +297,25 @@ class Supervisor:
             stalled_s=self.machine.stalls.waited_s(now),
             checkpoint=self.checkpoint.version,
         )
+
+    def _presences(self, now: float) -> list[Presence]:
+        """The state of each process that was started, and of the rank of each external worker."""
+        missing_s = {int(rank): seconds for rank, seconds in self.progress.row["missing_s"].items()}
+        starts = self.machine.processes.starts
+        hosts = {process: self.sites[process].host for process in sorted(starts)}
+        found = []
+        for process, host in [*hosts.items(), *((worker_id(rank), EXTERNAL) for rank in self.plan.open_ranks)]:
+            state, for_s = self.machine.presence(process, missing_s, now)
+            restarts = max(0, starts[process] - 1)
+            found.append(Presence(process=process, host=host, state=state, for_s=for_s, restarts=restarts))
+        return found
+
+    def _show(self, snapshot: Snapshot) -> None:
+        self.progress.processes = snapshot.processes
+        with contextlib.suppress(OSError):  # another part reports a full disk
+            write_json(self.directory.live, snapshot.to_json())
+        if self.exporter is not None:
+            self.exporter.show(snapshot)
 
     def _interrupted(self) -> bool:
         return self.interrupts > 0
@@ -433,7 +441,7 @@ class Supervisor:
 
     def start(self, process: ProcessId) -> None:
         """Start a process now."""
-        self._actions.append(self.machine.processes.start(process))
+        self._actions.append(self.machine.processes.start(process, time.monotonic()))
 
     def tell(self, process: ProcessId, message: dict[str, Any]) -> None:
         """Send a message to a process."""

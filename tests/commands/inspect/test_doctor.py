@@ -86,7 +86,7 @@ def test_usable_hosts_are_shown_with_every_route(lab: Lab) -> None:
     done = run_doctor(lab, "h1,h2,h3", *PORTS, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
-    assert set(found) == {"hosts", "routes", "problems", "warnings"}
+    assert set(found) == {"hosts", "routes", "expected", "problems", "warnings"}
     assert found["problems"] == []
     for host in found["hosts"]:
         assert set(host) == {"host", *KEYS}
@@ -103,8 +103,28 @@ def test_usable_hosts_are_shown_with_every_route(lab: Lab) -> None:
         assert route["bytes_per_s"] > 0
         if "h3" in (route["from"], route["to"]):
             assert route["bytes_per_s"] < 20e6, route
+    slow = [text.partition(",")[0] for text in found["warnings"] if text.startswith("h3: it ")]
+    assert [text.rpartition(" at most ")[0] for text in slow] == ["h3: it sends", "h3: it receives"]
+    assert found["expected"]["updates_per_s"] > 0
     assert "sending data over 9 routes" in done.stderr
     eventually(lambda: nothing_left(lab), "the end of all processes that the doctor started", 15)
+
+
+def test_a_run_on_a_slow_link_is_about_as_fast_as_the_doctor_expects(lab: Lab, tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts.toml"
+    hosts.write_text('[[host]]\nname = "h1"\nshards = 1\n[[host]]\nname = "h2"\nworkers = 1\n')
+    # A slice of 1 MB is longer than the burst that the link lets through, and takes 0.2 s.
+    options = ("--workers", "1", "--shards", "1", "--network.hidden", "512")
+    lab.rate("h2", "40mbit")
+    done = run_doctor(lab, str(hosts), *options, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = json.loads(done.stdout)["expected"]
+    assert expected["limit"]["over"] in ("h2 -> h1", "h1 -> h2", "out of h2", "into h2")
+    with launching(lab, tmp_path / "run", *options, "--updates", "40", hosts=str(hosts)) as run:
+        assert run.wait(within_s=120) == 0, run.said()
+    first, *_, last = (row for row in run.files.metrics() if row["version"] >= 5)
+    updates_per_s = (last["version"] - first["version"]) / (last["wall_s"] - first["wall_s"])
+    assert 0.6 * expected["updates_per_s"] <= updates_per_s <= 1.2 * expected["updates_per_s"]
 
 
 def test_every_problem_of_the_hosts_is_reported_with_its_remedy(lab: Lab, tmp_path: Path) -> None:

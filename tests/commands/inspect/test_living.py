@@ -18,10 +18,14 @@ from support.rig import ending, eventually
 from support.run_rig import RunFiles, launching, trained, training
 
 from zmqrl.commands.inspect import logs, status
+from zmqrl.commands.inspect.merging import time_of
 from zmqrl.commands.run import stop
-from zmqrl.errors import ClusterError
+from zmqrl.errors import ClusterError, UsageError
+from zmqrl.observe.exporter import Snapshot
+from zmqrl.observe.live.presence import EXTERNAL, Presence
+from zmqrl.observe.provenance import versions
 from zmqrl.observe.stalls import Awaited, Stall
-from zmqrl.process_id import worker_id
+from zmqrl.process_id import ProcessId, worker_id
 from zmqrl.recipes import cartpole
 from zmqrl.rundir import RunDirectory, write_json
 
@@ -50,17 +54,53 @@ def test_status_shows_how_a_run_ended(ended: RunFiles) -> None:
     found = status_of(ended.path)
     assert (found["state"], found["exit_reason"], found["version"]) == ("ended", "updates", 20)
     assert found["processes"] == []
-    assert "ended (updates)\nversion 20" in zmqrl("status", str(ended.path))
+    said = zmqrl("status", str(ended.path))
+    assert "ended (updates)\nversion 20" in said
+    assert f"\n{socket.gethostname()}: shard-0,shard-1,worker-0,worker-1; zmqrl " in said
     assert "is not running" in zmqrl("stop", str(ended.path), status=2)
+
+
+def test_the_summary_says_which_host_ran_which_process_with_which_versions(ended: RunFiles) -> None:
+    (here,) = ended.summary()["hosts"]
+    assert here["host"] == socket.gethostname()
+    assert here["processes"] == ["shard-0", "shard-1", "worker-0", "worker-1"]
+    assert here == {**versions(), "host": here["host"], "processes": here["processes"]}
+    assert json.loads((ended.path / "hosts.json").read_text()) == {"hosts": [here], "given": None}
 
 
 def test_each_log_line_is_shown_with_its_process(ended: RunFiles) -> None:
     said = zmqrl("logs", str(ended.path))
-    assert "[shard-0,shard-1] " in said
+    assert f"[{socket.gethostname()} shard-0,shard-1] " in said
     assert "[supervisor] " in said
     assert "[supervisor] " not in zmqrl("logs", str(ended.path), "shard-1")
     assert "did you mean shard-1?" in zmqrl("logs", str(ended.path), "shard-11", status=2)
     assert "not a run directory" in zmqrl("logs", str(ended.path / "logs"), status=2)
+
+
+def test_the_lines_of_all_logs_are_in_the_order_of_time(
+    ended: RunFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.run(logs.Options(run=ended.path))
+    times = [time_of(line.partition("] ")[2].strip()) for line in capsys.readouterr().out.splitlines()]
+    known = [at for at in times if at is not None]
+    assert len(known) > 5
+    assert known == pytest.approx(sorted(known), abs=0.1)  # threads of a process can log out of order
+
+
+def test_the_logs_of_one_host_are_shown(starting: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    (starting.path / "logs").mkdir()
+    on = {"h1": ["worker-0"], "h2": ["shard-0", "worker-1"]}
+    write_json(starting.hosts, {"hosts": [{"host": h, "processes": names} for h, names in on.items()], "given": None})
+    for second, name in enumerate(("worker-1", "worker-0", "shard-0")):
+        starting.log(ProcessId.parse(name)).write_text(f"2026-01-05 10:00:0{second},000 {name} is up\n")
+    starting.release()
+    assert logs.run(logs.Options(run=starting.path, host="h2")) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "[h2 worker-1] 2026-01-05 10:00:00,000 worker-1 is up",
+        "[h2 shard-0] 2026-01-05 10:00:02,000 shard-0 is up",
+    ]
+    with pytest.raises(UsageError, match="--host h3: no such host; its hosts: h1, h2"):
+        logs.run(logs.Options(run=starting.path, host="h3"))
 
 
 def test_a_reader_that_closes_the_pipe_causes_no_error(ended: RunFiles) -> None:
@@ -105,6 +145,10 @@ def test_a_live_run_can_be_shown_followed_and_stopped(tmp_path: Path) -> None:
         found = status_of(path)
         assert found["state"] == "running"
         assert {each["name"] for each in found["processes"]} == {"shard-0", "shard-1", "worker-0", "worker-1"}
+        eventually(
+            lambda: [each.get("presence") for each in status.status(path)["processes"]] == 4 * ["present"],
+            "all are present",
+        )
         assert f"[{socket.gethostname()} shard-0,shard-1] " in zmqrl("logs", str(path))
         command = [sys.executable, "-m", "zmqrl", "logs", str(path), "-f", "supervisor"]
         with ending(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) as following:
@@ -201,6 +245,40 @@ def test_status_says_why_a_process_has_no_process_id(starting: RunDirectory) -> 
         "h2 worker-1 (its host is unreachable)",
     ]
     starting.release()
+
+
+def test_status_shows_speed_and_who_is_present_since_when(starting: RunDirectory) -> None:
+    here = {"host": socket.gethostname(), "pid": os.getpid()}
+    workers = [{"rank": 0, "host": "h1", "pid": 17}, {"rank": 1, "host": "h2", "pid": None}]
+    write_json(starting.cluster, {"supervisor": here, "shards": [], "workers": workers, "followers": []})
+    row = {"version": 7, "wall_s": 90.0, "agent_steps": 448, "agent_steps_per_s": 1234.4, "updates_per_s": 5.61}
+    row |= {"score_mean_50": 21.4, "workers_present": 2}
+    presences = [
+        Presence(process=worker_id(0), host="h1", state="awaited", for_s=12.2),
+        Presence(process=worker_id(1), host="h2", state="lost", for_s=3.0, restarts=2),
+        Presence(process=worker_id(2), host=EXTERNAL, state="present"),
+    ]
+    write_json(starting.live, Snapshot(row=row, about={}, processes=presences, quorum=3).to_json())
+    found = status.status(starting.path)
+    assert {key: found[key] for key in row} == row
+    assert found["processes"][1] == {
+        **{"name": "worker-1", "host": "h2", "pid": None, "state": "restarting"},
+        **{"presence": "lost", "for_s": 3.0, "restarts": 2},
+    }
+    assert status._report(found).splitlines() == [
+        "running",
+        "version 7 after 1.5 min, score 21.4",
+        "1,234 agent steps/s, 5.6 updates/s",
+        "2 workers present, 3 required",
+        f"{here['host']} supervisor (process {here['pid']})",
+        "h1 worker-0 (process 17, no contribution for 12 s)",
+        "h2 worker-1 (lost 3 s ago)",
+        "external worker-2",
+    ]
+    starting.live.write_text("{")
+    assert status.status(starting.path)["updates_per_s"] is None
+    starting.release()
+    assert not starting.live.exists()
 
 
 def test_a_locked_run_whose_supervisor_is_gone_is_not_running(starting: RunDirectory) -> None:

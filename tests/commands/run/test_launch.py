@@ -17,7 +17,7 @@ import pytest
 from support.lab import Lab
 from support.paths import ROOT
 from support.rig import ending, eventually
-from support.run_rig import WITHIN_S, Run, RunFiles, launching
+from support.run_rig import WITHIN_S, Run, RunFiles, launching, started
 from support.terminal import on_a_terminal
 
 import zmqrl
@@ -34,10 +34,15 @@ def no_process_on(lab: Lab) -> bool:
     return not any(lab.processes(host) for host in lab.hosts)
 
 
-def no_files_on(lab: Lab, run: Run) -> bool:
-    """Whether the run has left no directory on any host."""
+def directory_on(host: str, run: Run) -> Path:
+    """The directory of a run on a host. The lab and this machine share their disks."""
     name = directory_name(RunDirectory(run.files.path), socket.gethostname())
-    return not any((Path("/var/tmp/zmqrl-0") / host / name).exists() for host in lab.hosts)
+    return Path(f"/var/tmp/zmqrl-{os.getuid()}", host, name)
+
+
+def has_files(run: Run) -> list[str]:
+    """The hosts on which the run has left its directory."""
+    return [host for host in ("h1", "h2", "h3", "h4") if directory_on(host, run).exists()]
 
 
 def has_ranks(run: Run, ranks: set[int], shard: int = 0) -> Callable[[], bool]:
@@ -62,7 +67,7 @@ def test_a_run_on_four_hosts_learns_and_ends_and_its_files_are_copied_back(lab: 
     assert (run.files.path / "trace.json").stat().st_size > 1000
     assert "is present" in run.files.log("shard-1")
     eventually(lambda: no_process_on(lab), "the end of every process", 15)
-    assert no_files_on(lab, run)
+    assert has_files(run) == []
 
 
 def test_pong_on_four_hosts_makes_thirty_updates(lab: Lab, tmp_path: Path) -> None:
@@ -93,24 +98,72 @@ def test_nothing_is_left_on_any_host_when_the_launcher_ends(lab: Lab, tmp_path: 
         eventually(lambda: no_process_on(lab), "the end of every process", 15)
 
 
-def test_a_run_with_a_killed_launcher_resumes_on_other_hosts_from_the_state_of_its_shards(
-    lab: Lab, tmp_path: Path
-) -> None:
-    path = tmp_path / "run"
-    with launching(lab, path, "--workers", "2", "--shards", "2", "--straggle", "0:0.02") as run:
+@pytest.fixture(params=[pytest.param(None, marks=pytest.mark.slow), pytest.param("lab", marks=pytest.mark.lab)])
+def lab_or_here(request: pytest.FixtureRequest) -> Lab | None:
+    """The lab, or None: each host is this machine under another name."""
+    return None if request.param is None else request.getfixturevalue("lab")
+
+
+def killed_on_h1_and_h2(lab: Lab | None, path: Path) -> Run:
+    """A run whose launcher was killed. Each host has a shard and a worker."""
+    with launching(lab, path, "--workers", "2", "--shards", "2", "--straggle", "0:0.02", hosts="h1,h2") as run:
         run.wait_for(20)
         run.signal(signal.SIGKILL)
         run.wait()
+    return run
+
+
+@pytest.mark.parametrize("others", ["h2,h1,h3", "h3,h4"])
+def test_a_run_with_a_killed_launcher_resumes_on_other_hosts_from_the_state_of_its_shards(
+    lab_or_here: Lab | None, tmp_path: Path, others: str
+) -> None:
+    run = killed_on_h1_and_h2(lab_or_here, path := tmp_path / "run")
     killed_at = run.files.version()
     assert run.files.newest().version == 0, "the run must be killed before its second checkpoint"
     # State and histories are on h1 and h2, but the shards now run on other hosts.
-    with launching(lab, path, "--resume", "--minutes", "0.03", hosts="h2,h1,h3") as run:
+    with launching(lab_or_here, path, "--resume", "--minutes", "0.03", hosts=others) as run:
         assert run.wait(within_s=120) == 0, run.said()
     resumed_at = int(run.said().partition("resuming from version ")[2].split()[0])
     summary = run.files.assert_summary_exact("minutes")
     assert killed_at <= resumed_at < summary["updates"]
     run.files.assert_history_exact(summary["updates"])
-    assert no_files_on(lab, run), "files are left, perhaps on h4, which was not used again"
+    run.files.assert_contributions_exact()
+    assert has_files(run) == []
+
+
+def test_a_run_whose_state_is_lost_resumes_on_other_hosts_under_a_new_generation(
+    lab_or_here: Lab | None, tmp_path: Path
+) -> None:
+    run = killed_on_h1_and_h2(lab_or_here, path := tmp_path / "run")
+    generation, version = run.files.generation(1), run.files.version()
+    shutil.rmtree(directory_on("h2", run) / "state")
+    with launching(lab_or_here, path, "--resume", "--updates", "10", hosts="h3,h4") as run:
+        assert run.wait(within_s=120) == 0, run.said()
+    assert "resuming from version 0" in run.said()
+    assert "everything after version 0 is lost: there is no state in " in run.said()
+    run.files.assert_summary_exact("updates")
+    run.files.assert_history_exact(10)
+    run.files.assert_contributions_exact()
+    assert run.files.generation(1) > generation, "a shard could mistake lines of the first session for newer ones"
+    (undone,) = (path / "history").glob("shard-1.before-generation-*.jsonl")
+    assert len(undone.read_text().splitlines()) >= version
+
+
+def test_a_run_resumes_on_the_same_hosts_without_naming_them_again(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with launching(lab, path, "--workers", "2", "--updates", "20", hosts="h3,h1") as run:
+        assert run.wait(within_s=120) == 0, run.said()
+    first = run.files.assert_summary_exact("updates")["hosts"]
+    assert [(each["host"], each["processes"]) for each in first] == [
+        ("h3", ["shard-0", "worker-0"]),
+        ("h1", ["shard-1", "worker-1"]),
+    ]
+    assert all(each["python"] and each["torch"] and each["zmqrl"] and each["code"] for each in first)
+    command = [sys.executable, "-m", "zmqrl", "launch", "--resume", str(path), "--updates", "40"]
+    with started(command, path, {}) as run:
+        assert run.wait(within_s=120) == 0, run.said()
+    assert run.files.assert_summary_exact("updates")["hosts"] == first
+    assert run.files.history(0)[-1]["version"] == 40
 
 
 @pytest.mark.parametrize("fault", ["link", "blackhole"])
@@ -178,7 +231,7 @@ def test_an_error_names_all_unusable_hosts_and_nothing_is_started(lab: Lab, tmp_
         assert "\n  h9: " in run.complaint()
         assert not (run.files.path / "config.json").exists()
     eventually(lambda: no_process_on(lab), "the end of the host daemons", 15)
-    assert no_files_on(lab, run)
+    assert has_files(run) == []
 
 
 def test_a_host_with_different_code_is_refused(lab: Lab, tmp_path: Path) -> None:
@@ -194,7 +247,7 @@ def test_a_host_with_different_code_is_refused(lab: Lab, tmp_path: Path) -> None
     with launching(lab, tmp_path / "run", hosts=str(hosts)) as run:
         assert run.wait() == 3
         assert run.complaint().startswith("zmqrl: h2: zmqrl there (")
-    eventually(lambda: no_files_on(lab, run), "the hosts are as before")
+    eventually(lambda: not has_files(run), "the hosts are as before")
 
 
 def test_zmqrl_is_installed_on_hosts_that_lack_it(lab: Lab, tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ def _show(living: Living, console: Console) -> None:
         for line in rows.lines()[-1:]:
             with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged line
                 row = parse_json(line)
-                console.update(live_figures(config, directory, row, row["wall_s"] - trained_before_s))
+                trained_s = row["wall_s"] - trained_before_s
+                console.update(live_figures(config, directory, row, trained_s, living.live()[1]))
         if is_over:
             return
         time.sleep(LOOK_EVERY_S)

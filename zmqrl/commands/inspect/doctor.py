@@ -1,11 +1,14 @@
-"""``zmqrl doctor``: check all hosts of a run, and every route between these hosts, before the run starts."""
+"""``zmqrl doctor``: check all hosts of a run, and every route between these hosts, before the run starts.
+
+Without hosts, :mod:`zmqrl.commands.inspect.this_machine` checks this machine.
+"""
 
 import contextlib
 import dataclasses
 import math
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +16,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from zmqrl.commands.inspect import this_machine
 from zmqrl.commands.options import parse_known
 from zmqrl.commands.output import print_json, prints_to_stderr
 from zmqrl.commands.run.launch import other_code
@@ -22,6 +26,7 @@ from zmqrl.hostd.messages import Clean, Up
 from zmqrl.hosts.connecting import connect, listed_twice
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.inventory import Host
+from zmqrl.hosts.judging.speed import Expectation, expect
 from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.preflight import Survey, Verdict, judge, size, survey
 from zmqrl.hosts.probing import Route, probe_ids
@@ -29,6 +34,7 @@ from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
 from zmqrl.observe.provenance import code_hash
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
+from zmqrl.ps.layout import Layout
 from zmqrl.start.initial import Preparation
 from zmqrl.words import counted
 
@@ -36,7 +42,7 @@ LEASE_S = 8.0
 ROUTES_SHOWN = 24
 KEYS = (
     *("zmqrl", "code", "python", "cores", "interfaces", "game_error", "memory_bytes", "open_files", "disk_bytes"),
-    *("shm_bytes", "clock_ahead_s"),
+    *("shm_bytes", "clock_ahead_s", "torch", "machine_cores", "busy_cores", "load_average", "steal_share"),
 )
 
 Facts = Mapping[str, Any]
@@ -44,7 +50,10 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Options(HostOptions):
-    """Check that hosts can run this job and reach each other. Accepts all options of `zmqrl train`."""
+    """Check that hosts can run this job and reach each other. Without -H or --slurm: check this machine.
+
+    Accepts all options of `zmqrl train`.
+    """
 
     json: bool = False
     """Print one JSON object."""
@@ -53,6 +62,8 @@ class Options(HostOptions):
 def command(arguments: list[str]) -> int:
     """Run ``zmqrl doctor``. Raises ZmqrlError."""
     options, rest = parse_known(Options, arguments, f"zmqrl doctor {RECIPE}")
+    if options == Options(json=options.json):
+        return this_machine.run(config_from(rest), json=options.json)
     return run(options, config_from(rest, over_tcp))
 
 
@@ -65,15 +76,17 @@ def run(options: Options, config: Config) -> int:
         check(config, hosts)
         with Preparation(config) as preparation:
             preparation.flavour()  # checks the game
-        reach = options.bring(reach, _say)
-        up, found, verdict = examine(reach, config)
+            reach = options.bring(reach, _say)
+            up, found, verdict, expected = examine(reach, config, lambda: preparation.checkpoint().layout)
     if options.json:
-        print_json(to_json(hosts, up, found, verdict))
+        print_json(to_json(hosts, up, found, verdict, expected))
         return 3 if verdict.problems else 0
     console = page()
     console.print(host_table(hosts, up, found))
     if found.routes:
         console.print(route_table(found.routes))
+    if expected is not None:
+        console.print(Text(expected.sentence()))
     for kind, sentences in (("warning", verdict.warnings), ("problem", verdict.problems)):
         for sentence in sentences:
             console.print(Text(f"{kind}: {sentence}"))
@@ -83,8 +96,12 @@ def run(options: Options, config: Config) -> int:
     return 0
 
 
-def examine(reach: Reach, config: Config) -> tuple[dict[str, Up], Survey, Verdict]:
-    """Connect to the hosts and probe them. Returns the reports of the daemons, the survey, and the verdict."""
+def examine(
+    reach: Reach, config: Config, layout: Callable[[], Layout]
+) -> tuple[dict[str, Up], Survey, Verdict, Expectation | None]:
+    """Connect to the hosts and probe them. Returns the reports of the daemons, the survey, the verdict, and the speed
+    that the network allows for parameters with this ``layout``, if it is known.
+    """
     hosts = reach.hosts
     work = f"doctor-{secrets.token_hex(6)}"
     links = {host.name: reach.link(host, work=work, lease_s=LEASE_S) for host in hosts}
@@ -107,7 +124,15 @@ def examine(reach: Reach, config: Config) -> tuple[dict[str, Up], Survey, Verdic
                 link.send(Clean(whole=True))
     found = dataclasses.replace(found, failed={**failed, **found.failed})
     verdict = judge(found, config, placement)
-    return up, found, dataclasses.replace(verdict, problems=[*verdict.problems, *unknown])
+    expected = expect(
+        placement,
+        layout(),
+        config.wire.codec,
+        found.measured("bytes_per_s"),
+        found.measured("round_trip_s"),
+        together=config.mode == "sync",
+    )
+    return up, found, dataclasses.replace(verdict, problems=[*verdict.problems, *unknown]), expected
 
 
 def known(host: Host, up: Mapping[str, Up], found: Survey) -> dict[str, Any]:
@@ -119,7 +144,19 @@ def known(host: Host, up: Mapping[str, Up], found: Survey) -> dict[str, Any]:
 def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Table:
     """A line for each host. A dash stands for an unknown value."""
     shown = Table(box=box.SIMPLE_HEAD)
-    for title in ("host", "zmqrl", "python", "game", "cores", "memory", "open files", "disk", "/dev/shm", "clock"):
+    for title in (
+        "host",
+        "zmqrl",
+        "python",
+        "game",
+        "cores",
+        "memory",
+        "open files",
+        "disk",
+        "/dev/shm",
+        "clock",
+        "busy",
+    ):
         shown.add_column(title, justify="left" if title in ("host", "zmqrl", "python", "game") else "right")
     for host in hosts:
         about = known(host, up, found)
@@ -130,20 +167,24 @@ def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Ta
             cells += ["no limit" if about["open_files"] is None else str(about["open_files"])]
             cells += [size(about["disk_bytes"]), size(about["shm_bytes"])]
             cells += [None if about["clock_ahead_s"] is None else f"{1000 * about['clock_ahead_s']:+.0f} ms"]
+            busy, cores = about.get("busy_cores"), about.get("machine_cores")
+            cells += [None if busy is None else f"{busy:.1f} of {cores} cores"]
         cells += [None] * (len(shown.columns) - 1 - len(cells))
         shown.add_row(*(Text(cell or "-") for cell in (host.name, *cells)))
     return shown
 
 
 def route_table(routes: Mapping[Route, Facts]) -> Table:
-    """A line for each route. If there are many routes, the table has lines only for the failed routes and the slowest
-    routes.
+    """A line for each route, in the order of ``routes``. If there are many routes, the table has lines only for the
+    failed routes and the slowest routes.
     """
     shown = Table(box=box.SIMPLE_HEAD)
     for title in ("from", "to", "address", "round trip", "bandwidth"):
         shown.add_column(title, justify="left" if title in ("from", "to", "address") else "right")
-    worst = sorted(routes.items(), key=lambda item: -item[1].get("round_trip_s", math.inf))[:ROUTES_SHOWN]
-    for route, measured in worst if len(routes) > ROUTES_SHOWN else routes.items():
+    worst = set(sorted(routes, key=lambda route: _speed(routes[route]))[:ROUTES_SHOWN])
+    for route, measured in routes.items():
+        if route not in worst:
+            continue
         if "error" in measured:
             cells = [measured["error"], "-"]
         else:
@@ -155,7 +196,20 @@ def route_table(routes: Mapping[Route, Facts]) -> Table:
     return shown
 
 
-def to_json(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey, verdict: Verdict) -> dict[str, Any]:
+def _speed(measured: Facts) -> tuple[float, ...]:
+    """Lower for slower routes, and lowest for failed ones."""
+    if "error" in measured:
+        return (0.0,)
+    return measured.get("bytes_per_s", math.inf), -measured["round_trip_s"]
+
+
+def to_json(
+    hosts: Sequence[Host],
+    up: Mapping[str, Up],
+    found: Survey,
+    verdict: Verdict,
+    expected: Expectation | None = None,
+) -> dict[str, Any]:
     """The findings as plain data. An unknown value is null."""
     return {
         "hosts": [
@@ -172,6 +226,7 @@ def to_json(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey, verdict:
             }
             for route, measured in found.routes.items()
         ],
+        "expected": None if expected is None else expected.to_json(),
         "problems": verdict.problems,
         "warnings": verdict.warnings,
     }

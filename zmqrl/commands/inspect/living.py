@@ -11,11 +11,11 @@ from zmqrl.hostd import inspection
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.link import Link, LinkLost
 from zmqrl.json_lines import parse_json
-from zmqrl.observe.forms import SUMMARY, read_object
+from zmqrl.observe.forms import ROW, SUMMARY, read_object
+from zmqrl.observe.live.presence import Presence
 from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.rundir import RunDirectory, not_a_run
-from zmqrl.supervisor.ending import exit_status
 
 ANSWER_WITHIN_S = 15.0
 MOST_AT_A_TIME = 16  # hosts that are asked in parallel
@@ -82,6 +82,17 @@ class Living:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
             return None
 
+    def live(self) -> tuple[dict[str, Any], list[Presence]]:
+        """The newest figures of the run, and its processes, as the supervisor last wrote them. Empty if they are
+        unknown.
+        """
+        try:
+            found = parse_json(self.directory.live.read_text(encoding="utf-8"))
+            row = found["row"] | {"quorum": found["quorum"]}
+            return row if ROW.complaint(row) is None else {}, list(map(Presence.from_json, found["processes"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
+            return {}, []
+
     def hosts(self) -> dict[str, Seen | str]:
         """For each host of a run, its answer, or the reason why it gave no answer."""
         links = [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
@@ -103,6 +114,8 @@ def exit_status_of(directory: RunDirectory) -> int:
     if summary is None:
         raise ClusterError(f"the supervisor of {path} died before the end of the run: see zmqrl status {path}.")
     if "exit_status" not in summary:  # an older zmqrl wrote it
+        from zmqrl.supervisor.ending import exit_status  # few runs need it, and it loads much
+
         reason = summary["exit_reason"]
         return exit_status(reason, ClusterError() if reason == "failed" else None)
     return int(summary["exit_status"])

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +11,11 @@ from typing import Annotated
 import tyro
 
 from zmqrl.commands.inspect.living import Living
+from zmqrl.commands.inspect.merging import Merging, Timed, time_of
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.errors import UsageError, did_you_mean
-from zmqrl.observe.folding import Folding, by_number
+from zmqrl.observe.folding import Folded, Folding, by_number
+from zmqrl.observe.records import hosts_of
 from zmqrl.process import interruptible
 from zmqrl.rundir import RunDirectory
 
@@ -21,12 +24,14 @@ LOOK_EVERY_S = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Show the logs of a run's processes. A line that several processes logged is shown once."""
+    """Show the logs of a run's processes in the order of time. A line that several processes logged is shown once."""
 
     run: RunPath
     """The run directory."""
     process: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[PROCESS]")] = None
     """Name of a process, such as worker-3 or supervisor. None: all processes."""
+    host: str | None = None
+    """Show only the processes on this host. None: all hosts."""
     follow: Annotated[bool, tyro.conf.arg(aliases=["-f"])] = False
     """Follow the logs until the run ends."""
     tail: int = 20
@@ -48,25 +53,47 @@ def run(options: Options) -> int:
         raise UsageError(
             f"{options.run} has no log of {options.process}{known}; its logs: {', '.join(logs) or 'none'}."
         )
-    hosts: dict[str, str] = {}
+    hosts = _hosts(living)
+    if options.host is not None and options.host not in hosts.values():
+        names = sorted(set(hosts.values()), key=by_number)
+        hint = did_you_mean(options.host, names)
+        raise UsageError(f"--host {options.host}: no such host{hint}; its hosts: {', '.join(names) or 'unknown'}.")
     readers: dict[str, Reader] = {}
-    folding = Folding()
+    merging = Merging()
     while True:
         last = not (options.follow and living.is_alive())
         for name, path in _logs(living.directory).items():
-            if name not in readers and options.process in (None, name):
-                readers[name] = Reader(path, options.tail)
-        hosts = hosts or {str(name): host for name, host, _ in Living.read(options.run).processes()}
+            if name not in readers and options.process in (None, name) and options.host in (None, hosts.get(name)):
+                reader = readers[name] = Reader(path, options.tail)
+                if reader.time_before is not None:
+                    merging.begin((hosts.get(name, ""), name), reader.time_before)
         now = time.monotonic()
         for name, reader in readers.items():
             for line in reader.lines():
-                folding.add((hosts.get(name, ""), name), line, now)
-        for folded in folding.take_all() if last else folding.take(now):
+                merging.add((hosts.get(name, ""), name), line, now)
+        for folded in _folded(merging.take_all() if last else merging.take(now)):
             sys.stdout.write(f"{folded}\n")
         sys.stdout.flush()
         if last:
             return 0
         time.sleep(LOOK_EVERY_S)
+        hosts = hosts or _hosts(Living.read(options.run))
+
+
+def _hosts(living: Living) -> dict[str, str]:
+    """The host of each process. A run of an older zmqrl has it only in ``cluster.json``."""
+    hosts = {str(name): host for name, host, _ in living.processes()}
+    return hosts | {name: each["host"] for each in hosts_of(living.directory) for name in each["processes"]}
+
+
+def _folded(parts: Iterable[Timed]) -> Iterator[Folded]:
+    """The lines in ``parts``, in which equal lines that were logged within a second are one."""
+    folding = Folding(by_time=True)
+    for part in parts:
+        yield from folding.take(part.at)
+        for line in part.lines:
+            folding.add(part.source, line, part.at)
+    yield from folding.take_all()
 
 
 def _logs(directory: RunDirectory) -> dict[str, Path]:
@@ -78,13 +105,17 @@ def _logs(directory: RunDirectory) -> dict[str, Path]:
 class Reader:
     """The lines of a growing file, from ``tail`` lines before its current end. The file may not exist yet.
 
-    If a shorter file replaces it, the lines that the shorter file already has are skipped.
+    If a shorter file replaces it, the lines that the shorter file already has are skipped. ``time_before`` is the time
+    of the last line that has one, before the ``tail`` lines.
     """
 
     def __init__(self, path: Path, tail: int) -> None:
         self._path = path
         *whole, _ = (path.read_bytes() if path.exists() else b"").split(b"\n")
-        self._at = sum(len(line) + 1 for line in whole[: max(0, len(whole) - tail)])
+        skipped = whole[: max(0, len(whole) - tail)]
+        self._at = sum(len(line) + 1 for line in skipped)
+        times = (time_of(line.decode(errors="replace")) for line in reversed(skipped))
+        self.time_before = next((at for at in times if at is not None), None)
 
     def lines(self) -> list[str]:
         """The lines that were completed since the last call."""

@@ -10,7 +10,8 @@ import tyro
 
 from zmqrl.commands.options import parse
 from zmqrl.errors import UsageError
-from zmqrl.page.server import PageServer, check_installed, listen
+from zmqrl.local.extras import require_extra
+from zmqrl.page.server import PageServer, listen
 from zmqrl.process import interruptible
 
 
@@ -34,7 +35,7 @@ def command(arguments: list[str]) -> int:
 @interruptible()
 def run(options: Options) -> int:
     """Print the address of the page and serve it until Ctrl-C. Raises UsageError."""
-    check_installed()
+    require_extra("page", "zmqrl serve needs")
     if not options.directory.is_dir():
         raise UsageError(f"{options.directory} is not a directory: name a run directory, or a directory of runs.")
     with listen(options.address, options.port) as listener:

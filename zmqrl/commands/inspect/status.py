@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,11 +12,17 @@ from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.ways.slurm import is_over
-from zmqrl.observe.folding import by_number
-from zmqrl.observe.records import RunRecord
+from zmqrl.observe.folding import by_number, ranges
+from zmqrl.observe.live.presence import EXTERNAL, Presence
+from zmqrl.observe.records import RunRecord, hosts_of
 from zmqrl.observe.stalls import STATES_TOLD, Stall
 from zmqrl.process import interruptible
+from zmqrl.words import counted
 
+FIGURES: Final = (
+    *("version", "wall_s", "agent_steps", "agent_steps_per_s", "updates_per_s", "score_mean_50", "episodes"),
+    *("workers_present", "quorum"),
+)
 # The state of a run whose lock is held, by the state of its supervisor. Otherwise, the run is running.
 ALIVE: Final = {"stopped": "stopped", "traced": "stopped", "gone": "killed", "dead": "killed"}
 TOLD: Final = STATES_TOLD | {
@@ -59,7 +65,9 @@ def status(path: Path) -> dict[str, Any]:
     signal), ended, or killed (the supervisor died before the end). ``stalled``: the version that has stalled, and the
     processes that it waits for, as in ``stalled.json``. ``unreachable_s``: how long each lost host has been
     unreachable. For a process on another machine, ``state`` is null if the process has a process id. Otherwise it is
-    unreachable, like its host, or restarting.
+    unreachable, like its host, or restarting. While the supervisor tells them, a process also has ``presence``,
+    ``for_s`` and ``restarts``, as in :class:`zmqrl.observe.live.presence.Presence`. ``placement``: the versions and
+    processes of each host.
     """
     living = Living.read(path)
     cluster = living.cluster or {}
@@ -68,7 +76,7 @@ def status(path: Path) -> dict[str, Any]:
     seen = state_of(supervisor["host"], supervisor["pid"])
     is_alive = living.is_alive()
     record = RunRecord.read(path)
-    last = record.rows[-1] if record.rows else {}
+    last = dict(record.rows[-1]) if record.rows else {}
     if is_alive:
         state = "starting" if living.cluster is None else ALIVE.get(seen or "", "running")
     elif record.summary is None and living.directory.submitted.exists():
@@ -77,23 +85,29 @@ def status(path: Path) -> dict[str, Any]:
         state = "ended" if record.summary or living.cluster is None else "killed"
     stall = living.stall() if state == "running" else None
     since: dict[str, float] = cluster.get("unreachable_since", {}) if state == "running" else {}
+    row, presences = living.live() if state == "running" else ({}, [])
+    known = {str(each.process): each for each in presences}
+    processes = {str(name): (host, pid) for name, host, pid in living.processes()}
+    processes |= {name: (each.host, None) for name, each in known.items() if name not in processes}
     return {
         "state": state,
         "exit_reason": (record.summary or {}).get("exit_reason"),
-        **{key: last.get(key) for key in ("version", "wall_s", "agent_steps", "agent_steps_per_s", "score_mean_50")},
+        **{key: (last | row).get(key) for key in FIGURES},
         "stalled": None if stall is None else stall.to_json(),
         "unreachable_s": {host: time.time() - lost_at for host, lost_at in since.items()},
         "supervisor": supervisor | {"state": seen},
         "processes": [
-            {"name": str(name), "host": host, "pid": pid, "state": _state(host, pid, host in since)}
-            for name, host, pid in living.processes()
+            {"name": name, "host": host, "pid": pid, "state": _state(host, pid, host in since)}
+            | (known[name].to_json() if name in known else {})
+            for name, (host, pid) in processes.items()
         ],
+        "placement": hosts_of(living.directory),
         "hosts": {} if state == "running" else {host: _plain(answer) for host, answer in living.hosts().items()},
     }
 
 
 def _state(host: str, pid: int | None, is_unreachable: bool) -> str | None:
-    if pid is None:
+    if pid is None and host != EXTERNAL:
         return "unreachable" if is_unreachable else "restarting"
     return state_of(host, pid)
 
@@ -105,8 +119,28 @@ def _plain(answer: Seen | str) -> dict[str, Any] | str:
 def _process(process: Mapping[str, Any]) -> str:
     """A line about a process. Its state is left out if it is normal."""
     words = [] if process["pid"] is None else [f"process {process['pid']}"]
-    words += filter(None, [TOLD.get(process["state"] or "")])
-    return f"{process['host']} {process['name']} ({', '.join(words)})"
+    told, presence = TOLD.get(process["state"] or ""), process.get("presence", "present")
+    if presence != "present" and process["state"] not in STATES_TOLD:  # the supervisor also knows since when
+        told = Presence.from_json(process).words()
+    words += filter(None, [told])
+    return f"{process['host']} {process['name']}" + (f" ({', '.join(words)})" if words else "")
+
+
+def _speed(found: Mapping[str, Any]) -> Iterator[str]:
+    """The speed of a run, and how many workers are present."""
+    if found["agent_steps_per_s"] is not None and found["updates_per_s"] is not None:
+        yield f"{found['agent_steps_per_s']:,.0f} agent steps/s, {found['updates_per_s']:,.1f} updates/s"
+    if found["workers_present"] is not None and found["quorum"] is not None:
+        yield f"{counted(found['workers_present'], 'worker')} present, {found['quorum']} required"
+
+
+def _placed(host: Mapping[str, Any]) -> str:
+    """A line about a host of a run that has ended."""
+    names = (("zmqrl", "zmqrl"), ("python", "Python"), ("torch", "torch"))
+    versions = ", ".join(f"{name} {host[key]}" for key, name in names if host.get(key))
+    return f"{host['host']}: {ranges(host['processes'], short=True) or 'no processes'}" + (
+        f"; {versions}" if versions else ""
+    )
 
 
 def _report(found: dict[str, Any]) -> str:
@@ -116,6 +150,7 @@ def _report(found: dict[str, Any]) -> str:
         score = "" if found["score_mean_50"] is None else f", score {found['score_mean_50']:.1f}"
         lines.append(f"version {found['version']} after {found['wall_s'] / 60:.1f} min{score}")
     if state == "running":
+        lines += _speed(found)
         if found["stalled"]:
             lines.append(Stall.from_json(found["stalled"]).sentence())
         lines += [
@@ -126,6 +161,8 @@ def _report(found: dict[str, Any]) -> str:
         lines.append(
             f"{_process(found['supervisor'] | {'name': 'supervisor'})}: kill -CONT {found['supervisor']['pid']}"
         )
+    if state == "ended":
+        lines += map(_placed, found["placement"])
     for host, answer in found["hosts"].items():
         if isinstance(answer, str):
             lines.append(f"{host}: no answer: {answer}")

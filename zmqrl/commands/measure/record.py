@@ -20,6 +20,7 @@ from zmqrl.commands.measure.play import Turn, whole_game
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json, prints_to_stderr
 from zmqrl.errors import UsageError, refusal, require
+from zmqrl.local.extras import require_extra
 from zmqrl.process import Messages, interruptible, log_to_stderr, read_job, say
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def command(arguments: list[str]) -> int:
 @interruptible()
 def run(options: Options) -> int:
     """Record one game and print its result. Raises UsageError."""
+    require_extra("video", "zmqrl record needs")
     output, seconds = options.output, options.seconds
     require(0 <= options.seed < 2**32, f"--seed {options.seed}: must be at least 0 and below 2^32.")
     require(0 < seconds < 86_400, f"--seconds {seconds:g}: must be above 0 and below 86400 (a day).")

@@ -10,6 +10,7 @@ import tyro
 from zmqrl.commands.measure.plot import write_picture
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.errors import UsageError, naming, refusal, require
+from zmqrl.local.extras import require_extra
 from zmqrl.observe.curves import Group
 from zmqrl.process import interruptible
 from zmqrl.results.kept import Result
@@ -34,6 +35,7 @@ def command(arguments: list[str]) -> int:
 @interruptible()
 def run(options: Options) -> int:
     """Write the page and print its path. Raises UsageError."""
+    require_extra("plot", "pictures need")
     output = options.output or options.run / "report.md"
     require(output.suffix == ".md", f"--output {output}: the name must end with .md.")
     result = Result.read(options.run)

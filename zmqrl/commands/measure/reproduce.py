@@ -15,6 +15,7 @@ from zmqrl.commands.options import parse
 from zmqrl.commands.output import print_json, prints_to_stderr
 from zmqrl.config import Config
 from zmqrl.errors import UsageError, require
+from zmqrl.local.extras import require_extra
 from zmqrl.observe.curves import Group
 from zmqrl.observe.provenance import provenance
 from zmqrl.observe.records import Evaluation
@@ -59,6 +60,7 @@ def command(arguments: list[str]) -> int:
 @interruptible()
 def run(options: Options) -> int:
     """Train, evaluate, write reproduction.md into the new run directory, and print the verdict. Raises ZmqrlError."""
+    require_extra("plot", "pictures need")
     limits = Limits(minutes=options.minutes, agent_steps=options.agent_steps)
     recorded, evaluated = reproducible(options.result, limits)
     here = provenance()

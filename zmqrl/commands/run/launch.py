@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from zmqrl.commands.options import asks_for_help, parse_known
 from zmqrl.commands.run import help
@@ -25,7 +26,8 @@ from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.probing import probe_ids
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
 from zmqrl.hosts.sync import PYTHON
-from zmqrl.observe.provenance import code_hash
+from zmqrl.observe.forms import HOSTS, read_object
+from zmqrl.observe.provenance import VERSIONS, code_hash
 from zmqrl.observe.screen import never_waiting
 from zmqrl.process import CORES, interruptible
 from zmqrl.process_id import shard_id
@@ -34,6 +36,7 @@ from zmqrl.start.stages import Stages
 from zmqrl.supervisor import requeue
 from zmqrl.words import counted
 
+OF_ONE_START: Final = ("requeue", "dry_run", "preflight")  # options that a bare --resume does not repeat
 LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # a lease is renewed each second; a new daemon waits 20 s for the old one
 
 
@@ -65,6 +68,8 @@ def command(arguments: list[str]) -> int:
         return submit(arguments, config)
     if options.requeue and not config.resume and requeue.is_begun(config):
         config = config_from([*rest, "--resume"], over_tcp)
+    if config.resume and not options.names_hosts:
+        options = _as_before(options, config)
     if config.detach and options.requeue:
         raise UsageError("--detach and --requeue cannot be combined: the job ends with its script. Remove --detach.")
     return detach("launch", arguments) if config.detach else run(options, config)
@@ -79,6 +84,7 @@ def run(options: Options, config: Config) -> int:
         raise UsageError("--ray reserves no GPUs: use --device cpu.")
     if not LEAST_LEASE_S <= options.lease_s <= LONGEST_LEASE_S:
         raise UsageError(f"--lease-s {options.lease_s}: must be from {LEAST_LEASE_S:g} to {LONGEST_LEASE_S:g} seconds.")
+    options = options.read()
     reach = options.reach()
     check(config, reach.hosts)
     if options.requeue and reach.job is not None:
@@ -142,7 +148,23 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
         process: Site(host=host, directory=directories[host], address=addresses.get(host, host))
         for process, host in host_of.items()
     }
-    return Deployment(launcher=launcher, sites=sites, threads=placement.threads, files=files, notices=notices)
+    return Deployment(
+        launcher=launcher,
+        sites=sites,
+        threads=placement.threads,
+        files=files,
+        versions={name: {key: getattr(up, key) for key in VERSIONS} for name, up in facts.items()},
+        given=options.to_json(but=OF_ONE_START),
+        notices=notices,
+    )
+
+
+def _as_before(options: Options, config: Config) -> Options:
+    """The options with which an earlier session of the run named its hosts, overridden by ``options``."""
+    assert config.run_dir is not None
+    path = RunDirectory(config.run_dir).hosts
+    found = read_object(path, HOSTS, "name the hosts with -H")
+    return options if found is None or found["given"] is None else options.resumed(found["given"], path)
 
 
 def directory_name(directory: RunDirectory, home: str) -> str:

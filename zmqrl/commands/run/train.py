@@ -63,7 +63,7 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
     UsageError.
     """
     recipe = _recipe(arguments)
-    options = _with_profile_default(arguments[1:] if recipe else arguments)
+    options = _with_run_dir(_with_profile_default(arguments[1:] if recipe else arguments))
     resumed, _ = parse_known(Resumed, options, "zmqrl train")
     if not resumed.resume:
         default = adapt(default_of(arguments))
@@ -71,7 +71,7 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
             default = under(default, resumed.scenario)
         return parse(Config, options, f"zmqrl train {RECIPE}", default)
     if resumed.run_dir is None:
-        raise UsageError("--resume needs --run-dir, the directory of the run to continue.")
+        raise UsageError("--resume needs the directory of the run to continue: use --resume RUN or --run-dir RUN.")
     stored = Config.read(resumed.run_dir / "config.json")
     if recipe not in (None, stored.recipe):
         raise UsageError(f"{resumed.run_dir} is a run of recipe {stored.recipe}, not {recipe}.")
@@ -120,6 +120,16 @@ def _print_plan(config: Config) -> None:
     config.check()
     placement = placed_here(config.with_schedule())
     sys.stdout.write("\n".join([placement.table(), *placement.notices]) + "\n")
+
+
+def _with_run_dir(options: list[str]) -> list[str]:
+    """Change ``--resume RUN`` into ``--resume --run-dir RUN``."""
+    completed = list[str]()
+    for option in options:
+        if completed[-1:] == ["--resume"] and not option.startswith("-"):
+            completed.append("--run-dir")
+        completed.append(option)
+    return completed
 
 
 def _with_profile_default(options: list[str]) -> list[str]:

@@ -1,6 +1,5 @@
 """Trackers, which receive the rows of a run: TensorBoard, MLflow, Weights & Biases."""
 
-import importlib.util
 import queue
 import threading
 import time
@@ -8,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
-from zmqrl.errors import UsageError
 from zmqrl.json_lines import parse_json
 from zmqrl.rundir import RunDirectory
 
@@ -56,29 +54,12 @@ def _wandb(run: Tracked) -> Tracker:
     return WandB(run.directory.path, run.settings)
 
 
-class Kind(NamedTuple):
-    """How to make a tracker, and the packages that it needs."""
-
-    make: Callable[[Tracked], Tracker]
-    module: str
-    packages: str  # the names that pip uses
-
-
-KINDS: Final = {
-    "tensorboard": Kind(_tensorboard, "tensorboard", "tensorboard"),
-    "mlflow": Kind(_mlflow, "mlflow", "mlflow-skinny sqlalchemy alembic"),
-    "wandb": Kind(_wandb, "wandb", "wandb"),
+# How to make each tracker. The extra of the same name installs its packages.
+KINDS: Final[dict[str, Callable[[Tracked], Tracker]]] = {
+    "tensorboard": _tensorboard,
+    "mlflow": _mlflow,
+    "wandb": _wandb,
 }
-
-
-def check_installed(names: Iterable[str]) -> None:
-    """Raise UsageError for the first tracker in ``names`` that is not installed."""
-    for name in names:
-        spec = importlib.util.find_spec(KINDS[name].module)
-        # A directory with the name of a package looks like a package without a file. W&B, for example, leaves a
-        # directory wandb/ behind.
-        if spec is None or spec.origin is None:
-            raise UsageError(f"--trackers {name}: not installed; run pip install {KINDS[name].packages}.")
 
 
 class Trackers:
@@ -133,7 +114,7 @@ class _Feed:
 
     def _feed(self) -> None:
         try:
-            tracker = KINDS[self._name].make(self._run)
+            tracker = KINDS[self._name](self._run)
             while isinstance(item := self._waiting.get(), _Row):
                 tracker.log(item.row, item.step)
             tracker.close(item.summary)

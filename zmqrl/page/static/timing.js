@@ -6,7 +6,16 @@ import { h, number, scroll, short, table } from "./dom.js";
 const milliseconds = (seconds) => number(1e3 * seconds, seconds < 0.1 ? 2 : 0);
 const percent = (share) => `${number(100 * share, 1)} %`;
 
-export function showTiming(place, signal, name) {
+export function showTiming(main, signal, name, onRun) {
+  const place = h("div"), placement = h("div");
+  main.append(place, placement);
+  onRun(({ hosts }) => {
+    const key = JSON.stringify(hosts);
+    if (placement.dataset.key === key) return;
+    placement.dataset.key = key;
+    const rows = hosts.map((each) => [each.host, each.processes || "none", each.cores, each.zmqrl, each.python, each.torch].map((cell) => cell ?? "–"));
+    placement.replaceChildren(...(rows.length ? [table("processes and versions of each host", ["host", "processes", "cores", "zmqrl", "Python", "torch"], rows, { texts: ["processes"] })] : []));
+  });
   poll(signal, () => ["api/timing", { run: name }], (found) => {
     const focused = document.activeElement?.getAttribute("aria-label");
     place.replaceChildren(...parts(found));

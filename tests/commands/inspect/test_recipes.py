@@ -1,0 +1,83 @@
+"""``zmqrl recipes`` shows measured figures only: those of the results that the repository keeps."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from support.paths import ROOT
+
+from zmqrl import cli
+from zmqrl.commands.inspect.recipes import RESULTS, WITH_AVX512, Result
+from zmqrl.observe.records import flat
+from zmqrl.recipes import RECIPES
+
+# Settings that do not change what a run of the given minutes learns. The schedules of older results ended after updates
+# that took as long.
+OTHER = {"run_dir", "minutes", "recorder", "checkpoint", "recording", "schedule"}
+NARROW = {"model", "network.hidden"}  # the model narrow is nature with 128 hidden units
+
+
+def read(source: str, name: str) -> Any:
+    return json.loads((ROOT / source / name).read_text(encoding="utf-8"))
+
+
+MEASURED = [
+    (name, result) for name, results in RESULTS.items() for result in results if (ROOT / result.source).is_dir()
+]
+
+
+@pytest.mark.parametrize(("name", "result"), MEASURED, ids=[result.source for _, result in MEASURED])
+def test_every_figure_is_that_of_a_kept_result(name: str, result: Result) -> None:
+    summary = read(result.source, "summary.json")
+    assert summary["recipe"] == name
+    assert result.score == summary["score_mean_50"]
+    assert result.minutes == round(summary["wall_s"] / 60, 1)
+    assert result.agent_steps_per_s == round(summary["agent_steps_per_s"])
+    assert f"--minutes {result.minutes:g}" in result.options
+    assert (summary["provenance"]["cores"], summary["provenance"]["cpu"]) == (2, "AMD EPYC")
+    evaluations = ROOT / result.source / "evaluation.json"
+    assert (result.evaluation is not None) == evaluations.exists()
+    if evaluations.exists():
+        assert result.evaluation == read(result.source, "evaluation.json")["mean"]
+    folder = ROOT / result.source
+    text = next(path / "README.md" for path in (folder, folder.parent) if (path / "README.md").exists()).read_text()
+    assert ("AVX-512 and bfloat16" in " ".join(text.split())) == (result.machine == WITH_AVX512)
+
+
+@pytest.mark.parametrize(("name", "result"), MEASURED, ids=[result.source for _, result in MEASURED])
+def test_every_figure_is_that_of_the_recipe_as_it_is_now(name: str, result: Result) -> None:
+    kept = dict(flat(read(result.source, "config.json")))
+    now = dict(flat(RECIPES[name]().to_json()))
+    changed = {key for key in kept.keys() & now.keys() if kept[key] != now[key]}
+    changed = {key for key in changed if key.split(".")[0] not in OTHER and not key.endswith("schedule_updates")}
+    if (kept["model"], kept["network.hidden"], now["model"]) == ("nature", 128, "narrow"):
+        changed -= NARROW
+    assert not changed
+
+
+def test_the_figures_of_cartpole_are_those_of_the_readme() -> None:
+    (row,) = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if "CartPole to" in line]
+    first, second = RESULTS["cartpole"]
+    assert f"{60 * first.minutes:.0f} and {60 * second.minutes:.0f} s" in row
+    assert f"`zmqrl train cartpole {first.options}`" in row
+    assert "no AVX-512" in row
+
+
+def test_every_recipe_is_listed_and_one_without_figures_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["recipes"]) == 0
+    shown = capsys.readouterr().out
+    paragraphs = dict(text.split(":", 1) for text in shown.strip().split("\n\n")[:-1])
+    assert list(paragraphs) == list(RECIPES)
+    for name, text in paragraphs.items():
+        assert ("\n  not measured" in text) == (name not in RESULTS)
+    assert "176.0 after 60 minutes, 132.9 in 50 full games (957 agent steps/s; 2 cores of" in paragraphs["breakout"]
+
+
+def test_the_list_is_also_plain_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["recipes", "--json"]) == 0
+    found = {recipe["recipe"]: recipe for recipe in json.loads(capsys.readouterr().out)}
+    assert list(found) == list(RECIPES)
+    assert found["pong"]["env"] == "ALE/Pong-v5"
+    assert found["pong"]["results"] == [dataclasses.asdict(result) for result in RESULTS["pong"]]
+    assert found["dba3c-breakout"]["results"] == []

@@ -1,0 +1,90 @@
+"""``zmqrl doctor`` without hosts checks this machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zmqrl import cli
+from zmqrl.errors import UsageError
+from zmqrl.hosts import probe
+from zmqrl.local import resources
+from zmqrl.local.extras import EXTRAS
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(resources, "SAMPLE_S", 0.01)
+
+
+def doctor(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, Any]:
+    status = cli.run(["doctor", "cartpole", *options, "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_a_machine_that_can_run_the_job_is_described(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status, found = doctor(capsys)
+    assert (status, found["problems"]) == (0, [])
+    machine = found["machine"]
+    assert machine["usable_cores"] >= 1
+    assert machine["extras"].keys() == EXTRAS.keys()
+    assert machine["run_directory"] == str(tmp_path), "the nearest directory that exists"
+    assert not list(tmp_path.iterdir()), "the doctor leaves nothing behind"
+
+
+def test_the_table_names_every_fact_and_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["doctor", "cartpole"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("processor", "bfloat16", "cores", "torch", "open files", "/dev/shm", "clock source", "run directory"):
+        assert f"\n{name} " in f"\n{shown}", name
+    assert "CartPole-v1: can be played" in shown
+    assert shown.endswith("no problems found: this machine can run this job\n")
+
+
+def test_variables_about_threads_are_shown_with_what_a_run_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert cli.run(["doctor", "cartpole"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("variables ")]
+    assert "OMP_NUM_THREADS=7" in row
+    assert "(a run sets its own numbers of threads)" in row
+
+
+def test_more_workers_than_cores_are_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    status, found = doctor(capsys, "--workers", "1000")
+    assert status == 0
+    assert any("1,000 workers on" in text for text in found["warnings"])
+
+
+def test_what_prevents_a_run_is_a_problem(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(EXTRAS, "page", {"starlette": "no_such_module"})
+    monkeypatch.setitem(EXTRAS, "video", {"imageio": "no_such_module"})
+    real = probe.facts
+    monkeypatch.setattr(probe, "facts", lambda work: real(work) | {"disk_bytes": 5e6, "open_files": 60})
+    monkeypatch.setattr(probe, "game_error", lambda env, settings: "no ROM")
+    status, found = doctor(capsys, "--page", "--recorder")
+    assert status == 3
+    problems = "\n".join(found["problems"])
+    assert "this machine: CartPole-v1 cannot be played there: no ROM." in problems
+    assert f"the disk of {tmp_path} is full (5.0 MB left)" in problems
+    assert "a process may open 60 files" in problems
+    assert "--recorder needs imageio: run " in problems
+    assert "--page needs starlette: run " in problems
+    assert len(found["problems"]) == 5
+
+
+def test_invalid_settings_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match="--workers 0"):
+        doctor(capsys, "--workers", "0")
+
+
+def test_options_about_hosts_still_need_hosts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match="no hosts given"):
+        doctor(capsys, "--iface", "eth0")

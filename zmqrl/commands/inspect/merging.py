@@ -1,0 +1,78 @@
+"""Puts the lines of several logs in the order of their times. Pure: no clock, no files."""
+
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from zmqrl.observe.folding import Source
+
+TIME: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d{1,6})?(?!\S)", re.ASCII)
+EPOCH: Final = datetime(1970, 1, 1)
+SETTLED_S = 0.4  # a line reaches this machine, and its log is read, within this time
+HELD_S = 1.0 + SETTLED_S
+
+
+def time_of(line: str) -> float | None:
+    """The time at the start of a line of a log, in seconds. None if there is no time."""
+    found = TIME.match(line)
+    if found is None:
+        return None
+    try:
+        return (datetime.fromisoformat(found[0].replace(",", ".")) - EPOCH).total_seconds()
+    except ValueError:  # such as month 13
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A line of ``source``, and the lines after it that have no time of their own, such as those of a traceback.
+
+    ``at``: the time of the line, in seconds, or that of an earlier line of the source if that is later.
+    """
+
+    source: Source
+    at: float
+    arrived: float
+    lines: list[str] = field(default_factory=list)
+
+
+class Merging:
+    """Holds lines until all lines before them have arrived. The lines of each source stay in order."""
+
+    def __init__(self) -> None:
+        self._held: list[Timed] = []
+        self._newest: dict[Source, float] = {}
+        self._growing: dict[Source, Timed] = {}  # the held part that a line without a time belongs to
+
+    def begin(self, source: Source, at: float) -> None:
+        """The lines of ``source`` that have no time yet belong to a line with the time ``at``."""
+        self._newest[source] = at
+
+    def add(self, source: Source, line: str, now: float) -> None:
+        """Take the next line of ``source``, which has been read ``now``."""
+        at = time_of(line)
+        if at is None and source in self._growing:
+            self._growing[source].lines.append(line)
+            return
+        newest = self._newest.get(source, -float("inf"))
+        self._newest[source] = newest if at is None else max(newest, at)
+        timed = self._growing[source] = Timed(source, self._newest[source], now, [line])
+        self._held.append(timed)
+
+    def take(self, now: float) -> list[Timed]:
+        """Remove and return the lines that need not be held any longer, in the order of their times."""
+        if not self._held or now - self._held[0].arrived < HELD_S:
+            return []
+        return self._release(max(each.at for each in self._held if now - each.arrived >= SETTLED_S))
+
+    def take_all(self) -> list[Timed]:
+        """Remove and return all lines, in the order of their times."""
+        return self._release(float("inf"))
+
+    def _release(self, until: float) -> list[Timed]:
+        over = [each for each in self._held if each.at <= until]
+        self._held = [each for each in self._held if each.at > until]
+        held = set(map(id, self._held))
+        self._growing = {source: each for source, each in self._growing.items() if id(each) in held}
+        return sorted(over, key=lambda each: each.at)

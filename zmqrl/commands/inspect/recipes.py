@@ -1,0 +1,114 @@
+"""``zmqrl recipes``: the recipes, what each has reached, and how long that took on which machine."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from zmqrl.commands.options import parse
+from zmqrl.commands.output import print_json
+from zmqrl.recipes import RECIPES
+
+WITH_AVX512: Final = "2 cores of an AMD EPYC with AVX-512 and bfloat16"
+WITHOUT_AVX512: Final = "2 cores of an x86-64 processor without AVX-512"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """A measured run of a recipe on ``machine``. ``source`` is the place in the repository that has the figures.
+
+    ``score``: the mean of the last 50 games in training, or the ``--stop-score`` that ended the run. ``evaluation``:
+    the mean of 50 full games with the last checkpoint. ``options``: the options of `zmqrl train` besides the name of
+    the recipe. None: not measured.
+    """
+
+    score: float
+    evaluation: float | None
+    minutes: float
+    agent_steps_per_s: float | None
+    options: str
+    machine: str
+    source: str
+
+    def sentence(self) -> str:
+        """The result in words."""
+        full = "" if self.evaluation is None else f", {self.evaluation:.1f} in 50 full games"
+        time = f"{60 * self.minutes:.0f} s" if self.minutes < 2 else f"{self.minutes:.0f} minutes"
+        pace = "" if self.agent_steps_per_s is None else f"{self.agent_steps_per_s:,.0f} agent steps/s; "
+        return f"{self.score:.1f} after {time}{full} ({pace}{self.machine}; {self.source})"
+
+
+# Only measured figures. A recipe that is not here has not been measured.
+RESULTS: Final[Mapping[str, tuple[Result, ...]]] = {
+    "breakout": (
+        Result(
+            score=176.04,
+            evaluation=132.92,
+            minutes=60.0,
+            agent_steps_per_s=957.0,
+            options="--minutes 60",
+            machine=WITH_AVX512,
+            source="benchmarks/results/breakout",
+        ),
+    ),
+    "pong": (
+        Result(
+            score=18.08,
+            evaluation=None,
+            minutes=20.0,
+            agent_steps_per_s=1007.0,
+            options="--minutes 20",
+            machine=WITH_AVX512,
+            source="benchmarks/results/pong-width/128",
+        ),
+    ),
+    "cartpole": tuple(
+        Result(
+            score=475.0,
+            evaluation=None,
+            minutes=seconds / 60,
+            agent_steps_per_s=None,
+            options="--workers 2 --backups 1 --shards 3 --stop-score 475",
+            machine=WITHOUT_AVX512,
+            source="README.md",
+        )
+        for seconds in (57, 82)
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """List the recipes of `zmqrl train`, what each has reached, and how long that took on which machine."""
+
+    json: bool = False
+    """Print a list of JSON objects."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``zmqrl recipes``. Raises UsageError."""
+    options = parse(Options, arguments, "zmqrl recipes")
+    found = [about(name) for name in RECIPES]
+    if options.json:
+        print_json(found)
+        return 0
+    for recipe in found:
+        told = [result.sentence() for result in RESULTS.get(recipe["recipe"], ())] or ["not measured"]
+        lines = [f"{recipe['recipe']}: {recipe['purpose']}", *(f"  {line}" for line in told), ""]
+        sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write("zmqrl train RECIPE trains one of them. Scores are means of the last 50 games in training.\n")
+    return 0
+
+
+def about(name: str) -> dict[str, Any]:
+    """The recipe ``name`` as plain data. ``results`` is empty if the recipe has not been measured."""
+    config = RECIPES[name]()
+    return {
+        "recipe": name,
+        "purpose": (RECIPES[name].__doc__ or "").partition("\n")[0],
+        "env": config.env,
+        "algo": config.algo,
+        "model": config.model,
+        "workers": config.workers,
+        "results": [asdict(result) for result in RESULTS.get(name, ())],
+    }

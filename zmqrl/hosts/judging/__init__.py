@@ -1,0 +1,1 @@
+"""What the measurements of hosts and routes mean for a run. Pure."""

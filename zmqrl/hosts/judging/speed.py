@@ -1,0 +1,159 @@
+"""How many updates per second the network allows: the bytes of an update against the measured rates. Pure."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from zmqrl.hosts.placement import Placement
+from zmqrl.process_id import shard_id
+from zmqrl.ps.layout import Layout
+from zmqrl.ps.wire.codec import payload_bytes
+from zmqrl.ps.wire.messages import Codec
+
+Pair: TypeAlias = tuple[str, str]
+"""The source and the target of a route."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """The slowest part of an update: ``bytes_per_update`` take ``seconds`` ``over`` a route, or in or out of a host."""
+
+    what: str
+    over: str
+    shards: tuple[int, ...]
+    bytes_per_update: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """The most updates per second that the network allows. ``unmeasured``: routes of the run without a known rate."""
+
+    updates_per_s: float
+    bytes_per_update: float
+    limit: Limit
+    unmeasured: tuple[Pair, ...] = ()
+
+    def sentence(self) -> str:
+        """The figures in words."""
+        limit = self.limit
+        of = ", ".join(f"shard-{shard}" for shard in limit.shards)
+        text = (
+            f"the network allows at most {self.updates_per_s:.3g} updates/s: an update sends "
+            f"{self.bytes_per_update / 1e6:.3g} MB; the slowest part is {limit.over}: "
+            f"{limit.bytes_per_update / 1e6:.3g} MB of {limit.what} of {of} at "
+            f"{limit.bytes_per_update / limit.seconds / 1e6:.3g} MB/s"
+        )
+        missing = ", ".join(f"{source} -> {target}" for source, target in self.unmeasured)
+        return f"{text}; unknown: the rate of {missing}" if missing else text
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        limit = {name: getattr(self.limit, name) for name in ("what", "over", "bytes_per_update", "seconds")}
+        return {
+            "updates_per_s": self.updates_per_s,
+            "bytes_per_update": self.bytes_per_update,
+            "limit": limit | {"shards": list(self.limit.shards)},
+            "unmeasured": [{"from": source, "to": target} for source, target in self.unmeasured],
+        }
+
+
+def gradients(placement: Placement, layout: Layout, codec: Codec) -> dict[Pair, int]:
+    """The bytes of gradients that an update sends over each route between two hosts, without external workers.
+
+    The weights take the same number of bytes in the opposite direction.
+    """
+    workers = Counter(host for process, host in placement.host_of.items() if process.role == "worker")
+    found: Counter[Pair] = Counter()
+    for cut in layout.slices:
+        target = placement.host_of[shard_id(cut.shard)]
+        for source, count in workers.items():
+            if source != target:
+                found[source, target] += count * payload_bytes(codec, cut.count)
+    return dict(found)
+
+
+def expect(
+    placement: Placement,
+    layout: Layout,
+    codec: Codec,
+    bytes_per_s: Mapping[Pair, float],
+    round_trip_s: Mapping[Pair, float],
+    *,
+    together: bool = True,
+) -> Expectation | None:
+    """The updates per second to expect if computing took no time. None if no route of the run has a known rate.
+
+    An update sends all gradients, and then all weights, each over all routes at once. Routes share their hosts, and a
+    host sends or receives as fast as its fastest measured route. Each update also costs the longest round trip. Without
+    ``together``, as in asynchronous mode, an update sends the gradient of one worker while others receive weights.
+    """
+    pushed = gradients(placement, layout, codec)
+    published = {(target, source): count for (source, target), count in pushed.items()}
+    limits = {"gradients": list(_limits("gradients", pushed, placement, bytes_per_s))}
+    limits["weights"] = list(_limits("weights", published, placement, bytes_per_s))
+    every = [*limits["gradients"], *limits["weights"]]
+    if not every:
+        return None
+    push_s, publish_s = (max((each.seconds for each in of), default=0.0) for of in limits.values())
+    share = 1.0
+    if not together:
+        share = 1 / sum(process.role == "worker" for process in placement.host_of)
+        push_s *= share
+    turn_s = max((round_trip_s.get(pair, 0.0) for pair in (*pushed, *published)), default=0.0)
+    update_s = push_s + publish_s + turn_s if together else max(push_s, publish_s)
+    return Expectation(
+        updates_per_s=1 / update_s if update_s else math.inf,
+        bytes_per_update=sum(pushed.values()) * (1 + share),
+        limit=max(every, key=lambda each: each.seconds),
+        unmeasured=tuple(pair for pair in (*pushed, *published) if pair not in bytes_per_s),
+    )
+
+
+def fastest(bytes_per_s: Mapping[Pair, float], end: int) -> dict[str, float]:
+    """The rate of the fastest route out of each host (``end`` 0), or into each host (``end`` 1)."""
+    found: dict[str, float] = {}
+    for pair, rate in bytes_per_s.items():
+        found[pair[end]] = max(rate, found.get(pair[end], 0.0))
+    return found
+
+
+def _limits(
+    what: str, sent: Mapping[Pair, int], placement: Placement, bytes_per_s: Mapping[Pair, float]
+) -> Iterator[Limit]:
+    """The time that each route, and each host, takes for the bytes of an update. Unmeasured routes are left out."""
+    total: tuple[Counter[str], Counter[str]] = Counter(), Counter()
+    for pair, count in sent.items():
+        if pair in bytes_per_s:
+            shards = _shards_on(placement, pair[1] if what == "gradients" else pair[0])
+            yield Limit(
+                what=what,
+                over=f"{pair[0]} -> {pair[1]}",
+                shards=shards,
+                bytes_per_update=count,
+                seconds=count / bytes_per_s[pair],
+            )
+            for end in (0, 1):
+                total[end][pair[end]] += count
+    for end, way in ((0, "out of"), (1, "into")):
+        of_shards = (what == "gradients") == (end == 1)
+        speeds = fastest(bytes_per_s, end)
+        for host, count in total[end].items():
+            shards = _shards_on(placement, host) if of_shards else tuple(range(_shards(placement)))
+            yield Limit(
+                what=what,
+                over=f"{way} {host}",
+                shards=shards,
+                bytes_per_update=count,
+                seconds=count / speeds[host],
+            )
+
+
+def _shards_on(placement: Placement, host: str) -> tuple[int, ...]:
+    return tuple(process.number for process in placement.processes_on(host) if process.role == "shard")
+
+
+def _shards(placement: Placement) -> int:
+    return sum(process.role == "shard" for process in placement.host_of)

@@ -1,0 +1,1 @@
+"""This machine: its optional packages, its resources, and what limits a run here."""

@@ -1,0 +1,53 @@
+"""Optional packages. ``pip install 'zmqrl[EXTRA]'`` adds those of one feature. Standard library only."""
+
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from zmqrl.errors import UsageError
+
+# The packages of each extra: the name that pip uses, and the name that Python imports.
+EXTRAS: Final = {
+    "atari": {"ale-py": "ale_py"},
+    "plot": {"matplotlib": "matplotlib"},
+    "video": {"imageio": "imageio", "imageio-ffmpeg": "imageio_ffmpeg"},
+    "tensorboard": {"tensorboard": "tensorboard"},
+    "page": {"starlette": "starlette", "uvicorn": "uvicorn"},
+    "mlflow": {"mlflow-skinny": "mlflow", "sqlalchemy": "sqlalchemy", "alembic": "alembic"},
+    "wandb": {"wandb": "wandb"},
+}
+ON_HOSTS: Final = ("atari", "video")  # what processes on hosts can need. The launcher needs the others
+
+
+def missing(extra: str) -> list[str]:
+    """The packages of ``extra`` that are not installed, by their names for pip."""
+    return [package for package, module in EXTRAS[extra].items() if not _is_installed(module)]
+
+
+def lack(extra: str, what: str) -> str | None:
+    """A clause with the packages that ``what`` needs and that are not installed, and the remedy. None: all are."""
+    packages = missing(extra)
+    return f"{what} {' and '.join(packages)}: run {install_command(extra)}" if packages else None
+
+
+def require_extra(extra: str, what: str) -> None:
+    """Raise UsageError unless all packages of ``extra`` are installed. ``what`` needs them, as in ``--page needs``."""
+    if clause := lack(extra, what):
+        raise UsageError(f"{clause}.")
+
+
+def install_command(extra: str) -> str:
+    """The command that adds ``extra`` to the environment of this Python, even if the environment is not active."""
+    wanted = f"install 'zmqrl[{extra}]'"
+    if Path(shutil.which("pip") or "").parent == Path(sys.executable).parent:
+        return f"pip {wanted}"
+    return f"{sys.executable} -m pip {wanted}" if _is_installed("pip") else f"uv pip {wanted} --python {sys.executable}"
+
+
+def _is_installed(module: str) -> bool:
+    # A directory with the name of a package looks like a package without a file. W&B, for example, leaves a directory
+    # wandb/ behind.
+    spec = find_spec(module)
+    return spec is not None and spec.origin is not None

@@ -1,0 +1,152 @@
+"""What this machine offers a run: its processor, its cores, its clock, and what its environment says about threads."""
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from zmqrl.process import CORES, quota
+
+# The instructions that decide how fast networks compute, as /proc/cpuinfo names them, and as people do.
+INSTRUCTIONS: Final = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_bf16": "AVX-512 bf16",
+    "amx_bf16": "AMX bf16",
+}
+BFLOAT16: Final = frozenset({"avx512_bf16", "amx_bf16"})
+# Variables that change how fast libraries compute. A run sets its own OMP_NUM_THREADS and MKL_NUM_THREADS.
+VARIABLES: Final = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_ENABLE_INSTRUCTIONS",
+)
+SAMPLE_S: Final = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """The resources of a machine. None stands for an unknown value, and for a quota that is not set.
+
+    ``bound_cores``: the cores that this process is bound to. ``usable_cores``: those that a run uses. ``busy_cores``:
+    how many cores all other programs used together during the last moments.
+    """
+
+    processor: str
+    instructions: tuple[str, ...]
+    cores: int
+    bound_cores: int
+    quota_cores: float | None
+    usable_cores: int
+    busy_cores: float | None
+    clock_source: str | None
+    variables: Mapping[str, str]
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether the processor computes in bfloat16. Otherwise networks compute in float32."""
+        return not BFLOAT16.isdisjoint(self.instructions)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TorchBuild:
+    """The build of torch: the CUDA version that it was built for, its threading library, and its vector kernels.
+
+    ``capability``: the kernels that it uses here, such as AVX2. ``onednn``: whether it has oneDNN, which computes
+    convolutions.
+    """
+
+    version: str
+    cuda: str | None
+    threading: str
+    capability: str
+    onednn: bool
+
+
+def resources(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> Resources:
+    """The resources of this machine. Takes ``SAMPLE_S`` seconds. ``root`` has the directories ``proc`` and ``sys``."""
+    about = _text(root / "proc/cpuinfo").splitlines()
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in about)}
+    flags = set(facts.get("flags", "").split())
+    limit = quota(root / "proc/self")
+    return Resources(
+        processor=facts.get("model name", "unknown"),
+        instructions=tuple(flag for flag in INSTRUCTIONS if flag in flags),
+        cores=os.cpu_count() or 1,
+        bound_cores=len(os.sched_getaffinity(0)),
+        quota_cores=None if math.isinf(limit) else limit,
+        usable_cores=CORES,
+        busy_cores=_busy_cores(root / "proc/stat"),
+        clock_source=_text(root / "sys/devices/system/clocksource/clocksource0/current_clocksource").strip() or None,
+        variables={name: environment[name] for name in VARIABLES if name in environment},
+    )
+
+
+def torch_build() -> TorchBuild:
+    """The build of torch. The import of torch takes seconds."""
+    import torch
+
+    name = "ATen parallel backend: "
+    lines = torch.__config__.parallel_info().splitlines()
+    return TorchBuild(
+        version=torch.__version__,
+        cuda=torch.version.cuda,
+        threading=next((line.removeprefix(name) for line in lines if line.startswith(name)), "unknown"),
+        capability=torch.backends.cpu.get_cpu_capability(),
+        onednn=torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
+    )
+
+
+def _busy_cores(stat: Path) -> float | None:
+    """How many cores are busy, from two readings of /proc/stat. This process sleeps in between."""
+    before = _spent(stat)
+    time.sleep(SAMPLE_S if before else 0)
+    after = _spent(stat)
+    if not (before and after and sum(after) > sum(before)):
+        return None
+    idle, whole = (sum(after[part]) - sum(before[part]) for part in (slice(3, 5), slice(0, None)))
+    return (1 - idle / whole) * (os.cpu_count() or 1)
+
+
+def _spent(stat: Path) -> list[int]:
+    """The time of all cores: user, nice, system, idle, waiting for disks, and so on."""
+    columns = _text(stat).partition("\n")[0].split()[:9]  # later columns are part of the first two
+    return [int(each) for each in columns[1:]]
+
+
+def _text(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text(encoding="utf-8", errors="replace")
+    return ""
+
+
+def to_json(found: Resources, torch: TorchBuild) -> dict[str, Any]:
+    """The resources as plain data."""
+    return {
+        "processor": found.processor,
+        "instructions": list(found.instructions),
+        "bfloat16": found.has_bfloat16,
+        "cores": found.cores,
+        "bound_cores": found.bound_cores,
+        "quota_cores": found.quota_cores,
+        "usable_cores": found.usable_cores,
+        "busy_cores": found.busy_cores,
+        "clock_source": found.clock_source,
+        "variables": dict(found.variables),
+        "torch": {
+            "version": torch.version,
+            "cuda": torch.cuda,
+            "threading": torch.threading,
+            "capability": torch.capability,
+            "onednn": torch.onednn,
+        },
+    }

@@ -1,0 +1,1 @@
+"""What another terminal, the live panel and Prometheus show of a run that is alive."""
