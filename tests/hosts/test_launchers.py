@@ -131,7 +131,7 @@ def netns(need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoRe
         pytest.param("ssh forked", marks=pytest.mark.lab),
         pytest.param("netns", marks=pytest.mark.lab),
         pytest.param("slurm", marks=pytest.mark.slurm),
-        pytest.param("slurm forked", marks=pytest.mark.slurm),
+        pytest.param("slurm forked", marks=[pytest.mark.slurm, pytest.mark.slow]),
         pytest.param("stand-in", marks=pytest.mark.slow),
         pytest.param("ray", marks=pytest.mark.slow),
     ]

@@ -110,6 +110,7 @@ def test_usable_hosts_are_shown_with_every_route(lab: Lab) -> None:
     eventually(lambda: nothing_left(lab), "the end of all processes that the doctor started", 15)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_slow_link_is_about_as_fast_as_the_doctor_expects(lab: Lab, tmp_path: Path) -> None:
     hosts = tmp_path / "hosts.toml"
     hosts.write_text('[[host]]\nname = "h1"\nshards = 1\n[[host]]\nname = "h2"\nworkers = 1\n')

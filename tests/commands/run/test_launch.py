@@ -279,7 +279,7 @@ def test_a_dry_run_shows_the_placement_and_starts_nothing(tmp_path: Path) -> Non
 @pytest.mark.usefixtures("ssh_to_here")
 def test_the_stages_of_a_deployment_are_shown(tmp_path: Path) -> None:
     shown: list[tuple[object, ...]] = []
-    options = Options(hosts="h1:2")
+    options = Options(hosts="h1:2", address=("h1=127.0.0.1",))
     stages = SimpleNamespace(at=lambda *stage: shown.append(stage))
     directory, config = RunDirectory(tmp_path / "run"), over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
     deployment = on_hosts(options, options.reach(), config, directory, cast(Stages, stages))

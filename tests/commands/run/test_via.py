@@ -87,10 +87,12 @@ def killed_and_resumed(path: Path, hosts: set[str], *options: str) -> None:
     resumed_at = int(run.said().partition("resuming from version ")[2].split()[0])
     updates = run.files.summary()["updates"]
     assert 5 <= killed_at <= resumed_at < updates, "the shards kept what the launcher had not seen"
-    run.files.assert_history_exact(updates)
+    config = json.loads(run.files.path.joinpath("config.json").read_text(encoding="utf-8"))
+    run.files.assert_history_exact(updates, shards=config["shards"], quorum=config["workers"])
     assert files_with(SECRET, path) == []
 
 
+@pytest.mark.slow
 def test_a_run_in_network_namespaces_and_on_this_machine_is_killed_and_resumed(
     lab: Lab, tmp_path: Path, token: tuple[str, ...]
 ) -> None:
