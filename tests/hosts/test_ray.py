@@ -76,6 +76,7 @@ def test_an_address_without_a_cluster_is_reported_in_one_sentence(need_modules: 
         RayCluster.at("127.0.0.1:9")
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_run_uses_the_free_cpus_of_all_nodes_and_leaves_nothing(
     ray: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

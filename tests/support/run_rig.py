@@ -21,6 +21,7 @@ from zmqrl.commands.inspect.check_history import check
 
 # Deadlines allow for a busy machine and for the import of torch: a run of one second then takes five.
 WITHIN_S = 150.0
+STACKS_WITHIN_S = 10.0
 # Short rollouts: every 16 updates, each worker plays a new one of 256 agent steps.
 QUICKLY = ("--ppo.rollout-steps", "32")
 
@@ -146,10 +147,13 @@ class Run:
         self.process, self.files = process, RunFiles(path)
 
     def wait(self, within_s: float = WITHIN_S) -> int:
-        """Wait for the exit status. Fails with the run's output if the run does not end."""
+        """Wait for the exit status. Fails with the run's output and its stacks if the run does not end."""
         try:
             return self.process.wait(within_s)
         except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # the process writes its stacks to standard error
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STACKS_WITHIN_S)
             pytest.fail(f"the run did not end within {within_s:g} s; it printed:\n{self.said()}")
 
     def signal(self, number: signal.Signals) -> None:
@@ -236,13 +240,12 @@ def launching(lab: Lab | None, path: Path, *options: str, hosts: str | None = No
 
 @contextlib.contextmanager
 def started(command: Sequence[str], path: Path, environment: Mapping[str, str]) -> Iterator[Run]:
+    environment = {**os.environ, "PYTHONFAULTHANDLER": "1", **environment}
     with (
         (path.parent / f"{path.name}.stdout").open("wb") as stdout,
         (path.parent / f"{path.name}.stderr").open("wb") as stderr,
         ending(
-            subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=os.environ | environment
-            )
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment)
         ) as process,
     ):
         yield Run(process, path)
