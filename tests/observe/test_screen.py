@@ -54,6 +54,35 @@ def test_written_text_arrives_complete_and_in_order(pipe: Pipe) -> None:
     assert pipe.read_lines(10) == [f"{number} naïve" for number in range(10)]
 
 
+DEAD_THREAD_WITH_THE_LOCK = """
+import gc, sys, threading
+from zmqrl.observe.screen import never_waiting
+
+gc.disable()  # so that the screen is freed only when Python shuts down
+
+def use_a_screen():
+    with never_waiting():
+        cycle = [sys.stdout]
+        cycle.append(cycle)
+        return cycle[0]._waiting._changed
+
+lock, held = use_a_screen(), threading.Event()
+
+def hold():
+    with lock:
+        held.set()
+        threading.Event().wait()
+
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+"""
+
+
+@pytest.mark.processes
+def test_python_can_shut_down_even_if_the_thread_of_a_screen_ended_with_its_lock() -> None:
+    subprocess.run([sys.executable, "-c", DEAD_THREAD_WITH_THE_LOCK], check=True, timeout=WITHIN_S)
+
+
 def test_a_writer_does_not_wait_and_dropped_lines_are_counted_later(pipe: Pipe) -> None:
     screen = Screen(pipe.stream)
     lines = 3 * MOST_WAITING_BYTES // len(LINE)

@@ -78,6 +78,8 @@ class _Waiting(io.RawIOBase):
         return len(text)
 
     def finish(self, within_s: float) -> None:
+        if self._over:
+            return  # Python closes a stream again when it frees it. At shutdown, a dead thread can still hold the lock.
         with self._changed:
             self._changed.wait_for(lambda: self._over or self.is_idle, within_s)
             self._end()
