@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,6 @@ VARIABLES: Final = (
     "DNNL_MAX_CPU_ISA",
     "MKL_ENABLE_INSTRUCTIONS",
 )
-SAMPLE_S: Final = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,8 +70,10 @@ class TorchBuild:
     onednn: bool
 
 
-def resources(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> Resources:
-    """The resources of this machine. Takes ``SAMPLE_S`` seconds. ``root`` has the directories ``proc`` and ``sys``."""
+def resources(
+    busy_cores: float | None, root: Path = Path("/"), environment: Mapping[str, str] = os.environ
+) -> Resources:
+    """The resources of this machine. ``root`` has the directories ``proc`` and ``sys``."""
     about = _text(root / "proc/cpuinfo").splitlines()
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in about)}
     flags = set(facts.get("flags", "").split())
@@ -85,7 +85,7 @@ def resources(root: Path = Path("/"), environment: Mapping[str, str] = os.enviro
         bound_cores=len(os.sched_getaffinity(0)),
         quota_cores=None if math.isinf(limit) else limit,
         usable_cores=CORES,
-        busy_cores=_busy_cores(root / "proc/stat"),
+        busy_cores=busy_cores,
         clock_source=_text(root / "sys/devices/system/clocksource/clocksource0/current_clocksource").strip() or None,
         variables={name: environment[name] for name in VARIABLES if name in environment},
     )
@@ -104,23 +104,6 @@ def torch_build() -> TorchBuild:
         capability=torch.backends.cpu.get_cpu_capability(),
         onednn=torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
     )
-
-
-def _busy_cores(stat: Path) -> float | None:
-    """How many cores are busy, from two readings of /proc/stat. This process sleeps in between."""
-    before = _spent(stat)
-    time.sleep(SAMPLE_S if before else 0)
-    after = _spent(stat)
-    if not (before and after and sum(after) > sum(before)):
-        return None
-    idle, whole = (sum(after[part]) - sum(before[part]) for part in (slice(3, 5), slice(0, None)))
-    return (1 - idle / whole) * (os.cpu_count() or 1)
-
-
-def _spent(stat: Path) -> list[int]:
-    """The time of all cores: user, nice, system, idle, waiting for disks, and so on."""
-    columns = _text(stat).partition("\n")[0].split()[:9]  # later columns are part of the first two
-    return [int(each) for each in columns[1:]]
 
 
 def _text(path: Path) -> str:

@@ -9,8 +9,8 @@ import pytest
 from zmqrl import cli
 from zmqrl.errors import UsageError
 from zmqrl.hosts import probe
-from zmqrl.local import resources
 from zmqrl.local.extras import EXTRAS
+from zmqrl.process import CORES
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(resources, "SAMPLE_S", 0.01)
+    monkeypatch.setattr(probe, "LOAD_OVER_S", 0.01)
 
 
 def doctor(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, Any]:
@@ -59,6 +59,18 @@ def test_more_workers_than_cores_are_a_warning(capsys: pytest.CaptureFixture[str
     status, found = doctor(capsys, "--workers", "1000")
     assert status == 0
     assert any("1,000 workers on" in text for text in found["warnings"])
+
+
+def test_the_load_of_other_programs_is_measured_and_told_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = probe.facts
+    busy = {"busy_cores": float(CORES), "machine_cores": CORES, "steal_share": 0.0}
+    monkeypatch.setattr(probe, "facts", lambda work: real(work) | busy)
+    _, found = doctor(capsys)
+    assert found["machine"]["busy_cores"] == CORES
+    (told,) = [text for text in found["warnings"] if "other " in text]
+    assert f"other programs use {CORES:.1f} of " in told
 
 
 def test_what_prevents_a_run_is_a_problem(

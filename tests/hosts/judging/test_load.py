@@ -24,6 +24,20 @@ def test_busy_cores_and_steal_are_measured_between_two_moments() -> None:
     assert cpu_use(stat(before), stat(before)) == {"machine_cores": 4, "busy_cores": 0.0, "steal_share": 0.0}
 
 
+@pytest.mark.parametrize(
+    ("after", "share"),
+    [
+        ([100, 0, 0, 1100, 0, 0, 0, 0, 0, 0], 0.0),
+        ([600, 0, 0, 600, 0, 0, 0, 0, 0, 0], 0.5),
+        ([350, 0, 0, 600, 250, 0, 0, 0, 0, 0], 0.25),  # 250 ticks waiting for a disk
+        ([600, 0, 400, 200, 0, 0, 0, 0, 900, 900], 0.9),  # time for guests is also part of user
+    ],
+)
+def test_busy_cores_are_the_share_of_time_that_is_not_idle(after: list[int], share: float) -> None:
+    before = [100, 0, 0, 100, 0, 0, 0, 0, 0, 0]
+    assert cpu_use(stat(before), stat(after))["busy_cores"] == pytest.approx(4 * share, abs=1e-9)
+
+
 @given(TICKS, TICKS, st.integers(1, 64))
 def test_no_machine_is_busier_than_its_cores(before: list[int], passed: list[int], cores: int) -> None:
     after = [then + more for then, more in zip(before, passed, strict=True)]

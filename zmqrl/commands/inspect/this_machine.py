@@ -31,8 +31,8 @@ def run(config: Config, *, json: bool) -> int:
     """Check this machine. Returns the exit status: 0 if the run can start, 3 if not. Raises UsageError."""
     config.check()
     with prints_to_stderr():
-        found, torch = resources(), torch_build()
         facts = facts_of(config)
+        found, torch = resources(facts["busy_cores"]), torch_build()
         verdict = verdict_of(config, facts, found, torch)
     if json:
         about = {key: facts[key] for key in ("game_error", "memory_bytes", "open_files", "disk_bytes", "shm_bytes")}
@@ -70,7 +70,7 @@ def facts_of(config: Config) -> dict[str, Any]:
 def verdict_of(config: Config, facts: Mapping[str, Any], found: Resources, torch: TorchBuild) -> Verdict:
     """What prevents the run here, and what to change."""
     placement = place_run(config, [Host(name=HERE)], {HERE: CORES})
-    judged = judge(Survey(facts={HERE: facts}), config, placement)
+    judged = judge(Survey(facts={HERE: {**facts, "busy_cores": None}}), config, placement)  # the advice names them
     problems = list(judged.problems)
     for check in (check_here, check_extras):
         try:
