@@ -136,7 +136,6 @@ def _newest_evaluation(path: Path, limits: Limits) -> dict[str, Any]:
 
 def _generation(path: Path) -> int:
     """The generation of the newest checkpoint, or 0 if there is none."""
-    for newest in checkpoint.checkpoints(RunDirectory(path).checkpoints)[-1:]:
-        manifest = read_object(newest / checkpoint.MANIFEST, MANIFEST, "restore it")
-        return int(manifest["generation"]) if manifest else 0
-    return 0
+    found = checkpoint.checkpoints(RunDirectory(path).checkpoints)
+    manifest = read_object(found[-1] / checkpoint.MANIFEST, MANIFEST, "restore it") if found else None
+    return int(manifest["generation"]) if manifest else 0

@@ -12,11 +12,10 @@ from zmqrl.observe.metrics import OUTCOMES
 from zmqrl.observe.records import Evaluation, RunRecord
 from zmqrl.results.command_line import train_command
 from zmqrl.results.kept import Result
-from zmqrl.results.rerun import By, Verdict
+from zmqrl.results.rerun import AXES, By, Verdict
 from zmqrl.words import counted
 
 ROWS: Final = 10  # of a table of scores, about
-AXES: Final[dict[By, str]] = {"minutes": "minutes", "agent-steps": "agent steps"}
 VERDICTS: Final = {"within": "reproduced", "outside": "not reproduced", "undecided": "undecided"}
 
 
@@ -30,7 +29,7 @@ def report_page(result: Result, picture: str) -> str:
             "",
             f"![score against minutes and agent steps]({picture})",
             "",
-            *_facts(result),
+            *_table(facts(result)),
             "",
             "## Command",
             "",
@@ -184,11 +183,7 @@ def _evaluation(result: Result) -> list[str]:
         **({"actions": "greedy" if games["greedy"] else "sampled"} if "greedy" in games else {}),
         **({"seeds": f"{min(games['seeds']):,} to {max(games['seeds']):,}"} if games.get("seeds") else {}),
     }
-    return ["| | |", "|---|---|", *(_cells(name, value) for name, value in rows.items())]
-
-
-def _facts(result: Result) -> list[str]:
-    return ["| | |", "|---|---|", *(_cells(name, value) for name, value in facts(result).items())]
+    return _table(rows)
 
 
 def _sessions(result: Result) -> list[str]:
@@ -202,6 +197,10 @@ def _difference(verdict: Verdict) -> list[str]:
         return []
     low, high = verdict.difference
     return ["", f"The 95 % interval of the new mean minus the recorded mean is {low:,.1f} to {high:,.1f}."]
+
+
+def _table(rows: Mapping[str, str]) -> list[str]:
+    return ["| | |", "|---|---|", *(_cells(name, value) for name, value in rows.items())]
 
 
 def _cells(*cells: str) -> str:

@@ -15,6 +15,7 @@ from zmqrl.results.kept import Limits, Result
 By: TypeAlias = Literal["minutes", "agent-steps"]
 Word: TypeAlias = Literal["within", "outside", "undecided"]
 
+AXES: Final[dict[By, str]] = {"minutes": "minutes", "agent-steps": "agent steps"}
 ENOUGH: Final = 0.98  # of the training before the recorded evaluation
 
 
@@ -76,15 +77,15 @@ def judge(
 
     A repetition that trained less than the recorded run is undecided.
     """
-    games = [each.get("scores") for each in (again, recorded)]
-    low, high = difference_interval(games[0], games[1]) if games[0] and games[1] else (None, None)
-    difference = None if low is None or high is None else (low, high)
+    difference = None
+    if again.get("scores") and recorded.get("scores"):
+        low, high = difference_interval(again["scores"], recorded["scores"])
+        difference = low, high
     trained, wanted = position(repeated, by), position(evaluated, by)
     if trained < ENOUGH * wanted:
-        unit = "minutes" if by == "minutes" else "agent steps"
         return Verdict(
             word="undecided",
-            reason=f"the repetition trained for {trained:,.4g} of {wanted:,.4g} {unit}",
+            reason=f"the repetition trained for {trained:,.4g} of {wanted:,.4g} {AXES[by]}",
             difference=difference,
         )
     word: Word = "within" if evaluated.low <= repeated.mean <= evaluated.high else "outside"
