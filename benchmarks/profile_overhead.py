@@ -21,6 +21,7 @@ import numpy as np
 from zmqrl.observe.spans import Spans
 from zmqrl.profile.recorder import segments
 from zmqrl.profile.recording import Recording
+from zmqrl.results.bootstrap import mean_interval
 
 SPANS = 200_000
 SETTINGS = ("on", "off")
@@ -70,9 +71,7 @@ def main() -> None:
                     describe(directory, each_ns, arguments.updates)
             print(f"round {number + 1}, {setting}: {rates[setting][-1]:.2f} updates/s", flush=True)
     ratios = np.array(rates["on"]) / np.array(rates["off"])
-    draw = np.random.default_rng(0)
-    means = [draw.choice(ratios, len(ratios)).mean() for _ in range(10_000)]
-    low, high = np.percentile(means, [2.5, 97.5])
+    low, high = mean_interval(ratios.tolist())
     print(f"on/off: {ratios.mean():.4f} (95 % {low:.4f} to {high:.4f}), median {statistics.median(ratios):.4f}")
 
 
