@@ -55,21 +55,21 @@ def load_model(reference: str, observation_shape: Sequence[int], num_actions: in
 
 
 def outputs_of(reference: str, model: nn.Module, observations: Tensor, num_actions: int) -> Tensor:
-    """Logits float32 (B, num_actions) of ``observations`` (B, ...), computed by the ``model`` of ``reference``.
+    """Outputs float32 (B, num_actions) for ``observations`` (B, ...), computed by the ``model`` of ``reference``.
 
     B can be 1, which ``load_model`` does not test. Raises UsageError if the user's code raises an exception, or if the
-    logits have another shape.
+    outputs have another shape.
     """
     blame, count = f"--model {reference}", len(observations)
     with blaming(f"{blame} fails for observations of shape {tuple(observations.shape[1:])}"):
-        logits, _ = model(observations)
-    if _shape(logits) != (count, num_actions):
+        outputs, _ = model(observations)
+    if _shape(outputs) != (count, num_actions):
         raise UsageError(
-            f"{blame} returned {_kind(logits)} as logits for a batch of {count}: "
+            f"{blame} returned {_kind(outputs)} as logits for a batch of {count}: "
             f"they must be float32 {(count, num_actions)}."
         )
-    assert isinstance(logits, Tensor)
-    return logits
+    assert isinstance(outputs, Tensor)
+    return outputs
 
 
 def load_loss(reference: str, config: PPOConfig | BA3CConfig, actions: ActionSpace) -> Loss:
@@ -82,7 +82,7 @@ def load_loss(reference: str, config: PPOConfig | BA3CConfig, actions: ActionSpa
     outputs = torch.linspace(-1, 1, actions.outputs * SAMPLES).view(SAMPLES, actions.outputs).requires_grad_()
     values = torch.linspace(-1, 1, SAMPLES).requires_grad_()
     batch = Batch(
-        actions=torch.zeros(SAMPLES, *actions.shape, dtype=torch.from_numpy(np.empty(0, actions.dtype)).dtype),
+        actions=torch.from_numpy(np.zeros((SAMPLES, *actions.shape), actions.dtype)),
         log_probs=torch.full((SAMPLES,), -1.0),
         advantages=torch.linspace(1, -1, SAMPLES),
         returns=torch.linspace(0, 1, SAMPLES),
