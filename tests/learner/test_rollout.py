@@ -91,10 +91,8 @@ def test_a_new_rollout_forgets_the_bootstrap_values_of_the_last_one() -> None:
 
 def test_playing_again_writes_into_the_same_memory() -> None:
     envs = FrameEnvs(num_envs=2)
-    rollout, player = (
-        make_rollout(envs, steps=2),
-        make_player(envs, model=make_model("small", described((4, 84, 84), 4))),
-    )
+    rollout = make_rollout(envs, steps=2)
+    player = make_player(envs, model=make_model("small", described((4, 84, 84), 4)))
     tensors = {name: kept for name, kept in vars(rollout).items() if isinstance(kept, Tensor)}
     addresses = {name: kept.data_ptr() for name, kept in tensors.items()}
     player.play(rollout)

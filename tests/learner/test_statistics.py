@@ -1,5 +1,6 @@
 """Running statistics: their values, the gradient that updates them, and what a player scales with them."""
 
+from dataclasses import replace
 from typing import cast
 
 import gymnasium
@@ -15,7 +16,6 @@ from torch import nn
 
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import Envs
-from zmqrl.learner.games import EnvSpec
 from zmqrl.learner.losses import Learner
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.rollout import Player, Rollout
@@ -111,23 +111,16 @@ def test_discounted_returns_start_again_with_each_game_and_continue_in_the_next_
     np.testing.assert_allclose(after, running)
 
 
-def normalized(model: str = "mlp") -> tuple[EnvSpec, nn.Module, Rollout, Player]:
-    spec = EnvSpec(
-        observation_shape=(2,),
-        observation_dtype=np.dtype(np.float32),
-        actions=described((2,)).actions,
-        flavour="",
-        normalizes_observations=True,
-        normalizes_rewards=True,
-    )
+def normalized() -> tuple[nn.Module, Rollout, Player]:
+    spec = replace(described((2,)), normalizes_observations=True, normalizes_rewards=True)
     torch.manual_seed(0)
-    network = make_model(model, spec)
+    network = make_model("mlp", spec)
     player = Player(network, cast(Envs, CountingEnvs()), 0, gamma=CONFIG.gamma)
-    return spec, network, Rollout(steps=CONFIG.rollout_steps, num_envs=4, spec=spec), player
+    return network, Rollout(steps=CONFIG.rollout_steps, num_envs=4, spec=spec), player
 
 
 def test_a_player_scales_with_the_statistics_of_the_version_it_plays_and_reports_the_moments_it_saw() -> None:
-    _, network, rollout, player = normalized()
+    network, rollout, player = normalized()
     statistics = statistics_of(network)
     assert statistics is not None
     assert statistics.observations is not None
@@ -148,7 +141,7 @@ def test_a_player_scales_with_the_statistics_of_the_version_it_plays_and_reports
 
 
 def test_the_first_minibatch_of_a_rollout_updates_the_statistics_and_the_loss_never_does() -> None:
-    _, network, rollout, player = normalized()
+    network, rollout, player = normalized()
     player.play(rollout)
     learner = Learner(network, CONFIG, seed=0)
     learner.prepare(rollout)
@@ -166,7 +159,7 @@ def test_the_first_minibatch_of_a_rollout_updates_the_statistics_and_the_loss_ne
 
 
 def test_the_names_of_statistics_are_those_that_shards_average() -> None:
-    _, network, _, _ = normalized()
+    network, _, _ = normalized()
     names = [name.removeprefix(AVERAGED) for name, _ in network.named_parameters() if name.startswith(AVERAGED)]
     assert names == [f"{of}.{what}" for of in ("observations", "returns") for what in ("count", "mean", "variance")]
 
@@ -187,13 +180,7 @@ def test_a_network_of_a_user_must_not_use_the_name_of_the_statistics() -> None:
 
 def test_images_cannot_be_normalized() -> None:
     with pytest.raises(UsageError, match=r"--envs.normalize-observations does not apply to images"):
-        EnvSpec(
-            observation_shape=(4, 84, 84),
-            observation_dtype=np.dtype(np.uint8),
-            actions=described((2,)).actions,
-            flavour="",
-            normalizes_observations=True,
-        )
+        replace(described((4, 84, 84)), normalizes_observations=True)
 
 
 def test_rewards_are_scaled_like_those_of_gymnasium_once_statistics_are_known() -> None:

@@ -83,6 +83,12 @@ def printed(where: Path, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
+def newest_tensors(files: RunFiles) -> dict[str, np.ndarray]:
+    """The tensors in the newest checkpoint, by name."""
+    checkpoint = files.newest()
+    return dict(tensors_of(checkpoint.layout, checkpoint.vector()))
+
+
 @pytest.mark.parametrize("action", ["box", "choices"])
 def test_a_run_trains_evaluates_and_records_an_environment_of_a_user(
     action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -109,21 +115,16 @@ def test_statistics_are_bit_identical_for_any_number_of_shards_and_survive_a_res
     first = run(tmp_path, "first", *options, "--shards", "1", "--updates", "24")
     again = run(tmp_path, "again", *options, "--shards", "4", "--updates", "24")
     assert again.summary()["params_sha256"] == first.summary()["params_sha256"]
-    checkpoint = first.newest()
-    tensors = tensors_of(checkpoint.layout, checkpoint.vector())
+    tensors = newest_tensors(first)
     assert tensors["running_statistics.observations.count"].item() == 24 / 4  # rollouts: 4 updates learn from one
     assert tensors["running_statistics.returns.variance"].item() > 0
     # The target is drawn from -100 to 100.
     assert 1000 < tensors["running_statistics.observations.variance"][0] < 6000
-    resumed = run(tmp_path, "first", "--resume", "--updates", "32")
-    checkpoint = resumed.newest()
-    tensors = tensors_of(checkpoint.layout, checkpoint.vector())
+    tensors = newest_tensors(run(tmp_path, "first", "--resume", "--updates", "32"))
     assert tensors["running_statistics.observations.count"].item() == 32 / 4
 
 
 def test_a_run_with_backups_counts_each_rollout_once(tmp_path: Path) -> None:
     files = run(tmp_path, "run", *NORMALIZED, "--backups", "1", "--updates", "40", "--shards", "3")
     files.assert_history_exact(40)
-    checkpoint = files.newest()
-    tensors = tensors_of(checkpoint.layout, checkpoint.vector())
-    assert tensors["running_statistics.observations.count"].item() == pytest.approx(10)
+    assert newest_tensors(files)["running_statistics.observations.count"].item() == pytest.approx(10)
