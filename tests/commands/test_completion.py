@@ -2,16 +2,14 @@
 
 import contextlib
 import os
-import pty
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.paths import ROOT
-from support.rig import ending
-from support.terminal import Terminal
+from support.terminal import terminal_of
 
 from zmqrl import cli
 from zmqrl.cli import COMMANDS
@@ -114,24 +112,6 @@ def test_bash_offers_what_can_follow(scripts: Path, place: Path, words: list[str
     assert done.stdout.splitlines() == offered
 
 
-@contextlib.contextmanager
-def shell(place: Path, *command: str) -> Iterator[Terminal]:
-    """A shell on a terminal, whose prompt is ``>``."""
-    ours, theirs = pty.openpty()
-    variables = os.environ | {"TERM": "dumb", "PS1": "> ", "HOME": str(place)}
-    with ending(
-        subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=place, start_new_session=True, env=variables
-        )
-    ) as process:
-        os.close(theirs)
-        terminal = Terminal(ours, process)
-        try:
-            yield terminal
-        finally:
-            terminal.close()
-
-
 @pytest.mark.processes
 @pytest.mark.parametrize("name", ["bash", "zsh"])
 def test_the_tab_key_completes_a_command_a_recipe_a_value_and_a_run(
@@ -140,7 +120,8 @@ def test_the_tab_key_completes_a_command_a_recipe_a_value_and_a_run(
     need_programs(name)
     options = ("--norc", "--noprofile") if name == "bash" else ("-f",)
     (place / "runs" / "pong-3").mkdir()
-    with shell(place, name, *options, "-i") as terminal:
+    variables = {"TERM": "dumb", "PS1": "> ", "HOME": str(place)}
+    with terminal_of(name, *options, "-i", variables=variables, directory=place) as terminal:
         terminal.type(f"source {scripts / name}; echo re''ady\n")
         terminal.has_said("ready")
         terminal.type("zmqrl trai\t")

@@ -1,11 +1,12 @@
-"""A terminal for tests, with a command of zmqrl on it."""
+"""A terminal for tests, with a command on it."""
 
 import contextlib
 import os
 import pty
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from support.rig import WITHIN_S, ending, eventually
 
@@ -19,7 +20,7 @@ runpy.run_module("zmqrl", run_name="__main__", alter_sys=True)
 
 
 class Terminal:
-    """A terminal, and a command of zmqrl that leads its session. ``said``: the output of the command so far."""
+    """A terminal, and a command that leads its session. ``said``: the output of the command so far."""
 
     def __init__(self, ours: int, process: "subprocess.Popen[bytes]") -> None:
         self._ours, self.process, self.said = ours, process, ""
@@ -54,17 +55,18 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def on_a_terminal(*arguments: str, hang_up: str = "SIG_DFL") -> Iterator[Terminal]:
-    """Run ``zmqrl ARGUMENTS`` on a terminal, with the given handler of SIGHUP. Leaving the block ends the command."""
+def terminal_of(*command: str, variables: Mapping[str, str], directory: Path | None = None) -> Iterator[Terminal]:
+    """Run ``command`` on a terminal, with these environment variables added. Leaving the block ends the command."""
     ours, theirs = pty.openpty()
     with ending(
         subprocess.Popen(
-            [sys.executable, "-c", ON_A_TERMINAL, hang_up, *arguments],
+            command,
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
+            cwd=directory,
             start_new_session=True,
-            env=os.environ | {"TERM": "xterm-256color"},
+            env={**os.environ, **variables},
         )
     ) as process:
         os.close(theirs)
@@ -73,3 +75,9 @@ def on_a_terminal(*arguments: str, hang_up: str = "SIG_DFL") -> Iterator[Termina
             yield terminal
         finally:
             terminal.close()
+
+
+def on_a_terminal(*arguments: str, hang_up: str = "SIG_DFL") -> contextlib.AbstractContextManager[Terminal]:
+    """Run ``zmqrl ARGUMENTS`` on a terminal, with the given handler of SIGHUP. Leaving the block ends the command."""
+    command = (sys.executable, "-c", ON_A_TERMINAL, hang_up, *arguments)
+    return terminal_of(*command, variables={"TERM": "xterm-256color"})
