@@ -55,7 +55,7 @@ def test_the_project_declares_exactly_the_extras_that_errors_name() -> None:
     required = {re.split(r"[>=\[]", each)[0] for each in PROJECT["dependencies"]}
     assert required.isdisjoint(package for packages in EXTRAS.values() for package in packages)
     (everything,) = PROJECT["optional-dependencies"]["all"]
-    assert set(re.findall(r"\w+", everything)) - {"zmqrl"} == set(EXTRAS) - {"mlflow", "wandb"}
+    assert set(re.findall(r"\w+", everything)) - {"zmqrl"} == set(EXTRAS) - {"mlflow", "wandb", "ray"}
     assert set(ON_HOSTS) <= set(EXTRAS)
 
 
@@ -109,6 +109,8 @@ NEEDS = [
     ("mlflow", "train cartpole --trackers mlflow"),
     ("wandb", "launch -H h1 cartpole --trackers wandb"),
     ("wandb", "bench train cartpole --trackers wandb"),
+    ("ray", "launch --ray auto cartpole"),
+    ("ray", "doctor --ray auto cartpole"),
     ("page", "serve ."),
     ("page", "train cartpole --page"),
 ]

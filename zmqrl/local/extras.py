@@ -17,6 +17,7 @@ EXTRAS: Final = {
     "page": {"starlette": "starlette", "uvicorn": "uvicorn"},
     "mlflow": {"mlflow-skinny": "mlflow", "sqlalchemy": "sqlalchemy", "alembic": "alembic"},
     "wandb": {"wandb": "wandb"},
+    "ray": {"ray": "ray"},
 }
 ON_HOSTS: Final = ("atari", "video")  # what processes on hosts can need. The launcher needs the others
 

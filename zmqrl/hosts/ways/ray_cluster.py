@@ -3,7 +3,6 @@ daemon to its link (:mod:`zmqrl.hosts.ways.ray_bridge`).
 """
 
 import contextlib
-import importlib.util
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Self
 from zmqrl.child_process import ChildProcess
 from zmqrl.errors import ClusterError, require
 from zmqrl.hosts.inventory import Host
+from zmqrl.local.extras import require_extra
 
 HOLDER, BRIDGE = "zmqrl.hosts.ways.ray_holder", "zmqrl.hosts.ways.ray_bridge"
 CONNECTED_WITHIN_S = 60.0
@@ -38,8 +38,7 @@ class RayCluster:
     @classmethod
     def at(cls, address: str) -> Self:
         """Ask the cluster for its nodes. Raises UsageError if Ray is not installed, ClusterError without an answer."""
-        spec = importlib.util.find_spec("ray")
-        require(spec is not None and spec.origin is not None, "--ray: not installed; run pip install 'zmqrl[ray]'.")
+        require_extra("ray", "--ray needs")
         with _asked(address, {}, CONNECTED_WITHIN_S) as answer:
             return cls(address=address, nodes=_by_name(answer["nodes"]))
 
