@@ -2,9 +2,10 @@
 
     sudo .venv/bin/python benchmarks/page.py [--runs 100] [--hours 1] [--rounds 3] [--browser] [--output DIR]
 
-It makes the runs first. Before each round, it starts `zmqrl serve` anew and empties the file cache of the machine. That
-needs root: otherwise the files stay in the cache, and the result says so. With --browser, it also measures a
-Chromium without a window, from the address to the drawn curves. Writes `results.json` into the directory.
+The benchmark first writes the files of the runs. In each round, it starts a new `zmqrl serve` and empties the file
+cache of the machine. Only root can empty the cache. Without root, the files stay in it, and the result says so. With
+--browser, the benchmark also measures how long Chromium, without a window, takes to draw the curves. The figures go to
+`results.json` in DIR.
 """
 
 import argparse

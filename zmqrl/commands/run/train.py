@@ -87,7 +87,7 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
 
 
 def default_of(arguments: list[str]) -> Config:
-    """The settings of the recipe that a command line names. Raises UsageError if there is no such recipe."""
+    """The settings of the recipe in ``arguments``, or of breakout. Raises UsageError for an unknown recipe."""
     return RECIPES[_recipe(arguments) or "breakout"]()
 
 
