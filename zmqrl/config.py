@@ -87,7 +87,7 @@ class WireConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleConfig:
-    """The end of schedules that follow the progress of the run: the first of these limits to be reached.
+    """Schedules that follow the progress of the run end at the first of these limits.
 
     Without any of them, a new run uses its own limits, and a resumed run keeps its earlier ones.
     """
@@ -310,11 +310,11 @@ class Config:
             try:
                 rank, slowness = int(number), float(amount.removeprefix("x"))
             except ValueError:
-                raise UsageError(f"--straggle {text}: must be RANK:SECONDS, such as 2:0.5.") from None
+                raise UsageError(f"--straggle {text}: must be RANK:SECONDS or RANK:xFACTOR.") from None
             if not 0 <= rank < self.ranks:
                 raise UsageError(f"--straggle {text}: rank {rank} does not exist; ranks are 0 to {self.ranks - 1}.")
             if not 0 <= slowness < 3600:
-                raise UsageError(f"--straggle {text}: the delay must be at least 0 and below 3600 seconds.")
+                raise UsageError(f"--straggle {text}: seconds and factors must be 0 or more and below 3600.")
             before = found.get(rank, Straggler(rank=rank))
             found[rank] = (
                 dataclasses.replace(before, factor=slowness)

@@ -24,7 +24,7 @@ class EnvConfig:
     frame_skip: int = 4
     """Emulator frames per agent step. The last two are max-pooled."""
     min_frame_skip: int | None = None
-    """Draw each frame skip at random from this number to --envs.frame-skip. No max-pooling. None: not random."""
+    """Draw each frame skip at random from this number to --envs.frame-skip. No max-pooling. None: no random skip."""
     frame_stack: int = 4
     """Number of frames in one observation."""
     screen_size: int = 84
@@ -46,17 +46,17 @@ class EnvConfig:
     args: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(aliases=["--env-arg"], metavar="NAME=VALUE")
     ] = ()
-    """Argument for gymnasium.make, such as hardcore=True. Repeat the option for more. Not for Atari games."""
+    """Argument for gymnasium.make, such as hardcore=True. Not for Atari."""
     wrappers: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(aliases=["--wrapper"], metavar="MODULE:FUNCTION")
     ] = ()
-    """Function that takes an environment and returns the environment to play. Repeat it for more. Not for Atari."""
+    """Function that takes an environment and returns the environment to play. Not for Atari."""
     images: bool = False
     """Keep uint8 images as images, for a network with convolutions. Otherwise they become vectors. Not for Atari."""
     normalize_observations: bool = False
     """Scale vectors to mean 0 and variance 1 by running statistics, and clip them to [-10, 10]."""
     normalize_rewards: bool = False
-    """Divide rewards by the running deviation of discounted returns for learning, and clip them to [-10, 10]."""
+    """For learning, divide rewards by the running standard deviation of returns, and clip them to [-10, 10]."""
 
     @property
     def frame_channels(self) -> int:
@@ -254,8 +254,8 @@ class EnvSpec:
     def __post_init__(self) -> None:
         require(
             not self.normalizes_observations or len(self.observation_shape) == 1,
-            f"--envs.normalize-observations does not apply to images, such as these {self.observation_shape}: "
-            "networks scale them.",
+            f"--envs.normalize-observations does not apply to images of shape {self.observation_shape}: "
+            "networks scale images themselves.",
         )
 
 

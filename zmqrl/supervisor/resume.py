@@ -31,11 +31,12 @@ def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoin
             if theirs.tensors == ours.tensors
             else f"a network of {theirs.count} parameters, not of {ours.count}"
         )
-        raise UsageError(f"{path} has {what}: resume with the settings it was made with.")
+        raise UsageError(f"{path} has {what}: resume with the settings of the run that wrote it.")
     if (checkpoint.optimizer, checkpoint.state_names) != (initial.optimizer, initial.state_names):
         raise UsageError(
             f"{path} has the state of optimizer {checkpoint.optimizer} ({', '.join(checkpoint.state_names)}), "
-            f"not of {initial.optimizer} ({', '.join(initial.state_names)})."
+            f"not of {initial.optimizer} ({', '.join(initial.state_names)}): "
+            "resume with the settings of the run that wrote it."
         )
     return checkpoint
 
