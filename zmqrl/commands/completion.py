@@ -63,10 +63,12 @@ class Completed:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Print a script for a shell, which completes the commands, recipes and options of zmqrl.
+    """Print a shell script that completes the commands, recipes and options of zmqrl.
 
     bash: zmqrl completion bash > ~/.local/share/bash-completion/completions/zmqrl
+
     zsh: zmqrl completion zsh > ~/.zsh-zmqrl, and a line `source ~/.zsh-zmqrl` in ~/.zshrc
+
     fish: zmqrl completion fish > ~/.config/fish/completions/zmqrl.fish
     """
 

@@ -121,12 +121,12 @@ class HostOptions:
     ssh_config: Path | None = None
     """File that ssh reads instead of your own configuration."""
     iface: str | None = None
-    """Interface, such as ib0, or network, such as 10.0.0.0/24, for gradients and weights on every host."""
+    """Network for gradients and weights: the name of an interface, such as ib0, or a range, such as 10.0.0.0/24."""
     address: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """HOST=ADDRESS: address at which other hosts reach HOST. Can be a list, such as h1=10.0.0.1,h2=10.0.0.2."""
 
     export: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-x"]), tyro.conf.UseAppendAction] = ()
-    """VAR: hand on this environment variable to the processes on all hosts. Can be repeated."""
+    """VAR: pass this environment variable to the processes on all hosts."""
 
     sync: Literal["none", "wheel"] = "none"
     """Use the zmqrl that is installed on the hosts (none), or send this one (wheel)."""

@@ -50,7 +50,7 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Options(HostOptions):
-    """Check that hosts can run this job and reach each other. Without -H or --slurm: check this machine.
+    """Check that hosts can run this job and reach each other. Without hosts: check this machine.
 
     Accepts all options of `zmqrl train`.
     """

@@ -37,7 +37,7 @@ GROWN = 1  # exit status
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Show where the time of a run goes: the time of each span, and which worker, shard and span each update waited
-    for. The run may still be running. With two runs, show what changed from the first to the second.
+    for. The run can still be in progress. With two runs, show what changed from the first to the second.
     """
 
     runs: Annotated[RunPaths, tyro.conf.arg(metavar="RUN [RUN]")]
@@ -49,7 +49,7 @@ class Options:
     processes: bool = False
     """Also print the spans and the machine use of every process."""
     without: Annotated[tuple[int, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="RANK")] = ()
-    """Also predict the run without this rank. The most blamed ranks always have a prediction."""
+    """Also predict the run without this rank. The ranks that delayed updates most are always predicted."""
     versions: Annotated[str | None, tyro.conf.arg(metavar="V[-W]")] = None
     """For each version from V to W, list what its update waited for: the K-th rank, the last shard, the worst delay."""
     trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -57,8 +57,8 @@ class Options:
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
     """Draw the critical path, the times of updates, and what updates waited for."""
     fail_above: Annotated[str | None, tyro.conf.arg(metavar="P%")] = None
-    """With two runs: the growth that is allowed, in percent of the first run's update time. The exit status is 1 if an
-    update, a part of the critical path or a span grew by more. The span wait does not count."""
+    """With two runs: exit with 1 if an update, a part of the critical path or a span grew by more than this share.
+    100% is the update time of the first run. The span wait does not count."""
 
 
 def command(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""``zmqrl recipes``: the recipes, what each has reached, and how long that took on which machine."""
+"""``zmqrl recipes``: the recipes, with their recorded scores, training times and machines."""
 
 import sys
 from collections.abc import Mapping
@@ -79,7 +79,7 @@ RESULTS: Final[Mapping[str, tuple[Result, ...]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """List the recipes of `zmqrl train`, what each has reached, and how long that took on which machine."""
+    """List the recipes of `zmqrl train`, with their recorded scores, training times and machines."""
 
     json: bool = False
     """Print a list of JSON objects."""

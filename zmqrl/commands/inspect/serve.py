@@ -24,7 +24,7 @@ class Options:
     port: int | None = None
     """Port. 0: any free port. None: 8470, or any free port if 8470 is in use."""
     address: str = "127.0.0.1"
-    """IP address of this machine to listen on. Others than 127.0.0.1 are not encrypted."""
+    """IP address of this machine to listen on. Connections from other machines are not encrypted."""
 
 
 def command(arguments: list[str]) -> int:

@@ -20,7 +20,7 @@ Result: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Compare the settings and results of runs, which can still be running."""
+    """Compare the settings and results of runs. The runs can still be in progress."""
 
     runs: RunPaths
     """Run directories."""

@@ -35,17 +35,17 @@ REACHED_A_LIMIT = ("updates", "agent_steps", "minutes")
 class Options:
     """Train again with the settings of a recorded result, and compare both runs.
 
-    Exits with 0 if the new mean score is within the recorded 95 % interval, and with 1 if it is not.
+    The exit status is 0 if the new mean score is within the recorded 95 % interval, and otherwise 1.
     """
 
     result: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RESULT")]
     """A run directory with an evaluation, such as benchmarks/results/cartpole."""
     by: By | None = None
-    """Repeat the agent steps or the minutes. None: minutes on the recorded machine if they ended the run."""
+    """Train for the same minutes or agent steps. None: minutes if they limited the recorded run on an equal machine."""
     minutes: float | None = None
-    """Stop the new run after this many minutes. None: when it has trained as long as the recorded run."""
+    """Stop the new run after this many minutes, even if the recorded run was longer. None: no such limit."""
     agent_steps: int | None = None
-    """Stop the new run after this many agent steps. None: as above."""
+    """Stop the new run after this many agent steps, even if the recorded run was longer. None: no such limit."""
     run_dir: Path | None = None
     """Directory of the new run. If it holds this run already, only judge it. None: runs/reproduced-NAME-DATE-TIME."""
     json: bool = False

@@ -42,7 +42,7 @@ LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # a lease is renewed each second; a 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(HostOptions, LoginOptions):
-    """Train on several hosts: those of -H over ssh or --via, those of a Ray cluster, or the nodes of this job."""
+    """Train on several hosts: the hosts of -H, the nodes of this job, or the nodes of a Ray cluster."""
 
     requeue: bool = False
     """Requeue the job when Slurm sends USR1 before the time limit. Its next start resumes the run."""
