@@ -8,7 +8,7 @@ JOBS ?= 3
 # The number of minutes that `make soak` takes, and the number of simulated runs of `make hunt`
 MINUTES ?= 30
 SEEDS ?= 100000
-PYTEST := $(BIN)/python -m pytest --dist loadfile
+PYTEST := $(BIN)/python -m pytest --dist loadgroup
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 .DEFAULT_GOAL := help
 # Python writes compiled modules even if the caller's environment forbids it: the tests start hundreds of processes.

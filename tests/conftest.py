@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,6 +21,7 @@ from support import slurm as slurm_rig
 from support.lab import PROGRAMS, Lab, running_lab
 from support.ray_rig import running_ray
 from support.slurm import Slurm, running_slurm
+from xdist.scheduler import LoadGroupScheduling
 
 settings.register_profile(
     "default",
@@ -40,14 +41,35 @@ settings.load_profile("default")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LANES = {"lab_of_all_tests": "lab", "need_a_lab": "lab", "slurm": "slurm"}  # the marker of each fixture
+LABS = 3
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests as ``lab`` or ``slurm`` if they use one of these fixtures."""
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark tests as ``lab`` or ``slurm`` if they use one of these fixtures, and deal lab tests out to ``LABS`` labs."""
     for item in items:
-        for fixture in getattr(item, "fixturenames", ()):
-            if lane := LANES.get(fixture):
-                item.add_marker(lane)
+        for lane in {LANES[fixture] for fixture in item.fixturenames if fixture in LANES}:
+            item.add_marker(lane)
+    alone = [item for item in items if item.get_closest_marker("lab") and not shares_a_fixture(item)]
+    for number, item in enumerate(alone):
+        item.add_marker(pytest.mark.xdist_group(f"lab-{number % LABS}"))
+
+
+def shares_a_fixture(item: pytest.Function) -> bool:
+    """Whether the test uses a fixture that is made once for all tests of its file."""
+    return any(each.scope == "module" for found in item._fixtureinfo.name2fixturedefs.values() for each in found)
+
+
+class FilesAndGroups(LoadGroupScheduling):
+    """One process runs all tests of a file, except those of a group, which may come from several files."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        group: str = super()._split_scope(nodeid)
+        return group.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesAndGroups:
+    """Share out the tests to processes by file and by group."""
+    return FilesAndGroups(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -11,77 +11,131 @@ from torch import Tensor
 class Activations:
     """The outputs of a network's layers, kept from acting, so that learning only computes their gradients.
 
-    While acting, ``conv`` and ``linear`` compute one batch at a time and keep each result. In a pass that learns, each
-    layer returns its kept results of all batches, joined as one large batch. The gradients are those of this large
-    batch, up to rounding, as long as the parameters are the same.
+    While acting, each layer computes one batch at a time, and writes its result into memory for all batches. In a pass
+    that learns, each layer returns this memory: the results of one large batch. The gradients are those of this large
+    batch, up to rounding, as long as the parameters are the same. The memory is allocated once. Images are
+    channels-last in it.
     """
 
-    def __init__(self) -> None:
-        self._layers: list[list[Tensor]] = []
-        self._next = 0
+    def __init__(self, samples: int) -> None:
+        """``samples``: those of all batches together."""
+        self._samples = samples
+        self._layers: list[Tensor] = []
+        self._next = self._begun = self._ended = 0
         self._learns = False
 
-    def begin(self, *, learns: bool) -> None:
-        """Begin a pass through the layers: with ``learns``, of all batches together, otherwise of the next batch."""
-        self._next, self._learns = 0, learns
+    def restart(self) -> None:
+        """Forget all batches."""
+        self._begun = self._ended = 0
 
-    def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> Tensor:
-        """As ``F.conv2d``."""
+    def begin_batch(self, samples: int) -> None:
+        """Begin a pass through the layers that acts, with the next ``samples``."""
+        self._next, self._learns = 0, False
+        self._begun, self._ended = self._ended, self._ended + samples
+
+    def begin_learning(self) -> None:
+        """Begin a pass through the layers that learns, with all samples."""
+        self._next, self._learns = 0, True
+
+    def converted(self, observations: Tensor, dtype: torch.dtype) -> Tensor:
+        """The input of the first layer: images ``observations`` as numbers of ``dtype``."""
+        return self._all() if self._learns else self._batch(observations.shape, dtype).copy_(observations)
+
+    def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], *, relu: bool) -> Tensor:
+        """As ``F.conv2d``, followed by ``F.relu`` if ``relu``."""
         if self._learns:
-            return _apply(_KeptConv, x, weight, bias, stride, self._kept())
-        return self._keep(F.conv2d(x, weight, bias, stride))
+            return _apply(_KeptConv, x, weight, bias, stride, relu, self._all())
+        return self._keep(F.conv2d(x, weight, bias, stride), relu=relu)
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """As ``F.linear``."""
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
+        """As ``F.linear``, followed by ``F.relu`` if ``relu``."""
         if self._learns:
-            return _apply(_KeptLinear, x, weight, bias, self._kept())
-        return self._keep(F.linear(x, weight, bias))
+            return _apply(_KeptLinear, x, weight, bias, relu, self._all())
+        return self._keep(F.linear(x, weight, bias), relu=relu)
 
-    def _keep(self, output: Tensor) -> Tensor:
+    def _keep(self, output: Tensor, *, relu: bool) -> Tensor:
+        kept = self._batch(output.shape, output.dtype)
+        return torch.clamp_min(output, 0, out=kept) if relu else kept.copy_(output)
+
+    def _batch(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The next layer's memory for this batch."""
         if self._next == len(self._layers):
-            self._layers.append([])
-        self._kept().append(output)
-        return output
+            layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+            with torch.inference_mode(mode=False):  # otherwise it could not be part of a backward pass
+                self._layers.append(torch.empty((self._samples, *shape[1:]), dtype=dtype, memory_format=layout))
+        return self._all()[self._begun : self._ended]
 
-    def _kept(self) -> list[Tensor]:
+    def _all(self) -> Tensor:
+        """The next layer's memory for all batches."""
         self._next += 1
         return self._layers[self._next - 1]
 
 
+class Plain:
+    """The layers of a network without kept activations. The methods are those of ``Activations``."""
+
+    def converted(self, observations: Tensor, dtype: torch.dtype) -> Tensor:
+        """See :class:`Activations`."""
+        return observations.to(dtype, memory_format=torch.channels_last)
+
+    def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], *, relu: bool) -> Tensor:
+        """See :class:`Activations`."""
+        x = F.conv2d(x, weight, bias, stride)
+        return F.relu_(x) if relu else x
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
+        """See :class:`Activations`."""
+        x = F.linear(x, weight, bias)
+        return F.relu_(x) if relu else x
+
+
+PLAIN = Plain()
+
+
 class _KeptConv(torch.autograd.Function):
-    """A convolution without padding whose output is known."""
+    """A convolution without padding, and an optional ReLU, whose output is known."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], kept: list[Tensor]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], relu: bool, kept: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
         ctx.stride, ctx.biases = stride, None if bias is None else bias.shape
-        return torch.cat(kept)
+        return _saved(ctx, x, weight, kept, relu)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        (gradient,) = gradients
+        x, weight, gradient = _restored(ctx, *gradients)
         found = torch.ops.aten.convolution_backward(
             gradient, x, weight, ctx.biases, ctx.stride, (0, 0), (1, 1), False, (0, 0), 1, ctx.needs_input_grad[:3]
         )
-        return *found, None, None
+        return *found, None, None, None
 
 
 class _KeptLinear(torch.autograd.Function):
-    """A linear layer whose output is known."""
+    """A linear layer, and an optional ReLU, whose output is known."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kept: list[Tensor]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return torch.cat(kept)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, kept: Tensor) -> Tensor:
+        return _saved(ctx, x, weight, kept, relu)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        (gradient,) = gradients
-        return gradient @ weight, gradient.T @ x, gradient.sum(0) if ctx.needs_input_grad[2] else None, None
+        x, weight, gradient = _restored(ctx, *gradients)
+        bias = gradient.sum(0) if ctx.needs_input_grad[2] else None
+        return gradient @ weight, gradient.T @ x, bias, None, None
+
+
+def _saved(ctx: Any, x: Tensor, weight: Tensor, kept: Tensor, relu: bool) -> Tensor:
+    output = kept.detach()  # autograd marks what is returned, and the memory must stay writable
+    ctx.relu = relu
+    ctx.save_for_backward(x, weight, output)
+    return output
+
+
+def _restored(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The input and the weight of a layer, and the gradient of its output before the ReLU."""
+    x, weight, output = ctx.saved_tensors
+    return x, weight, torch.ops.aten.threshold_backward(gradient, output, 0) if ctx.relu else gradient
 
 
 def _apply(function: type[torch.autograd.Function], *inputs: Any) -> Tensor:

@@ -163,7 +163,7 @@ class Learner:
         if rollout.activations is None:
             outputs, values = self.model(observations)
         else:
-            rollout.activations.begin(learns=True)
+            rollout.activations.begin_learning()
             outputs, values = self.model(observations, rollout.activations)
         config, entropy_coefficient = self.config, entropy_coefficient_at(self.config, version, elapsed)
         if isinstance(config, PPOConfig) and config.final_clip is not None:

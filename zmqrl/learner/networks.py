@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zmqrl.errors import UsageError, did_you_mean
-from zmqrl.learner.activations import Activations
+from zmqrl.learner.activations import PLAIN, Activations
 from zmqrl.learner.games import ActionSpace, BoxActions, EnvSpec
 from zmqrl.learner.plugin import load_model
 from zmqrl.learner.settings import NetworkConfig
@@ -105,18 +105,18 @@ class ConvPolicy(nn.Module):
         """
         # Scaling the few weights costs nothing. Scaling the frames would take a pass over 28 KB per sample. The stored
         # weights stay unscaled, because Adam's steps do not scale with the weights.
-        conv2d, linear = (F.conv2d, F.linear) if activations is None else (activations.conv, activations.linear)
+        layers = PLAIN if activations is None else activations
         scale = 1 / 255 if observations.dtype == torch.uint8 else 1.0
-        x = observations.to(self.dtype, memory_format=torch.channels_last)
+        x = layers.converted(observations, self.dtype)
         for conv, pool in zip(self.convs, self.pools, strict=True):
             assert isinstance(conv, nn.Conv2d)
-            weight = (conv.weight * scale).to(self.dtype)
-            x = conv2d(x, weight, self._cast(conv.bias), conv.stride)
-            x = F.relu_(F.max_pool2d(x, 2) if pool else x)
+            weight = conv.weight if scale == 1.0 else conv.weight * scale
+            x = layers.conv(x, weight.to(self.dtype), self._cast(conv.bias), conv.stride, relu=not pool)
+            x = F.relu_(F.max_pool2d(x, 2)) if pool else x
             scale = 1.0
         x = x.permute(0, 2, 3, 1).flatten(1)
-        x = linear(x, self.hidden.weight.to(self.dtype), self._cast(self.hidden.bias))
-        x = (F.relu_(x) if self.hidden_relu else x).to(self.actor.weight.dtype)
+        x = layers.linear(x, self.hidden.weight.to(self.dtype), self._cast(self.hidden.bias), relu=self.hidden_relu)
+        x = x.to(self.actor.weight.dtype)
         return _with_log_std(self.actor(x), self.log_std), self.critic(x).squeeze(-1)
 
     def double(self) -> Self:

@@ -108,6 +108,7 @@ class Player:
         """
         self.model = model
         self._keeps_activations = keeps_activations
+        self._activations: Activations | None = None
         self.envs = envs
         self._device = device
         self._spans = spans or Spans()
@@ -131,7 +132,10 @@ class Player:
         rollout.number = self._rollouts
         self._rollouts += 1
         rollout.bootstrap_values.zero_()
-        rollout.activations = Activations() if self._keeps_activations else None
+        if self._keeps_activations:
+            self._activations = self._activations or Activations(rollout.steps * rollout.num_envs)
+            self._activations.restart()
+        rollout.activations = self._activations
         seen: list[np.ndarray] = []
         with torch.inference_mode():
             for t in range(rollout.steps):
@@ -142,7 +146,7 @@ class Player:
                     if rollout.activations is None:
                         outputs, rollout.values[t] = self.model(rollout.observations[t])
                     else:
-                        rollout.activations.begin(learns=False)
+                        rollout.activations.begin_batch(rollout.num_envs)
                         outputs, rollout.values[t] = self.model(rollout.observations[t], rollout.activations)
                     rollout.actions[t], rollout.log_probs[t] = rollout.head.sample(outputs, self._generator)
                     actions = self.envs.spec.actions.played(rollout.actions[t].cpu().numpy())
