@@ -59,7 +59,7 @@ def shares_a_fixture(item: pytest.Function) -> bool:
     return any(each.scope == "module" for found in item._fixtureinfo.name2fixturedefs.values() for each in found)
 
 
-class FilesAndGroups(LoadGroupScheduling):
+class FilesAndGroups(LoadGroupScheduling):  # type: ignore[misc]  # pytest-xdist has no types
     """One process runs all tests of a file, except those of a group, which may come from several files."""
 
     def _split_scope(self, nodeid: str) -> str:
