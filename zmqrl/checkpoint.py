@@ -276,13 +276,7 @@ def _remove(path: Path) -> None:
 
 def tensors_of(layout: Layout, vector: FloatVector) -> dict[str, FloatVector]:
     """Cut the parameter vector into named tensors."""
-    tensors: dict[str, FloatVector] = {}
-    start = 0
-    for name, shape in layout.tensors:
-        stop = start + int(np.prod(shape, dtype=np.int64))
-        tensors[name] = vector[start:stop].reshape(shape)
-        start = stop
-    return tensors
+    return {name: vector[piece].reshape(shape) for name, shape, piece in layout.pieces()}
 
 
 def _optimizer_file(shard: int) -> str:

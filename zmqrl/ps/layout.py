@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from zmqrl.errors import UsageError
@@ -81,18 +81,24 @@ class Layout:
             start = stop
         return tuple(slices)
 
+    def pieces(self) -> Iterator[tuple[str, tuple[int, ...], slice]]:
+        """The name and shape of each tensor, and its piece of the parameter vector."""
+        start = 0
+        for name, shape in self.tensors:
+            stop = start + math.prod(shape)
+            yield name, shape, slice(start, stop)
+            start = stop
+
     def averaged(self, shard: int) -> tuple[slice, ...]:
         """The parts of a shard's slice, counted from its start, that belong to tensors named ``running_statistics.*``.
 
         They contain no weights. The new value of an element is the old one minus the mean of its gradients.
         """
-        cut, parts, start = self.slices[shard], list[slice](), 0
-        for name, shape in self.tensors:
-            stop = start + math.prod(shape)
-            low, high = max(start, cut.start), min(stop, cut.stop)
+        cut, parts = self.slices[shard], list[slice]()
+        for name, _, piece in self.pieces():
+            low, high = max(piece.start, cut.start), min(piece.stop, cut.stop)
             if name.startswith(AVERAGED) and low < high:
                 parts.append(slice(low - cut.start, high - cut.start))
-            start = stop
         return tuple(parts)
 
     @property
