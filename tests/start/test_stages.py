@@ -24,6 +24,22 @@ class Shown:
     def close(self) -> None: ...
 
 
+class Slow(Shown):
+    """Shows a tick of the first stage only after the second stage, unless the second stage waits for the tick."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ticking, self.next = threading.Event(), threading.Event()
+
+    def starting(self, stage: str, line: str) -> None:
+        if stage == "second":
+            self.next.set()
+        elif threading.current_thread() is not threading.main_thread():
+            self.ticking.set()
+            self.next.wait(0.2)
+        super().starting(stage, line)
+
+
 def test_the_line_keeps_all_stages_and_counts_the_seconds() -> None:
     console, now_s = Shown(), 100.0
     with Stages(console, clock=lambda: now_s) as stages:
@@ -52,3 +68,14 @@ def test_the_seconds_count_while_a_stage_waits_until_the_start_is_over() -> None
     stages.at("late", "late")
     assert console.starts[-1][1] == "game (7 s)"
     assert [thread for thread in threading.enumerate() if thread.name == "stages" and not thread.daemon] == []
+
+
+def test_a_stage_that_is_over_is_not_shown_after_the_next_one() -> None:
+    console = Slow()
+    with Stages(console) as stages:
+        stages.at("first", "first")
+        assert console.ticking.wait(30.0)
+        stages.at("second", "second")
+        eventually(lambda: [stage for stage, _ in console.starts].count("second") >= 2, "a tick", 30.0)
+    shown = [stage for stage, _ in console.starts]
+    assert shown == sorted(shown), "the first stage came back"

@@ -13,7 +13,8 @@ TICK_S: Final = 0.25
 class Stages:
     """The stages of a start on a console, such as ``game, connecting 5/8 (2 s)``. Use it in a ``with`` block.
 
-    A thread keeps the seconds up to date, because some stages wait without a sign of life.
+    A thread keeps the seconds up to date, because some stages wait without a sign of life. The console gets one call at
+    a time.
     """
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -21,13 +22,15 @@ class Stages:
         self._reached: dict[str, str] = {}
         self._shown: tuple[str, str] | None = None
         self._over = threading.Event()
+        self._showing = threading.Lock()
         threading.Thread(target=self._tick, name="stages", daemon=True).start()
 
     def at(self, name: str, sentence: str, done: int | None = None, total: int | None = None) -> None:
         """The start is in the stage ``name``, which ``sentence`` describes, or has done a part of that stage."""
-        self._reached[name] = name if done is None else f"{name} {done}/{total}"
-        self._shown = sentence, ", ".join(self._reached.values())
-        self._show()
+        with self._showing:
+            self._reached[name] = name if done is None else f"{name} {done}/{total}"
+            self._shown = sentence, ", ".join(self._reached.values())
+            self._show()
 
     def _show(self) -> None:
         if self._shown is not None and not self._over.is_set():
@@ -36,7 +39,8 @@ class Stages:
 
     def _tick(self) -> None:
         while not self._over.wait(TICK_S):
-            self._show()
+            with self._showing:
+                self._show()
 
     def close(self) -> None:
         """The start is over."""
