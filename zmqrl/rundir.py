@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,6 +179,16 @@ def directory_for_sockets() -> "tempfile.TemporaryDirectory[str]":
     """Make a directory with mode 0700 for sockets: in the temporary directory, or in /tmp if its path is unfit."""
     fits = holds_sockets(Path(tempfile.gettempdir(), "zmqrl-01234567"))
     return tempfile.TemporaryDirectory(prefix="zmqrl-", dir=None if fits else "/tmp")
+
+
+def new_path(name: str) -> Path:
+    """The directory of a new run for which the user has named none: ``runs/NAME-DATE-TIME``."""
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def holds_a_run(path: Path) -> UsageError:
+    """The error for a new run in a directory that another run has used."""
+    return UsageError(f"{path} already holds a run: choose another --run-dir, or add --resume to continue it.")
 
 
 def not_a_run(path: Path | str) -> UsageError:

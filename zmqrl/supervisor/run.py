@@ -9,7 +9,6 @@ import signal
 import socket as host_socket
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from zmqrl.profile.recording import Recording
 from zmqrl.profile.trace import write_trace
 from zmqrl.ps.shard.store import store_bytes
 from zmqrl.recipes import remark
-from zmqrl.rundir import ANOTHER, RunDirectory, write_json
+from zmqrl.rundir import ANOTHER, RunDirectory, holds_a_run, new_path, write_json
 from zmqrl.start.initial import Preparation
 from zmqrl.start.stages import Stages
 from zmqrl.supervisor import resume
@@ -92,7 +91,7 @@ def train_on(
     config.check()
     config = config.with_schedule()
     check_extras(config)
-    path = config.run_dir or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = config.run_dir or new_path(config.recipe)
     directory = RunDirectory(path, new=config.run_dir is None)
     with contextlib.ExitStack() as stack:
         stack.enter_context(interruptible())
@@ -125,7 +124,7 @@ def train_on(
             if changes := resume.changes(stored, config):
                 news.append(f"settings changed from here on: {', '.join(changes)}")
         elif directory.config.exists():
-            raise UsageError(f"{path} already holds a run: choose another --run-dir, or add --resume to continue it.")
+            raise holds_a_run(path)
         if exporter is not None:
             news.append(f"figures for Prometheus: {exporter.url}")
         deployment = deploy(config, directory, stages)

@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +23,7 @@ from zmqrl.process import CORES, interruptible
 from zmqrl.results.kept import EVALUATION_FILE, Limits, Result, reproducible
 from zmqrl.results.pages import reproduction_page
 from zmqrl.results.rerun import By, default_axis, judge, rerun_config
-from zmqrl.rundir import RunDirectory, write_json
+from zmqrl.rundir import RunDirectory, new_path, write_json
 from zmqrl.supervisor.resume import changes
 from zmqrl.supervisor.run import train
 
@@ -65,8 +64,7 @@ def run(options: Options) -> int:
     recorded, evaluated = reproducible(options.result, limits)
     here = provenance()
     by = options.by or default_axis(recorded, (here["cpu"], here["cores"]))
-    name = f"reproduced-{recorded.record.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = options.run_dir or Path("runs") / name
+    run_dir = options.run_dir or new_path(f"reproduced-{recorded.record.name}")
     config = rerun_config(recorded, evaluated, by, run_dir, limits)
     with prints_to_stderr() if options.json else contextlib.nullcontext():
         if status := _train(config, run_dir):

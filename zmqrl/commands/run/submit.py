@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from zmqrl.hosts.sync import make_environments
 from zmqrl.hosts.ways.login_node import LoginNode, Submitted, job_script
 from zmqrl.hosts.ways.way import command_on
 from zmqrl.process import interruptible
-from zmqrl.rundir import RunDirectory
+from zmqrl.rundir import RunDirectory, holds_a_run, new_path
 
 # As in launch/slurm/train.sbatch; options of the user come later and win.
 SBATCH = ("--ntasks-per-node=1", "--signal=B:USR1@180", "--requeue", "--open-mode=append")
@@ -62,9 +61,9 @@ def submit(arguments: list[str], config: Config) -> int:
     except ValueError as error:
         raise UsageError(f"--sbatch {here.sbatch!r}: {str(error).lower()}.") from error
     config.check()
-    run = here.run_dir or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run = here.run_dir or new_path(config.recipe)
     if RunDirectory(run).config.exists() and not config.resume:
-        raise UsageError(f"{run} already holds a run: choose another --run-dir, or add --resume to continue it.")
+        raise holds_a_run(run)
     if here.dry_run:
         _print_plan(here, given, rest, run.name)
         return 0
