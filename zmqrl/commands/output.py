@@ -1,4 +1,4 @@
-"""Reserves standard output for the result of a command. The output of other code goes to standard error."""
+"""What commands print. Standard output can be reserved for a result: other output then goes to standard error."""
 
 import contextlib
 import ctypes
@@ -14,6 +14,12 @@ from zmqrl.json_lines import nulled
 def print_json(found: Any, indent: int | None = None) -> None:
     """Print one JSON value, with null for numbers that are not finite."""
     sys.stdout.write(json.dumps(nulled(found), allow_nan=False, indent=indent) + "\n")
+
+
+def print_line(text: str) -> None:
+    """Print a line at once, even if standard output is not a terminal."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def show_line(line: str) -> None:

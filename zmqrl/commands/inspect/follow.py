@@ -2,12 +2,12 @@
 
 import contextlib
 import shlex
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from zmqrl.commands.inspect.living import exit_status_of
+from zmqrl.commands.output import print_line
 from zmqrl.errors import ClusterError
 from zmqrl.hosts.ways.login_node import OVER, LoginNode, Submitted
 from zmqrl.observe.folding import printable
@@ -41,7 +41,7 @@ def follow(node: LoginNode, job: Submitted, run: Path, *, read: int = 0, stops: 
                 break
             except KeyboardInterrupt:
                 if not stops:
-                    _say(f"left the view; job {job.job} continues, and {_command('stop', run)} ends it")
+                    print_line(f"left the view; job {job.job} continues, and {_command('stop', run)} ends it")
                     return INTERRUPTED
                 stops = False
                 following.stop()
@@ -59,7 +59,7 @@ def stop(job: Submitted) -> None:
         state, _, _ = node.look(job, 0)
         if state not in OVER:
             node.ask_to_stop(job, has_begun=state not in QUEUED)
-    _say(f"job {job.job} has ended ({state})" if state in OVER else f"job {job.job} was asked to end")
+    print_line(f"job {job.job} has ended ({state})" if state in OVER else f"job {job.job} was asked to end")
 
 
 class _Following:
@@ -77,11 +77,11 @@ class _Following:
             shown = f"job {self.job.job}: {self.state}" + (f" ({reason})" if reason not in ("", "None") else "")
             if shown != self._shown:
                 self._shown = shown
-                _say(shown)
+                print_line(shown)
             whole = news[: news.rfind(b"\n") + 1]
             self.read += len(whole)
             for line in whole.decode(errors="replace").splitlines():
-                _say(printable(line))
+                print_line(printable(line))
             if self.state in OVER:
                 return
             if time.monotonic() >= self._fetch_at:
@@ -95,7 +95,7 @@ class _Following:
 
     def stop(self) -> None:
         """Ask the run to end."""
-        _say("ending the run with a checkpoint; Ctrl-C again leaves it alone")
+        print_line("ending the run with a checkpoint; Ctrl-C again leaves it alone")
         self.node.ask_to_stop(self.job, has_begun=self.state not in ("", *QUEUED))
 
 
@@ -116,8 +116,3 @@ def _command(name: str, run: Path) -> str:
 
 def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()

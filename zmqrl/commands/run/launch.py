@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from zmqrl.commands.options import asks_for_help, parse_known
+from zmqrl.commands.output import print_line
 from zmqrl.commands.run import help
 from zmqrl.commands.run.detach import detach, on_up
 from zmqrl.commands.run.submit import LoginOptions, submit
@@ -105,7 +106,7 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
     of_all = counted(len(reach.hosts), "host")
     if options.sync != "none":
         stages.at("installing", f"installing zmqrl on {of_all}")
-    reach = options.bring(reach, _say)
+    reach = options.bring(reach, print_line)
     hosts, work = reach.hosts, directory_name(directory, reach.home)
     links = {host.name: reach.link(host, work=work, lease_s=options.lease_s) for host in hosts}
 
@@ -180,11 +181,6 @@ def directory_name(directory: RunDirectory, home: str) -> str:
 def other_code(up: Up, instead: str) -> str:
     """A sentence about a host whose code differs from this code. The sentence ends with the advice ``instead``."""
     return f"{OTHER_CODE.format(f'{up.zmqrl}, code {up.code[:8]}', code_hash()[:8])}: {instead}"
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 def _print_plan(options: Options, reach: Reach, config: Config) -> None:

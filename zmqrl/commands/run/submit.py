@@ -11,6 +11,7 @@ import tyro
 
 from zmqrl.commands.inspect.follow import follow
 from zmqrl.commands.options import parse_known
+from zmqrl.commands.output import print_line
 from zmqrl.config import Config
 from zmqrl.errors import UsageError, require
 from zmqrl.hosts.inventory import Host
@@ -70,7 +71,7 @@ def submit(arguments: list[str], config: Config) -> int:
     host, python = Host(name=here.slurm_login), sys.executable
     if here.sync == "wheel":
         way = partial(command_on, ssh_config=here.ssh_config)
-        python = make_environments([host], way, _say, {}, offline=here.offline)[host.name]
+        python = make_environments([host], way, print_line, {}, offline=here.offline)[host.name]
     with LoginNode(host.name, here.ssh_config) as node:
         directory, read = node.place(here.login_dir, run.name)
         script = job_script(python, [*rest, "--run-dir", f"{directory}/{run.name}"])
@@ -83,9 +84,9 @@ def submit(arguments: list[str], config: Config) -> int:
         )
         run.mkdir(parents=True, exist_ok=True)
         job.write(run)
-        _say(f"submitted job {job.job} on {job.host}; run directory {run}, there {job.run_dir}")
+        print_line(f"submitted job {job.job} on {job.host}; run directory {run}, there {job.run_dir}")
         if here.detach:
-            _say(f"  zmqrl attach {shlex.quote(str(run))}  # show it, and fetch its files")
+            print_line(f"  zmqrl attach {shlex.quote(str(run))}  # show it, and fetch its files")
             return 0
         return follow(node, job, run, read=read, stops=True)
 
@@ -100,8 +101,3 @@ def _print_plan(here: _Here, given: list[str], rest: list[str], name: str) -> No
     script = job_script(sys.executable, [*rest, "--run-dir", f"{here.login_dir}/{name}"])
     command = ["sbatch", *sbatch_options(here.login_dir, name, given)]
     sys.stdout.write(f"on {here.slurm_login}: {shlex.join(command)}\n\n{script}")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
