@@ -23,7 +23,7 @@ def attach(job: Submitted, run: Path) -> int:
     """Show a job that was submitted earlier, as :func:`follow` does. Ctrl-C leaves it alone."""
     with contextlib.ExitStack() as connection:
         with _naming(job, run):
-            node = connection.enter_context(LoginNode(job.host, _path(job.ssh_config)))
+            node = connection.enter_context(_login_node(job))
         return follow(node, job, run, stops=False)
 
 
@@ -55,7 +55,7 @@ def follow(node: LoginNode, job: Submitted, run: Path, *, read: int = 0, stops: 
 
 def stop(job: Submitted) -> None:
     """End a run with a checkpoint, or remove its job from the queue. Raises ClusterError."""
-    with LoginNode(job.host, _path(job.ssh_config)) as node:
+    with _login_node(job) as node:
         state, _, _ = node.look(job, 0)
         if state not in OVER:
             node.ask_to_stop(job, has_begun=state not in QUEUED)
@@ -114,5 +114,5 @@ def _command(name: str, run: Path) -> str:
     return f"zmqrl {name} {shlex.quote(str(run))}"
 
 
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
+def _login_node(job: Submitted) -> LoginNode:
+    return LoginNode(job.host, None if job.ssh_config is None else Path(job.ssh_config))
