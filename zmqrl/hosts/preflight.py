@@ -160,6 +160,10 @@ class Verdict:
         if self.problems:
             raise ClusterError("the run cannot start:" + "".join(f"\n  {text}" for text in self.problems))
 
+    def lines(self) -> list[str]:
+        """The warnings, and then the problems, each with the kind before it."""
+        return [*(f"warning: {text}" for text in self.warnings), *(f"problem: {text}" for text in self.problems)]
+
 
 def judge(found: Survey, config: Config, placement: Placement) -> Verdict:
     """The problems and warnings about the hosts, each with a remedy."""

@@ -87,9 +87,8 @@ def run(options: Options, config: Config) -> int:
         console.print(route_table(found.routes))
     if expected is not None:
         console.print(Text(expected.sentence()))
-    for kind, sentences in (("warning", verdict.warnings), ("problem", verdict.problems)):
-        for sentence in sentences:
-            console.print(Text(f"{kind}: {sentence}"))
+    for line in verdict.lines():
+        console.print(Text(line))
     if verdict.problems:
         return 3
     console.print(Text(f"no problems found: this job can run on {', '.join(host.name for host in hosts)}"))

@@ -45,9 +45,8 @@ def run(config: Config, *, json: bool) -> int:
     for name, value in rows(config, facts, found, torch):
         table.add_row(name, Text(value))
     console.print(table)
-    for kind, sentences in (("warning", verdict.warnings), ("problem", verdict.problems)):
-        for sentence in sentences:
-            console.print(Text(f"{kind}: {sentence}"))
+    for line in verdict.lines():
+        console.print(Text(line))
     if verdict.problems:
         return 3
     console.print(Text("no problems found: this machine can run this job"))
