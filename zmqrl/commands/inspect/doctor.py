@@ -113,7 +113,8 @@ def examine(
             failed = connect(list(links.values()), instead=reach.instead)
             up = {name: link.up for name, link in links.items() if link.up is not None}
             placement = place_run(config, hosts, reach.cores(up))
-            other = {name: about for name, about in up.items() if about.code != code_hash()}
+            ours = code_hash()
+            other = {name: about for name, about in up.items() if about.code != ours}
             failed |= {name: other_code(about, reach.instead) for name, about in other.items()} | listed_twice(up)
             fit = {name: about for name, about in up.items() if name not in failed}
             addresses, unknown = reach.addresses(fit, fit)

@@ -118,7 +118,8 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
         show_connected()
         connect_all(list(links.values()), show_connected, instead=reach.instead)
         facts = {link.host: link.up for link in links.values() if link.up is not None}
-        if other := [name for name, up in facts.items() if up.code != code_hash()]:
+        ours = code_hash()
+        if other := [name for name, up in facts.items() if up.code != ours]:
             raise ClusterError(f"{', '.join(other)}: {other_code(facts[other[0]], reach.instead)}.")
         placement = place_run(config, hosts, reach.cores(facts))
         host_of = placement.host_of
