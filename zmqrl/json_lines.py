@@ -105,7 +105,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _brackets(text: str | bytes) -> int:
-    """At least the depth of the data in ``text``."""
+    """An upper bound of the depth of the data in ``text``."""
     return text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
 
 

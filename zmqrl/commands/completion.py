@@ -1,6 +1,6 @@
 """``zmqrl completion``: a script with which a shell completes the commands, options and values of zmqrl.
 
-The script has all words in it, so that completing starts no Python.
+The script contains all words, so completion starts no Python.
 """
 
 import dataclasses

@@ -66,8 +66,8 @@ class Console(Protocol):
     """
 
     def starting(self, stage: str, line: str) -> None:
-        """Show how far the start of the run is, until there are figures: the current ``stage``, and a ``line`` about
-        all stages. Another thread may call this method.
+        """Show the progress of the start until there are figures: the current ``stage``, and a ``line`` about all
+        stages. Another thread may call this method.
         """
 
     def update(self, figures: LiveFigures) -> None:
@@ -186,7 +186,7 @@ class PlainConsole:
 class LiveConsole:
     """A panel that is redrawn in place, at most four times a second. The last few notices are below the figures.
 
-    Before there are figures or notices, one line shows how far the start is. The caller's thread draws, unless
+    Before there are figures or notices, one line shows the progress of the start. The caller's thread draws, unless
     ``is_idle()`` is false. So a slow terminal skips panels, and gets the newest panel next.
     """
 
@@ -243,7 +243,7 @@ class LiveConsole:
 
     @property
     def _is_starting(self) -> bool:
-        """Whether there is nothing to show but how far the start is."""
+        """Whether there is nothing to show but the progress of the start."""
         return self._figures is None and not self._notices
 
     def _draw_if_due(self) -> None:

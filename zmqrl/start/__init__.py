@@ -1,1 +1,1 @@
-"""The start of a run: its game and its initial parameters, and how far the start is."""
+"""The start of a run: its game, its initial parameters, and its progress."""

@@ -1,4 +1,4 @@
-"""Shows how far the start of a run is, from its first moment until its first figures."""
+"""Shows the progress of a run's start, from its first moment to its first figures."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ TICK_S: Final = 0.25
 class Stages:
     """The stages of a start on a console, such as ``game, connecting 5/8 (2 s)``. Use it in a ``with`` block.
 
-    A thread keeps the seconds up to date, because some stages wait without a sign of life. The console gets one call at
+    A thread keeps the seconds up to date, because some stages are silent while they wait. The console gets one call at
     a time.
     """
 

@@ -59,7 +59,7 @@ def _deploy_here(config: Config, directory: RunDirectory, stages: Stages) -> Dep
 
 
 def check_here(config: Config) -> None:
-    """Raise UsageError for the first invalid setting, and for a port or package that this machine lacks."""
+    """Raise UsageError for the first invalid setting, for a port that cannot be used here, or for a missing package."""
     config.check()
     if config.recorder:
         require_extra("video", "--recorder needs")

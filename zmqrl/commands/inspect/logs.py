@@ -106,7 +106,7 @@ class Reader:
     """The lines of a growing file, from ``tail`` lines before its current end. The file may not exist yet.
 
     If a shorter file replaces it, the lines that the shorter file already has are skipped. ``time_before`` is the time
-    of the last line that has one, before the ``tail`` lines.
+    of the last line before the ``tail`` lines that has one.
     """
 
     def __init__(self, path: Path, tail: int) -> None:

@@ -50,7 +50,7 @@ class Merging:
         self._newest[source] = at
 
     def add(self, source: Source, line: str, now: float) -> None:
-        """Take the next line of ``source``, which has been read ``now``."""
+        """Take the next line of ``source``, which was read at ``now``."""
         at = time_of(line)
         if at is None and source in self._growing:
             self._growing[source].lines.append(line)

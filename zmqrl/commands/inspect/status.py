@@ -65,9 +65,9 @@ def status(path: Path) -> dict[str, Any]:
     signal), ended, or killed (the supervisor died before the end). ``stalled``: the version that has stalled, and the
     processes that it waits for, as in ``stalled.json``. ``unreachable_s``: how long each lost host has been
     unreachable. For a process on another machine, ``state`` is null if the process has a process id. Otherwise it is
-    unreachable, like its host, or restarting. While the supervisor tells them, a process also has ``presence``,
-    ``for_s`` and ``restarts``, as in :class:`zmqrl.observe.live.presence.Presence`. ``placement``: the versions and
-    processes of each host.
+    unreachable, like its host, or restarting. While the run is running, a process that its supervisor reports also has
+    ``presence``, ``for_s`` and ``restarts``, as in :class:`zmqrl.observe.live.presence.Presence`. ``placement``: the
+    versions and processes of each host.
     """
     living = Living.read(path)
     cluster = living.cluster or {}

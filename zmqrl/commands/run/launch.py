@@ -162,7 +162,7 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
 
 
 def _as_before(options: Options, config: Config) -> Options:
-    """The options with which an earlier session of the run named its hosts, overridden by ``options``."""
+    """The host options of an earlier session of the run, overridden by ``options``."""
     assert config.run_dir is not None
     path = RunDirectory(config.run_dir).hosts
     found = read_object(path, HOSTS, "name the hosts with -H")

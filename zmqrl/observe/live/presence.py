@@ -24,7 +24,7 @@ TOLD: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Presence:
-    """A process of the run, which has been in ``state`` ``for_s`` seconds.
+    """A process of the run, its ``state``, and for how many seconds it has been in that state: ``for_s``.
 
     ``awaited``: the open version lacks its contribution, which is late. ``silent``: it does not answer. ``stopped``:
     its host reports that a signal has stopped it. ``lost``: it died or left, and has not been restarted.
