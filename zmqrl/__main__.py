@@ -18,7 +18,7 @@ def _leave(*_: object) -> None:
 
 
 try:  # here, because Ctrl-C may come before a function is called
-    ANSWERED = [  # without SIGINT in a script's background job, and without SIGHUP under nohup
+    ANSWERED = [  # a script's background job ignores SIGINT, and a command under nohup ignores SIGHUP
         number
         for number, default in ((_signal.SIGINT, _signal.default_int_handler), (_signal.SIGHUP, _signal.SIG_DFL))
         if _signal.getsignal(number) == default

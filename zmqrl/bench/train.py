@@ -1,4 +1,4 @@
-"""Measures training, and its parts alone, in turn. While one is measured, no process of the other does anything."""
+"""Measures training and its parts alone, in turn. While one is measured, the processes of the other are idle."""
 
 import contextlib
 import dataclasses

@@ -18,7 +18,7 @@ from zmqrl.profile.tables import COLUMNS, FORMAT, Table, unpack
 from zmqrl.words import numbered
 
 ABOUT = {"format", "process", "incarnation", "run", "host", "clock", "cores", "spans"}
-MOST_CYCLES = 300_000  # contributions of all workers: each takes a profile 1.1 KB of memory and 0.1 ms
+MOST_CYCLES = 300_000  # contributions of all workers: a profile needs 1.1 KB of memory and 0.1 ms for each
 ALL = range(sys.maxsize)
 Columns: TypeAlias = Mapping[str, "NDArray[np.int64]"]
 """One table by column."""

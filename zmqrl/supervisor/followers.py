@@ -193,7 +193,7 @@ class Followers:
 
 
 def is_for_stop_score(evaluation: Mapping[str, Any]) -> bool:
-    """Whether a line of ``evaluations.jsonl`` is that of new games, which could end the run."""
+    """Whether a line of ``evaluations.jsonl`` is from new games, whose mean score could end the run."""
     return bool(evaluation.get("seeds")) and evaluation["seeds"][0] >= FIRST_NEW_SEED
 
 

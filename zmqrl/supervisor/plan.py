@@ -134,8 +134,8 @@ class Plan:
     def control(
         self, endpoints: list[str], other: Callable[[int, m.Message], None] = lambda shard, message: None
     ) -> ShardControl:
-        """Connect to the shards as the supervisor. ``other`` is called with the shard and the message for each message
-        that answers no request.
+        """Connect to the shards as the supervisor. ``other`` is called with each message that answers no request, and
+        with the shard that sent it.
         """
         keys = self.keys.of_supervisor() if self.keys else None
         return ShardControl(self.run, self.layout.hash, self.secret, endpoints, keys, other)

@@ -126,7 +126,7 @@ class ControlArrived:
 
 @dataclass(frozen=True, slots=True)
 class PresenceChanged:
-    """A subscription to a presence topic began (if ``here``) or ended. One that ended may be of an old connection."""
+    """A subscription to a presence topic began (if ``here``) or ended. The end may be that of an old connection."""
 
     rank: int
     incarnation: int
