@@ -17,7 +17,7 @@ def _leave(*_: object) -> None:
     os._exit(INTERRUPTED)
 
 
-try:  # here, because Ctrl-C may come before a function is called
+try:  # at module level, because Ctrl-C may come before a function is called
     ANSWERED = [  # a script's background job ignores SIGINT, and a command under nohup ignores SIGHUP
         number
         for number, default in ((_signal.SIGINT, _signal.default_int_handler), (_signal.SIGHUP, _signal.SIG_DFL))

@@ -84,7 +84,7 @@ class JsonLines:
 
 
 def line_start(file: int, end: int, piece_bytes: int = PIECE_BYTES) -> int:
-    """The offset after the last newline before ``end`` in an open file, or 0. Reads the file in pieces from ``end``."""
+    """The offset after the last newline before ``end`` in an open file, or 0. Reads the file backwards, in pieces."""
     while end > 0:
         start = max(0, end - piece_bytes)
         newline = os.pread(file, end - start, start).rfind(b"\n")
@@ -98,7 +98,7 @@ def parse_json(text: str | bytes) -> Any:
     """Parse JSON of any origin. Raises ValueError, also if the data is nested too deeply to be parsed or printed."""
     try:
         data = json.loads(text)
-        if _brackets(text) > SHALLOW:  # not for all data: printing takes as long as parsing
+        if _brackets(text) > SHALLOW:  # only then, because printing takes as long as parsing
             repr(data)  # an error about the data may have to print it
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -106,7 +106,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _brackets(text: str | bytes) -> int:
-    """An upper bound of the depth of the data in ``text``."""
+    """An upper bound for the depth of the data in ``text``."""
     return text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
 
 

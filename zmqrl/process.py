@@ -104,7 +104,7 @@ CORES = usable_cores()  # before torch is imported: the import may bind this thr
 
 
 def look_for_modules(*directories: str) -> None:
-    """Make the user's modules in ``directories`` importable. They are searched last, so that they hide no others."""
+    """Make the user's modules in ``directories`` importable. They are searched last, to avoid hiding other modules."""
     sys.path += [directory for directory in dict.fromkeys(directories) if directory not in sys.path]
 
 

@@ -34,9 +34,9 @@ def breakout() -> Config:
 def breakout_a2c() -> Config:
     """Breakout with one pass over each rollout (A2C, RMSProp) and the narrow network: two workers on two cores.
 
-    The optimizer is that of Mnih et al. 2016 and OpenAI Baselines. They use 80 samples an update and the learning rate
-    7e-4. Here, an update has 160 samples, because larger batches are faster, and the learning rate is sqrt(2) times
-    higher. The schedules end with the run, or after an hour if the run has no end.
+    The optimizer is that of Mnih et al. 2016 and OpenAI Baselines. They use 80 samples per update and the learning rate
+    7e-4. Here, an update has 160 samples, because larger batches are faster, and the learning rate is sqrt(2) times as
+    high. The schedules end with the run, or after an hour if the run has no end.
     """
     return Config(
         recipe="breakout-a2c",

@@ -182,7 +182,7 @@ def directory_for_sockets() -> "tempfile.TemporaryDirectory[str]":
 
 
 def new_path(name: str) -> Path:
-    """The directory of a new run for which the user has named none: ``runs/NAME-DATE-TIME``."""
+    """The default directory of a new run: ``runs/NAME-DATE-TIME``."""
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 

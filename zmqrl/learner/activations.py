@@ -11,8 +11,8 @@ from torch import Tensor
 class Activations:
     """Stores the outputs of a network's layers during acting, so that learning computes only the gradients.
 
-    While acting, each layer computes one batch at a time, and writes its result into memory for all batches. In a pass
-    that learns, each layer returns this memory: the results of one large batch. The gradients are those of this large
+    During acting, each layer computes one batch at a time, and writes its result into memory for all batches. During
+    learning, each layer returns this memory: the results of one large batch. The gradients are those of this large
     batch, up to rounding, as long as the parameters are the same. The memory is allocated once, and stores images
     channels-last.
     """
@@ -29,12 +29,12 @@ class Activations:
         self._begun = self._ended = 0
 
     def begin_batch(self, samples: int) -> None:
-        """Begin a pass through the layers that acts, with the next ``samples``."""
+        """Begin a forward pass for acting, with the next ``samples`` samples."""
         self._next, self._learns = 0, False
         self._begun, self._ended = self._ended, self._ended + samples
 
     def begin_learning(self) -> None:
-        """Begin a pass through the layers that learns, with all samples."""
+        """Begin a forward pass for learning, with all samples."""
         self._next, self._learns = 0, True
 
     def converted(self, observations: Tensor, dtype: torch.dtype) -> Tensor:

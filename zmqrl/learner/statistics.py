@@ -78,7 +78,7 @@ class Statistics(nn.Module):
 
 
 def add_statistics(model: nn.Module, spec: EnvSpec) -> None:
-    """Add the statistics that ``spec`` uses to ``model``. Raises UsageError if the user's network has this name."""
+    """Add the statistics that ``spec`` uses to ``model``. Raises UsageError if ``model`` has an attribute ``NAME``."""
     require(not hasattr(model, NAME), f"the network already has an attribute {NAME}: rename the attribute.")
     if spec.normalizes_observations or spec.normalizes_rewards:
         model.add_module(NAME, Statistics(spec))

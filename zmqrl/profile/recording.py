@@ -178,8 +178,8 @@ class Recording:
 
     @classmethod
     def tail(cls, directory: Path, blocks: int) -> Self:
-        """Read only about ``blocks`` of the newest blocks of each process, which has the same cost for a run of any
-        length. Leaves out symbolic links.
+        """Read only about the ``blocks`` newest blocks of each process. The cost does not depend on the length of the
+        run. Leaves out symbolic links.
         """
         by_process: dict[str, list[Path]] = {}
         files = [] if directory.is_symlink() else [path for path in segments(directory) if not path.is_symlink()]

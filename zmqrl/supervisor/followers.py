@@ -17,7 +17,7 @@ from zmqrl.words import counted
 
 FINISH_WITHIN_S = 1800.0
 SCORES_TO_CONFIRM = 50  # games in training before an evaluation tests their mean, and games in that evaluation
-FIRST_NEW_SEED = 2**31  # seeds from here on are those of games that no other evaluation plays
+FIRST_NEW_SEED = 2**31  # only an evaluation for ``stop_score`` plays games with seeds from here on
 
 
 class Runner(Protocol):

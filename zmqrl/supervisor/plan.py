@@ -38,7 +38,7 @@ def prepare(deployment: Deployment) -> None:
 
 
 def may_fork() -> bool:
-    """Whether processes of a run may be forked. The user decides."""
+    """Whether processes of a run may be forked. The user decides with ``ZMQRL_FORK``."""
     return os.environ.get(FORK) != "off"
 
 
@@ -77,8 +77,8 @@ class Plan:
 
     def shard_task(self, shard: int, endpoints: dict[SocketRole, str] | None, *, frozen: bool = False) -> Task:
         """The task of a shard. A restarted shard binds the same ``endpoints`` again, because workers connect to them. A
-        ``frozen`` shard serves its state, but makes no versions. With a port range, it binds its usual control port.
-        Otherwise, it binds an endpoint that no worker connects to.
+        ``frozen`` shard serves its state, but makes no versions. It binds its usual control port if there is a port
+        range, and otherwise an endpoint that no worker connects to.
         """
         process = shard_id(shard)
         config, directory = self.config, self.sites[process].directory

@@ -59,7 +59,7 @@ class Processes:
         self._changed_at: dict[ProcessId, float] = {}  # when the process last started, died, came or left
         self._outside: dict[ProcessId, bool] = {}  # the external workers that came: whether they are here now
         self._silence_told_at = 0.0
-        self._used: dict[int, int] = {}  # by rank: most contributions that a shard has used
+        self._used: dict[int, int] = {}  # by rank: the greatest number of contributions that any shard has used
 
     # deaths and restarts
 

@@ -168,7 +168,7 @@ class StateRestored:
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """``Update`` is done and the version is committed. If its numbers are not ``finite``, nothing is stored."""
+    """``Update`` is done. If the numbers are ``finite``, the version is committed. Otherwise, nothing is stored."""
 
     record: Record
     finite: bool = True

@@ -367,7 +367,7 @@ class ShardMachine:
         return [e.CommitAgain(record)]
 
     def _tell_state(self, now: float) -> list[e.Action]:
-        """Publish the state of the shard. Skip this before the publication of a new version, which also shows it."""
+        """Publish the state of the shard, unless a new version is about to be published: that shows the state, too."""
         return [self._heartbeat(now)] if self.making is None else []
 
     # time

@@ -73,7 +73,7 @@ class Roster:
         return rank in self.workers and self.workers[rank].incarnation == incarnation
 
     def is_replaced(self, rank: int, incarnation: int, now: float) -> bool:
-        """Whether a newer process has the rank and is alive."""
+        """Whether the rank belongs to a process that is alive and has a greater incarnation."""
         worker = self.workers.get(rank, Worker())
         return worker.incarnation is not None and incarnation < worker.incarnation and worker.is_alive(now)
 
@@ -101,7 +101,7 @@ class Roster:
         return 0 if heard_at is None else max(0, int(1000 * (now - heard_at)))
 
     def spans(self, ranks: Iterable[int], now: float) -> list[tuple[int, str, int]]:
-        """Rank, span and milliseconds in it, for each of ``ranks`` whose last PING has a span. Longest time first."""
+        """Rank, span and milliseconds in that span, for each of ``ranks`` whose last PING has a span. Longest first."""
         told = [(rank, self.workers[rank]) for rank in ranks if self.workers[rank].span]
         told.sort(key=lambda each: each[1].in_span_since)
         return [(rank, worker.span, max(0, int(1000 * (now - worker.in_span_since)))) for rank, worker in told]

@@ -110,7 +110,7 @@ def connect(sockets: "dict[SocketRole, zmq.Socket[bytes]]", endpoints: dict[Sock
 
 
 class FailureMonitor:
-    """Counts a socket's connections that were closed or failed their handshake."""
+    """Counts the connections of a socket that were closed, or whose handshake failed."""
 
     def __init__(self, socket: "zmq.Socket[bytes]") -> None:
         self.socket = socket
