@@ -581,7 +581,7 @@ class Supervisor:
                     history.close()
 
     def _let_leave(self) -> None:
-        """Wait until the processes end. Workers have received BYE. Shards end when their standard input closes."""
+        """Give the workers, which have received BYE, time to leave. Then end the shards and any remaining workers."""
         shards = list(map(shard_id, self.shards.numbers))
         for process in (*map(worker_id, self.plan.local_ranks), *shards):
             self.machine.processes.give_up(process)
