@@ -52,7 +52,7 @@ class Preparation:
         return flavour
 
     def checkpoint(self) -> Checkpoint:
-        """Wait for version 0 of the run. Raises UsageError if settings contradict each other or CUDA is missing."""
+        """Wait for version 0 of the run. Raises UsageError for contradictory settings or a missing CUDA device."""
         layout = Layout.from_json(self._answer()["layout"])
         vector = np.fromfile(f"/proc/self/fd/{self._memory}", "<f4")
         self._held.close()
