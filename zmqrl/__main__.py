@@ -17,8 +17,8 @@ def _leave(*_: object) -> None:
     os._exit(INTERRUPTED)
 
 
-try:  # here, because Ctrl-C may come before a function is called
-    ANSWERED = [  # without SIGINT in a script's background job, and without SIGHUP under nohup
+try:  # at module level, because Ctrl-C may come before a function is called
+    ANSWERED = [  # a script's background job ignores SIGINT, and a command under nohup ignores SIGHUP
         number
         for number, default in ((_signal.SIGINT, _signal.default_int_handler), (_signal.SIGHUP, _signal.SIG_DFL))
         if _signal.getsignal(number) == default

@@ -83,7 +83,7 @@ class Checkpoint:
         return hashlib.sha256(self.vector().tobytes()).hexdigest()
 
     def write(self, root: Path) -> Path:
-        """Write to ``root/v<version>``, which appears once complete. An old directory of that name is replaced."""
+        """Write to ``root/v<version>``, which appears when it is complete and replaces an old one of that name."""
         finished = root / self.name
         path = root / f".{finished.name}"
         _remove(path)

@@ -258,7 +258,7 @@ class Config:
         return self.optimizer.follows_progress or self.algorithm.follows_progress
 
     def with_schedule(self) -> "Config":
-        """These settings with an end for schedules: the limits of the run, if ``schedule`` sets no end.
+        """These settings, with an end for schedules: that of ``schedule``, or the limits of the run, or the default.
 
         Raises UsageError when a schedule has no end, or an end that a consistent run cannot follow.
         """
@@ -324,7 +324,7 @@ class Config:
         return found
 
     def pace_of(self, rank: int) -> Pace:
-        """The pace of a worker, which says how the worker is slowed down."""
+        """The pace of worker ``rank``, which slows the worker down."""
         straggler = self.stragglers().get(rank, Straggler(rank=rank))
         return Pace(law=self.pace, seed=self.seed, rank=rank, factor=straggler.factor, seconds=straggler.seconds)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 PIECE_BYTES = 1 << 20
-SHALLOW = 100  # levels of data that can always be printed
+SHALLOW = 100  # data with at most this many nested levels can always be printed
 
 
 class JsonLines:
@@ -40,7 +40,7 @@ class JsonLines:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write_or_tell(self, record: Mapping[str, Any], notice: Callable[[str], None]) -> None:
-        """Append ``record``. If calls fail in a row, call ``notice`` for the first of them."""
+        """Append ``record``. If that fails, call ``notice``, but only for the first of several failures in a row."""
         try:
             self.write(record)
             self._failing = False
@@ -50,9 +50,10 @@ class JsonLines:
             self._failing = True
 
     def rewind(self, version: int, generation: int) -> None:
-        """Keep the rows up to ``version`` that no rollback undid. Move all other rows to a separate file.
+        """Keep the valid rows up to ``version``. Move all other rows to a separate file.
 
-        If that fails, raises OSError and leaves the file unchanged.
+        A row undoes the earlier rows of the same or a higher version. If the move fails, raises OSError and leaves the
+        file unchanged.
         """
         kept: list[tuple[int, bytes]] = []
         undone: list[bytes] = []
@@ -83,7 +84,7 @@ class JsonLines:
 
 
 def line_start(file: int, end: int, piece_bytes: int = PIECE_BYTES) -> int:
-    """The offset after the last newline before ``end`` in an open file, or 0. Reads the file in pieces from ``end``."""
+    """The offset after the last newline before ``end`` in an open file, or 0. Reads the file backwards, in pieces."""
     while end > 0:
         start = max(0, end - piece_bytes)
         newline = os.pread(file, end - start, start).rfind(b"\n")
@@ -97,7 +98,7 @@ def parse_json(text: str | bytes) -> Any:
     """Parse JSON of any origin. Raises ValueError, also if the data is nested too deeply to be parsed or printed."""
     try:
         data = json.loads(text)
-        if _brackets(text) > SHALLOW:  # printing takes as long as parsing
+        if _brackets(text) > SHALLOW:  # only then, because printing takes as long as parsing
             repr(data)  # an error about the data may have to print it
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -105,7 +106,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _brackets(text: str | bytes) -> int:
-    """An upper bound of the depth of the data in ``text``."""
+    """An upper bound for the depth of the data in ``text``."""
     return text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
 
 

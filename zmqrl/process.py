@@ -56,7 +56,7 @@ def interruptible() -> Iterator[None]:
 
 
 def _hang_up(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a shell and the kernel both send it: a second one must not disturb
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the shell and the kernel both send it: the second is ignored
     raise KeyboardInterrupt
 
 
@@ -104,7 +104,7 @@ CORES = usable_cores()  # before torch is imported: the import may bind this thr
 
 
 def look_for_modules(*directories: str) -> None:
-    """Make the user's modules in ``directories`` importable. They are searched last, so that they hide no others."""
+    """Make the user's modules in ``directories`` importable. They are searched last, to avoid hiding other modules."""
     sys.path += [directory for directory in dict.fromkeys(directories) if directory not in sys.path]
 
 
@@ -216,7 +216,7 @@ def quiet_children() -> Iterator[None]:
 def log_to_stderr(name: str) -> logging.Logger:
     """Set up a log of plain lines with time and level on standard error, which the parent stores in a file.
 
-    The level is that of :func:`log_level`, or info if the variable is not valid. Other packages log no debug lines.
+    The level is that of :func:`log_level`, or info if that function fails. Other packages log no debug lines.
     """
     level = logging.INFO
     with contextlib.suppress(UsageError):  # checked by the command line, but a remote host can have another value

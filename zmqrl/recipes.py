@@ -34,9 +34,9 @@ def breakout() -> Config:
 def breakout_a2c() -> Config:
     """Breakout with one pass over each rollout (A2C, RMSProp) and the narrow network: two workers on two cores.
 
-    The optimizer is that of Mnih et al. 2016 and OpenAI Baselines. They use 80 samples an update and the learning rate
-    7e-4. Here, an update has 160 samples, because larger batches are faster, and the learning rate is sqrt(2) times
-    higher. The schedules end with the run, or after an hour if the run has no end.
+    The optimizer is that of Mnih et al. 2016 and OpenAI Baselines. They use 80 samples per update and the learning rate
+    7e-4. Here, an update has 160 samples, because larger batches are faster, and the learning rate is sqrt(2) times as
+    high. The schedules end with the run, or after an hour if the run has no end.
     """
     return Config(
         recipe="breakout-a2c",
@@ -104,8 +104,9 @@ def hopper() -> Config:
 def _continuous(name: str, env: str) -> Config:
     """PPO for box actions, with the published settings of CleanRL's ``ppo_continuous_action``, on two workers.
 
-    An update learns from 64 samples, 32 of each worker, and a rollout has 2048 steps. CleanRL also clips values, and
-    takes a time limit for the end of a game. The schedule ends with the run, or after an hour if the run has no end.
+    An update learns from 64 samples, 32 of each worker. The rollouts of both workers together have 2048 steps. Unlike
+    zmqrl, CleanRL clips values, and treats a time limit as the end of a game. The schedule ends with the run, or after
+    an hour if the run has no end.
     """
     return Config(
         recipe=name,
@@ -118,7 +119,7 @@ def _continuous(name: str, env: str) -> Config:
             minibatches=32,
             shuffle="samples",
             clip=0.2,
-            value_coefficient=0.25,  # of a loss that CleanRL halves
+            value_coefficient=0.25,  # CleanRL: 0.5, for a value loss with a factor of 1/2
             entropy_coefficient=0.0,
         ),
         optimizer=OptimizerConfig(learning_rate=3e-4, final_learning_rate=0.0, epsilon=1e-5),
@@ -166,13 +167,13 @@ def dba3c_breakout() -> Config:
     )
 
 
-DBA3C_SAMPLES = 60 * 32  # of an update in the best run of the paper
+DBA3C_SAMPLES = 60 * 32  # samples per update in the best run of the paper
 
 
 def remark(config: Config) -> str | None:
     """A notice for a run that is not comparable with its recipe's paper, or None."""
     samples = config.effective_quorum() * config.algorithm.minibatch_samples(config.envs.num_envs)
-    if config.recipe != "dba3c-breakout" or samples > DBA3C_SAMPLES - 200:  # whole games make no more than 60 * 30
+    if config.recipe != "dba3c-breakout" or samples > DBA3C_SAMPLES - 200:  # 60 workers of the recipe have 60 * 30
         return None
     return (
         f"an update learns from {samples} samples, but from {DBA3C_SAMPLES:,} in the paper: results are not comparable"

@@ -17,7 +17,7 @@ from zmqrl.process_id import ProcessId
 LOCK = ".lock"
 DAEMON_LOCK = ".agent"  # host daemons of earlier versions lock this file too
 OF_SHARDS = ("history", "state")
-UNFINISHED = ".*.json*.unfinished"  # files that a killed process was writing, under the name that they would get
+UNFINISHED = ".*.json*.unfinished"  # temporary files that a process left because it was killed while writing
 ANOTHER = "choose another --run-dir"
 LONGEST_SOCKET_PATH = 90  # a Unix socket address has at most 107 bytes, and a file name follows this path
 
@@ -176,13 +176,13 @@ def holds_sockets(path: Path) -> bool:
 
 
 def directory_for_sockets() -> "tempfile.TemporaryDirectory[str]":
-    """Make a directory with mode 0700 for sockets: in the temporary directory, or in /tmp if its path is unfit."""
+    """Make a directory with mode 0700 for sockets, in /tmp if the path of the temporary directory is unsuitable."""
     fits = holds_sockets(Path(tempfile.gettempdir(), "zmqrl-01234567"))
     return tempfile.TemporaryDirectory(prefix="zmqrl-", dir=None if fits else "/tmp")
 
 
 def new_path(name: str) -> Path:
-    """The directory of a new run for which the user has named none: ``runs/NAME-DATE-TIME``."""
+    """The default directory of a new run: ``runs/NAME-DATE-TIME``."""
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 

@@ -1,4 +1,4 @@
-"""Counts and lists of numbers in sentences. Standard library only."""
+"""Writes counts and lists of numbers for sentences. Standard library only."""
 
 from collections.abc import Iterable
 from itertools import groupby

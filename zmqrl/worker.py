@@ -89,8 +89,9 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
 def keeps_activations(config: Config, model: nn.Module, learner: Learner | NoLearner) -> bool:
     """Whether a worker learns with the activations of acting.
 
-    In asynchronous mode, slices of several versions can make weights that have the number of the oldest one. A subclass
-    of our network may call its layers in another way.
+    In asynchronous mode, it does not: the weights are joined from slices of several versions, and weights with the same
+    number can differ. With a subclass of our network, it does not either: the subclass may call its layers in another
+    way.
     """
     return type(model) is ConvPolicy and learner.uses_whole_rollouts and config.mode == "sync"
 

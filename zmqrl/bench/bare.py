@@ -102,7 +102,7 @@ class BareForward(_BareNetwork):
 
 
 class BareGradient(_BareNetwork):
-    """Computes gradients of minibatches: forward and backward. If it is ``backward_only``, only the latter counts.
+    """Computes gradients of minibatches: forward and backward. If ``backward_only``, only the backward pass counts.
 
     The gradients of logits and values are given, so there is no loss.
     """

@@ -45,7 +45,7 @@ class Crew:
     """Processes that play parts. Use it as a context manager, which kills the processes at the end."""
 
     def __init__(self, size: int, environment: Mapping[str, str] | None = None) -> None:
-        """``environment`` adds variables to that of the processes."""
+        """``environment`` adds variables to the environment of the processes."""
         through = ["env", *(f"{name}={value}" for name, value in environment.items())] if environment else []
         names = [f"process {process} of the benchmark" for process in range(size)]
         program = ["-m", "zmqrl.bench.crew"]

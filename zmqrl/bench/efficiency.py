@@ -100,8 +100,9 @@ def split_of(
 ) -> dict[str, float]:
     """The ``split_s`` of a round, from the table ``cycles`` of each worker.
 
-    It covers only whole iterations, from the first rollout for ``first_version`` or a later one: a rollout takes much
-    longer than a gradient, so a part of an iteration would be no fair sample. Raises ClusterError without an iteration.
+    It covers only whole iterations, from the first rollout for ``first_version`` or a later one. A rollout takes much
+    longer than a gradient, so part of an iteration would not be a fair sample. Raises ClusterError if there is no whole
+    iteration.
     """
     spent_us, steps, window_us = dict.fromkeys(SPLIT[:-1], 0), 0, 0
     for cycles in tables:

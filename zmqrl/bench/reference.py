@@ -7,7 +7,7 @@ from zmqrl.learner.games import EnvConfig
 
 
 class Reference(NamedTuple):
-    """Seconds per agent step or sample of one worker with one thread, while another one used the other core."""
+    """Seconds per agent step or sample of one worker with one thread, while another worker used the other core."""
 
     seconds: float
     machine: str

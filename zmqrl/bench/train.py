@@ -1,4 +1,4 @@
-"""Measures training, and its parts alone, in turn. While one is measured, no process of the other does anything."""
+"""Measures training and its parts alone, in turn. While one is measured, the processes of the other are idle."""
 
 import contextlib
 import dataclasses
@@ -71,9 +71,10 @@ def check(config: Config, *, seconds: float, rounds: int) -> None:
 
 
 def measure(config: Config, *, seconds: float, rounds: int, begin: Callable[[str], object]) -> Measured:
-    """Measure training for at least ``seconds`` in ``rounds`` rounds, each after the parts. Call ``check`` first.
+    """Measure training for at least ``seconds`` in total, in ``rounds`` rounds. Call ``check`` first.
 
-    ``begin`` gets a description of each measurement before it starts. Raises ClusterError.
+    Each round measures the parts before training. ``begin`` gets a description of each measurement before it starts.
+    Raises ClusterError.
     """
     from zmqrl.bench.bare import BareForward, BareGames, BareGradient  # takes seconds, because it imports torch
 
@@ -109,7 +110,7 @@ def _passes(config: Config) -> float:
 
 
 def _measure_parts(crew: Crew, parts: Mapping[str, list[Role]], seconds: float, passes: float) -> dict[str, float]:
-    """Each part alone, on all workers at once. Returns seconds per agent step and worker."""
+    """Measure each part alone, on all workers at once. Returns seconds per agent step and worker."""
     took_s = {name: per_step_s(crew.run_for(roles, seconds / len(parts))) for name, roles in parts.items()}
     return took_s | {"gradient": passes * took_s["gradient"]}
 

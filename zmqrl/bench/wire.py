@@ -28,7 +28,7 @@ from zmqrl.ps.wire.codec import payload_bytes
 
 BLOCK: Final = 10  # rounds of one variant before the next variant's turn
 WARM_UP: Final = 5
-ALONE_FOR: Final = 1.5  # update rounds for which worker 0 has the network to itself
+ALONE_FOR: Final = 1.5  # how long worker 0 has the network to itself, in durations of an update round
 # Workers are idle while other variants have their turn. Shards must neither ask for gradients nor log stalls then.
 PATIENT: Final = ShardTiming(need_s=3600.0, need_most_s=3600.0, stall_notice_s=3600.0)
 KINDS: Final[dict[Operation, Kind]] = {

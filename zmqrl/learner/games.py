@@ -74,7 +74,7 @@ class EnvConfig:
         return self.frame_skip if self.min_frame_skip is None else (self.min_frame_skip + self.frame_skip) / 2
 
     def check_emulated(self, env_id: str) -> None:
-        """Raise UsageError for settings of environments that Gymnasium makes."""
+        """Raise UsageError if there are settings that apply only to environments that Gymnasium makes."""
         require(
             not (self.args or self.wrappers or self.images),
             f"{env_id} is not made by Gymnasium: remove --env-arg, --wrapper and --envs.images.",
@@ -241,7 +241,7 @@ ActionSpace: TypeAlias = DiscreteActions | FactoredActions | BoxActions
 class EnvSpec:
     """The observations and actions of a game. ``flavour`` is a line to print with its scores.
 
-    ``normalizes_observations``, ``normalizes_rewards``: whether a policy learns from scaled ones.
+    ``normalizes_observations``, ``normalizes_rewards``: whether a policy learns from scaled observations or rewards.
     """
 
     observation_shape: tuple[int, ...]

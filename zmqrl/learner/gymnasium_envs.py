@@ -34,7 +34,7 @@ OLDER_API = (
 
 
 class CheckedEnv:
-    """One environment ``env``. Its observations become vectors float32 (n,): a discrete one is one-hot.
+    """One environment ``env``. Its observations become vectors float32 (n,). A discrete observation becomes one-hot.
 
     With ``config.images``, images stay uint8 and become (channels, height, width).
 
@@ -85,7 +85,7 @@ class CheckedEnv:
             return self._seen(observation)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
-        """Play ``action`` (*shape), counted from 0. Returns observation, reward, and whether it is over or cut off."""
+        """Play ``action`` (*shape), counted from 0. Returns observation, reward, ``terminated`` and ``truncated``."""
         self._steps += 1
         with blaming(f"{self.env_id} fails"):
             observation, reward, terminated, truncated, _ = self.env.step(self._own(action))

@@ -51,7 +51,7 @@ class Categorical:
         return outputs.argmax(-1).numpy()
 
     def drawn(self, outputs: Tensor, rng: np.random.Generator) -> np.ndarray:
-        """See :class:`Head`. In each row, the first action whose cumulative probability exceeds the random number."""
+        """See :class:`Head`. In each row, takes the first action whose cumulative probability exceeds a random draw."""
         numbers = rng.random(len(outputs))
         # Leave out the last sum, because rounding can make that sum smaller than the number.
         sums = outputs.double().softmax(-1).numpy().cumsum(1)[:, :-1]

@@ -183,8 +183,8 @@ def make_model(
     A name like ``module:function`` is a user-defined function: see ``load_model``. One CPU thread draws the parameters,
     so that a seed gives the same parameters on every device and with any number of cores.
 
-    It also has the running statistics that ``spec`` uses. Raises UsageError if the network does not exist, does not fit
-    the observations, or does not compute in bfloat16.
+    The network also has the running statistics that ``spec`` uses. Raises UsageError if the network does not exist,
+    does not fit the observations, or does not compute in bfloat16.
     """
     model = _bare_model(name, spec, network, device)
     add_statistics(model, spec)

@@ -75,7 +75,7 @@ def outputs_of(reference: str, model: nn.Module, observations: Tensor, num_actio
 def load_loss(reference: str, config: PPOConfig | BA3CConfig, actions: ActionSpace) -> Loss:
     """The function ``reference``, with the signature of ``ppo_loss``. Raises UsageError if a test call fails.
 
-    The test call has ``actions`` of this space.
+    The test call uses actions from the space ``actions``.
     """
     blame = f"--loss {reference}"
     loss = load_function(blame, reference)

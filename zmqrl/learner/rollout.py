@@ -103,8 +103,8 @@ class Player:
     ) -> None:
         """``seed`` determines the games and the sampled actions. ``spans`` measures ``act`` and ``env_step``.
 
-        With ``keeps_activations``, rollouts have ``activations``. The model must be a ``ConvPolicy``. If the model has
-        statistics of returns, ``gamma`` discounts them.
+        With ``keeps_activations``, rollouts have ``activations``, and the model must be a ``ConvPolicy``. If the model
+        has statistics of returns, ``gamma`` discounts them.
         """
         self.model = model
         self._keeps_activations = keeps_activations

@@ -23,7 +23,7 @@ MeanAndVariance: TypeAlias = tuple[npt.NDArray[np.float64], npt.NDArray[np.float
 
 
 class Moments(nn.Module):
-    """The ``mean`` (n,) and ``variance`` (n,) of n numbers in the ``count`` (1,) of rollouts so far.
+    """The ``mean`` (n,) and ``variance`` (n,) of n numbers over all rollouts so far. ``count`` (1,) is their number.
 
     The gradient of each tensor is its value minus the value that one more rollout leads to. A shard subtracts the mean
     of the gradients of K workers. So the new value is the mean of the values that these K rollouts lead to.
@@ -40,7 +40,7 @@ class Moments(nn.Module):
         return ((numbers - self.mean) / (self.variance + EPSILON).sqrt()).clamp(-LIMIT, LIMIT)
 
     def scaled_rewards(self, rewards: Tensor, rollout: MeanAndVariance) -> Tensor:
-        """``rewards`` divided by the standard deviation of returns, with those of their own ``rollout``, clipped."""
+        """``rewards`` divided by the standard deviation of returns up to and including their ``rollout``, clipped."""
         _, _, variance = self.merged(rollout)
         return (rewards / (variance + EPSILON).sqrt()).clamp(-LIMIT, LIMIT)
 
@@ -78,7 +78,7 @@ class Statistics(nn.Module):
 
 
 def add_statistics(model: nn.Module, spec: EnvSpec) -> None:
-    """Add the statistics that ``spec`` uses to ``model``. Raises UsageError if the user's network has this name."""
+    """Add the statistics that ``spec`` uses to ``model``. Raises UsageError if ``model`` has an attribute ``NAME``."""
     require(not hasattr(model, NAME), f"the network already has an attribute {NAME}: rename the attribute.")
     if spec.normalizes_observations or spec.normalizes_rewards:
         model.add_module(NAME, Statistics(spec))

@@ -28,13 +28,16 @@ def missing(extra: str) -> list[str]:
 
 
 def lack(extra: str, what: str) -> str | None:
-    """A clause with the packages that ``what`` needs and that are not installed, and the remedy. None: all are."""
+    """A clause that names the missing packages of ``extra`` and the remedy. None if none is missing.
+
+    The clause begins with ``what``, as in ``--page needs``.
+    """
     packages = missing(extra)
     return f"{what} {' and '.join(packages)}: run {install_command(extra)}" if packages else None
 
 
 def require_extra(extra: str, what: str) -> None:
-    """Raise UsageError unless all packages of ``extra`` are installed. ``what`` needs them, as in ``--page needs``."""
+    """Raise UsageError unless all packages of ``extra`` are installed. ``what`` begins the error: see ``lack``."""
     if clause := lack(extra, what):
         raise UsageError(f"{clause}.")
 

@@ -66,7 +66,7 @@ class Step:
 
 
 class Cycle(NamedTuple):
-    """A worker's work for one contribution. Times in seconds on the reference clock; ``spans`` by name.
+    """A worker's work for one contribution. Times and ``spans`` (by name) are in seconds on the reference clock.
 
     ``queued_s``: how long the worker was ready but had no core, apart from waits for weights. None in older recordings.
     """
@@ -91,7 +91,7 @@ class Cycle(NamedTuple):
 
 
 class Publication(NamedTuple):
-    """How a shard made and published a version. Times in seconds on the reference clock."""
+    """How a shard made and published a version. Times are in seconds on the reference clock."""
 
     closed: float
     published: float
@@ -103,7 +103,7 @@ class Publication(NamedTuple):
 class Arrival(NamedTuple):
     """The arrival of a contribution at a shard, and the index of the contribution's outcome.
 
-    Times in seconds on the reference clock. The shard was busy from ``polled`` to ``at``.
+    Times are in seconds on the reference clock. The shard was busy from ``polled`` to ``at``.
     """
 
     polled: float

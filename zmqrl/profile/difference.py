@@ -45,8 +45,8 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
 
 
 def grown(found: Sequence[Change], limit: float) -> list[Change]:
-    """The spans and parts that grew by more than ``limit``. The span wait is left out, because other processes cause
-    waits.
+    """The spans and parts that grew by more than ``limit``. The span ``wait`` is left out, because other processes
+    cause waits.
     """
     return [change for change in found if change.growth > limit and change.span != "wait"]
 

@@ -123,7 +123,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Marks the block as a wait of this thread. :meth:`queued_us` leaves waits out."""
+        """Mark the block as a wait of this thread. :meth:`queued_us` leaves waits out."""
         began_us = _scheduled_us()[1]
         try:
             yield

@@ -18,7 +18,7 @@ from zmqrl.profile.tables import COLUMNS, FORMAT, Table, unpack
 from zmqrl.words import numbered
 
 ABOUT = {"format", "process", "incarnation", "run", "host", "clock", "cores", "spans"}
-MOST_CYCLES = 300_000  # contributions of all workers: each takes a profile 1.1 KB of memory and 0.1 ms
+MOST_CYCLES = 300_000  # contributions of all workers: a profile needs 1.1 KB of memory and 0.1 ms for each
 ALL = range(sys.maxsize)
 Columns: TypeAlias = Mapping[str, "NDArray[np.int64]"]
 """One table by column."""
@@ -178,8 +178,8 @@ class Recording:
 
     @classmethod
     def tail(cls, directory: Path, blocks: int) -> Self:
-        """Read only about ``blocks`` of the newest blocks of each process, which has the same cost for a run of any
-        length. Leaves out symbolic links.
+        """Read only about the ``blocks`` newest blocks of each process. The cost does not depend on the length of the
+        run. Leaves out symbolic links.
         """
         by_process: dict[str, list[Path]] = {}
         files = [] if directory.is_symlink() else [path for path in segments(directory) if not path.is_symlink()]

@@ -94,7 +94,7 @@ class Profile:
         return min(made, default=0)
 
     def _versions_made(self) -> int:
-        """The number of versions that the shard with the most versions made."""
+        """The greatest number of versions that any shard made."""
         made = Counter(
             shard
             for shards in self.timeline.publications.values()
@@ -280,7 +280,7 @@ def _print_ranks(found: dict[str, Any], console: Console) -> None:
 
 
 def _last_backup(found: dict[str, Any]) -> str:
-    """A text about the last backup: how much it works, and what it saves with cores of its own and in the replay."""
+    """A text about the last backup: how long it works, and what it saves with cores of its own and in the replay."""
     gain_ms, cost_s = 1e3 * found["backup_gain_s"], sum(each["worked_s"] for each in found["ranks"].values())
     cost_ms = 1e3 * cost_s / len(found["ranks"]) / max(found["updates"], 1)
     text = f"the last backup works {cost_ms:.2f} ms per update. With cores of its own, it saves {gain_ms:.2f} ms"

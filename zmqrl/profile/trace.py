@@ -19,7 +19,7 @@ VERSIONS_SHOWN = 2000
 Event: TypeAlias = dict[str, Any]
 """One event of the Trace Event Format (docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU)."""
 Starts: TypeAlias = dict[tuple[int, int, int], tuple[int, float, float]]
-"""The track, the begin and the end of the slice that sends a message."""
+"""The track, the begin and the end of the Perfetto slice from which an arrow starts, by message."""
 
 
 def write_trace(recording: Recording, path: Path, shown: range, *, arrows: bool = True) -> list[str]:

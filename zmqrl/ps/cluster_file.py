@@ -40,7 +40,7 @@ class Cluster:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], keys: ClientKeys | None = None) -> "Cluster":
-        """Build from the parsed file. Unknown fields are ignored. ``keys`` come from a separate file.
+        """Build from the parsed file, which names key files but does not contain ``keys``. Ignores unknown fields.
 
         Raises UsageError when the run uses another version of the protocol.
         """

@@ -16,9 +16,9 @@ STRIDE = 7919  # ranks that share a recording start at different offsets in this
 class Work:
     """The durations of successive pieces of work, in seconds.
 
-    In its ``cpu_s``, a piece of work needs one of the cores that the processes of its host share. In its ``idle_s``, it
-    needs no core: the process sleeps or is blocked. Either sequence may be empty. A sequence that is too short is
-    repeated.
+    During its ``cpu_s``, a piece of work needs one of the cores that the processes of its host share. During its
+    ``idle_s``, it needs no core: the process sleeps or is blocked. Either sequence may be empty. A sequence that is too
+    short is repeated.
     """
 
     cpu_s: Sequence[float]

@@ -92,8 +92,8 @@ class RecordedRun:
     def delay(self, rank: int, queued: float) -> float:
         """Seconds in the run queue, per second on a core, that the processes of the run do not explain.
 
-        ``queued`` is the time that the processes of the run explain. Other programs, or a late switch of the kernel,
-        cause the rest.
+        ``queued`` is the time that they do explain, also per second on a core. Other programs, or a late switch of the
+        kernel, cause the rest.
         """
         cycles = self._cycles[rank].values()
         cpu_s, queued_s = fmean(each.cpu_s for each in cycles), fmean(each.queued_s or 0.0 for each in cycles)

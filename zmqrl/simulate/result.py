@@ -33,7 +33,7 @@ class Result:
     ``step_s``: the times from one version to the next. The time of a version is the time at which the last shard has
     published that version. Counts of contributions are in slices, as in ``summary.json``. ``abandoned`` counts
     abandoned gradients, whose slices count as skipped. ``waiting_s`` is by rank, and ``nics`` is by host. A live run
-    has no ``nics``. ``shards_busy`` has, for each shard, the CPU time per second.
+    has no ``nics``. ``shards_busy`` has, for each shard, the seconds of work per second.
     """
 
     scenario: Scenario

@@ -25,7 +25,7 @@ NOT_SIMULATED: Final = {
     "rollback": "rollbacks",
     "rollbacks": "rollbacks",
 }
-"""Settings that a reader may expect in a scenario, and what they ask for."""
+"""Settings that a user may expect in a scenario, and what they ask for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,10 @@ def scenario_of(run: Path) -> Scenario:
 
 
 def settings_of(run: Path, record: RunRecord) -> Scenario:
-    """The scenario from only the settings of a run, which ``record`` holds. Raises UsageError if it is asynchronous."""
+    """The scenario from only the settings of a run, which ``record`` holds.
+
+    Raises UsageError if the run is asynchronous.
+    """
     settings = record.settings
     require(
         not record.is_asynchronous,

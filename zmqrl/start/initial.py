@@ -1,4 +1,4 @@
-"""The game and the initial parameters of a run, prepared in a separate process: torch and games load for seconds."""
+"""Prepares the game and the initial parameters of a run in a separate process: torch and games load slowly."""
 
 import contextlib
 import os
@@ -52,7 +52,7 @@ class Preparation:
         return flavour
 
     def checkpoint(self) -> Checkpoint:
-        """Wait for version 0 of the run. Raises UsageError for contradictory settings, or without a needed device."""
+        """Wait for version 0 of the run. Raises UsageError for contradictory settings or a missing CUDA device."""
         layout = Layout.from_json(self._answer()["layout"])
         vector = np.fromfile(f"/proc/self/fd/{self._memory}", "<f4")
         self._held.close()

@@ -26,7 +26,7 @@ class Stages:
         threading.Thread(target=self._tick, name="stages", daemon=True).start()
 
     def at(self, name: str, sentence: str, done: int | None = None, total: int | None = None) -> None:
-        """The start is in the stage ``name``, which ``sentence`` describes, or has done a part of that stage."""
+        """Show the stage ``name``, which ``sentence`` describes, and how much of the stage is ``done``."""
         with self._showing:
             self._reached[name] = name if done is None else f"{name} {done}/{total}"
             self._shown = sentence, ", ".join(self._reached.values())

@@ -102,8 +102,9 @@ def write_summary(path: Path, reason: Reason, status: int, config: Config, last:
 
 @contextlib.contextmanager
 def correcting(path: Path, is_ours: Callable[[], bool]) -> Iterator[None]:
-    """Correct the exit status in the summary at ``path`` if an error ends the block, perhaps after the summary was
-    written. ``is_ours``: whether a summary that exists then is from this session. On a full disk, it may stay wrong.
+    """Correct the exit status in the summary at ``path`` if an error ends the block after the summary was written.
+
+    ``is_ours``: whether an existing summary is from this session. On a full disk, the exit status may stay wrong.
     """
     try:
         yield

@@ -96,8 +96,8 @@ class CheckpointFailed:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The metrics for which a run can have limits. ``confirmed_score`` is the mean of the last evaluation that was to
-    confirm ``Limits.stop_score``, or -inf.
+    """The metrics for which a run can have limits. ``confirmed_score`` is the mean score of the last evaluation for
+    ``Limits.stop_score``, or -inf.
     """
 
     agent_steps: int

@@ -17,7 +17,7 @@ from zmqrl.words import counted
 
 FINISH_WITHIN_S = 1800.0
 SCORES_TO_CONFIRM = 50  # games in training before an evaluation tests their mean, and games in that evaluation
-FIRST_NEW_SEED = 2**31  # seeds from here on are those of games that no other evaluation plays
+FIRST_NEW_SEED = 2**31  # only an evaluation for ``stop_score`` plays games with seeds from here on
 
 
 class Runner(Protocol):
@@ -193,7 +193,7 @@ class Followers:
 
 
 def is_for_stop_score(evaluation: Mapping[str, Any]) -> bool:
-    """Whether a line of ``evaluations.jsonl`` is that of new games, which could end the run."""
+    """Whether a line of ``evaluations.jsonl`` is from new games, whose mean score could end the run."""
     return bool(evaluation.get("seeds")) and evaluation["seeds"][0] >= FIRST_NEW_SEED
 
 

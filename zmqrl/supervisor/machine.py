@@ -100,7 +100,7 @@ class SupervisorMachine:
         return [process for process in map(shard_id, sorted(self.shards.down)) if self.processes.was_full(process)]
 
     def begin(self, now: float) -> list[e.Action]:
-        """Start all processes. Workers import their modules while the shards come up."""
+        """Start all shards and workers. The workers import their modules while the shards come up."""
         self._start_by = now + START_WITHIN_S
         self.stalls.made(min(self.shards.checkpoint), now)
         first = [*map(shard_id, self.shards.numbers), *map(worker_id, self.local_ranks)]
@@ -185,7 +185,7 @@ class SupervisorMachine:
                 assert_never(event)
 
     def presence(self, process: ProcessId, missing_s: Mapping[int, float], now: float) -> tuple[State, float]:
-        """The state of a process, and the seconds since it has been in that state.
+        """The state of a process, and for how many seconds it has been in that state.
 
         ``missing_s``: by rank, the seconds since the last contribution of a worker that the open version waits for.
         """
@@ -295,7 +295,7 @@ class SupervisorMachine:
         """
         shards, processes = self.shards, self.processes
         since_s = now - self._asked_at if self._asked_at else 0.0
-        if since_s > GREET_AGAIN_S:  # this process was suspended, so it heard nobody
+        if since_s > GREET_AGAIN_S:  # this process was suspended, so it received no messages
             processes.pardon(since_s)
             self.stalls.pardon(since_s)
         elif not shards.stats:  # only shards hear workers

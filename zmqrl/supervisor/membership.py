@@ -10,7 +10,7 @@ SHRINK_AFTER_S = 10.0
 
 
 class Membership:
-    """Keeps the view up to date. If there are fewer workers than the quorum, the run waits, or the quorum shrinks."""
+    """Keeps the view up to date. If there are too few workers for the quorum, the run waits, or the quorum shrinks."""
 
     def __init__(self, ranks: int, quorum: int, on_loss: Literal["wait", "shrink"]) -> None:
         self.wanted = quorum
@@ -21,7 +21,7 @@ class Membership:
         self.notice_at = float("-inf")
 
     def observe(self, alive: set[int], updated: bool, now: float) -> tuple[View | None, str | None]:
-        """Return the new view and a notice, each None if there is none.
+        """Return the new view, or None if the view stays the same, and a notice, or None.
 
         ``alive`` are the ranks that every shard sees now. ``updated``: versions were made, perhaps by workers that have
         left since then.

@@ -38,7 +38,7 @@ def prepare(deployment: Deployment) -> None:
 
 
 def may_fork() -> bool:
-    """Whether processes of a run may be forked. The user decides."""
+    """Whether processes of a run may be forked. The user decides with ``ZMQRL_FORK``."""
     return os.environ.get(FORK) != "off"
 
 
@@ -77,8 +77,8 @@ class Plan:
 
     def shard_task(self, shard: int, endpoints: dict[SocketRole, str] | None, *, frozen: bool = False) -> Task:
         """The task of a shard. A restarted shard binds the same ``endpoints`` again, because workers connect to them. A
-        ``frozen`` shard serves its state, but makes no versions. With a port range, it binds its usual control port.
-        Otherwise, it binds an endpoint that no worker connects to.
+        ``frozen`` shard serves its state, but makes no versions. It binds its usual control port if there is a port
+        range, and otherwise an endpoint that no worker connects to.
         """
         process = shard_id(shard)
         config, directory = self.config, self.sites[process].directory
@@ -134,8 +134,8 @@ class Plan:
     def control(
         self, endpoints: list[str], other: Callable[[int, m.Message], None] = lambda shard, message: None
     ) -> ShardControl:
-        """Connect to the shards as the supervisor. ``other`` is called with the shard and the message for each message
-        that answers no request.
+        """Connect to the shards as the supervisor. ``other`` is called with each message that answers no request, and
+        with the shard that sent it.
         """
         keys = self.keys.of_supervisor() if self.keys else None
         return ShardControl(self.run, self.layout.hash, self.secret, endpoints, keys, other)

@@ -15,7 +15,7 @@ from zmqrl.supervisor import events as e
 FIRST_DELAY_S = 0.25
 LONGEST_DELAY_S = 30.0
 FAILURES_IN_A_ROW = 4  # number of deaths without any work between them
-SPACE_WITHIN_S = 300.0  # how long a process whose disk is full is restarted
+SPACE_WITHIN_S = 300.0  # how long the supervisor keeps restarting a process whose disk is full
 SPACE_LOOK_S = 5.0  # the first delay until such a restart: the later ones are longer
 KILLS_IN_A_ROW = 30  # number of kills from outside zmqrl, by the user or the kernel, for example
 SILENCE_S = 5.0
@@ -27,7 +27,7 @@ UNREACHABLE_TOLD_S = 10.0  # time between two notices about a host that cannot b
 
 @dataclass(slots=True)
 class LostHost:
-    """A host that is lost ``since`` a time, with the processes that run there."""
+    """A lost host, the time of its loss (``since``), and the processes that ran there."""
 
     since: float
     told_at: float
@@ -59,7 +59,7 @@ class Processes:
         self._changed_at: dict[ProcessId, float] = {}  # when the process last started, died, came or left
         self._outside: dict[ProcessId, bool] = {}  # the external workers that came: whether they are here now
         self._silence_told_at = 0.0
-        self._used: dict[int, int] = {}  # by rank: most contributions that a shard has used
+        self._used: dict[int, int] = {}  # by rank: the greatest number of contributions that any shard has used
 
     # deaths and restarts
 
@@ -94,7 +94,7 @@ class Processes:
         return [_told(exited, f"died ({exited.how()}) and is restarted{ends}", most)]
 
     def host_changed(self, change: HostLost | HostUp, now: float) -> list[e.Action]:
-        """Report a host that is lost, now and then while it cannot be reached, and when it is back."""
+        """Report a host when it is lost, from time to time while it cannot be reached, and when it is back."""
         host = self.lost_hosts.get(change.host)
         if isinstance(change, HostUp):
             self.lost_hosts.pop(change.host, None)
@@ -206,7 +206,7 @@ class Processes:
                 self._outside[worker], self._changed_at[worker] = worker in here, now
 
     def presence(self, process: ProcessId, now: float, *, outside: bool = False) -> tuple[State, float]:
-        """The state of a process, and the seconds since it has been in that state. ``outside``: an external worker."""
+        """The state of a process, and for how many seconds it has been in it. ``outside``: it is an external worker."""
         unreachable_s = self.unreachable_s(process, now)
         if unreachable_s is not None:
             return "unreachable", unreachable_s
@@ -232,7 +232,10 @@ class Processes:
         )
 
     def pardon(self, seconds: float, *roles: ProcessRole) -> None:
-        """Do not count ``seconds`` as silence of processes: nobody could hear them. Without ``roles``: of all roles."""
+        """Do not count ``seconds`` as silence of the processes of ``roles``, because their messages could not arrive.
+
+        Without ``roles``, this applies to all processes.
+        """
         for process in self._heard_at:
             if not roles or process.role in roles:
                 self._heard_at[process] += seconds

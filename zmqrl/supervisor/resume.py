@@ -73,9 +73,9 @@ def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None
 def mend_histories(directory: RunDirectory, checkpoint: Checkpoint) -> tuple[int, list[str]]:
     """Remove unreadable lines from the histories before the run continues from ``checkpoint``. Raises ClusterError.
 
-    Returns the newest generation of the run so far, and what is wrong with the histories, as sentences. The checkpoint
-    can be of an older generation. If the run used that one again, a shard could not tell lines that this resume undoes
-    from versions that it has lost.
+    Returns the newest generation of the run so far, and sentences about problems in the histories. The checkpoint can
+    be of an older generation. If the run used the older generation again, a shard could not tell lines that this resume
+    undoes from versions that the shard has lost.
     """
     generation, news = checkpoint.generation, []
     for shard in range(checkpoint.layout.shards):
@@ -90,7 +90,7 @@ def mend_histories(directory: RunDirectory, checkpoint: Checkpoint) -> tuple[int
 
 
 def end_of(config: Config, checkpoint: Checkpoint, path: Path) -> tuple[Reason, str] | None:
-    """The limit of ``config`` that the run at ``path`` has already reached, and a sentence about it. Or None."""
+    """The limit of ``config`` that the run at ``path`` has already reached, and a sentence about it, or None."""
     counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
     evaluations = readable_lines(RunDirectory(path).evaluations, EVALUATION, lambda _: None)
     scores = [each["mean"] for each in evaluations if is_for_stop_score(each)]

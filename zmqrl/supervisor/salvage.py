@@ -83,7 +83,9 @@ def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
 
 
 def _forget_state(directory: RunDirectory) -> None:
-    """The state of the shards is not needed any more. Other hosts may still have files of the run."""
+    """Remove ``left.json``, because the state of the shards is no longer needed. If the run had other hosts, keep it as
+    ``old-hosts.json``, because these hosts may still have files of the run.
+    """
     with contextlib.suppress(ClusterError):
         if not _Left.read(directory.left).is_here:
             directory.left.replace(directory.old_hosts)
@@ -161,7 +163,7 @@ def _set_aside(history: Path) -> set[Path]:
 
 
 def _tell_of_history(history: Path, set_aside: Collection[Path], notice: Notice) -> None:
-    """Report missing lines of a history to the user. The shard reports missing lines only to its own log."""
+    """Report missing and unreadable lines of a history to the user. The shard reports them only to its own log."""
     for aside in sorted(_set_aside(history) - set(set_aside)):
         notice(f"{history}: lines that could not be read were removed; the original file is kept as {aside.name}")
     after = 0

@@ -152,8 +152,8 @@ class Shards:
         return [action for shard in self.numbers for action in self.tell_stop(shard)]
 
     def repeat(self, view: View) -> list[e.Action]:
-        """Send the view or the end version again to a shard that reports a different one: the first message may be
-        lost.
+        """Send the view or the version to end at again to a shard that reports a different one: the first message may
+        have been lost.
         """
         actions: list[e.Action] = []
         for shard, stats in self.stats.items():

@@ -49,8 +49,10 @@ MOST_REFUSED = 100  # number of notices about refused workers: more would flood 
 
 
 class Supervisor:
-    """One session of a run, from its first checkpoint to its last. ``interrupts`` counts the user's requests to end the
-    run. It calls ``on_up`` once all workers that it starts are at work.
+    """One session of a run, from its first checkpoint to its last.
+
+    ``interrupts`` counts the user's requests to end the run. ``on_up`` is called when the training time begins, or, if
+    the run has external workers, once the shards are up.
     """
 
     control: ShardControl  # exists once the shards are up
@@ -114,7 +116,7 @@ class Supervisor:
         self._actions: deque[e.Action] = deque()
         self._lines = Folding()
         self._turned_at = time.monotonic()
-        self._write_cluster_at = 0.0  # not 0 after a failure
+        self._write_cluster_at = 0.0  # after a failure, the time of the next try
 
     # the run
 
@@ -171,8 +173,8 @@ class Supervisor:
         first: BaseException | None,
         trace: object,
     ) -> None:
-        """Close a part of the run. An error then is only a notice if the run ends with a ``first`` error, which
-        ``close`` gets.
+        """Close a part of the run. ``close`` gets the error that ends the run, ``first``, or None. If there is such an
+        error, an error of ``close`` becomes a notice.
         """
         try:
             close(first)
@@ -579,7 +581,7 @@ class Supervisor:
                     history.close()
 
     def _let_leave(self) -> None:
-        """Wait until the processes end. Workers have received BYE. Shards end when their standard input closes."""
+        """Give the workers, which have received BYE, time to leave. Then end the shards and any remaining workers."""
         shards = list(map(shard_id, self.shards.numbers))
         for process in (*map(worker_id, self.plan.local_ranks), *shards):
             self.machine.processes.give_up(process)

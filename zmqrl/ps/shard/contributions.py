@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Contributions:
-    """Holds the contributions to the open version, and counts the outcomes of all others.
+    """Holds the contributions to the open version, and counts contributions by outcome.
 
     ``view`` holds the ranks that may contribute to the open version. ``consistent``: contributions are summed in rank
     order. ``asynchronous``: contributions may be computed on older versions.

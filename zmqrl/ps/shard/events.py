@@ -126,7 +126,7 @@ class ControlArrived:
 
 @dataclass(frozen=True, slots=True)
 class PresenceChanged:
-    """A subscription to a presence topic began (if ``here``) or ended. One that ended may be of an old connection."""
+    """A subscription to a presence topic began (if ``here``) or ended. The end may be that of an old connection."""
 
     rank: int
     incarnation: int
@@ -168,7 +168,7 @@ class StateRestored:
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """``Update`` is done and the version is committed. If its numbers are not ``finite``, nothing is stored."""
+    """``Update`` is done. If the numbers are ``finite``, the version is committed. Otherwise, nothing is stored."""
 
     record: Record
     finite: bool = True

@@ -42,8 +42,8 @@ class LostState(Exception):
 class History:
     """Appends lines to ``path``. Opening the file removes a line that a killed process left half-written.
 
-    No more than the end of the file is read, because the file may have millions of lines. ``news`` lists problems in
-    the file, as sentences: missing versions and unreadable lines.
+    Only the end of the file is read, because the file may have millions of lines. ``news`` describes problems in the
+    file in sentences: missing versions and unreadable lines.
     """
 
     def __init__(self, path: Path) -> None:
@@ -112,7 +112,7 @@ class History:
     def rewind(self, version: int, generation: int) -> None:
         """Roll back to ``version``: move the lines above it to ``<name>.before-generation-<n>.jsonl``.
 
-        So the history has exactly one line for each version that led to the current weights. Raises ClusterError.
+        The history then has exactly one line for each version that led to the current weights. Raises ClusterError.
         """
         if self.last_version is None or self.last_version <= version:
             return

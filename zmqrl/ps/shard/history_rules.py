@@ -94,7 +94,7 @@ def broken_rules(histories: Mapping[int, Sequence[Line]], *, together: bool) -> 
 
 
 def _faults(lines: Sequence[Line]) -> Iterator[str]:
-    """The violations in the history of one shard: each version once, from a quorum of distinct ranks."""
+    """Report versions that are missing, listed twice, out of order, or not made by a quorum of distinct ranks."""
     listed: dict[int, int] = {}
     newest = generation = 0
     for line in lines:
@@ -121,7 +121,7 @@ def _faults(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _miscounts(lines: Sequence[Line]) -> Iterator[str]:
-    """The totals of a line are those of the line before, plus the contributions that the line counts."""
+    """Report lines whose totals are not those of the line before plus the contributions that the line counts."""
     for before, line in itertools.pairwise(lines):
         if line.version != before.version + 1 or line.totals is None or before.totals is None:
             continue
@@ -130,7 +130,7 @@ def _miscounts(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _used_again(lines: Sequence[Line]) -> Iterator[str]:
-    """In asynchronous mode, a contribution is computed on a newer version than the last contribution of its rank."""
+    """In asynchronous mode, report contributions not computed on a newer version than the last one of their rank."""
     computed_on: dict[tuple[int, int], tuple[int, int]] = {}
     for line in lines:
         if line.staleness and len(line.staleness) != len(line.ranks):
@@ -171,7 +171,7 @@ def _too_few(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
 
 
 def _unequal(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
-    """All shards make a version in the same generation, and for the same progress of the run."""
+    """Report versions that shards made in different generations, or for different progress of the run."""
     seen: dict[int, tuple[int, Line]] = {}
     for shard, lines in histories.items():
         for line in lines:

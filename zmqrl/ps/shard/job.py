@@ -22,7 +22,7 @@ class ShardJob:
     shard: int
     codec: m.Codec
     optimizer: OptimizerConfig
-    bind: dict[SocketRole, str]  # endpoint of each role. A frozen shard has control alone
+    bind: dict[SocketRole, str]  # endpoint of each role. A frozen shard has only the role control
     secret: str = field(repr=False)
     state_path: Path
     history_path: Path

@@ -245,7 +245,7 @@ class ShardMachine:
         self.roster.admit(view.members)
 
     def _publish_first(self, now: float) -> list[e.Action]:
-        """At the first start, do not publish until a quorum of workers has subscribed."""
+        """After a load, do not publish until a quorum of workers is present."""
         if self.state == "empty" or self.published or not self.roster.has_present(self.view.quorum, now):
             return []
         self.published = True
@@ -274,7 +274,7 @@ class ShardMachine:
         return self._reject()
 
     def _command(self, event: e.ControlArrived, now: float) -> list[e.Action]:
-        """Obey the supervisor. The shard answers each command with STATS, but not ELAPSED, FETCH or LOAD."""
+        """Carry out a command of the supervisor. The answer is STATS, except for ELAPSED, FETCH and LOAD."""
         peer, message = event.peer, event.message
         actions: list[e.Action] = []
         match message:
@@ -367,7 +367,7 @@ class ShardMachine:
         return [e.CommitAgain(record)]
 
     def _tell_state(self, now: float) -> list[e.Action]:
-        """Publish the state of the shard, unless a new version is about to be published, which also shows the state."""
+        """Publish the state of the shard, unless a new version is about to be published: that shows the state, too."""
         return [self._heartbeat(now)] if self.making is None else []
 
     # time

@@ -61,7 +61,7 @@ class Reception:
         return e.ControlArrived(peer, message, payload)
 
     def take_false_names(self) -> str:
-        """The number of messages with the key of another rank or role since the last call, as text. Empty if 0."""
+        """Describe how many messages since the last call came with the key of another rank or role. Empty if none."""
         text = ", ".join(f"{count} x {name}" for name, count in sorted(self.false_names.items()))
         self.false_names.clear()
         return text

@@ -1,4 +1,4 @@
-"""Keeps a shard's view of its workers and supervisor, and answers them when they join or leave."""
+"""Keeps what a shard knows about its workers and its supervisor, and answers them when they join or leave."""
 
 import hmac
 from collections.abc import Iterable
@@ -9,12 +9,12 @@ from zmqrl.ps.wire import messages as m
 
 MOST_INCARNATIONS = 16
 SILENT_S = 8.0  # a worker sends a PING every second
-DOUBT_S = 2.5  # replaces SILENT_S once a subscription has ended that may have been the worker's
+DOUBT_S = 2.5  # applies instead of SILENT_S after the end of a subscription that may have been the worker's
 
 
 @dataclass(slots=True)
 class Worker:
-    """The shard's view of a rank: the process that has the rank (``incarnation``), and its connection (``peer``).
+    """What a shard knows about a rank: the process that has it (``incarnation``), and its connection (``peer``).
 
     ``doubted_at`` maps each incarnation that subscribed to the time when a subscription to its topic ended, or to None
     if none has ended.
@@ -73,7 +73,7 @@ class Roster:
         return rank in self.workers and self.workers[rank].incarnation == incarnation
 
     def is_replaced(self, rank: int, incarnation: int, now: float) -> bool:
-        """Whether a newer process has the rank and is alive."""
+        """Whether the rank belongs to a process that is alive and has a greater incarnation."""
         worker = self.workers.get(rank, Worker())
         return worker.incarnation is not None and incarnation < worker.incarnation and worker.is_alive(now)
 
@@ -101,7 +101,7 @@ class Roster:
         return 0 if heard_at is None else max(0, int(1000 * (now - heard_at)))
 
     def spans(self, ranks: Iterable[int], now: float) -> list[tuple[int, str, int]]:
-        """Rank, span and milliseconds in it, for each of ``ranks`` whose last PING has a span. Longest time first."""
+        """Rank, span and milliseconds in that span, for each of ``ranks`` whose last PING has a span. Longest first."""
         told = [(rank, self.workers[rank]) for rank in ranks if self.workers[rank].span]
         told.sort(key=lambda each: each[1].in_span_since)
         return [(rank, worker.span, max(0, int(1000 * (now - worker.in_span_since)))) for rank, worker in told]
@@ -152,7 +152,7 @@ class Roster:
         )
 
     def tell_refused(self, refuse: m.Refuse) -> list[Action]:
-        """Report a worker with another zmqrl to the supervisor. Other refusals are not reported."""
+        """Tell the supervisor that a worker with another zmqrl was refused. Other refusals are not reported."""
         if refuse.code not in ("code", "protocol"):
             return []
         me = self.identity
@@ -168,10 +168,10 @@ class Roster:
         return [*self._take_rank(peer, hello, now), *self._answer(hello.rank, welcome)]
 
     def _wait(self, peer: bytes, hello: m.Hello, now: float) -> list[Action]:
-        """Refuse a lower incarnation that has waited for ``SILENT_S``, if the newer process is still alive.
+        """Refuse a lower incarnation that has waited for ``SILENT_S``, if the process that has the rank still lives.
 
-        The lower incarnation must wait, because the newer process may have just died. If the clock was set
-        back, a successor has a lower incarnation.
+        The lower incarnation must wait, because that process may have just died. A successor has a lower incarnation if
+        the clock was set back.
         """
         worker = self.workers[hello.rank]
         if worker.waiting is None or worker.waiting[0] != hello.incarnation:

@@ -392,7 +392,7 @@ class ShardServer:
         self._handle(e.StateRestored(record, recovered=False))
 
     def _recover(self) -> None:
-        """Continue from the state that an earlier process committed, even one killed right after the commit.
+        """Continue from the state that an earlier process committed, even if it was killed right after the commit.
 
         If the newest version is lost, the shard stays empty until the supervisor loads a state. A frozen shard serves
         the newest version that is left.

@@ -1,6 +1,6 @@
 """Makes the CURVE keys of a run, and lets a shard admit only these keys.
 
-Every run makes new keys. A key is a string of 40 characters (Z85). Secret keys are passed on standard input or
+Each session makes new keys. A key is a string of 40 characters (Z85). Secret keys are passed on standard input or
 stored in files with mode 0600. ``repr`` hides them.
 """
 
@@ -90,7 +90,7 @@ class ShardKeys:
         return {key: rank for rank, key in enumerate(self.workers)} | {self.supervisor: "supervisor"}
 
     def secure(self, socket: "zmq.Socket[bytes]") -> None:
-        """Make ``socket`` admit only what an :class:`Authenticator` admits. Call this before binding the socket."""
+        """Make ``socket`` admit only keys that an :class:`Authenticator` admits. Call this before binding it."""
         socket.curve_server = True
         socket.curve_publickey, socket.curve_secretkey = self.own.public.encode(), self.own.secret.encode()
         socket.zap_domain = DOMAIN.encode()
@@ -110,7 +110,7 @@ class ShardKeys:
 
 @dataclass(frozen=True, slots=True)
 class RunKeys:
-    """All keys of a run; ``workers`` are indexed by rank. No process but the one that starts the run has all keys."""
+    """All keys of a run. ``workers`` are indexed by rank. Only the process that starts the run has all keys."""
 
     supervisor: KeyPair
     workers: tuple[KeyPair, ...]

@@ -16,7 +16,7 @@ SOCKET_ROLES: tuple[SocketRole, ...] = get_args(SocketRole)
 
 LIBZMQ = (4, 3, 5)
 MARGIN_BYTES = 64 * 1024
-MOST_EVENTS = 1 << 16  # of a monitor: a flood of connections ends with as many events at once
+MOST_EVENTS = 1 << 16  # in the queue of a monitor: when many connections close at once, each causes an event
 # Not EVENT_ACCEPT_FAILED: while a process has no free descriptor, libzmq sends this event in an endless loop.
 FAILURES = (
     zmq.EVENT_DISCONNECTED
@@ -110,7 +110,7 @@ def connect(sockets: "dict[SocketRole, zmq.Socket[bytes]]", endpoints: dict[Sock
 
 
 class FailureMonitor:
-    """Counts a socket's connections that were closed or failed their handshake."""
+    """Counts the connections of a socket that were closed, or whose handshake failed."""
 
     def __init__(self, socket: "zmq.Socket[bytes]") -> None:
         self.socket = socket

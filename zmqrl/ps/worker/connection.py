@@ -131,9 +131,9 @@ class Connection:
     def pull(self, above: int = -1, *, timeout_s: float | None = None) -> PulledWeights | None:
         """Wait for a complete version above ``above`` and return it. Returns None when the run has ended.
 
-        A rollback makes version numbers smaller, so the first version after it is returned whatever the number. In
+        A rollback makes version numbers smaller, so the first version after a rollback is returned in any case. In
         asynchronous mode ``above`` has no effect: ``pull`` waits for slices newer than those of the last contribution,
-        and ``version`` is that of the oldest. Raises ClusterError after ``timeout_s``, when a shard is silent for
+        and ``version`` is that of the oldest slice. Raises ClusterError after ``timeout_s``, when a shard is silent for
         ``WorkerTiming.lease_s``, and when a shard refuses this worker.
         """
         if self._final is None:

@@ -1,4 +1,4 @@
-"""A worker's view of one shard: its version, its slices, and the state of the contribution there."""
+"""What a worker knows about one shard: its version, its slices, and the state of the contribution there."""
 
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
@@ -153,7 +153,7 @@ class KnownShard:
         self.tally.skipped += late
 
     def is_past(self) -> bool:
-        """Whether it is too late for a contribution computed on this slice."""
+        """Whether it is too late for the contribution at this shard."""
         return self.final is not None if self.asynchronous else self.version > self.computed_on
 
     def learns(self, version: int, *, named: bool) -> Literal["used", "unused"] | None:

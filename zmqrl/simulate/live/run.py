@@ -201,7 +201,7 @@ class _Run:
         return [sleeper.told for sleeper in self.sleepers if sleeper.told is not None]
 
     def _check_moving(self, now: float) -> None:
-        """Raise ClusterError if no shard has published a version for a long time."""
+        """Raise ClusterError if the slowest shard has made no version for ``STUCK_S``."""
         self.asked_at = now
         up = [n for n, process in enumerate(self.shards.processes) if process.poll() is None]
         stats = self.shards.control.stats(up, within_s=ANSWER_WITHIN_S, what="asking for the version")

@@ -24,7 +24,7 @@ def is_finite() -> bool:
 
 
 class Link:
-    """The connections of three socket pairs between a worker and a shard.
+    """The three connections between a worker and a shard, one for each pair of sockets.
 
     A heartbeat without new information is delivered only every ``REPEAT_S``. More heartbeats would change nothing
     and take up most of a simulation.
@@ -136,8 +136,8 @@ class Link:
                 self.worker.feed(each)
 
     def publish(self, event: worker_events.PublicationArrived, told: tuple[object, ...] | None) -> None:
-        """Send a publication without payload. ``told``: the contents if this is a heartbeat. They may be the same as in
-        the last heartbeat.
+        """Send a publication without payload. ``told``: the contents of a heartbeat, or None for other messages. Most
+        heartbeats with the contents of the last one are dropped.
         """
         if not self.up:
             return

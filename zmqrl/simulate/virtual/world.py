@@ -104,7 +104,7 @@ class World:
         """
         self.clock.after(STUCK_S, self._check_moving)
         collects = gc.isenabled()
-        gc.disable()  # no objects here form reference cycles, and garbage collection takes a tenth of the time
+        gc.disable()  # events form no reference cycles, and garbage collection takes a tenth of the time
         try:
             self.clock.run()
         finally:
