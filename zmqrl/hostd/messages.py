@@ -53,7 +53,7 @@ class Start:
 class Prepare:
     """Start the fork server: forked processes will soon start, and need what ``module`` imports. Variables as in Start.
 
-    Nothing happens if there was one before.
+    Nothing happens if a fork server has been started before.
     """
 
     module: str
