@@ -135,7 +135,7 @@ def ours(recipe: str, env_id: str, agent_steps: int, seed: int) -> float:
 
 
 def main() -> None:
-    """Run what is asked for, and print one line per run and per side."""
+    """Train with each seed on each side, and print one line per run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--agent-steps", type=int, required=True)

@@ -59,7 +59,7 @@ class Host:
 
 @pytest.fixture(autouse=True)
 def no_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command that a test runs in this process leaves a path to the checkout, which would hide the wheel."""
+    """Remove PYTHONPATH: earlier tests may have put the checkout there, which would hide the wheel."""
     monkeypatch.delenv("PYTHONPATH", raising=False)
 
 

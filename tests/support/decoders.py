@@ -492,10 +492,10 @@ HOSTILE = (
 
 
 def message(decoder: Decoder, variant: bytes) -> bytes:
-    """The message that ``variant`` stands for. If it begins with 1, the rest lists changes of a seed, else a message.
+    """The message that ``variant`` stands for. If its first byte is 1, the rest describes changes to a seed.
 
-    The changes: the number of the seed, then for each change the number of an item (2 bytes), of an action and of a
-    value.
+    Then the second byte is the number of the seed. Each change has the number of an item (2 bytes), of an action and of
+    a value. If the first byte is not 1, the rest is the message itself.
     """
     if variant[:1] != b"\1" or decoder.form is None or len(variant) < 2:
         return variant[1:]
