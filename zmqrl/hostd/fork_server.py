@@ -70,7 +70,7 @@ class ForkServer:
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "zmqrl.hostd.child", NAME, str(theirs.fileno()), module],
-                stdin=subprocess.PIPE,  # a pipe, as in the processes that it forks
+                stdin=subprocess.PIPE,  # imports see a pipe, as in the processes that it forks
                 stdout=log,
                 stderr=log,
                 env=environment,

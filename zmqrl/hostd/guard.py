@@ -91,7 +91,7 @@ def state(pid: int) -> str:
 
 
 def children(pid: int) -> list[int]:
-    """The process ids of the children of a process. They include descendants that lost their parent."""
+    """The process ids of the children of a process. They include descendants whose own parent has died."""
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:  # a kernel without this file
