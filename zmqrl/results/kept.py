@@ -54,7 +54,7 @@ class Result:
 
     @classmethod
     def read(cls, path: Path, limits: Limits = NO_LIMITS) -> Self:
-        """Read the run directory ``path``. ``evaluation`` is the newest one within ``limits``, or else the newest.
+        """Read the run directory ``path``. ``evaluation`` is the newest one within ``limits``, else the newest of all.
 
         Raises UsageError if the run has not ended, or if this version of zmqrl does not know one of its settings.
         """
