@@ -9,8 +9,8 @@ a process opens thousands of connections to the shard:
 - ``wrong keys``: ZeroMQ connections with CURVE keys that the run does not know. libzmq opens each again if its
   handshake takes longer than 5 s, as on a busy machine, but not after a refusal.
 
-The flood itself needs processor time, which another machine would pay. So each flood is also sent to another, idle
-shard on this machine: the difference is what the flood costs the run. Writes ``results.json`` into the directory.
+Making a flood takes processor time, which another machine would spend in a real attack. So each flood is also sent to
+another, idle shard on this machine. The difference is what the flood costs the run. Writes ``results.json`` into DIR.
 """
 
 import argparse

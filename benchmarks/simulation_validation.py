@@ -7,7 +7,7 @@ compare.
     python benchmarks/simulation_validation.py run         # runs them; writes results.json and the table in the docs
 
 All measured runs have real shards, sockets and gradients. Their workers sleep for times drawn from a seeded law. In
-some scenarios, the workers run on a host of a network lab and share its link to the shards, so ``run`` needs root and
+some scenarios, the workers run on a host of a network lab and share its link to the shards. So ``run`` needs root and
 the packages of docs/netlab.md. The machine must be otherwise idle. ``--only NAME`` runs one scenario. ``--updates N``
 shortens every run.
 """

@@ -45,7 +45,7 @@ LABS = 3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Mark tests as ``lab`` or ``slurm`` if they use one of these fixtures, and deal lab tests out to ``LABS`` labs."""
+    """Mark tests as ``lab`` or ``slurm`` if they use one of these fixtures, and share lab tests among ``LABS`` labs."""
     for item in items:
         for lane in {LANES[fixture] for fixture in item.fixturenames if fixture in LANES}:
             item.add_marker(lane)
@@ -60,7 +60,7 @@ def shares_a_fixture(item: pytest.Function) -> bool:
 
 
 class FilesAndGroups(LoadGroupScheduling):  # type: ignore[misc]  # pytest-xdist has no types
-    """One process runs all tests of a file, except those of a group, which may come from several files."""
+    """One process runs all tests of a file. One process runs all tests of a group, even from several files."""
 
     def _split_scope(self, nodeid: str) -> str:
         group: str = super()._split_scope(nodeid)

@@ -1,4 +1,4 @@
-"""What the processes of a run have left is ended, and nothing else. Pure: the operating system is replaced."""
+"""A daemon kills what processes of a run have left, and nothing else. Pure: stand-ins replace the system calls."""
 
 import os
 from types import SimpleNamespace

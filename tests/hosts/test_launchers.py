@@ -259,7 +259,7 @@ def test_everything_that_a_process_has_started_ends_with_it_and_nothing_else_doe
     one, other, willing = watched.up(ONE, OTHER, WILLING)
     watched.launcher.tell(WILLING, {"n": 1})
     eventually(lambda: len(watched.said(WILLING)) == 2, "by now, the host daemon has seen the server", WITHIN_S)
-    time.sleep(1.2 * DEATH_IS_SEEN_WITHIN_S)  # by now, the server cannot belong to a process that dies
+    time.sleep(1.2 * DEATH_IS_SEEN_WITHIN_S)  # a death after this time does not end the server
     watched.place.kill(one["pid"])
     watched.end(ONE)
     eventually(lambda: not any(map(watched.place.alive, one["started"])), "what it started ends", WITHIN_S)

@@ -1,4 +1,4 @@
-"""The connection to a host daemon: what else may be on it, and why it is lost. Other programs stand in for ssh."""
+"""The connection to a host daemon: other output on it, and why it is lost. Other programs stand in for ssh."""
 
 import shlex
 import shutil

@@ -59,7 +59,7 @@ class Host:
 
 @pytest.fixture(autouse=True)
 def no_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command that a test runs in this process leaves a path to the checkout, which would hide the wheel."""
+    """Remove PYTHONPATH: earlier tests may have put the checkout there, which would hide the wheel."""
     monkeypatch.delenv("PYTHONPATH", raising=False)
 
 
@@ -197,7 +197,7 @@ def test_a_package_missing_here_is_reported_in_one_sentence(monkeypatch: pytest.
 
 @pytest.fixture
 def small_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
-    """zmqrl requires a package that no host has, in a build of its own."""
+    """Make zmqrl require a package that no host has."""
     required, pinned, lacking = sync.requirements(), sync.pins(), {"zmqrl-small": "1.0"}
     monkeypatch.setattr(sync, "requirements", lambda: required | lacking)
     monkeypatch.setattr(sync, "pins", lambda: pinned | lacking)

@@ -61,9 +61,9 @@ def test_the_printed_address_gives_a_cookie_that_no_script_and_no_other_site_can
     assert b'http-equiv="refresh" content="0;url=./"' in answer.body  # the token leaves the address bar
     attributes = {part.strip().lower() for part in answer.headers["set-cookie"].split(";")[1:]}
     assert {"httponly", "samesite=strict"} <= attributes
-    assert f"Path={page.base}/" in answer.headers["set-cookie"]  # for no path of another server on this host name
+    assert f"Path={page.base}/" in answer.headers["set-cookie"]  # not for other servers on this host name
     assert len(page.base) > 16
-    assert token not in str(answer.headers)  # the cookie holds something that only the token gives
+    assert token not in str(answer.headers)  # the cookie holds a value that is computed from the token
     assert answer.headers["referrer-policy"] == "no-referrer"
 
 

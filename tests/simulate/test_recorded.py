@@ -57,7 +57,7 @@ def test_time_in_the_run_queue_comes_from_the_shared_cores_of_the_replay() -> No
 
 
 def test_time_in_the_run_queue_that_the_run_does_not_explain_stays_in_the_replay() -> None:
-    # Each worker has a host of its own, so it was other programs that used the cores.
+    # Each worker has its own host, so other programs must have used the cores.
     run = recorded(off_core(synthetic_run(), 2 / 3, queued=1 / 3))
     assert replay(run) == pytest.approx(run.measured, rel=0.02)
     assert replay(run, Changes(without=0)) == pytest.approx(run.measured, rel=0.02)

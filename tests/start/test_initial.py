@@ -17,7 +17,7 @@ from zmqrl.start.initial import Preparation, initial_checkpoint
 
 pytestmark = pytest.mark.processes
 
-# Prepares the run of each settings on standard input, and prints what it got, or the error.
+# Reads the settings of a run from each line of standard input, prepares the run, and prints the result or the error.
 PROGRAM = """
 import json, os, sys
 from zmqrl.config import Config

@@ -208,7 +208,7 @@ PAYLOAD = np.ones(16, np.float32).tobytes()
 
 
 def decode_at_a_shard(data: bytes, _: Path) -> None:
-    """The bytes as a message of a worker to each socket of a shard, and their effect on its state machine."""
+    """Give the bytes to each socket of a shard as the message of a worker, and then to the state machine."""
     shard = shard_rig.opened(workers=(0, 1))
     peer, frame, payload = (zmq.Frame(each) for each in (b"0", data, PAYLOAD))
     for event in (
@@ -223,7 +223,7 @@ def decode_at_a_shard(data: bytes, _: Path) -> None:
 
 
 def decode_at_a_worker(data: bytes, _: Path) -> None:
-    """The bytes as a message of a shard, and their effect on the state machine of a worker."""
+    """Give the bytes to the state machine of a worker as the message of a shard."""
     worker, found = worker_rig.contributed(), framing.decode(data)
     payload = zmq.Frame(PAYLOAD) if isinstance(found, m.Weights | m.Snapshot) else None
     if isinstance(found, m.Weights | m.Heartbeat | m.Need | m.Bye):
@@ -276,7 +276,7 @@ def read_history(path: Path) -> None:
 
 
 def read_slots(data: bytes, place: Path) -> None:
-    """The bytes replace the beginning of the file, and again the beginning of its first slot."""
+    """Replace the beginning of a file with the bytes, and then, in another copy, the beginning of its first slot."""
     whole = slots_of(place)
     path = place / "changed.slots"
     for start in (0, PAGE):
@@ -300,7 +300,7 @@ def read_manifest(data: bytes, place: Path) -> None:
 
 
 def read_profile(data: bytes, place: Path) -> None:
-    """The bytes as a file, and as the body of a block whose checksum is right."""
+    """Read the bytes as a file, and as the body of a block with a correct checksum."""
     packed = zlib.compress(data)
     block = tables.PREFIX.pack(len(packed), zlib.crc32(packed)) + packed
     for content in (data, block, block * 2):
@@ -492,10 +492,10 @@ HOSTILE = (
 
 
 def message(decoder: Decoder, variant: bytes) -> bytes:
-    """The message that ``variant`` stands for. If it begins with 1, the rest lists changes of a seed, else a message.
+    """The message that ``variant`` stands for. If its first byte is 1, the rest describes changes to a seed.
 
-    The changes: the number of the seed, then for each change the number of an item (2 bytes), of an action and of a
-    value.
+    Then the second byte is the number of the seed. Each change has the number of an item (2 bytes), of an action and of
+    a value. If the first byte is not 1, the rest is the message itself.
     """
     if variant[:1] != b"\1" or decoder.form is None or len(variant) < 2:
         return variant[1:]

@@ -1,6 +1,6 @@
 """Helpers for tests that kill a process of a run at one of its system calls.
 
-``python tests/support/killing.py`` starts supervisors: a fork of a process that has imported torch starts at once.
+``python tests/support/killing.py`` imports torch once, and then forks supervisors, which therefore start at once.
 """
 
 import contextlib
@@ -35,13 +35,14 @@ OPTIONS = (
     *("--workers", "2", "--external-workers", "2", "--shards", "2", "--seed", "3", "--trackers"),
     *("--updates", str(UPDATES), "--checkpoint.every-minutes", "0.005"),
 )
-# Kills affect how often checkpoints are made, processes start, and a version that only one shard has made is undone.
+# Parts of the names of files that may differ after a kill. The run then has other checkpoints and more processes, and
+# may undo a version that only one shard has made.
 MAY_DIFFER = {"checkpoints", "profile", ".before-generation-2", ".before-generation-3"}
 Role = Literal["supervisor", "shard"]
 
 
 class Call(NamedTuple):
-    """The ``nth`` call of a name. ``half``: in its middle."""
+    """The ``nth`` call with this name. ``half``: the kill comes in the middle of the call."""
 
     name: str
     nth: int

@@ -62,7 +62,7 @@ def start_vector(count: int) -> FloatVector:
 
 
 def toy_gradient(rank: int, version: int, count: int) -> FloatVector:
-    """A gradient of few bits. A handful of such gradients has the same float32 sum in any order."""
+    """A gradient whose numbers have few bits. A few such gradients have the same float32 sum in any order."""
     numbers = np.arange(count, dtype=np.int64) * 7 + rank * 13 + version * 31
     return ((numbers % 17 - 8) / 16).astype(np.float32)
 

@@ -32,7 +32,7 @@ class StillEnv(gymnasium.Env[Any, Any]):
 
 
 def _rank() -> int:
-    """The rank of this worker, which an environment does not get to know. 0 in other processes."""
+    """The rank of this worker, from the frames of its callers: zmqrl tells no rank to environments. 0 elsewhere."""
     frame = sys._getframe()
     while frame.f_back is not None and frame.f_code.co_name != "join":
         frame = frame.f_back

@@ -114,7 +114,7 @@ def completed(module: str, arguments: str, purpose: str) -> Completed:
 def options_of(cls: type[Any], prefix: str | None = "") -> Iterator[Option]:
     """The options that tyro makes of a dataclass. Fields of nested dataclasses have their path as ``prefix``.
 
-    None: neither these fields nor those of nested dataclasses have a prefix.
+    If ``prefix`` is None, neither these fields nor those of nested dataclasses have a prefix.
     """
     path = prefix or ""
     hints = get_type_hints(cls, include_extras=True)

@@ -2,7 +2,7 @@
 
 ``python -P -m zmqrl.hostd.daemon`` reads requests from standard input and writes events to standard output
 (:mod:`zmqrl.hostd.messages`). It ends everything it has started when its input ends, when its lease runs out, or when a
-signal arrives. Standard library only: no other process can start before it.
+signal arrives. Standard library only: all other processes of the run wait for its start.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ PR_SET_CHILD_SUBREAPER = 36
 PREDECESSOR_ENDS_WITHIN_S = 20.0
 GRACE_S = 3.0
 KILLED_WITHIN_S = 2.0
-TURN_S = 0.25  # signals are handled between two turns
+TURN_S = 0.25  # signals are handled between two turns of the loop
 READ_BYTES = 1 << 20
 READS_AT_THE_END = 64
 LONGEST_LINE_BYTES = 1 << 20
@@ -228,7 +228,7 @@ class Daemon:
                 return self._send(_about_this_host(self.work))
             launch, _, host = files.user_of(lock).partition(" ")
             os.close(lock)
-            if launch == begin.launch and host != begin.host:  # the lock's owner is no old daemon of this host
+            if launch == begin.launch and host != begin.host:  # this launcher lists the machine twice
                 return self._refuse(f"{h.SAME_MACHINE} {host}: list it once")
             if time.monotonic() >= deadline:
                 return self._refuse(f"processes of this run are still alive in {self.work}")

@@ -60,7 +60,7 @@ def _make(path: Path) -> None:
         raise PermissionError(errno.EPERM, "it belongs to another user", str(base))
     within = path.relative_to(base)
     for directory in (*reversed(within.parents), within):
-        if directory != Path():  # the base is never made without the check above
+        if directory != Path():  # the base exists, and was checked above
             (base / directory).mkdir(mode=0o700, exist_ok=True)
 
 

@@ -39,7 +39,7 @@ STREAMS = 3  # standard input, output and error
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """A process to fork. ``done`` gets its id, or 0 without one, and ``go``: a byte there starts it."""
+    """A process to fork. ``done`` gets its id (0: it was not forked) and the pipe ``go``: a byte starts the process."""
 
     message: bytes
     streams: Sequence[int]
@@ -47,7 +47,7 @@ class _Request:
     go: int = -1
 
     def finish(self, pid: int) -> None:
-        """Report the process. Without a byte on ``go``, it ends."""
+        """Report the process, then close ``go``. The process ends if no byte was written to ``go``."""
         try:
             self.done(pid, self.go)
         finally:
@@ -70,7 +70,7 @@ class ForkServer:
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "zmqrl.hostd.child", NAME, str(theirs.fileno()), module],
-                stdin=subprocess.PIPE,  # a pipe, as in the processes that it forks
+                stdin=subprocess.PIPE,  # imports see a pipe, as in the processes that it forks
                 stdout=log,
                 stderr=log,
                 env=environment,
@@ -88,13 +88,13 @@ class ForkServer:
 
     def fits(self, environment: Mapping[str, str]) -> bool:
         """Whether the fork server can fork a process with this environment."""
-        same_length = len(environment[MARK]) == len(self.mark)  # it is overwritten in place
+        same_length = len(environment[MARK]) == len(self.mark)  # the mark is overwritten in place
         return self.is_open and same_length and self._environment == _relevant(environment)
 
     def fork(
         self, module: str, environment: Mapping[str, str], streams: Sequence[int], done: Callable[[int, int], None]
     ) -> None:
-        """Fork a process that runs ``module``. The caller closes ``streams`` when ``done`` was called."""
+        """Fork a process that runs ``module``. The caller closes ``streams`` after ``done`` was called."""
         message = json.dumps({"module": module, "environment": environment}).encode()
         self._requests.append(_Request(message, streams, done))
         self._ask()
@@ -164,7 +164,7 @@ class Forked:
 def serve(descriptor: int, module: str) -> str:
     """Import ``module``, then fork a process for each request on the socket ``descriptor``.
 
-    Returns in these processes: the module that the process must run.
+    Returns only in the forked processes, with the module that the process must run.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     channel = socket.socket(fileno=descriptor)
@@ -196,7 +196,7 @@ def serve(descriptor: int, module: str) -> str:
 
 
 def _check_threads(module: str) -> None:
-    """Exit if the imports have started threads that live on after a fork. Some libraries end theirs before a fork."""
+    """Exit if the imports have started threads. Fork once before the check: some libraries end their threads then."""
     if not (pid := os.fork()):
         os._exit(0)
     os.waitpid(pid, 0)
@@ -210,8 +210,8 @@ def _check_threads(module: str) -> None:
 def _fork() -> tuple[int, int | None]:
     """Fork a process that becomes a child of the daemon, because its own parent ends at once.
 
-    Returns its id as soon as it has closed the descriptor that this function returns in the process itself. Returns 0
-    if it could not be forked.
+    In the fork server, returns the id of the process, or 0 if it could not be forked. In the new process, returns 0
+    and a descriptor. The fork server waits until the process has closed that descriptor.
     """
     told, tell = os.pipe()
     if between := os.fork():

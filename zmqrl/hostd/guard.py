@@ -17,7 +17,7 @@ from pathlib import Path
 
 TURN_S = 1.0
 FROZEN_S = 8.0
-NOTICED_S = 3.0  # earlier than any lease, so that the launcher knows why it hears nothing
+NOTICED_S = 3.0  # before any lease runs out, so that the launcher knows why it hears nothing
 GRACE_S = 3.0
 KILLED_WITHIN_S = 2.0
 STATES = {
@@ -91,7 +91,7 @@ def state(pid: int) -> str:
 
 
 def children(pid: int) -> list[int]:
-    """The process ids of the children of a process. They include descendants that lost their parent."""
+    """The process ids of the children of a process. They include descendants whose own parent has died."""
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:  # a kernel without this file

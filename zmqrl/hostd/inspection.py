@@ -31,7 +31,7 @@ class Sight:
     answers: bool
 
     def is_past_python(self, before: "Sight") -> bool:
-        """Whether the main thread runs no Python code, which would have answered a question sent at ``before``."""
+        """Whether the main thread runs no Python code. Such code would have answered a question sent at ``before``."""
         return self.state in ("waiting", "blocked") or self.cpu_s - before.cpu_s >= BLOCKED_CPU_S
 
 

@@ -53,7 +53,7 @@ class Start:
 class Prepare:
     """Start the fork server: forked processes will soon start, and need what ``module`` imports. Variables as in Start.
 
-    Nothing happens if there was one before.
+    Nothing happens if a fork server has been started before.
     """
 
     module: str
@@ -263,7 +263,7 @@ class Making:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lacking:
-    """The host has no network and lacks ``packages``. The rest says which wheels fit: see ``pip download``.
+    """The host has no network and lacks ``packages``. The other fields say which wheels fit.
 
     zmqrl/hostd/environment.py sends it, and waits for the wheels.
     """

@@ -21,12 +21,12 @@ DEATH_IS_SEEN_WITHIN_S = 1.0  # a daemon may see the orphans of a process before
 
 @dataclass(slots=True)
 class _Orphan:
-    mark: str  # empty if it is unknown which process the orphan belongs to
+    mark: str  # empty if the process that it belongs to is unknown
     seen_at: float
 
 
 class Orphans:
-    """The children that this process did not start. Each has the mark of the process of the run that it descends from.
+    """The children that this process did not start. Each has the mark of the run's process from which it descends.
 
     An orphan has no mark if a program replaced its environment. If it appears within a second of the death of a
     process, it counts as an orphan of that process. Otherwise it lives until the daemon ends.

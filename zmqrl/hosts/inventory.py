@@ -27,7 +27,7 @@ class Host:
     """A machine, and the processes that may run on it. None in a setting means the default."""
 
     name: str
-    """The name for ssh, from the user's ssh_config or the resolver, optionally after user@, or the name for ``via``."""
+    """The name for ssh, such as ``me@node1`` or a name from the user's ssh_config, or else the name for ``via``."""
     slots: int | None = None
     """Maximum number of workers on this host. Default: no limit; hosts are filled by their cores."""
     via: tuple[str, ...] = ()

@@ -168,7 +168,7 @@ class Launcher(Protocol):
         """The hosts as plain data, for a command that must reach the hosts after this process has ended."""
 
     def unreachable_s(self) -> float:
-        """Seconds since any host was last reachable. 0 while at least one host is reachable."""
+        """Seconds for which no host has been reachable. 0 while at least one host is reachable."""
 
     def close(self) -> None:
         """End all processes that still run, and end the daemons."""

@@ -25,7 +25,7 @@ _HARMLESS = re.compile(
     re.ASCII,
 )
 LIST_EVERY_S = 5.0
-TAIL_BYTES = 4096  # the checksums make the end of a history unique to its run
+TAIL_BYTES = 4096  # this much of a history identifies its run, because the lines contain checksums
 OUTDATED = ""  # replaces the name of a file in ``_fetching`` if a rollback makes the file out of date
 
 
@@ -43,8 +43,8 @@ class Mirror:
         self._fetching: dict[str, str] = {}  # by host: the file that is being fetched
         self._begun = False  # whether this session's processes write: their files replace ours
         self._agrees: dict[tuple[str, str], bool] = {}  # before that: whether a host's history continues ours
-        self._stuck: set[str] = set()  # hosts of files that this machine could not write since the last listing
-        self._told: set[str] = set()  # the folders of files that the user knows this machine cannot write
+        self._stuck: set[str] = set()  # hosts whose files this machine could not write since their last listing
+        self._told: set[str] = set()  # folders that this machine cannot write, as the user has been told
         self._news: list[str] = []
         self._checkpoints: defaultdict[ProcessId, set[int]] = defaultdict(set)  # versions that a process needs
 
@@ -89,7 +89,7 @@ class Mirror:
             self.links[host].send(h.Clean(whole))
 
     def remove_state(self) -> None:
-        """Remove the slots of the shards from the hosts. Do not call this before a checkpoint has the content of the
+        """Remove the slots of the shards from the hosts. Call this only when a checkpoint has the content of the
         slots.
         """
         for link in self.links.values():
@@ -140,7 +140,7 @@ class Mirror:
         """Wait at most ``within_s`` until this machine has all files of the hosts. Returns the hosts whose files are
         still missing on this machine.
 
-        ``receive`` is the method of the launcher. It does not wait for lost hosts, nor for space on this machine.
+        ``receive`` is the method of the launcher. The call does not wait for lost hosts, or for space on this machine.
         """
         self._sizes.clear()
         self._stuck.clear()
@@ -161,8 +161,8 @@ class Mirror:
         self._sizes.pop(host, None)
 
     def take_news(self) -> list[str]:
-        """One sentence for each kind of files that this machine cannot write, which the hosts keep, and for each failed
-        rollback of a history. Each sentence is returned once.
+        """Sentences about failures, each returned once: about files that this machine cannot write, which the hosts
+        keep, and about histories that it cannot roll back.
         """
         news, self._news = self._news, []
         return news
@@ -185,7 +185,7 @@ class Mirror:
                     self._agrees[host, path] = data.startswith(tail)
                     if self._agrees[host, path]:
                         self._write(host, path, event.offset + len(tail), data[len(tail) :])
-                elif event.offset in (0, self._size(path)):  # else a rollback came between
+                elif event.offset in (0, self._size(path)):  # otherwise, a rollback came after the request
                     self._write(host, path, event.offset, data)
             case h.Written(path=path, error=str(error)) if path.startswith("history/"):
                 raise ClusterError(f"host {host} cannot write {path}: {error}.")
@@ -220,7 +220,7 @@ class Mirror:
         compare = not self._begun and have > 0
         if compare and size >= have and (host, name) not in self._agrees:
             return have - len(self._tail(name))
-        if compare and not self._agrees.get((host, name)):  # the file is older than the last session
+        if compare and not self._agrees.get((host, name)):  # the file on the host is out of date
             return None
         # A rollback shortens a history here and on the host. Any other file that is shorter on the host was replaced.
         if have > size and not compare and not name.startswith("history/"):

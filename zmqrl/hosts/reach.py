@@ -346,8 +346,8 @@ def _network(about: Up) -> tuple[str, ...]:
 
 
 def _by_interfaces(host: Host, up: Mapping[str, Up]) -> str | None:
-    """The address of a host that ssh did not reach, if it has only one. For this machine, the address from which it
-    reaches another host, or the loopback address without other hosts.
+    """The address of a host that is reached without ssh, if it has only one. For this machine, the address from which
+    it reaches another host. If there is no other host, the loopback address.
     """
     if host.name != HERE:
         return _sole(up[host.name].interfaces)

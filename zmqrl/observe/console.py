@@ -32,7 +32,7 @@ NOTICES_SHOWN = 8
 RANKS_SHOWN = 6
 HOSTS_SHOWN = 12
 
-# Even a worker that contributes to every update is missing for most of each update: while it computes.
+# A worker that contributes to every update is still missing while it computes, which is most of the time.
 MISSING_AFTER_S = 2.0
 
 _LEARNING = {

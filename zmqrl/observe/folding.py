@@ -31,7 +31,7 @@ class Folding:
     """Holds lines until ``WINDOW_S`` after the first held line, and folds equal lines into one.
 
     The lines of each process stay in order. Lines are equal even if the times at their starts differ. Unless
-    ``by_time``, a line follows the last line of its process: then a traceback is not interrupted.
+    ``by_time``, each line comes directly after the previous line of its process. So nothing interrupts a traceback.
     """
 
     def __init__(self, *, by_time: bool = False) -> None:

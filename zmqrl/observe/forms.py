@@ -16,7 +16,7 @@ class _Kind(NamedTuple):
     fits: Callable[[Any], bool]
 
 
-_NUMBER_TYPES: Final = (float, int)  # of parsed JSON, in which a bool is no number
+_NUMBER_TYPES: Final = (float, int)  # of parsed JSON, in which a bool is not a number
 _LARGEST: Final = sys.float_info.max
 
 

@@ -228,8 +228,8 @@ class RunMetrics:
     def _finished(self, worker: _Worker, report: WorkerReport) -> None:
         for seq, score, _ in report.games:
             if seq > worker.last_seq:
-                # A report has room for a limited number of games. Games without room are counted, but their scores are
-                # unknown.
+                # A report has room for a limited number of games. Games that do not fit are counted, but their scores
+                # are unknown.
                 self._episodes += seq - worker.last_seq if worker.last_seq >= 0 else max(1, seq)
                 self._scores.append(score)
                 worker.last_seq = seq

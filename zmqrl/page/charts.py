@@ -91,7 +91,7 @@ def _on(grid: Figures, found: Curve) -> dict[str, Any]:
 
 
 def at(grid: Figures, x: Figures, y: Figures) -> Figures:
-    """A curve at the points of ``grid``, with NaN outside its range. A short curve keeps at least its nearest point."""
+    """A curve at the points of ``grid``, with NaN outside its range. The point nearest to its end has a value."""
     if not len(x):
         return np.full(len(grid), np.nan)
     within = (grid >= x[0]) & (grid <= x[-1])

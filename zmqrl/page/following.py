@@ -11,7 +11,7 @@ MOST_BYTES = 1 << 18  # in one answer
 def follow(path: Path, offset: int | None) -> dict[str, Any]:
     """The lines that were completed after ``offset``: ``{"from", "to", "lines"}``, both offsets in bytes.
 
-    Without ``offset``, and if the file is now shorter, the answer has the last lines of the file. Raises OSError.
+    Without ``offset``, or if the file is now shorter, the answer has the last lines of the file. Raises OSError.
     """
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:

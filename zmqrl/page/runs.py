@@ -24,7 +24,7 @@ from zmqrl.rundir import LOCK, RunDirectory, is_locked
 
 DEEPEST = 4  # levels of directories below the root
 LOOK_EVERY_S = 1.0
-LOOK_SHARE = 10  # a slow search of directories may use a tenth of the time
+LOOK_SHARE = 10  # after a slow search of directories, wait this many times as long as the search took
 STARTING_S = 300.0
 POINTS = 300  # rows of metrics.jsonl in a curve
 KEPT: Final = (
@@ -49,7 +49,7 @@ def stamp(path: Path) -> Stamp:
 
 
 class UnknownRun(KeyError):
-    """There is no run of this name, or no longer."""
+    """No run has this name now."""
 
 
 class Runs:
@@ -98,7 +98,7 @@ class Runs:
         """``running``, ``ended``, ``killed`` (the supervisor died before the end) or ``starting``."""
         run = self.find(name)
         if alive := stamp(run.cluster):
-            # A run that was found dead is not locked again: a run that is about to resume could find the lock in use.
+            # Test the lock of a dead run only once: the test takes the lock, and could stop a session that resumes.
             dead = self._kept.get(("dead", name)) == (alive, None)
             if not dead and is_locked(run.path / LOCK):
                 return "running"
@@ -131,7 +131,7 @@ class Runs:
         return self.kept("record", name, self.stamp(name), read)
 
     def overviews(self) -> Iterator[dict[str, Any]]:
-        """One line about each run, without runs that cannot be read: somebody may be deleting them."""
+        """One line about each run. Skips runs that cannot be read, because the user may be deleting them."""
         for name in self.found():
             with contextlib.suppress(UnknownRun, OSError):
                 yield self.overview(name)
@@ -189,7 +189,7 @@ class Runs:
         return self.kept("config", path, stamp(path), lambda: _object(path, SETTINGS) or {})
 
     def _search(self) -> Iterator[tuple[str, Path]]:
-        """The name and path of each run. Looks into no run, hidden directory or symbolic link."""
+        """The name and path of each run. Does not look inside runs, hidden directories and symbolic links."""
         for place, names, files in os.walk(self.root):
             path = Path(place)
             below = path.relative_to(self.root)
@@ -210,7 +210,7 @@ class Runs:
 
 
 def _last_row(metrics: Path) -> dict[str, Any]:
-    """The last row that is not damaged, as far as a few samples show. Empty if there is none."""
+    """The last undamaged row among a few sampled rows. Empty if there is none."""
     for most in (1, 8):
         if rows := list(parsed_lines(sample_lines(metrics, most)[-most:], ROW)):
             return rows[-1]

@@ -8,7 +8,7 @@ from pathlib import Path
 from zmqrl.json_lines import line_start
 
 BLOCK_BYTES = 1 << 12
-DENSE_BYTES = 1 << 16  # distance of lines below which the disk reads all that is between them
+DENSE_BYTES = 1 << 16  # the disk also reads what is between two lines if they are closer than this
 FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe would keep its reader waiting
 
 
@@ -16,7 +16,7 @@ def sample_lines(path: Path, most: int) -> list[bytes]:
     """About ``most`` complete lines of a growing file, in order, with the first and the last line.
 
     A file of at most ``most`` blocks is read whole. An incomplete last line is left out. Returns an empty list if the
-    file cannot be opened, is a symbolic link, or is no ordinary file.
+    file cannot be opened, is a symbolic link, or is not an ordinary file.
     """
     try:
         file = os.open(path, FLAGS)

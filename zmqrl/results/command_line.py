@@ -30,7 +30,7 @@ def train_command(config: Config) -> list[str]:
 
 
 def _implies_schedule(recipe: Config, config: Config) -> bool:
-    """Whether a run with the other settings of ``config`` gets its schedule without an option."""
+    """Whether the other settings of ``config`` imply its schedule, so that the command needs no option for it."""
     try:
         implied = dataclasses.replace(config, schedule=recipe.schedule).with_schedule().schedule
     except UsageError:

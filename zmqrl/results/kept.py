@@ -39,7 +39,7 @@ NO_LIMITS: Final = Limits()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """The result of a run that has ended. ``evaluation`` is that of its newest evaluated version. None: there is none.
+    """The result of a run that has ended. ``evaluation``: of its newest evaluated version, None if there is none.
 
     ``games`` is the evaluation as ``zmqrl eval --json`` prints it, possibly without keys that older versions did not
     write. ``generation`` is above 1 if the run was resumed or rolled back.
@@ -54,7 +54,7 @@ class Result:
 
     @classmethod
     def read(cls, path: Path, limits: Limits = NO_LIMITS) -> Self:
-        """Read the run directory ``path``. ``evaluation`` is the newest one within ``limits``, if there is such a one.
+        """Read the run directory ``path``. ``evaluation`` is the newest one within ``limits``, else the newest of all.
 
         Raises UsageError if the run has not ended, or if this version of zmqrl does not know one of its settings.
         """
@@ -122,7 +122,7 @@ def reproducible(path: Path, limits: Limits = NO_LIMITS) -> tuple[Result, Evalua
 
 
 def _newest_evaluation(path: Path, limits: Limits) -> dict[str, Any]:
-    """The evaluation of the highest version, with the interval of its games if they have one. Without any: nothing.
+    """The evaluation of the highest version, with the 95 % interval if it has several scores. Empty if there is none.
 
     ``evaluation.json`` comes before ``evaluations.jsonl``. Evaluations within ``limits`` come before others.
     """

@@ -140,7 +140,7 @@ def _at(run: RunRecord, x: By, other: By, point: float) -> tuple[str, str]:
 
 
 def _round_points(*ends: float) -> list[float]:
-    """About ``ROWS`` round positive numbers up to the largest of ``ends``, and not close to any of these."""
+    """About ``ROWS`` round positive numbers up to the largest of ``ends``. No point is close to one of ``ends``."""
     farthest = max(ends)
     if farthest <= 0:
         return []

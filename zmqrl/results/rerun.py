@@ -16,11 +16,11 @@ By: TypeAlias = Literal["minutes", "agent-steps"]
 Word: TypeAlias = Literal["within", "outside", "undecided"]
 
 AXES: Final[dict[By, str]] = {"minutes": "minutes", "agent-steps": "agent steps"}
-ENOUGH: Final = 0.98  # of the training before the recorded evaluation
+ENOUGH: Final = 0.98  # share of the training before the recorded evaluation
 
 
 def default_axis(result: Result, machine: tuple[str, int | None]) -> By:
-    """What to repeat on ``machine``: the minutes of a run that minutes limited there, otherwise the agent steps."""
+    """What to repeat: the minutes if they limited the recorded run on an equal ``machine``, else the agent steps."""
     is_by_minutes = result.summary["exit_reason"] == "minutes" and result.machine == machine
     return "minutes" if is_by_minutes else "agent-steps"
 

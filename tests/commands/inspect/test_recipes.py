@@ -12,8 +12,8 @@ from zmqrl.commands.inspect.recipes import RESULTS, WITH_AVX512, Result
 from zmqrl.observe.records import flat
 from zmqrl.recipes import RECIPES
 
-# Settings that do not change what a run of the given minutes learns. The schedules of older results ended after updates
-# that took as long.
+# Settings that do not change what a run of the given minutes learns. The schedules of older results end after a number
+# of updates, which took the same minutes.
 OTHER = {"run_dir", "minutes", "recorder", "checkpoint", "recording", "schedule"}
 NARROW = {"model", "network.hidden"}  # the model narrow is nature with 128 hidden units
 

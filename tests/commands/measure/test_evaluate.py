@@ -117,7 +117,7 @@ def test_the_statistics_match_the_scores(cartpole_run: Path) -> None:
 def test_games_that_different_seeds_repeat_are_counted_once_and_reported(
     breakout_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Fewer than 30 no-ops start a game, and nothing else of a greedy game is random."""
+    """Only the number of no-ops at the start of a greedy game is random."""
     envs = EnvConfig(noop_max=3, max_frames=60)
     policy = load_policy(write_run(breakout_run.with_name("few-starts"), dataclasses.replace(BREAKOUT, envs=envs), 0))
     result = evaluate(policy, range(5), greedy=True, threads=2)

@@ -1,4 +1,4 @@
-"""``zmqrl reproduce`` trains again as a result did, and tells a result that it can repeat from one that it cannot."""
+"""``zmqrl reproduce`` trains again as a result did, and judges whether both agree."""
 
 import dataclasses
 import json

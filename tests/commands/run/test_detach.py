@@ -46,7 +46,7 @@ def test_ctrl_c_at_the_very_start_interrupts_the_run(monkeypatch: pytest.MonkeyP
     begun: list[subprocess.Popen[bytes]] = []
 
     class Interrupted(subprocess.Popen[bytes]):
-        """A process that stands for the run. Ctrl-C arrives before its starter knows it."""
+        """A stand-in for the run. Ctrl-C arrives before ``detach`` has the new process."""
 
         def __init__(self, _: list[str], **options: Any) -> None:
             super().__init__(["sleep", "60"], **options)

@@ -197,7 +197,7 @@ def route_table(routes: Mapping[Route, Facts]) -> Table:
 
 
 def _speed(measured: Facts) -> tuple[float, ...]:
-    """Lower for slower routes, and lowest for failed ones."""
+    """The sort key of a route: lower for slower routes, and lowest for failed ones."""
     if "error" in measured:
         return (0.0,)
     return measured.get("bytes_per_s", math.inf), -measured["round_trip_s"]

@@ -46,7 +46,7 @@ class Merging:
         self._growing: dict[Source, Timed] = {}  # the held part that a line without a time belongs to
 
     def begin(self, source: Source, at: float) -> None:
-        """The lines of ``source`` that have no time yet belong to a line with the time ``at``."""
+        """Lines of ``source`` that come before its next time belong to a line with the time ``at``."""
         self._newest[source] = at
 
     def add(self, source: Source, line: str, now: float) -> None:

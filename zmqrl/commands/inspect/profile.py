@@ -210,9 +210,9 @@ def read(path: Path) -> Recording:
 
 
 def watch(path: Path, seconds: float) -> Recording:
-    """The recording of a running run over ``seconds`` from now on. Raises UsageError if the run is not running.
+    """The recording of the next ``seconds`` of a run. Raises UsageError if the run is not in progress.
 
-    Processes write at intervals. So the recording can start and stop as much as ``FLUSH_EVERY_S`` seconds late.
+    Processes write at intervals. So the recording can start and end up to ``FLUSH_EVERY_S`` seconds late.
     """
     if not 0 < seconds < 1e6:
         raise UsageError(f"--seconds {seconds:g}: must be above 0.")

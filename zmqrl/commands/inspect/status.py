@@ -23,7 +23,7 @@ FIGURES: Final = (
     *("version", "wall_s", "agent_steps", "agent_steps_per_s", "updates_per_s", "score_mean_50", "episodes"),
     *("workers_present", "quorum"),
 )
-# The state of a run whose lock is held, by the state of its supervisor. Otherwise, the run is running.
+# The state of a run whose lock is held, by the state of its supervisor. In all other states, the run is running.
 ALIVE: Final = {"stopped": "stopped", "traced": "stopped", "gone": "killed", "dead": "killed"}
 TOLD: Final = STATES_TOLD | {
     "gone": "gone",

@@ -69,7 +69,7 @@ def facts_of(config: Config) -> dict[str, Any]:
 def verdict_of(config: Config, facts: Mapping[str, Any], found: Resources, torch: TorchBuild) -> Verdict:
     """What prevents the run here, and what to change."""
     placement = place_run(config, [Host(name=HERE)], {HERE: CORES})
-    judged = judge(Survey(facts={HERE: {**facts, "busy_cores": None}}), config, placement)  # the advice names them
+    judged = judge(Survey(facts={HERE: {**facts, "busy_cores": None}}), config, placement)  # `advice` reports them
     problems = list(judged.problems)
     for check in (check_here, check_extras):
         try:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-BUSY_SHARE = 0.25  # of the cores: below this, daemons and the probe itself can be the cause
+BUSY_SHARE = 0.25  # of the cores: system services and the probe itself can cause less than this
 STEAL_SHARE = 0.05
 
 

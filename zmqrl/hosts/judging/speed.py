@@ -18,7 +18,7 @@ Pair: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """The slowest part of an update: ``bytes_per_update`` take ``seconds`` ``over`` a route, or in or out of a host."""
+    """The slowest part of an update. ``over``: a route, or a host with the direction, such as ``into h1``."""
 
     what: str
     over: str

@@ -23,7 +23,7 @@ GONE = "GONE"  # Slurm has forgotten the job
 OVER: Final = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT", GONE}
 )
-# What has no meaning on another machine, and the keys of the run
+# Files that have no meaning on another machine, and the keys of the run.
 KEPT_THERE: Final = ("./.lock", "./cluster.json", "./keys", "./left.json", "./sockets", "./state")
 LATE_S = 120  # files can appear this late on the login node, which may read them over a network
 MAKE_DIRECTORY = 'mkdir -p -- "$1" && cd -- "$1" && pwd && { stat -c %s -- "$2.log" 2>/dev/null || echo 0; }'
@@ -146,7 +146,7 @@ class LoginNode:
         """Copy the files of a run that have changed ``since`` a time of the login node. Returns the time for the next
         call.
 
-        Files that belong to living processes stay there. Raises ClusterError.
+        The files in ``KEPT_THERE`` stay there. Raises ClusterError.
         """
         left_out = [f"--exclude={path}" for path in KEPT_THERE]
         words = ["sh", "-c", SEND, "sh", job.run_dir, str(max(0, since - LATE_S)), *left_out]
@@ -176,7 +176,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def job_script(python: str, arguments: Sequence[str]) -> str:
-    """The script of a job that trains on its nodes. exec, because Slurm signals the script."""
+    """The script of a job that trains on its nodes. It uses exec, because Slurm sends signals to the script."""
     return (
         f"#!/bin/bash\nexec {shlex.join([python, '-P', '-m', 'zmqrl', 'launch', '--slurm', '--requeue', *arguments])}\n"
     )

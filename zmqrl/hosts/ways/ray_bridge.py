@@ -74,7 +74,7 @@ def main() -> None:
     """Relay until the command has ended. Exits with its status."""
     address, node, name, *words = sys.argv[1:]
     out = os.dup(1)
-    os.dup2(2, 1)  # Ray prints
+    os.dup2(2, 1)  # Ray prints to standard output
     try:
         connect(address)
         on_node = NodeAffinitySchedulingStrategy(node, soft=False)

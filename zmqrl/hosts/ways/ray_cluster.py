@@ -90,7 +90,7 @@ def _asked(address: str, request: dict[str, Any], within_s: float) -> Iterator[d
 
 
 def _by_name(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Node]:
-    """The nodes by host name. A machine with several nodes gives each the first digits of its id, too."""
+    """The nodes by host name. If a machine has several nodes, their names also have the first digits of their ids."""
     times = Counter(node["hostname"] for node in nodes)
     return {
         node["hostname"] if times[node["hostname"]] == 1 else f"{node['hostname']}-{node['id'][:8]}": Node(

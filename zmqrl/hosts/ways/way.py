@@ -11,8 +11,8 @@ from zmqrl.hosts.ways.via import via_command
 HERE: Final = "localhost"
 
 Way: TypeAlias = Callable[[Host, Sequence[str]], list[str]]
-"""From a host and the words of a command to a command on this machine. The latter runs the words on the host, and its
-standard streams are theirs.
+"""A function that turns a host and the words of a command into a command for this machine. That command runs the words
+on the host, and connects its own standard streams to theirs.
 """
 
 
