@@ -81,8 +81,8 @@ def guarded_main() -> None:
     if name in COMMANDS and COMMANDS[name].is_guarded and (status := in_guarded_child()) is not None:
         crash = status - 128
         if crash in CRASHES:
-            about = f"the process of zmqrl {name} ended ({ended_how(-crash)}), perhaps by its environment or network."
-            status = _complain(about, UsageError.exit_status)
+            sentence = f"zmqrl {name} ended ({ended_how(-crash)}): perhaps its environment or its network has crashed."
+            status = _complain(sentence, UsageError.exit_status)
         sys.exit(status)
     main()
 
