@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.words import counted, numbered
+from zmqrl.words import counted, ended_how, numbered
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,11 @@ def test_a_list_names_exactly_its_numbers(numbers: set[int]) -> None:
     parts = numbered("rank", numbers).partition(" ")[2].split(", ")
     ranges = [[int(end) for end in part.split("-")] for part in parts]
     assert [number for each in ranges for number in range(each[0], each[-1] + 1)] == sorted(numbers)
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [(0, "exit status 0"), (3, "exit status 3"), (-11, "killed by SIGSEGV"), (-99, "killed by signal 99")],
+)
+def test_a_signal_in_an_exit_status_is_named(status: int, text: str) -> None:
+    assert ended_how(status) == text

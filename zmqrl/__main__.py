@@ -30,7 +30,7 @@ except KeyboardInterrupt:
 
 
 def main() -> None:
-    """Run :func:`zmqrl.cli.main`. Ctrl-C ends the process at once if there is nothing to clean up."""
+    """Run :func:`zmqrl.cli.guarded_main`. Ctrl-C ends the process at once if there is nothing to clean up."""
     import atexit
 
     from zmqrl import cli
@@ -39,7 +39,7 @@ def main() -> None:
         # This runs last. Without it, Python would restore the default handler, and Ctrl-C could change the exit status.
         atexit.register(_signal.signal, number, _signal.SIG_IGN)
     try:
-        cli.main()
+        cli.guarded_main()
     finally:
         for number in ANSWERED:
             _signal.signal(number, _leave)

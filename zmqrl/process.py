@@ -154,13 +154,18 @@ def check_open_files(needed: int = FEWEST_OPEN_FILES) -> None:
         raise UsageError(f"only {allowed} open files are allowed: raise the limit (ulimit -n) to at least {needed}.")
 
 
+def die_with_parent(number: int) -> None:
+    """Make the kernel send this process the signal ``number`` when the thread that has started it ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+
+
 def read_job(die_with: signal.Signals) -> dict[str, Any]:
     """Read the job, one line of JSON, from standard input. Make the kernel send ``die_with`` when the parent dies.
 
     Standard input stays open. Its end shows that the parent is gone, even if the signal was lost. Only ``say`` writes
     to standard output: other prints go to standard error.
     """
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(die_with), 0, 0, 0)
+    die_with_parent(die_with)
     parent = select.poll()
     parent.register(0, 0)
     if parent.poll(0):  # the parent died before prctl, perhaps during our imports: no signal will come

@@ -6,7 +6,6 @@ signal arrives. Standard library only: all other processes of the run wait for i
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -30,12 +29,11 @@ from zmqrl.hostd.child import ASK, ASK_BLOCKED
 from zmqrl.hostd.fork_server import Forked, ForkServer
 from zmqrl.hostd.interfaces import interfaces
 from zmqrl.hostd.lines import Lines
-from zmqrl.hostd.orphans import MARK, Orphans
+from zmqrl.hostd.orphans import MARK, Orphans, adopt_orphans
 from zmqrl.json_lines import parse_json
 from zmqrl.observe.provenance import versions
-from zmqrl.process import PR_SET_PDEATHSIG, raise_open_files, use_all_cores
+from zmqrl.process import die_with_parent, raise_open_files, use_all_cores
 
-PR_SET_CHILD_SUBREAPER = 36
 PREDECESSOR_ENDS_WITHIN_S = 20.0
 GRACE_S = 3.0
 KILLED_WITHIN_S = 2.0
@@ -532,9 +530,8 @@ def _hung_up(fd: int) -> bool:
 
 
 def _adopt_orphans_and_die_with_parent() -> None:
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    adopt_orphans()
+    die_with_parent(signal.SIGTERM)
 
 
 def main() -> None:

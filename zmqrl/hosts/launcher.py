@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 from zmqrl.errors import DISK_IS_FULL
 from zmqrl.process_id import ProcessId
+from zmqrl.words import ended_how
 
 LOG_TAIL_LINES = 8
 LIBZMQ_ASSERTION = "Assertion failed: "
@@ -63,14 +64,9 @@ class Exited:
             return self.why
         if self.is_full:
             return "its disk is full"
-        if self.status >= 0:
-            return f"exit status {self.status}"
         if self.status == -signal.SIGABRT and LIBZMQ_ASSERTION in self.log_tail:
             return "libzmq failed an internal check and aborted the process"
-        try:
-            return f"killed by {signal.Signals(-self.status).name}"
-        except ValueError:
-            return f"killed by signal {-self.status}"
+        return ended_how(self.status)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
