@@ -541,8 +541,10 @@ def test_a_run_that_ends_needs_no_worker(run: Run) -> None:
     for rank in range(3):
         run.feed(died(worker_id(rank), MISUSE))
     run.feed(e.Ending())
+    since = len(run.actions)
     for rank in range(3):
         run.feed(died(worker_id(rank), MISUSE))
+    assert not run.told(e.TellDeath, since)
     assert not run.told(e.Fail)
 
 

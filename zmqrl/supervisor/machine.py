@@ -226,7 +226,7 @@ class SupervisorMachine:
             return actions
         if process.role == "shard":
             self.shards.on_exit(process.number)
-        elif self.state == "ending" and exited.status == 0:
+        elif self.state == "ending" and (exited.status == 0 or exited.is_misuse):
             return []
         is_full = exited.is_full and self.state != "starting"
         if is_full:
