@@ -151,11 +151,13 @@ class _Parts:
             part.write(value[key], vector[place])
 
     def _check(self, value: Any) -> None:
-        if not isinstance(value, Mapping if self.is_dict else (tuple, list, np.ndarray)):
-            raise Unfit(f"{self.name} is of type {type(value).__name__}, not {'dict' if self.is_dict else 'tuple'}")
         if not self.is_dict:
+            if not isinstance(value, (tuple, list, np.ndarray)):
+                raise Unfit(f"{self.name} is of type {type(value).__name__}, not tuple")
             if len(value) != len(self.parts):
                 raise Unfit(f"{self.name} has {counted(len(value), 'part')}, not {len(self.parts)}")
+        elif not isinstance(value, Mapping):
+            raise Unfit(f"{self.name} is of type {type(value).__name__}, not dict")
         elif value.keys() != self.parts.keys():
             for key in self.parts:
                 if key not in value:
@@ -193,7 +195,7 @@ def _parts(spaces: Mapping[Any, gymnasium.Space[Any]], keys: str, *, is_dict: bo
 
 def _numbers(space: Box, keys: str) -> _Array:
     """Numbers of a Box. Networks compute in float32, whatever the floats of the space are."""
-    dtype = np.dtype(np.float32) if space.dtype.kind == "f" else space.dtype
+    dtype: np.dtype[Any] = np.dtype(np.float32) if space.dtype.kind == "f" else space.dtype
     return _Array(name=f"observation{keys}", shape=space.shape, dtype=dtype, size=math.prod(space.shape))
 
 
