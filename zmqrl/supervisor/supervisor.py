@@ -10,7 +10,7 @@ from typing import Any, assert_never
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError, FullDiskError, UnwritableError, ZmqrlError, refusal
+from zmqrl.errors import ClusterError, FullDiskError, UnwritableError, UsageError, ZmqrlError, refusal
 from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.faults import Faults
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected, Paused, Said, Task
@@ -388,6 +388,9 @@ class Supervisor:
                     self._lines.add((self.sites[process].host, str(process)), line, time.monotonic())
             case e.Stop(reason):
                 self.reason = reason
+            case e.Fail(why, misused=ProcessId() as process):
+                host, log = self.sites[process].host, self.directory.log(process)
+                raise UsageError(f"{why}\nThis ended {process} on {host}: see {log}.")
             case e.Fail(why, see_logs):
                 raise ClusterError(f"{why}: see {self.directory.path / 'logs'}." if see_logs else why)
             case _:
