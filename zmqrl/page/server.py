@@ -14,6 +14,7 @@ PORT: Final = 8470
 TOKEN_BYTES = 24
 BASE_BYTES = 12
 CLOSE_WITHIN_S = 1
+REQUEST_BYTES = 1 << 20  # one request names all runs of a chart: 500 names can have 2 KB each
 
 
 def listen(address: str, port: int | None) -> socket.socket:
@@ -64,6 +65,8 @@ class PageServer:
         app = make_app(self._root, token=self._token, base=self._base, address=self._address)
         settings = uvicorn.Config(
             app,
+            http="h11",
+            h11_max_incomplete_event_size=REQUEST_BYTES,
             access_log=False,
             server_header=False,
             date_header=False,
