@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,39 @@ def test_the_page_ends_at_once_when_it_is_interrupted(root: Path, number: signal
         page.process.send_signal(number)
         assert page.process.wait(WITHIN_S) == (130 if number == signal.SIGINT else -signal.SIGTERM)
         waiting.close()
+
+
+HANGING = """
+import time
+from zmqrl import cli
+from zmqrl.page.runs import Runs
+
+def details(runs, name):
+    print("asked", flush=True)
+    time.sleep(3600)
+
+Runs.details = details
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+def test_the_page_ends_even_if_an_answer_hangs(root: Path, number: signal.Signals) -> None:
+    command, pipe = [sys.executable, "-c", HANGING, "serve", str(root), "--port", "0"], subprocess.PIPE
+    with ending(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        page = ServedPage(process.stdout.readline().strip(), process)
+        page.open()
+        request = f"GET {page.base}/api/run?run=seed-1 HTTP/1.1\r\nhost: 127.0.0.1\r\ncookie: {page.cookie}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", page.port), WITHIN_S) as browser:
+            browser.sendall(request.encode())
+            assert process.stdout.readline() == "asked\n"
+            process.send_signal(number)
+            time.sleep(0.2)
+            process.send_signal(number)  # an impatient user
+            assert process.wait(WITHIN_S) == 130
+        assert "Traceback" not in process.stderr.read()
 
 
 @pytest.mark.parametrize(
