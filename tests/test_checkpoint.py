@@ -1,6 +1,7 @@
 """The files of a run: incomplete checkpoints are ignored, and a directory belongs to one run at a time."""
 
 import json
+import os
 import shutil
 import stat
 import subprocess
@@ -288,6 +289,16 @@ def test_claiming_removes_the_space_that_a_killed_run_reserved(held: RunDirector
     reserve(held.summary, 1 << 12)
     held.claim()
     assert {path.name for path in held.path.iterdir()} == {".lock"}
+
+
+@pytest.mark.timeout(60)  # a pipe has no writer, so it would keep its reader waiting
+def test_a_lock_that_is_a_pipe_is_refused(held: RunDirectory) -> None:
+    directory = RunDirectory(held.path.with_name("other"))
+    directory.path.mkdir()
+    os.mkfifo(directory.path / ".lock")
+    assert not directory.in_use()
+    with pytest.raises(UsageError, match=r"cannot write .*other/\.lock: not a regular file: choose another --run-dir"):
+        directory.claim()
 
 
 @pytest.mark.processes

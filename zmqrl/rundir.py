@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zmqrl.errors import UsageError, naming, refusal
+from zmqrl.json_lines import open_file, open_regular
 from zmqrl.process_id import ProcessId
 
 LOCK = ".lock"
@@ -81,7 +82,7 @@ class RunDirectory:
         """Create the directory and lock it until :meth:`release`. Raises UsageError when that fails."""
         try:
             self._make()
-            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._lock = open_regular(self.path / LOCK, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise UsageError(refusal(error, self.path, ANOTHER)) from error
         try:
@@ -197,9 +198,9 @@ def not_a_run(path: Path | str) -> UsageError:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of the file ``path``. False if the file does not exist."""
+    """Whether a process holds the lock of the file ``path``. False if there is no such regular file."""
     try:
-        with path.open("rb") as lock:
+        with open_file(path) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

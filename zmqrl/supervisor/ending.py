@@ -11,7 +11,7 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import USER_CODE_FAILED, ClusterError, UnwritableError, UsageError, ZmqrlError, refusal
 from zmqrl.hosts.launcher import Exited
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.observe.folding import quoted
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.provenance import provenance
@@ -112,7 +112,7 @@ def correcting(path: Path, is_ours: Callable[[], bool]) -> Iterator[None]:
         reason: Reason = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with contextlib.suppress(OSError):
             if is_ours() and path.exists():
-                written = parse_json(path.read_text(encoding="utf-8"))
+                written = read_json(path)
                 write_json(path, written | {"exit_status": exit_status(reason, error)})
         raise
 

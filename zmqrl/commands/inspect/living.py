@@ -10,7 +10,7 @@ from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd import inspection
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.link import Link, LinkLost
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.observe.forms import ROW, SUMMARY, read_object
 from zmqrl.observe.live.presence import Presence
 from zmqrl.observe.stalls import Stall
@@ -44,14 +44,14 @@ class Living:
         # left.json is out of date while a run is being resumed.
         for file in (directory.cluster, *([] if directory.in_use() else [directory.left])):
             try:
-                found = cls(directory, parse_json(file.read_text(encoding="utf-8")))
+                found = cls(directory, read_json(file))
                 found.processes()
                 bool(found.is_here)
                 return found
             except FileNotFoundError:
                 continue
             except (OSError, ValueError) as error:
-                raise UsageError(f"cannot read {file}: {error}.") from error
+                raise UsageError(f"cannot read {file}: {getattr(error, 'strerror', error)}.") from error
             except (KeyError, TypeError, AttributeError) as error:
                 raise UsageError(f"{file} is damaged: {error!r}.") from error
         return cls(directory, None)
@@ -77,7 +77,7 @@ class Living:
     def stall(self) -> Stall | None:
         """The stall of a version, as the supervisor last wrote it. None if no version has stalled."""
         try:
-            stall = Stall.from_json(parse_json(self.directory.stalled.read_text(encoding="utf-8")))
+            stall = Stall.from_json(read_json(self.directory.stalled))
             stall.sentence()
             return stall
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
@@ -88,7 +88,7 @@ class Living:
         unknown.
         """
         try:
-            found = parse_json(self.directory.live.read_text(encoding="utf-8"))
+            found = read_json(self.directory.live)
             row = found["row"] | {"quorum": found["quorum"]}
             return row if ROW.complaint(row) is None else {}, list(map(Presence.from_json, found["processes"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):

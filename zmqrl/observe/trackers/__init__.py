@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.rundir import RunDirectory
 
 ROWS_WAITING: Final = 600  # ten minutes of rows: a tracker that lags further behind will not catch up
@@ -81,7 +81,7 @@ class Trackers:
         closed.
         """
         try:
-            summary = parse_json(self._summary.read_text(encoding="utf-8"))
+            summary = read_json(self._summary)
         except (OSError, ValueError):
             summary = None
         for feed in self._feeds:
