@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from zmqrl.errors import UsageError
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import open_file, read_json
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.wire.codec import FloatVector
 
@@ -201,7 +201,7 @@ def _check(path: Path, manifest: Mapping[str, Any], name: str) -> None:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = parse_json(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
     except ValueError as error:
         raise UsageError(f"{path} is damaged: {error}.") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
@@ -284,7 +284,7 @@ def _optimizer_file(shard: int) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import tyro
 
 from zmqrl.errors import UsageError, require
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.learner.games import EnvConfig
 from zmqrl.learner.settings import BA3CConfig, NetworkConfig, PPOConfig
 from zmqrl.local.extras import missing
@@ -424,7 +424,7 @@ class Config:
     def read(cls, path: Path) -> "Config":
         """Read ``config.json``, or the settings in ``cluster.json``. Raises UsageError when that fails."""
         try:
-            data = parse_json(path.read_text(encoding="utf-8"))
+            data = read_json(path)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}.") from error
         except ValueError as error:

@@ -3,6 +3,7 @@
 import difflib
 import errno
 import importlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,10 @@ class UsageError(ZmqrlError):
     exit_status = 2
 
 
+class UserCodeError(UsageError):
+    """The user's code raised an exception. A retry may help, for example when a simulator can be reached again."""
+
+
 class ClusterError(ZmqrlError):
     """The cluster failed: a process keeps dying, a deadline has passed, a shard refuses a worker."""
 
@@ -33,6 +38,9 @@ class FullDiskError(ClusterError):
 
 
 DISK_IS_FULL = errno.ENOSPC  # the exit status of a shard that ended because its disk is full
+USER_CODE_FAILED = os.EX_TEMPFAIL  # the exit status of a worker that ended with a UserCodeError
+# Exceptions about the code itself: a retry does not help.
+SETTLED = (ImportError, NameError, NotImplementedError, SyntaxError)
 
 
 def cannot_listen(error: OSError, address: str, port: int) -> str:
@@ -93,14 +101,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def blaming(what: str) -> Iterator[None]:
-    """Turn exceptions and SystemExit from user code into a one-sentence UsageError."""
+    """Turn exceptions and SystemExit from user code into a one-sentence UsageError, or UserCodeError if it may pass."""
     try:
         yield
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]]).rstrip(".")
-        raise UsageError(f"{what}: {reason}.") from error
+        kind = UsageError if isinstance(error, SETTLED) else UserCodeError
+        raise kind(f"{what}: {reason}.") from error
 
 
 def load_function(blame: str, reference: str) -> Callable[..., Any]:

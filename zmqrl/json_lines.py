@@ -1,14 +1,15 @@
-"""Files with one JSON object per line, readable while they grow. Standard library only."""
+"""Files of a run: JSON, and one JSON object per line, readable while they grow. Standard library only."""
 
 import errno
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND
 PIECE_BYTES = 1 << 20
 SHALLOW = 100  # data with at most this many nested levels can always be printed
 
@@ -19,7 +20,7 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         """Open or create the file, and remove a line that a killed process left unfinished. Raises OSError."""
         self.path, self._failing = path, False
-        self.file = os.open(path, FLAGS, 0o644)
+        self.file = open_regular(path, FLAGS)
         self._cut_torn_line()
 
     def _cut_torn_line(self) -> None:
@@ -76,11 +77,42 @@ class JsonLines:
 
     def reopen(self) -> None:
         """Continue with the file that has replaced the open one. Raises OSError."""
-        replaced, self.file = self.file, os.open(self.path, FLAGS, 0o644)
+        replaced, self.file = self.file, open_regular(self.path, FLAGS)
         os.close(replaced)
 
     def close(self) -> None:
         os.close(self.file)
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Open a file that somebody else may have made, and return its descriptor. Never waits, not even for a pipe.
+
+    ``flags`` as for :func:`os.open`. Raises OSError, also if ``path`` is not a regular file.
+    """
+    file = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o644)
+    kind = os.fstat(file).st_mode
+    if stat.S_ISREG(kind):
+        return file
+    os.close(file)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Like :func:`open_regular`, but returns a file object for reading."""
+    return os.fdopen(open_regular(path), "rb")
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a regular file. Raises OSError."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of any origin. Raises OSError, and ValueError if :func:`parse_json` refuses the content."""
+    return parse_json(read_file(path).decode())
 
 
 def line_start(file: int, end: int, piece_bytes: int = PIECE_BYTES) -> int:

@@ -91,6 +91,9 @@ class Policy:
 def load_policy(run: str | Path, version: int | None = None) -> Policy:
     """Load the policy of the run directory ``run`` from its newest checkpoint, or that of ``version`` if given.
 
+    To learn its spaces, this makes the environment of the run in the calling process, and closes it again. If the
+    environment leaves programs behind, they are children of the caller like all others: zmqrl ends none of them.
+
     Raises UsageError when the run or the checkpoint does not exist, when a file is damaged, and when a user's own
     network fails.
     """

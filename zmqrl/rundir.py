@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zmqrl.errors import UsageError, naming, refusal
+from zmqrl.json_lines import open_file, open_regular
 from zmqrl.process_id import ProcessId
 
 LOCK = ".lock"
@@ -81,7 +82,7 @@ class RunDirectory:
         """Create the directory and lock it until :meth:`release`. Raises UsageError when that fails."""
         try:
             self._make()
-            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._lock = open_regular(self.path / LOCK, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise UsageError(refusal(error, self.path, ANOTHER)) from error
         try:
@@ -197,9 +198,9 @@ def not_a_run(path: Path | str) -> UsageError:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of the file ``path``. False if the file does not exist."""
+    """Whether a process holds the lock of the file ``path``. False if there is no such regular file."""
     try:
-        with path.open("rb") as lock:
+        with open_file(path) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -210,13 +211,31 @@ def is_locked(path: Path) -> bool:
 
 def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644) -> None:
     """Write ``data`` so that readers see either the old or the new file, never a part. OSErrors name ``path``."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    unfinished = _unfinished(path)
     with naming(path):
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT, mode)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 json.dump(data, file, indent=1)
                 file.write("\n")
+                file.truncate()  # space that was reserved
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Reserve ``size`` bytes of the disk, so that this process can :func:`write_json` once even if the disk is full
+    then. Does nothing if that is not possible.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(_unfinished(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        finally:
+            os.close(descriptor)
+
+
+def _unfinished(path: Path) -> Path:
+    """The file that this process renames to ``path`` once it is complete."""
+    return path.with_name(f".{path.name}.{os.getpid()}.unfinished")

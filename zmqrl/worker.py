@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError, UsageError, ZmqrlError
+from zmqrl.errors import USER_CODE_FAILED, ClusterError, UsageError, UserCodeError, ZmqrlError
 from zmqrl.learner.envs import make_envs
 from zmqrl.learner.losses import Learner, NoLearner
 from zmqrl.learner.networks import ConvPolicy, make_model
@@ -179,7 +179,7 @@ def main() -> None:
         if error.__cause__ is not None:
             log.error("caused by", exc_info=error.__cause__)
         log.error("%s", error)  # logged last, because users see the end of the log
-        sys.exit(error.exit_status)
+        sys.exit(USER_CODE_FAILED if isinstance(error, UserCodeError) else error.exit_status)
 
 
 if __name__ == "__main__":

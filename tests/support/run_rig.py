@@ -126,13 +126,16 @@ class RunFiles:
         for figure in ("agent_steps", "episodes", "wall_s"):
             assert [row[figure] for row in rows] == sorted(row[figure] for row in rows)
 
-    def assert_summary_exact(self, reason: str, *, quorum: int = 2, shards: int = 2) -> Line:
-        """Assert that the summary has every key, is consistent, and agrees with the last checkpoint."""
+    def assert_summary_exact(self, reason: str, *, quorum: int = 2, shards: int = 2, failed: int = 3) -> Line:
+        """Assert that the summary has every key, is consistent, and agrees with the last checkpoint.
+
+        ``failed``: the exit status if the run failed.
+        """
         summary, last = self.summary(), self.newest()
         assert set(summary) == SUMMARY_KEYS
         assert set(summary["contributions"]) == OUTCOMES
         assert summary["exit_reason"] == reason
-        assert summary["exit_status"] == {"interrupted": 130, "failed": 3}.get(reason, 0)
+        assert summary["exit_status"] == {"interrupted": 130, "failed": failed}.get(reason, 0)
         assert (summary["quorum"], summary["shards"]) == (quorum, shards)
         assert summary["updates"] == last.version
         assert summary["contributions"]["used"] == quorum * shards * summary["updates"]

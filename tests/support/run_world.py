@@ -17,7 +17,7 @@ from support.protocol_model import LAYOUT, RUN, SECRET, SUPERVISOR, Link, ShardH
 from support.protocol_world import World
 
 from zmqrl.commands.inspect.check_history import disagreements
-from zmqrl.errors import ClusterError
+from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.launcher import Exited
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps import control as control_module
@@ -140,6 +140,7 @@ class Session:
         )
         self.alive: set[ProcessId] = set()
         self.started: list[int] = []  # shards that have bound their sockets since the last turn
+        self.misused: set[int] = set()  # ranks of workers that ended with a usage error
         self.loads = self.checkpoints = self.told = 0
         self.loading = True  # a rollback has begun and is not complete
         self.stop = False
@@ -148,6 +149,12 @@ class Session:
         self._actions: deque[e.Action] = deque()
         self.control = SimulatedControl(world, self._arrived)
         self._actions.extend(self.machine.begin(world.now))
+
+    @property
+    def lacks_workers(self) -> bool:
+        """Whether usage errors may have left too few workers. Some of them may have worked again since then."""
+        needed = self.world.quorum if self.world.on_loss == "wait" else 1
+        return self.world.ranks - len(self.misused) < needed
 
     @property
     def view(self) -> shard_events.View:
@@ -177,13 +184,19 @@ class Session:
         """Report the processes that have died, give the machine a tick, and carry out its decisions."""
         living = {shard_id(shard.number) for shard in self.world.shards if shard.machine is not None}
         living |= {worker_id(worker.rank) for worker in self.world.workers if worker.alive}
-        ended = {worker_id(worker.rank) for worker in self.world.workers if worker.state == "ended"}
+        statuses = {
+            worker_id(worker.rank): 0 if worker.state == "ended" else worker.exit_status
+            for worker in self.world.workers
+        }
         for shard in self.started:
             self._feed(e.ShardBound(shard))
         self.started = []
         for process in sorted(self.alive - living):
             self.alive.discard(process)
-            self._feed(e.ProcessDied(Exited(process, 0 if process in ended else -9, "", 1.0)))
+            exited = Exited(process, statuses.get(process, -9), "", 1.0)
+            if exited.status == UsageError.exit_status:
+                self.misused.add(process.number)
+            self._feed(e.ProcessDied(exited))
         self._feed(e.Tick())
         while self._actions:
             self._do(self._actions.popleft())
@@ -234,6 +247,9 @@ class Session:
 
     def _start(self, process: ProcessId) -> None:
         if process.role == "worker":
+            needs_all = self.world.on_loss == "wait" and self.world.quorum == self.world.ranks
+            is_over = self.machine.state in ("stopping", "ending")
+            assert is_over or not (needs_all and self.misused), "the run goes on after a usage error that must end it"
             return self.world.start_worker(process.number)
         self.world.shards[process.number].start()
         return self.started.append(process.number)

@@ -6,7 +6,6 @@ signal arrives. Standard library only: all other processes of the run wait for i
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -30,12 +29,11 @@ from zmqrl.hostd.child import ASK, ASK_BLOCKED
 from zmqrl.hostd.fork_server import Forked, ForkServer
 from zmqrl.hostd.interfaces import interfaces
 from zmqrl.hostd.lines import Lines
-from zmqrl.hostd.orphans import MARK, Orphans
+from zmqrl.hostd.orphans import MARK, Orphans, adopt_orphans
 from zmqrl.json_lines import parse_json
 from zmqrl.observe.provenance import versions
-from zmqrl.process import PR_SET_PDEATHSIG, raise_open_files, use_all_cores
+from zmqrl.process import die_with_parent, raise_open_files, use_all_cores
 
-PR_SET_CHILD_SUBREAPER = 36
 PREDECESSOR_ENDS_WITHIN_S = 20.0
 GRACE_S = 3.0
 KILLED_WITHIN_S = 2.0
@@ -122,6 +120,7 @@ class Daemon:
         self.work, self._lock = Path("/nowhere"), -1
         self._selector = selectors.DefaultSelector()
         self._requests = Lines()
+        self._has_heard = False
         self._unsent = bytearray(b"\n")  # ends what the startup files of the shell may have printed
         self._lost_lines = 0
         self._lease_s: float | None = None
@@ -131,7 +130,10 @@ class Daemon:
     def serve(self, requests: int) -> None:
         """Serve the requests that arrive on the descriptor ``requests`` until there is a reason to end."""
         os.set_blocking(requests, False)
-        self._selector.register(requests, selectors.EVENT_READ, partial(self._hear, requests))
+        try:
+            self._selector.register(requests, selectors.EVENT_READ, partial(self._hear, requests))
+        except PermissionError:  # epoll cannot wait for /dev/null or for a file
+            self.why_end = h.NO_INPUT
         while self.why_end is None:
             self._turn(TURN_S)
             self._orphans.step(self._marks())
@@ -167,9 +169,9 @@ class Daemon:
             return
         if not piece:
             self._selector.unregister(requests)
-            self.why_end = self.why_end or "the launcher hung up"
+            self.why_end = self.why_end or ("the launcher hung up" if self._has_heard else h.NO_INPUT)
             return
-        self._heard_at = time.monotonic()
+        self._has_heard, self._heard_at = True, time.monotonic()
         for line in self._requests.add(piece):
             if self.why_end is None:
                 self._handle(h.decode_request(line))
@@ -532,9 +534,8 @@ def _hung_up(fd: int) -> bool:
 
 
 def _adopt_orphans_and_die_with_parent() -> None:
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    adopt_orphans()
+    die_with_parent(signal.SIGTERM)
 
 
 def main() -> None:

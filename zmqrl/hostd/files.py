@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zmqrl.hostd.messages import Piece, Seen
+from zmqrl.json_lines import open_file
 from zmqrl.rundir import DAEMON_LOCK, is_locked
 
 PIECE_BYTES = 1 << 20
@@ -159,7 +160,7 @@ def sizes(root: Path, under: Sequence[str]) -> dict[str, int]:
 def read(root: Path, path: str, offset: int) -> Piece:
     """Read a piece of a file, of at most ``PIECE_BYTES``."""
     data, size = b"", 0
-    with contextlib.suppress(OSError), (root / path).open("rb") as file:
+    with contextlib.suppress(OSError), open_file(root / path) as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(offset)
         data = file.read(max(0, min(PIECE_BYTES, size - offset)))  # the file may have grown meanwhile

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zmqrl.hostd.orphans import MARK
-from zmqrl.process import LOG_LEVEL, PR_SET_PDEATHSIG
+from zmqrl.process import LOG_LEVEL, die_with_parent
 
 MAY_DIFFER = (MARK, LOG_LEVEL)  # variables that change nothing in the imports
 NAME = "zmqrl.hostd.fork_server"
@@ -166,7 +166,7 @@ def serve(descriptor: int, module: str) -> str:
 
     Returns only in the forked processes, with the module that the process must run.
     """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    die_with_parent(signal.SIGKILL)
     channel = socket.socket(fileno=descriptor)
     shown, mark = _in_memory(NAME, f"{MARK}={os.environ[MARK]}")
     importlib.import_module(module)

@@ -6,6 +6,7 @@ descendants inherit. Standard library only.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import time
@@ -15,8 +16,14 @@ from pathlib import Path
 
 from zmqrl.hostd.guard import children
 
+PR_SET_CHILD_SUBREAPER = 36
 MARK = "ZMQRL_PROCESS"
 DEATH_IS_SEEN_WITHIN_S = 1.0  # a daemon may see the orphans of a process before it sees the death
+
+
+def adopt_orphans() -> None:
+    """Make this process the new parent of its descendants whose own parent dies."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 @dataclass(slots=True)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from zmqrl.errors import DISK_IS_FULL
+from zmqrl.errors import DISK_IS_FULL, USER_CODE_FAILED, UsageError
 from zmqrl.process_id import ProcessId
+from zmqrl.words import ended_how
 
 LOG_TAIL_LINES = 8
 LIBZMQ_ASSERTION = "Assertion failed: "
@@ -57,20 +58,28 @@ class Exited:
         """Whether the process ended because its disk is full. The status says so only if the process is a shard."""
         return self.process.role == "shard" and self.status == DISK_IS_FULL
 
+    @property
+    def is_misuse(self) -> bool:
+        """Whether the process ended with a UsageError, so that a restart does not help. Shards have no such errors."""
+        return self.process.role != "shard" and self.status == UsageError.exit_status
+
+    def complaint(self) -> str:
+        """The last error in the log without its time, or else the last line. Empty if the log is empty."""
+        lines = self.log_tail.splitlines()
+        errors = [text for _, level, text in (line.partition(" ERROR ") for line in lines) if level]
+        return (errors or lines or [""])[-1]
+
     def how(self) -> str:
         """The status in words."""
         if self.why is not None:
             return self.why
         if self.is_full:
             return "its disk is full"
-        if self.status >= 0:
-            return f"exit status {self.status}"
+        if self.status == USER_CODE_FAILED:
+            return "user code raised an exception"
         if self.status == -signal.SIGABRT and LIBZMQ_ASSERTION in self.log_tail:
             return "libzmq failed an internal check and aborted the process"
-        try:
-            return f"killed by {signal.Signals(-self.status).name}"
-        except ValueError:
-            return f"killed by signal {-self.status}"
+        return ended_how(self.status)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from zmqrl.errors import ClusterError, refusal
 from zmqrl.hostd import files
 from zmqrl.hostd import messages as h
 from zmqrl.hosts.link import Link
+from zmqrl.json_lines import open_file
 from zmqrl.process_id import RECORDER, ProcessId, shard_id
 from zmqrl.profile.recorder import prune
 from zmqrl.ps.shard.history import History
@@ -240,7 +241,7 @@ class Mirror:
 
     def _tail(self, name: str) -> bytes:
         """The last bytes of a file of the run directory."""
-        with (self.home.path / name).open("rb") as file:
+        with open_file(self.home.path / name) as file:
             file.seek(max(0, self._size(name) - TAIL_BYTES))
             return file.read()
 

@@ -1,8 +1,9 @@
 """The HTTP requests of the page. docs/page.md lists them."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +21,7 @@ from zmqrl.observe.records import differing
 from zmqrl.page.charts import XAxis, charts
 from zmqrl.page.following import follow
 from zmqrl.page.guard import Guard
-from zmqrl.page.runs import VIDEOS, Runs, UnknownRun, files_in, stamp
+from zmqrl.page.runs import VIDEOS, Runs, UnknownRun, files_in, stamp, text_of
 from zmqrl.page.timing import read_timing
 
 STATIC: Final = Path(__file__).with_name("static")
@@ -78,12 +79,18 @@ class Page:
         return _json(request, None, lambda: {"root": str(self._runs.root), "runs": list(self._runs.overviews())})
 
     def charts(self, request: Request) -> Response:
-        """The curves of the chosen runs."""
+        """The curves of the chosen runs, without those that are gone."""
         names, runs = self._named(request), self._runs
+        stamps: dict[str, Hashable] = {}
+        for name in names:
+            with contextlib.suppress(UnknownRun):
+                stamps[name] = runs.stamp(name)
+        if not stamps:
+            raise UnknownRun(names[0])
         x: XAxis = "agent_steps" if request.query_params.get("x") == "agent_steps" else "minutes"
         fold = request.query_params.get("fold") != "no"
-        changed = tuple(runs.stamp(name) for name in names)
-        return _json(request, changed, lambda: charts(names, [runs.record(name) for name in names], x, fold=fold))
+        known, changed = list(stamps), tuple(stamps.items())
+        return _json(request, changed, lambda: charts(known, [runs.record(name) for name in known], x, fold=fold))
 
     def run(self, request: Request) -> Response:
         """All about one run except its curves."""
@@ -106,7 +113,8 @@ class Page:
         """The lines that a process has added to its log since the last request."""
         (name,) = self._named(request, 1)
         process = request.query_params.get("process", "")
-        logs = {path.stem: path for path in files_in(self._runs.find(name).path / "logs") if path.suffix == ".log"}
+        files = files_in(self._runs.find(name).path / "logs")
+        logs = {text_of(path.stem): path for path in files if path.suffix == ".log"}
         if process not in logs:
             raise HTTPException(404, f"{name} has no log of {process}.")
         after = request.query_params.get("after", "")
@@ -133,16 +141,14 @@ class Page:
         (name,) = self._named(request, 1)
         wanted = request.query_params.get("name", "")
         for path in files_in(self._runs.find(name).path / "videos"):
-            if path.name == wanted and path.suffix in VIDEOS:
+            if text_of(path.name) == wanted and path.suffix in VIDEOS:
                 kind, headers = VIDEOS[path.suffix], {"cache-control": "private, no-cache"}
                 return FileResponse(path, media_type=kind, headers=headers, stat_result=path.stat())
         raise HTTPException(404, f"{name} has no video {wanted}.")
 
-    def _named(self, request: Request, count: int | None = None) -> Sequence[str]:
-        """The runs that a request names."""
+    def _named(self, request: Request, count: int | None = None) -> list[str]:
+        """The runs that a request names. They may not exist."""
         names = list(dict.fromkeys(request.query_params.getlist("run")))
-        for name in names:
-            self._runs.find(name)
         if not 1 <= len(names) <= (count or MOST_RUNS):
             raise HTTPException(400, f"name 1 to {count or MOST_RUNS} runs, not {len(names)}.")
         return names

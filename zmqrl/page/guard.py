@@ -69,12 +69,13 @@ class Guard:
             return PlainTextResponse(sentence, 421)
         if method not in ("GET", "HEAD"):
             return PlainTextResponse("this page only shows runs: use GET.\n", 405, {"allow": "GET, HEAD"})
-        given = parse_qs(query.decode("latin-1")).get("token", [])
         below = _same(path[: len(self._base)], self._base)
-        if below and len(path) == len(self._base) and given and _same(given[0], self._token):
-            opened = HTMLResponse(OPENED)
-            opened.set_cookie(COOKIE, self._proof, path=self._base, httponly=True, samesite="strict")
-            return opened
+        if below and len(path) == len(self._base):  # a stranger's long query is not parsed
+            given = parse_qs(query.decode("latin-1")).get("token", [])
+            if given and _same(given[0], self._token):
+                opened = HTMLResponse(OPENED)
+                opened.set_cookie(COOKIE, self._proof, path=self._base, httponly=True, samesite="strict")
+                return opened
         if not (below and _same(_cookies(headers).get(COOKIE, ""), self._proof)):
             return HTMLResponse(_page("Open the address that zmqrl printed: it contains a token."), 403)
         return None

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from zmqrl.errors import UsageError
+from zmqrl.json_lines import open_file
 from zmqrl.observe.folding import by_number, ranges
 from zmqrl.observe.forms import EVALUATION, HOSTS, ROW, SETTINGS, SUMMARY, parsed_lines, read_object, readable_lines
 from zmqrl.observe.provenance import VERSIONS
@@ -48,12 +49,20 @@ def stamp(path: Path) -> Stamp:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
+def text_of(name: str) -> str:
+    r"""The name of a file as text for JSON and addresses: ``\xff`` is a byte that is not UTF-8, ``\\`` is a backslash.
+
+    So different names have different texts.
+    """
+    return name.replace("\\", r"\\").encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 class UnknownRun(KeyError):
     """No run has this name now."""
 
 
 class Runs:
-    """The runs at and below ``root``, by name: their paths relative to ``root``.
+    """The runs at and below ``root``, by name: the texts of their paths relative to ``root``.
 
     Only runs that a search has found can be named, so that no name leads out of ``root``. Any thread may call any
     method.
@@ -194,7 +203,7 @@ class Runs:
             path = Path(place)
             below = path.relative_to(self.root)
             if "config.json" in files and self._is_run(path / "config.json"):
-                yield str(below), path
+                yield text_of(str(below)), path
                 names.clear()
             elif len(below.parts) >= DEEPEST:
                 names.clear()
@@ -245,8 +254,8 @@ def failure(log: Path) -> str | None:
     if log not in files_in(log.parent):
         return None
     try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - (1 << 15)))
+        with open_file(log) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 15)))
             text = file.read().decode(errors="replace")
     except OSError:
         return None
@@ -257,7 +266,7 @@ def failure(log: Path) -> str | None:
 def logs(run: Path) -> dict[str, int]:
     """The size in bytes of each log of a run, by process."""
     found = ((path, stamp(path)) for path in files_in(run / "logs") if path.suffix == ".log")
-    return {path.stem: known[1] for path, known in found if known}
+    return {text_of(path.stem): known[1] for path, known in found if known}
 
 
 def files_in(directory: Path) -> list[Path]:
@@ -286,4 +295,4 @@ def _videos(directory: Path, record: RunRecord) -> Iterator[dict[str, Any]]:
                 None if version is None else float(np.interp(version, known[0], y)) for y in known[1:]
             )
             minutes = None if wall_s is None else wall_s / 60
-            yield {"name": path.name, "version": version, "minutes": minutes, "agent_steps": agent_steps}
+            yield {"name": text_of(path.name), "version": version, "minutes": minutes, "agent_steps": agent_steps}

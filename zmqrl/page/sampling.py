@@ -1,32 +1,27 @@
 """Reads lines of a file at even distances, so that a long file costs no more than a short one."""
 
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from zmqrl.json_lines import line_start
+from zmqrl.json_lines import line_start, open_regular
 
 BLOCK_BYTES = 1 << 12
 DENSE_BYTES = 1 << 16  # the disk also reads what is between two lines if they are closer than this
-FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe would keep its reader waiting
 
 
 def sample_lines(path: Path, most: int) -> list[bytes]:
     """About ``most`` complete lines of a growing file, in order, with the first and the last line.
 
     A file of at most ``most`` blocks is read whole. An incomplete last line is left out. Returns an empty list if the
-    file cannot be opened, is a symbolic link, or is not an ordinary file.
+    file cannot be opened, is a symbolic link, or is not a regular file.
     """
     try:
-        file = os.open(path, FLAGS)
+        file = open_regular(path, os.O_NOFOLLOW)
     except OSError:
         return []
     try:
-        found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode):
-            return []
-        size = found.st_size
+        size = os.fstat(file).st_size
         if size <= most * BLOCK_BYTES:
             whole = os.pread(file, size, 0).rpartition(b"\n")[0]
             return whole.split(b"\n") if whole else []

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from zmqrl.json_lines import read_file
 from zmqrl.observe.folding import ranges
 from zmqrl.observe.histogram import Histogram
 from zmqrl.process_id import ProcessId
@@ -179,11 +180,11 @@ class Recording:
     @classmethod
     def tail(cls, directory: Path, blocks: int) -> Self:
         """Read only about the ``blocks`` newest blocks of each process. The cost does not depend on the length of the
-        run. Leaves out symbolic links.
+        run. Reads only regular files, and follows no symbolic links.
         """
         by_process: dict[str, list[Path]] = {}
-        files = [] if directory.is_symlink() else [path for path in segments(directory) if not path.is_symlink()]
-        for path in files:
+        found = [] if directory.is_symlink() else segments(directory)
+        for path in (path for path in found if path.is_file() and not path.is_symlink()):
             by_process.setdefault(path.name.partition(".")[0], []).append(path)
         return cls._of((path, blocks) for paths in by_process.values() for path in paths[-2:])
 
@@ -193,7 +194,7 @@ class Recording:
         found: dict[tuple[str, int], ProcessRecording] = {}
         for path, newest in files:
             about = None
-            for block in unpack(path.read_bytes(), newest):
+            for block in unpack(read_file(path), newest):
                 about = block.get("about", about)
                 try:
                     if about is None or not about.keys() >= ABOUT or about["format"] != FORMAT:
@@ -233,7 +234,7 @@ def newest_version(directory: Path) -> int:
     shards = {path.name.partition(".")[0] for path in segments(directory) if path.name.startswith("shard-")}
     for shard in shards:
         for path in reversed(segments(directory, ProcessId.parse(shard))):
-            tables = [block["tables"].get("versions") for block in unpack(path.read_bytes())]
+            tables = [block["tables"].get("versions") for block in unpack(read_file(path))]
             found = [int(table[:, 1].max()) for table in tables if table is not None]
             if found:
                 newest = max(newest, *found)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zmqrl.errors import UsageError
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import ClientKeys
@@ -32,7 +32,7 @@ class Cluster:
     def read(cls, path: Path) -> "Cluster":
         """Read ``cluster.json``. Raises UsageError if the file is missing or is not a cluster file."""
         try:
-            return cls.from_json(parse_json(path.read_text(encoding="utf-8")))
+            return cls.from_json(read_json(path))
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}. It exists only while the run is alive.") from error
         except (ValueError, KeyError, TypeError) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zmqrl.errors import UsageError, require
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.observe.records import RunRecord
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.critical_path import Timeline, critical_path
@@ -130,7 +130,7 @@ def _parameters_of(run: Path) -> int:
     """The length of the parameter vector in the newest checkpoint."""
     for manifest in sorted(RunDirectory(run).checkpoints.glob("*/manifest.json"), reverse=True):
         try:
-            return Layout.from_json(parse_json(manifest.read_text(encoding="utf-8"))["layout"]).count
+            return Layout.from_json(read_json(manifest)["layout"]).count
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{manifest} cannot be used: {error}.") from error
+            raise UsageError(f"{manifest} cannot be used: {getattr(error, 'strerror', error)}.") from error
     raise UsageError(f"{run} has no checkpoint to take the number of parameters from: use another run.")

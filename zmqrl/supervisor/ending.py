@@ -9,9 +9,9 @@ from typing import Any
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError, UnwritableError, UsageError, ZmqrlError, refusal
+from zmqrl.errors import USER_CODE_FAILED, ClusterError, UnwritableError, UsageError, ZmqrlError, refusal
 from zmqrl.hosts.launcher import Exited
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.observe.folding import quoted
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.provenance import provenance
@@ -112,7 +112,7 @@ def correcting(path: Path, is_ours: Callable[[], bool]) -> Iterator[None]:
         reason: Reason = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with contextlib.suppress(OSError):
             if is_ours() and path.exists():
-                written = parse_json(path.read_text(encoding="utf-8"))
+                written = read_json(path)
                 write_json(path, written | {"exit_status": exit_status(reason, error)})
         raise
 
@@ -151,8 +151,9 @@ def explained(error: ClusterError, first: Exited, host: str, log: Path, *, begun
     Returns a UsageError if the dead process ended with a UsageError, or if it ended with a ClusterError before the run
     had ``begun``.
     """
+    is_misuse = first.status in (UsageError.exit_status, USER_CODE_FAILED)
     at_start = not begun and (first.is_full or first.status == ClusterError.exit_status)
-    kind = UsageError if at_start or first.status == UsageError.exit_status else ClusterError
+    kind = UsageError if at_start or is_misuse else ClusterError
     tail = quoted(first.log_tail.splitlines())
     end = f"ended with{tail}" if tail else "was empty."
     return kind(f"{error}\nThe first to fail was {first.process} on {host} ({first.how()}); its log {log} {end}")

@@ -298,10 +298,13 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The run cannot continue. ``see_logs``: the logs may have details."""
+    """The run cannot continue. ``see_logs``: the logs may have details. ``misused``: the process that ended with a
+    UsageError, whose words are the reason.
+    """
 
     why: str
     see_logs: bool = False
+    misused: ProcessId | None = None
 
 
 Action: TypeAlias = (

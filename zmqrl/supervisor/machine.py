@@ -6,7 +6,7 @@ from typing import Literal, assert_never
 
 from zmqrl.errors import ClusterError
 from zmqrl.hosts.launcher import Exited
-from zmqrl.observe.folding import quoted
+from zmqrl.observe.folding import printable, quoted
 from zmqrl.observe.live.presence import State
 from zmqrl.observe.stalls import Awaited, Doing, Stalls
 from zmqrl.process_id import ProcessId, shard_id, worker_id
@@ -226,7 +226,7 @@ class SupervisorMachine:
             return actions
         if process.role == "shard":
             self.shards.on_exit(process.number)
-        elif self.state == "ending" and exited.status == 0:
+        elif self.state == "ending" and (exited.status == 0 or exited.is_misuse):
             return []
         is_full = exited.is_full and self.state != "starting"
         if is_full:
@@ -236,7 +236,11 @@ class SupervisorMachine:
         hopeless = self.processes.hopeless
         workers_left = self.ranks - sum(each.role == "worker" for each in hopeless)
         needed = self.membership.view.quorum if self.on_loss == "wait" else 1
-        if process in hopeless and (process.role == "shard" or workers_left < needed):
+        makes_versions = self.state in ("starting", "running")  # otherwise, the run needs no worker any more
+        if process in hopeless and (process.role == "shard" or (makes_versions and workers_left < needed)):
+            if exited.is_misuse:
+                complaint = printable(exited.complaint()) or f"{process} ended with {exited.how()}."
+                return [e.Fail(complaint, misused=process)]
             if is_full:
                 why = f"the disk of {process} was full for {SPACE_WITHIN_S:g} s: free some space, then use --resume."
             else:
@@ -260,6 +264,8 @@ class SupervisorMachine:
         unreachable_s = self.processes.unreachable_s(exited.process, now)
         if unreachable_s is not None:
             return f"cannot run, because its host has been unreachable for {unreachable_s:.0f} s"
+        if exited.is_misuse:
+            return f"ended with {exited.how()}"
         return f"died {self.processes.deaths(exited.process)} times in a row"
 
     # time

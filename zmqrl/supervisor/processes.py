@@ -37,7 +37,8 @@ class LostHost:
 class Processes:
     """The processes of one run.
 
-    ``starts`` counts the starts of each process. ``hopeless`` holds the processes that died too often in a row.
+    ``starts`` counts the starts of each process. ``hopeless`` holds the processes that died too often in a row, and
+    those that ended with a UsageError. A process that works again is no longer hopeless.
     ``first_death`` is the earliest death that the run has not recovered from: this death may have caused later deaths.
     If the reason for that death is unknown, the next death with a known reason replaces it. ``lost_hosts`` holds the
     hosts that cannot be reached, by name.
@@ -84,7 +85,7 @@ class Processes:
         excused = excused or exited.status == -9
         tally, most = (self._kills, KILLS_IN_A_ROW) if excused else (self._failures, FAILURES_IN_A_ROW)
         died = tally[process] = tally.get(process, 0) + 1
-        if died >= most:
+        if died >= most or exited.is_misuse:
             self.hopeless.add(process)
         self._start_at[process] = now + min(FIRST_DELAY_S * 2.0 ** (died - 1), LONGEST_DELAY_S)
         if exited.with_host:  # host_changed reports it

@@ -20,7 +20,7 @@ from zmqrl.hosts.launcher import Exited, Launcher, Said
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.ways.slurm import is_over
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.observe.forms import ROW, readable_lines
 from zmqrl.observe.metrics import SCORES_KEPT, SHARD_OUTCOMES, Counters
 from zmqrl.observe.records import lineage
@@ -190,7 +190,7 @@ class _Left:
     def read(cls, path: Path) -> Self:
         """Read the file. Raises ClusterError if the file is damaged."""
         try:
-            data = parse_json(path.read_text(encoding="utf-8"))
+            data = read_json(path)
             shards = {
                 shard_id(each["shard"]): (each["host"], str(urlsplit(each["control"]).hostname))
                 for each in data["shards"]

@@ -10,7 +10,7 @@ from typing import Any, assert_never
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError, FullDiskError, UnwritableError, ZmqrlError, refusal
+from zmqrl.errors import ClusterError, FullDiskError, UnwritableError, UsageError, ZmqrlError, refusal
 from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.faults import Faults
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected, Paused, Said, Task
@@ -25,7 +25,7 @@ from zmqrl.ps.control import NoAnswer, ShardControl
 from zmqrl.ps.shard.history import History
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.sockets import SocketRole
-from zmqrl.rundir import RunDirectory, write_json
+from zmqrl.rundir import RunDirectory, reserve, write_json
 from zmqrl.start.stages import Stages
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.checkpointer import Checkpointer
@@ -35,7 +35,7 @@ from zmqrl.supervisor.machine import Limits, ScheduleEnd, SupervisorMachine
 from zmqrl.supervisor.plan import Plan
 from zmqrl.supervisor.progress import Progress
 from zmqrl.supervisor.resume import mend_histories
-from zmqrl.words import counted
+from zmqrl.words import as_word, counted
 
 TURN_S = 0.05
 SHOW_EVERY_S = 1.0
@@ -45,6 +45,7 @@ COPY_WITHIN_S = 30.0
 ALONE_WITHIN_S = 10.0
 WRITE_AGAIN_S = 1.0  # time between two tries to write cluster.json
 LATE_S = 3.0  # a turn that begins this long after the previous one is late
+SUMMARY_BYTES = 1 << 18  # the summary of a run on hundreds of hosts
 MOST_REFUSED = 100  # number of notices about refused workers: more would flood the screen
 
 
@@ -206,6 +207,7 @@ class Supervisor:
         """Connect to the shards, which are up now. Send each worker and each follower its job."""
         for old in (self.directory.summary, self.directory.trace):  # out of date from here on
             old.unlink(missing_ok=True)
+        reserve(self.directory.summary, SUMMARY_BYTES)
         endpoints = [self.endpoints[shard]["control"] for shard in self.shards.numbers]
         self.control = self.plan.control(endpoints, self._arrived)
         self.checkpointer = Checkpointer(
@@ -219,7 +221,9 @@ class Supervisor:
         self.followers.on_checkpoint(self.checkpoint.version, trained_s)
         if self.config.external_workers:
             for rank in self.plan.open_ranks:
-                self.console.notice(f"rank {rank} is open: zmqrl worker {self.directory.cluster} --rank {rank}")
+                self.console.notice(
+                    f"rank {rank} is open: zmqrl worker {as_word(self.directory.cluster)} --rank {rank}"
+                )
             self.on_up()  # the user may start these workers only after the run has left the terminal
 
     def _bring_histories(self) -> None:
@@ -384,6 +388,9 @@ class Supervisor:
                     self._lines.add((self.sites[process].host, str(process)), line, time.monotonic())
             case e.Stop(reason):
                 self.reason = reason
+            case e.Fail(why, misused=ProcessId() as process):
+                host, log = self.sites[process].host, self.directory.log(process)
+                raise UsageError(f"{why}\nThis ended {process} on {host}: see {log}.")
             case e.Fail(why, see_logs):
                 raise ClusterError(f"{why}: see {self.directory.path / 'logs'}." if see_logs else why)
             case _:

@@ -13,6 +13,7 @@ from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json
 from zmqrl.errors import UsageError
+from zmqrl.json_lines import read_file
 from zmqrl.observe.forms import SETTINGS, SUMMARY, read_object
 from zmqrl.observe.metrics import summed
 from zmqrl.process import interruptible
@@ -105,7 +106,7 @@ def _codec(settings: Mapping[str, Any]) -> Codec:
 def _read(path: Path) -> tuple[list[Line], list[int]]:
     """The valid lines, and the line numbers of the invalid lines. An unfinished last line is ignored."""
     try:
-        whole = path.read_bytes().split(b"\n")[:-1]
+        whole = read_file(path).split(b"\n")[:-1]
     except (FileNotFoundError, NotADirectoryError):
         whole = []
     except OSError as error:

@@ -200,7 +200,7 @@ def read(path: Path) -> Recording:
     try:
         recording = Recording.newest(directory.profile)
     except OSError as error:
-        raise UsageError(refusal(error, directory.profile)) from error
+        raise UsageError(f"cannot read {error.filename or directory.profile}: {error.strerror}.") from error
     if not recording.processes:
         raise UsageError(
             f"{path} has no profile: an older zmqrl made the run, or it ended in its first seconds, or ZMQRL_PROFILE "

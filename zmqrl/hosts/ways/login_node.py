@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.ways.ssh import ssh_command
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.rundir import RunDirectory, write_json
 
 CONNECTED_WITHIN_S = 60.0
@@ -49,11 +49,11 @@ class Submitted:
         """The job of the run directory ``path``, if the run was submitted from here. Raises UsageError."""
         file = RunDirectory(path).submitted
         try:
-            return cls(**parse_json(file.read_text(encoding="utf-8")))
+            return cls(**read_json(file))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
-            raise UsageError(f"cannot read {file}: {error}.") from error
+            raise UsageError(f"cannot read {file}: {getattr(error, 'strerror', error)}.") from error
 
     def write(self, path: Path) -> None:
         """Store in the run directory ``path``."""

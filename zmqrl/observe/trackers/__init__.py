@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.rundir import RunDirectory
 
 ROWS_WAITING: Final = 600  # ten minutes of rows: a tracker that lags further behind will not catch up
@@ -81,7 +81,7 @@ class Trackers:
         closed.
         """
         try:
-            summary = parse_json(self._summary.read_text(encoding="utf-8"))
+            summary = read_json(self._summary)
         except (OSError, ValueError):
             summary = None
         for feed in self._feeds:
@@ -141,7 +141,9 @@ class _Feed:
     def _look(self) -> None:
         # The tracker's thread does not report its error, because no thread but the thread of the run may draw the
         # console.
-        if self._error is not None:
+        if isinstance(self._error, UnicodeError):
+            self.give_up("it needs a run directory whose path is text in UTF-8: choose another --run-dir")
+        elif self._error is not None:
             self.give_up(str(self._error).strip().partition("\n")[0] or repr(self._error))
 
     def give_up(self, why: str, *, at_the_end: bool = False) -> None:

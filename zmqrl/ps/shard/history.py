@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import msgpack
 
 from zmqrl.errors import ClusterError, FullDiskError, is_full
-from zmqrl.json_lines import PIECE_BYTES, JsonLines
+from zmqrl.json_lines import PIECE_BYTES, JsonLines, read_file
 from zmqrl.ps.shard.events import Record, Totals, View, added
 
 COUNTS = ("late", "duplicate", "rejected")
@@ -217,7 +217,7 @@ def parse_line(raw: bytes) -> Line | None:
 def read_lines(path: Path) -> list[Line]:
     """The readable lines of a history, in order. An empty list if the file does not exist."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        whole: Iterable[bytes] = path.read_bytes().rpartition(b"\n")[0].splitlines()
+        whole: Iterable[bytes] = read_file(path).rpartition(b"\n")[0].splitlines()
         return [line for line in map(parse_line, whole) if line is not None]
     return []
 

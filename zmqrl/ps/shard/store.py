@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from zmqrl.errors import ClusterError, FullDiskError, is_full
+from zmqrl.json_lines import open_file
 from zmqrl.ps.wire.codec import FloatVector
 
 SLOTS = 5
@@ -226,7 +227,7 @@ class SlotStore:
 
 def is_blank(path: Path) -> bool:
     """Whether no version was ever written to the store at ``path``. Raises OSError if the file cannot be read."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         header = file.read(FILE_HEADER.size)
         if len(header) < FILE_HEADER.size or header[: len(FILE_MAGIC)] != FILE_MAGIC:
             return False

@@ -13,7 +13,7 @@ import zmq
 from zmq.utils import z85
 
 from zmqrl.errors import ClusterError, UsageError
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 
 DOMAIN = "zmqrl"
 KEY_BYTES = 32
@@ -66,7 +66,7 @@ class ClientKeys:
     def read(cls, path: Path, *, run: str, rank: int) -> "ClientKeys":
         """Read the key file of ``rank``. Raises UsageError if the file is missing or of another rank or run."""
         try:
-            data = parse_json(path.read_text(encoding="utf-8"))
+            data = read_json(path)
             keys, found = cls.from_json(data), (data["run"], data["rank"])
         except OSError as error:
             raise UsageError(f"cannot read {path}, the keys of rank {rank}: {error.strerror}.") from error
