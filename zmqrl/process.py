@@ -1,4 +1,5 @@
-"""Functions for every zmqrl process: Ctrl-C, limits, cores, custom modules, logs, job, and the parent's messages.
+"""Functions for every zmqrl process. They handle Ctrl-C, limits, cores, custom modules, logs, the job, and the parent's
+messages.
 
 Standard library only.
 """
@@ -42,7 +43,8 @@ _to_parent = 1  # file descriptor for ``say``
 def interruptible() -> Iterator[None]:
     """Make Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt in the block, which can then clean up.
 
-    Outside the block, they exit at once. A signal that was ignored when zmqrl started stays ignored.
+    Outside the block, these signals end the process at once. A signal that was ignored when zmqrl started stays
+    ignored.
     """
     outside = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
     for number, before in outside.items():
@@ -69,7 +71,8 @@ def use_all_cores() -> None:
 
 
 def usable_cores(proc: Path = Path("/proc/self")) -> int:
-    """The number of cores that this process may use: those it is bound to, up to its control groups' quota."""
+    """The number of cores that this process may use: the cores it is bound to, up to the quota of its control groups.
+    """
     return max(1, math.floor(min(len(os.sched_getaffinity(0)), quota(proc))))
 
 
@@ -141,7 +144,9 @@ def staying_here() -> Iterator[None]:
 
 
 def raise_open_files() -> None:
-    """Raise the soft limit of open files to the hard limit. Child processes inherit it."""
+    """Raise the soft limit of open files to the hard limit, or to ``MOST_OPEN_FILES``. Child processes inherit the new
+    limit.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -164,8 +169,8 @@ def die_with_parent(number: int) -> None:
 def read_job(die_with: signal.Signals) -> dict[str, Any]:
     """Read the job, one line of JSON, from standard input. Make the kernel send ``die_with`` when the parent dies.
 
-    Standard input stays open. Its end shows that the parent is gone, even if the signal was lost. Only ``say`` writes
-    to standard output: other prints go to standard error.
+    Standard input stays open. The end of standard input shows that the parent is gone, even if the signal was lost.
+    Only ``say`` writes to standard output: other prints go to standard error.
     """
     die_with_parent(die_with)
     parent = select.poll()
@@ -280,7 +285,9 @@ def _leave(*_: object) -> None:
 
 
 def say(facts: dict[str, Any]) -> None:
-    """Send ``facts`` to the parent as one line of JSON on standard output. The first line says that we are ready."""
+    """Send ``facts`` to the parent as one line of JSON on standard output. The first line also says that this process
+    is ready.
+    """
     line = json.dumps(facts).encode() + b"\n"
     while line:
         line = line[os.write(_to_parent, line) :]

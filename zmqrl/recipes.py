@@ -79,7 +79,8 @@ def cartpole() -> Config:
 def pendulum() -> Config:
     """Pendulum with PPO: two workers, for experiments of a few minutes.
 
-    The discount is that of Raffin 2020, "RL Baselines3 Zoo". The schedule ends with the run, or after 5 minutes.
+    The discount is that of Raffin 2020, "RL Baselines3 Zoo". The schedule ends with the run, or after 5 minutes if the
+    run has no end.
     """
     config = _continuous("pendulum", "Pendulum-v1")
     return replace(
@@ -104,7 +105,7 @@ def hopper() -> Config:
 def _continuous(name: str, env: str) -> Config:
     """PPO for box actions, with the published settings of CleanRL's ``ppo_continuous_action``, on two workers.
 
-    An update learns from 64 samples, 32 of each worker. The rollouts of both workers together have 2048 steps. Unlike
+    An update learns from 64 samples, 32 from each worker. The rollouts of both workers together have 2048 steps. Unlike
     zmqrl, CleanRL clips values, and treats a time limit as the end of a game. The schedule ends with the run, or after
     an hour if the run has no end.
     """

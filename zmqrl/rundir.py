@@ -210,7 +210,9 @@ def is_locked(path: Path) -> bool:
 
 
 def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644) -> None:
-    """Write ``data`` so that readers see either the old or the new file, never a part. OSErrors name ``path``."""
+    """Write ``data`` so that readers see either the old or the new file, never a partial one. An OSError names
+    ``path``.
+    """
     unfinished = _unfinished(path)
     with naming(path):
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT, mode)
@@ -225,8 +227,8 @@ def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644) -> None:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Reserve ``size`` bytes of the disk, so that this process can :func:`write_json` once even if the disk is full
-    then. Does nothing if that is not possible.
+    """Reserve ``size`` bytes of the disk, so that this process can call :func:`write_json` once, even on a full disk.
+    Does nothing if that is not possible.
     """
     with contextlib.suppress(OSError):
         descriptor = os.open(_unfinished(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -87,11 +87,10 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
 
 
 def keeps_activations(config: Config, model: nn.Module, learner: Learner | NoLearner) -> bool:
-    """Whether a worker learns with the activations of acting.
+    """Whether a worker keeps the activations from acting, and learns with them.
 
-    In asynchronous mode, it does not: the weights are joined from slices of several versions, and weights with the same
-    number can differ. With a subclass of our network, it does not either: the subclass may call its layers in another
-    way.
+    False in asynchronous mode: the weights are joined from slices of several versions, and weights with the same number
+    can differ. False for a subclass of our network: the subclass may call its layers in another way.
     """
     return type(model) is ConvPolicy and learner.uses_whole_rollouts and config.mode == "sync"
 
@@ -156,7 +155,7 @@ def join(
 
 
 def main() -> None:
-    """Run one worker, whose job comes on standard input."""
+    """Run one worker. Read its job from standard input."""
     imported_s = lived_s()
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.worker")

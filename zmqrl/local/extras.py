@@ -1,4 +1,6 @@
-"""Optional packages. ``pip install 'zmqrl[EXTRA]'`` adds those of one feature. Standard library only."""
+"""Finds missing optional packages. ``pip install 'zmqrl[EXTRA]'`` installs the packages of one feature. Standard
+library only.
+"""
 
 import shutil
 import sys
@@ -23,7 +25,7 @@ ON_HOSTS: Final = ("atari", "video")  # what processes on hosts can need. The la
 
 
 def missing(extra: str) -> list[str]:
-    """The packages of ``extra`` that are not installed, by their names for pip."""
+    """The pip names of the packages of ``extra`` that are not installed."""
     return [package for package, module in EXTRAS[extra].items() if not _is_installed(module)]
 
 

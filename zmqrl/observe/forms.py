@@ -69,7 +69,7 @@ _FIGURE: Final = _Kind(
 
 
 class Form(NamedTuple):
-    """The keys that an object must have, the keys that it may have, and the kind of the values of all other keys."""
+    """The keys that an object must have, the keys that it may have, and the kind of all other values."""
 
     must: Mapping[str, _Kind] = {}
     may: Mapping[str, _Kind] = {}
@@ -176,7 +176,9 @@ def readable_lines(path: Path, form: Form, notice: Callable[[str], None]) -> lis
 
 
 def parsed_lines(lines: Iterable[bytes], form: Form, keys: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Parse lines of a file of JSON lines. Leaves out damaged lines. With ``keys``, checks and returns only those."""
+    """Parse lines of a file of JSON lines. Leaves out damaged lines. With ``keys``, checks and returns only the values
+    of these keys.
+    """
     for found in map(_parsed, lines):
         if isinstance(found, dict):
             kept = found if keys is None else {key: found[key] for key in keys if key in found}

@@ -19,8 +19,8 @@ MOST_WAITING_BYTES = 1 << 16
 
 
 class Screen(io.TextIOWrapper):
-    """A text stream to the file descriptor of another stream. Writes return at once: a separate thread does the
-    writing.
+    """A text stream that writes to the file descriptor of another stream. Writes return at once: a separate thread does
+    the writing.
 
     If too much is queued, new writes are dropped. After the queue is written, a notice says how many lines were
     dropped. If the reader is gone, all writes are dropped.

@@ -11,7 +11,7 @@ MOST_BYTES = 1 << 18  # in one answer
 
 
 def follow(path: Path, offset: int | None) -> dict[str, Any]:
-    """The lines that were completed after ``offset``: ``{"from", "to", "lines"}``, both offsets in bytes.
+    """The lines that were completed after ``offset``: ``{"from", "to", "lines"}``. ``from`` and ``to`` are in bytes.
 
     Without ``offset``, or if the file is now shorter, the answer has the last lines of the file. Raises OSError.
     """

@@ -82,7 +82,7 @@ class Guard:
 
 
 def _same(text: str, secret: str) -> bool:
-    """Whether ``text`` equals ``secret``. The time that this takes does not show how much of ``text`` is right."""
+    """Whether ``text`` equals ``secret``. The time of the comparison does not show how much of ``text`` is right."""
     return hmac.compare_digest(text.encode(errors="surrogateescape"), secret.encode())
 
 

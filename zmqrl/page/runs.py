@@ -84,14 +84,14 @@ class Runs:
         return self._found
 
     def find(self, name: str) -> RunDirectory:
-        """The run of this name. Raises UnknownRun, also if a search has just found that the run is gone."""
+        """The run of this name. Raises UnknownRun if the newest search has not found the run."""
         run = self.found().get(name)
         if run is None:
             raise UnknownRun(name)
         return run
 
     def kept(self, kind: str, key: Hashable, changed: Hashable, make: Callable[[], T]) -> T:
-        """The result of ``make``, which is called again only when ``changed`` differs from the last call."""
+        """The result of ``make``. Calls ``make`` again only if ``changed`` is not the same as in the last call."""
         known = self._kept.get((kind, key))
         if known is None or known[0] != changed:
             known = self._kept[kind, key] = changed, make()
@@ -99,12 +99,13 @@ class Runs:
         return made
 
     def stamp(self, name: str) -> Hashable:
-        """Changes whenever the settings, metrics, evaluations or summary of a run change."""
+        """A value that changes whenever the settings, metrics, evaluations or summary of a run change."""
         run = self.find(name)
         return tuple(map(stamp, (run.config, run.metrics, run.evaluations, run.summary)))
 
     def state(self, name: str) -> str:
-        """``running``, ``ended``, ``killed`` (the supervisor died before the end) or ``starting``."""
+        """The state of a run: ``running``, ``ended``, ``killed`` (the supervisor died before the end) or ``starting``.
+        """
         run = self.find(name)
         if alive := stamp(run.cluster):
             # Test the lock of a dead run only once: the test takes the lock, and could stop a session that resumes.
@@ -171,7 +172,8 @@ class Runs:
         return found | {"state": state} | ({"exit_reason": None} if state != "ended" else {})
 
     def details(self, name: str) -> dict[str, Any]:
-        """All about one run except its curves: how it ended, its newest row, evaluations, videos, logs and hosts."""
+        """Everything about one run except its curves: its end, its newest row, its evaluations, videos, logs and hosts.
+        """
         run, record = self.find(name), self.record(name)
         found = self.overview(name)
         stall = _object(run.stalled, SETTINGS) if found["state"] == "running" else None
@@ -210,7 +212,7 @@ class Runs:
             names[:] = sorted(name for name in names if not name.startswith("."))
 
     def _is_run(self, config: Path) -> bool:
-        """Whether a ``config.json`` is that of a run: other programs write files of this name, too."""
+        """Whether a ``config.json`` belongs to a run: other programs also write files with this name."""
         return {"env", "workers"} <= self._config(config).keys()
 
     def _evaluations(self, run: RunDirectory, rows: list[dict[str, Any]]) -> list[Evaluation]:
@@ -285,7 +287,7 @@ def files_in(directory: Path) -> list[Path]:
 
 
 def _videos(directory: Path, record: RunRecord) -> Iterator[dict[str, Any]]:
-    """Each video with the time of its version, which is unknown for a video of another name."""
+    """Each video with the time of its version. The time is unknown if the name of the video has no version."""
     known = [[0.0, *record.column(key).tolist()] for key in ("version", "wall_s", "agent_steps")]
     for path in files_in(directory):
         if path.suffix in VIDEOS:

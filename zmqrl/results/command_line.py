@@ -16,7 +16,7 @@ WITHOUT_OPTION: Final = frozenset({"recipe", "schedule.default_minutes", "scenar
 def train_command(config: Config) -> list[str]:
     """The command that trains with the settings of ``config``: ``zmqrl train RECIPE ...``.
 
-    It has no options for where the run is stored and shown, and none for the failures of a scenario file.
+    The command does not set where the run is stored and shown, and does not repeat the failures of a scenario file.
     """
     recipe = RECIPES[config.recipe]()
     before, left_out = dict(flat(recipe.to_json())), PLACE | WITHOUT_OPTION

@@ -39,7 +39,7 @@ NO_LIMITS: Final = Limits()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """The result of a run that has ended. ``evaluation``: of its newest evaluated version, None if there is none.
+    """The result of a run that has ended. ``evaluation`` is that of the newest evaluated version, or None.
 
     ``games`` is the evaluation as ``zmqrl eval --json`` prints it, possibly without keys that older versions did not
     write. ``generation`` is above 1 if the run was resumed or rolled back.
@@ -102,7 +102,7 @@ class Result:
 
 
 def reproducible(path: Path, limits: Limits = NO_LIMITS) -> tuple[Result, Evaluation]:
-    """The result at ``path`` and its evaluation. Raises UsageError if it cannot be reproduced or judged."""
+    """The result at ``path`` and its evaluation. Raises UsageError if the result cannot be reproduced or judged."""
     result = Result.read(path, limits)
     if result.evaluation is None or "ci95" not in result.games or not result.seeds:
         raise UsageError(
@@ -149,7 +149,8 @@ def _doubt(evaluation: Evaluation, games: Mapping[str, Any], summary: Mapping[st
 def _newest_evaluation(path: Path, limits: Limits) -> dict[str, Any]:
     """The evaluation of the highest version, with the 95 % interval if it has several scores. Empty if there is none.
 
-    ``evaluation.json`` comes before ``evaluations.jsonl``. Evaluations within ``limits`` come before others.
+    If any evaluations are within ``limits``, only these count. Of two evaluations of the same version, the one in
+    ``evaluation.json`` counts.
     """
     kept = read_object(path / EVALUATION_FILE, EVALUATION, "restore it, or write it again with zmqrl eval --json")
     found = [*([] if kept is None else [kept]), *read_lines(RunDirectory(path).evaluations, EVALUATION)]

@@ -88,7 +88,7 @@ def reproduction_page(result: Result, again: Result, by: By, verdict: Verdict, p
 
 
 def facts(result: Result) -> dict[str, str]:
-    """What a reader needs to know about a result, by name."""
+    """The facts about a result that a reader needs, by name."""
     summary, settings = result.summary, result.config
     origin = summary.get("provenance", {})
     processor, cores = result.machine
@@ -134,7 +134,9 @@ def score_table(records: Mapping[str, RunRecord], x: By) -> list[str]:
 
 
 def _at(run: RunRecord, x: By, other: By, point: float) -> tuple[str, str]:
-    """The position on the axis ``other`` and the score of a run, in its nearest row to ``point`` on the axis ``x``."""
+    """The position on the axis ``other`` and the score of a run, in the row that is nearest to ``point`` on the axis
+    ``x``.
+    """
     along = positions(run, x)
     if point > along[-1]:
         return "-", "-"

@@ -26,9 +26,9 @@ from zmqrl.ps.wire.codec import FloatVector
 class Preparation:
     """Checks the game of a run, and then draws the initial parameters. Use it in a ``with`` block.
 
-    A separate process does both, so that this process can do other things, and needs neither torch nor the user's
-    code. Everything that this code has started ends with the block. A process that has already imported torch does both
-    itself, and then ends nothing.
+    A separate process does both, so that this process can do other things, and needs neither torch nor the user's code.
+    Programs that the user's code has started end with the block. A process that has already imported torch does both
+    itself, and does not end such programs.
     """
 
     def __init__(self, config: Config, *, needs_cuda: bool = False) -> None:
@@ -46,7 +46,8 @@ class Preparation:
             self._held.callback(self._child.kill)
 
     def flavour(self) -> str:
-        """Wait until the game is checked. Returns the line to print with its scores. Call this first.
+        """Wait until the game is checked. Returns the flavour, a line to print with the scores of the game. Call this
+        first.
 
         Raises UsageError like :func:`zmqrl.learner.envs.try_env`, and if the game crashes the process.
         """
@@ -56,7 +57,8 @@ class Preparation:
     def checkpoint(self) -> Checkpoint:
         """Wait for version 0 of the run.
 
-        Raises UsageError for contradictory settings, without a needed device, and if the network crashes the process.
+        Raises UsageError if settings are contradictory, if a needed device is missing, or if the network crashes the
+        process.
         """
         checked = f"--model {self._config.model}"
         if self._config.loss is not None:

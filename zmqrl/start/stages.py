@@ -14,8 +14,8 @@ SLOW_S: Final = 30.0
 class Stages:
     """The stages of a start on a console, such as ``game, connecting 5/8 (2 s)``. Use it in a ``with`` block.
 
-    A thread keeps the seconds up to date, because some stages are silent while they wait. When a stage has taken
-    ``SLOW_S``, and each time that this time has doubled, the sentence about the stage says so. The console gets one
+    A thread keeps the seconds up to date, because some stages are silent while they wait. After ``SLOW_S``, and
+    whenever this time has doubled, the sentence about a stage says how long the stage has taken. The console gets one
     call at a time.
     """
 
@@ -53,7 +53,7 @@ class Stages:
                 self._show()
 
     def close(self) -> None:
-        """The start is over."""
+        """End the start: show no more stages."""
         self._over.set()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The rows of ``metrics.jsonl`` for TensorBoard, in the same groups of charts as in CleanRL."""
+"""Writes the rows of ``metrics.jsonl`` for TensorBoard, in the same groups of charts as CleanRL."""
 
 import os
 import time
@@ -38,8 +38,8 @@ class TensorBoard:
     """Writes the numbers of a row as scalars. The x-axis is the version. Agent steps are a separate chart."""
 
     def __init__(self, directory: Path, *, resumed_at: int | None = None) -> None:
-        """``resumed_at`` is the version from which a resumed run continues. What an earlier session logged from then on
-        is hidden.
+        """``resumed_at`` is the version from which a resumed run continues. TensorBoard hides what an earlier session
+        logged from this version on.
         """
         # Imported here, because other trackers use ``scalars`` without TensorBoard. Torch has a writer, too, but its
         # import takes seconds.
@@ -76,7 +76,7 @@ class TensorBoard:
 
 
 def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """``(tag, value)`` of every number in ``row``: charts/*, contributions/*, time/*, or losses/* for all others."""
+    """``(tag, value)`` of every number in ``row``: charts/*, contributions/* or time/*, and losses/* for all others."""
     for key, value in row.items():
         if key in _GROUPS:
             yield from ((_GROUPS[key] + name, number) for name, number in value.items())
