@@ -3,9 +3,9 @@
     sudo .venv/bin/python benchmarks/page.py [--runs 100] [--hours 1] [--rounds 3] [--browser] [--output DIR]
 
 The benchmark first writes the files of the runs. In each round, it starts a new `zmqrl serve` and empties the file
-cache of the machine. Only root can empty the cache. Without root, the files stay in it, and the result says so. With
---browser, the benchmark also measures how long Chromium, without a window, takes to draw the curves. The figures go to
-`results.json` in DIR.
+cache of the machine. Only root can empty the cache. Without root, the files stay in the cache, and the result says so.
+With --browser, the benchmark also measures how long Chromium, without a window, takes to draw the curves. The figures
+go to `results.json` in DIR.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def make_runs(root: Path, count: int, hours: float) -> int:
 
 
 def row(second: int, draw: random.Random) -> dict[str, Any]:
-    """A row of metrics.jsonl with the keys and about the length of a real one."""
+    """A row of metrics.jsonl with the keys of a real row, and about as long."""
     noise = draw.gauss(0.0, 1.0)
     ranks = {str(rank): round(draw.random() * second) for rank in range(WORKERS)}
     losses = ("policy_loss", "value_loss", "entropy", "loss", "grad_norm", "grad_norm_clipped", "approx_kl")

@@ -112,7 +112,7 @@ def held_out(updates: int) -> dict[str, Scenario]:
 
 
 def calibrate(updates: int) -> None:
-    """Measure runs of one to three workers, each of which takes the same time for its work, and fit the costs."""
+    """Measure runs of one to three workers whose work always takes the same time, and fit the costs."""
     rows = []
     for workers, shards, parameters in itertools.product((1, 2, 3), (1, 2), SIZES):
         scenario = Scenario(
@@ -141,8 +141,9 @@ def measured(scenario: Scenario, observed: Observed) -> dict[str, Any]:
 def fit(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Fit lines to the spans, and to the part of a step that the spans do not explain.
 
-    A cost is ``[at 0 bytes, per byte]`` of a slice. ``receive`` and ``accumulate`` are for one contribution. ``rest``
-    has three terms: seconds per step, seconds per byte of a slice, and seconds per byte of a slice for each subscriber.
+    A cost is ``[at 0 bytes, per byte]`` of a slice. ``receive`` and ``accumulate`` are the costs of one contribution.
+    ``rest`` has three terms: seconds per step, seconds per byte of a slice, and seconds per byte of a slice for each
+    subscriber.
     """
     bytes_of = [row["slice_bytes"] for row in rows]
     costs = {}

@@ -1,4 +1,4 @@
-"""The directory in which the user starts zmqrl: its modules can be imported, and hide no other modules."""
+"""The directory in which the user starts zmqrl: its modules can be imported, and do not hide other modules."""
 
 import os
 import shutil

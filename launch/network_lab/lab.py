@@ -34,7 +34,7 @@ class Lab:
 
     @property
     def cable(self) -> str:
-        """The machine's end of its cable to the switch."""
+        """The machine's end of the cable between the machine and the switch."""
         return f"{self.name}-net"
 
     def netns(self, host: str) -> str:

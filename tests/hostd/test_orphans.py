@@ -1,4 +1,6 @@
-"""A daemon kills what processes of a run have left, and nothing else. Pure: stand-ins replace the system calls."""
+"""A daemon kills the programs that the processes of a run have left, and nothing else. Pure: stand-ins replace the
+system calls.
+"""
 
 import os
 from types import SimpleNamespace

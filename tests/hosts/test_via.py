@@ -1,4 +1,4 @@
-"""Hosts behind any command: what zmqrl runs for ``--via`` and ``via`` of a hosts file."""
+"""Hosts behind any command: the commands that zmqrl runs for ``--via``, and for ``via`` in a hosts file."""
 
 import re
 import shlex

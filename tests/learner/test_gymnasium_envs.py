@@ -89,7 +89,9 @@ class Packaged(User):
 
 @pytest.fixture
 def register() -> Iterator[Any]:
-    """``register(cls, **attributes)`` registers an environment whose class has these attributes; returns its id."""
+    """``register(cls, **attributes)`` registers an environment whose class has these attributes. Returns the id of the
+    environment.
+    """
     made: list[str] = []
 
     def registered(cls: type[User] = User, **attributes: Any) -> str:
@@ -307,7 +309,7 @@ def test_frames_that_are_not_whole_numbers_are_refused_as_images(register: Any) 
 
 
 class Taking(User):
-    """Remembers the actions that it is given, which must belong to its space."""
+    """Records the actions that it gets. These actions must belong to its action space."""
 
     taken: Any
 

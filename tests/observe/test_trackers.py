@@ -45,7 +45,7 @@ def track(
 
 
 class Recorder:
-    """A tracker that records its calls. ``fails`` names a method that raises. ``log`` waits for ``stuck``."""
+    """A tracker that records its calls. ``fails`` names a method that raises. ``log`` waits for the event ``stuck``."""
 
     def __init__(self, fails: str | None = None, stuck: threading.Event | None = None) -> None:
         self.fails, self.stuck = fails, stuck
@@ -205,7 +205,7 @@ def test_environment_variables_of_mlflow_set_its_destination(tmp_path: Path, mon
 
 @pytest.fixture
 def wandb_mode(monkeypatch: pytest.MonkeyPatch, need_modules: Callable[..., None]) -> Iterator[pytest.MonkeyPatch]:
-    """W&B without an account. Its process ends with the test."""
+    """W&B without an account. The process of W&B ends with the test."""
     need_modules("wandb")
     import wandb
 

@@ -82,7 +82,7 @@ def served(root: Path) -> Iterator[ServedPage]:
 def page(
     served: ServedPage, need_modules: Callable[..., None], skip_or_fail: Callable[[str], NoReturn]
 ) -> "Iterator[Page]":
-    """A browser that has opened the printed address. It collects errors of the page's scripts."""
+    """A browser that has opened the printed address. The browser collects errors of the page's scripts."""
     need_modules("playwright")
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:

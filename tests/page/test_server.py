@@ -1,4 +1,4 @@
-"""The page's answers over HTTP: who gets one, and what is in it. Each test talks to a real ``zmqrl serve``."""
+"""The page's HTTP answers: who gets an answer, and what it contains. Each test talks to a real ``zmqrl serve``."""
 
 import asyncio
 import hmac

@@ -42,7 +42,7 @@ def node_worker(need_programs: Callable[..., None], skip_or_fail: Callable[[str]
 
 @contextmanager
 def started(command: list[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `command` with its output in a file. The process is always ended with the block."""
+    """Run `command` with its output in a file. The process always ends with the block."""
     with (
         output.open("wb") as file,
         ending(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)) as process,

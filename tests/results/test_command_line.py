@@ -1,4 +1,4 @@
-"""The command of a report gives the settings of its run."""
+"""The command in a report gives the settings of the reported run."""
 
 import dataclasses
 from typing import Any
@@ -51,7 +51,7 @@ def changed(config: Config, changes: dict[str, Any]) -> Config:
 
 
 def stored(config: Config) -> Config:
-    """The settings as a run stores them, without those that no option can set."""
+    """The settings as a run stores them, if an option can set them."""
     config = config.with_schedule()
     schedule = dataclasses.replace(config.schedule, default_minutes=None)
     return dataclasses.replace(config, schedule=schedule, trackers=(), run_dir=None)

@@ -22,8 +22,8 @@ START_S = 60.0  # time in the run queue before the first cycle
 def off_core(processes: Sequence[ProcessRecording], on_core: float, queued: float | None) -> list[ProcessRecording]:
     """Change the recordings: each worker was on a core for the share ``on_core`` of its work.
 
-    Each worker was in the run queue for the share ``queued`` of its work. With None, the recording is an older one. The
-    processes waited in the run queue for a long time at their start.
+    Each worker was in the run queue for the share ``queued`` of its work. None stands for a recording by an older
+    version. The processes waited in the run queue for a long time at their start.
     """
     for each in processes:
         if each.process.role == "worker":

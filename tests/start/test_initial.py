@@ -61,7 +61,7 @@ gymnasium.register("Served-v0", Served)
 
 
 def prepared(config: Config, where: Path, **variables: str) -> list[str]:
-    """What a process without torch gets, in the directory ``where``."""
+    """The answers that a process without torch gets from a preparation. The process runs in the directory ``where``."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         input=json.dumps(config.to_json()),

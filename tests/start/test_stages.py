@@ -25,7 +25,7 @@ class Shown:
 
 
 class Slow(Shown):
-    """Shows a tick of the first stage only after the second stage, unless the second stage waits for the tick."""
+    """Delays a tick of the first stage. If the second stage does not wait for this tick, the tick is shown after it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Complete runs in virtual time, in which everything breaks at random: no rule is broken, and every run ends.
+"""Complete runs in virtual time, with random failures of all parts. No run breaks a rule, and every run ends.
 
 ``python -m support.hunt`` makes many more such runs: see CONTRIBUTING.md. Bugs that are planted in the state machines
 show that the hunt finds bugs.

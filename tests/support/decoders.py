@@ -70,7 +70,7 @@ Node: TypeAlias = tuple[Any, Any]
 class Decoder:
     """``decode(data, place)`` decodes one message, and may raise only ``errors``. ``place`` is a scratch directory.
 
-    ``seeds`` are valid messages. ``form`` is how they are written, if hostile variants can be made by changing values.
+    ``seeds`` are valid messages. ``form`` is the format of these messages, if changed values can make hostile variants.
     """
 
     decode: Callable[[bytes, Path], object]
@@ -97,7 +97,7 @@ def example(hint: Any) -> Any:
 
 
 def headers() -> tuple[bytes, ...]:
-    """A header of each kind, for the shard and the worker that the two state machines here expect."""
+    """A header of each kind. Its values are those that the two state machines in this file expect."""
     fitting: dict[str, Any] = {
         "layout": "layout",
         "generation": 1,

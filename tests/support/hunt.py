@@ -1,4 +1,4 @@
-"""Hunts for faults in the protocol: runs in virtual time, in which everything that can break breaks at random.
+"""Hunts for faults in the protocol: runs in virtual time, with random failures of all parts.
 
 ``play`` makes one run. The same seed always gives the same run. From a shell:
 

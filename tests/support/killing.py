@@ -58,7 +58,7 @@ def gradient(rank: int, weights: PulledWeights) -> FloatVector:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run leaves that must not depend on kills."""
+    """The part of a run's result that must not depend on kills."""
 
     checkpoint: Checkpoint
     made: tuple[tuple[Any, ...], ...]
@@ -142,7 +142,7 @@ class Running:
 
 @contextlib.contextmanager
 def supervisors() -> Iterator[Supervisors]:
-    """A process that starts supervisors. Leaving the block ends it."""
+    """A process that starts supervisors. Leaving the block ends this process."""
     searched = os.pathsep.join(map(str, (TESTS / "support" / "killed", TESTS, ROOT)))
     with ending(
         subprocess.Popen(
@@ -239,7 +239,7 @@ class Hunt:
         return killed
 
     def _resume(self, path: Path) -> None:
-        """Continue. A run that had ended before it was killed may refuse that."""
+        """Resume the run. A run that had already ended when it was killed may refuse to resume."""
         running = run(self.supervisors, path, None, *self._options(path))
         if f"has already reached {UPDATES}" not in running.told():
             assert running.wait() == 0, running.told()

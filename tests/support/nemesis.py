@@ -1,4 +1,4 @@
-"""Hunts for faults in real runs: processes are killed and stopped, connections cut, disks filled, files damaged.
+"""Hunts for faults in real runs: kills and stops processes, cuts connections, fills disks and damages files.
 
 A seed decides what happens to a run, and about when. However often the run is interrupted and resumed, it must end with
 the weights of a run without faults, bit by bit. From a shell:
@@ -71,7 +71,7 @@ class Attack:
         self._print(f"seed {self.seed} {time.monotonic() - self.began_at:6.1f} s  {words}")
 
     def run(self, expected: str) -> None:
-        """Train under attack until the run has ended, then judge it. ``expected``: the SHA-256 of its weights."""
+        """Train under attack until the run has ended, then judge it. ``expected``: the SHA-256 of the right weights."""
         first = free_ports(3 * self.shards)
         places = {
             f"tcp://127.0.0.1:{first + 3 * shard + i}": (shard, role)

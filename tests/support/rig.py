@@ -323,7 +323,7 @@ def signal_that_does_not_wake() -> Iterator[None]:
 
 @contextlib.contextmanager
 def start_process(job: dict[str, Any], *program: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run this file, or ``python PROGRAM``, as a process with ``job``. It is killed at the end of the block."""
+    """Run this file, or ``python PROGRAM``, as a process with ``job``. The process is killed at the end of the block."""
     command = [sys.executable, *(program or (__file__,))]
     with ending(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)) as process:
         assert process.stdin is not None
@@ -334,7 +334,7 @@ def start_process(job: dict[str, Any], *program: str) -> Iterator["subprocess.Po
 
 @contextlib.contextmanager
 def worker_process(cluster: Cluster, rank: int, pause_s: float = 0.0) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a toy worker in a process. It exits with status 0 when the run has ended."""
+    """Run a toy worker in a process. The process exits with status 0 when the run has ended."""
     with start_process({"cluster": cluster.to_json(), "rank": rank, "pause_s": pause_s}) as process:
         yield process
 

@@ -64,7 +64,7 @@ class StandInSlurm:
 
     @contextlib.contextmanager
     def pending(self) -> Iterator[None]:
-        """The job waits in the queue, or seems to."""
+        """The job waits in the queue, or appears to wait."""
         (self.state / "pending").touch()
         yield
 

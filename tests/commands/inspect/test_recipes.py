@@ -1,4 +1,4 @@
-"""``zmqrl recipes`` shows measured figures only: those of the results that the repository keeps."""
+"""``zmqrl recipes`` shows only measured figures, from the results in the repository."""
 
 import dataclasses
 import json

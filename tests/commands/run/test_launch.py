@@ -46,7 +46,7 @@ def has_files(run: Run) -> list[str]:
 
 
 def has_ranks(run: Run, ranks: set[int], shard: int = 0) -> Callable[[], bool]:
-    """Whether the newest lines of a shard's history use exactly these ranks."""
+    """Whether the newest lines of a shard's history name exactly these ranks."""
     return lambda: {rank for line in run.files.history(shard)[-5:] for rank in line["ranks"]} == ranks
 
 

@@ -29,7 +29,7 @@ exec sh -c "$last"
 
 
 class Host:
-    """A host h1 that can be switched off. This machine plays its part."""
+    """A host h1 that can be switched off. This machine acts as the host."""
 
     def __init__(self, place: Path) -> None:
         self.place = place

@@ -30,7 +30,7 @@ loss = ppo_loss
 
 @pytest.fixture
 def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """Options with which a run fails, unless its workers have the variable A_TOKEN."""
+    """Options with which a run fails if its workers do not have the environment variable A_TOKEN."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "needs_token.py").write_text(NEEDS_TOKEN, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"), prepend=":")
