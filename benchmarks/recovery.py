@@ -132,7 +132,9 @@ def kill(name: str) -> Callable[[Run], float]:
 
 
 def stop(name: str) -> Callable[[Run], float]:
-    """Stop a process with SIGSTOP, as a debugger or a frozen machine would. Continue the process after the measurement."""
+    """Stop a process with SIGSTOP, as a debugger or a frozen machine would. Continue the process after the
+    measurement.
+    """
 
     def measure(run: Run) -> float:
         pid, before, since = run.pid(name), run.made(), time.monotonic()

@@ -71,7 +71,9 @@ def use_all_cores() -> None:
 
 
 def usable_cores(proc: Path = Path("/proc/self")) -> int:
-    """The number of cores that this process may use: the cores it is bound to, up to the quota of its control groups."""
+    """The number of cores that this process may use: the cores it is bound to, up to the quota of its control
+    groups.
+    """
     return max(1, math.floor(min(len(os.sched_getaffinity(0)), quota(proc))))
 
 

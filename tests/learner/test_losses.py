@@ -210,7 +210,9 @@ def test_a_gradient_depends_on_its_version_and_not_on_earlier_work(
 
 
 def draw_rollout(steps: int = 8, num_envs: int = 6, *, seed: int = 0, number: int = 0) -> Rollout:
-    """A rollout of vectors whose first number identifies the sample. Rewards are from -3 to 3. A few steps end a game."""
+    """A rollout of vectors whose first number identifies the sample. Rewards are from -3 to 3. A few steps end a
+    game.
+    """
     generator = torch.Generator().manual_seed(seed)
     rollout = Rollout(steps=steps, num_envs=num_envs, spec=described((4,)))
     rollout.number = number

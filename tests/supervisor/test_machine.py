@@ -393,7 +393,9 @@ def test_a_shard_that_keeps_dying_fails_the_run_with_its_last_log_line(run: Run)
 
 
 def fill_disk(run: Run, seconds: float) -> list[e.Action]:
-    """The disk of shard 0 is full for some time. During this time, the shard dies at each start. Returns the actions."""
+    """The disk of shard 0 is full for some time. During this time, the shard dies at each start. Returns the
+    actions.
+    """
     before, until = len(run.actions), run.now + seconds
     run.kill_shard(0, DISK_IS_FULL)
     while run.now < until:

@@ -323,7 +323,9 @@ def signal_that_does_not_wake() -> Iterator[None]:
 
 @contextlib.contextmanager
 def start_process(job: dict[str, Any], *program: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run this file, or ``python PROGRAM``, as a process with ``job``. The process is killed at the end of the block."""
+    """Run this file, or ``python PROGRAM``, as a process with ``job``. The process is killed at the end of the
+    block.
+    """
     command = [sys.executable, *(program or (__file__,))]
     with ending(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)) as process:
         assert process.stdin is not None

@@ -61,7 +61,9 @@ class LiveFigures:
 
 
 class Console(Protocol):
-    """Shows a run to the user. If the pipe or the terminal closes, the console shows nothing more and raises no error."""
+    """Shows a run to the user. If the pipe or the terminal closes, the console shows nothing more and raises no
+    error.
+    """
 
     def starting(self, stage: str, line: str) -> None:
         """Show the progress of the start until there are figures: the current ``stage``, and a ``line`` about all

@@ -104,7 +104,9 @@ class Runs:
         return tuple(map(stamp, (run.config, run.metrics, run.evaluations, run.summary)))
 
     def state(self, name: str) -> str:
-        """The state of a run: ``running``, ``ended``, ``killed`` (the supervisor died before the end) or ``starting``."""
+        """The state of a run: ``running``, ``ended``, ``killed`` (the supervisor died before the end) or
+        ``starting``.
+        """
         run = self.find(name)
         if alive := stamp(run.cluster):
             # Test the lock of a dead run only once: the test takes the lock, and could stop a session that resumes.
@@ -171,7 +173,9 @@ class Runs:
         return found | {"state": state} | ({"exit_reason": None} if state != "ended" else {})
 
     def details(self, name: str) -> dict[str, Any]:
-        """Everything about one run except its curves: its end, its newest row, its evaluations, videos, logs and hosts."""
+        """Everything about one run except its curves: its end, its newest row, its evaluations, videos, logs and
+        hosts.
+        """
         run, record = self.find(name), self.record(name)
         found = self.overview(name)
         stall = _object(run.stalled, SETTINGS) if found["state"] == "running" else None
