@@ -40,7 +40,9 @@ class Cluster:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], keys: ClientKeys | None = None) -> "Cluster":
-        """Build from the parsed file, which names key files but does not contain ``keys``. Ignores unknown fields.
+        """Build a cluster from the parsed file, and ignore unknown fields.
+
+        The file names key files, but does not contain ``keys``.
 
         Raises UsageError when the run uses another version of the protocol.
         """
@@ -62,7 +64,7 @@ class Cluster:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Inverse of ``from_json``, without keys and open ranks."""
+        """Plain data that ``from_json`` reads. It lacks the keys and the open ranks."""
         return {
             "protocol": m.PROTOCOL,
             "run": self.run,

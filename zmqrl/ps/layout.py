@@ -1,4 +1,4 @@
-"""The layout of the parameter vector, and its cuts into one slice per shard."""
+"""The layout of the parameter vector, with the cuts that divide the vector into one slice per shard."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Names and shapes of the tensors in the parameter vector, in order, and the cuts between shards.
+    """Names and shapes of the tensors in the parameter vector, in order, and the cuts between slices.
 
     Two processes use the same vector if and only if their layouts have the same ``hash``.
     """
@@ -61,15 +61,15 @@ class Layout:
 
     @property
     def blocks(self) -> int:
-        """Number of 64-byte blocks. The last one may be partly filled."""
+        """Number of 64-byte blocks. The last block may be partly filled."""
         return -(-self.count // ALIGNMENT)
 
     @property
     def slices(self) -> tuple[Slice, ...]:
         """The slices: contiguous and 64-byte aligned. Their lengths differ by at most 64 bytes.
 
-        If the blocks do not divide evenly, each of the last few shards gets one more block. The very last block may be
-        short.
+        If the number of blocks is not a multiple of the number of shards, each of the last few shards gets one more
+        block. The very last block may be short.
         """
         small, extra = divmod(self.blocks, self.shards)
         slices = []
@@ -90,9 +90,10 @@ class Layout:
             start = stop
 
     def averaged(self, shard: int) -> tuple[slice, ...]:
-        """The parts of a shard's slice, counted from its start, that belong to tensors named ``running_statistics.*``.
+        """The parts of a shard's slice that belong to tensors named ``running_statistics.*``.
 
-        They contain no weights. The new value of an element is the old one minus the mean of its gradients.
+        Positions count from the start of the slice. The parts contain no weights. An update replaces each element by
+        its old value minus the mean of its gradients.
         """
         cut, parts = self.slices[shard], list[slice]()
         for name, _, piece in self.pieces():
@@ -103,7 +104,7 @@ class Layout:
 
     @property
     def hash(self) -> str:
-        """16 hexadecimal digits: SHA-256 over names, shapes, dtype and cuts."""
+        """The first 16 hexadecimal digits of the SHA-256 of names, shapes, dtype and cuts."""
         text = json.dumps(
             ["float32", [[name, list(shape)] for name, shape in self.tensors], [s.stop for s in self.slices]],
             separators=(",", ":"),
@@ -124,7 +125,10 @@ class Layout:
 
     @classmethod
     def from_json(cls, data: dict[str, object]) -> "Layout":
-        """Inverse of :meth:`to_json`. Raises UsageError when the data is unreadable or does not match its hash."""
+        """Inverse of :meth:`to_json`.
+
+        Raises UsageError when the data is unreadable or does not match the hash in it.
+        """
         try:
             tensors, shards = data["tensors"], data["shards"]
             if not isinstance(tensors, list) or not isinstance(shards, int):

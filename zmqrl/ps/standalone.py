@@ -32,7 +32,7 @@ SERVER = ["-m", "zmqrl.ps.shard.server"]
 
 @dataclass(slots=True)
 class StandaloneShards:
-    """Running shards. ``control`` talks to them as their supervisor.
+    """Running shards. ``control`` sends them the messages of a supervisor.
 
     A worker connects with ``cluster_for(rank)``. Without ``keys``, all workers can use ``cluster``.
     """

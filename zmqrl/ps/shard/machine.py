@@ -1,6 +1,6 @@
 """The decisions of a shard: a state machine without sockets, clock, files or arithmetic.
 
-It takes events and returns actions. ``server.py`` carries out the actions in order.
+The machine handles events and returns actions. ``server.py`` carries out the actions in order.
 """
 
 from dataclasses import dataclass, replace
@@ -41,10 +41,10 @@ class About(TypedDict):
 class ShardMachine:
     """Decides which contributions make the next version of one slice.
 
-    ``asynchronous``: every contribution makes a new version, even if it was computed on an older one. The quorum must
-    be 1. ``frozen``: the state can be read, but the shard makes no versions. ``horizon``: the version at which
-    schedules end, if it is known beforehand.
-    ``now`` is monotonic time in seconds.
+    If ``asynchronous``, every contribution makes a new version, even if the contribution was computed on an older
+    version. The quorum must then be 1. If ``frozen``, the state can be read, but the shard makes no versions.
+    ``horizon`` is the version at which schedules end, or None if no such version is known in advance. ``now`` is
+    monotonic time in seconds.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class ShardMachine:
         return [*actions, e.Update(self.making)]
 
     def _updated(self, event: e.Updated, now: float) -> list[e.Action]:
-        """Publish the new version. If its numbers are not finite, keep the old version and end the run."""
+        """Publish the new version. If the new numbers are not finite, keep the old version and end the run."""
         record, self.making = event.record, None
         if not event.finite:
             ranks = ", ".join(map(str, record.ranks[:RANKS_NAMED]))
@@ -205,7 +205,7 @@ class ShardMachine:
         return [e.PublishWeights(), *self._milestones()]
 
     def _milestones(self) -> list[e.Action]:
-        """Copy the newest version for a checkpoint if one is due, and end the run if it is at its last version."""
+        """Copy the newest version if a checkpoint is due, and end the run if this is the last version."""
         actions = self._checkpoint(self.version) if self.armed == self.version else []
         if self.stop is not None and self.version >= self.stop:
             if self.state == "open" and self.version == self.stop:
@@ -274,7 +274,7 @@ class ShardMachine:
         return self._reject()
 
     def _command(self, event: e.ControlArrived, now: float) -> list[e.Action]:
-        """Carry out a command of the supervisor. The answer is STATS, except for ELAPSED, FETCH and LOAD."""
+        """Carry out a command of the supervisor. Answer STATS to every command except ELAPSED, FETCH and LOAD."""
         peer, message = event.peer, event.message
         actions: list[e.Action] = []
         match message:
@@ -328,7 +328,7 @@ class ShardMachine:
         return [*actions, *(self._lost(ping) if known and ahead else []), e.Send(peer, pong)]
 
     def _lost(self, evidence: m.Gradient | m.Ping) -> list[e.Action]:
-        """Report to the supervisor that a worker has seen a newer version: this shard has lost state."""
+        """Report to the supervisor that a worker has seen a newer version, so this shard has lost state."""
         me = self.identity
         lost = m.Lost(run=me.run, shard=me.shard, rank=evidence.rank, version=evidence.version)
         return self.roster.to_supervisor(lost)
@@ -367,7 +367,10 @@ class ShardMachine:
         return [e.CommitAgain(record)]
 
     def _tell_state(self, now: float) -> list[e.Action]:
-        """Publish the state of the shard, unless a new version is about to be published: that shows the state, too."""
+        """Publish the state of the shard.
+
+        While the shard makes a new version, this does nothing, because that version will show the state, too.
+        """
         return [self._heartbeat(now)] if self.making is None else []
 
     # time

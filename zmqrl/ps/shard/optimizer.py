@@ -1,7 +1,7 @@
 """The update of a slice: Adam, RMSProp and SGD as in torch.optim, out of place and block by block.
 
-Every operation is elementwise and rounded to float32, so the result is bit-identical for any number of slices. A
-pass over a block costs more than the arithmetic in it. So scalar factors are first multiplied together, and the block
+Every operation is elementwise and rounded to float32, so the result is bit-identical for any number of slices. A pass
+over a block costs more than the arithmetic in that pass. So scalar factors are first multiplied together, and the block
 of new weights serves as scratch space.
 """
 
@@ -78,10 +78,12 @@ def _option(name: str) -> str:
 
 
 class Optimizer:
-    """The update rule of a config. It is stateless: it computes the arrays of version v + 1 from those of version v.
+    """The update rule of a config.
 
-    ``averaged``: the parts of the arrays that hold running statistics. The new value is the old one minus the mean of
-    the gradients, and the state stays zero.
+    The class is stateless: it computes the arrays of version v + 1 from the arrays of version v.
+
+    ``averaged`` has the parts of the arrays that hold running statistics. There, the new value is the old value minus
+    the mean of the gradients, and the optimizer state stays zero.
     """
 
     def __init__(self, config: OptimizerConfig, averaged: Sequence[slice] = ()) -> None:

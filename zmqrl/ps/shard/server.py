@@ -126,7 +126,7 @@ class ShardServer:
         return self.endpoints
 
     def serve(self) -> None:
-        """Serve until standard input ends, which means that the supervisor has died or wants us to stop."""
+        """Serve until standard input ends, which means that the supervisor has died or wants this shard to stop."""
         self._recover()
         poller = zmq.Poller()
         for socket in self.sockets.values():
@@ -225,7 +225,7 @@ class ShardServer:
     def _update(self, record: e.Record) -> bool:
         """Make and commit the version of ``record``.
 
-        If its numbers are not finite, returns False and stores nothing.
+        If the new numbers are not finite, returns False and stores nothing.
         """
         self.spans.version = record.version
         self.closed_us = self.handled_us
@@ -256,7 +256,7 @@ class ShardServer:
         self._commit(new, record)
 
     def _commit(self, slot: Slot, record: e.Record) -> int:
-        """Make ``slot`` the newest version. Returns the CRC-32 of its publication."""
+        """Make ``slot`` the newest version. Returns the CRC-32 of the published weights."""
         self.payload = self._encoded(slot)
         crc32 = zlib.crc32(self.payload.data)
         self.store.commit(
@@ -392,7 +392,9 @@ class ShardServer:
         self._handle(e.StateRestored(record, recovered=False))
 
     def _recover(self) -> None:
-        """Continue from the state that an earlier process committed, even if it was killed right after the commit.
+        """Continue from the state that an earlier process committed.
+
+        That process may have been killed right after the commit.
 
         If the newest version is lost, the shard stays empty until the supervisor loads a state. A frozen shard serves
         the newest version that is left.
@@ -456,7 +458,7 @@ def _stop(*_: object) -> None:
 
 
 def _has_no_state(path: Path) -> bool:
-    """Whether the file is missing or never held a version. False for an unreadable file."""
+    """Whether the file is missing or never held a version. Returns False for an unreadable file."""
     try:
         return is_blank(path)
     except FileNotFoundError:
@@ -466,7 +468,7 @@ def _has_no_state(path: Path) -> bool:
 
 
 def main() -> None:
-    """Run one shard, whose job comes on standard input."""
+    """Read a job from standard input and run that shard."""
     job = ShardJob.from_json(read_job(signal.SIGTERM))
     raise_open_files()
     log = log_to_stderr("zmqrl.ps.shard")

@@ -43,10 +43,10 @@ HEADER_BYTES = 64 * 1024
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Slot:
-    """One version of a slice, as views of the mapping. The numbers in them change when the slot is reused.
+    """One version of a slice, as views of the mapping. The numbers in these views change when the slot is reused.
 
-    ``weights`` and each array of ``state``: float32 (count,), aligned to 64 bytes. ``crc32`` is the checksum of
-    the published payload. ``sequence`` numbers the commits. 0 means that the slot holds no version.
+    ``weights`` and each array of ``state``: float32 (count,), aligned to 64 bytes. ``crc32`` is the checksum of the
+    published payload. ``sequence`` is the number of the commit, or 0 if the slot holds no version.
     """
 
     index: int
@@ -66,7 +66,9 @@ class Slot:
 
 
 class SlotStore:
-    """The slots of one shard. ``newest`` is the last commit, and ``previous`` the version before it, if held.
+    """The slots of one shard. ``newest`` is the slot of the last commit.
+
+    ``previous`` is the slot of the version before ``newest``, or None if no slot holds that version.
 
     To make a version, take a ``free_slot``, write its arrays and ``commit`` it.
     """
@@ -90,7 +92,7 @@ class SlotStore:
     def create(
         cls, path: Path, *, identity: bytes, count: int, state_names: Sequence[str], slots: int = SLOTS
     ) -> "SlotStore":
-        """Create an empty store for a slice of ``count`` parameters. It replaces any file at ``path``.
+        """Create an empty store for a slice of ``count`` parameters. The new store replaces any file at ``path``.
 
         ``identity`` names the owner of the state: run, layout, shard, codec. Raises ClusterError when the file cannot
         be created, for example because the disk is full.
@@ -148,7 +150,7 @@ class SlotStore:
         return store
 
     def free_slot(self) -> Slot:
-        """Take a slot for the next version. Its old version is erased in the file too."""
+        """Take a slot for the next version. The old version in the slot is erased from the file, too."""
         slot = next(s for s in self._slots if s is not self.newest and s is not self.previous and not s.pinned())
         offset = self._offset(slot.index)
         self._mapping[offset : offset + MARK_BYTES] = bytes(MARK_BYTES)

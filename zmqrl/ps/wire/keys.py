@@ -1,7 +1,7 @@
 """Makes the CURVE keys of a run, and lets a shard admit only these keys.
 
 Each session makes new keys. A key is a string of 40 characters (Z85). Secret keys are passed on standard input or
-stored in files with mode 0600. ``repr`` hides them.
+stored in files with mode 0600. ``repr`` hides secret keys.
 """
 
 import threading
@@ -46,7 +46,10 @@ class ClientKeys:
     shards: tuple[str, ...]
 
     def secure(self, socket: "zmq.Socket[bytes]", shard: int) -> None:
-        """Keep ``socket`` from talking to any process but ``shard``. Call this before connecting the socket."""
+        """Make ``socket`` accept only the process that has the key of ``shard``.
+
+        Call this before you connect the socket.
+        """
         socket.curve_publickey, socket.curve_secretkey = self.own.public.encode(), self.own.secret.encode()
         socket.curve_serverkey = self.shards[shard].encode()
 
@@ -64,7 +67,7 @@ class ClientKeys:
 
     @classmethod
     def read(cls, path: Path, *, run: str, rank: int) -> "ClientKeys":
-        """Read the key file of ``rank``. Raises UsageError if the file is missing or of another rank or run."""
+        """Read the key file of ``rank``. Raises UsageError if the file is missing or belongs to another rank or run."""
         try:
             data = parse_json(path.read_text(encoding="utf-8"))
             keys, found = cls.from_json(data), (data["run"], data["rank"])
@@ -90,7 +93,10 @@ class ShardKeys:
         return {key: rank for rank, key in enumerate(self.workers)} | {self.supervisor: "supervisor"}
 
     def secure(self, socket: "zmq.Socket[bytes]") -> None:
-        """Make ``socket`` admit only keys that an :class:`Authenticator` admits. Call this before binding it."""
+        """Make ``socket`` admit only keys that an :class:`Authenticator` admits.
+
+        Call this before you bind the socket.
+        """
         socket.curve_server = True
         socket.curve_publickey, socket.curve_secretkey = self.own.public.encode(), self.own.secret.encode()
         socket.zap_domain = DOMAIN.encode()
@@ -141,7 +147,7 @@ class RunKeys:
 
 
 class Authenticator:
-    """Admits only the keys of a run to the sockets of ``context``, until :meth:`stop`.
+    """Admits only the keys of a run to the sockets of ``context``, until :meth:`stop` is called.
 
     libzmq asks about the key of each new connection, in the protocol ZAP (https://rfc.zeromq.org/spec/27). The thread
     of an Authenticator answers several times faster than pyzmq's own thread. A flood of unknown keys would keep pyzmq's

@@ -24,7 +24,10 @@ TOPICS = (TOPIC_WEIGHTS, TOPIC_HEARTBEAT, TOPIC_NEED, TOPIC_BYE)
 
 @dataclass(frozen=True, slots=True)
 class Uint:
-    """An unsigned integer below ``2**bits``. At most 53 bits, which every language represents exactly."""
+    """An unsigned integer below ``2**bits``.
+
+    ``bits`` is at most 53, because every language represents such integers exactly.
+    """
 
     bits: int
 
@@ -73,7 +76,7 @@ class Gradient:
 class Weights:
     """XPUB to SUB, topic ``W``, followed by the payload: the weights of ``version``, and the ranks used for it.
 
-    ``elapsed`` is the progress of the run in millionths, as this shard knows it, for the update from these weights.
+    ``elapsed`` is this shard's figure, in millionths, for the progress of the run at the update from these weights.
     """
 
     run: Name
@@ -148,7 +151,10 @@ class Hello:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome:
-    """ROUTER to DEALER: the answer to HELLO. A worker gets it once it has subscribed to its presence topic."""
+    """ROUTER to DEALER: the answer to HELLO.
+
+    A shard sends WELCOME to a worker once the worker has subscribed to its presence topic.
+    """
 
     run: Name
     shard: U16
@@ -287,11 +293,12 @@ class Stats:
     ``tallies`` has one ``[rank, used, late, duplicate, rejected]`` for each rank. ``unattributed`` counts messages that
     belong to no member. ``present`` lists the members that are present, and ``silent_ms`` the time since each of them
     was last heard. ``totals`` are ``(used, late, duplicate, rejected)`` of the history up to ``version``.
-    ``captured_totals`` are the totals up to the ``captured`` version, or empty if there is none. ``stop`` is the
-    version to end at. ``failure`` says why the shard can make no more versions, and is empty until then.
-    ``span_ranks``, ``spans`` and ``span_ms`` list members that are present but have not contributed to the open
-    version. They hold the rank, its current span and the time in that span, the longest times first.
-    ``made_at`` is the progress of the run, in millionths, for which ``version`` was made.
+    ``captured_totals`` are the totals up to the ``captured`` version, or empty if no version is captured. ``stop`` is
+    the version at which the shard ends. ``failure`` says why the shard can make no more versions. It is empty while the
+    shard can make versions. ``span_ranks``, ``spans`` and ``span_ms`` list members that are present but have not
+    contributed to the open version. They hold each member's rank, its current span, and the time in that span. The
+    member with the longest time comes first. ``made_at`` is the progress of the run, in millionths, that the update to
+    ``version`` used.
     """
 
     run: Name
@@ -338,7 +345,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elapsed:
-    """Supervisor to shard: the progress of the run by its clock and its agent steps, in millionths."""
+    """Supervisor to shard: the progress of the run in millionths, measured by training time and agent steps."""
 
     run: Name
     elapsed: U32
@@ -417,7 +424,10 @@ class Lost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """Shard to supervisor: a worker with another version of zmqrl was refused. ``reason`` is for the user."""
+    """Shard to supervisor: a worker with another version of zmqrl was refused.
+
+    ``reason`` is a sentence for the user.
+    """
 
     run: Name
     shard: U16

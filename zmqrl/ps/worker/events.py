@@ -1,4 +1,4 @@
-"""The events that a worker's state machine handles, and the actions that it asks for."""
+"""The events that a worker's state machine handles, and the actions that the machine returns."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -56,7 +56,7 @@ class SendBlocked:
 
 @dataclass(frozen=True, slots=True)
 class Writable:
-    """The PUSH socket of ``shard`` can take a message."""
+    """The PUSH socket of ``shard`` can accept a message."""
 
     shard: int
 
@@ -149,7 +149,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The worker cannot continue; ``reason`` is a sentence for the user."""
+    """The worker cannot continue. ``reason`` is a sentence for the user."""
 
     reason: str
 
