@@ -46,12 +46,13 @@ class Clock:
 
 
 def measure(sent: Times, received: Times, answered: Times, returned: Times) -> Clock:
-    """Measure the conversion from the clock that asks to the clock that answers, with round trips. Times are in
-    microseconds.
+    """Use round trips to measure the conversion from the clock of the asking process to the clock of the answering
+    process.
 
-    A round trip gives the offset ``((received - sent) + (answered - returned)) / 2``. The error of this offset is at
-    most half of ``(returned - sent) - (answered - received)`` (D. Mills, RFC 5905 §8). Offset and drift are fitted to
-    the shortest round trip of each time window. ``error_us`` is valid from the first to the last round trip.
+    Times are in microseconds. A round trip gives the offset ``((received - sent) + (answered - returned)) / 2``. The
+    error of this offset is at most half of ``(returned - sent) - (answered - received)`` (D. Mills, RFC 5905 §8).
+    Offset and drift are fitted to the shortest round trip of each time window. ``error_us`` is valid from the first to
+    the last round trip.
     """
     at = (sent + returned) / 2
     offsets = ((received - sent) + (answered - returned)) / 2
@@ -81,10 +82,10 @@ def _shortest(at: Times, halves: Times) -> NDArray[np.intp]:
 
 
 def _error_us(drift: float, offset: float, at: Times, offsets: Times, halves: Times, ends: Times) -> float:
-    """The largest deviation of a line from the true clock, between the times ``ends``.
+    """The largest possible deviation of a fitted line from the true clock, between the two times in ``ends``.
 
     The drift is assumed constant, so the deviation is largest at one of the ends. Each round trip bounds the deviation
-    at its own time. From there to an end, the deviation grows by at most the possible difference of the drifts. Two
+    at its own time. From that time to an end, the deviation grows by at most the possible difference of the drifts. Two
     round trips together also bound the deviation, by extrapolation.
     """
     misfits = np.abs(offset + drift * at - offsets)
@@ -142,7 +143,7 @@ class Clocks:
         return self.by_id[recording.clock].to_other(times_us.astype(np.float64))
 
     def by_host(self, processes: Iterable[ProcessRecording]) -> dict[str, Clock]:
-        """The clock of each host; ``h (2)`` is a second clock of host h."""
+        """The clock of each host. ``h (2)`` is a second clock of host h."""
         named: dict[str, dict[str, None]] = defaultdict(dict)
         for each in processes:
             if self.knows(each):
@@ -155,7 +156,7 @@ class Clocks:
 
 
 def _pairs(recording: Recording) -> dict[tuple[str, str], Clock]:
-    """The measured conversions between different clocks, by the clock that asks and the clock that answers."""
+    """The measured conversions between different clocks. The key is the asking clock and the answering clock."""
     shards: defaultdict[tuple[str, int], list[ProcessRecording]] = defaultdict(list)
     for shard in recording.of_role("shard"):
         shards[shard.run, shard.process.number].append(shard)

@@ -32,7 +32,9 @@ _this_thread = threading.local()
 
 @dataclass(frozen=True, slots=True)
 class RecorderJob:
-    """Tells a process where to record its profile. ``host`` is the name that this run uses for the host of the process.
+    """The instructions for a process to record its profile.
+
+    ``host`` is the name that this run uses for the host of the process.
 
     The recorder keeps each span of the versions below ``trace_below``, but at most ``TRACE_SPANS`` spans.
     """
@@ -142,7 +144,7 @@ class Recorder:
             self.flush(now)
 
     def flush(self, now: float, *, last: bool = False) -> None:
-        """Write the recorded rows and the histograms of new spans. ``last``: also write the newest spans."""
+        """Write the recorded rows and the histograms of new spans. If ``last``, also write the newest spans."""
         if self._failed:
             for waiting in self._rows.values():
                 waiting.clear()
@@ -253,8 +255,8 @@ def clock_id() -> str:
 def machine_totals() -> tuple[int, int, int, int, int]:
     """Totals in microseconds. Values that the kernel does not report are 0.
 
-    In this order: CPU time of this thread, its time in the run queue, CPU time of the process, stolen time of the
-    machine, throttled time of the control group.
+    The order is: CPU time of this thread, time of this thread in the run queue, CPU time of the process, stolen time of
+    the machine, throttled time of the control group.
     """
     return *_scheduled_us(), time.process_time_ns() // 1000, _stolen_us(), _throttled_us()
 
@@ -262,8 +264,8 @@ def machine_totals() -> tuple[int, int, int, int, int]:
 def _scheduled_us() -> tuple[int, int]:
     """CPU time of this thread, and its time in the run queue.
 
-    A worker reads them three times for each contribution. So the file stays open: opening it takes ten times as long as
-    reading it.
+    A worker reads these times three times for each contribution. So the file stays open, because opening it takes ten
+    times as long as reading it.
     """
     with contextlib.suppress(OSError, ValueError):
         if not hasattr(_this_thread, "schedstat"):

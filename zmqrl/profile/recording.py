@@ -90,8 +90,9 @@ class ProcessRecording:
         return replace(self, tables=tables, earlier={}, parts=since, covered=0)
 
     def _finished_us(self, version: int) -> int | None:
-        """The time at which this process finished its work for the versions up to ``version``. None if it recorded none
-        of these versions.
+        """The time at which this process finished its work for the versions up to ``version``.
+
+        Returns None if the process recorded none of these versions.
         """
         name, at = ("cycles", "pushed_at_us") if self.process.role == "worker" else ("versions", "published_at_us")
         table = self.table(name)
@@ -128,7 +129,7 @@ def _add_block(
 
 
 def _of_versions(name: str, table: Table, versions: range) -> Table:
-    """The rows of a table that belong to ``versions``. If the table has no version column, all its rows."""
+    """The rows of a table that belong to ``versions``. If the table has no version column, returns all rows."""
     columns = COLUMNS[name]
     if "version" not in columns or versions == ALL:
         return table
@@ -147,7 +148,7 @@ def _since(machine: Table, at_us: int) -> Table:
 class Recording:
     """The recordings of all processes of a run. A restarted process has several recordings.
 
-    ``left_out`` is the newest version that was left out to save memory. -1 if no version was left out.
+    ``left_out`` is the newest version that was left out to save memory, or -1 if no version was left out.
     """
 
     processes: tuple[ProcessRecording, ...]
@@ -178,8 +179,9 @@ class Recording:
 
     @classmethod
     def tail(cls, directory: Path, blocks: int) -> Self:
-        """Read only about the ``blocks`` newest blocks of each process. The cost does not depend on the length of the
-        run. Leaves out symbolic links.
+        """Read only the newest blocks of each process, approximately ``blocks`` of them.
+
+        The cost does not depend on the length of the run. Leaves out symbolic links.
         """
         by_process: dict[str, list[Path]] = {}
         files = [] if directory.is_symlink() else [path for path in segments(directory) if not path.is_symlink()]
@@ -228,7 +230,10 @@ class Recording:
 
 
 def newest_version(directory: Path) -> int:
-    """The newest version that a shard recorded in ``DIR/profile``. -1 if there is none. Reads only the newest files."""
+    """The newest version that a shard recorded in ``DIR/profile``, or -1 if no shard recorded a version.
+
+    Reads only the newest files.
+    """
     newest = -1
     shards = {path.name.partition(".")[0] for path in segments(directory) if path.name.startswith("shard-")}
     for shard in shards:

@@ -75,8 +75,10 @@ def pack(block: Mapping[str, Any], tables: Mapping[str, Sequence[Sequence[int]]]
 
 
 def unpack(data: bytes, newest: int | None = None) -> Iterator[dict[str, Any]]:
-    """The blocks of a file, up to the first that is cut off, damaged or not of this format. With ``newest``: the first
-    block, which describes the process, and that many of the newest blocks.
+    """The blocks of a file, up to the first block that is cut off, damaged or not of this format.
+
+    If ``newest`` is given, returns only the first block, which describes the process, and that number of the newest
+    blocks.
     """
     bodies = list(_bodies(data))
     if newest is not None:

@@ -26,8 +26,9 @@ def write_trace(recording: Recording, path: Path, shown: range, *, arrows: bool 
     """Write the recording of the versions ``shown`` to ``path``. The trace includes single spans if the processes
     recorded them.
 
-    In an asynchronous run, versions do not tell which messages belong together: call this without ``arrows`` there. The
-    file appears complete or not at all. Returns a sentence for each role with missing processes or spans.
+    In an asynchronous run, versions do not show which messages belong together, so call this function without
+    ``arrows``. The function writes a complete file or no file. Returns a sentence for each role with missing processes
+    or spans.
     """
     clocks = Clocks.of(recording)
     events = list(_events(recording, clocks, shown))
@@ -105,10 +106,10 @@ def _slice(name: str, track: int, start_us: float, end_us: float, **args: Any) -
 
 
 def _arrow(name: str, key: str, start: tuple[int, float, float], end: tuple[int, float]) -> Iterator[Event]:
-    """An arrow from the end of the slice ``start`` to the track and time ``end``.
+    """An arrow from the end of the trace slice ``start`` to the track and time ``end``.
 
-    A message can arrive before the sender has recorded the end of sending: the arrow then starts earlier in the slice.
-    If the message seems to arrive before the slice, because of the error of the clocks, there is no arrow.
+    A message can arrive before the sender has recorded the end of sending. The arrow then starts earlier in the slice.
+    If clock errors make the message seem to arrive before the slice, there is no arrow.
     """
     track, begin_us, end_us = start
     start_us = max(begin_us, min(end_us - 0.001, end[1]))

@@ -83,8 +83,9 @@ def _setting(result: Result, name: str) -> object:
 
 
 def _busiest(result: Result) -> str:
-    """The greatest share of the bandwidth that any network card used in one direction, in words. Empty if no use was
-    measured.
+    """The greatest share of the bandwidth that any network card used in one direction, in words.
+
+    Returns an empty text if no use was measured.
     """
     return f"{max(max(use.outgoing, use.incoming) for use in result.nics):.0%}" if result.nics else ""
 

@@ -33,7 +33,7 @@ def scenario_of(run: Path) -> Scenario:
 
 
 def settings_of(run: Path, record: RunRecord) -> Scenario:
-    """The scenario from only the settings of a run, which ``record`` holds.
+    """Build a scenario from the settings of a run, which ``record`` holds, without a recording.
 
     Raises UsageError if the run is asynchronous.
     """
@@ -60,7 +60,7 @@ def settings_of(run: Path, record: RunRecord) -> Scenario:
 
 @lru_cache(maxsize=1)  # a sweep simulates the same run many times
 def recorded_run(run: Path) -> RecordedRun | None:
-    """The recording of a run. None if the recording is too short to simulate. Raises UsageError."""
+    """The recording of a run. Returns None if the recording is too short to simulate. Raises UsageError."""
     recording = Recording.newest(RunDirectory(run).profile)
     timeline = Timeline.of(recording, Clocks.of(recording))
     try:

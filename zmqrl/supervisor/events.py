@@ -43,7 +43,7 @@ class ProcessDied:
 
 @dataclass(frozen=True, slots=True)
 class HostChanged:
-    """A host was lost, could still not be reached, or is back."""
+    """A host was lost, is still unreachable, or is back."""
 
     change: HostLost | HostUp
 
@@ -96,8 +96,10 @@ class CheckpointFailed:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The metrics for which a run can have limits. ``confirmed_score`` is the mean score of the last evaluation for
-    ``Limits.stop_score``, or -inf.
+    """The metrics for which a run can have limits.
+
+    ``confirmed_score`` is the mean score of the last evaluation for ``Limits.stop_score``, or -inf if there was no such
+    evaluation.
     """
 
     agent_steps: int
@@ -174,7 +176,7 @@ class Inspect:
 
 @dataclass(frozen=True, slots=True)
 class ShowStall:
-    """A version has stalled. ``tell``: notify the user now."""
+    """A version has stalled. If ``tell``, notify the user now."""
 
     stall: Stall
     tell: bool
@@ -182,8 +184,9 @@ class ShowStall:
 
 @dataclass(frozen=True, slots=True)
 class EndStall:
-    """The stall has ended: its version was made, or is no longer needed. ``tell``: the user was notified of the
-    stall.
+    """The stall has ended, because its version was made or is no longer needed.
+
+    ``tell`` is True if the user was notified of the stall.
     """
 
     stall: Stall
@@ -221,7 +224,7 @@ class TellView:
 
 @dataclass(frozen=True, slots=True)
 class TellStop:
-    """Send a shard the version to end at. None cancels an earlier TellStop."""
+    """Send a shard the version at which it ends. None cancels an earlier TellStop."""
 
     shard: int
     version: int | None
@@ -298,7 +301,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The run cannot continue. ``see_logs``: the logs may have details."""
+    """The run cannot continue. If ``see_logs``, the logs may have details."""
 
     why: str
     see_logs: bool = False

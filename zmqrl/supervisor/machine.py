@@ -1,4 +1,7 @@
-"""The decisions of a run's supervisor, as a state machine: events in, actions out. Pure: no sockets, clock or files."""
+"""The decisions of a run's supervisor, as a state machine: events in, actions out.
+
+The machine uses no sockets, clock or files.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +44,7 @@ class ScheduleEnd:
     """The point at which schedules that follow the progress of the run end, in units that only the supervisor can
     measure.
 
-    ``trained_s``: the training time of earlier sessions, which counts as progress.
+    ``trained_s`` is the training time of earlier sessions, which counts as progress.
     """
 
     agent_steps: int | None = None
@@ -52,9 +55,10 @@ class ScheduleEnd:
 class SupervisorMachine:
     """One session of a run, from a checkpoint to its end.
 
-    States: ``starting`` (not all shards are bound), ``running``, ``stopping`` (there is a reason to stop, but not every
-    shard can be stopped yet), ``ending`` (the shards are being stopped). ``checkpoint`` holds the version of each shard
-    in the checkpoint from which the session starts. Times are in seconds, all on one clock.
+    The session is ``starting`` until all shards are bound, and then ``running``. It is ``stopping`` if there is a
+    reason to stop, but not every shard can be stopped yet. It is ``ending`` while the shards are being stopped.
+    ``checkpoint`` holds the version of each shard in the checkpoint from which the session starts. Times are in
+    seconds, all on one clock.
     """
 
     def __init__(
@@ -187,7 +191,8 @@ class SupervisorMachine:
     def presence(self, process: ProcessId, missing_s: Mapping[int, float], now: float) -> tuple[State, float]:
         """The state of a process, and for how many seconds it has been in that state.
 
-        ``missing_s``: by rank, the seconds since the last contribution of a worker that the open version waits for.
+        ``missing_s`` has the ranks that the open version waits for, with the seconds since each rank's last
+        contribution.
         """
         is_worker = process.role == "worker"
         outside = is_worker and process.number not in self.local_ranks
@@ -256,7 +261,7 @@ class SupervisorMachine:
         return status == ClusterError.exit_status and bool(self.shards.down)
 
     def _hopelessness(self, exited: Exited, now: float) -> str:
-        """Why a process is not restarted any more: a verb phrase about it."""
+        """The reason why a process is no longer restarted, as a verb phrase."""
         unreachable_s = self.processes.unreachable_s(exited.process, now)
         if unreachable_s is not None:
             return f"cannot run, because its host has been unreachable for {unreachable_s:.0f} s"
@@ -375,7 +380,7 @@ class SupervisorMachine:
         return int(WHOLE * min(1.0, fraction))
 
     def _tell_elapsed(self, now: float) -> list[e.Action]:
-        """Send the progress to every shard. Repeated calls make sure that a lost message does no harm."""
+        """Send the progress to every shard. This method is called repeatedly, so that a lost message does no harm."""
         elapsed = self.elapsed(now)
         return [e.TellElapsed(shard, elapsed) for shard in self.shards.numbers] if elapsed else []
 

@@ -1,4 +1,4 @@
-"""The processes of a run: their deaths, restarts and silences. Pure: no clock."""
+"""The processes of a run: their deaths, restarts and silences. This module uses no clock."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -66,9 +66,9 @@ class Processes:
     def died(self, exited: Exited, now: float, *, excused: bool = False, is_full: bool = False) -> list[e.Action]:
         """A process died. Restart it after a delay, which doubles with each death in a row.
 
-        The death of a shard or a worker can become the ``first_death``. If ``excused``, it cannot: the process had a
-        good reason to end, so it may do so as often as a process that is killed from outside. If ``is_full``, the
-        process ended because its disk is full: the run waits for space.
+        The death of a shard or a worker can become the ``first_death``. If ``excused``, the process had a good reason
+        to end. Its death cannot become the ``first_death``, and it may die as often as a process that is killed from
+        outside. If ``is_full``, the process ended because its disk is full, so the run waits for space.
         """
         process = exited.process
         counts = process.role in ("shard", "worker") and not excused
@@ -113,11 +113,11 @@ class Processes:
         return [e.Notice(f"host {change.host} has been unreachable for {waited_s:.0f} s{again}: {change.why}")]
 
     def unreachable_s(self, process: ProcessId, now: float) -> float | None:
-        """Seconds since the host of a process was lost. None if the host is not lost."""
+        """Seconds since the host of a process was lost, or None if the host is not lost."""
         return next((now - host.since for host in self.lost_hosts.values() if process in host.processes), None)
 
     def _wait_for_space(self, exited: Exited, now: float) -> e.Action:
-        """Restart the process until its disk has space, but for at most ``SPACE_WITHIN_S``."""
+        """Restart the process repeatedly until its disk has space, but for at most ``SPACE_WITHIN_S``."""
         process = exited.process
         waited_s = now - self._full_since.setdefault(process, now)
         left_s = max(0.0, SPACE_WITHIN_S - waited_s)
@@ -127,7 +127,7 @@ class Processes:
         return _told(exited, f"has a full disk; the run waits {left_s:.0f} s for space", 1)
 
     def was_full(self, process: ProcessId) -> bool:
-        """Whether a full disk ended the process last, and the process has done no work since."""
+        """Whether a full disk caused the last death of the process, and the process has done no work since."""
         return process in self._full_since
 
     def deaths(self, process: ProcessId) -> int:
@@ -168,7 +168,7 @@ class Processes:
                 self.worked(worker_id(rank))
 
     def reset_tallies(self) -> None:
-        """The shards have loaded a checkpoint, and count used contributions from zero again."""
+        """Forget the tallies when the shards have loaded a checkpoint, because they then count from zero again."""
         self._used.clear()
 
     def made(self, version: int, now: float) -> None:
@@ -195,7 +195,7 @@ class Processes:
                     self.heard(worker_id(rank), now)
 
     def silent_s(self, process: ProcessId, now: float) -> float:
-        """Seconds since the last sign of life of the process. 0 before the first sign of life."""
+        """Seconds since the last sign of life of the process, or 0 before the first sign of life."""
         return now - self._heard_at.get(process, now)
 
     def see_outside(self, workers: Iterable[ProcessId], now: float) -> None:
@@ -206,7 +206,10 @@ class Processes:
                 self._outside[worker], self._changed_at[worker] = worker in here, now
 
     def presence(self, process: ProcessId, now: float, *, outside: bool = False) -> tuple[State, float]:
-        """The state of a process, and for how many seconds it has been in it. ``outside``: it is an external worker."""
+        """The state of a process, and for how many seconds the process has been in that state.
+
+        ``outside``: whether the process is an external worker.
+        """
         unreachable_s = self.unreachable_s(process, now)
         if unreachable_s is not None:
             return "unreachable", unreachable_s

@@ -54,8 +54,9 @@ def left_of(config: Config) -> Config:
 
 
 def requeued(job: str | None, train: Callable[[], int]) -> int:
-    """Run ``train`` and return its exit status. If USR1 alone ended the run, requeue ``job`` (None: there is no
-    job).
+    """Run ``train`` and return its exit status. If USR1 alone ended the run, requeue ``job``.
+
+    ``job`` is None if there is no job.
     """
     with _warned() as came:
         try:

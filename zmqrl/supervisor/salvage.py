@@ -83,8 +83,10 @@ def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
 
 
 def _forget_state(directory: RunDirectory) -> None:
-    """Remove ``left.json``, because the state of the shards is no longer needed. If the run had other hosts, keep it as
-    ``old-hosts.json``, because these hosts may still have files of the run.
+    """Remove ``left.json``, because the state of the shards is no longer needed.
+
+    If the run had other hosts, keep the file as ``old-hosts.json``, because those hosts may still have files of the
+    run.
     """
     with contextlib.suppress(ClusterError):
         if not _Left.read(directory.left).is_here:
@@ -163,7 +165,10 @@ def _set_aside(history: Path) -> set[Path]:
 
 
 def _tell_of_history(history: Path, set_aside: Collection[Path], notice: Notice) -> None:
-    """Report missing and unreadable lines of a history to the user. The shard reports them only to its own log."""
+    """Report missing and unreadable lines of a history to the user.
+
+    The shard writes these problems only to its own log.
+    """
     for aside in sorted(_set_aside(history) - set(set_aside)):
         notice(f"{history}: lines that could not be read were removed; the original file is kept as {aside.name}")
     after = 0

@@ -173,8 +173,9 @@ class Supervisor:
         first: BaseException | None,
         trace: object,
     ) -> None:
-        """Close a part of the run. ``close`` gets the error that ends the run, ``first``, or None. If there is such an
-        error, an error of ``close`` becomes a notice.
+        """Close a part of the run. ``close`` is called with ``first``, the error that ends the run, or None.
+
+        If ``first`` is an error, an error of ``close`` becomes a notice.
         """
         try:
             close(first)
@@ -270,7 +271,7 @@ class Supervisor:
             self._show(self._snapshot(self.shown_at))
 
     def _show_stage(self) -> None:
-        """Show how many shards are up, and then how many workers are present at all of them."""
+        """Show how many shards are up, and then how many workers are present at all shards."""
         shards = len(self.shards.numbers)
         if not self.is_connected:
             self.stages.at("shards", f"starting {counted(shards, 'shard')}", len(self.endpoints), shards)
@@ -542,7 +543,10 @@ class Supervisor:
         write_summary(self.directory.summary, reason, status, self.config, self.checkpoint, self.flavour)
 
     def _set_aside(self) -> None:
-        """Unless the shards' state is saved, rename cluster.json to left.json, so that --resume can find that state."""
+        """Rename cluster.json to left.json if the state of the shards is not saved.
+
+        --resume finds that state with the help of left.json.
+        """
         try:
             if not self.saved:
                 self.directory.set_aside()

@@ -70,12 +70,13 @@ def observe(
     address: str = "127.0.0.1",
     workers_through: Sequence[str] = (),
 ) -> Observed:
-    """Run ``scenario`` in real time. The result uses the times at which the shards publish, on the clock of this
-    machine.
+    """Run ``scenario`` in real time.
 
-    The shards listen at ``address``. Workers are started through the command ``workers_through``, such as ``ip netns
-    exec h1``, which can put the workers behind a network that is slower than loopback. Raises UsageError if the
-    scenario is not valid, ClusterError if a process fails or the run gets stuck.
+    The result uses the times at which the shards publish, as measured by the clock of this machine.
+
+    The shards listen at ``address``. The command ``workers_through`` starts the workers. For example, ``ip netns exec
+    h1`` can put the workers behind a network that is slower than loopback. Raises UsageError if the scenario is not
+    valid, and ClusterError if a process fails or the run gets stuck.
     """
     scenario.check()
     times = compute or times_of(without_ignored(scenario))

@@ -10,7 +10,10 @@ RESOLUTION_S = 1e-9
 
 
 class Clock:
-    """Virtual time in seconds. Calls that are due at the same time are made in the order of scheduling."""
+    """Virtual time in seconds.
+
+    Calls that are due at the same time are made in the order in which they were scheduled.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -40,7 +43,7 @@ class Clock:
 
 
 class Job:
-    """Work under way at a :class:`Shared` resource."""
+    """Work in progress at a :class:`Shared` resource."""
 
     __slots__ = ("amount", "arguments", "cancelled", "done")
 
@@ -69,7 +72,7 @@ class Shared:
         """The total work of all completed jobs."""
 
     def start(self, amount: float, done: Callable[..., None], *arguments: Any) -> Job:
-        """Begin a job. At its end, ``done`` is called."""
+        """Begin a job. At the end of the job, ``done`` is called."""
         if not self._active:  # starting at 0 again keeps the numbers small, and so exact
             self._service = 0.0
             self._jobs.clear()
@@ -87,7 +90,7 @@ class Shared:
         self._plan()
 
     def _serve(self, change: int) -> None:
-        """Serve the jobs until now. Then change the number of jobs by ``change``."""
+        """Serve the jobs up to the current time. Then change the number of jobs by ``change``."""
         now = self._clock.now
         if self._active:
             self._service += (now - self._served_at) * self._rate

@@ -24,7 +24,7 @@ class Host:
         self.incoming = Shared(clock, bandwidth, most_each) if finite else None
 
     def work(self, cpu_s: float, done: Callable[..., None], *arguments: Any) -> None:
-        """Use a core for ``cpu_s``. This takes longer if more processes work than the host has cores."""
+        """Use a core for ``cpu_s``. The work takes longer if the host has fewer cores than working processes."""
         if self.cores is None:
             self.clock.after(cpu_s, done, *arguments)
         else:

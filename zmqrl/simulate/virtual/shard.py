@@ -70,7 +70,7 @@ class SimulatedShard:
         self._tick(self.life)
 
     def crash(self) -> None:
-        """Kill the process. The contributions that it held are lost."""
+        """Kill the process. The contributions that the shard held are lost."""
         self.alive = False
         self.life += 1
         self._inbox.clear()

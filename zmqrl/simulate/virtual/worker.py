@@ -104,11 +104,11 @@ class SimulatedWorker:
 
     @property
     def computes(self) -> bool:
-        """Whether the worker is computing. If so, it will continue without a message."""
+        """Whether the worker is computing. A computing worker continues even if no message arrives."""
         return self._state == "computing"
 
     def totals(self) -> tuple[int, int]:
-        """The number of skipped slices, and of slices that were sent again."""
+        """The number of skipped slices, and the number of slices that were sent again."""
         now = self.machine.tally if self.alive else None
         skipped, resent = (now.skipped, now.resent) if now else (0, 0)
         return self.skipped + skipped + self.abandoned * len(self.links), self.resent + resent
@@ -236,6 +236,6 @@ class SimulatedWorker:
             self.world.clock.after(TIMING.ping_s, self._tick, life)
 
     def stop(self) -> None:
-        """The simulation ends."""
+        """End the current wait, because the simulation ends."""
         if self.alive:
             self._wait_ends()
