@@ -40,10 +40,10 @@ class RankAccount:
 
 @dataclass(slots=True)
 class Accounts:
-    """The accounts of a run by rank, and the findings for the user.
+    """The account of each rank of a run, and the findings for the user.
 
-    ``backup_gain_s`` is the mean number of seconds that the last backup saves per update, or None without backups. It
-    assumes that this backup takes no core away from the other workers.
+    ``backup_gain_s`` is the mean number of seconds that the last backup saves per update, or None without backups.
+    ``backup_gain_s`` assumes that this backup takes no core away from the other workers.
     """
 
     ranks: dict[int, RankAccount]
@@ -112,11 +112,11 @@ def _found(timeline: Timeline, ranks: dict[int, RankAccount], backup_gain_s: flo
 
 
 def _backup_gain_s(timeline: Timeline, versions: set[Version]) -> float | None:
-    """Mean seconds by which an update would take longer with one worker fewer, if the other workers became no faster.
+    """Mean seconds by which each update would take longer without one worker, if the other workers became no faster.
 
-    This is the time from the K-th contribution to the next contribution, multiplied by the chance that the removed
+    The result is the time from the K-th contribution to the next one, multiplied by the probability that the removed
     worker was among the first K. The time of a contribution is the time at which the worker finished its work. So
-    contributions that were too late to be sent count, too.
+    contributions that were never sent, because they were too late, count, too.
     """
     pushed_by_version: defaultdict[Version, list[float]] = defaultdict(list)
     for (version, _), cycle in timeline.cycles.items():
@@ -162,14 +162,14 @@ def _resends(timeline: Timeline) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Payload bytes of a shard: in all contributions that it received, and in all messages that it sent to workers."""
+    """Payload bytes of a shard: bytes of received contributions, and bytes of messages that were sent to workers."""
 
     received: int
     sent: int
 
 
 def traffic(timeline: Timeline, slice_bytes: int) -> dict[int, Traffic]:
-    """The traffic of each shard. Each worker gets all versions that it contributed to.
+    """The traffic of each shard, if each worker gets all versions to which it contributed.
 
     Slices that arrive again are counted. Weights that are sent again are not counted.
     """

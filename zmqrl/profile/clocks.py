@@ -1,4 +1,4 @@
-"""Maps the clocks of all hosts to one clock, using PING and PONG round trips, and bounds the error."""
+"""Uses PING and PONG round trips to convert the clocks of all hosts to one clock, with a limit for the error."""
 
 import heapq
 from collections import defaultdict
@@ -50,9 +50,9 @@ def measure(sent: Times, received: Times, answered: Times, returned: Times) -> C
     process.
 
     Times are in microseconds. A round trip gives the offset ``((received - sent) + (answered - returned)) / 2``. The
-    error of this offset is at most half of ``(returned - sent) - (answered - received)`` (D. Mills, RFC 5905 §8).
-    Offset and drift are fitted to the shortest round trip of each time window. ``error_us`` is valid from the first to
-    the last round trip.
+    error of this offset is at most half of ``(returned - sent) - (answered - received)`` (Mills, RFC 5905 §8). Offset
+    and drift are fitted to the shortest round trip of each time window. ``error_us`` is valid from the first to the
+    last round trip.
     """
     at = (sent + returned) / 2
     offsets = ((received - sent) + (answered - returned)) / 2
@@ -84,9 +84,9 @@ def _shortest(at: Times, halves: Times) -> NDArray[np.intp]:
 def _error_us(drift: float, offset: float, at: Times, offsets: Times, halves: Times, ends: Times) -> float:
     """The largest possible deviation of a fitted line from the true clock, between the two times in ``ends``.
 
-    The drift is assumed constant, so the deviation is largest at one of the ends. Each round trip bounds the deviation
-    at its own time. From that time to an end, the deviation grows by at most the possible difference of the drifts. Two
-    round trips together also bound the deviation, by extrapolation.
+    The drift is assumed constant, so the deviation is largest at one of the ends. Each round trip limits the deviation
+    at the time of the round trip. From that time to an end, the deviation grows by at most the possible difference of
+    the drifts. Two round trips together also limit the deviation, by extrapolation.
     """
     misfits = np.abs(offset + drift * at - offsets)
     near = misfits + halves

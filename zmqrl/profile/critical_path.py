@@ -2,8 +2,8 @@
 
 An update begins when the last shard has published version v, and ends when the last shard has published v+1. The path
 leads through the shard that published last, and through the worker whose contribution completed the quorum of that
-shard. The parts of the path are the transfer of the weights to the worker, the spans of the worker, the transfer of the
-gradient to the shard, and the spans of the shard. The parts add up to the time of the update.
+shard. The first parts of the path are the transfer of the weights to the worker and the worker's spans. The last parts
+are the transfer of the gradient to the shard and the shard's spans. The parts add up to the time of the update.
 """
 
 from collections import Counter, defaultdict
@@ -32,7 +32,7 @@ Version: TypeAlias = tuple[int, int]
 
 
 class Part(NamedTuple):
-    """A part of a critical path: the span, its process, its duration and its usual duration."""
+    """A part of a critical path: a span, the process, the duration, and the usual duration."""
 
     cause: str
     process: ProcessId
@@ -66,10 +66,10 @@ class Step:
 
 
 class Cycle(NamedTuple):
-    """A worker's work for one contribution. Times and ``spans`` (by name) are in seconds on the reference clock.
+    """The work of a worker for one contribution. Times and ``spans`` (by name) are in seconds on the reference clock.
 
-    ``queued_s`` is the time for which the worker was ready but had no core. It excludes waits for weights, and is None
-    in older recordings.
+    ``queued_s`` is the time for which the worker was ready but had no core. ``queued_s`` excludes waits for weights,
+    and is None in older recordings.
     """
 
     began: float
@@ -116,8 +116,8 @@ class Arrival(NamedTuple):
 class Timeline:
     """All recordings, on the reference clock. Processes whose clocks cannot be converted are left out.
 
-    ``arrivals`` has the first arrival of each slice at each shard. ``again`` counts all later arrivals, by rank and
-    shard.
+    ``arrivals`` has the first arrival of each slice at each shard. ``again`` counts all later arrivals for each rank
+    and shard.
     """
 
     cycles: dict[tuple[Version, int], Cycle]
@@ -236,9 +236,7 @@ def without_path(timeline: Timeline) -> Counter[int]:
 
 
 def critical_path(timeline: Timeline) -> list[Step]:
-    """One step for each version with a successor in the same generation, if the K-th worker recorded the work for this
-    version.
-    """
+    """One step for each version with a successor in the same generation, if the K-th worker recorded its work."""
     usual = Usual(timeline)
     steps = []
     for began, last, made, (generation, version) in _updates(timeline):
@@ -284,7 +282,7 @@ def _caused_by_shard_s(
 ) -> float:
     """The seconds of a transfer's delay that were caused by the shard, not by the worker or the worker's link.
 
-    The shard is the cause of late weights if all workers received them late.
+    Late weights are caused by the shard if all workers received the weights late.
     """
     cycle = timeline.cycles[version, rank]
     if cause == GRADIENT:
@@ -331,7 +329,7 @@ def _late_for_all_s(timeline: Timeline, version: Version, shard: int) -> float:
 class Usual:
     """The usual duration of each part of a path.
 
-    It is the median of the part's process or the median of all other processes, whichever is lower.
+    The usual duration is the median of the part's process or the median of all other processes, whichever is lower.
 
     A process that is always slow exceeds the median of all other processes. A process that is sometimes slow exceeds
     its own median. For transfers, each pair of worker and shard counts as one process.

@@ -34,7 +34,10 @@ class MachineUse:
 
 
 def machine_use(recording: Recording) -> dict[ProcessId, MachineUse]:
-    """The machine use of each process. For a restarted process, the result is from its longest recording."""
+    """The machine use of each process.
+
+    For a restarted process, the result is from the longest recording of that process.
+    """
     longest: dict[ProcessId, ProcessRecording] = {}
     for each in recording.processes:
         known = longest.get(each.process)
@@ -44,9 +47,7 @@ def machine_use(recording: Recording) -> dict[ProcessId, MachineUse]:
 
 
 def warnings(uses: Mapping[ProcessId, MachineUse]) -> list[str]:
-    """The findings for the user: one sentence for each problem, about all processes of a role that have this
-    problem.
-    """
+    """The findings for the user. Each sentence names one problem, and all processes of a role that have the problem."""
     found = []
 
     def affected(name: str, above: float, role: str) -> dict[ProcessId, float]:

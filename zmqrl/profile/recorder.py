@@ -115,9 +115,7 @@ class Recorder:
         return tuple(spent)
 
     def used(self) -> tuple[int, int, int]:
-        """What this thread used since the last call: CPU time in microseconds, number of preemptions, number of major
-        page faults.
-        """
+        """CPU time in microseconds, preemptions, and major page faults of this thread since the last call."""
         then, now = self._usage, resource.getrusage(resource.RUSAGE_THREAD)
         self._usage = now
         cpu_us = round(1e6 * (now.ru_utime + now.ru_stime - then.ru_utime - then.ru_stime))
@@ -255,8 +253,8 @@ def clock_id() -> str:
 def machine_totals() -> tuple[int, int, int, int, int]:
     """Totals in microseconds. Values that the kernel does not report are 0.
 
-    The order is: CPU time of this thread, time of this thread in the run queue, CPU time of the process, stolen time of
-    the machine, throttled time of the control group.
+    The first two totals are the CPU time of this thread and its time in the run queue. The third is the CPU time of the
+    process. The last two are the stolen time of the machine and the throttled time of the control group.
     """
     return *_scheduled_us(), time.process_time_ns() // 1000, _stolen_us(), _throttled_us()
 
@@ -264,8 +262,8 @@ def machine_totals() -> tuple[int, int, int, int, int]:
 def _scheduled_us() -> tuple[int, int]:
     """CPU time of this thread, and its time in the run queue.
 
-    A worker reads these times three times for each contribution. So the file stays open, because opening it takes ten
-    times as long as reading it.
+    A worker calls this function three times for each contribution. The file stays open, because opening the file takes
+    ten times as long as reading it.
     """
     with contextlib.suppress(OSError, ValueError):
         if not hasattr(_this_thread, "schedstat"):

@@ -103,7 +103,7 @@ class ProcessRecording:
 def _add_block(
     found: dict[tuple[str, int], ProcessRecording], about: Mapping[str, Any], block: Mapping[str, Any], versions: range
 ) -> None:
-    """Add a block to the recording of its process. ``about`` describes the process."""
+    """Add a block to the recording of the process that wrote the block. ``about`` describes the process."""
     process, earlier, new = ProcessId.parse(about["process"]), {**block.get("earlier", {})}, {**block.get("new", {})}
     recording = found.setdefault(
         (str(process), int(about["incarnation"])),
@@ -179,7 +179,7 @@ class Recording:
 
     @classmethod
     def tail(cls, directory: Path, blocks: int) -> Self:
-        """Read only the newest blocks of each process, approximately ``blocks`` of them.
+        """Read only the newest blocks of each process, approximately ``blocks`` per process.
 
         The cost does not depend on the length of the run. Leaves out symbolic links.
         """
@@ -191,7 +191,7 @@ class Recording:
 
     @classmethod
     def _of(cls, files: Iterable[tuple[Path, int | None]], versions: range = ALL) -> Self:
-        """Read each file, or only the given number of its newest blocks."""
+        """Read each file completely, or only the given number of its newest blocks."""
         found: dict[tuple[str, int], ProcessRecording] = {}
         for path, newest in files:
             about = None

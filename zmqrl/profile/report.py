@@ -45,7 +45,7 @@ class Profile:
     def of(cls, recording: Recording, *, asynchronous: bool = False) -> "Profile":
         """Find the critical path of every version in a recording, and add up the contributions of each rank.
 
-        An ``asynchronous`` run has no critical path, so its profile has no steps.
+        An ``asynchronous`` run has no critical path, so the profile of this run has no steps.
         """
         clocks = Clocks.of(recording)
         timeline = Timeline.of(recording, clocks)
@@ -280,7 +280,7 @@ def _print_ranks(found: dict[str, Any], console: Console) -> None:
 
 
 def _last_backup(found: dict[str, Any]) -> str:
-    """Describe how long the last backup works, and the time that it saves on its own cores and in the replay."""
+    """Describe how long the last backup works, and how much time it saves with its own cores and in the replay."""
     gain_ms, cost_s = 1e3 * found["backup_gain_s"], sum(each["worked_s"] for each in found["ranks"].values())
     cost_ms = 1e3 * cost_s / len(found["ranks"]) / max(found["updates"], 1)
     text = f"the last backup works {cost_ms:.2f} ms per update. With cores of its own, it saves {gain_ms:.2f} ms"

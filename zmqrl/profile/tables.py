@@ -1,6 +1,6 @@
 """The tables that processes record, and their encoding in the files of ``DIR/profile``.
 
-A file is a series of blocks. A block begins with the length and the CRC-32 of its body (two little-endian uint32). The
+A file is a series of blocks. A block begins with the length and the CRC-32 of the body (two little-endian uint32). The
 body follows: a MessagePack map, compressed with zlib. Readers of a file stop at a block that is cut off or damaged.
 """
 

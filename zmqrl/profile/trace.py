@@ -23,8 +23,9 @@ Starts: TypeAlias = dict[tuple[int, int, int], tuple[int, float, float]]
 
 
 def write_trace(recording: Recording, path: Path, shown: range, *, arrows: bool = True) -> list[str]:
-    """Write the recording of the versions ``shown`` to ``path``. The trace includes single spans if the processes
-    recorded them.
+    """Write the recording of the versions ``shown`` to ``path``.
+
+    The trace includes the single spans that the processes recorded.
 
     In an asynchronous run, versions do not show which messages belong together, so call this function without
     ``arrows``. The function writes a complete file or no file. Returns a sentence for each role with missing processes
@@ -109,7 +110,7 @@ def _arrow(name: str, key: str, start: tuple[int, float, float], end: tuple[int,
     """An arrow from the end of the trace slice ``start`` to the track and time ``end``.
 
     A message can arrive before the sender has recorded the end of sending. The arrow then starts earlier in the slice.
-    If clock errors make the message seem to arrive before the slice, there is no arrow.
+    If a clock error makes the message seem to arrive before the slice begins, there is no arrow.
     """
     track, begin_us, end_us = start
     start_us = max(begin_us, min(end_us - 0.001, end[1]))

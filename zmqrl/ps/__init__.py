@@ -1,8 +1,8 @@
 """The parameter server: shards that own slices of a parameter vector, and the workers that push gradients to them.
 
-This package exports the names that a program needs to use only the parameter server of zmqrl.
-docs/examples/plain_torch.py is such a program. A module is imported when one of its names is first used, so that a
-shard process does not import torch.
+This package exports the names that a program needs to use only the parameter server of zmqrl. An example is
+docs/examples/plain_torch.py. A module is imported when one of its names is first used, so that a shard process does not
+import torch.
 """
 
 from importlib import import_module

@@ -64,7 +64,7 @@ class Cluster:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that ``from_json`` reads. It lacks the keys and the open ranks."""
+        """Plain data for ``from_json``, but without the keys and the open ranks."""
         return {
             "protocol": m.PROTOCOL,
             "run": self.run,

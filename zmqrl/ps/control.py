@@ -103,10 +103,10 @@ class ShardControl:
         what: str,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> dict[int, T]:
-        """Send each shard its ``question`` and wait for all answers. Other messages go to ``other``.
+        """Send each shard its ``question`` and wait for all answers. All other messages are passed to ``other``.
 
         ``answer`` returns None for a message that is not the answer. The question is repeated, because the question or
-        the answer may be lost. ``ask`` calls ``meanwhile`` repeatedly while it waits. If answers are missing after
+        the answer may be lost. ``meanwhile`` is called repeatedly during the wait. If answers are missing after
         ``within_s``, raises a NoAnswer that names the silent shards.
         """
         waiting = set(shards)
@@ -249,7 +249,7 @@ class ShardControl:
 
 
 def only(kind: type[T]) -> Callable[[object], T | None]:
-    """Make an ``answer`` function for ``ask``: the function accepts any message of class ``kind``."""
+    """Make an ``answer`` function for ``ask`` which accepts all messages of class ``kind`` and no others."""
     return lambda message: message if isinstance(message, kind) else None
 
 

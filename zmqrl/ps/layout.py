@@ -82,7 +82,7 @@ class Layout:
         return tuple(slices)
 
     def pieces(self) -> Iterator[tuple[str, tuple[int, ...], slice]]:
-        """The name and shape of each tensor, and its piece of the parameter vector."""
+        """The name and shape of each tensor, and the tensor's piece of the parameter vector."""
         start = 0
         for name, shape in self.tensors:
             stop = start + math.prod(shape)
@@ -92,8 +92,8 @@ class Layout:
     def averaged(self, shard: int) -> tuple[slice, ...]:
         """The parts of a shard's slice that belong to tensors named ``running_statistics.*``.
 
-        Positions count from the start of the slice. The parts contain no weights. An update replaces each element by
-        its old value minus the mean of its gradients.
+        Positions count from the start of the slice. The parts contain no weights. An update subtracts from each element
+        the mean of the element's gradients.
         """
         cut, parts = self.slices[shard], list[slice]()
         for name, _, piece in self.pieces():
@@ -127,7 +127,7 @@ class Layout:
     def from_json(cls, data: dict[str, object]) -> "Layout":
         """Inverse of :meth:`to_json`.
 
-        Raises UsageError when the data is unreadable or does not match the hash in it.
+        Raises UsageError when the data is unreadable or does not match its own hash.
         """
         try:
             tensors, shards = data["tensors"], data["shards"]

@@ -7,7 +7,7 @@ MOST_CHARACTERS = 400  # of the text of one event
 
 
 class BrokenInvariant(AssertionError):
-    """A state machine is in a state that it must never reach. The message lists the events that led there."""
+    """A state machine is in a state that it must never reach. The message lists the events that led to this state."""
 
 
 class Story:

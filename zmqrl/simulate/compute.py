@@ -17,8 +17,8 @@ class Work:
     """The durations of successive pieces of work, in seconds.
 
     For ``cpu_s`` seconds, a piece of work needs one of the cores that the processes of a host share. For ``idle_s``
-    seconds, it needs no core, because the process sleeps or is blocked. Either sequence may be empty. A sequence that
-    is too short is repeated.
+    seconds, a piece of work needs no core, because the process sleeps or is blocked. Either sequence may be empty. A
+    sequence that is too short is repeated.
     """
 
     cpu_s: Sequence[float]

@@ -1,4 +1,4 @@
-"""A recorded run as a scenario: its hosts, the costs of its shards, and the work of its workers."""
+"""A recorded run as a scenario: the hosts, the costs of the shards, and the work of the workers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -70,7 +70,7 @@ class RecordedRun:
         )
 
     def typical_rank(self) -> int:
-        """The rank with the median working time. It stands in for a worker that the run did not have.
+        """The rank with the median working time. This rank stands in for a worker that the run did not have.
 
         If two ranks are in the middle, the result is the faster one.
         """
@@ -80,9 +80,9 @@ class RecordedRun:
     def no_answer_for_shards(self) -> str | None:
         """A reason why the recording cannot predict the effect of another number of shards.
 
-        Returns None if the recording can.
+        Returns None if the recording can predict this effect.
 
-        In a replay, each recorded transfer takes its recorded time, whatever the number of shards.
+        In a replay, each transfer takes the recorded time, whatever the number of shards.
         """
         if self.transfer_share <= NETWORK_BOUND:
             return None

@@ -34,7 +34,7 @@ MOST_BLAMED = 4
 class WhatIf:
     """A predicted change. ``replay_error`` is the error of the replay without changes.
 
-    It is 0.05 if this replay is 5 % too fast.
+    A ``replay_error`` of 0.05 means that this replay is 5 % too fast.
     """
 
     change: str
@@ -119,8 +119,9 @@ def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int]
 
 
 def most_blamed(steps: Sequence[Step]) -> list[int]:
-    """The ranks that caused the most time beyond the usual time. Each caused at least the share ``BLAMED_FROM`` of this
-    time.
+    """The ranks that caused the most time beyond the usual time.
+
+    Each of these ranks caused at least the share ``BLAMED_FROM`` of this time.
     """
     lost_s: defaultdict[ProcessId, float] = defaultdict(float)
     for step in steps:

@@ -1,4 +1,4 @@
-"""A scenario to simulate: hosts, processes, their work, the network between them, and failures."""
+"""A scenario to simulate: hosts, processes and their work, the network between hosts, and failures."""
 
 import dataclasses
 import math
@@ -135,7 +135,7 @@ class Scenario:
 
     @property
     def recorded_run(self) -> Path | None:
-        """The run whose times are replayed. None if the times are drawn from laws."""
+        """The run whose times are replayed. Returns None if the times are drawn from laws."""
         return Path(self.compute.removeprefix(RECORDED)) if self.compute.startswith(RECORDED) else None
 
     def with_shards(self, shards: int) -> "Scenario":

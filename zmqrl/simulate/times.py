@@ -21,7 +21,9 @@ from zmqrl.simulate.scenario import RECORDED, Scenario
 
 
 def scenario_of(run: Path) -> Scenario:
-    """The scenario of a run: its workers, shards, parameters and work. Raises UsageError if ``run`` is not a run.
+    """The scenario of a run: the workers, shards, parameters and work of the run.
+
+    Raises UsageError if ``run`` is not a run.
 
     If the run has a recording, hosts, cores and the costs of the shards come from the recording.
     """
@@ -95,7 +97,7 @@ def recorded_times(run: Path, updates: int, *, transfers: bool = True) -> Comput
 def times_of(scenario: Scenario) -> ComputeTimes:
     """The times of the work in ``scenario``: drawn, or recorded in a run. Raises UsageError.
 
-    If the scenario describes a network, recorded transfers are left out: the simulated network takes their place.
+    If the scenario describes a network, recorded transfers are left out, because the simulated network replaces them.
     """
     if scenario.recorded_run is not None:
         return recorded_times(scenario.recorded_run, scenario.updates, transfers=not scenario.times_transfers)

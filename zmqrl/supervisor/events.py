@@ -81,7 +81,7 @@ class CheckpointWanted:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointWritten:
-    """A checkpoint was written. ``versions`` holds the version of each shard in it."""
+    """A checkpoint was written. ``versions`` holds the version of each shard in the checkpoint."""
 
     versions: tuple[int, ...]
 

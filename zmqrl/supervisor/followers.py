@@ -78,9 +78,9 @@ class Followers:
     def on_scores(self, mean_score: float, episodes: int) -> None:
         """Note the mean score of the last games in training, and the number of games that have ended.
 
-        The best of many means is too high by chance. So ``stop_score`` counts as reached only if new games with one
-        checkpoint confirm it. If an evaluation does not confirm the score, the next one waits for ``SCORES_TO_CONFIRM``
-        more games in training.
+        The best of many means is too high by chance. Therefore, ``stop_score`` counts as reached only if new games with
+        one checkpoint confirm it. If an evaluation does not confirm the score, the next one waits for
+        ``SCORES_TO_CONFIRM`` more games in training.
         """
         self.episodes, wanted = episodes, self.config.stop_score
         if (

@@ -55,10 +55,10 @@ class ScheduleEnd:
 class SupervisorMachine:
     """One session of a run, from a checkpoint to its end.
 
-    The session is ``starting`` until all shards are bound, and then ``running``. It is ``stopping`` if there is a
-    reason to stop, but not every shard can be stopped yet. It is ``ending`` while the shards are being stopped.
-    ``checkpoint`` holds the version of each shard in the checkpoint from which the session starts. Times are in
-    seconds, all on one clock.
+    The session is ``starting`` until all shards are bound, and then ``running``. The session is ``stopping`` if there
+    is a reason to stop, but not every shard can be stopped yet. The session is ``ending`` while the shards are being
+    stopped. ``checkpoint`` holds the version of each shard in the checkpoint from which the session starts. Times are
+    in seconds, all on one clock.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class SupervisorMachine:
                 assert_never(event)
 
     def presence(self, process: ProcessId, missing_s: Mapping[int, float], now: float) -> tuple[State, float]:
-        """The state of a process, and for how many seconds it has been in that state.
+        """The state of a process, and for how many seconds the process has been in that state.
 
         ``missing_s`` has the ranks that the open version waits for, with the seconds since each rank's last
         contribution.
@@ -295,9 +295,7 @@ class SupervisorMachine:
         return [e.Fail(f"{missing} did not come up within {START_WITHIN_S:g} s", see_logs=True)]
 
     def _look(self, now: float) -> list[e.Action]:
-        """Check the shards: ask for their state, restart processes that hang, roll back, and decide which ranks are
-        members.
-        """
+        """Ask the shards for their state, restart hanging processes, roll back, and decide which ranks are members."""
         shards, processes = self.shards, self.processes
         since_s = now - self._asked_at if self._asked_at else 0.0
         if since_s > GREET_AGAIN_S:  # this process was suspended, so it received no messages
@@ -326,9 +324,7 @@ class SupervisorMachine:
         return actions + self._watch_version(now)
 
     def _watch_version(self, now: float) -> list[e.Action]:
-        """If a version is late, report the processes that it waits for, and ask their hosts what these processes are
-        doing.
-        """
+        """If a version is late, report the processes that it waits for, and ask the hosts what these processes do."""
         news = self.stalls.look(self._awaited(now), now)
         actions: list[e.Action] = [e.Inspect(process) for process in news.ask]
         if news.stall is not None:
@@ -385,7 +381,7 @@ class SupervisorMachine:
         return [e.TellElapsed(shard, elapsed) for shard in self.shards.numbers] if elapsed else []
 
     def _checkpoint_step(self, now: float) -> list[e.Action]:
-        """Ask every shard to copy the same version, and fetch the copies once all shards have made theirs."""
+        """Ask every shard to copy the same version, and fetch the copies once all shards have made them."""
         stats, wanted = self.shards.stats, self.checkpoint_version
         if now < self.checkpoint_due_at or any(each.state != "open" for each in stats.values()):
             return []
@@ -398,7 +394,7 @@ class SupervisorMachine:
         return [e.SetAside(shard, wanted) for shard, each in stats.items() if each.captured != wanted]
 
     def _soon_after(self, version: int) -> int:
-        """The version that the run makes about a second after ``version``."""
+        """The version that the run will make approximately one second after ``version``."""
         return version + 2 + int(self.figures.updates_per_s)
 
     def _next_checkpoint(self, now: float) -> None:

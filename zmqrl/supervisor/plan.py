@@ -1,4 +1,4 @@
-"""Makes the job of each process of a run, and cluster.json, which tells other programs where the processes are."""
+"""Makes the job of each process of a run, and cluster.json, which lists the hosts of the processes."""
 
 import os
 import secrets
@@ -47,7 +47,7 @@ class Plan:
 
     ``run`` is a new id, unless the shards must find the state of an earlier run. ``deployment`` determines the host of
     each process. ``secret`` authenticates the supervisor to the shards. ``version`` is the first version of the
-    session, and ``trained_before_s`` the training time before it.
+    session, and ``trained_before_s`` is the training time before this version.
     """
 
     def __init__(
@@ -76,7 +76,9 @@ class Plan:
         self._written: tuple[object, ...] = ({}, {})
 
     def shard_task(self, shard: int, endpoints: dict[SocketRole, str] | None, *, frozen: bool = False) -> Task:
-        """The task of a shard. A restarted shard binds the same ``endpoints`` again, because workers connect to them.
+        """The task of a shard.
+
+        A restarted shard binds the same ``endpoints`` again, because workers connect to these endpoints.
 
         A ``frozen`` shard serves its state, but makes no versions. A frozen shard binds its usual control port if there
         is a port range, and otherwise an endpoint that no worker connects to.
@@ -220,8 +222,9 @@ class Plan:
         return {"host": self.sites[process].host, "pid": pids.get(process)}
 
     def _key_file(self, rank: int) -> str:
-        """The path of the key file of a rank. It is relative to ``cluster.json``, so that both files can be copied to
-        another host.
+        """The path of the key file of a rank.
+
+        The path is relative to ``cluster.json``, so that both files can be copied to another host.
         """
         return str(self.directory.key_file(rank).relative_to(self.directory.path))
 

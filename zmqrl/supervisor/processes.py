@@ -39,8 +39,8 @@ class Processes:
 
     ``starts`` counts the starts of each process. ``hopeless`` holds the processes that died too often in a row.
     ``first_death`` is the earliest death that the run has not recovered from: this death may have caused later deaths.
-    If the reason for that death is unknown, the next death with a known reason replaces it. ``lost_hosts`` holds the
-    hosts that cannot be reached, by name.
+    If the reason for that death is unknown, the next death with a known reason replaces it. ``lost_hosts`` maps the
+    name of each host that cannot be reached to a ``LostHost``.
     """
 
     def __init__(self) -> None:
@@ -64,11 +64,11 @@ class Processes:
     # deaths and restarts
 
     def died(self, exited: Exited, now: float, *, excused: bool = False, is_full: bool = False) -> list[e.Action]:
-        """A process died. Restart it after a delay, which doubles with each death in a row.
+        """A process died. Restart the process after a delay, which doubles with each death in a row.
 
         The death of a shard or a worker can become the ``first_death``. If ``excused``, the process had a good reason
-        to end. Its death cannot become the ``first_death``, and it may die as often as a process that is killed from
-        outside. If ``is_full``, the process ended because its disk is full, so the run waits for space.
+        to end. Such a death cannot become the ``first_death``, and the process may die as often as one that is killed
+        from outside. If ``is_full``, the process ended because its disk is full, so the run waits for space.
         """
         process = exited.process
         counts = process.role in ("shard", "worker") and not excused
@@ -131,7 +131,7 @@ class Processes:
         return process in self._full_since
 
     def deaths(self, process: ProcessId) -> int:
-        """The number of deaths of the process since it last did some work."""
+        """The number of deaths of the process since the process last did some work."""
         return self._kills.get(process, 0) + self._failures.get(process, 0)
 
     def start(self, process: ProcessId, now: float) -> e.Action:
@@ -159,8 +159,9 @@ class Processes:
         self._full_since.pop(process, None)
 
     def contributed(self, tallies: Iterable[tuple[int, ...]]) -> None:
-        """Read the tallies of a shard: a worker has worked if the shard has used more of its contributions than
-        before.
+        """Read the tallies of a shard.
+
+        A worker has worked if the shard has used more of the worker's contributions than before.
         """
         for rank, used, *_ in tallies:
             if used > self._used.get(rank, 0):
@@ -168,7 +169,7 @@ class Processes:
                 self.worked(worker_id(rank))
 
     def reset_tallies(self) -> None:
-        """Forget the tallies when the shards have loaded a checkpoint, because they then count from zero again."""
+        """Forget the tallies, because shards that have loaded a checkpoint count from zero again."""
         self._used.clear()
 
     def made(self, version: int, now: float) -> None:

@@ -1,5 +1,6 @@
-"""Lets a run continue beyond the time limit of its batch job: the run ends before the limit, and Slurm requeues the
-job.
+"""Lets a run continue beyond the time limit of a batch job.
+
+The run ends before the limit, and Slurm requeues the job.
 """
 
 import contextlib

@@ -21,7 +21,8 @@ from zmqrl.words import counted
 def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoint:
     """The checkpoint to resume from.
 
-    Raises UsageError if there is no checkpoint, or if its layout or its optimizer differs from ``initial``.
+    Raises UsageError if there is no checkpoint, or if the layout or the optimizer of the checkpoint differs from
+    ``initial``.
     """
     checkpoint = read_newest(directory)
     if checkpoint is None:
@@ -45,8 +46,9 @@ def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoin
 
 
 def read_newest(directory: RunDirectory) -> Checkpoint | None:
-    """Read the newest checkpoint. If it is damaged, raises UsageError with the command that uses an older
-    checkpoint.
+    """Read the newest checkpoint.
+
+    If this checkpoint is damaged, raises UsageError with the command that uses an older checkpoint.
     """
 
     def advice(whole: Path, damaged: Sequence[Path]) -> str:
@@ -61,7 +63,7 @@ def read_newest(directory: RunDirectory) -> Checkpoint | None:
 
 
 def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None:
-    """Raise UsageError if the environment or the ``flavour`` of the stored run differs from that of ``config``.
+    """Raise UsageError if the environment or the ``flavour`` of the stored run differs from ``config``.
 
     The scores of the two runs would not be comparable.
     """

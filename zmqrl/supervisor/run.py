@@ -86,7 +86,7 @@ def train_on(
     """Train on a deployment. Raises ZmqrlError. ``needs_cuda``: whether this machine must have a CUDA device.
 
     Returns 0 if the run reached a limit. Returns INTERRUPTED or TIME_IS_UP if an interrupt ended the run with a
-    checkpoint. If ``on_up`` is given, the run stops its output once it is up, and then calls ``on_up``.
+    checkpoint. If ``on_up`` is given, the run stops all output once the run is up, and then calls ``on_up``.
     """
     config.check()
     config = config.with_schedule()
@@ -188,7 +188,7 @@ def _summarize(
     reason: Reason,
     screen: Console,
 ) -> int:
-    """Write the summary of a run that was killed between its last checkpoint and its summary."""
+    """Write the summary of a run that was killed after its last checkpoint and before its summary."""
     write_summary(directory.summary, reason, 0, config, checkpoint, flavour)
     for shard in range(checkpoint.layout.shards):
         directory.state(shard).unlink(missing_ok=True)
@@ -226,7 +226,7 @@ def check_room(directory: RunDirectory, checkpoint: Checkpoint, keep: int, *, ho
 
 
 def needed_bytes(directory: RunDirectory, checkpoint: Checkpoint, keep: int, *, holds_state: bool) -> int:
-    """The bytes that a run will write into its directory: checkpoints, the state of shards, and logs."""
+    """The bytes that a run will write into the run directory: checkpoints, the state of shards, and logs."""
     # A new checkpoint is written before the oldest one is removed.
     new = max(1, keep + 1 - len(checkpoints(directory.checkpoints)))
     needed = new * sum(map(len, checkpoint.states)) + LOGS_BYTES

@@ -96,7 +96,7 @@ def _forget_state(directory: RunDirectory) -> None:
 
 
 def remove_files(directory: RunDirectory, notice: Notice, but: Collection[str] = ()) -> None:
-    """Call this after :func:`salvage`: remove the files of the killed run from all its hosts except ``but``.
+    """Call this after :func:`salvage`: remove the files of the killed run from all hosts of that run except ``but``.
 
     Files that this machine lacks, such as videos, are copied here first. ``notice`` reports hosts that keep files.
     """
@@ -298,9 +298,9 @@ def to_save(
 ) -> dict[int, int] | None:
     """The version of each shard to save as a checkpoint, or None if the shards hold nothing newer than ``checkpoint``.
 
-    If ``together``, the result is the newest version that all shards hold. Otherwise, it is the newest version of each
-    shard. ``made`` holds the last version in the history of each shard. Raises Damaged if newer versions existed but
-    cannot be saved. Raises Gone if the run was rolling back to ``checkpoint``.
+    If ``together``, the result is the newest version that all shards hold. If not ``together``, the result is the
+    newest version of each shard. ``made`` holds the last version in the history of each shard. Raises Damaged if newer
+    versions existed but cannot be saved. Raises Gone if the run was rolling back to ``checkpoint``.
     """
     stands = {shard: made[shard] if each.state == "empty" else each.version for shard, each in welcomes.items()}
     if all(version <= checkpoint.version_of(shard) for shard, version in stands.items()):

@@ -97,8 +97,8 @@ class Shards:
     def on_lost(self, shard: int, lost: m.Lost, quorum: int) -> None:
         """A worker reports that it has seen a newer version of a shard than the shard now has.
 
-        The supervisor believes the worker if a quorum of workers report such a version, or if the supervisor itself has
-        seen a newer version of the shard.
+        The supervisor believes the report if a quorum of workers agree, or if the supervisor itself has seen a newer
+        version.
         """
         if shard not in self.stats:
             return

@@ -1,4 +1,4 @@
-"""The supervisor of a run: carries out the decisions of its state machine, with processes, sockets and files."""
+"""The supervisor of a run: carries out the decisions of the state machine, with processes, sockets and files."""
 
 import contextlib
 import signal
@@ -49,7 +49,7 @@ MOST_REFUSED = 100  # number of notices about refused workers: more would flood 
 
 
 class Supervisor:
-    """One session of a run, from its first checkpoint to its last.
+    """One session of a run, from the first checkpoint to the last checkpoint of the session.
 
     ``interrupts`` counts the user's requests to end the run. ``on_up`` is called when the training time begins, or, if
     the run has external workers, once the shards are up.
@@ -545,7 +545,7 @@ class Supervisor:
     def _set_aside(self) -> None:
         """Rename cluster.json to left.json if the state of the shards is not saved.
 
-        --resume finds that state with the help of left.json.
+        The option --resume finds that state with the help of left.json.
         """
         try:
             if not self.saved:
@@ -573,8 +573,9 @@ class Supervisor:
             self.console.notice(f"no checkpoint could be written: {error}")
 
     def _end_histories(self) -> None:
-        """Cut off the histories after the last checkpoint. A shard may have made one more version, which is not
-        used.
+        """Cut off the histories after the last checkpoint.
+
+        A shard may have made one more version after this checkpoint. That version is not used.
         """
         for shard in self.shards.numbers if self.saved else ():
             path = self.directory.history(shard)

@@ -93,7 +93,7 @@ class Contributions:
         self.held, self.waiting, self.computed_on, self.elapsed = {}, set(), {}, 0
 
     def count(self, rank: int, outcome: Outcome, view: View) -> None:
-        """Count a contribution under its rank if that rank is or was a member, otherwise as unattributed."""
+        """Count a contribution for ``rank`` if that rank is or was a member, and otherwise as unattributed."""
         if rank in self.tallies or rank in view.members:
             self.tallies.setdefault(rank, [0, 0, 0, 0])[OUTCOMES.index(outcome)] += 1
         else:

@@ -53,13 +53,13 @@ class Record:
     """How a version was made.
 
     The record is committed with the version, so that a restarted shard knows what was published. ``late``,
-    ``duplicate`` and ``rejected`` count arrivals since the previous version. ``tallies`` maps each rank to its totals
+    ``duplicate`` and ``rejected`` count arrivals since the previous version. ``tallies`` maps each rank to the totals
     ``(used, late, duplicate, rejected)``. ``totals`` has the totals of the history so far, in the same order. ``view``
     is the newest view and ``stop`` is the last version to make, both as known at the last commit. ``made_at`` is the
     progress of the run, in millionths, that the update to this version used. ``elapsed`` is the progress that is
     published with the version for the next update. In asynchronous mode ``staleness`` has the age, in versions, of the
-    contribution of each rank in ``ranks``. ``applied`` maps each rank to the version that its newest used contribution
-    was computed on.
+    contribution of each rank in ``ranks``. ``applied`` maps each rank to a version: the rank's newest used contribution
+    was computed on this version.
     """
 
     generation: int
@@ -165,9 +165,9 @@ class ForeignHello:
 class StateRestored:
     """Weights and optimizer state of ``record.version`` are ready.
 
-    If ``recovered``, the shard found them after a restart, so workers may already have these weights. Otherwise, the
-    shard loaded them. ``previous`` is the version before ``record.version``, or None if the shard no longer holds that
-    version.
+    If ``recovered``, the shard found the state after a restart, so workers may already have these weights. If not
+    ``recovered``, the shard loaded the state. ``previous`` is the version before ``record.version``, or None if the
+    shard no longer holds that version.
     """
 
     record: Record
@@ -179,7 +179,7 @@ class StateRestored:
 class Updated:
     """The server has carried out ``Update``.
 
-    If the numbers are ``finite``, the version is committed. Otherwise, nothing is stored.
+    If the numbers are ``finite``, the version is committed. If they are not, nothing is stored.
     """
 
     record: Record
@@ -205,7 +205,7 @@ Event: TypeAlias = (
 
 
 def gist(event: Event) -> object:
-    """The part of ``event`` to show in errors: its message or record, without the payload."""
+    """The part of ``event`` to show in errors: the message or the record, without the payload."""
     match event:
         case GradientArrived():
             return event.header
@@ -266,7 +266,7 @@ class Send:
 class SendSnapshot:
     """Send the weights of ``version``.
 
-    ``version`` is the newest version or the one before it. ``rank`` is None if ``peer`` is not a worker.
+    ``version`` is the newest version or the previous version. ``rank`` is None if ``peer`` is not a worker.
     """
 
     peer: bytes
@@ -278,7 +278,7 @@ class SendSnapshot:
 class Capture:
     """Keep a copy of weights and optimizer state of ``version`` for FETCH.
 
-    ``version`` is the newest version or the one before it.
+    ``version`` is the newest version or the previous version.
     """
 
     version: int

@@ -1,4 +1,4 @@
-"""Received gradient slices, and their sum for the open version."""
+"""Received gradient slices, and the sum of the slices for the open version."""
 
 from functools import cached_property
 

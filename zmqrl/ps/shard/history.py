@@ -111,7 +111,7 @@ class History:
             return total
 
     def rewind(self, version: int, generation: int) -> None:
-        """Roll back to ``version``: move the lines above it to ``<name>.before-generation-<n>.jsonl``.
+        """Roll back to ``version``: move the lines of later versions to ``<name>.before-generation-<n>.jsonl``.
 
         The history then has exactly one line for each version that led to the current weights. Raises ClusterError.
         """
@@ -142,7 +142,7 @@ class History:
             raise ClusterError(f"cannot write {self.path}: {error.strerror}.") from error
 
     def _newest(self, version: int = sys.maxsize) -> tuple[int, list[tuple[Line, bytes]]]:
-        """The newest lines, parsed and raw, and the offset at which they start in the file.
+        """The offset of the newest lines in the file, and these lines, parsed and raw.
 
         The oldest of these lines is of ``version`` or an earlier version. If a line cannot be read, the file is kept
         under another name and replaced by a file without that line.

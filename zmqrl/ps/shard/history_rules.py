@@ -15,7 +15,7 @@ COUNTED = {"late", "duplicate", "rejected", "crc32"}  # other checks cover the o
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a history. It records how one version was made.
+    """A line of a history, as a record of the making of one version.
 
     ``number`` is the number of the line, from 1. ``totals`` counts the contributions up to this version, or is None in
     a line that an older zmqrl wrote. ``made_at`` is the progress of the run that the update to this version used. In
@@ -83,7 +83,7 @@ def total(lines: Iterable[Line]) -> Totals:
 def broken_rules(histories: Mapping[int, Sequence[Line]], *, together: bool) -> Iterator[str]:
     """Each broken rule, as one sentence. ``histories`` holds the lines of each shard.
 
-    ``together``: whether all shards make the same versions. It is False only in asynchronous mode.
+    ``together``: whether all shards make the same versions, which is False only in asynchronous mode.
     """
     for shard, lines in histories.items():
         for sentence in (*_faults(lines), *_miscounts(lines), *_used_again(lines)):
@@ -135,7 +135,7 @@ def _miscounts(lines: Sequence[Line]) -> Iterator[str]:
 def _used_again(lines: Sequence[Line]) -> Iterator[str]:
     """In asynchronous mode, report contributions with old weights.
 
-    A rank must compute each contribution on a newer version than its previous contribution.
+    A rank must compute each contribution on a newer version than the rank's previous contribution.
     """
     computed_on: dict[tuple[int, int], tuple[int, int]] = {}
     for line in lines:
@@ -152,10 +152,10 @@ def _used_again(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _too_few(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
-    """Report versions with fewer contributions than their view requires.
+    """Report versions with fewer contributions than the view requires.
 
     The required number is the most frequent number of contributions among the versions of the view. The first version
-    of a view on each shard is left out: when a view lowers the quorum, more contributions than it needs may already
+    of a view on each shard is left out. If that view lowers the quorum, more contributions than the quorum may already
     have arrived.
     """
     counts: defaultdict[tuple[int, int], Counter[int]] = defaultdict(Counter)

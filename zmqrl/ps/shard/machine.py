@@ -216,7 +216,7 @@ class ShardMachine:
         return actions
 
     def _checkpoint(self, version: int) -> list[e.Action]:
-        """Copy ``version`` for a checkpoint: now if the shard holds it, otherwise once the shard makes it."""
+        """Copy ``version`` for a checkpoint, now or when the shard has made ``version``."""
         self.armed = version if version > self.version else None
         if self.state == "empty" or version not in (self.version, self.previous) or version == self.captured:
             return []
@@ -464,7 +464,7 @@ class ShardMachine:
         )
 
     def _totals(self, version: int) -> e.Totals:
-        """The totals of the history up to ``version``, which is the newest version or the one before."""
+        """The totals of the history up to ``version``, which is the newest version or the previous version."""
         if self.last is None:
             return 0, 0, 0, 0
         return self.last.totals if version == self.version else e.added(self.last.totals, self.last.counts(), -1)

@@ -1,8 +1,8 @@
 """The update of a slice: Adam, RMSProp and SGD as in torch.optim, out of place and block by block.
 
 Every operation is elementwise and rounded to float32, so the result is bit-identical for any number of slices. A pass
-over a block costs more than the arithmetic in that pass. So scalar factors are first multiplied together, and the block
-of new weights serves as scratch space.
+over a block costs more than the arithmetic in that pass. Therefore, scalar factors are first multiplied together, and
+the block of new weights serves as scratch space.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -82,8 +82,8 @@ class Optimizer:
 
     The class is stateless: it computes the arrays of version v + 1 from the arrays of version v.
 
-    ``averaged`` has the parts of the arrays that hold running statistics. There, the new value is the old value minus
-    the mean of the gradients, and the optimizer state stays zero.
+    ``averaged`` has the parts of the arrays that hold running statistics. In these parts, the new value is the old
+    value minus the mean of the gradients, and the optimizer state stays zero.
     """
 
     def __init__(self, config: OptimizerConfig, averaged: Sequence[slice] = ()) -> None:
@@ -123,7 +123,7 @@ class Optimizer:
 
         All arrays are float32 (n,). The inputs must be finite, and outputs must not overlap the inputs. The state of
         version 0 is all zeros. ``elapsed`` is the progress of the run, from 0 to 1, which the learning rate may follow.
-        The result equals that of torch.optim within float32 rounding. Returns whether the result is finite.
+        The result equals the result of torch.optim within float32 rounding. Returns whether the result is finite.
         """
         assert count >= 1
         assert gradient_sum.shape == weights.shape == new_weights.shape

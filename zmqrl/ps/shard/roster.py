@@ -17,9 +17,9 @@ class Worker:
     """What a shard knows about a rank.
 
     ``incarnation`` identifies the process that has the rank, and ``peer`` is the connection of that process.
-    ``doubted_at`` has each incarnation that subscribed, and the time when a subscription to its topic ended, or None.
-    libzmq does not report which process this subscription belonged to. A worker that reconnects may subscribe again
-    before its old subscription ends.
+    ``doubted_at`` has each incarnation that subscribed, and the time when a subscription to that incarnation's topic
+    ended, or None. ZeroMQ does not report which connection this subscription belonged to. A worker that reconnects may
+    subscribe again before the old subscription ends.
     """
 
     incarnation: int | None = None
@@ -155,7 +155,7 @@ class Roster:
         )
 
     def tell_refused(self, refuse: m.Refuse) -> list[Action]:
-        """Tell the supervisor that a worker was refused because it uses another zmqrl.
+        """Tell the supervisor that a worker was refused because the worker uses another version of zmqrl.
 
         Other refusals are not reported.
         """
@@ -176,8 +176,8 @@ class Roster:
     def _wait(self, peer: bytes, hello: m.Hello, now: float) -> list[Action]:
         """Keep a process with a lower incarnation waiting, and refuse the process after ``SILENT_S``.
 
-        The process that has the rank may have just died, and this process may be its successor. A successor has a lower
-        incarnation if the clock was set back.
+        The process that has the rank may have just died, and the waiting process may be the successor. A successor has
+        a lower incarnation if the clock was set back.
         """
         worker = self.workers[hello.rank]
         if worker.waiting is None or worker.waiting[0] != hello.incarnation:

@@ -1,4 +1,4 @@
-"""The process of one shard. It adds sockets, arithmetic and storage to the state machine in ``machine.py``.
+"""The process of one shard. The process adds sockets, arithmetic and storage to the state machine in ``machine.py``.
 
 ``python -m zmqrl.ps.shard.server`` reads its job from standard input and prints its endpoints to standard output.
 """
@@ -397,7 +397,7 @@ class ShardServer:
         That process may have been killed right after the commit.
 
         If the newest version is lost, the shard stays empty until the supervisor loads a state. A frozen shard serves
-        the newest version that is left.
+        the newest version that is not lost.
         """
         slot = self.store.newest
         if slot is None:

@@ -1,11 +1,11 @@
 """Crash-safe state of one shard: a ring of memory-mapped slots in one file, each with one version.
 
-Writing a slot takes four steps: clear its commit mark, write weights and optimizer state in place, write its header,
-set the mark. The memory is the kernel's page cache. So if the process is killed, its writes survive in order, and the
-newest version with a mark is complete. A crash of the host or a damaged disk can reorder or lose writes. Checksums
-detect such damage. No write waits for the disk.
+A slot is written in four steps: clear the commit mark, write weights and optimizer state in place, write the header,
+set the mark. The memory is the kernel's page cache. So the writes of a killed process survive in order, and the newest
+version with a mark is complete. A crash of the host or a damaged disk can reorder or lose writes. Checksums detect such
+damage. No write waits for the disk.
 
-The file is little-endian. Its first page has the magic number, the number of slots and a digest of the identity. The
+The file is little-endian. The first page has the magic number, the number of slots and a digest of the identity. The
 slots follow. A slot begins with 64 KiB for mark, header and record. Weights and optimizer state follow, each at a
 multiple of 64 bytes. The slot is padded to a whole page.
 """
@@ -70,7 +70,7 @@ class SlotStore:
 
     ``previous`` is the slot of the version before ``newest``, or None if no slot holds that version.
 
-    To make a version, take a ``free_slot``, write its arrays and ``commit`` it.
+    To make a version, call ``free_slot``, write the arrays of this slot, and call ``commit``.
     """
 
     def __init__(self, mapping: mmap.mmap, count: int, state_names: Sequence[str], slots: int) -> None:
@@ -176,7 +176,10 @@ class SlotStore:
         self._find_newest()
 
     def can_pin(self) -> bool:
-        """Whether one more slot can be pinned. Three slots must stay unpinned: newest, previous, and one to write."""
+        """Whether one more slot can be pinned.
+
+        Three slots must stay unpinned: the newest, the previous, and one to write.
+        """
         return sum(not slot.pinned() for slot in self._slots) > 3
 
     def pin(self, slot: Slot, released: Callable[[], bool]) -> None:

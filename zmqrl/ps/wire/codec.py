@@ -84,8 +84,8 @@ def as_float32(codec: Codec, payload: EncodedVector) -> FloatVector:
 def watched(left_finite: list[str]) -> np.errstate:
     """A context that appends a word to ``left_finite`` when numpy computes inf or NaN from finite numbers.
 
-    numpy reads the floating-point flags of the processor, which costs nothing. A test of every number would take half
-    as long as the update.
+    The context uses the processor's floating-point flags, which cost nothing. A test of every number would take half as
+    long as the update.
     """
 
     def note(what: str, _: int) -> None:

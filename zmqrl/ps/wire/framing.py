@@ -27,7 +27,7 @@ class OtherProtocol(MalformedMessage):
 
 
 def kind_of(cls: type) -> str:
-    """The KIND of a message class on the wire: its name in upper case, with words joined by ``_``."""
+    """The KIND of a message class on the wire: the class name in upper case, with words joined by ``_``."""
     return "".join(f"_{c}" if c.isupper() and i else c for i, c in enumerate(cls.__name__)).upper()
 
 

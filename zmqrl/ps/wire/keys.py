@@ -40,7 +40,7 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True)
 class ClientKeys:
-    """The keys of a worker or the supervisor: its own pair, and the public key of each shard."""
+    """The keys of a worker or of the supervisor: a key pair, and the public key of each shard."""
 
     own: KeyPair
     shards: tuple[str, ...]
@@ -82,7 +82,7 @@ class ClientKeys:
 
 @dataclass(frozen=True, slots=True)
 class ShardKeys:
-    """The keys of a shard: its own pair, and the public keys that it admits. ``workers`` are indexed by rank."""
+    """The keys of a shard: a key pair, and the public keys that the shard admits. ``workers`` are indexed by rank."""
 
     own: KeyPair
     supervisor: str
@@ -149,9 +149,9 @@ class RunKeys:
 class Authenticator:
     """Admits only the keys of a run to the sockets of ``context``, until :meth:`stop` is called.
 
-    libzmq asks about the key of each new connection, in the protocol ZAP (https://rfc.zeromq.org/spec/27). The thread
-    of an Authenticator answers several times faster than pyzmq's own thread. A flood of unknown keys would keep pyzmq's
-    thread busy.
+    ZeroMQ asks the Authenticator about the key of each new connection, through the protocol ZAP
+    (https://rfc.zeromq.org/spec/27). The thread of an Authenticator answers several times faster than pyzmq's own
+    thread. A flood of unknown keys would keep pyzmq's thread busy.
     """
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", keys: ShardKeys) -> None:

@@ -74,7 +74,7 @@ class Gradient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """XPUB to SUB, topic ``W``, followed by the payload: the weights of ``version``, and the ranks used for it.
+    """XPUB to SUB, topic ``W``, followed by the payload: the weights of ``version``, and the ranks that contributed.
 
     ``elapsed`` is this shard's figure, in millionths, for the progress of the run at the update from these weights.
     """
@@ -95,7 +95,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """XPUB to SUB, topic ``H``: the shard is alive, and this is its state."""
+    """XPUB to SUB, topic ``H``: the shard is alive, and the message has the shard's state."""
 
     run: Name
     shard: U16
@@ -122,7 +122,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bye:
-    """XPUB to SUB, topic ``X``: ``version`` is the last one of the run."""
+    """XPUB to SUB, topic ``X``: ``version`` is the last version of the run."""
 
     run: Name
     shard: U16
@@ -171,7 +171,7 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
-    """ROUTER to DEALER: the worker must end. This message is the same in every version of the protocol.
+    """ROUTER to DEALER: the worker must end. REFUSE is the same in every version of the protocol.
 
     ``code`` is one of ``Refusal``, or a code that a later zmqrl added. ``reason`` is a sentence for the user.
     """
@@ -291,14 +291,13 @@ class Stats:
     """Shard to supervisor: the state of the shard.
 
     ``tallies`` has one ``[rank, used, late, duplicate, rejected]`` for each rank. ``unattributed`` counts messages that
-    belong to no member. ``present`` lists the members that are present, and ``silent_ms`` the time since each of them
-    was last heard. ``totals`` are ``(used, late, duplicate, rejected)`` of the history up to ``version``.
+    belong to no member. ``present`` lists the members that are present. ``silent_ms`` has the time since each present
+    member was last heard. ``totals`` are ``(used, late, duplicate, rejected)`` of the history up to ``version``.
     ``captured_totals`` are the totals up to the ``captured`` version, or empty if no version is captured. ``stop`` is
-    the version at which the shard ends. ``failure`` says why the shard can make no more versions. It is empty while the
-    shard can make versions. ``span_ranks``, ``spans`` and ``span_ms`` list members that are present but have not
-    contributed to the open version. They hold each member's rank, its current span, and the time in that span. The
-    member with the longest time comes first. ``made_at`` is the progress of the run, in millionths, that the update to
-    ``version`` used.
+    the version at which the shard ends. ``failure`` says why the shard can make no more versions, or is empty.
+    ``span_ranks``, ``spans`` and ``span_ms`` list members that are present but have not contributed to the open
+    version. These lists hold the rank, the current span, and the time in that span. The member with the longest time
+    comes first. ``made_at`` is the progress of the run, in millionths, that the update to ``version`` used.
     """
 
     run: Name

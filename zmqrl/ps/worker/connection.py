@@ -75,8 +75,8 @@ class Connection:
         If ``incarnation`` is None, the worker uses the current time.
 
         ``code`` identifies the zmqrl source code of the worker. Shards refuse a worker whose code differs from theirs.
-        Leave ``code`` empty in your own program. With ``recorder``, the worker records how it spends its time. Raises
-        UsageError when the run uses CURVE and ``cluster`` has no keys.
+        Leave ``code`` empty in your own program. With ``recorder``, the worker records its time. Raises UsageError when
+        the run uses CURVE and ``cluster`` has no keys.
         """
         if cluster.key_files is not None and cluster.keys is None:
             raise UsageError(f"this run is encrypted: worker {rank} cannot join without its keys.")
@@ -135,7 +135,7 @@ class Connection:
 
         A rollback makes version numbers smaller, so the first version after a rollback is returned even if it is not
         above ``above``. In asynchronous mode ``above`` has no effect: ``pull`` waits for slices that are newer than the
-        slices of the last contribution. The result has the version of its oldest slice. Raises ClusterError after
+        slices of the last contribution. The result has the version of the oldest slice. Raises ClusterError after
         ``timeout_s``, when a shard is silent for ``WorkerTiming.lease_s``, and when a shard refuses this worker.
         """
         if self._final is None:
@@ -160,8 +160,8 @@ class Connection:
     def push(self, weights: PulledWeights, gradient: FloatVector) -> None:
         """Contribute ``gradient``, float32 (count,), computed on ``weights``. Does not block.
 
-        ``gradient`` is read in place until the next ``pull`` returns, or longer. So take a new ``gradient_buffer`` for
-        each push.
+        ``gradient`` is read in place until the next ``pull`` returns, or longer. Therefore, call ``gradient_buffer``
+        again for each push.
         """
         assert gradient.dtype == np.float32
         assert gradient.shape == self._vector.shape
@@ -185,7 +185,7 @@ class Connection:
         recorder.step(time.monotonic())
 
     def passed(self, version: int) -> bool:
-        """Whether every shard is past ``version``, so that a gradient computed on it is useless to all shards."""
+        """Whether every shard is past ``version``, so that no shard can use a gradient computed on ``version``."""
         with self._lock:
             return self._machine.passed(version)
 

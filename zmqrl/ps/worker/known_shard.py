@@ -16,8 +16,8 @@ Statement: TypeAlias = m.Weights | m.Heartbeat | m.Need | m.Bye | m.Welcome | m.
 class Tally:
     """Counts the gradient slices of this worker by outcome, as far as the worker knows the outcomes.
 
-    ``sent`` counts the slices that were sent at least once. Each of them ends as ``used``, ``unused`` or ``unknown``.
-    ``skipped`` counts the slices that were never sent. ``resent`` counts the sends after the first.
+    ``sent`` counts the slices that were sent at least once. Each sent slice ends as ``used``, ``unused`` or
+    ``unknown``. ``skipped`` counts the slices that were never sent. ``resent`` counts the sends after the first.
     """
 
     sent: int = 0
@@ -153,7 +153,7 @@ class KnownShard:
         return self.push == "pending" and self.welcomed
 
     def offer(self, generation: int) -> None:
-        """Begin a contribution. Give up the previous one if it is open, because its gradient will be overwritten."""
+        """Begin a contribution. Give up an open previous contribution, because its gradient will be overwritten."""
         self.close("unknown")
         self.attempt = 0
         self.computed_on = self.handed_out

@@ -28,7 +28,7 @@ class WorkerTiming:
 
 
 class WorkerMachine:
-    """Decides which weights a worker computes on, and what it sends to each shard and when.
+    """Decides which weights a worker computes on, and which messages the worker sends to each shard and when.
 
     ``now`` is monotonic time in seconds.
     """
@@ -123,7 +123,7 @@ class WorkerMachine:
         return [shard for shard in order if self.shards[shard].welcomed]
 
     def passed(self, version: int) -> bool:
-        """Whether every shard is past ``version``, so that a gradient computed on it is useless to all shards."""
+        """Whether every shard is past ``version``, so that no shard can use a gradient computed on ``version``."""
         return all(shard.version > version for shard in self.shards)
 
     def where(self, now: float) -> str:
@@ -236,7 +236,7 @@ class WorkerMachine:
         return self._hand_out(generation, [low] * len(self.shards))
 
     def _assemble_newest(self, generation: int) -> list[e.Action]:
-        """Give the worker the newest slices, once all of them are newer than those of the last contribution."""
+        """Give the worker the newest slices, once each is newer than the slice that the last contribution used."""
         open_shards = [shard for shard in self.shards if shard.final is None]
         if not open_shards or any(shard.version <= shard.computed_on for shard in open_shards):
             return []

@@ -171,7 +171,7 @@ def _wait_ready(sleeper: _Sleeper) -> None:
 
 
 class _Run:
-    """The main loop of a live run. It kills and restarts processes as the scenario requires."""
+    """The main loop of a live run. The main loop kills and restarts processes as the scenario requires."""
 
     def __init__(self, scenario: Scenario, shards: StandaloneShards, sleepers: list[_Sleeper]) -> None:
         self.scenario, self.shards, self.sleepers = scenario, shards, sleepers
@@ -235,7 +235,7 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """The recording of a shard: the time at which it published each version, and the seconds in each span."""
+    """The recording of a shard: the time at which the shard published each version, and the seconds in each span."""
 
     published_at: dict[int, float]
     spans_s: dict[str, float]

@@ -1,7 +1,7 @@
 """A worker that sleeps instead of computing, but pulls real weights and pushes real gradients.
 
-``python -m zmqrl.simulate.live.sleeper`` reads its job from standard input, reports that it is up, and waits for the
-message to begin. At the end of the run, the worker reports its counts.
+``python -m zmqrl.simulate.live.sleeper`` reads a job from standard input, reports that the worker is up, and waits for
+the message to begin. At the end of the run, the worker reports its counts.
 """
 
 import dataclasses

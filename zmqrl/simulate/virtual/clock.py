@@ -54,7 +54,7 @@ class Job:
 class Shared:
     """Processor sharing: all jobs are served at the same rate, at most ``each`` per job and ``capacity`` in total.
 
-    For cores, ``capacity`` is their number, ``each`` is 1, and amounts are in core-seconds. For a network card,
+    For cores, ``capacity`` is the number of cores, ``each`` is 1, and amounts are in core-seconds. For a network card,
     ``capacity`` and ``each`` are in bytes per second, and amounts in bytes. An infinite ``capacity`` needs a finite
     ``each``.
     """

@@ -20,7 +20,7 @@ LOOK_S = 0.025  # the server checks its timers this often
 
 
 class SimulatedShard:
-    """One shard: its process, which can be killed and restarted, and its committed state, which survives."""
+    """One shard: a process, which can be killed and restarted, and the committed state, which survives."""
 
     def __init__(self, world: "World", number: int, host: Host, slice_bytes: int) -> None:
         self.world, self.number, self.host, self.slice_bytes = world, number, host, slice_bytes
@@ -47,7 +47,7 @@ class SimulatedShard:
         return self.slots[-1].version
 
     def start(self) -> None:
-        """Start the process. It continues from the committed state of the previous process."""
+        """Start the process. The new process continues from the committed state of the previous process."""
         self.life += 1
         self.alive = True
         self.incarnation = self.world.number()

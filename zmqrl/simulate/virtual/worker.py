@@ -1,4 +1,4 @@
-"""A simulated worker: the real state machine of its connection, and ``zmqrl.worker.work`` with simulated work."""
+"""A simulated worker: the real state machine of the connection, and ``zmqrl.worker.work`` with simulated work."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ Step: TypeAlias = Pull | Compute
 
 
 class SimulatedWorker:
-    """One worker: its process, which can be killed and restarted, and its counts, which survive."""
+    """One worker: a process, which can be killed and restarted, and the counts, which survive."""
 
     def __init__(self, world: "World", rank: int, host: Host) -> None:
         self.world, self.rank, self.host = world, rank, host
