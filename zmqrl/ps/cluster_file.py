@@ -34,7 +34,9 @@ class Cluster:
         try:
             return cls.from_json(parse_json(path.read_text(encoding="utf-8")))
         except OSError as error:
-            raise UsageError(f"cannot read {path}: {error.strerror}. It exists only while the run is alive.") from error
+            raise UsageError(
+                f"cannot read {path}: {error.strerror}. This file exists only while the run is alive."
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} is not a cluster file: {error!r}.") from error
 

@@ -44,7 +44,7 @@ class Layout:
         """Build the layout of named shapes. Raises UsageError when the vector cannot be cut into ``shards`` slices."""
         layout = cls(tuple((name, tuple(int(n) for n in shape)) for name, shape in tensors), shards)
         if not 1 <= shards <= MAX_SHARDS:
-            raise UsageError(f"shards is {shards}, but it must be from 1 to {MAX_SHARDS}.")
+            raise UsageError(f"shards is {shards}, but must be from 1 to {MAX_SHARDS}.")
         if any(n < 0 for _, shape in layout.tensors for n in shape) or layout.count > MAX_COUNT:
             raise UsageError(f"a tensor has a negative length, or there are more than {MAX_COUNT} parameters.")
         if layout.blocks < shards:
@@ -137,5 +137,7 @@ class Layout:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UsageError(f"unreadable layout: {error!r}.") from error
         if layout.hash != data.get("hash"):
-            raise UsageError(f"layout hash is {data.get('hash')!r}, but its tensors and cuts hash to {layout.hash!r}.")
+            raise UsageError(
+                f"the layout has hash {data.get('hash')!r}, but the hash of its tensors and cuts is {layout.hash!r}."
+            )
         return layout

@@ -90,7 +90,8 @@ def standalone_shards(
     """
     require(
         horizon is not None or not optimizer.follows_progress,
-        f"final_learning_rate {optimizer.final_learning_rate}: its schedule needs an end, horizon or schedule_updates.",
+        f"final_learning_rate {optimizer.final_learning_rate}: the schedule needs an end. "
+        "Set horizon or schedule_updates.",
     )
     with directory_for_sockets() as scratch:
         place = directory or Path(scratch)

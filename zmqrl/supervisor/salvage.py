@@ -73,7 +73,7 @@ def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
             if tries_left == 0 or isinstance(error, Damaged):
                 again = "" if isinstance(error, Damaged) else "try --resume again, or "
                 raise ClusterError(
-                    f"cannot read the state of the killed run: {str(error).rstrip('.')}. It is kept "
+                    f"cannot read the state of the killed run: {str(error).rstrip('.')}. The state is kept "
                     f"{_whereabouts(directory)}: {again}remove {directory.left} to resume from "
                     f"checkpoint {checkpoint.name} and lose everything after it."
                 ) from error

@@ -210,7 +210,7 @@ class _Run:
         if version > self.seen:
             self.seen, self.seen_at = version, now
         elif now - self.seen_at > STUCK_S:
-            raise ClusterError(f"the live run is stuck: version {version} has not changed for {STUCK_S:g} s.")
+            raise ClusterError(f"the live run is stuck at version {version}: no new version for {STUCK_S:g} s.")
 
     def _kill(self, number: int) -> None:
         ranks, shards = self.scenario.processes_of(self.scenario.failures[number])
