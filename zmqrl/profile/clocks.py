@@ -21,7 +21,10 @@ Times = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Converts times between clocks: ``other = time + offset_us + drift * (time - at_us)``, within ``error_us``."""
+    """Converts times from one clock to another.
+
+    The other time is ``time + offset_us + drift * (time - at_us)``, within ``error_us``.
+    """
 
     at_us: float = 0.0
     offset_us: float = 0.0
@@ -50,8 +53,8 @@ def measure(sent: Times, received: Times, answered: Times, returned: Times) -> C
     process.
 
     Times are in microseconds. A round trip gives the offset ``((received - sent) + (answered - returned)) / 2``. The
-    error of this offset is at most half of ``(returned - sent) - (answered - received)`` (Mills, RFC 5905 §8). Offset
-    and drift are fitted to the shortest round trip of each time window. ``error_us`` is valid from the first to the
+    error of this offset is at most half of ``(returned - sent) - (answered - received)`` (Mills, RFC 5905 §8). The
+    shortest round trip of each time window is used to fit offset and drift. ``error_us`` is valid from the first to the
     last round trip.
     """
     at = (sent + returned) / 2
@@ -103,7 +106,7 @@ def _error_us(drift: float, offset: float, at: Times, offsets: Times, halves: Ti
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """The conversion from each process's clock to the clock ``reference``, by clock id."""
+    """The conversions from the clocks of all processes to the clock ``reference``. The key is the clock id."""
 
     reference: str
     by_id: Mapping[str, Clock]

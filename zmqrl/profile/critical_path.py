@@ -82,7 +82,7 @@ class Cycle(NamedTuple):
 
     @property
     def with_rollout(self) -> bool:
-        """Whether this work includes a rollout."""
+        """Whether the work includes a rollout."""
         return self.spans["env_step"] + self.spans["act"] > 0
 
     @property
@@ -114,7 +114,7 @@ class Arrival(NamedTuple):
 
 @dataclass(slots=True)
 class Timeline:
-    """All recordings, on the reference clock. Processes whose clocks cannot be converted are left out.
+    """All recordings, with times on the reference clock. Processes whose clocks cannot be converted are left out.
 
     ``arrivals`` has the first arrival of each slice at each shard. ``again`` counts all later arrivals for each rank
     and shard.
@@ -230,7 +230,7 @@ def _updates(timeline: Timeline) -> Iterator[_Update]:
 
 
 def without_path(timeline: Timeline) -> Counter[int]:
-    """The number of updates without a critical path, by the rank of the K-th worker, whose work is not recorded."""
+    """The number of updates without a critical path, for each K-th worker whose work is not recorded."""
     ranks = ((update.version, update.made.closing_rank) for update in _updates(timeline))
     return Counter(rank for version, rank in ranks if rank >= 0 and (version, rank) not in timeline.cycles)
 
@@ -390,8 +390,9 @@ def _usual(medians: Mapping[T, float], process: T, seconds: float) -> float:
 
 
 def _shard_parts(made: Publication, shard: ProcessId, took_s: float) -> Iterator[tuple[str, ProcessId, float]]:
-    """The parts of the ``took_s`` seconds from the quorum to the publication. Time outside spans counts as
-    accumulation.
+    """The parts of the ``took_s`` seconds from the quorum to the publication.
+
+    Time outside all spans counts as accumulation.
     """
     known = [(name, made.spans[name]) for name in AT_THE_SHARD]
     yield "accumulate", shard, max(0.0, took_s - sum(seconds for _, seconds in known))

@@ -123,7 +123,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Mark the block as a wait of this thread. :meth:`queued_us` leaves waits out."""
+        """Mark the block as a wait of this thread, which :meth:`queued_us` leaves out."""
         began_us = _scheduled_us()[1]
         try:
             yield
@@ -176,8 +176,9 @@ class Recorder:
         self.add("machine", int(now * 1e6), *machine_totals(), _memory_kb())
 
     def _fold(self) -> None:
-        """Add the new spans to the histograms. Record the spans of traced versions, and count the spans that the trace
-        has no room for.
+        """Add the new spans to the histograms.
+
+        Record the spans of traced versions, and count the spans for which the trace has no room.
         """
         new = self.spans.fold()
         if self._failed or not new:
@@ -230,14 +231,14 @@ def segments(directory: Path, process: ProcessId | None = None) -> list[Path]:
 
 
 def prune(directory: Path, process: ProcessId) -> None:
-    """Remove files of ``process``. Keep the ``SEGMENTS_KEPT`` newest files and the files of a trace."""
+    """Remove files of ``process``. The ``SEGMENTS_KEPT`` newest files and the files of a trace are kept."""
     ordinary = [path for path in segments(directory, process) if not path.name.endswith(".trace.blocks")]
     for old in ordinary[:-SEGMENTS_KEPT]:
         old.unlink(missing_ok=True)
 
 
 def now_us() -> int:
-    """The current time in the form that the tables use: ``time.monotonic_ns``, converted to microseconds."""
+    """The current time as in the tables: the value of ``time.monotonic_ns`` in microseconds."""
     return time.monotonic_ns() // 1000
 
 

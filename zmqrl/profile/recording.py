@@ -76,7 +76,7 @@ class ProcessRecording:
         """This recording without the rows of versions up to ``version``. All pings are kept.
 
         The totals of the machine begin at the time when this process had finished ``version``. The histograms begin
-        with the block that was open at that time, so at most 5 s earlier.
+        with the block that was open at that time, which began at most 5 s earlier.
         """
         tables = {}
         for name, parts in self.tables.items():
@@ -138,7 +138,7 @@ def _of_versions(name: str, table: Table, versions: range) -> Table:
 
 
 def _since(machine: Table, at_us: int) -> Table:
-    """The totals from ``at_us`` on. The first row is interpolated between the rows before and after ``at_us``."""
+    """The totals from ``at_us`` on. The first row is interpolated from the rows before and after ``at_us``."""
     times = machine[:, 0]
     first = np.array([np.interp(at_us, times, column) for column in machine.T]).astype(np.int64)
     return np.concatenate([first[None], machine[times > at_us]])
@@ -181,7 +181,7 @@ class Recording:
     def tail(cls, directory: Path, blocks: int) -> Self:
         """Read only the newest blocks of each process, approximately ``blocks`` per process.
 
-        The cost does not depend on the length of the run. Leaves out symbolic links.
+        The cost does not depend on the length of the run. Symbolic links are left out.
         """
         by_process: dict[str, list[Path]] = {}
         files = [] if directory.is_symlink() else [path for path in segments(directory) if not path.is_symlink()]

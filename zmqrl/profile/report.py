@@ -131,7 +131,7 @@ class Profile:
         }
 
     def _path(self) -> dict[str, float]:
-        """Mean milliseconds of an update by part of the critical path."""
+        """Mean milliseconds per update for each part of the critical path."""
         parts: defaultdict[str, float] = defaultdict(float)
         for step in self.steps:
             for part in step.parts:
@@ -139,7 +139,10 @@ class Profile:
         return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
     def _blame(self) -> list[dict[str, Any]]:
-        """Seconds beyond the usual time for each cause and process, summed over all updates. The largest come first."""
+        """Seconds beyond the usual time for each cause and process, summed over all updates.
+
+        The largest values come first.
+        """
         lost: defaultdict[tuple[str, ProcessId], float] = defaultdict(float)
         for step in self.steps:
             for part in step.parts:
@@ -159,7 +162,7 @@ class Profile:
         ]
 
     def _spans(self) -> Iterable[tuple[str, str, Histogram]]:
-        """Process, span, and durations in nanoseconds. Sorted by role, host and process."""
+        """Process, span, and durations in nanoseconds. The rows are sorted by role, host and process."""
         for role, names in (("worker", WORKER_SPANS), ("shard", SHARD_SPANS)):
             processes = list(self.recording.of_role(role))
             histograms = [each.histograms() for each in processes]
@@ -243,7 +246,7 @@ def _print_bars(title: str, values: dict[str, float], console: Console) -> None:
 
 
 def who(row: Mapping[str, Any]) -> str:
-    """The process in a row of the blame, in words."""
+    """Describe the process in a row of the blame."""
     return f"rank {row['rank']}" if row["rank"] is not None else f"shard {row['shard']}"
 
 

@@ -76,7 +76,7 @@ def _names(processes: Iterable[ProcessRecording]) -> str:
 
 
 def newest(recording: Recording) -> range:
-    """The newest versions that workers contributed to, at most ``VERSIONS_SHOWN``."""
+    """The newest versions to which workers contributed, at most ``VERSIONS_SHOWN``."""
     contributed = [each.table("cycles")["version"] for each in recording.of_role("worker")]
     last = max((int(each.max()) for each in contributed if len(each)), default=-1)
     return range(max(0, last + 1 - VERSIONS_SHOWN), last + 1)

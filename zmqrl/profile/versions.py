@@ -1,4 +1,4 @@
-"""Lists what each version waited for."""
+"""Lists the rank, the shard and the part of the path for which each version waited."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -71,7 +71,10 @@ class ShardControl:
     def greet(
         self, shards: Iterable[int], *, within_s: float, meanwhile: Callable[[], None] = lambda: None
     ) -> dict[int, m.Welcome]:
-        """Send HELLO to ``shards`` and wait for each WELCOME. Raises ClusterError as ``ask`` does."""
+        """Send HELLO to ``shards`` and wait for each WELCOME.
+
+        Raises ClusterError under the same conditions as ``ask``.
+        """
         what = "connecting to the shards"
         return self.ask(
             shards, lambda _: self.hello(), only(m.Welcome), within_s=within_s, what=what, meanwhile=meanwhile
@@ -144,7 +147,7 @@ class ShardControl:
     def stats(
         self, shards: Iterable[int], *, within_s: float, what: str, meanwhile: Callable[[], None] = lambda: None
     ) -> dict[int, m.Stats]:
-        """Ask ``shards`` for their STATS. Raises ClusterError as ``ask`` does."""
+        """Ask ``shards`` for their STATS. Raises ClusterError under the same conditions as ``ask``."""
         question = m.StatsRequest(run=self.run)
         return self.ask(shards, lambda _: question, only(m.Stats), within_s=within_s, what=what, meanwhile=meanwhile)
 

@@ -66,10 +66,10 @@ class Layout:
 
     @property
     def slices(self) -> tuple[Slice, ...]:
-        """The slices: contiguous and 64-byte aligned. Their lengths differ by at most 64 bytes.
+        """The slices, which are contiguous and 64-byte aligned. Their lengths differ by at most 64 bytes.
 
         If the number of blocks is not a multiple of the number of shards, each of the last few shards gets one more
-        block. The very last block may be short.
+        block. The last block of the vector may be short.
         """
         small, extra = divmod(self.blocks, self.shards)
         slices = []

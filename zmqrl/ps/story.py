@@ -1,4 +1,4 @@
-"""Keeps the last events of a state machine, for the error that reports a broken invariant."""
+"""Keeps the last events of a state machine for the error message about a broken invariant."""
 
 from collections import deque
 

@@ -1,4 +1,4 @@
-"""The durations of the work of each rank: drawn from laws, or recorded."""
+"""The durations of the work of each rank, which are drawn from laws or recorded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -52,7 +52,7 @@ class _Search:
         return self.found[setting]
 
     def best(self, settings: Iterator[Setting]) -> Setting:
-        """The smallest of the ``settings`` whose speed is within ``NO_BETTER`` of the fastest setting."""
+        """The smallest of the ``settings`` that are at most ``NO_BETTER`` slower than the fastest setting."""
         rates = {setting: self.run(setting).learned_steps_per_s for setting in settings}
         most = max(rates.values())
         return min(setting for setting, rate in rates.items() if rate >= (1 - NO_BETTER) * most)

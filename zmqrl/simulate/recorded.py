@@ -33,7 +33,7 @@ class TooLittleRecorded(UsageError):
 class RecordedRun:
     """A run to simulate. ``measured`` is the recorded rate in updates per second.
 
-    ``transfer_share`` is the share of update time in which updates waited for transfers.
+    ``transfer_share`` is the share of the time of updates that was spent waiting for transfers.
     """
 
     def __init__(self, recording: Recording, timeline: Timeline, steps: Sequence[Step], scenario: Scenario) -> None:
@@ -213,7 +213,7 @@ def _way_s(timeline: Timeline, rank: int) -> float:
 
 
 def _costs(timeline: Timeline) -> ShardCosts:
-    """The mean durations of the shards' spans, in seconds, as CPU time.
+    """The mean durations of the shards' spans, in seconds. The simulation uses them as CPU time.
 
     These durations include waits for a core or a disk, because a simulated shard has no such waits. Sending costs
     nothing here, because the recorded transfers include the cost of sending.

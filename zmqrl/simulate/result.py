@@ -60,7 +60,7 @@ class Result:
 
     @property
     def agent_steps_per_s(self) -> float:
-        """Agent steps per second of all workers together, as a run reports this figure."""
+        """Agent steps per second of all workers together, calculated as in the reports of a run."""
         return self.agent_steps / self.elapsed_s if self.elapsed_s else math.inf
 
     @property

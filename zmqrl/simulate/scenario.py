@@ -57,7 +57,9 @@ class Straggler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A process that is killed: ``worker-3``, ``shard-0``, or all of ``host-1``. Times are in seconds.
+    """A process that is killed, such as ``worker-3`` or ``shard-0``, or all processes of a host, such as ``host-1``.
+
+    Times are in seconds.
 
     The process restarts after ``restart_s``, or never if ``restart_s`` is None. A restarted shard reads its last
     version from disk.

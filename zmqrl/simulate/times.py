@@ -1,4 +1,4 @@
-"""The durations of the workers' work: drawn from laws, or read from the run directory of a real run."""
+"""The durations of the workers' work, which are drawn from laws or read from the run directory of a real run."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -95,7 +95,7 @@ def recorded_times(run: Path, updates: int, *, transfers: bool = True) -> Comput
 
 
 def times_of(scenario: Scenario) -> ComputeTimes:
-    """The times of the work in ``scenario``: drawn, or recorded in a run. Raises UsageError.
+    """The times of the work in ``scenario``, which are drawn or recorded in a run. Raises UsageError.
 
     If the scenario describes a network, recorded transfers are left out, because the simulated network replaces them.
     """

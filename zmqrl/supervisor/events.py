@@ -50,7 +50,7 @@ class HostChanged:
 
 @dataclass(frozen=True, slots=True)
 class ProcessInspected:
-    """The host of a process reports what the process is doing."""
+    """The host of a process has reported what the process is doing."""
 
     seen: Inspected
 
@@ -169,7 +169,7 @@ class TellSilence:
 
 @dataclass(frozen=True, slots=True)
 class Inspect:
-    """Ask the host of a process what the process is doing. Leads to ProcessInspected."""
+    """Ask the host of a process what the process is doing. This action leads to ProcessInspected."""
 
     process: ProcessId
 
@@ -195,7 +195,7 @@ class EndStall:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Continue without a follower that keeps dying, or whose host cannot be reached."""
+    """Continue without a follower that dies repeatedly or whose host cannot be reached."""
 
     process: ProcessId
     why: str
@@ -240,7 +240,7 @@ class TellElapsed:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Make all shards load the newest checkpoint under a new generation. Leads to Loaded or NotLoaded.
+    """Make all shards load the newest checkpoint under a new generation. This action leads to Loaded or NotLoaded.
 
     ``elapsed`` is the progress of the run, as in TellElapsed.
     """
@@ -260,7 +260,7 @@ class SetAside:
 
 @dataclass(frozen=True, slots=True)
 class TakeCheckpoint:
-    """Fetch and write a checkpoint. Leads to CheckpointWritten or CheckpointFailed."""
+    """Fetch and write a checkpoint. This action leads to CheckpointWritten or CheckpointFailed."""
 
     version: int
 

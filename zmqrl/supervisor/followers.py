@@ -76,7 +76,7 @@ class Followers:
         return bool(self.to_record) and 60 * self.to_record[0] <= trained_s
 
     def on_scores(self, mean_score: float, episodes: int) -> None:
-        """Note the mean score of the last games in training, and the number of games that have ended.
+        """Record the mean score of the last games in training, and the number of games that have ended.
 
         The best of many means is too high by chance. Therefore, ``stop_score`` counts as reached only if new games with
         one checkpoint confirm it. If an evaluation does not confirm the score, the next one waits for

@@ -41,8 +41,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleEnd:
-    """The point at which schedules that follow the progress of the run end, in units that only the supervisor can
-    measure.
+    """The end of schedules that follow the progress of the run, in units that only the supervisor can measure.
 
     ``trained_s`` is the training time of earlier sessions, which counts as progress.
     """
@@ -122,7 +121,7 @@ class SupervisorMachine:
         return actions
 
     def check(self) -> None:
-        """Assert the invariants, after every event."""
+        """Assert the invariants that hold after every event."""
         shards = self.shards
         assert len(shards.checkpoint) == len(shards.numbers)
         assert all(shards.seen[shard] >= version for shard, version in enumerate(shards.checkpoint)), "seen goes back"
@@ -251,7 +250,7 @@ class SupervisorMachine:
         return actions
 
     def _may_leave(self, worker: ProcessId, status: int, now: float) -> bool:
-        """Whether a worker that ended with ``status`` may have had a good reason."""
+        """Whether a worker that ended with ``status`` may have had a good reason to end."""
         if status == 0 and self.shards.stop_at is not None:
             # Shards dismiss workers after the last version, perhaps before they can tell this supervisor. If a shard is
             # open after a worker has left, then no shard had dismissed this worker, and its next exit counts.

@@ -200,7 +200,7 @@ class Processes:
         return now - self._heard_at.get(process, now)
 
     def see_outside(self, workers: Iterable[ProcessId], now: float) -> None:
-        """Note which external ``workers`` every shard sees now."""
+        """Record which external ``workers`` every shard sees now."""
         here = set(workers)
         for worker in here | self._outside.keys():
             if self._outside.get(worker) != (worker in here):
@@ -226,7 +226,7 @@ class Processes:
         return ("silent", silent_s) if silent_s >= SILENCE_S else ("present", for_s)
 
     def awaited(self, process: ProcessId, now: float) -> Awaited:
-        """The known state of a process that a version waits for."""
+        """The known state of a process for which a version waits."""
         return Awaited(
             process=process,
             is_running=process in self.running,

@@ -26,7 +26,7 @@ ROW_EVERY_S = 1.0
 class Progress:
     """The metrics of a run. ``row`` is the newest row, and ``processes`` has the processes that the screen shows.
 
-    Time counts from the call of ``begin``, when the first version begins.
+    Time counts from the call of ``begin``, when workers begin to compute the first version.
     """
 
     def __init__(self, config: Config, directory: RunDirectory, counters: Counters, console: Console) -> None:

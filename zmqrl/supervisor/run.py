@@ -331,7 +331,8 @@ def _interrupts(supervisor: Supervisor) -> Iterator[None]:
     """Handle signals in the block. The first Ctrl-C requests a checkpoint and a clean end.
 
     The second Ctrl-C ends everything at once. A third Ctrl-C is ignored, because it would disturb the clean-up. TERM,
-    HUP and USR1 act like a single Ctrl-C, even when repeated. HUP stays ignored if it was ignored when zmqrl started.
+    HUP and USR1 act like a single Ctrl-C, even if they are repeated. HUP stays ignored if it was ignored when zmqrl
+    started.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:

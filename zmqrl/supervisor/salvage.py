@@ -160,7 +160,7 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
 
 
 def _set_aside(history: Path) -> set[Path]:
-    """The original files that were kept when damaged lines of a history were removed."""
+    """The original history files, which were kept when damaged lines were removed."""
     return set(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
 
 

@@ -16,7 +16,7 @@ START = "the run starts"
 
 
 class Shards:
-    """The shards of a run, by number.
+    """The shards of a run. The dictionaries have one entry per shard number.
 
     ``checkpoint`` holds the version of each shard in the newest checkpoint. ``seen`` holds the newest version that each
     shard is known to have made. ``stats`` holds the last report of each shard since that shard started or loaded a
@@ -184,5 +184,8 @@ class Shards:
             self.rollback = why
 
     def _end_of(self, shard: int) -> int | None:
-        """The version at which the shard ends: ``stop_at``, or the shard's newest version if that is greater."""
+        """The version at which the shard ends.
+
+        This is ``stop_at``, or the shard's newest version if that is greater.
+        """
         return None if self.stop_at is None else max(self.stop_at, self.seen[shard])

@@ -51,8 +51,8 @@ MOST_REFUSED = 100  # number of notices about refused workers: more would flood 
 class Supervisor:
     """One session of a run, from the first checkpoint to the last checkpoint of the session.
 
-    ``interrupts`` counts the user's requests to end the run. ``on_up`` is called when the training time begins, or, if
-    the run has external workers, once the shards are up.
+    ``interrupts`` counts the user's requests to end the run. ``on_up`` is called when the training time begins. If the
+    run has external workers, ``on_up`` is called once the shards are up.
     """
 
     control: ShardControl  # exists once the shards are up
@@ -302,7 +302,7 @@ class Supervisor:
         )
 
     def _presences(self, now: float) -> list[Presence]:
-        """The state of each process that was started, and of the rank of each external worker."""
+        """The state of each process that was started, and the state of the rank of each external worker."""
         missing_s = {int(rank): seconds for rank, seconds in self.progress.row["missing_s"].items()}
         starts = self.machine.processes.starts
         hosts = {process: self.sites[process].host for process in sorted(starts)}
@@ -556,7 +556,10 @@ class Supervisor:
             )
 
     def _save_what_is_left(self) -> None:
-        """After a failure, write a checkpoint of the version that the shards still hold, if the shards answer."""
+        """After a failure, write a checkpoint of the version that the shards still hold.
+
+        This requires that the shards answer.
+        """
         if self.saved or self.machine.state == "ending":  # the known STATS of the shards are out of date
             return
         with contextlib.suppress(ClusterError, AssertionError):  # the known state may be out of date

@@ -40,7 +40,7 @@ class Contributions:
         self.elapsed = max(self.elapsed, header.elapsed)
 
     def counts_already(self, rank: int, version: int) -> bool:
-        """Whether the shard holds, or has used, a contribution of ``rank`` computed on ``version`` or later."""
+        """Whether the shard holds or has used a contribution of ``rank`` on ``version`` or a later version."""
         return version <= self.computed_on.get(rank, -1)
 
     def accumulate(self, view: View) -> list[Action]:

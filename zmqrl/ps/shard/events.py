@@ -17,7 +17,7 @@ Totals: TypeAlias = tuple[int, int, int, int]
 
 
 def added(totals: Totals, counts: Totals, sign: int = 1) -> Totals:
-    """``totals`` plus ``counts``, or minus ``counts`` if ``sign`` is -1."""
+    """The sum of ``totals`` and ``counts``, or the difference if ``sign`` is -1."""
     used, late, duplicate, rejected = (
         max(0, total + sign * count) for total, count in zip(totals, counts, strict=True)
     )
@@ -41,7 +41,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Who may contribute, and how many contributions make an update."""
+    """The ranks that may contribute, and the number of contributions that make an update."""
 
     id: int
     quorum: int
@@ -87,7 +87,7 @@ class Record:
     def handed_over(
         cls, generation: int, version: int, view: View, totals: Totals = (0, 0, 0, 0), *, elapsed: int = 0
     ) -> "Record":
-        """The record of a version that this shard did not make but has loaded."""
+        """The record of a version that this shard has loaded, not made."""
         return cls(
             generation=generation,
             version=version,

@@ -37,7 +37,7 @@ class GradientSum:
         self._left_finite: list[str] = []
 
     def is_finite(self) -> bool:
-        """Whether the sum is finite, given that each contribution is finite."""
+        """Whether the sum is finite, under the assumption that each contribution is finite."""
         return not self._left_finite or codec.is_finite(self.value)
 
     def add(self, numbers: FloatVector, *, first: bool) -> None:

@@ -47,7 +47,7 @@ class History:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open or create the file. Raises ClusterError when that fails."""
+        """Open or create the file. Raises ClusterError when the file cannot be opened."""
         self.path = path
         self.news: list[str] = []
         with self._writing():
@@ -64,7 +64,7 @@ class History:
     def append(self, record: Record, crc32: int) -> None:
         """Write the line of one version in one system call.
 
-        Raises ClusterError when that fails, and leaves no part of the line in the file.
+        Raises ClusterError when the line cannot be written, and leaves no part of the line in the file.
         """
         line = line_of(record, crc32)
         with self._writing():
@@ -144,7 +144,7 @@ class History:
     def _newest(self, version: int = sys.maxsize) -> tuple[int, list[tuple[Line, bytes]]]:
         """The offset of the newest lines in the file, and these lines, parsed and raw.
 
-        The oldest of these lines is of ``version`` or an earlier version. If a line cannot be read, the file is kept
+        The oldest of these lines has ``version`` or an earlier version. If a line cannot be read, the file is kept
         under another name and replaced by a file without that line.
         """
         lines: list[tuple[Line | None, bytes]] = []

@@ -133,7 +133,7 @@ def _miscounts(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _used_again(lines: Sequence[Line]) -> Iterator[str]:
-    """In asynchronous mode, report contributions with old weights.
+    """In asynchronous mode, report contributions that were computed on old weights.
 
     A rank must compute each contribution on a newer version than the rank's previous contribution.
     """
@@ -178,7 +178,7 @@ def _too_few(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
 
 
 def _unequal(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
-    """Report versions whose generation, or whose progress of the run, differs between shards."""
+    """Report versions whose generation or progress of the run differs between shards."""
     seen: dict[int, tuple[int, Line]] = {}
     for shard, lines in histories.items():
         for line in lines:

@@ -171,7 +171,7 @@ class ShardMachine:
         return "used", ""
 
     def _close_if_complete(self, now: float) -> list[e.Action]:
-        """Make the next version if the quorum is complete."""
+        """Make the next version if the contributions reach the quorum."""
         if self.state != "open" or len(self.contributions.held) < self.view.quorum:
             return []
         assert self.last is not None
@@ -362,7 +362,7 @@ class ShardMachine:
         return [*actions, *self._milestones(), *self._close_if_complete(now), *self._tell_state(now)]
 
     def _commit_again(self, record: e.Record) -> list[e.Action]:
-        """Commit ``record`` with the newest version, so that a restarted process has the view and the stop version."""
+        """Commit ``record`` with the newest version, so that a restarted process has the view and the last version."""
         self.last = record
         return [e.CommitAgain(record)]
 

@@ -1,4 +1,4 @@
-"""The update of a slice: Adam, RMSProp and SGD as in torch.optim, out of place and block by block.
+"""Updates a slice with Adam, RMSProp or SGD, as in torch.optim, out of place and block by block.
 
 Every operation is elementwise and rounded to float32, so the result is bit-identical for any number of slices. A pass
 over a block costs more than the arithmetic in that pass. Therefore, scalar factors are first multiplied together, and
@@ -78,7 +78,7 @@ def _option(name: str) -> str:
 
 
 class Optimizer:
-    """The update rule of a config.
+    """The update rule that a config describes.
 
     The class is stateless: it computes the arrays of version v + 1 from the arrays of version v.
 
@@ -122,8 +122,9 @@ class Optimizer:
         """Compute version ``version + 1`` from ``version`` and the sum of ``count`` gradients.
 
         All arrays are float32 (n,). The inputs must be finite, and outputs must not overlap the inputs. The state of
-        version 0 is all zeros. ``elapsed`` is the progress of the run, from 0 to 1, which the learning rate may follow.
-        The result equals the result of torch.optim within float32 rounding. Returns whether the result is finite.
+        version 0 is all zeros. ``elapsed`` is the progress of the run, from 0 to 1. The learning rate may follow this
+        progress. The result equals the result of torch.optim within float32 rounding. Returns whether the result is
+        finite.
         """
         assert count >= 1
         assert gradient_sum.shape == weights.shape == new_weights.shape
@@ -222,7 +223,7 @@ class Optimizer:
     def _sgd(self, version: int, learning_rate: float, scale: float) -> BlockUpdate:
         """Gradient descent with ``scale`` times the gradient.
 
-        Momentum as in Sutskever et al. 2013, section 2, rescaled and initialized as in torch.
+        Momentum is as in Sutskever et al. 2013, section 2, but rescaled and initialized as in torch.
         """
         config = self.config
         gathers = config.momentum > 0

@@ -98,7 +98,7 @@ class Reception:
         return False
 
     def _speaker(self, frame: zmq.Frame) -> Speaker | None:
-        """The owner of the key that ``frame`` was sent with.
+        """The owner of the key with which ``frame`` was sent.
 
         Returns None if libzmq made the frame for a closed connection.
         """

@@ -73,7 +73,7 @@ class Roster:
         return rank in self.workers and self.workers[rank].incarnation == incarnation
 
     def is_replaced(self, rank: int, incarnation: int, now: float) -> bool:
-        """Whether the rank belongs to a process that is alive and has a greater incarnation."""
+        """Whether a living process with a greater incarnation has the rank."""
         worker = self.workers.get(rank, Worker())
         return worker.incarnation is not None and incarnation < worker.incarnation and worker.is_alive(now)
 
@@ -199,7 +199,10 @@ class Roster:
         return told
 
     def answer_all(self, welcome: m.Welcome) -> list[Action]:
-        """Answer every worker that sent HELLO. Some still wait for an answer, and the others need the new state."""
+        """Answer every worker that sent HELLO.
+
+        Some of these workers still wait for an answer, and the others need the new state.
+        """
         return [action for rank in sorted(self.workers) for action in self._answer(rank, welcome)]
 
     def presence(self, event: PresenceChanged, welcome: m.Welcome, now: float) -> list[Action]:

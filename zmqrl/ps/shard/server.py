@@ -106,7 +106,9 @@ class ShardServer:
         self.endpoints: dict[SocketRole, str] = {}
 
     def bind(self) -> dict[SocketRole, str]:
-        """Bind the sockets in ``job.bind``. Port 0 picks a free port. Returns the endpoints.
+        """Bind the sockets to the endpoints in ``job.bind``. For port 0, the system chooses a free port.
+
+        Returns the endpoints.
 
         Raises ClusterError when binding keeps failing, for example because an address is in use.
         """

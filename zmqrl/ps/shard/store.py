@@ -1,9 +1,9 @@
 """Crash-safe state of one shard: a ring of memory-mapped slots in one file, each with one version.
 
 A slot is written in four steps: clear the commit mark, write weights and optimizer state in place, write the header,
-set the mark. The memory is the kernel's page cache. So the writes of a killed process survive in order, and the newest
-version with a mark is complete. A crash of the host or a damaged disk can reorder or lose writes. Checksums detect such
-damage. No write waits for the disk.
+set the mark. The mapped memory is the kernel's page cache. So the writes of a killed process survive in order, and the
+newest version with a mark is complete. A crash of the host or a damaged disk can reorder or lose writes. Checksums
+detect such damage. No write waits for the disk.
 
 The file is little-endian. The first page has the magic number, the number of slots and a digest of the identity. The
 slots follow. A slot begins with 64 KiB for mark, header and record. Weights and optimizer state follow, each at a
@@ -94,8 +94,8 @@ class SlotStore:
     ) -> "SlotStore":
         """Create an empty store for a slice of ``count`` parameters. The new store replaces any file at ``path``.
 
-        ``identity`` names the owner of the state: run, layout, shard, codec. Raises ClusterError when the file cannot
-        be created, for example because the disk is full.
+        ``identity`` names the owner of the state: run, layout, shard and codec. Raises ClusterError when the file
+        cannot be created, for example because the disk is full.
         """
         assert slots >= 3, "one being read, one being published, one being written"
         file_bytes = store_bytes(count, state_names, slots)
@@ -192,7 +192,7 @@ class SlotStore:
         slot.readers.append(released)
 
     def close(self) -> None:
-        """Close the file. Views that are still in use stay valid and keep the mapping open."""
+        """Close the file. Views of slots that are still in use stay valid and keep the mapping open."""
         self._slots = []
         self.newest = self.previous = None
         with contextlib.suppress(BufferError):

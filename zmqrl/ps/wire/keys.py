@@ -1,4 +1,4 @@
-"""Makes the CURVE keys of a run, and lets a shard admit only these keys.
+"""Makes the CURVE keys of a run, and restricts shards to connections with these keys.
 
 Each session makes new keys. A key is a string of 40 characters (Z85). Secret keys are passed on standard input or
 stored in files with mode 0600. ``repr`` hides secret keys.
@@ -164,7 +164,7 @@ class Authenticator:
         self._thread.start()
 
     def stop(self) -> None:
-        """Admit no more connections."""
+        """Stop admitting connections."""
         self._stopping.set()
         self._thread.join()
 
@@ -175,7 +175,7 @@ class Authenticator:
                     self._questions.send_multipart(self._answer(self._questions.recv_multipart()))
 
     def _answer(self, question: list[bytes]) -> list[bytes]:
-        """The answer to ``[version, request id, domain, address, identity, mechanism, key]``."""
+        """The answer to a ZAP request, ``[version, request id, domain, address, identity, mechanism, key]``."""
         _, request, domain, _, _, mechanism, *key = question
         owner = self._admitted.get(key[0]) if (domain, mechanism) == (DOMAIN.encode(), b"CURVE") and key else None
         if owner is None:

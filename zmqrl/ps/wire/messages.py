@@ -34,7 +34,7 @@ class Uint:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The maximum length: characters of a string, number of bytes, or items of a list."""
+    """The maximum length, in characters of a string, bytes, or items of a list."""
 
     most: int
 
@@ -76,7 +76,7 @@ class Gradient:
 class Weights:
     """XPUB to SUB, topic ``W``, followed by the payload: the weights of ``version``, and the ranks that contributed.
 
-    ``elapsed`` is this shard's figure, in millionths, for the progress of the run at the update from these weights.
+    ``elapsed`` is the progress of the run in millionths, according to this shard, for the update from these weights.
     """
 
     run: Name
@@ -109,7 +109,10 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """XPUB to SUB, topic ``N``: ``version`` is still open. Ranks that are not in ``held`` resend."""
+    """XPUB to SUB, topic ``N``: the shard still accepts contributions to ``version``.
+
+    Ranks that are not in ``held`` must resend.
+    """
 
     run: Name
     shard: U16
@@ -292,10 +295,10 @@ class Stats:
 
     ``tallies`` has one ``[rank, used, late, duplicate, rejected]`` for each rank. ``unattributed`` counts messages that
     belong to no member. ``present`` lists the members that are present. ``silent_ms`` has the time since each present
-    member was last heard. ``totals`` are ``(used, late, duplicate, rejected)`` of the history up to ``version``.
-    ``captured_totals`` are the totals up to the ``captured`` version, or empty if no version is captured. ``stop`` is
-    the version at which the shard ends. ``failure`` says why the shard can make no more versions, or is empty.
-    ``span_ranks``, ``spans`` and ``span_ms`` list members that are present but have not contributed to the open
+    member was last heard. ``totals`` has the counts ``(used, late, duplicate, rejected)`` of the history up to
+    ``version``. ``captured_totals`` are the totals up to the ``captured`` version, or empty if no version is captured.
+    ``stop`` is the version at which the shard ends. ``failure`` says why the shard can make no more versions, or is
+    empty. ``span_ranks``, ``spans`` and ``span_ms`` list members that are present but have not contributed to the open
     version. These lists hold the rank, the current span, and the time in that span. The member with the longest time
     comes first. ``made_at`` is the progress of the run, in millionths, that the update to ``version`` used.
     """

@@ -43,8 +43,8 @@ def new_socket(
 ) -> "zmq.Socket[bytes]":
     """Make a socket that queues at most ``send_most`` and ``receive_most`` (both above 0) messages for each peer.
 
-    ZeroMQ disconnects a peer that sends more than ``most_bytes`` in one frame. The value -1 means no limit, for sockets
-    that receive whole slices from a shard.
+    ZeroMQ disconnects a peer that sends more than ``most_bytes`` in one frame. The value -1 means no limit. Sockets
+    that receive whole slices from a shard have no limit.
     """
     assert send_most > 0
     assert receive_most > 0

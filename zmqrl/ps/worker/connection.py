@@ -1,4 +1,4 @@
-"""A worker's connection to every shard: ``pull`` the weights, ``push`` a gradient.
+"""A worker's connection to every shard, which pulls the weights and pushes gradients.
 
 A separate thread owns the sockets and the state machine of ``machine.py``. That thread answers the shards even while
 the computing thread plays a long rollout.
@@ -74,9 +74,9 @@ class Connection:
 
         If ``incarnation`` is None, the worker uses the current time.
 
-        ``code`` identifies the zmqrl source code of the worker. Shards refuse a worker whose code differs from theirs.
-        Leave ``code`` empty in your own program. With ``recorder``, the worker records its time. Raises UsageError when
-        the run uses CURVE and ``cluster`` has no keys.
+        ``code`` identifies the zmqrl source code of the worker. Shards refuse a worker whose ``code`` differs from the
+        code of the shards. Leave ``code`` empty in your own program. With ``recorder``, the worker records its time.
+        Raises UsageError when the run uses CURVE and ``cluster`` has no keys.
         """
         if cluster.key_files is not None and cluster.keys is None:
             raise UsageError(f"this run is encrypted: worker {rank} cannot join without its keys.")
@@ -134,9 +134,9 @@ class Connection:
         """Wait for a complete version above ``above`` and return it. Returns None when the run has ended.
 
         A rollback makes version numbers smaller, so the first version after a rollback is returned even if it is not
-        above ``above``. In asynchronous mode ``above`` has no effect: ``pull`` waits for slices that are newer than the
-        slices of the last contribution. The result has the version of the oldest slice. Raises ClusterError after
-        ``timeout_s``, when a shard is silent for ``WorkerTiming.lease_s``, and when a shard refuses this worker.
+        above ``above``. In asynchronous mode ``above`` has no effect, and ``pull`` waits for slices that are newer than
+        the slices of the last contribution. The result has the version of the oldest slice. Raises ClusterError after
+        ``timeout_s``, when a shard is silent for ``WorkerTiming.lease_s``, or when a shard refuses this worker.
         """
         if self._final is None:
             self._post(e.Pulling(above))

@@ -120,7 +120,7 @@ class KnownShard:
     def requested(self, now: float, wait_s: float) -> None:
         """Record a request.
 
-        The next request waits ``wait_s``, or twice the last wait if the last request got no answer.
+        The next request is possible after ``wait_s``, or after twice the last wait if the last request got no answer.
         """
         again = self.snapshot_at is not None
         self.snapshot_wait_s = min(2 * self.snapshot_wait_s, SNAPSHOT_MOST_S) if again else wait_s
@@ -184,7 +184,7 @@ class KnownShard:
         self._count_attempt(1)
 
     def blocked(self) -> None:
-        """Record that the slice could not be sent after all."""
+        """Undo ``pushed``, because the slice could not be sent."""
         if self.push == "sent":
             self.push = "pending"
             self._count_attempt(-1)

@@ -163,7 +163,10 @@ class WorkerMachine:
         return actions + self._assemble(now)
 
     def _heard(self, shard: KnownShard, message: Statement, now: float) -> list[e.Action]:
-        """Record the state of the sender. Send HELLO if the shard has restarted, and forget what a rollback undid."""
+        """Record the state of the sender.
+
+        Send HELLO if the shard has restarted, and forget the versions that a rollback undid.
+        """
         shard.heard_at = now
         actions: list[e.Action] = []
         if message.incarnation > shard.incarnation:

@@ -59,7 +59,7 @@ class Observed:
 
 
 def live(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
-    """Run ``scenario`` in real time: see :func:`observe`."""
+    """Run ``scenario`` in real time, as :func:`observe` does."""
     return observe(scenario, compute=compute).result
 
 

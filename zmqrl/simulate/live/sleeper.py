@@ -31,7 +31,7 @@ class Counts:
 def work(connection: Connection, job: dict[str, Any]) -> tuple[Counts, list[tuple[float, float]]]:
     """Contribute until the run ends, as ``zmqrl.worker.work`` does, but sleep instead of computing.
 
-    Returns the counts, and the start and end of each wait for weights in seconds of ``time.monotonic``. Raises
+    Returns the counts, and the start and end of each wait for weights, as values of ``time.monotonic``. Raises
     ClusterError.
     """
     gradient_s, rollout_s, per_rollout = job["gradient_s"], job["rollout_s"], job["updates_per_rollout"]

@@ -22,11 +22,11 @@ class Clock:
         self._stopped = False
 
     def at(self, when: float, call: Callable[..., None], *arguments: Any) -> None:
-        """Make a call at time ``when``, or now if ``when`` has passed."""
+        """Schedule a call for the time ``when``, or for now if ``when`` has passed."""
         heapq.heappush(self._due, (max(when, self.now), next(self._order), call, arguments))
 
     def after(self, delay_s: float, call: Callable[..., None], *arguments: Any) -> None:
-        """Make a call ``delay_s`` from now."""
+        """Schedule a call for ``delay_s`` from now."""
         heapq.heappush(self._due, (self.now + delay_s, next(self._order), call, arguments))
 
     def run(self) -> None:
@@ -101,7 +101,7 @@ class Shared:
             self._rate = min(self._each, share)
 
     def _plan(self) -> None:
-        """Schedule a wake-up for the end of the next job. A wake-up that is too early schedules another one."""
+        """Schedule a wake-up for the end of the next job. A wake-up that is too early schedules another wake-up."""
         jobs = self._jobs
         while jobs and jobs[0][2].cancelled:
             heapq.heappop(jobs)

@@ -24,7 +24,10 @@ class Host:
         self.incoming = Shared(clock, bandwidth, most_each) if finite else None
 
     def work(self, cpu_s: float, done: Callable[..., None], *arguments: Any) -> None:
-        """Use a core for ``cpu_s``. The work takes longer if the host has fewer cores than working processes."""
+        """Use a core for ``cpu_s`` seconds.
+
+        The work takes longer if the host has fewer cores than working processes.
+        """
         if self.cores is None:
             self.clock.after(cpu_s, done, *arguments)
         else:
@@ -36,7 +39,7 @@ class Network:
 
     Each network card divides the bandwidth evenly between transfers. A transfer is complete when all bytes have passed
     both network cards. The rate of one transfer is at most 1.22 / sqrt(loss rate) packets per round trip (Mathis et al.
-    1997, eq. 3). A loss among the last packets costs a timeout.
+    1997, eq. 3). If one of the last packets is lost, the transfer also waits for a timeout.
     """
 
     def __init__(self, clock: Clock, *, latency_s: float, loss: float, loopback: float, seed: int) -> None:

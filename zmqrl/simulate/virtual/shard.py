@@ -116,7 +116,7 @@ class SimulatedShard:
                 yield self._pay()
 
     def _pay(self, cpu_s: float = 0.0) -> float:
-        """The CPU time to use now: ``cpu_s``, plus the costs of earlier work that were not yet paid."""
+        """The CPU time to use now, which is ``cpu_s`` plus the unpaid costs of earlier work."""
         owed_s, self._owed_s = self._owed_s + cpu_s, 0.0
         return owed_s
 

@@ -31,8 +31,9 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Work for ``cpu_s`` and ``idle_s``. The result is ``on``, the version of this work, or None if the work was
-    dropped.
+    """Work for ``cpu_s`` seconds on a core and ``idle_s`` seconds without a core.
+
+    The result is ``on``, the version on which this work is done, or None if the work was dropped.
     """
 
     cpu_s: float

@@ -146,7 +146,7 @@ class World:
         self._reconnect()
 
     def _reconnect(self) -> None:
-        """Reconnect a restarted process. libzmq does this within a fraction of a second."""
+        """Reconnect a restarted process. A real process reconnects within a fraction of a second."""
         for worker in self.workers:
             for link in worker.links:
                 link.connect()
