@@ -114,9 +114,9 @@ def _found(timeline: Timeline, ranks: dict[int, RankAccount], backup_gain_s: flo
 def _backup_gain_s(timeline: Timeline, versions: set[Version]) -> float | None:
     """Mean seconds by which each update would take longer without one worker, if the other workers became no faster.
 
-    The result is the time from the K-th contribution to the next one, multiplied by the probability that the removed
-    worker was among the first K. The time of a contribution is the time at which the worker finished its work. So
-    contributions that were never sent, because they were too late, count, too.
+    The result is the time between contributions K and K + 1, multiplied by the probability that the removed worker was
+    among the first K. The time of a contribution is the time at which the worker finished its work. So contributions
+    that were never sent, because they were too late, count, too.
     """
     pushed_by_version: defaultdict[Version, list[float]] = defaultdict(list)
     for (version, _), cycle in timeline.cycles.items():

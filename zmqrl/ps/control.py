@@ -252,7 +252,7 @@ class ShardControl:
 
 
 def only(kind: type[T]) -> Callable[[object], T | None]:
-    """Make an ``answer`` function for ``ask`` which accepts all messages of class ``kind`` and no others."""
+    """Make an ``answer`` function for ``ask``. The function accepts only messages of class ``kind``."""
     return lambda message: message if isinstance(message, kind) else None
 
 

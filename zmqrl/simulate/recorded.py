@@ -213,7 +213,7 @@ def _way_s(timeline: Timeline, rank: int) -> float:
 
 
 def _costs(timeline: Timeline) -> ShardCosts:
-    """The mean durations of the shards' spans, in seconds. The simulation uses them as CPU time.
+    """The mean durations of the shards' spans, in seconds. The simulation uses these durations as CPU time.
 
     These durations include waits for a core or a disk, because a simulated shard has no such waits. Sending costs
     nothing here, because the recorded transfers include the cost of sending.

@@ -558,7 +558,7 @@ class Supervisor:
     def _save_what_is_left(self) -> None:
         """After a failure, write a checkpoint of the version that the shards still hold.
 
-        This requires that the shards answer.
+        If the shards do not answer, no checkpoint is written.
         """
         if self.saved or self.machine.state == "ending":  # the known STATS of the shards are out of date
             return

@@ -151,8 +151,8 @@ class Optimizer:
     def _adam(self, version: int, learning_rate: float, scale: float) -> BlockUpdate:
         """Kingma and Ba 2015, algorithm 1 with t = version + 1, for ``scale`` times the gradient.
 
-        w - lr / (1 - beta1^t) * m / (sqrt(v) / r + epsilon), where r = sqrt(1 - beta2^t), is computed as
-        w - lr * r / (1 - beta1^t) * (m / (sqrt(v) + epsilon * r)).
+        With r = sqrt(1 - beta2^t), the new weight is w - lr / (1 - beta1^t) * m / (sqrt(v) / r + epsilon). It is
+        computed as w - lr * r / (1 - beta1^t) * (m / (sqrt(v) + epsilon * r)).
         """
         config = self.config
         root = (1 - config.beta2 ** (version + 1)) ** 0.5
