@@ -40,7 +40,7 @@ class Result:
 
 # Only measured figures. A recipe that is not here has not been measured.
 RESULTS: Final[Mapping[str, tuple[Result, ...]]] = {
-    "breakout": (
+    "breakout-ppo": (
         Result(
             score=176.04,
             evaluation=132.92,
@@ -48,7 +48,7 @@ RESULTS: Final[Mapping[str, tuple[Result, ...]]] = {
             agent_steps_per_s=957.0,
             options="--minutes 60",
             machine=WITH_AVX512,
-            source="benchmarks/results/breakout",
+            source="benchmarks/results/breakout-ppo",
         ),
     ),
     "pong": (
