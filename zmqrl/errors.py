@@ -1,4 +1,7 @@
-"""The errors that users see: one sentence with the problem, its place and the remedy. Standard library only."""
+"""The errors that users see: one sentence with the problem, its place and the remedy.
+
+This module uses only the standard library.
+"""
 
 import difflib
 import errno

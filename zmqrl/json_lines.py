@@ -1,4 +1,7 @@
-"""Files of a run: JSON, and one JSON object per line, readable while they grow. Standard library only."""
+"""Files of a run: JSON, and one JSON object per line, readable while they grow.
+
+This module uses only the standard library.
+"""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""The directory of a run on a host, the lock on it, and the files in it. Standard library only.
+"""The directory of a run on a host, the lock on it, and the files in it. This module uses only the standard library.
 
 Paths of files are relative to the run's directory.
 """
@@ -85,8 +85,9 @@ def take(path: Path, lock: int) -> bool:
 
 
 def _is_lock_of(path: Path, lock: int) -> bool:
-    """Whether ``lock`` is the lock that is in the directory now. After a removal, another process can make a new
-    one.
+    """Whether ``lock`` is the lock that is in the directory now.
+
+    After the lock was removed, another process can have made a new one.
     """
     return os.path.samestat((path / DAEMON_LOCK).stat(), os.fstat(lock))
 
@@ -168,9 +169,9 @@ def read(root: Path, path: str, offset: int) -> Piece:
 
 
 def write(root: Path, path: str, offset: int, data: bytes, unless: int | None = None) -> str | None:
-    """Write a piece of a file; offset 0 replaces the file. Returns the error in words, or None.
+    """Write a piece of a file. A piece at offset 0 replaces the file. Returns the error in words, or None.
 
-    A file that already has ``unless`` bytes or more does not change.
+    A file that already has ``unless`` bytes or more is left unchanged.
     """
     try:
         (root / path).parent.mkdir(parents=True, exist_ok=True)

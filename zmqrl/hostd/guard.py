@@ -1,11 +1,11 @@
 """The guard of a process: its parent, which ends everything that the process has started and left.
 
 A host daemon has a guard, because a daemon that is stopped, or blocked by a disk, cannot end the processes that it has
-started. They do not notice. The guard therefore kills a daemon that has not run for ``FROZEN_S``. A process that runs
-the user's code has a guard, too (:mod:`zmqrl.hostd.user_code`).
+started. These processes do not notice that the daemon has stopped. The guard therefore kills a daemon that has not run
+for ``FROZEN_S``. A process that runs the user's code has a guard, too (:mod:`zmqrl.hostd.user_code`).
 
 When the process has ended, its descendants become children of the guard, and the guard kills them. A process becomes
-the child of a guard with :func:`fork_guard`. The guard runs as a script that needs the standard library only.
+the child of a guard with :func:`fork_guard`. The guard runs as a script that needs only the standard library.
 """
 
 import contextlib
@@ -58,12 +58,13 @@ def fork_guard(frozen_s: float | None = FROZEN_S) -> int:
 
 
 def watch(daemon: int, frozen_s: float) -> int:
-    """Wait for the end of the child ``daemon``, and kill it if it has not run for ``frozen_s``. Forward signals to it.
+    """Wait until the child ``daemon`` has ended, and kill it if it has not run for ``frozen_s``. Forward signals to it.
 
-    Then end its descendants. Returns the daemon's exit status. The reason for an unusual end goes to standard error.
+    After the end of the daemon, end its descendants. Returns the daemon's exit status. The reason for an unusual end
+    goes to standard error.
 
-    Time counts only while the guard itself runs. So a daemon is not killed because both were suspended, for example
-    with their machine.
+    Time counts only while the guard itself runs. The guard therefore does not kill the daemon if both were suspended,
+    for example with their machine.
     """
     exit_fd = os.pidfd_open(daemon)
     _pass_on(exit_fd, TO_A_DAEMON)

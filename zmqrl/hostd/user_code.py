@@ -2,7 +2,7 @@
 
 An environment, a network or another function of the user can start programs, such as game servers, even in sessions of
 their own. The host daemon ends the programs of its processes (:mod:`zmqrl.hostd.orphans`). This module is for processes
-without a host daemon. Standard library only.
+without a host daemon. This module uses only the standard library.
 """
 
 import contextlib

@@ -36,8 +36,9 @@ def connect_all(links: Sequence[Link], news: News | None = None, *, instead: str
 
 
 def listed_twice(up: Mapping[str, h.Up]) -> dict[str, str]:
-    """A sentence, by host, for each host that is the same machine as an earlier host. Every user has a separate daemon
-    on a machine.
+    """A sentence, by host, for each host that is the same machine as an earlier host.
+
+    On one machine, each user has a separate daemon.
     """
     first: dict[str, str] = {}
     for host, about in up.items():

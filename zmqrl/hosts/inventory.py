@@ -24,7 +24,7 @@ _NUMBER: Final = r"[0-9]{1,9}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A machine, and the processes that may run on it. None in a setting means the default."""
+    """A machine, and the processes that may run on it. A setting that is None has its default."""
 
     name: str
     """The name for ssh, such as ``me@node1`` or a name from the user's ssh_config, or else the name for ``via``."""
@@ -76,8 +76,8 @@ def select(hosts: Iterable[Host], include: str | None, exclude: str | None) -> t
     """Keep the ``hosts`` that the list ``include`` names (None: all), and drop the hosts that the list ``exclude``
     names.
 
-    The order does not change. Lists are as in :func:`read_hosts`, without slots. Raises UsageError for an unknown name,
-    or if no host is left.
+    The order does not change. The lists have the form of :func:`read_hosts`, but without slots. Raises UsageError for
+    an unknown name, or if no host is left.
     """
     hosts = tuple(hosts)
     known = [host.name for host in hosts]

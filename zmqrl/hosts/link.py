@@ -196,7 +196,7 @@ class Link:
                     self.process.stdin.close()
 
     def cut(self) -> None:
-        """Close the connection without a wait for the daemon."""
+        """Close the connection without waiting for the daemon."""
         self.hang_up()
         self._forget()
 
@@ -255,7 +255,7 @@ class Link:
                 del self._unsent[: os.write(self.process.stdin.fileno(), self._unsent)]
 
     def _last_words(self) -> str:
-        """The last line of standard error. Before the first event, also the last line of standard output."""
+        """The last line of standard error. Before the first event, the last line of standard output comes first."""
         printed = b"" if self._has_answered else self._arrived.rest.strip()[:WORDS_BYTES] or self._printed
         last = self._words.strip().rpartition(b"\n")[2]
         return " / ".join(line.decode(errors="replace") for line in (printed, last) if line)

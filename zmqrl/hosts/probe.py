@@ -105,7 +105,7 @@ def _in_words(error: OSError) -> str:
 
 
 def listen(address: str, ports: Sequence[int], token: str) -> dict[str, Any]:
-    """Listen at ``address`` and answer clients that know ``token``, until this process ends.
+    """Listen at ``address`` and answer clients that send ``token``, until this process ends.
 
     Returns the ``ports``, with a free port for each 0, and ``bound``, the numeric form of ``address`` on this host.
     Raises OSError with the address and port in ``filename``.
@@ -196,7 +196,10 @@ def game_error(env: str, settings: Mapping[str, Any]) -> str | None:
 
 
 def lacks(extras: Mapping[str, str]) -> list[str]:
-    """A clause for each of ``extras`` that is not installed on this host. The values say what needs them."""
+    """A clause for each of ``extras`` that is not installed on this host.
+
+    The values of ``extras`` say what needs each extra.
+    """
     return [clause for extra, what in extras.items() if (clause := lack(extra, what))]
 
 

@@ -24,10 +24,10 @@ MOST_AT_A_TIME = 16  # hosts that are asked in parallel
 
 @dataclass(frozen=True, slots=True)
 class Living:
-    """What the run directory says about a run.
+    """The state of a run, as read from its run directory.
 
-    ``cluster`` is the content of ``cluster.json``, or of ``left.json`` if the run was killed. It is None if the run has
-    ended.
+    ``cluster`` is the content of ``cluster.json``, or of ``left.json`` if the run was killed. ``cluster`` is None
+    before the session is up, and after the run has ended.
     """
 
     directory: RunDirectory

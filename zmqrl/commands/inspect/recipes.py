@@ -19,7 +19,7 @@ class Result:
 
     ``score``: the mean of the last 50 games in training, or the ``--stop-score`` that ended the run. ``evaluation``:
     the mean of 50 full games with the last checkpoint. ``options``: the options of `zmqrl train` besides the name of
-    the recipe. None: not measured.
+    the recipe. A figure that was not measured is None.
     """
 
     score: float

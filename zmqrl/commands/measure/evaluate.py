@@ -150,7 +150,10 @@ def play_games(
 
 
 def main() -> None:
-    """Evaluate checkpoints of a run: after each evaluation, the newest checkpoint that the supervisor has named."""
+    """Evaluate checkpoints of a run.
+
+    Each evaluation is of the newest checkpoint that the supervisor has named by then.
+    """
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.commands.measure.evaluate")
     told = Messages()
@@ -171,7 +174,7 @@ def main() -> None:
 
 
 class _Progress:
-    """Shows the progress of the games in a line on a terminal. Without a terminal, this class prints nothing."""
+    """Shows the progress of the games on one line of a terminal. Without a terminal, this class prints nothing."""
 
     def __init__(self, episodes: int) -> None:
         self.episodes = episodes

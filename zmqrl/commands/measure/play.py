@@ -71,5 +71,8 @@ def whole_game(policy: "Policy", seed: int, *, greedy: bool) -> Generator[Turn, 
 
 
 def whole_game_config(config: EnvConfig) -> EnvConfig:
-    """One game at a time, over all lives and with true rewards, whatever the training used."""
+    """The settings for one game at a time, over all lives and with true rewards.
+
+    They override those of the training.
+    """
     return dataclasses.replace(config, num_envs=1, life_loss=False, clip_rewards=False)

@@ -1,7 +1,7 @@
 """Hosts that are the nodes of a PBS or LSF job, from the environment of the job.
 
-LSF reaches a node with blaunch, its own ssh. The programs of PBS for this, pbsdsh and pbs_tmrsh, do not pass standard
-input on, so nodes of PBS are reached by ssh.
+LSF reaches a node with blaunch, its own ssh. The corresponding programs of PBS, pbsdsh and pbs_tmrsh, do not pass on
+standard input. ssh therefore reaches the nodes of PBS.
 """
 
 import os

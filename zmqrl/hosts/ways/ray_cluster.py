@@ -37,7 +37,10 @@ class RayCluster:
 
     @classmethod
     def at(cls, address: str) -> Self:
-        """Ask the cluster for its nodes. Raises UsageError if Ray is not installed, ClusterError without an answer."""
+        """Ask the cluster for its nodes.
+
+        Raises UsageError if Ray is not installed, and ClusterError if there is no answer.
+        """
         require_extra("ray", "--ray needs")
         with _asked(address, {}, CONNECTED_WITHIN_S) as answer:
             return cls(address=address, nodes=_by_name(answer["nodes"]))
@@ -62,9 +65,9 @@ class RayCluster:
 
     @contextlib.contextmanager
     def reserved(self, hosts: Iterable[str]) -> Iterator[None]:
-        """Reserve the free CPUs of ``hosts`` in the block, with one placement group. Ray frees them if we are killed.
+        """Reserve the free CPUs of ``hosts`` in the block, with one placement group.
 
-        Raises ClusterError if other programs use some of these CPUs.
+        Ray frees them if this process is killed. Raises ClusterError if other programs use some of these CPUs.
         """
         cpus = {self.nodes[name].id: self.nodes[name].free_cpus for name in hosts}
         with _asked(self.address, {"cpus": cpus, "within_s": RESERVED_WITHIN_S}, 2 * CONNECTED_WITHIN_S) as answer:

@@ -27,8 +27,9 @@ class Allocation:
     """The cores of each node, in the order of the nodes."""
 
     def hosts(self, node_address: str | None) -> tuple[Host, ...]:
-        """The nodes as hosts. The address of a node is the one that Slurm uses, or ``node_address`` with the node's
-        name for %N.
+        """The nodes as hosts.
+
+        The address of a node is the one that Slurm uses, or ``node_address``, in which the node's name replaces %N.
         """
         if node_address is None:
             told = scontrol("show", "node", "--oneliner", ",".join(self.cores))
@@ -152,7 +153,10 @@ def is_over(why: str) -> bool:
 
 
 def scontrol(*arguments: str) -> str:
-    """Run scontrol and return its output. Raises UsageError if scontrol is missing, ClusterError if scontrol fails."""
+    """Run scontrol and return its output.
+
+    Raises UsageError if scontrol is missing, and ClusterError if scontrol fails.
+    """
     command = ["scontrol", *arguments]
     asked = " ".join(command[:3])
     try:
