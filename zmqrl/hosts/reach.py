@@ -259,13 +259,13 @@ def read_exported(names: Sequence[str], environment: Mapping[str, str] = os.envi
         if "=" in name:
             start = name.partition("=")[0]
             raise UsageError(
-                f"-x {start}=...: other users can read the arguments of a command: "
-                f"set {start} in the environment, and use -x {start}."
+                f"-x {start}=...: other users can read the arguments of a command. "
+                f"Set {start} in the environment, and use -x {start}."
             )
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise UsageError(f"-x {name}: not the name of an environment variable.")
         if name not in environment:
-            raise UsageError(f"-x {name}: this variable is not set here: set it, or remove the option.")
+            raise UsageError(f"-x {name}: this variable is not set here. Set it, or remove the option.")
     return {name: environment[name] for name in names}
 
 

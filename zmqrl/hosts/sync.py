@@ -126,7 +126,7 @@ def request() -> dict[str, Any]:
         packed = wheel()
     except metadata.PackageNotFoundError as error:
         raise UsageError(
-            "--sync wheel: zmqrl is not installed here: run `pip install -e .` in its checkout."
+            "--sync wheel: zmqrl is not installed here. Run `pip install -e .` in its checkout."
         ) from error
     return {
         "program": Path(environment.__file__).read_text(encoding="utf-8"),

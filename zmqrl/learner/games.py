@@ -88,7 +88,7 @@ class EnvConfig:
             require(
                 equals == "=" and name.isidentifier(), f"--env-arg {text}: must be NAME=VALUE, such as hardcore=True."
             )
-            require(name not in found, f"--env-arg {text}: {name} already has a value: give it once.")
+            require(name not in found, f"--env-arg {text}: {name} already has a value. Give it once.")
             try:
                 found[name] = ast.literal_eval(value)
             except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -49,7 +49,7 @@ def command(arguments: list[str]) -> int:
     if not asks_for_help(rest):
         chosen, _ = parse_known(Chosen, rest, PROGRAM)
         for name, value in asdict(chosen).items():
-            require(value is None, f"--{name} {value}: zmqrl plan chooses this number itself: remove --{name}.")
+            require(value is None, f"--{name} {value}: zmqrl plan chooses this number itself. Remove --{name}.")
     return run(parse(Options, rest, PROGRAM, Options(workers_up_to=tyro.MISSING, settings=settings)))
 
 

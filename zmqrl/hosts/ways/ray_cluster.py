@@ -61,7 +61,7 @@ class RayCluster:
     def check(self, hosts: Iterable[str]) -> None:
         """Raise UsageError if one of ``hosts`` has no free CPU."""
         busy = ",".join(name for name in hosts if not self.nodes[name].free_cpus)
-        require(not busy, f"--ray: other programs use all CPUs of {busy}: leave these out with --exclude {busy}.")
+        require(not busy, f"--ray: other programs use all CPUs of {busy}. Leave these hosts out with --exclude {busy}.")
 
     @contextlib.contextmanager
     def reserved(self, hosts: Iterable[str]) -> Iterator[None]:
@@ -74,7 +74,8 @@ class RayCluster:
             if not answer["reserved"]:
                 raise ClusterError(
                     f"--ray: Ray did not reserve {sum(cpus.values())} CPUs on {len(cpus)} nodes within "
-                    f"{RESERVED_WITHIN_S:g} s: other programs use them. Try again, or leave out nodes with --exclude."
+                    f"{RESERVED_WITHIN_S:g} s, because other programs use them. "
+                    "Try again, or leave out nodes with --exclude."
                 )
             yield
 

@@ -52,15 +52,15 @@ def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
     job, nodes = environment.get("SLURM_JOB_ID"), environment.get("SLURM_JOB_NODELIST")
     if job is None or nodes is None:
         raise UsageError(
-            "--slurm: not inside a Slurm job: submit launch/slurm/train.sbatch with sbatch, "
+            "--slurm: not inside a Slurm job. Submit launch/slurm/train.sbatch with sbatch, "
             "or get nodes with salloc first."
         )
     if (tasks := _number_in(environment, "SLURM_STEP_NUM_TASKS")) > 1:
-        raise UsageError(f"--slurm: srun started this command {tasks} times: run it without srun.")
+        raise UsageError(f"--slurm: srun started this command {tasks} times. Run it without srun.")
     if (parts := _number_in(environment, "SLURM_HET_SIZE")) > 1:
         raise UsageError(
-            f"--slurm: job {job} is heterogeneous, but zmqrl can use only the first of its {parts} parts: "
-            "submit it as one part, without `:` or `#SBATCH hetjob`."
+            f"--slurm: job {job} is heterogeneous, but zmqrl can use only the first of its {parts} parts. "
+            "Submit it as one part, without `:` or `#SBATCH hetjob`."
         )
     names = names_in(nodes)
     cores = cores_of(environment.get("SLURM_JOB_CPUS_PER_NODE", ""))
@@ -113,8 +113,8 @@ def resolve(names: Mapping[str, str]) -> dict[str, str]:
             addresses[node] = str(host_socket.getaddrinfo(name, None, host_socket.AF_INET)[0][4][0])
         except OSError as error:
             raise UsageError(
-                f"node {node}: its address {name} is unknown here ({error.strerror}): "
-                f"set --node-address, such as {NODE}.cluster or {NODE}-ib0."
+                f"node {node}: its address {name} is unknown here ({error.strerror}). "
+                f"Set --node-address, such as {NODE}.cluster or {NODE}-ib0."
             ) from error
     others = [address for address in addresses.values() if not _is_loopback(address)]
     if len(others) in (0, len(addresses)):

@@ -27,7 +27,7 @@ def read_via(text: str) -> tuple[str, ...]:
 def check_via(words: Sequence[str], where: str) -> None:
     """Raise UsageError unless ``words`` can reach different hosts."""
     if not any(HOST in word for word in words):
-        raise UsageError(f"{where}: {HOST} is missing: write it where the name of the host belongs.")
+        raise UsageError(f"{where}: {HOST} is missing. Write it where the name of the host belongs.")
 
 
 def via_command(via: Sequence[str], host: str, words: Sequence[str]) -> list[str]:
