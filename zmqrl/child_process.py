@@ -25,7 +25,7 @@ class ChildEnded(ClusterError):
 
 
 class ChildProcess:
-    """A running ``python -P PROGRAM``. It gets its job at once, and shares our standard error.
+    """A running ``python -P PROGRAM``. The program gets its job at once, and shares the standard error of this process.
 
     Errors contain its ``name``, such as ``worker 3``. ``through`` is a prefix of the command, such as
     ``ip netns exec h1``. The process also gets the file descriptors in ``pass_fds``. If the program takes a guard

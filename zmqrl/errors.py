@@ -19,7 +19,7 @@ class ZmqrlError(Exception):
 
 
 class UsageError(ZmqrlError):
-    """The user asked for something impossible: an unknown game, K above the number of workers, a port in use."""
+    """The user asked for something impossible, such as an unknown game, or K above the number of workers."""
 
     exit_status = 2
 
@@ -29,7 +29,7 @@ class UserCodeError(UsageError):
 
 
 class ClusterError(ZmqrlError):
-    """The cluster failed: a process keeps dying, a deadline has passed, a shard refuses a worker."""
+    """The cluster failed. For example, a process keeps dying, a deadline has passed, or a shard refuses a worker."""
 
 
 class UnwritableError(ClusterError):
@@ -116,7 +116,10 @@ def blaming(what: str) -> Iterator[None]:
 
 
 def load_function(blame: str, reference: str) -> Callable[..., Any]:
-    """The user's function ``reference``, module:function. Raises a UsageError that begins with ``blame``."""
+    """Load the user's function ``reference``, such as ``module:function``.
+
+    Raises a UsageError that begins with ``blame``.
+    """
     module_name, _, name = reference.partition(":")
     if not module_name or not name:
         raise UsageError(f"{blame}: must be module:function.")

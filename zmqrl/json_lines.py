@@ -18,7 +18,10 @@ SHALLOW = 100  # data with at most this many nested levels can always be printed
 
 
 class JsonLines:
-    """Appends to ``path``. Each line is one write, so a reader never sees half a line. ``file`` is its descriptor."""
+    """Appends to ``path``.
+
+    Each line is one write, so a reader never sees half a line. ``file`` is the descriptor of the file.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open or create the file, and remove a line that a killed process left unfinished. Raises OSError."""
@@ -56,7 +59,7 @@ class JsonLines:
     def rewind(self, version: int, generation: int) -> None:
         """Keep the valid rows up to ``version``. Move all other rows to a separate file.
 
-        A row undoes the earlier rows of the same or a higher version. If the move fails, raises OSError and leaves the
+        A row cancels the earlier rows of the same or a higher version. If the move fails, raises OSError and leaves the
         file unchanged.
         """
         kept: list[tuple[int, bytes]] = []
@@ -130,7 +133,10 @@ def line_start(file: int, end: int, piece_bytes: int = PIECE_BYTES) -> int:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON of any origin. Raises ValueError, also if the data is nested too deeply to be parsed or printed."""
+    """Parse JSON of any origin.
+
+    Raises ValueError for invalid JSON, and for data that is nested too deeply to be parsed or printed.
+    """
     try:
         data = json.loads(text)
         if _brackets(text) > SHALLOW:  # only then, because printing takes as long as parsing

@@ -81,7 +81,10 @@ class EnvConfig:
         )
 
     def make_arguments(self) -> dict[str, Any]:
-        """``args`` as keyword arguments: Python literals, or plain text. Raises UsageError for anything else."""
+        """``args`` as keyword arguments.
+
+        The values are Python literals or plain text. Raises UsageError for anything else.
+        """
         found: dict[str, Any] = {}
         for text in self.args:
             name, equals, value = text.partition("=")
@@ -163,11 +166,11 @@ class DiscreteActions:
         return self.count
 
     def played(self, actions: np.ndarray) -> np.ndarray:
-        """The policy's ``actions`` (B, *shape) as games take them."""
+        """The policy's ``actions`` (B, *shape), in the form that games accept."""
         return actions
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
-        """Random actions (*batch, *shape), as games take them."""
+        """Random actions (*batch, *shape), in the form that games accept."""
         return rng.integers(self.count, size=batch)
 
 
@@ -192,11 +195,11 @@ class FactoredActions:
         return sum(self.counts)
 
     def played(self, actions: np.ndarray) -> np.ndarray:
-        """The policy's ``actions`` (B, *shape) as games take them."""
+        """The policy's ``actions`` (B, *shape), in the form that games accept."""
         return actions
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
-        """Random actions (*batch, *shape), as games take them."""
+        """Random actions (*batch, *shape), in the form that games accept."""
         return rng.integers(self.counts, size=(*batch, len(self.counts)))
 
 
@@ -230,7 +233,7 @@ class BoxActions:
         return played.astype(np.float32)
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
-        """Random actions (*batch, D), as games take them."""
+        """Random actions (*batch, D), in the form that games accept."""
         return self.played(rng.uniform(-1, 1, size=(*batch, len(self.low))))
 
 
@@ -239,9 +242,10 @@ ActionSpace: TypeAlias = DiscreteActions | FactoredActions | BoxActions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvSpec:
-    """The observations and actions of a game. ``flavour`` is a line to print with its scores.
+    """The observations and actions of a game. ``flavour`` is a line to print with the scores of the game.
 
-    ``normalizes_observations``, ``normalizes_rewards``: whether a policy learns from scaled observations or rewards.
+    ``normalizes_observations`` and ``normalizes_rewards`` say whether a policy learns from scaled observations and
+    rewards.
     """
 
     observation_shape: tuple[int, ...]
@@ -261,7 +265,7 @@ class EnvSpec:
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """A full game. ``score`` is the sum of its unclipped rewards over all lives, and ``agent_steps`` its length."""
+    """A full game. ``score`` is the sum of its unclipped rewards over all lives, and ``agent_steps`` is its length."""
 
     score: float
     agent_steps: int

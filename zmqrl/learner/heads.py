@@ -92,7 +92,10 @@ class Factored:
 
 
 class Gaussian:
-    """Independent normal distributions. Outputs: D means, then D log standard deviations. Actions: float (B, D)."""
+    """Independent normal distributions.
+
+    Outputs are D means, then D log standard deviations. Actions are float (B, D).
+    """
 
     def sample(self, outputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See :class:`Head`."""

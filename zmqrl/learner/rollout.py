@@ -1,4 +1,4 @@
-"""Plays T steps in B environments. The memory for them is allocated once."""
+"""Plays T steps in B environments. The memory for these steps is allocated once."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 class Rollout:
-    """T steps of B environments. Each ``Player.play`` fills it again.
+    """T steps of B environments. Each ``Player.play`` fills the rollout again.
 
     ``observations``: (T, B, *shape), uint8 or float32, the inputs of the policy. ``last_observations``: (B, *shape),
     those after the last step. ``actions``: (T, B, *shape), in the units of ``head``, the policy over actions.
@@ -87,7 +87,7 @@ class Rollout:
 class Player:
     """Plays ``envs`` with ``model``. The games continue from one rollout to the next.
 
-    ``first_games``: the number of games that were started with the player and have not ended yet.
+    ``first_games`` is the number of games that were started with the player and have not ended yet.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class Player:
     def _use_statistics(self, rollout: Rollout, seen: Sequence[np.ndarray]) -> None:
         """Set the ``moments`` of a full ``rollout``, whose observations were ``seen``, and scale its rewards.
 
-        The scale of rewards includes this rollout, so that it fits from the first rollout on.
+        The scale of rewards includes this rollout, so that even the first rollout is scaled correctly.
         """
         if self._observed is not None:
             rollout.moments["observations"] = moments_of(np.concatenate(seen))

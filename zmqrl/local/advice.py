@@ -13,7 +13,7 @@ KERNELS: Final = {"avx2": "AVX2", "avx512f": "AVX512"}  # the best kernels of to
 
 
 def advice(found: Resources, torch: TorchBuild, *, cuda: bool) -> list[str]:
-    """Sentences for the user, without a full stop. ``cuda``: the run computes on a CUDA device."""
+    """Sentences for the user, without a full stop. ``cuda`` says that the run computes on a CUDA device."""
     return [*_about_cores(found), *_about_speed(found), *_about_torch(found, torch, cuda=cuda)]
 
 
