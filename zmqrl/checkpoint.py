@@ -83,7 +83,7 @@ class Checkpoint:
         return hashlib.sha256(self.vector().tobytes()).hexdigest()
 
     def write(self, root: Path) -> Path:
-        """Write the directory ``root/v<version>``. It replaces an old directory of this name once it is complete."""
+        """Write the directory ``root/v<version>``. When it is complete, it replaces an old directory of this name."""
         finished = root / self.name
         path = root / f".{finished.name}"
         _remove(path)
@@ -128,7 +128,7 @@ class Checkpoint:
             weights = _weights(path, manifest)
             named = _NAME.fullmatch(path.name)
             if named and not named[1] and path.name != name_of(weights.version):
-                raise UsageError(f"{path / MANIFEST} is damaged: it is for version {weights.version}.")
+                raise UsageError(f"{path / MANIFEST} is damaged: it belongs to version {weights.version}.")
             names = tuple(manifest["optimizer"]["state"])
             states = []
             for cut in weights.layout.slices:

@@ -104,7 +104,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def blaming(what: str) -> Iterator[None]:
-    """Turn exceptions and SystemExit from user code into a one-sentence UsageError, or UserCodeError if it may pass."""
+    """Turn exceptions and SystemExit of user code into a UsageError of one sentence.
+
+    It is a UserCodeError if the cause may pass.
+    """
     try:
         yield
     except UsageError:

@@ -93,7 +93,7 @@ class JsonLines:
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     """Open a file that somebody else may have made, and return its descriptor. Never waits, not even for a pipe.
 
-    ``flags`` as for :func:`os.open`. Raises OSError, also if ``path`` is not a regular file.
+    The ``flags`` are those of :func:`os.open`. Raises OSError, for example if ``path`` is not a regular file.
     """
     file = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o644)
     kind = os.fstat(file).st_mode

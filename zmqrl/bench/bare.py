@@ -47,10 +47,11 @@ class BareGames:
 
 
 class _BareNetwork:
-    """The network of a worker, and a minibatch of random observations. They are stored as the learner stores rollouts.
+    """The network of a worker, and a minibatch of random observations.
 
-    ``facts`` has the number format of the computation, the number of samples in the batch, and ``backward_only``. If
-    ``backward_only``, a gradient needs no forward pass, because the learner keeps the activations of acting.
+    The observations are stored as the learner stores rollouts. ``facts`` has the number format of the computation, the
+    number of samples in the batch, and ``backward_only``. If ``backward_only``, a gradient needs no forward pass,
+    because the learner keeps the activations of acting.
     """
 
     def __init__(self, *, config: dict[str, Any], rank: int, threads: int) -> None:

@@ -100,7 +100,7 @@ def operands(
     """The words of a command line that are neither options of the classes ``of`` nor values of these options. Also
     returns the other arguments, in their order.
 
-    A ``known`` word is no value of an option that takes a list, nor of an unknown option.
+    A ``known`` word is never a value of an option that takes a list, or of an unknown option.
     """
     table = {_option(option.names[0]): option for cls in of for option in options_of(cls)}
     words, others = list[str](), list[str]()
@@ -234,7 +234,7 @@ def _one_sentence(program: str, arguments: Iterable[str], of: Iterable[type[Any]
 
 
 def _unknown(arguments: Iterable[str], of: Iterable[type[Any]]) -> str | None:
-    """A sentence about the first unknown option. None: every option is one of the classes ``of``."""
+    """A sentence about the first unknown option. None if every option belongs to one of the classes ``of``."""
     names = [name for cls in of for option in options_of(cls) for name in option.names]
     known = set(map(_option, names))
     written = (argument.partition("=")[0] for argument in arguments if OPTION.match(argument))

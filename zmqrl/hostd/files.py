@@ -35,10 +35,10 @@ def node_name() -> str:
 
 
 def open_directory(work: str) -> tuple[Path, int]:
-    """Create the directory if necessary. Returns its path, and a descriptor of the file to lock. Raises OSError.
+    """Create the directory if necessary.
 
-    ``work`` is a path, or a name in the user's directory on this host. Hosts that share a disk have different
-    directories.
+    Returns the path of the directory, and a descriptor of the file to lock. Raises OSError. ``work`` is a path, or a
+    name in the user's directory on this host. Hosts that share a disk have different directories.
     """
     path = _path(work)
     for tries_left in reversed(range(TRIES)):
@@ -76,7 +76,10 @@ def _open_lock(path: Path) -> int:
 
 
 def take(path: Path, lock: int) -> bool:
-    """Take the lock of a directory. Returns False if another process has it, or has just removed the directory."""
+    """Take the lock of a directory.
+
+    Returns False if another process has the lock, or has just removed the directory.
+    """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return _is_lock_of(path, lock)

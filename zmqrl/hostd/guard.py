@@ -1,4 +1,4 @@
-"""The guard of a process: its parent, which ends everything that the process has started and left.
+"""The guard of a process is its parent. The guard ends everything that the process has started and left.
 
 A host daemon has a guard, because a daemon that is stopped, or blocked by a disk, cannot end the processes that it has
 started. These processes do not notice that the daemon has stopped. The guard therefore kills a daemon that has not run
@@ -40,8 +40,9 @@ TO_USER_CODE: dict[int, int] = {
 def fork_guard(frozen_s: float | None = FROZEN_S) -> int:
     """Continue in a child of this process, and turn this process into the guard of that child.
 
-    ``frozen_s`` is for a host daemon: see :func:`watch`. None: the child runs the user's code. Returns the process id
-    of the guard. The guard keeps everything that survives exec, such as the parent-death signal and ignored signals.
+    If the child is a host daemon, ``frozen_s`` is passed to :func:`watch`. If the child runs the user's code,
+    ``frozen_s`` is None. Returns the process id of the guard. The guard keeps everything that survives exec, such as
+    the parent-death signal and ignored signals.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, the exit status of a child is lost
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, TO_USER_CODE)  # until the guard can pass them on
@@ -88,10 +89,10 @@ def watch(daemon: int, frozen_s: float) -> int:
 
 
 def watch_user_code(process: int) -> int:
-    """Wait for the end of the child ``process``, which runs the user's code. Pass signals on to it. Then kill what it
-    has left.
+    """Wait for the end of the child ``process``, which runs the user's code.
 
-    Returns its exit status, or 128 + N if signal N has killed it.
+    Pass signals on to the child. Then kill what the child has left. Returns the exit status of the child, or 128 + N if
+    signal N has killed the child.
     """
     exit_fd = os.pidfd_open(process)
     _pass_on(exit_fd, TO_USER_CODE)
@@ -141,7 +142,7 @@ def children(pid: int) -> list[int]:
 
 
 def end_children(grace_s: float) -> None:
-    """Wait for the end of our children, and kill those that still live after ``grace_s``."""
+    """Wait for the end of our children, and kill the children that still live after ``grace_s``."""
     since = time.monotonic()
     while (pids := children(os.getpid())) and (waited_s := time.monotonic() - since) < grace_s + KILLED_WITHIN_S:
         if waited_s >= grace_s:

@@ -19,11 +19,11 @@ NOT_OF_THE_MODULE = ("/zmqrl/hostd/child.py", "/zmqrl/hostd/fork_server.py", "<f
 class Sight:
     """The state of a process according to ``/proc``.
 
-    ``state`` is ``running``, ``waiting``, ``blocked`` (in the kernel, mostly by a disk or a network file system),
-    ``stopped`` (by a signal), ``traced`` (by a debugger) or ``dead``. ``kernel`` is the kernel function in which the
-    process waits, or empty if this is unknown. ``cpu_s`` is the processor time of the main thread. ``answers`` says
-    whether the process handles the signals that ask for its stack. These signals end a process that does not handle
-    them.
+    ``state`` is ``running``, ``waiting``, ``blocked``, ``stopped``, ``traced`` or ``dead``. A blocked process waits in
+    the kernel, mostly for a disk or a network file system. A signal has stopped a stopped process. A debugger stops a
+    traced process. ``kernel`` is the kernel function in which the process waits, or empty if this is unknown. ``cpu_s``
+    is the processor time of the main thread. ``answers`` says whether the process handles the signals that ask for its
+    stack. These signals end a process that does not handle them.
     """
 
     state: str
@@ -59,7 +59,7 @@ def look(pid: int) -> Sight | None:
 
 
 def _state(place: Path) -> tuple[str, float]:
-    """The state of a thread, and its processor time in seconds. In ``stat``, both follow the name in brackets."""
+    """The state and the processor time, in seconds, of a thread. In ``stat``, both follow the name in brackets."""
     fields = (place / "stat").read_text().rpartition(")")[2].split()
     return STATES.get(fields[0], "waiting"), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -1,7 +1,7 @@
 """Ends what a dead process of a run has left: programs that it started in sessions of their own, such as game servers.
 
-A daemon becomes the parent of descendants whose own parent died. It must not end a descendant of a process that is
-still alive, such as a server in the background. Each process therefore has a mark in its environment, which its
+A daemon becomes the parent of descendants whose own parent died. The daemon must not end a descendant of a process that
+is still alive, such as a server in the background. Each process therefore has a mark in its environment, which its
 descendants inherit. This module uses only the standard library.
 """
 

@@ -64,7 +64,7 @@ class _Running:
 
 
 class DaemonLauncher(Launcher):
-    """Runs tasks on the hosts of ``links``; ``place`` returns the host that runs a process.
+    """Runs tasks on the hosts of ``links``. ``place`` returns the host that runs a process.
 
     If a host is lost, its processes count as killed. The next start of a process on that host makes the launcher
     contact the host again. The messages of a daemon about files go to ``files``.

@@ -19,8 +19,8 @@ class Task:
     """A process to run: ``python -m module`` with ``job`` on standard input. Its log is ``log_path`` on this machine.
 
     Without a ``job``, the process waits for one. ``messages`` follow the job. ``threads`` is the number of threads that
-    the numeric libraries of the process may use. If ``forked``, the process may begin as a fork of a process that has
-    already imported ``module``, or the modules that take most of its import time.
+    the numeric libraries of the process may use. If ``forked``, the process may begin as a fork. The forking process
+    has already imported ``module``, or another module whose imports take as long.
     """
 
     process: ProcessId
@@ -88,8 +88,8 @@ class Exited:
 class Inspected:
     """A host's report on what a process is doing.
 
-    ``state``, ``kernel``: see :class:`zmqrl.hostd.inspection.Sight`. ``stack``: the frames of the process's main
-    thread, innermost first. Empty if the process has not answered.
+    For ``state`` and ``kernel``, see :class:`zmqrl.hostd.inspection.Sight`. ``stack`` has the frames of the process's
+    main thread, innermost first. Empty if the process has not answered.
     """
 
     process: ProcessId
@@ -133,7 +133,7 @@ class Launcher(Protocol):
     """Runs tasks on one host or on many."""
 
     def prepare(self, process: ProcessId, module: str, threads: int) -> None:
-        """Tell the host of ``process`` that it will soon start ``forked`` tasks like this one."""
+        """Tell the host of ``process`` that ``forked`` tasks with this ``module`` will soon start there."""
 
     def start(self, task: Task) -> None:
         """Start ``task``. If the start fails, ``poll`` returns an Exited."""

@@ -270,7 +270,7 @@ class LinkLost(Exception):
 
 
 def _group_of_parent(pid: int) -> int | None:
-    """The process group of the parent of a process, if that process is on this machine."""
+    """The process group of the parent of a process. None if the process is not on this machine."""
     with contextlib.suppress(OSError, ValueError):
         return os.getpgid(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]))
     return None

@@ -168,7 +168,7 @@ class Mirror:
     def take_news(self) -> list[str]:
         """Sentences about failures, each returned once.
 
-        This machine cannot write a file, which the hosts then keep, or it cannot roll back a history.
+        Each one says that this machine cannot write a file, which the hosts keep, or cannot roll back a history.
         """
         news, self._news = self._news, []
         return news
@@ -222,7 +222,7 @@ class Mirror:
                 return
 
     def _lacks_from(self, host: str, name: str, size: int) -> int | None:
-        """The offset from which to fetch a file that has ``size`` bytes on ``host``; None if nothing is missing."""
+        """The offset from which to fetch a file that has ``size`` bytes on ``host``. None if nothing is missing."""
         have = self._size(name)
         compare = not self._begun and have > 0
         if compare and size >= have and (host, name) not in self._agrees:

@@ -118,7 +118,7 @@ def survey(
 def loopbacks(facts: Mapping[str, Facts], addresses: Mapping[str, str]) -> dict[str, str]:
     """Find hosts that resolve their own address to loopback, as Debian does with a host's own name.
 
-    The result maps each such host to its address. It is empty if there is only one machine.
+    The result maps each such host to its address. The result is empty if there is only one machine.
     """
     if len({about["host"] for about in facts.values()}) < 2:
         return {}

@@ -46,7 +46,8 @@ def measure(route: Route) -> dict[str, Any]:
     Returns ``round_trip_s``, and also ``bytes_per_s`` if there was a transfer. If a port fails, returns that ``port``
     and the ``error`` instead.
 
-    ``route`` has ``address``, ``ports``, the ``token`` of its target, and ``transfer``: whether to measure bandwidth.
+    ``route`` has ``address``, ``ports``, the ``token`` of its target, and ``transfer``, which says whether to measure
+    bandwidth.
     """
     found: dict[str, Any] = {}
     for port in route["ports"]:

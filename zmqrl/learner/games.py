@@ -275,11 +275,12 @@ class Game:
 class Step:
     """The result of one agent step of B games.
 
-    ``observations``: (B, *shape), after the step. Where a game ended, this is the new game's first observation.
-    ``rewards``: float32 (B,), for learning, clipped if ``EnvConfig.clip_rewards`` is set. ``terminated``: bool (B,),
-    where a return ends: do not bootstrap. ``truncated``: bool (B,), where a time limit cut a game off: bootstrap from
-    ``final_observations``. A game is never both terminated and truncated. ``final_observations``: the last observation
-    (*shape) of each truncated game, by index. ``games``: full games that ended in this step.
+    ``observations`` (B, *shape) are those after the step. Where a game ended, the observation is the first one of the
+    new game. ``rewards``, float32 (B,), are for learning. They are clipped if ``EnvConfig.clip_rewards`` is set.
+    ``terminated``, bool (B,), is true where a return ends, so do not bootstrap there. ``truncated``, bool (B,), is true
+    where a time limit cut a game off, so bootstrap there from ``final_observations``. A game is never both terminated
+    and truncated. ``final_observations`` has the last observation (*shape) of each truncated game, by index. ``games``
+    are the full games that ended in this step.
     """
 
     observations: np.ndarray

@@ -26,9 +26,9 @@ class CheckedEnv:
 
     With ``config.images``, images stay uint8 and become (channels, height, width).
 
-    Every method raises UsageError when the environment raises anything, even SystemExit. It also raises UsageError
-    unless every observation belongs to its space, every reward is one number, all numbers are finite, and it is clear
-    whether the game is over. The bounds of a Box and ``info`` are ignored.
+    Every method raises UsageError when the environment raises anything, even SystemExit. Every observation must belong
+    to its space, every reward must be one number, and all numbers must be finite. It must also be clear whether the
+    game is over. Otherwise, the method raises UsageError. The bounds of a Box and ``info`` are ignored.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Policies over actions: what the outputs of a network mean, for each space of actions.
 
-``outputs``: float (B, ActionSpace.outputs). ``actions``: (B, *ActionSpace.shape), in the units of the policy.
+``outputs`` are float (B, ActionSpace.outputs). ``actions`` (B, *ActionSpace.shape) have the units of the policy.
 """
 
 import math

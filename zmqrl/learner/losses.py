@@ -223,7 +223,10 @@ def _stats(
     values: Tensor,
     advantages: Tensor,
 ) -> dict[str, Tensor]:
-    """The metrics of both algorithms. ``approx_kl``: mean of (r - 1) - log r (Schulman 2020, "Approximating KL")."""
+    """The metrics of both algorithms.
+
+    ``approx_kl`` is the mean of (r - 1) - log r (Schulman 2020, "Approximating KL").
+    """
     return {
         "policy_loss": policy_loss.detach(),
         "value_loss": value_loss.detach(),

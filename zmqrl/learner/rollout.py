@@ -18,15 +18,15 @@ CPU = torch.device("cpu")
 class Rollout:
     """T steps of B environments. Each ``Player.play`` fills the rollout again.
 
-    ``observations``: (T, B, *shape), uint8 or float32, the inputs of the policy. ``last_observations``: (B, *shape),
-    those after the last step. ``actions``: (T, B, *shape), in the units of ``head``, the policy over actions.
-    ``log_probs``, ``values``: float32 (T, B), of the policy that acted. ``rewards``: float32 (T, B), for learning.
-    ``terminated``, ``truncated``: bool (T, B). ``bootstrap_values``: float32 (T, B), V(final observation) where
-    truncated, else 0. ``last_values``: float32 (B,). ``Learner.prepare`` fills ``advantages``, ``returns``: float32
-    (T, B), and ``explained_variance``, a scalar. ``number``: the number of earlier rollouts of the player.
-    ``activations``: those of the policy that acted, for a learner with the same parameters, or None. ``moments``: for
-    each of the model's running statistics, the mean and variance in this rollout. With statistics, ``observations`` and
-    ``rewards`` are scaled.
+    ``observations`` (T, B, *shape), uint8 or float32, are the inputs of the policy. ``last_observations`` (B, *shape)
+    are those after the last step. ``actions`` (T, B, *shape) have the units of ``head``, the policy over actions.
+    ``log_probs`` and ``values``, float32 (T, B), are those of the policy that acted. ``rewards``, float32 (T, B), are
+    for learning. ``terminated`` and ``truncated`` are bool (T, B). ``bootstrap_values``, float32 (T, B), has V(final
+    observation) where truncated, and 0 elsewhere. ``last_values`` are float32 (B,). ``Learner.prepare`` fills
+    ``advantages`` and ``returns``, float32 (T, B), and ``explained_variance``, a scalar. ``number`` is the number of
+    earlier rollouts of the player. ``activations`` are those of the policy that acted, for a learner with the same
+    parameters, or None. ``moments`` has, for each of the model's running statistics, the mean and variance in this
+    rollout. With statistics, ``observations`` and ``rewards`` are scaled.
 
     Images have the shape (channels, height, width) and are channels-last in memory. The conversion here takes
     about 10 us per sample. A conversion before each forward pass would take 35 us.

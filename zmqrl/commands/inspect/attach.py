@@ -59,7 +59,7 @@ def run(options: Options) -> int:
             console.close()
     if earlier is not None and _stamp(summary) == earlier:
         raise ClusterError(
-            f"{options.run} did not begin to train again: see {living.directory.log('supervisor')}; {summary.name} is "
+            f"{options.run} did not begin to train again: see {living.directory.log('supervisor')}; {summary.name} "
             "describes an earlier session."
         )
     return exit_status_of(living.directory)

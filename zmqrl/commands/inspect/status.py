@@ -147,7 +147,7 @@ def _placed(host: Mapping[str, Any]) -> str:
 
 
 def _files(names: Sequence[str]) -> str:
-    """The names of a few files. Of many files, how many each directory has."""
+    """The names of a few files. For many files, the number of files in each directory."""
     if len(names) <= FILES_SHOWN:
         return ", ".join(sorted(names, key=by_number))
     counts = Counter(name.partition("/")[0] for name in names if "/" in name)

@@ -152,7 +152,7 @@ def play_games(
 def main() -> None:
     """Evaluate checkpoints of a run.
 
-    Each evaluation is of the newest checkpoint that the supervisor has named by then.
+    Each evaluation plays the newest checkpoint that the supervisor has named so far.
     """
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.commands.measure.evaluate")

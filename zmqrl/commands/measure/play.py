@@ -20,8 +20,8 @@ ACTIONS = 1  # second part of the seed for actions, so that this seed differs fr
 class Turn:
     """One agent step of a game: the ``action`` that the policy took on ``observation`` (*shape), and its result.
 
-    ``score`` is the sum of the true rewards so far. ``over``: the game has ended. ``cut_off``: a time limit of the
-    environment or of zmqrl ended the game.
+    ``score`` is the sum of the true rewards so far. ``over`` says that the game has ended. ``cut_off`` says that a time
+    limit of the environment or of zmqrl ended the game.
     """
 
     observation: np.ndarray = field(compare=False)

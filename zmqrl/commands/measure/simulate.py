@@ -160,7 +160,7 @@ def tell_of_loss(scenarios: Iterable[Scenario]) -> None:
 
 
 def draw(results: Sequence[Result], axes: Sequence[Axis], path: Path) -> None:
-    """Write the picture. Raises UsageError if it cannot be written."""
+    """Write the picture. Raises UsageError if the picture cannot be written."""
     from zmqrl.commands.measure.simulated_picture import write_picture  # matplotlib takes a second to import
 
     try:

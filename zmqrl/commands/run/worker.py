@@ -24,7 +24,7 @@ from zmqrl.ps.wire.keys import ClientKeys
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Join a run as an external worker, and work until it ends."""
+    """Join a run as an external worker, and work until the run ends."""
 
     cluster: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR/cluster.json")]
     """The cluster.json of the run."""

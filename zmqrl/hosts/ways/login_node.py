@@ -107,7 +107,10 @@ class LoginNode:
         return ssh_command(self.host, words, config=self.ssh_config, shared=self._socket)
 
     def run(self, words: Sequence[str], *, given: str = "") -> bytes:
-        """Run a command with the text ``given`` as its input. Returns its output. Raises ClusterError if it fails."""
+        """Run a command with the text ``given`` as its input.
+
+        Returns the output of the command. Raises ClusterError if the command fails.
+        """
         try:
             done = subprocess.run(
                 self.command(words),

@@ -1,4 +1,4 @@
-"""Runs a command on a node of a Ray cluster, with its standard streams here:
+"""Runs a command on a node of a Ray cluster, and connects this process to the standard streams of the command:
 
     python -P -m zmqrl.hosts.ways.ray_bridge ADDRESS NODE_ID NAME WORDS...
 

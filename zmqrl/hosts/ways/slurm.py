@@ -47,7 +47,7 @@ class Allocation:
 def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
     """The allocation of the job that runs this process.
 
-    Raises UsageError outside a job and for variables of another form, ClusterError if Slurm does not know the nodes.
+    Raises UsageError outside a job and for variables of another form. Raises ClusterError if Slurm has no such nodes.
     """
     job, nodes = environment.get("SLURM_JOB_ID"), environment.get("SLURM_JOB_NODELIST")
     if job is None or nodes is None:
