@@ -62,7 +62,7 @@ class Options:
     """
 
     shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
-    """The shell."""
+    """Shell that runs the script."""
 
 
 def command(arguments: list[str], commands: Mapping[str, About]) -> int:

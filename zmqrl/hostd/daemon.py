@@ -277,7 +277,7 @@ class Daemon:
         """Start the fork server, unless a fork server has been started before."""
         if self._fork_server is not None:
             return
-        with contextlib.suppress(OSError):  # then processes start without it
+        with contextlib.suppress(OSError):  # without the fork server, processes start the usual way
             self._first = self._first or _Child.waiting()
             self._fork_server = ForkServer(module, environment, self._first.streams[2], [self._lock])
             self._selector.register(self._fork_server.channel, selectors.EVENT_READ, self._hear_fork_server)
@@ -561,7 +561,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    if os.getppid() != parent:  # it died before it could be watched
+    if os.getppid() != parent:  # the parent died before this process could watch it
         daemon.why_end = "the guard of this daemon has died"
     try:
         daemon.serve(0)

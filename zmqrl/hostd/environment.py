@@ -28,7 +28,7 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 READY = "ready"  # the file that marks an environment as complete
-LINES_KEPT, LINES_TOLD = 30, 3  # output of a failed command: lines with ERROR, or else the last ones
+LINES_KEPT, LINES_TOLD = 30, 3  # of the output of a failed command: the lines with ERROR, or otherwise the last lines
 WHEELS = "wheels"  # a directory of an environment that is being made
 ANSWER_WITHIN_S = 60.0
 # Which wheels fit, in the words of `pip download`.

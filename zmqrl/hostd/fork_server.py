@@ -127,7 +127,7 @@ class ForkServer:
         self.is_open = False
         self.channel.close()
         self.process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # then it is reaped as an orphan
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the daemon then reaps it as an orphan
             self.process.wait(KILLED_WITHIN_S)
         assert self.process.stdin is not None
         self.process.stdin.close()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 TURN_S = 1.0
 FROZEN_S = 8.0
-NOTICED_S = 3.0  # before any lease runs out, so that the launcher knows why it hears nothing
+NOTICED_S = 3.0  # before any lease runs out, so that the launcher can report why it receives nothing
 GRACE_S = 3.0
 KILLED_WITHIN_S = 2.0
 STATES = {

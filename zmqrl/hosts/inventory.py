@@ -29,17 +29,17 @@ class Host:
     name: str
     """The name for ssh, such as ``me@node1`` or a name from the user's ssh_config, or else the name for ``via``."""
     slots: int | None = None
-    """Maximum number of workers on this host. Default: no limit; hosts are filled by their cores."""
+    """Maximum number of workers on this host. By default, there is no limit, and hosts are filled by their cores."""
     via: tuple[str, ...] = ()
     """The words of a command that reaches the host, as in :mod:`zmqrl.hosts.ways.via`. Default: ssh."""
     address: str | None = None
-    """The address at which other hosts reach it."""
+    """The address at which other hosts reach this host."""
     python: str | None = None
-    """Its Python interpreter."""
+    """The Python interpreter of this host."""
     threads: int | None = None
     """Threads of each worker, of the evaluator and of the recorder."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Additional environment variables of its processes."""
+    """Additional environment variables of the processes on this host."""
     shards: int | None = None
     """Number of shards that must run here."""
     workers: int | None = None

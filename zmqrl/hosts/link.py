@@ -62,7 +62,7 @@ class Link:
         self._unsent = bytearray()
         self._arrived = Lines()
         self._words = bytearray()  # the standard error of the daemon, or of ssh
-        self._printed, self._printed_bytes = b"", 0  # what startup files printed: the last line, and its length so far
+        self._printed, self._printed_bytes = b"", 0  # the last line that startup files printed, and its length so far
         self._has_answered = False
         self._guard_is_here = False  # whether the command, such as `ip netns exec`, became the guard of the daemon
         self._opened_at = self._heard_at = 0.0

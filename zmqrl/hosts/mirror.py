@@ -42,8 +42,8 @@ class Mirror:
         self._listed_at = 0.0
         self._sizes: dict[str, dict[str, int]] = {}  # by host: file sizes in its last listing
         self._fetching: dict[str, str] = {}  # by host: the file that is being fetched
-        self._begun = False  # whether this session's processes write: their files replace ours
-        self._agrees: dict[tuple[str, str], bool] = {}  # before that: whether a host's history continues ours
+        self._begun = False  # whether this session's processes write. Their files then replace ours
+        self._agrees: dict[tuple[str, str], bool] = {}  # before that, whether a host's history continues ours
         self._stuck: set[str] = set()  # hosts whose files this machine could not write since their last listing
         self._told: set[str] = set()  # folders that this machine cannot write, as the user has been told
         self._news: list[str] = []

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zmqrl.errors import require
 from zmqrl.learner.games import EnvSpec
 
-NAME = "running_statistics"  # of the module in a network. Shards average the tensors in it: see zmqrl.ps.layout
+NAME = "running_statistics"  # the module's name in a network. Shards average its tensors: see zmqrl.ps.layout
 LIMIT = 10.0  # scaled numbers are clipped to [-LIMIT, LIMIT]
 EPSILON = 1e-8
 

@@ -141,7 +141,7 @@ def _unlike_checkpoints(
         try:
             checkpoint = Checkpoint.read(path)
         except UsageError as error:
-            if path.exists():  # else the run has just replaced it by a newer one
+            if path.exists():  # otherwise, the run has just replaced this checkpoint by a newer one
                 yield str(error).rstrip(".")
             continue
         for shard, (cut, state) in enumerate(zip(checkpoint.layout.slices, checkpoint.states, strict=True)):

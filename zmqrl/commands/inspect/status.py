@@ -25,7 +25,7 @@ FIGURES: Final = (
     *("workers_present", "quorum"),
 )
 FILES_SHOWN: Final = 8
-# The state of a run whose lock is held, by the state of its supervisor. In all other states, the run is running.
+# Maps the state of a supervisor to the state of a run whose lock is held. Without an entry, the run is running.
 ALIVE: Final = {"stopped": "stopped", "traced": "stopped", "gone": "killed", "dead": "killed"}
 TOLD: Final = STATES_TOLD | {
     "gone": "gone",
@@ -123,7 +123,7 @@ def _process(process: Mapping[str, Any]) -> str:
     """A line about a process. A normal state is left out."""
     words = [] if process["pid"] is None else [f"process {process['pid']}"]
     told, presence = TOLD.get(process["state"] or ""), process.get("presence", "present")
-    if presence != "present" and process["state"] not in STATES_TOLD:  # the supervisor also knows since when
+    if presence != "present" and process["state"] not in STATES_TOLD:  # the supervisor also reports for how long
         told = Presence.from_json(process).words()
     words += filter(None, [told])
     return f"{process['host']} {process['name']}" + (f" ({', '.join(words)})" if words else "")

@@ -39,7 +39,7 @@ class Options:
     greedy: bool = False
     """Take the most probable action instead of sampling one."""
     seed: int = 0
-    """Seed of the first game; the next games use the next numbers."""
+    """Seed of the first game. The next games use the next numbers."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Number of games played in parallel. None: one per core."""
     json: bool = False

@@ -33,7 +33,10 @@ class Options:
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Number of threads for the games and the network."""
     any_code: bool = False
-    """Join even if the run uses different code of zmqrl. Use this only if you know that both are compatible."""
+    """Join even if the run uses different code of zmqrl.
+
+    Use this only if you know that both versions of the code are compatible.
+    """
 
 
 def command(arguments: list[str]) -> int:

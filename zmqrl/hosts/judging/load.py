@@ -6,7 +6,7 @@ This module is pure and uses only the standard library, because probes import it
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-BUSY_SHARE = 0.25  # of the cores: system services and the probe itself can cause less than this
+BUSY_SHARE = 0.25  # share of the cores. System services and the probe itself can cause less than this
 STEAL_SHARE = 0.05
 
 
