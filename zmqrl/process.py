@@ -1,6 +1,6 @@
 """Functions for every zmqrl process: Ctrl-C, limits, cores, custom modules, logs, job, and the parent's messages.
 
-Standard library only.
+This module uses only the standard library.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""Optional packages. ``pip install 'zmqrl[EXTRA]'`` adds those of one feature. Standard library only."""
+"""Optional packages.
+
+``pip install 'zmqrl[EXTRA]'`` adds those of one feature. This module uses only the standard library.
+"""
 
 import shutil
 import sys

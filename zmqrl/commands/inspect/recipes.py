@@ -17,9 +17,9 @@ WITHOUT_AVX512: Final = "2 cores of an x86-64 processor without AVX-512"
 class Result:
     """A measured run of a recipe on ``machine``. ``source`` is the place in the repository that has the figures.
 
-    ``score``: the mean of the last 50 games in training, or the ``--stop-score`` that ended the run. ``evaluation``:
-    the mean of 50 full games with the last checkpoint. ``options``: the options of `zmqrl train` besides the name of
-    the recipe. None: not measured.
+    ``score`` is the mean of the last 50 games in training, or the ``--stop-score`` that ended the run. ``evaluation``
+    is the mean of 50 full games with the last checkpoint. ``options`` are the options of `zmqrl train` besides the name
+    of the recipe. A figure that was not measured is None.
     """
 
     score: float
