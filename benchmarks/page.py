@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from zmqrl.observe.provenance import provenance
-from zmqrl.recipes import breakout
+from zmqrl.recipes import breakout_ppo
 
 DROP = Path("/proc/sys/vm/drop_caches")
 DRAWN_AT_FIRST = 12  # runs whose curves the page draws, in zmqrl/page/static/runs.js
@@ -43,7 +43,7 @@ def make_runs(root: Path, count: int, hours: float) -> int:
     for seed in range(count):
         path, draw = root / f"breakout-{seed:03}", random.Random(seed)
         path.mkdir(parents=True)
-        settings = breakout().to_json() | {"seed": seed, "run_dir": str(path), "workers": WORKERS}
+        settings = breakout_ppo().to_json() | {"seed": seed, "run_dir": str(path), "workers": WORKERS}
         (path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
         text = "".join(json.dumps(row(second, draw)) + "\n" for second in range(1, int(3600 * hours) + 1))
         total += (path / "metrics.jsonl").write_text(text, encoding="utf-8")

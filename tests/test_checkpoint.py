@@ -129,7 +129,7 @@ def test_a_manifest_whose_version_differs_from_its_directory_is_damaged(tmp_path
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["version"] += 1
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UsageError, match=f"manifest.json is damaged: it is for version {manifest['version']}"):
+    with pytest.raises(UsageError, match=f"manifest.json is damaged: it belongs to version {manifest['version']}"):
         Checkpoint.read(path)
 
 

@@ -17,7 +17,7 @@ GUARD_ENDS_WITHIN_S = 10.0
 
 
 class ChildEnded(ClusterError):
-    """A child process has ended. ``how``: its exit status in words."""
+    """A child process has ended. ``how`` is the exit status of the process in words."""
 
     def __init__(self, name: str, status: int) -> None:
         self.how = ended_how(status)
@@ -25,10 +25,10 @@ class ChildEnded(ClusterError):
 
 
 class ChildProcess:
-    """A running ``python -P PROGRAM``. It gets its job at once, and shares our standard error.
+    """A running ``python -P PROGRAM``. The program gets its job at once, and shares the standard error of this process.
 
-    Errors contain its ``name``, such as ``worker 3``. ``through`` is a prefix of the command, such as
-    ``ip netns exec h1``. The process also gets the file descriptors in ``pass_fds``. If the program takes a guard
+    Errors contain the ``name`` of the process, such as ``worker 3``. ``through`` is a prefix of the command, such as
+    ``ip netns exec h1``. The process also gets the file descriptors in ``pass_fds``. If the program has a guard
     (:mod:`zmqrl.hostd.user_code`), ``guarded_by`` is the signal that makes this guard end everything.
     """
 

@@ -21,8 +21,8 @@ from zmqrl.words import ESCAPING, ended_how
 class Command(NamedTuple):
     """A command is a module under ``zmqrl.commands`` with a function ``command(arguments) -> exit status``.
 
-    ``is_guarded``: everything that the command has started ends with it, because the command runs the user's code.
-    Commands that run this code only in other processes need no guard.
+    If ``is_guarded``, everything that the command has started ends with the command. Commands that run the user's code
+    in their own process need this guard.
     """
 
     module: str

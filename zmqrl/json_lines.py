@@ -1,4 +1,7 @@
-"""Files of a run: JSON, and one JSON object per line, readable while they grow. Standard library only."""
+"""Files of a run: JSON, and one JSON object per line, readable while they grow.
+
+This module uses only the standard library.
+"""
 
 import errno
 import json
@@ -15,7 +18,10 @@ SHALLOW = 100  # data with at most this many nested levels can always be printed
 
 
 class JsonLines:
-    """Appends to ``path``. Each line is one write, so a reader never sees half a line. ``file`` is its descriptor."""
+    """Appends to ``path``.
+
+    Each line is one write, so a reader never sees half a line. ``file`` is the descriptor of the file.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open or create the file, and remove a line that a killed process left unfinished. Raises OSError."""
@@ -53,7 +59,7 @@ class JsonLines:
     def rewind(self, version: int, generation: int) -> None:
         """Keep the valid rows up to ``version``. Move all other rows to a separate file.
 
-        A row undoes the earlier rows of the same or a higher version. If the move fails, raises OSError and leaves the
+        A row cancels the earlier rows of the same or a higher version. If the move fails, raises OSError and leaves the
         file unchanged.
         """
         kept: list[tuple[int, bytes]] = []
@@ -87,7 +93,7 @@ class JsonLines:
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     """Open a file that somebody else may have made, and return its descriptor. Never waits, not even for a pipe.
 
-    ``flags`` as for :func:`os.open`. Raises OSError, also if ``path`` is not a regular file.
+    The ``flags`` are those of :func:`os.open`. Raises OSError, for example if ``path`` is not a regular file.
     """
     file = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o644)
     kind = os.fstat(file).st_mode
@@ -127,7 +133,10 @@ def line_start(file: int, end: int, piece_bytes: int = PIECE_BYTES) -> int:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON of any origin. Raises ValueError, also if the data is nested too deeply to be parsed or printed."""
+    """Parse JSON of any origin.
+
+    Raises ValueError for invalid JSON, and for data that is nested too deeply to be parsed or printed.
+    """
     try:
         data = json.loads(text)
         if _brackets(text) > SHALLOW:  # only then, because printing takes as long as parsing

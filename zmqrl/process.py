@@ -1,7 +1,7 @@
 """Functions for every zmqrl process. They handle Ctrl-C, limits, cores, custom modules, logs, the job, and the parent's
 messages.
 
-Standard library only.
+This module uses only the standard library.
 """
 
 import contextlib

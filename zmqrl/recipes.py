@@ -10,12 +10,33 @@ from zmqrl.ps.shard.optimizer import OptimizerConfig
 
 
 def breakout() -> Config:
+    """Breakout with A2C, which learns once from each rollout, and the narrow network: two workers on two cores.
+
+    The optimizer is that of Mnih et al. 2016 and OpenAI Baselines. They use 80 samples per update and the learning rate
+    7e-4. Here, an update has 160 samples, because larger batches are faster, and the learning rate is sqrt(2) times as
+    high. The schedules end with the run, or after an hour if the run has no end.
+    """
+    return Config(
+        recipe="breakout",
+        env="ALE/Breakout-v5",
+        algo="ba3c",
+        model="narrow",
+        envs=EnvConfig(num_envs=16),
+        ba3c=BA3CConfig(rollout_steps=5, final_entropy_coefficient=0.0),
+        optimizer=OptimizerConfig(
+            name="rmsprop", learning_rate=1e-3, final_learning_rate=5e-5, alpha=0.99, epsilon=1e-5
+        ),
+        schedule=ScheduleConfig(default_minutes=60.0),
+    )
+
+
+def breakout_ppo() -> Config:
     """Breakout with PPO and the narrow network: two workers on two cores.
 
     The schedules end with the run, or after an hour if the run has no end.
     """
     return Config(
-        recipe="breakout",
+        recipe="breakout-ppo",
         env="ALE/Breakout-v5",
         model="narrow",
         envs=EnvConfig(num_envs=16),
@@ -27,27 +48,6 @@ def breakout() -> Config:
             final_entropy_coefficient=0.002,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, final_learning_rate=5e-5, epsilon=1e-5),
-        schedule=ScheduleConfig(default_minutes=60.0),
-    )
-
-
-def breakout_a2c() -> Config:
-    """Breakout with one pass over each rollout (A2C, RMSProp) and the narrow network: two workers on two cores.
-
-    The optimizer is that of Mnih et al. 2016 and OpenAI Baselines. They use 80 samples per update and the learning rate
-    7e-4. Here, an update has 160 samples, because larger batches are faster, and the learning rate is sqrt(2) times as
-    high. The schedules end with the run, or after an hour if the run has no end.
-    """
-    return Config(
-        recipe="breakout-a2c",
-        env="ALE/Breakout-v5",
-        algo="ba3c",
-        model="narrow",
-        envs=EnvConfig(num_envs=16),
-        ba3c=BA3CConfig(rollout_steps=5, final_entropy_coefficient=0.0),
-        optimizer=OptimizerConfig(
-            name="rmsprop", learning_rate=1e-3, final_learning_rate=5e-5, alpha=0.99, epsilon=1e-5
-        ),
         schedule=ScheduleConfig(default_minutes=60.0),
     )
 
@@ -183,7 +183,7 @@ def remark(config: Config) -> str | None:
 
 RECIPES: dict[str, Callable[[], Config]] = {
     "breakout": breakout,
-    "breakout-a2c": breakout_a2c,
+    "breakout-ppo": breakout_ppo,
     "pong": pong,
     "cartpole": cartpole,
     "pendulum": pendulum,

@@ -1,4 +1,7 @@
-"""Writes counts, lists of numbers, exit statuses and paths for sentences. Standard library only."""
+"""Writes counts, lists of numbers, exit statuses and paths for sentences.
+
+This module uses only the standard library.
+"""
 
 import codecs
 import os

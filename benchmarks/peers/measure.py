@@ -71,17 +71,16 @@ class Training:
 
 COMPARISONS = {
     "like for like": {
-        "zmqrl": Training(None, (*ZMQRL, "breakout", *LIKE_FOR_LIKE), r'"agent_steps": (\d+)'),
+        "zmqrl": Training(None, (*ZMQRL, "breakout-ppo", *LIKE_FOR_LIKE), r'"agent_steps": (\d+)'),
         "PyTorch with gloo": Training("gloo", ("gloo_ppo.py",)),
         "Stable-Baselines3 PPO": Training("sb3", ("sb3_atari.py", "ppo")),
         "EnvPool and PPO in one file": Training("envpool", ("envpool_ppo.py",)),
         "Sample Factory": Training("sample-factory", (*SAMPLE_FACTORY, *SAME_AS_OTHERS), r"Total num frames: (\d+)"),
     },
     "as shipped": {
-        "zmqrl breakout-a2c, small": Training(
-            None, (*ZMQRL, "breakout-a2c", "--model", "small"), r'"agent_steps": (\d+)'
-        ),
+        "zmqrl breakout, small": Training(None, (*ZMQRL, "breakout", "--model", "small"), r'"agent_steps": (\d+)'),
         "zmqrl breakout": Training(None, (*ZMQRL, "breakout"), r'"agent_steps": (\d+)'),
+        "zmqrl breakout-ppo": Training(None, (*ZMQRL, "breakout-ppo"), r'"agent_steps": (\d+)'),
         "Stable-Baselines3 A2C": Training("sb3", ("sb3_atari.py", "a2c")),
         "Stable-Baselines3 PPO": Training("sb3", ("sb3_atari.py", "ppo")),
         "Sample Factory": Training(

@@ -58,9 +58,9 @@ def test_hosts_of_lsf_are_reached_by_blaunch(source: str, tmp_path: Path, monkey
 
 
 def test_a_node_list_is_refused_outside_a_job() -> None:
-    with pytest.raises(UsageError, match="--pbs: not inside a PBS job: submit a script with qsub"):
+    with pytest.raises(UsageError, match=r"--pbs: not inside a PBS job\. Submit a script with qsub"):
         pbs_hosts({})
-    with pytest.raises(UsageError, match="--lsf: not inside an LSF job: submit a script with bsub"):
+    with pytest.raises(UsageError, match=r"--lsf: not inside an LSF job\. Submit a script with bsub"):
         lsf_hosts({})
 
 
@@ -80,7 +80,7 @@ NO_LIST = "is {text}, but must list hosts with their slots, such as 'hostA 4 hos
         ("", NO_LIST),
         ("n1 " + "9" * 5000, "must list hosts with their slots"),
         ("a/b 2", ": 'a/b' is not a host name: use letters, digits, '.', '_' and '-', and do not begin with"),
-        ("n1:3 2", ": 'n1:3' has a colon: write slots as h1:4."),
+        ("n1:3 2", ": 'n1:3' has a colon. Write slots as h1:4."),
         ("n[1- 2", ": the brackets in n[1- do not match."),
     ],
 )

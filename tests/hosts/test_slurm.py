@@ -111,7 +111,7 @@ def test_many_launchers_started_by_srun_are_refused() -> None:
 
 
 def test_a_heterogeneous_job_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"^--slurm: job 7 is heterogeneous, .* of its 2 parts: submit it as one"):
+    with pytest.raises(UsageError, match=r"^--slurm: job 7 is heterogeneous, .* of its 2 parts\. Submit it as one"):
         allocation({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_HET_SIZE": "2"})
 
 

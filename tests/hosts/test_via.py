@@ -59,7 +59,7 @@ def test_a_name_replaces_only_its_own_place(text: str, host: str) -> None:
 @pytest.mark.parametrize(
     ("via", "sentence"),
     [
-        ("docker exec -i", "--via 'docker exec -i': {host} is missing: write it where the name of the host belongs."),
+        ("docker exec -i", "--via 'docker exec -i': {host} is missing. Write it where the name of the host belongs."),
         ("", "--via '': {host} is missing"),
         ("docker exec '{host}", "no closing quotation."),
     ],

@@ -83,4 +83,4 @@ def test_the_command_gives_the_settings(recipe: str, changes: dict[str, Any]) ->
     ],
 )
 def test_the_command_is_short(options: list[str], expected: list[str]) -> None:
-    assert train_command(config_from(["breakout", *options]).with_schedule())[3:] == expected
+    assert train_command(config_from(["breakout-ppo", *options]).with_schedule())[3:] == expected

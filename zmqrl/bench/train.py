@@ -1,4 +1,7 @@
-"""Measures training and its parts alone, in turn. While one is measured, the processes of the other are idle."""
+"""Measures training and its parts alone, in turn.
+
+While one of the two is measured, the processes of the other are idle.
+"""
 
 import contextlib
 import dataclasses
@@ -41,8 +44,8 @@ NOT_MEASURED: Final = (
 class Measured(NamedTuple):
     """The result of a benchmark, and what was measured.
 
-    ``passes`` is the number of gradient passes over each sample. ``facts`` describe the network: its number format,
-    batch size and ``backward_only``.
+    ``passes`` is the number of gradient passes over each sample. ``facts`` describes the network: its number format,
+    its batch size and ``backward_only``.
     """
 
     efficiency: Efficiency
@@ -141,7 +144,7 @@ def _round_directory(directory: Path, number: int) -> Path:
 
 
 def to_json(config: Config, measured: Measured) -> dict[str, Any]:
-    """Plain data: the result, and what was measured."""
+    """The result and the measured configuration, as plain data."""
     known = measured.references
     return {
         **measured.efficiency.to_json(),

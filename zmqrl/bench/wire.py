@@ -60,7 +60,10 @@ class Stage:
 
 
 def measure(grid: Grid, begin: Callable[[Case], None]) -> Iterator[list[Row]]:
-    """Measure each group of ``grid``. Yields its rows. Calls ``begin`` before each group. Raises ClusterError."""
+    """Measure each group of ``grid``.
+
+    Yields the rows of each group. Calls ``begin`` before each group. Raises ClusterError.
+    """
     first_hub = max(grid.workers)
     hubs = max(grid.shards) + 1 if "raw_tcp" in grid.implementation else 0
     groups, end_at = list(grid.groups()), time.monotonic() + 60 * grid.minutes
@@ -158,7 +161,7 @@ def _recorded(directory: Path, case: Case) -> Callable[[Round], Round]:
 
 
 def shard_instants(recording: ProcessRecording) -> tuple[dict[int, list[int]], dict[int, int]]:
-    """By version, in ns: when a shard had added each contribution, and when it began to publish."""
+    """The instants, in ns and by version, at which a shard had added each contribution and began to publish."""
     arrived: dict[int, list[int]] = {}
     published: dict[int, int] = {}
     table = recording.table("spans")

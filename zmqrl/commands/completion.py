@@ -26,7 +26,7 @@ class About(Protocol):
 
     @property
     def module(self) -> str:
-        """The module below ``zmqrl.commands``."""
+        """The name of the module below ``zmqrl.commands``."""
 
     @property
     def arguments(self) -> str:
@@ -39,7 +39,10 @@ class About(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completed:
-    """What can follow ``zmqrl COMMAND``: options, and operands: ``words``, paths of ``runs``, or ``files``."""
+    """What can follow ``zmqrl COMMAND``: options and operands.
+
+    The operands are ``words``, paths of ``runs``, or ``files``.
+    """
 
     purpose: str
     options: tuple[Option, ...]
@@ -59,7 +62,7 @@ class Options:
     """
 
     shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
-    """The shell."""
+    """Shell that runs the script."""
 
 
 def command(arguments: list[str], commands: Mapping[str, About]) -> int:
@@ -70,7 +73,7 @@ def command(arguments: list[str], commands: Mapping[str, About]) -> int:
 
 
 def completions(commands: Mapping[str, About]) -> dict[str, Completed]:
-    """What can follow each command, by the words of the command: ``train``, or ``bench train``."""
+    """Maps each command, such as ``train`` or ``bench train``, to what can follow it."""
     found = {name: completed(about.module, about.arguments, about.purpose) for name, about in commands.items()}
     for name, (module, purpose) in BENCHMARKS.items():
         arguments = "[RECIPE]" if name == "train" else ""
@@ -79,7 +82,10 @@ def completions(commands: Mapping[str, About]) -> dict[str, Completed]:
 
 
 def completed(module: str, arguments: str, purpose: str) -> Completed:
-    """What can follow the command that ``module`` below ``zmqrl.commands`` runs, with ``arguments`` in its usage."""
+    """What can follow one command.
+
+    ``module`` below ``zmqrl.commands`` runs the command, and the usage line of the command shows ``arguments``.
+    """
     cls = getattr(importlib.import_module(f"zmqrl.commands.{module}"), "Options", None)
     options = [] if cls is None else list(options_of(cls))
     kind: Kind | None = None

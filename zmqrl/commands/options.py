@@ -57,9 +57,10 @@ RunPaths: TypeAlias = Annotated[
 
 
 class Option(NamedTuple):
-    """An option: its spellings, the words that can follow it, and whether a path or anything else must follow it.
+    """An option, with its spellings ``names``.
 
-    ``is_list``: any number of words can follow it.
+    ``takes`` says what follows the option, and ``values`` lists possible words. If ``is_list``, any number of words can
+    follow the option.
     """
 
     names: tuple[str, ...]
@@ -71,8 +72,10 @@ class Option(NamedTuple):
 def parse(
     cls: type[T], arguments: list[str], program: str, default: T | None = None, beside: Collection[type[Any]] = ()
 ) -> T:
-    """Parse ``arguments`` into a ``cls``. The arguments override the values of ``default``, if given. Raises
-    UsageError, which can also suggest an option of the classes ``beside``.
+    """Parse ``arguments`` into an instance of ``cls``.
+
+    The arguments override the values of ``default``, if given. Raises UsageError, which can also suggest an option of
+    the classes ``beside``.
     """
     _refuse_repetition(arguments)
     if _has_operands(cls):  # after an option, tyro would take no further word for a list of operands
@@ -97,7 +100,7 @@ def operands(
     """The words of a command line that are neither options of the classes ``of`` nor values of these options. Also
     returns the other arguments, in their order.
 
-    A ``known`` word is no value of an option that takes a list, nor of an unknown option.
+    A ``known`` word is never a value of an option that takes a list, or of an unknown option.
     """
     table = {_option(option.names[0]): option for cls in of for option in options_of(cls)}
     words, others = list[str](), list[str]()
@@ -133,7 +136,7 @@ def _has_operands(cls: type[Any]) -> bool:
 def options_of(cls: type[Any], prefix: str | None = "") -> Iterator[Option]:
     """The options that tyro makes of a dataclass. Fields of nested dataclasses have their path as ``prefix``.
 
-    None: neither these fields nor those of nested dataclasses have a prefix.
+    If ``prefix`` is None, neither these fields nor those of nested dataclasses have a prefix.
     """
     path = prefix or ""
     hints = get_type_hints(cls, include_extras=True)
@@ -158,8 +161,9 @@ def options_of(cls: type[Any], prefix: str | None = "") -> Iterator[Option]:
 
 
 def _unwrapped(hint: Any) -> tuple[Any, list[Any], bool]:
-    """The type of one value of ``hint``, without None and tuples, all marks of tyro on the way, and whether ``hint`` is
-    a tuple.
+    """The type of one value of ``hint``, the marks of tyro around this type, and whether ``hint`` is a tuple.
+
+    The type is neither None nor a tuple.
     """
     marks, is_tuple = list[Any](), False
     while True:
@@ -200,8 +204,9 @@ def option_names(arguments: Iterable[str]) -> set[str]:
 
 
 def _option(text: str) -> str:
-    """The name of the option that ``text`` sets. ``--no-resume``, ``-H`` and ``--run_dir`` are other spellings of a
-    name.
+    """The name of the option that ``text`` sets.
+
+    Spellings such as ``--no-resume``, ``-H`` and ``--run_dir`` give the usual name of the option.
     """
     name = re.sub(r"(^--|\.)no-", r"\1", text.replace("_", "-"))
     return ALIASES.get(name, name)
@@ -210,7 +215,7 @@ def _option(text: str) -> str:
 @contextlib.contextmanager
 def _one_sentence(program: str, arguments: Iterable[str], of: Iterable[type[Any]]) -> Iterator[None]:
     """Turn tyro's complaint about ``arguments`` into one sentence, which can suggest an option of the classes ``of``.
-    ``--help`` is unchanged: tyro prints the help and exits.
+    With ``--help``, tyro still prints the help and exits.
     """
     complaint = io.StringIO()
     try:
@@ -229,7 +234,7 @@ def _one_sentence(program: str, arguments: Iterable[str], of: Iterable[type[Any]
 
 
 def _unknown(arguments: Iterable[str], of: Iterable[type[Any]]) -> str | None:
-    """A sentence about the first unknown option. None: every option is one of the classes ``of``."""
+    """A sentence about the first unknown option. None if every option belongs to one of the classes ``of``."""
     names = [name for cls in of for option in options_of(cls) for name in option.names]
     known = set(map(_option, names))
     written = (argument.partition("=")[0] for argument in arguments if OPTION.match(argument))

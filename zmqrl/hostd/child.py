@@ -6,8 +6,9 @@ The process writes its stack to standard error when it gets one of two signals. 
 MODULE imports anything, because imports can hang too.
 
 - ASK: a Python handler writes the stacks of all threads, as soon as the main thread runs Python code.
-- ASK_BLOCKED: a C handler writes the stack of the main thread at once. Send it only if that thread runs no Python code.
-  Otherwise the handler can read a frame that is being made, and crash. It skips other threads for the same reason.
+- ASK_BLOCKED: a C handler writes the stack of the main thread at once. Send this signal only if the main thread runs no
+  Python code. Otherwise the handler can read an unfinished frame, and crash. The handler skips other threads for the
+  same reason.
 """
 
 import faulthandler

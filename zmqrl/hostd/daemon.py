@@ -1,8 +1,9 @@
 """The daemon of a run on one host: it starts processes, forwards their output, and ends them before it ends itself.
 
 ``python -P -m zmqrl.hostd.daemon`` reads requests from standard input and writes events to standard output
-(:mod:`zmqrl.hostd.messages`). It ends everything it has started when its input ends, when its lease runs out, or when a
-signal arrives. Standard library only: all other processes of the run wait for its start.
+(:mod:`zmqrl.hostd.messages`). The daemon ends everything that it has started when its input ends, when its lease runs
+out, or when a signal arrives. This module uses only the standard library, because all other processes of the run wait
+until the daemon has started.
 """
 
 import contextlib
@@ -59,13 +60,13 @@ class _Asked:
     heard_at: float | None = None
 
     def take(self, line: str) -> None:
-        """Keep ``line`` of the log if a stack begins with it or has begun before it."""
+        """Keep ``line`` of the log if a stack begins with this line or with an earlier one."""
         if (self.lines or inspection.begins_stack(line)) and len(self.lines) < MOST_LINES_OF_STACKS:
             self.lines.append(line)
             self.heard_at = time.monotonic()
 
     def is_over(self, now: float) -> bool:
-        """Whether the process has answered or its time is up."""
+        """Whether the process has answered, or its time to answer has passed."""
         ended = self.heard_at is not None and now - self.heard_at >= STACK_ENDS_AFTER_S
         return ended or now - self.since >= ANSWERS_WITHIN_S
 
@@ -86,7 +87,7 @@ class _Child:
 
     @classmethod
     def waiting(cls) -> "_Child":
-        """A process that has not started, with its pipes. Raises OSError."""
+        """A process that has pipes but has not started. Raises OSError."""
         pipes: list[int] = []
         try:
             for _ in range(3):
@@ -273,10 +274,10 @@ class Daemon:
         return begin(0, -1)
 
     def _prepare(self, module: str, environment: Mapping[str, str]) -> None:
-        """Start the fork server, unless there was one before."""
+        """Start the fork server, unless a fork server has been started before."""
         if self._fork_server is not None:
             return
-        with contextlib.suppress(OSError):  # then processes start without it
+        with contextlib.suppress(OSError):  # without the fork server, processes start the usual way
             self._first = self._first or _Child.waiting()
             self._fork_server = ForkServer(module, environment, self._first.streams[2], [self._lock])
             self._selector.register(self._fork_server.channel, selectors.EVENT_READ, self._hear_fork_server)
@@ -292,7 +293,7 @@ class Daemon:
             self._fork_server.close()
 
     def _begin_process(self, child: _Child, module: str, environment: Mapping[str, str], pid: int, go: int) -> None:
-        """Take over the process ``pid`` that was forked for ``child``. If there is none, start a process."""
+        """Take over the process ``pid`` that was forked for ``child``. If no process was forked, start one."""
         try:
             if self.children.get(child.name) is not child:
                 return None
@@ -316,7 +317,7 @@ class Daemon:
         return self._send(h.Started(child.name, self._pid(child)))
 
     def _take_over(self, child: _Child, pid: int, go: int) -> bool:
-        """Let the process ``pid`` run as ``child``. Returns False if it has not begun or has ended."""
+        """Make the process ``pid`` run as ``child``. Returns False if there is no such process."""
         if pid == 0:
             return False
         exit_fd = -1
@@ -386,7 +387,10 @@ class Daemon:
             self._pass_on_stack(child, child.asked)
 
     def _pass_on_stacks(self) -> None:
-        """Forward the answers of processes. If a process gave none because it runs no Python code, ask it again."""
+        """Forward the answers of processes.
+
+        If a process does not answer because it runs no Python code, ask it again.
+        """
         now = time.monotonic()
         for child in self.children.values():
             asked = child.asked
@@ -557,7 +561,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    if os.getppid() != parent:  # it died before it could be watched
+    if os.getppid() != parent:  # the parent died before this process could watch it
         daemon.why_end = "the guard of this daemon has died"
     try:
         daemon.serve(0)

@@ -1,11 +1,11 @@
 """The fork server of a host daemon: a process that imports a module once, and then forks processes that need it.
 
 Importing torch and the games takes seconds of processor time. A fork takes milliseconds, and the processes share the
-memory of what was imported. The fork server runs no other code of these modules, so it has no threads, sockets of
-ZeroMQ or state of CUDA, which cannot be forked.
+memory of what was imported. The fork server runs no other code of these modules. It therefore has no threads, ZeroMQ
+sockets or CUDA state, which cannot be forked.
 
 The daemon starts a process the usual way if the fork server does not answer, has ended, or has another environment.
-Standard library only.
+This module uses only the standard library.
 """
 
 import contextlib
@@ -39,7 +39,11 @@ STREAMS = 3  # standard input, output and error
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """A process to fork. ``done`` gets its id (0: it was not forked) and the pipe ``go``: a byte starts the process."""
+    """A process to fork.
+
+    ``done`` gets the id of the process, and the pipe ``go``. The id is 0 if the process was not forked. A byte in the
+    pipe starts the process.
+    """
 
     message: bytes
     streams: Sequence[int]
@@ -117,13 +121,13 @@ class ForkServer:
         return True
 
     def close(self) -> None:
-        """End the fork server. The processes that it has forked live on."""
+        """End the fork server. The processes that it has forked continue."""
         if not self.is_open:
             return
         self.is_open = False
         self.channel.close()
         self.process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # then it is reaped as an orphan
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the daemon then reaps it as an orphan
             self.process.wait(KILLED_WITHIN_S)
         assert self.process.stdin is not None
         self.process.stdin.close()
@@ -131,7 +135,7 @@ class ForkServer:
             request.finish(0)
 
     def _ask(self) -> None:
-        """Send the next request. There is one at a time, so an answer needs no name."""
+        """Send the next request. Only one request is open at a time, so an answer does not name its request."""
         while self._is_ready and self._asked is None and self._requests:
             request = self._requests.popleft()
             try:
@@ -154,7 +158,7 @@ class Forked:
     pid: int
 
     def wait(self) -> int:
-        """Wait for its end. Returns the status as ``Popen.wait`` does."""
+        """Wait until the process has ended. Returns the status as ``Popen.wait`` does."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
@@ -196,7 +200,10 @@ def serve(descriptor: int, module: str) -> str:
 
 
 def _check_threads(module: str) -> None:
-    """Exit if the imports have started threads. Fork once before the check: some libraries end their threads then."""
+    """Exit if the imports have started threads.
+
+    Fork once before the check, because some libraries end their threads at a fork.
+    """
     if not (pid := os.fork()):
         os._exit(0)
     os.waitpid(pid, 0)
@@ -229,7 +236,10 @@ def _fork() -> tuple[int, int | None]:
 
 
 def _become(environment: Mapping[str, str], descriptors: Sequence[int], born: int) -> None:
-    """Make this process like one that the daemon has started. Exit if the daemon does not want it any more."""
+    """Make this process like one that the daemon has started.
+
+    Exit if the daemon does not want this process any more.
+    """
     os.setsid()  # before the daemon knows it, and may send a signal to its group
     *streams, go = descriptors
     for number, stream in enumerate(streams):
@@ -247,8 +257,9 @@ def _become(environment: Mapping[str, str], descriptors: Sequence[int], born: in
 
 
 def _in_memory(argument: str, variable: str) -> tuple[range, range]:
-    """The addresses from ``argument`` to the end of the command line, and from ``variable`` to the end of the first
-    environment. ``/proc`` shows what is there. Raises ValueError.
+    """The addresses of the command line from ``argument`` on, and of the first environment from ``variable`` on.
+
+    ``/proc`` shows the content of these addresses. Raises ValueError.
     """
     # Fields 48 to 51: where the two begin and end. Split after the process name, which may contain spaces.
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()

@@ -1,11 +1,11 @@
-"""The guard of a process: its parent, which ends everything that the process has started and left.
+"""The guard of a process is its parent. The guard ends everything that the process has started and left.
 
 A host daemon has a guard, because a daemon that is stopped, or blocked by a disk, cannot end the processes that it has
-started. They do not notice. The guard therefore kills a daemon that has not run for ``FROZEN_S``. A process that runs
-the user's code has a guard, too (:mod:`zmqrl.hostd.user_code`).
+started. These processes do not notice that the daemon has stopped. The guard therefore kills a daemon that has not run
+for ``FROZEN_S``. A process that runs the user's code has a guard, too (:mod:`zmqrl.hostd.user_code`).
 
 When the process has ended, its descendants become children of the guard, and the guard kills them. A process becomes
-the child of a guard with :func:`fork_guard`. The guard runs as a script that needs the standard library only.
+the child of a guard with :func:`fork_guard`. The guard runs as a script that needs only the standard library.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from pathlib import Path
 
 TURN_S = 1.0
 FROZEN_S = 8.0
-NOTICED_S = 3.0  # before any lease runs out, so that the launcher knows why it hears nothing
+NOTICED_S = 3.0  # before any lease runs out, so that the launcher can report why it receives nothing
 GRACE_S = 3.0
 KILLED_WITHIN_S = 2.0
 STATES = {
@@ -40,8 +40,9 @@ TO_USER_CODE: dict[int, int] = {
 def fork_guard(frozen_s: float | None = FROZEN_S) -> int:
     """Continue in a child of this process, and turn this process into the guard of that child.
 
-    ``frozen_s`` is for a host daemon: see :func:`watch`. None: the child runs the user's code. Returns the process id
-    of the guard. The guard keeps everything that survives exec, such as the parent-death signal and ignored signals.
+    If the child is a host daemon, ``frozen_s`` is passed to :func:`watch`. If the child runs the user's code,
+    ``frozen_s`` is None. Returns the process id of the guard. The guard keeps everything that survives exec, such as
+    the parent-death signal and ignored signals.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, the exit status of a child is lost
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, TO_USER_CODE)  # until the guard can pass them on
@@ -58,12 +59,13 @@ def fork_guard(frozen_s: float | None = FROZEN_S) -> int:
 
 
 def watch(daemon: int, frozen_s: float) -> int:
-    """Wait for the end of the child ``daemon``, and kill it if it has not run for ``frozen_s``. Forward signals to it.
+    """Wait until the child ``daemon`` has ended, and kill it if it has not run for ``frozen_s``. Forward signals to it.
 
-    Then end its descendants. Returns the daemon's exit status. The reason for an unusual end goes to standard error.
+    After the end of the daemon, end its descendants. Returns the daemon's exit status. The reason for an unusual end
+    goes to standard error.
 
-    Time counts only while the guard itself runs. So a daemon is not killed because both were suspended, for example
-    with their machine.
+    Time counts only while the guard itself runs. The guard therefore does not kill the daemon if both were suspended,
+    for example with their machine.
     """
     exit_fd = os.pidfd_open(daemon)
     _pass_on(exit_fd, TO_A_DAEMON)
@@ -87,10 +89,10 @@ def watch(daemon: int, frozen_s: float) -> int:
 
 
 def watch_user_code(process: int) -> int:
-    """Wait for the end of the child ``process``, which runs the user's code. Pass signals on to it. Then kill what it
-    has left.
+    """Wait for the end of the child ``process``, which runs the user's code.
 
-    Returns its exit status, or 128 + N if signal N has killed it.
+    Pass signals on to the child. Then kill what the child has left. Returns the exit status of the child, or 128 + N if
+    signal N has killed the child.
     """
     exit_fd = os.pidfd_open(process)
     _pass_on(exit_fd, TO_USER_CODE)
@@ -140,7 +142,7 @@ def children(pid: int) -> list[int]:
 
 
 def end_children(grace_s: float) -> None:
-    """Wait for the end of our children, and kill those that still live after ``grace_s``."""
+    """Wait for the end of our children, and kill the children that still live after ``grace_s``."""
     since = time.monotonic()
     while (pids := children(os.getpid())) and (waited_s := time.monotonic() - since) < grace_s + KILLED_WITHIN_S:
         if waited_s >= grace_s:

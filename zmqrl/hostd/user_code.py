@@ -1,8 +1,8 @@
 """Gives a process that runs the user's code a guard, which ends everything that this code starts.
 
 An environment, a network or another function of the user can start programs, such as game servers, even in sessions of
-their own. The host daemon ends the programs of its processes (:mod:`zmqrl.hostd.orphans`). This module is for processes
-without a host daemon. Standard library only.
+their own. The host daemon ends the programs of its processes (:mod:`zmqrl.hostd.orphans`). This module serves processes
+without a host daemon. It uses only the standard library.
 """
 
 import contextlib
@@ -21,10 +21,11 @@ PASSED_ON = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP)
 def take_guard(parent: int | None = None) -> None:
     """Continue in a child of this process, and turn this process into the guard of that child.
 
-    The guard waits for the child, kills everything that the child has started, and exits with the status of the child,
-    or 128 + N if signal N has killed the child. It kills the child when it gets END, or when its own parent dies. The
-    child dies with the guard. ``parent`` is the parent of this process. Without it, the caller must notice by itself
-    that its parent has died before this call. No thread of this process continues in the child.
+    The guard waits for the child, and kills everything that the child has started. It then exits with the status of the
+    child, or with 128 + N if signal N has killed the child. The guard kills the child when the guard gets END, or when
+    the parent of the guard dies. The child dies with the guard. ``parent`` is the parent of this process. If ``parent``
+    is None, the caller must itself check that its parent has not died before this call. No thread of this process
+    continues in the child.
     """
     adopt_orphans()
     die_with_parent(END)
@@ -39,8 +40,9 @@ def take_guard(parent: int | None = None) -> None:
 def in_guarded_child() -> int | None:
     """Continue in a child with a guard, and return None there. This process returns when everything has ended.
 
-    It returns the exit status of the child, or 128 + N if signal N has killed the child. Until then, it passes on the
-    signals that end or stop a command. The child leads a session of its own, so that it gets each signal only once.
+    The result is the exit status of the child, or 128 + N if signal N has killed the child. Until then, this process
+    passes on the signals that end or stop a command. The child leads a session of its own, so that it gets each signal
+    only once.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     parent = os.getpid()

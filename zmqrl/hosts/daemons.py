@@ -64,7 +64,7 @@ class _Running:
 
 
 class DaemonLauncher(Launcher):
-    """Runs tasks on the hosts of ``links``; ``place`` returns the host that runs a process.
+    """Runs tasks on the hosts of ``links``. ``place`` returns the host that runs a process.
 
     If a host is lost, its processes count as killed. The next start of a process on that host makes the launcher
     contact the host again. The messages of a daemon about files go to ``files``.
@@ -251,12 +251,12 @@ def _environment(link: Link, threads: int) -> dict[str, str]:
 
 
 def _clocks() -> tuple[float, float]:
-    """Seconds on a clock that stops while the machine is asleep, and on one that goes on."""
+    """Seconds on a clock that stops while the machine is asleep, and on a clock that does not stop."""
     return time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Pulse:
-    """Finds the times when this process did not run at all: two threads call ``beat``, at least once a second."""
+    """Finds the times when this process did not run at all. Two threads call ``beat`` at least once a second."""
 
     def __init__(self, clocks: Callable[[], tuple[float, float]] = _clocks) -> None:
         self._clocks, self._beating = clocks, threading.Lock()
@@ -281,8 +281,9 @@ class Pulse:
         return news
 
     def blamed(self, lease_s: float | None) -> str | None:
-        """The sentence about the last pause, if that pause explains why a host was lost just now. It does so if it was
-        recent, and long enough for the lease to run out.
+        """The sentence about the last pause, if that pause explains why a host was lost just now.
+
+        A pause explains this if it was recent, and long enough for the lease to run out.
         """
         if self._last is None or lease_s is None:
             return None

@@ -62,7 +62,7 @@ class Link:
         self._unsent = bytearray()
         self._arrived = Lines()
         self._words = bytearray()  # the standard error of the daemon, or of ssh
-        self._printed, self._printed_bytes = b"", 0  # what startup files printed: the last line, and its length so far
+        self._printed, self._printed_bytes = b"", 0  # the last line that startup files printed, and its length so far
         self._has_answered = False
         self._guard_is_here = False  # whether the command, such as `ip netns exec`, became the guard of the daemon
         self._opened_at = self._heard_at = 0.0
@@ -196,7 +196,7 @@ class Link:
                     self.process.stdin.close()
 
     def cut(self) -> None:
-        """Close the connection without a wait for the daemon."""
+        """Close the connection without waiting for the daemon."""
         self.hang_up()
         self._forget()
 
@@ -255,7 +255,7 @@ class Link:
                 del self._unsent[: os.write(self.process.stdin.fileno(), self._unsent)]
 
     def _last_words(self) -> str:
-        """The last line of standard error. Before the first event, also the last line of standard output."""
+        """The last line of standard error. Before the first event, the last line of standard output comes first."""
         printed = b"" if self._has_answered else self._arrived.rest.strip()[:WORDS_BYTES] or self._printed
         last = self._words.strip().rpartition(b"\n")[2]
         return " / ".join(line.decode(errors="replace") for line in (printed, last) if line)
@@ -270,7 +270,7 @@ class LinkLost(Exception):
 
 
 def _group_of_parent(pid: int) -> int | None:
-    """The process group of the parent of a process, if that process is on this machine."""
+    """The process group of the parent of a process. None if the process is not on this machine."""
     with contextlib.suppress(OSError, ValueError):
         return os.getpgid(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]))
     return None

@@ -1,4 +1,4 @@
-"""Copies files between the run directory and the hosts of a run: histories in, checkpoints out."""
+"""Copies files between the run directory and the hosts of a run. It fetches histories and sends checkpoints."""
 
 import base64
 import contextlib
@@ -33,8 +33,8 @@ OUTDATED = ""  # replaces the name of a file in ``_fetching`` if a rollback make
 class Mirror:
     """Keeps ``home`` up to date with the files that processes on the hosts of ``links`` write.
 
-    ``links`` lacks hosts that write into ``home`` directly. A file is taken from one host only: the host of the process
-    that writes the file, according to ``host_of``.
+    ``links`` lacks hosts that write into ``home`` directly. The mirror copies a file from only one host. ``host_of``
+    names this host, which runs the process that writes the file.
     """
 
     def __init__(self, links: Mapping[str, Link], home: RunDirectory, host_of: Mapping[ProcessId, str]) -> None:
@@ -42,8 +42,8 @@ class Mirror:
         self._listed_at = 0.0
         self._sizes: dict[str, dict[str, int]] = {}  # by host: file sizes in its last listing
         self._fetching: dict[str, str] = {}  # by host: the file that is being fetched
-        self._begun = False  # whether this session's processes write: their files replace ours
-        self._agrees: dict[tuple[str, str], bool] = {}  # before that: whether a host's history continues ours
+        self._begun = False  # whether this session's processes write. Their files then replace ours
+        self._agrees: dict[tuple[str, str], bool] = {}  # before that, whether a host's history continues ours
         self._stuck: set[str] = set()  # hosts whose files this machine could not write since their last listing
         self._told: set[str] = set()  # folders that this machine cannot write, as the user has been told
         self._news: list[str] = []
@@ -75,7 +75,10 @@ class Mirror:
             self.links[host].send(h.Remove(f"checkpoints/{name_of(version)}"))
 
     def reopened(self, host: str) -> None:
-        """A host that was lost is back, perhaps without its files: copy the files that its processes need."""
+        """Copy the files that the processes of a host need.
+
+        The host was lost and is back, perhaps without its files.
+        """
         for process in [process for process, at in self.host_of.items() if at == host]:
             if process.role == "shard":  # the host's own copy, if it still exists, is longer
                 self._put(host, _history(process.number), unless_longer=True)
@@ -119,7 +122,8 @@ class Mirror:
     def rewind(self, version_of: Callable[[int], int], generation: int) -> None:
         """Roll back the copies of the histories, as each shard rolls back its own history.
 
-        If that fails, as on a full disk, remove the copy: it is copied again from the host of the shard.
+        If that fails, for example on a full disk, remove the copy. The mirror then copies the history again from the
+        host of the shard.
         """
         for process, host in self.host_of.items():
             if process.role != "shard" or host not in self.links:
@@ -162,8 +166,9 @@ class Mirror:
         self._sizes.pop(host, None)
 
     def take_news(self) -> list[str]:
-        """Sentences about failures, each returned once: about files that this machine cannot write, which the hosts
-        keep, and about histories that it cannot roll back.
+        """Sentences about failures, each returned once.
+
+        Each one says that this machine cannot write a file, which the hosts keep, or cannot roll back a history.
         """
         news, self._news = self._news, []
         return news
@@ -193,8 +198,9 @@ class Mirror:
         self._fetch_next(host)
 
     def _is_from(self, name: str, host: str) -> bool:
-        """Whether ``host`` runs the process that writes the file ``name``. A host where a shard ran earlier can have
-        files, too.
+        """Whether ``host`` runs the process that writes the file ``name``.
+
+        A host where a shard ran earlier can also have a file of this name.
         """
         found = _HARMLESS.fullmatch(name)
         if found is None:
@@ -216,7 +222,7 @@ class Mirror:
                 return
 
     def _lacks_from(self, host: str, name: str, size: int) -> int | None:
-        """The offset from which to fetch a file that has ``size`` bytes on ``host``; None if nothing is missing."""
+        """The offset from which to fetch a file that has ``size`` bytes on ``host``. None if nothing is missing."""
         have = self._size(name)
         compare = not self._begun and have > 0
         if compare and size >= have and (host, name) not in self._agrees:

@@ -1,4 +1,4 @@
-"""Decides which host runs which process: as the hosts file says, and evenly for roles that the file leaves out.
+"""Decides which host runs which process. It follows the hosts file, and balances the roles that the file leaves out.
 Pure.
 """
 
@@ -112,8 +112,9 @@ def place(
 
 
 def _spread(workers: int, hosts: Sequence[Host], cores: Mapping[str, int], load: Mapping[str, int]) -> Counter[str]:
-    """The number of workers that each host gets on top of ``load``. Of equally loaded hosts, the first gets the next
-    worker.
+    """The number of workers that each host gets in addition to ``load``.
+
+    Of equally loaded hosts, the first gets the next worker.
     """
     slots = [host.slots for host in hosts if host.slots is not None]
     if len(slots) == len(hosts) and sum(slots) < workers:

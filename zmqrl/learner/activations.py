@@ -1,4 +1,4 @@
-"""Stores the activations of acting for learning, where both use the same parameters and observations."""
+"""Stores the activations of acting, so that learning with the same parameters and observations can use them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ class Activations:
     """
 
     def __init__(self, samples: int) -> None:
-        """``samples``: the number of samples in all batches together."""
+        """``samples`` is the number of samples in all batches together."""
         self._samples = samples
         self._layers: list[Tensor] = []
         self._next = self._begun = self._ended = 0
@@ -42,13 +42,13 @@ class Activations:
         return self._all() if self._learns else self._batch(observations.shape, dtype).copy_(observations)
 
     def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], *, relu: bool) -> Tensor:
-        """As ``F.conv2d``, followed by ``F.relu`` if ``relu``."""
+        """Like ``F.conv2d``, followed by ``F.relu`` if ``relu`` is true."""
         if self._learns:
             return _apply(_KeptConv, x, weight, bias, stride, relu, self._all())
         return self._keep(F.conv2d(x, weight, bias, stride), relu=relu)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
-        """As ``F.linear``, followed by ``F.relu`` if ``relu``."""
+        """Like ``F.linear``, followed by ``F.relu`` if ``relu`` is true."""
         if self._learns:
             return _apply(_KeptLinear, x, weight, bias, relu, self._all())
         return self._keep(F.linear(x, weight, bias), relu=relu)
@@ -72,7 +72,7 @@ class Activations:
 
 
 class Plain:
-    """The layers of a network without kept activations. The methods are those of ``Activations``."""
+    """The layers of a network that keeps no activations. The methods are those of ``Activations``."""
 
     def converted(self, observations: Tensor, dtype: torch.dtype) -> Tensor:
         """See :class:`Activations`."""

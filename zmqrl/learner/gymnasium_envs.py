@@ -26,17 +26,18 @@ class CheckedEnv:
 
     With ``config.images``, images stay uint8 and become (channels, height, width).
 
-    Every method raises UsageError when the environment raises anything, even SystemExit. It also raises UsageError
-    unless every observation belongs to its space, every reward is one number, all numbers are finite, and it is clear
-    whether the game is over. The bounds of a Box and ``info`` are ignored.
+    Every method raises UsageError when the environment raises anything, even SystemExit. Every observation must belong
+    to its space, every reward must be one number, and all numbers must be finite. It must also be clear whether the
+    game is over. Otherwise, the method raises UsageError. The bounds of a Box and ``info`` are ignored.
     """
 
     def __init__(
         self, env_id: str, registered: Registered, config: EnvConfig, *, failed: str = "does not start", **options: Any
     ) -> None:
-        """Errors name the environment ``env_id``. If it cannot be made, the error begins with ``env_id`` ``failed``.
+        """Errors name the environment ``env_id``.
 
-        ``config.args`` and ``options`` are added to the options of its registration.
+        If it cannot be made, the error begins with ``env_id`` and ``failed``. ``config.args`` and ``options`` are added
+        to the options of the registration.
         """
         self.env_id = env_id
         with blaming(f"{env_id} {failed}"):
@@ -63,7 +64,7 @@ class CheckedEnv:
         self._steps = 0
 
     def reset(self, seed: int | None = None) -> np.ndarray:
-        """Start a game. Returns its first observation."""
+        """Start a game. Returns the first observation."""
         self._steps = 0
         with blaming(f"{self.env_id} fails"):
             observation, _ = self.env.reset(seed=seed)
@@ -163,7 +164,10 @@ class GymnasiumEnvs:
 
 
 def _made(env_id: str, registered: Registered, **options: Any) -> gymnasium.Env[Any, Any]:
-    """Make the environment. Raises UsageError if it needs packages of one of zmqrl's extras, and any other error."""
+    """Make the environment.
+
+    Raises UsageError if one of zmqrl's extras is missing. Other errors are raised as they are.
+    """
     try:
         # Where CheckedEnv raises, Gymnasium's checker would only print a warning.
         return gymnasium.make(registered, disable_env_checker=True, **options)
@@ -180,7 +184,7 @@ def _shown(value: np.ndarray) -> str:
 
 
 def _wrapped(env: gymnasium.Env[Any, Any], wrapper: str) -> gymnasium.Env[Any, Any]:
-    """``env`` in the user's ``wrapper``, module:function."""
+    """Wrap ``env`` with the user's function ``wrapper``, such as ``module:function``."""
     blame = f"--wrapper {wrapper}"
     with blaming(f"{blame} fails"):
         wrapped = load_function(blame, wrapper)(env)

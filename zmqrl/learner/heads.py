@@ -1,6 +1,6 @@
 """Policies over actions: what the outputs of a network mean, for each space of actions.
 
-``outputs``: float (B, ActionSpace.outputs). ``actions``: (B, *ActionSpace.shape), in the units of the policy.
+``outputs`` are float (B, ActionSpace.outputs). ``actions`` (B, *ActionSpace.shape) have the units of the policy.
 """
 
 import math
@@ -92,7 +92,10 @@ class Factored:
 
 
 class Gaussian:
-    """Independent normal distributions. Outputs: D means, then D log standard deviations. Actions: float (B, D)."""
+    """Independent normal distributions.
+
+    Outputs are D means, then D log standard deviations. Actions are float (B, D).
+    """
 
     def sample(self, outputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See :class:`Head`."""

@@ -1,4 +1,4 @@
-"""The networks: observations in, the outputs for a policy over actions and state values out."""
+"""The networks. They map observations to state values and to the outputs for a policy over actions."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -131,7 +131,7 @@ class ConvPolicy(nn.Module):
 class VectorPolicy(nn.Module):
     """Two separate networks of two tanh layers, one for the actor and one for the critic, in float32.
 
-    ``log_std`` is for box actions.
+    ``log_std`` exists only for box actions.
     """
 
     def __init__(self, observation_shape: Sequence[int], actions: ActionSpace, *, hidden: int) -> None:
@@ -184,7 +184,7 @@ def make_model(
     so that a seed gives the same parameters on every device and with any number of cores.
 
     The network also has the running statistics that ``spec`` uses. Raises UsageError if the network does not exist,
-    does not fit the observations, or does not compute in bfloat16.
+    cannot read the observations, or does not compute in bfloat16.
     """
     model = _bare_model(name, spec, network, device)
     add_statistics(model, spec)

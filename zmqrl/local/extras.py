@@ -1,5 +1,6 @@
-"""Finds missing optional packages. ``pip install 'zmqrl[EXTRA]'`` installs the packages of one feature. Standard
-library only.
+"""Finds missing optional packages.
+
+``pip install 'zmqrl[EXTRA]'`` installs the packages of one feature. This module uses only the standard library.
 """
 
 import shutil

@@ -1,4 +1,7 @@
-"""The output of a run. Writes do not block if nothing reads the terminal or pipe. Standard library only."""
+"""The output of a run.
+
+Writes do not block if nothing reads the terminal or pipe. This module uses only the standard library.
+"""
 
 import contextlib
 import io

@@ -13,10 +13,10 @@ UPDATE, PATH = "update", "path"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One span of a role, or one part of the critical path (role ``path``): the milliseconds per update in each of two
+    """One span of a role, or one part of the critical path (role ``path``), with the milliseconds per update in two
     runs.
 
-    ``growth`` is the increase as a fraction of the first run's update time.
+    ``growth`` is the increase of this time, as a fraction of the first run's time per update.
     """
 
     role: str

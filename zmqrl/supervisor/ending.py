@@ -34,12 +34,12 @@ def stop_shards(
     *,
     together: bool = True,
 ) -> tuple[dict[int, int], dict[int, m.Stats]]:
-    """Stop all shards at the same version: a version that no shard has passed.
+    """Stop all shards at the same version, one that no shard has passed yet.
 
     If the workers are gone, or a shard can make no more versions, each shard stops at its current version. The last
-    version is then the newest version that all shards hold. Without ``together``, as in asynchronous mode, each shard
-    has its own last version. ``meanwhile`` is called repeatedly. Returns the last version and the STATS of each shard.
-    Raises ClusterError if a shard does not answer or does not stop.
+    version of the run is then the newest version that all shards hold. Without ``together``, as in asynchronous mode,
+    each shard has its own last version. ``meanwhile`` is called repeatedly during the wait. Returns the last version
+    and the STATS of each shard. Raises ClusterError if a shard does not answer or does not stop.
     """
 
     def ask(ends: Mapping[int, int]) -> dict[int, m.Stats]:
@@ -83,7 +83,7 @@ def stop_shards(
 
 
 def exit_status(reason: Reason, error: BaseException | None) -> int:
-    """The exit status of a run that ended for ``reason``, with ``error`` if an error ended it."""
+    """The exit status of a run that ended for ``reason``. ``error`` is the error that ended the run, or None."""
     if isinstance(error, ZmqrlError):
         return error.exit_status
     if reason == "interrupted":

@@ -18,7 +18,11 @@ from zmqrl.words import as_word, counted
 
 
 def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoint:
-    """The checkpoint to resume from. Raises UsageError if there is no checkpoint, or if it does not fit ``initial``."""
+    """The checkpoint to resume from.
+
+    Raises UsageError if there is no checkpoint, or if the layout or the optimizer of the checkpoint differs from
+    ``initial``.
+    """
     checkpoint = read_newest(directory)
     if checkpoint is None:
         raise UsageError(f"there is no checkpoint in {directory.checkpoints} to resume from.")
@@ -41,8 +45,9 @@ def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoin
 
 
 def read_newest(directory: RunDirectory) -> Checkpoint | None:
-    """Read the newest checkpoint. If it is damaged, raises UsageError with the command that uses an older
-    checkpoint.
+    """Read the newest checkpoint.
+
+    If this checkpoint is damaged, raises UsageError with the command that uses an older checkpoint.
     """
 
     def advice(whole: Path, damaged: Sequence[Path]) -> str:
@@ -58,9 +63,9 @@ def read_newest(directory: RunDirectory) -> Checkpoint | None:
 
 
 def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None:
-    """Raise UsageError if the environment or the ``flavour`` of the stored run differs from that of ``config``.
+    """Raise UsageError if the environment or the ``flavour`` of the stored run differs from ``config``.
 
-    The scores of the two would not be comparable.
+    The scores of the two runs would not be comparable.
     """
     if config.env != stored.env:
         raise UsageError(f"{path} was trained on {stored.env}, not on {config.env}: start a new run for {config.env}.")
@@ -74,8 +79,8 @@ def mend_histories(directory: RunDirectory, checkpoint: Checkpoint) -> tuple[int
     """Remove unreadable lines from the histories before the run continues from ``checkpoint``. Raises ClusterError.
 
     Returns the newest generation of the run so far, and sentences about problems in the histories. The checkpoint can
-    be of an older generation. If the run used the older generation again, a shard could not tell lines that this resume
-    undoes from versions that the shard has lost.
+    have an older generation, which the run must not use again. Otherwise, a shard could not distinguish the lines that
+    this resume undoes from versions that the shard has lost.
     """
     generation, news = checkpoint.generation, []
     for shard in range(checkpoint.layout.shards):

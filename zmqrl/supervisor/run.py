@@ -68,7 +68,7 @@ def check_here(config: Config) -> None:
 
 
 def check_extras(config: Config) -> None:
-    """Raise UsageError for the first package that the launcher of a run needs and that is not installed here."""
+    """Raise UsageError for the first missing package that the launcher of a run needs on this machine."""
     if config.env.startswith("ALE/"):  # other ids of Atari games are known only once the games are imported
         require_extra("atari", f"{config.env} needs")
     for tracker in config.trackers:
@@ -87,7 +87,7 @@ def train_on(
     """Train on a deployment. Raises ZmqrlError. ``needs_cuda``: whether this machine must have a CUDA device.
 
     Returns 0 if the run reached a limit. Returns INTERRUPTED or TIME_IS_UP if an interrupt ended the run with a
-    checkpoint. With ``on_up``, the run shows nothing more once it is up, and then calls ``on_up``.
+    checkpoint. If ``on_up`` is given, the run stops all output once the run is up, and then calls ``on_up``.
     """
     config.check()
     config = config.with_schedule()
@@ -153,7 +153,10 @@ def train_on(
 
 
 def _first(preparation: Preparation, deployment: Deployment) -> Checkpoint:
-    """Version 0 of a new run. If the settings are wrong, remove what the deployment has made on the hosts."""
+    """Version 0 of a new run.
+
+    If the settings are wrong, remove the files that the deployment has created on the hosts.
+    """
     try:
         return preparation.checkpoint()
     except ZmqrlError:
@@ -163,7 +166,7 @@ def _first(preparation: Preparation, deployment: Deployment) -> Checkpoint:
 
 @contextlib.contextmanager
 def _claimed(directory: RunDirectory) -> Iterator[None]:
-    """Lock the run directory during the block, and turn errors into sentences. Raises ZmqrlError."""
+    """Lock the run directory during the block, and turn errors into a ZmqrlError with a sentence for the user."""
     directory.claim()
     try:
         yield
@@ -186,7 +189,7 @@ def _summarize(
     reason: Reason,
     screen: Console,
 ) -> int:
-    """Write the summary of a run that was killed between its last checkpoint and its summary."""
+    """Write the summary of a run that was killed after its last checkpoint and before its summary."""
     write_summary(directory.summary, reason, 0, config, checkpoint, flavour)
     for shard in range(checkpoint.layout.shards):
         directory.state(shard).unlink(missing_ok=True)
@@ -210,8 +213,8 @@ def _logged(path: Path) -> str:
 def check_room(directory: RunDirectory, checkpoint: Checkpoint, keep: int, *, holds_state: bool) -> list[str]:
     """Compare the free space on the disk of a run directory with the space that the run needs there.
 
-    The run keeps ``keep`` checkpoints of the size of ``checkpoint``. ``holds_state``: the shards store their state in
-    this directory. Returns warnings. Raises UsageError if there is too little space.
+    The run keeps ``keep`` checkpoints of the size of ``checkpoint``. ``holds_state``: whether the shards store their
+    state in this directory. Returns warnings. Raises UsageError if there is too little space.
     """
     free = shutil.disk_usage(directory.path).free
     needed = needed_bytes(directory, checkpoint, keep, holds_state=holds_state)
@@ -224,7 +227,7 @@ def check_room(directory: RunDirectory, checkpoint: Checkpoint, keep: int, *, ho
 
 
 def needed_bytes(directory: RunDirectory, checkpoint: Checkpoint, keep: int, *, holds_state: bool) -> int:
-    """The bytes that a run will write into its directory: checkpoints, the state of shards, and logs."""
+    """The bytes that a run will write into the run directory: checkpoints, the state of shards, and logs."""
     # A new checkpoint is written before the oldest one is removed.
     new = max(1, keep + 1 - len(checkpoints(directory.checkpoints)))
     needed = new * sum(map(len, checkpoint.states)) + LOGS_BYTES
@@ -328,9 +331,11 @@ def _tracebacks_to(log: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts(supervisor: Supervisor) -> Iterator[None]:
-    """Handle signals in the block. The first Ctrl-C requests a checkpoint and a clean end. The second Ctrl-C ends
-    everything at once. A third Ctrl-C is ignored, because it would disturb that end. TERM, HUP and USR1 act like a
-    single Ctrl-C, even when repeated. HUP stays ignored if it was ignored when zmqrl started.
+    """Handle signals in the block. The first Ctrl-C requests a checkpoint and a clean end.
+
+    The second Ctrl-C ends everything at once. A third Ctrl-C is ignored, because it would disturb the clean-up. TERM,
+    HUP and USR1 act like a single Ctrl-C, even if they are repeated. HUP stays ignored if it was ignored when zmqrl
+    started.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The supervisor of a run: carries out the decisions of its state machine, with processes, sockets and files."""
+"""The supervisor of a run: carries out the decisions of the state machine, with processes, sockets and files."""
 
 import contextlib
 import signal
@@ -50,10 +50,10 @@ MOST_REFUSED = 100  # number of notices about refused workers: more would flood 
 
 
 class Supervisor:
-    """One session of a run, from its first checkpoint to its last.
+    """One session of a run, from the first checkpoint to the last checkpoint of the session.
 
-    ``interrupts`` counts the user's requests to end the run. ``on_up`` is called when the training time begins, or, if
-    the run has external workers, once the shards are up.
+    ``interrupts`` counts the user's requests to end the run. ``on_up`` is called when the training time begins. If the
+    run has external workers, ``on_up`` is called once the shards are up.
     """
 
     control: ShardControl  # exists once the shards are up
@@ -174,8 +174,9 @@ class Supervisor:
         first: BaseException | None,
         trace: object,
     ) -> None:
-        """Close a part of the run. ``close`` gets the error that ends the run, ``first``, or None. If there is such an
-        error, an error of ``close`` becomes a notice.
+        """Close a part of the run. ``close`` is called with ``first``, the error that ends the run, or None.
+
+        If ``first`` is an error, an error of ``close`` becomes a notice.
         """
         try:
             close(first)
@@ -274,7 +275,7 @@ class Supervisor:
             self._show(self._snapshot(self.shown_at))
 
     def _show_stage(self) -> None:
-        """Show how many shards are up, and then how many workers are present at all of them."""
+        """Show how many shards are up, and then how many workers are present at all shards."""
         shards = len(self.shards.numbers)
         if not self.is_connected:
             self.stages.at("shards", f"starting {counted(shards, 'shard')}", len(self.endpoints), shards)
@@ -305,7 +306,7 @@ class Supervisor:
         )
 
     def _presences(self, now: float) -> list[Presence]:
-        """The state of each process that was started, and of the rank of each external worker."""
+        """The state of each process that was started, and the state of the rank of each external worker."""
         missing_s = {int(rank): seconds for rank, seconds in self.progress.row["missing_s"].items()}
         starts = self.machine.processes.starts
         hosts = {process: self.sites[process].host for process in sorted(starts)}
@@ -549,7 +550,10 @@ class Supervisor:
         write_summary(self.directory.summary, reason, status, self.config, self.checkpoint, self.flavour)
 
     def _set_aside(self) -> None:
-        """Unless the shards' state is saved, rename cluster.json to left.json, so that --resume can find that state."""
+        """Rename cluster.json to left.json if the state of the shards is not saved.
+
+        The option --resume finds that state with the help of left.json.
+        """
         try:
             if not self.saved:
                 self.directory.set_aside()
@@ -559,7 +563,10 @@ class Supervisor:
             )
 
     def _save_what_is_left(self) -> None:
-        """After a failure, write a checkpoint of the version that the shards still hold, if the shards answer."""
+        """After a failure, write a checkpoint of the version that the shards still hold.
+
+        If the shards do not answer, no checkpoint is written.
+        """
         if self.saved or self.machine.state == "ending":  # the known STATS of the shards are out of date
             return
         with contextlib.suppress(ClusterError, AssertionError):  # the known state may be out of date
@@ -576,8 +583,9 @@ class Supervisor:
             self.console.notice(f"no checkpoint could be written: {error}")
 
     def _end_histories(self) -> None:
-        """Cut off the histories after the last checkpoint. A shard may have made one more version, which is not
-        used.
+        """Cut off the histories after the last checkpoint.
+
+        A shard may have made one more version after this checkpoint. That version is not used.
         """
         for shard in self.shards.numbers if self.saved else ():
             path = self.directory.history(shard)

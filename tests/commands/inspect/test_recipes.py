@@ -71,7 +71,7 @@ def test_every_recipe_is_listed_and_one_without_figures_says_so(capsys: pytest.C
     assert list(paragraphs) == list(RECIPES)
     for name, text in paragraphs.items():
         assert ("\n  not measured" in text) == (name not in RESULTS)
-    assert "176.0 after 60 minutes, 132.9 in 50 full games (957 agent steps/s; 2 cores of" in paragraphs["breakout"]
+    assert "176.0 after 60 minutes, 132.9 in 50 full games (957 agent steps/s; 2 cores of" in paragraphs["breakout-ppo"]
 
 
 def test_the_list_is_also_plain_data(capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,7 +80,7 @@ def killed_and_resumed(path: Path, hosts: set[str], *options: str) -> None:
     token = os.environ.pop("A_TOKEN")
     with launch(path, *options) as run:
         assert run.wait() == 2
-        assert "-x A_TOKEN: this variable is not set here: set it, or remove the option." in run.complaint()
+        assert "-x A_TOKEN: this variable is not set here. Set it, or remove the option." in run.complaint()
     os.environ["A_TOKEN"] = token
     with launch(path, *options) as run:
         assert run.wait() == 0, run.said()

@@ -37,7 +37,10 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options) -> int:
-    """Show a run. Raises ClusterError if the supervisor of the run was killed, UsageError if there is no such run."""
+    """Show a run.
+
+    Raises ClusterError if the supervisor of the run was killed, and UsageError if there is no such run.
+    """
     if job := Submitted.read(options.run):
         return follow.attach(job, options.run)
     living = Living.read(options.run)
@@ -56,8 +59,8 @@ def run(options: Options) -> int:
             console.close()
     if earlier is not None and _stamp(summary) == earlier:
         raise ClusterError(
-            f"{options.run} did not begin to train again: see {living.directory.log('supervisor')}; {summary.name} is "
-            "about an earlier session."
+            f"{options.run} did not begin to train again: see {living.directory.log('supervisor')}; {summary.name} "
+            "describes an earlier session."
         )
     return exit_status_of(living.directory)
 
@@ -86,7 +89,7 @@ def _show(living: Living, console: Console) -> None:
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Changes whenever a file is replaced. None: there is no such file."""
+    """A value that changes whenever the file is replaced. None if there is no such file."""
     try:
         found = path.stat()
     except FileNotFoundError:

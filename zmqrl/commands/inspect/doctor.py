@@ -100,8 +100,10 @@ def run(options: Options, config: Config) -> int:
 def examine(
     reach: Reach, config: Config, layout: Callable[[], Layout]
 ) -> tuple[dict[str, Up], Survey, Verdict, Expectation | None]:
-    """Connect to the hosts and probe them. Returns the reports of the daemons, the survey, the verdict, and the speed
-    that the network allows for parameters with this ``layout``, if it is known.
+    """Connect to the hosts and probe them.
+
+    Returns the reports of the daemons, the survey, the verdict, and the expected speed. The speed, for parameters with
+    this ``layout``, is None if it is unknown.
     """
     hosts = reach.hosts
     work = f"doctor-{secrets.token_hex(6)}"

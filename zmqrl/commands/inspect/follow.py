@@ -1,4 +1,4 @@
-"""Follows a run that was submitted to a Slurm cluster over ssh: shows its log, and fetches its files as it goes."""
+"""Follows a run that was submitted to a Slurm cluster over ssh. Shows its log, and fetches its files while it runs."""
 
 import contextlib
 import time
@@ -20,7 +20,7 @@ QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 
 
 def attach(job: Submitted, run: Path) -> int:
-    """Show a job that was submitted earlier, as :func:`follow` does. Ctrl-C leaves it alone."""
+    """Show a job that was submitted earlier, as :func:`follow` does. Ctrl-C does not affect the job."""
     with contextlib.ExitStack() as connection:
         with _naming(job, run):
             node = connection.enter_context(_login_node(job))
@@ -28,7 +28,7 @@ def attach(job: Submitted, run: Path) -> int:
 
 
 def follow(node: LoginNode, job: Submitted, run: Path, *, read: int = 0, stops: bool) -> int:
-    """Show a job after the first ``read`` bytes of its log, until the job ends. Returns the exit status of its run.
+    """Show the log of a job until the job ends, without the first ``read`` bytes. Returns the exit status of the run.
 
     With ``stops``, the first Ctrl-C ends the run with a checkpoint. Otherwise, and after a second Ctrl-C, the job goes
     on. Raises ClusterError when the connection is lost or the run has no result.
@@ -101,7 +101,7 @@ class _Following:
 
 @contextlib.contextmanager
 def _naming(job: Submitted, run: Path) -> Iterator[None]:
-    """Add to an error how to see the job again."""
+    """Add to an error the command that shows the job again."""
     try:
         yield
     except ClusterError as error:

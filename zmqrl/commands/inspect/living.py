@@ -24,10 +24,10 @@ MOST_AT_A_TIME = 16  # hosts that are asked in parallel
 
 @dataclass(frozen=True, slots=True)
 class Living:
-    """What the run directory says about a run.
+    """The state of a run, as read from its run directory.
 
-    ``cluster`` is the content of ``cluster.json``, or of ``left.json`` if the run was killed. It is None if the run has
-    ended.
+    ``cluster`` is the content of ``cluster.json``, or of ``left.json`` if the run was killed. ``cluster`` is None
+    before the session is up, and after the run has ended.
     """
 
     directory: RunDirectory
@@ -62,7 +62,7 @@ class Living:
 
     @property
     def is_here(self) -> bool:
-        """Whether the supervisor of the run is on this machine, or was before it died."""
+        """Whether the supervisor of the run is on this machine, or was on this machine before it died."""
         return self.cluster is not None and bool(self.cluster["supervisor"]["host"] == host_socket.gethostname())
 
     def processes(self) -> list[tuple[ProcessId, str, int | None]]:
@@ -95,7 +95,7 @@ class Living:
             return {}, []
 
     def hosts(self) -> dict[str, Seen | str]:
-        """For each host of a run, its answer, or the reason why it gave no answer."""
+        """Maps each host of a run to its answer, or to the reason why it gave no answer."""
         links = [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
         with ThreadPoolExecutor(max(1, min(len(links), MOST_AT_A_TIME))) as pool:
             return dict(zip([link.host for link in links], pool.map(_look, links), strict=True))

@@ -82,7 +82,7 @@ def run(options: Options) -> int:
 
 
 def _hosts(living: Living) -> dict[str, str]:
-    """The host of each process. A run of an older zmqrl has it only in ``cluster.json``."""
+    """The host of each process. In a run of an older zmqrl, only ``cluster.json`` has the hosts."""
     hosts = {str(name): host for name, host, _ in living.processes()}
     return hosts | {name: each["host"] for each in hosts_of(living.directory) for name in each["processes"]}
 

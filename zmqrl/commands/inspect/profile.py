@@ -68,7 +68,7 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options) -> int:
-    """Print the profile of a run, or the difference of two. Raises UsageError."""
+    """Print the profile of a run, or the difference between two profiles. Raises UsageError."""
     console = page()
     if len(options.runs) == 2:
         return _compare(options, console)
@@ -160,7 +160,7 @@ def _compare(options: Options, console: Console) -> int:
     one_run = [name for name in ("seconds", "versions", "trace", "plot") if getattr(options, name) is not None]
     one_run += [name for name in ("processes", "without") if getattr(options, name)]
     if one_run:
-        raise UsageError(f"--{one_run[0]} is for one run: remove it to compare two.")
+        raise UsageError(f"--{one_run[0]} works with only one run: remove it to compare two.")
     limit = None if options.fail_above is None else share(options.fail_above)
     for path in options.runs:
         if RunRecord.read(path).is_asynchronous:

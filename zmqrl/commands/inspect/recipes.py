@@ -17,9 +17,9 @@ WITHOUT_AVX512: Final = "2 cores of an x86-64 processor without AVX-512"
 class Result:
     """A measured run of a recipe on ``machine``. ``source`` is the place in the repository that has the figures.
 
-    ``score``: the mean of the last 50 games in training, or the ``--stop-score`` that ended the run. ``evaluation``:
-    the mean of 50 full games with the last checkpoint. ``options``: the options of `zmqrl train` besides the name of
-    the recipe. None: not measured.
+    ``score`` is the mean of the last 50 games in training, or the ``--stop-score`` that ended the run. ``evaluation``
+    is the mean of 50 full games with the last checkpoint. ``options`` are the options of `zmqrl train` besides the name
+    of the recipe. A figure that was not measured is None.
     """
 
     score: float
@@ -40,7 +40,7 @@ class Result:
 
 # Only measured figures. A recipe that is not here has not been measured.
 RESULTS: Final[Mapping[str, tuple[Result, ...]]] = {
-    "breakout": (
+    "breakout-ppo": (
         Result(
             score=176.04,
             evaluation=132.92,
@@ -48,7 +48,7 @@ RESULTS: Final[Mapping[str, tuple[Result, ...]]] = {
             agent_steps_per_s=957.0,
             options="--minutes 60",
             machine=WITH_AVX512,
-            source="benchmarks/results/breakout",
+            source="benchmarks/results/breakout-ppo",
         ),
     ),
     "pong": (

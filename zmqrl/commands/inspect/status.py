@@ -25,7 +25,7 @@ FIGURES: Final = (
     *("workers_present", "quorum"),
 )
 FILES_SHOWN: Final = 8
-# The state of a run whose lock is held, by the state of its supervisor. In all other states, the run is running.
+# Maps the state of a supervisor to the state of a run whose lock is held. Without an entry, the run is running.
 ALIVE: Final = {"stopped": "stopped", "traced": "stopped", "gone": "killed", "dead": "killed"}
 TOLD: Final = STATES_TOLD | {
     "gone": "gone",
@@ -63,13 +63,14 @@ def run(options: Options) -> int:
 def status(path: Path) -> dict[str, Any]:
     """The state of a run as plain data.
 
-    ``state``: submitted (the run is on another cluster), starting, running, stopped (the supervisor is stopped by a
-    signal), ended, or killed (the supervisor died before the end). ``stalled``: the version that has stalled, and the
-    processes that it waits for, as in ``stalled.json``. ``unreachable_s``: how long each lost host has been
-    unreachable. For a process on another machine, ``state`` is null if the process has a process id. Otherwise it is
-    unreachable, like its host, or restarting. While the run is running, a process that its supervisor reports also has
-    ``presence``, ``for_s`` and ``restarts``, as in :class:`zmqrl.observe.live.presence.Presence`. ``placement``: the
-    versions and processes of each host.
+    ``state`` is submitted, starting, running, stopped, ended or killed. A submitted run is on another cluster. In a
+    stopped run, a signal has stopped the supervisor. In a killed run, the supervisor died before the end. ``stalled``
+    has the version that has stalled, and the processes that this version waits for, as in ``stalled.json``.
+    ``unreachable_s`` has the time for which each lost host has been unreachable. A process that has no process id is
+    unreachable, like its host, or restarting. If a process on another machine has a process id, its ``state`` is null.
+    While the run is running, a process that the supervisor reports also has ``presence``, ``for_s`` and ``restarts``,
+    as in :class:`zmqrl.observe.live.presence.Presence`. ``placement`` has the software versions and the processes of
+    each host.
     """
     living = Living.read(path)
     cluster = living.cluster or {}
@@ -119,10 +120,10 @@ def _plain(answer: Seen | str) -> dict[str, Any] | str:
 
 
 def _process(process: Mapping[str, Any]) -> str:
-    """A line about a process. Its state is left out if it is normal."""
+    """A line about a process. A normal state is left out."""
     words = [] if process["pid"] is None else [f"process {process['pid']}"]
     told, presence = TOLD.get(process["state"] or ""), process.get("presence", "present")
-    if presence != "present" and process["state"] not in STATES_TOLD:  # the supervisor also knows since when
+    if presence != "present" and process["state"] not in STATES_TOLD:  # the supervisor also reports for how long
         told = Presence.from_json(process).words()
     words += filter(None, [told])
     return f"{process['host']} {process['name']}" + (f" ({', '.join(words)})" if words else "")
@@ -146,7 +147,7 @@ def _placed(host: Mapping[str, Any]) -> str:
 
 
 def _files(names: Sequence[str]) -> str:
-    """The names of a few files. Of many files, how many each directory has."""
+    """The names of a few files. For many files, the number of files in each directory."""
     if len(names) <= FILES_SHOWN:
         return ", ".join(sorted(names, key=by_number))
     counts = Counter(name.partition("/")[0] for name in names if "/" in name)

@@ -93,7 +93,7 @@ def verdict_of(config: Config, facts: Mapping[str, Any], found: Resources, torch
 
 
 def rows(config: Config, facts: Mapping[str, Any], found: Resources, torch: TorchBuild) -> list[tuple[str, str]]:
-    """A name and a value for each fact. A dash stands for an unknown value."""
+    """The name and the value of each fact. A dash stands for an unknown value."""
     limit = "no quota" if found.quota_cores is None else f"quota {found.quota_cores:g}"
     vectors = ", ".join(INSTRUCTIONS[name] for name in found.instructions) or "none"
     kind = "CPU build" if torch.cuda is None else f"CUDA {torch.cuda}"

@@ -22,7 +22,7 @@ class Options:
     """
 
     seconds: float = 60.0
-    """Least training time to measure, in seconds. The parts take as long again."""
+    """Minimum training time to measure, in seconds. The parts take the same time again."""
     rounds: int = 3
     """Number of runs. The parts are measured before each run."""
     json: bool = False

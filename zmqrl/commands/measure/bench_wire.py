@@ -43,13 +43,13 @@ class Options:
     curve: tuple[Literal["off", "on"], ...] = ("off",)
     """Encryption and authentication of zmqrl."""
     operation: tuple[Operation, ...] = OPERATIONS
-    """Operations to measure; docs/performance.md defines them."""
+    """Operations to measure. docs/performance.md defines them."""
     implementation: tuple[Implementation, ...] = IMPLEMENTATIONS
     """Implementations to compare."""
     rounds: Annotated[int, tyro.conf.arg(metavar="N")] = 100
     """Number of samples per operation."""
     minutes: float = 4.0
-    """Limit in minutes: a slow machine takes fewer samples, but at least 10."""
+    """Limit in minutes. A slow machine takes fewer samples, but at least 10."""
     json: bool = False
     """Print a list of JSON objects instead of tables."""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None

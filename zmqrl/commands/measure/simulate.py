@@ -25,7 +25,7 @@ PROGRAM = "zmqrl simulate"
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The options that choose the base settings. All other options override those."""
+    """The options that choose the base settings. All other options override the base settings."""
 
     scenario: Path | None = None
     """Scenario file in TOML, or in JSON if its name ends with .json. Can also be given without --scenario."""
@@ -37,7 +37,8 @@ class Source:
 class Known(Source):
     """Options that change the base settings.
 
-    With ``--compute run:DIR``, the rollouts of that run set some of them. ``--shards`` changes the costs of a slice.
+    With ``--compute run:DIR``, some base settings come from the rollouts of that run. ``--shards`` changes the costs of
+    a slice.
     """
 
     compute: str | None = None
@@ -159,7 +160,7 @@ def tell_of_loss(scenarios: Iterable[Scenario]) -> None:
 
 
 def draw(results: Sequence[Result], axes: Sequence[Axis], path: Path) -> None:
-    """Write the picture. Raises UsageError if it cannot be written."""
+    """Write the picture. Raises UsageError if the picture cannot be written."""
     from zmqrl.commands.measure.simulated_picture import write_picture  # matplotlib takes a second to import
 
     try:

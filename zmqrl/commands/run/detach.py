@@ -22,10 +22,10 @@ PIPE_BYTES = 4096  # more than any path
 
 @interruptible()
 def detach(command: str, arguments: Sequence[str]) -> int:
-    """Run ``zmqrl COMMAND`` with ``arguments`` in a session of its own. Until the run is up, it prints to our terminal.
+    """Run ``zmqrl COMMAND`` with ``arguments`` in a session of its own.
 
-    Returns 0 when the run is up, or the exit status of the run if the run ends before that. Until then, Ctrl-C and
-    SIGTERM interrupt the run.
+    Until the run is up, the new process prints to this terminal. Returns 0 when the run is up, or the exit status of
+    the run if the run ends before that. Until then, Ctrl-C and SIGTERM interrupt the run.
     """
     program = [sys.executable, "-P", "-m", "zmqrl", command, *(each for each in arguments if each != "--detach")]
     reader, writer = os.pipe()

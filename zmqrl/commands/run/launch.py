@@ -187,7 +187,7 @@ def other_code(up: Up, instead: str) -> str:
 
 
 def _print_plan(options: Options, reach: Reach, config: Config) -> None:
-    """Print a dry run without contact to any host.
+    """Print a dry run. No host is contacted.
 
     A host is assumed to have as many cores as slots. A host without given slots is assumed to have the cores of this
     machine.

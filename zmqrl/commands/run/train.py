@@ -114,7 +114,10 @@ def _recipe(arguments: list[str], *own: type[Any]) -> tuple[str | None, list[str
 
 
 def under(config: Config, path: Path) -> Config:
-    """``config`` with the settings of a scenario file. Prints the ignored settings. Raises UsageError."""
+    """``config`` with the settings of a scenario file.
+
+    Prints the settings of the file that a real run ignores. Raises UsageError.
+    """
     scenario, named = Scenario.read_named(path)
     found: dict[str, Any] = {name: getattr(scenario, name) for name in SHARED & named}
     if "compute" in named and scenario.recorded_run is None:

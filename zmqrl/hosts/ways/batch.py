@@ -1,7 +1,7 @@
 """Hosts that are the nodes of a PBS or LSF job, from the environment of the job.
 
-LSF reaches a node with blaunch, its own ssh. The programs of PBS for this, pbsdsh and pbs_tmrsh, do not pass standard
-input on, so nodes of PBS are reached by ssh.
+LSF reaches a node with blaunch, its own ssh. The corresponding programs of PBS, pbsdsh and pbs_tmrsh, do not pass on
+standard input. ssh therefore reaches the nodes of PBS.
 """
 
 import os
@@ -25,7 +25,7 @@ def pbs_hosts(environment: Mapping[str, str] = os.environ) -> tuple[Host, ...]:
     """
     path = environment.get("PBS_NODEFILE")
     if path is None:
-        raise UsageError("--pbs: not inside a PBS job: submit a script with qsub, or get nodes with qsub -I first.")
+        raise UsageError("--pbs: not inside a PBS job. Submit a script with qsub, or get nodes with qsub -I first.")
     return _in_file("--pbs: PBS_NODEFILE", path)
 
 
@@ -40,7 +40,7 @@ def lsf_hosts(environment: Mapping[str, str] = os.environ) -> tuple[Host, ...]:
     elif listed is not None:
         hosts = _in_list("--lsf: LSB_MCPU_HOSTS", listed)
     else:
-        raise UsageError("--lsf: not inside an LSF job: submit a script with bsub, or get hosts with bsub -Is first.")
+        raise UsageError("--lsf: not inside an LSF job. Submit a script with bsub, or get hosts with bsub -Is first.")
     return tuple(replace(host, via=BLAUNCH) for host in hosts)
 
 

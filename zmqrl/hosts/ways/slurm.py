@@ -27,8 +27,9 @@ class Allocation:
     """The cores of each node, in the order of the nodes."""
 
     def hosts(self, node_address: str | None) -> tuple[Host, ...]:
-        """The nodes as hosts. The address of a node is the one that Slurm uses, or ``node_address`` with the node's
-        name for %N.
+        """The nodes as hosts.
+
+        The address of a node is the one that Slurm uses, or ``node_address``, in which the node's name replaces %N.
         """
         if node_address is None:
             told = scontrol("show", "node", "--oneliner", ",".join(self.cores))
@@ -46,20 +47,20 @@ class Allocation:
 def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
     """The allocation of the job that runs this process.
 
-    Raises UsageError outside a job and for variables of another form, ClusterError if Slurm does not know the nodes.
+    Raises UsageError outside a job and for variables of another form. Raises ClusterError if Slurm has no such nodes.
     """
     job, nodes = environment.get("SLURM_JOB_ID"), environment.get("SLURM_JOB_NODELIST")
     if job is None or nodes is None:
         raise UsageError(
-            "--slurm: not inside a Slurm job: submit launch/slurm/train.sbatch with sbatch, "
+            "--slurm: not inside a Slurm job. Submit launch/slurm/train.sbatch with sbatch, "
             "or get nodes with salloc first."
         )
     if (tasks := _number_in(environment, "SLURM_STEP_NUM_TASKS")) > 1:
-        raise UsageError(f"--slurm: srun started this command {tasks} times: run it without srun.")
+        raise UsageError(f"--slurm: srun started this command {tasks} times. Run it without srun.")
     if (parts := _number_in(environment, "SLURM_HET_SIZE")) > 1:
         raise UsageError(
-            f"--slurm: job {job} is heterogeneous, but zmqrl can use only the first of its {parts} parts: "
-            "submit it as one part, without `:` or `#SBATCH hetjob`."
+            f"--slurm: job {job} is heterogeneous, but zmqrl can use only the first of its {parts} parts. "
+            "Submit it as one part, without `:` or `#SBATCH hetjob`."
         )
     names = names_in(nodes)
     cores = cores_of(environment.get("SLURM_JOB_CPUS_PER_NODE", ""))
@@ -112,8 +113,8 @@ def resolve(names: Mapping[str, str]) -> dict[str, str]:
             addresses[node] = str(host_socket.getaddrinfo(name, None, host_socket.AF_INET)[0][4][0])
         except OSError as error:
             raise UsageError(
-                f"node {node}: its address {name} is unknown here ({error.strerror}): "
-                f"set --node-address, such as {NODE}.cluster or {NODE}-ib0."
+                f"node {node}: its address {name} is unknown here ({error.strerror}). "
+                f"Set --node-address, such as {NODE}.cluster or {NODE}-ib0."
             ) from error
     others = [address for address in addresses.values() if not _is_loopback(address)]
     if len(others) in (0, len(addresses)):
@@ -152,7 +153,10 @@ def is_over(why: str) -> bool:
 
 
 def scontrol(*arguments: str) -> str:
-    """Run scontrol and return its output. Raises UsageError if scontrol is missing, ClusterError if scontrol fails."""
+    """Run scontrol and return its output.
+
+    Raises UsageError if scontrol is missing, and ClusterError if scontrol fails.
+    """
     command = ["scontrol", *arguments]
     asked = " ".join(command[:3])
     try:

@@ -17,7 +17,10 @@ on the host, and connects its own standard streams to theirs.
 
 
 def command_on(host: Host, words: Sequence[str], *, ssh_config: Path | None = None) -> list[str]:
-    """The command that runs the command ``words`` on ``host``: a :data:`Way`. It contains nothing about the run."""
+    """The command that runs the command ``words`` on ``host``: a :data:`Way`.
+
+    The command contains nothing about the run.
+    """
     if host.name == HERE:
         return list(words)
     if host.via:

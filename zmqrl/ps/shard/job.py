@@ -15,7 +15,7 @@ from zmqrl.ps.wire.sockets import SocketRole
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardJob:
-    """Everything that a shard process needs to start. It is sent as JSON."""
+    """Everything that a shard process needs to start. The job is sent as JSON."""
 
     run: str
     layout: Layout
