@@ -48,7 +48,7 @@ WITHIN_S = 60.0
 
 
 def _work(job: dict[str, Any]) -> None:
-    """A worker, until the process is killed."""
+    """Run a worker until the process is killed."""
     keys = ClientKeys.from_json(job["keys"]) if job["keys"] else None
     with Connection(Cluster.from_json(job["cluster"], keys), job["rank"]) as connection:
         version = -1
@@ -61,7 +61,7 @@ def _work(job: dict[str, Any]) -> None:
 
 
 def _flood(job: dict[str, Any]) -> None:
-    """A flood, until the process is killed. Reports when all connections have been opened once."""
+    """Run a flood until the process is killed. Reports when all connections have been opened once."""
     raise_open_files()
     if job["kind"] == "silent":
         _be_silent(job)

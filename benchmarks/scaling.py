@@ -1,8 +1,9 @@
-"""Check that the numbers of workers and shards do not change how a run learns, if an update uses as many agent steps.
+"""Check that the numbers of workers and shards do not change how a run learns, if each update uses the same number of
+agent steps.
 
     python benchmarks/scaling.py [--seeds 5] [--agent-steps 150000] [--output benchmarks/results/scaling]
 
-Trains CartPole with every setting and seed in turn. The games are shared out among the workers of the quorum, so every
+Trains CartPole with every setting and seed in turn. The games are distributed over the workers of the quorum, so every
 update uses the same number of samples. The agent steps of a backup worker count too, even if no update uses them.
 Writes ``results.json``, ``scaling.png`` and the table of ``README.md`` into the directory.
 """

@@ -1,4 +1,4 @@
-"""Every command line in the documents, the help and the files of ``launch/`` is one that zmqrl accepts."""
+"""zmqrl accepts every command line in the documents, the help and the files of ``launch/``."""
 
 import importlib
 import re
@@ -47,7 +47,7 @@ def lines_of(page: Path) -> Iterator[str]:
 
 
 def words_of(line: str) -> list[str]:
-    """The words of the first command in a line of a shell."""
+    """The words of the first command in a shell line."""
     words = shlex.split(re.sub(r"<\(.*?\)", "hosts", line), comments=True)
     ends = (n for n, word in enumerate(words) if word in ("&&", "|", ";", ">"))
     return words[: next(ends, None)]

@@ -77,7 +77,7 @@ def test_an_unreadable_policy_is_reported_in_one_sentence(tmp_path: Path) -> Non
     assert refusal() == f"{damage} Checkpoint v00000003 is intact: use it with --checkpoint 3."
     other = dataclasses.replace(CARTPOLE, env="Acrobot-v1")
     write_json(run / "config.json", other.to_json())
-    assert refusal(3) == f"{run}: checkpoint 3 does not fit the network in config.json."
+    assert refusal(3) == f"{run}: checkpoint 3 does not match the network in config.json."
 
 
 def test_one_observation_gives_one_action_and_a_batch_gives_one_each(cartpole: Policy, breakout: Policy) -> None:

@@ -116,7 +116,7 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
         model = make_model(config.model, spec, config.network)
     parameters = FlatParameters(model)
     if parameters.layout(1).tensors != weights.layout.tensors:
-        raise UsageError(f"{run}: checkpoint {weights.version} does not fit the network in config.json.")
+        raise UsageError(f"{run}: checkpoint {weights.version} does not match the network in config.json.")
     parameters.load(weights.vector)
     return Policy(
         config=config,

@@ -38,7 +38,7 @@ def ended_how(status: int) -> str:
 
 
 def as_word(path: object) -> str:
-    """A path as a word of a shell command, also if it contains bytes that are not text: ``$'run-\\xff'``."""
+    """A path as a word of a shell command, even if the path contains bytes that are not text: ``$'run-\\xff'``."""
     text = str(path)
     if text.isprintable():
         return shlex.quote(text)

@@ -9,7 +9,7 @@ GAMES = 8
 
 
 def main() -> None:
-    """Train until the end of the process."""
+    """Train until the process is killed."""
     games = envpool.make(
         "Breakout-v5",
         env_type="gymnasium",

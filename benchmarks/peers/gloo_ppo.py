@@ -16,7 +16,7 @@ PROCESSES, GAMES = 2, 4  # games of each process
 
 
 def main(rank: int, meeting_point: str) -> None:
-    """Train until the end of the process."""
+    """Train until the process is killed."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // PROCESSES))
     torch.manual_seed(1)  # the same first network in all processes
     dist.init_process_group("gloo", f"file://{meeting_point}", rank=rank, world_size=PROCESSES)

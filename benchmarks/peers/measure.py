@@ -2,8 +2,8 @@
 
     python benchmarks/peers/measure.py [--seconds 60] [--rounds 3] [--only WORDS] [--output DIR] [--environments DIR]
 
-The first call installs every library in an environment of its own (about 1.3 GB each). In each round, the trainings
-take turns and have the machine to themselves. Two comparisons:
+The first call installs every library in an environment of its own (about 1.3 GB each). In each round, the trainings run
+one at a time, with no other load on the machine. Two comparisons:
 
 - ``like for like``: PPO with the same network (nature, float32), epochs, batches, games and preprocessing.
 - ``as shipped``: each library with its own settings for Atari games. zmqrl uses its recipes.
@@ -59,7 +59,8 @@ SAME_AS_OTHERS = ("--num_envs_per_worker=4", "--async_rl=False", "--normalize_in
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """A command, and the environment that runs it. The command tells its agent steps in lines with ``pattern``.
+    """A command, and the environment that runs it. The command prints its agent steps in lines that contain
+    ``pattern``.
 
     ``{scratch}`` in the command stands for a temporary directory.
     """
@@ -143,8 +144,8 @@ def started(command: Sequence[str], output: Path) -> Iterator[None]:
 
 
 def steps_told(path: Path, pattern: re.Pattern[str]) -> Iterator[tuple[float, int]]:
-    """Yield the time and the agent steps of each line with ``pattern`` that is new in a file. If there is none, yield
-    the time and -1.
+    """Yield the time and the agent steps of each new line in a file that contains ``pattern``. Without such a line,
+    yield the time and -1.
     """
     read, torn = 0, ""
     while True:
@@ -161,7 +162,7 @@ def steps_told(path: Path, pattern: re.Pattern[str]) -> Iterator[tuple[float, in
 
 
 def wait_for(lines: Iterator[tuple[float, int]], at: float, within_s: float, output: Path) -> tuple[float, int]:
-    """The first line at the time ``at`` or later. Exits if there is none within ``within_s``."""
+    """The first line at the time ``at`` or later. Exits if there is no such line within ``within_s``."""
     deadline = time.monotonic() + within_s
     for now, steps in lines:
         if steps >= 0 and now >= at:

@@ -44,7 +44,7 @@ class Network(nn.Module):
 
 @dataclass
 class Rollout:
-    """What was played: (T, B) each."""
+    """The data of one rollout: (T, B) each."""
 
     observations: Tensor
     actions: Tensor
@@ -62,7 +62,7 @@ class Player:
 
     @torch.no_grad()
     def play(self) -> tuple[Rollout, Tensor]:
-        """A rollout, and the values (B,) of the observations after it."""
+        """A rollout, and the values (B,) of the observations after the rollout."""
         kept: list[tuple[Tensor, ...]] = []
         for _ in range(STEPS):
             logits, values = self.network(self.observations)

@@ -1,4 +1,6 @@
-"""Train an Atari game with Sample Factory. The import of ale_py registers the games in each of its processes."""
+"""Train an Atari game with Sample Factory. The import of ale_py registers the games in each process of Sample
+Factory.
+"""
 
 import sys
 

@@ -29,7 +29,7 @@ def games(number: int) -> VecFrameStack:
 
 
 def main() -> None:
-    """Train until the end of the process."""
+    """Train until the process is killed."""
     gymnasium.register_envs(ale_py)
     if sys.argv[1] == "a2c":
         optimizer = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"eps": 1e-5}}

@@ -131,7 +131,7 @@ def other() -> "Iterator[tuple[int, list[str]]]":
 
 @pytest.fixture(scope="module")
 def axe(need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoReturn]) -> str:
-    """The script of axe-core. Installs it unless the locked version is there already."""
+    """The script of axe-core. Installs the script unless the locked version is already installed."""
     package = AXE / "node_modules" / "axe-core"
     locked = json.loads((AXE / "package-lock.json").read_text())["packages"]["node_modules/axe-core"]["version"]
     about = package / "package.json"

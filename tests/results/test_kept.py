@@ -85,7 +85,7 @@ def test_an_impossible_evaluation_is_not_repeated(tmp_path: Path, change: dict[s
     path = write_result(tmp_path / "run", EVALUATION | change)
     with pytest.raises(UsageError) as refused:
         reproducible(path)
-    assert str(refused.value) == f"{path} cannot be reproduced: its evaluation {doubt}: evaluate the run again."
+    assert str(refused.value) == f"{path} cannot be reproduced, because its evaluation {doubt}: evaluate the run again."
 
 
 def test_an_evaluation_between_two_rows_is_repeated_up_to_the_end_of_the_run_at_most(tmp_path: Path) -> None:

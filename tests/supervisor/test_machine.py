@@ -89,7 +89,7 @@ class Run:
         self.feed(e.ShardBound(shard))
 
     def kill_shard(self, shard: int, status: int = -9) -> dict[str, Any]:
-        """Kill the shard. Returns its state at that time."""
+        """Kill the shard. Returns the state of the shard at that time."""
         stood = self.stands.pop(shard)
         self.feed(died(shard_id(shard), status))
         return stood

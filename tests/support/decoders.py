@@ -331,7 +331,7 @@ def in_a_run(name: str, read: Callable[[Path], object]) -> Callable[[bytes, Path
 
 
 def read_result(run: Path) -> None:
-    """What the page, ``zmqrl compare``, ``report`` and ``reproduce`` make of a run, before ``reproduce`` trains."""
+    """Read a run as the page, ``zmqrl compare``, ``report`` and ``reproduce`` do before ``reproduce`` trains."""
     page = Runs(run)
     with contextlib.suppress(UnknownRun):
         record = page.record(".")

@@ -76,7 +76,7 @@ class Exporter:
         try:
             self._server, self._thread = start_http_server(port, address, registry)
         except OSError as error:
-            raise UsageError(f"--metrics-port: {cannot_listen(error, address, port)}: choose another.") from error
+            raise UsageError(f"--metrics-port: {cannot_listen(error, address, port)}: choose another port.") from error
         self.url = f"http://{address}:{self._server.server_port}/metrics"
 
     def show(self, snapshot: Snapshot) -> None:

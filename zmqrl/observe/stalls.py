@@ -217,7 +217,7 @@ class Stalls:
         self._answers[process] = doing
 
     def forget(self, process: ProcessId) -> None:
-        """A process has died: discard the data about it, which does not apply to the process that replaces it."""
+        """A process has died: discard its data, which does not apply to the new process."""
         self._unanswered.discard(process)
         for known in (self._asked_at, self._answers, self._spans):
             known.pop(process, None)
@@ -233,7 +233,7 @@ class Stalls:
         return 0.0 if self.stall is None or self._at is None else now - self._at
 
     def is_stopped(self, process: ProcessId) -> bool:
-        """Whether the host of a process that a version waits for reports that a signal has stopped the process."""
+        """Whether a signal has stopped a process that a version waits for, according to the host of the process."""
         doing = self._answers.get(process)
         return doing is not None and doing.state == "stopped"
 

@@ -43,7 +43,7 @@ def listen(address: str, port: int | None) -> socket.socket:
             listener.close()
             if error.errno == errno.EADDRINUSE and port is None and each:
                 continue
-            raise UsageError(f"--port: {cannot_listen(error, address, each)}: choose another.") from error
+            raise UsageError(f"--port: {cannot_listen(error, address, each)}: choose another port.") from error
         return listener
     raise AssertionError("port 0 is never in use")
 

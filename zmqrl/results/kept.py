@@ -119,7 +119,7 @@ def reproducible(path: Path, limits: Limits = NO_LIMITS) -> tuple[Result, Evalua
         external == 0, f"{path} cannot be reproduced: zmqrl cannot start its {counted(external, 'external worker')}."
     )
     doubt = _doubt(result.evaluation, result.games, result.summary)
-    require(doubt is None, f"{path} cannot be reproduced: its evaluation {doubt}: evaluate the run again.")
+    require(doubt is None, f"{path} cannot be reproduced, because its evaluation {doubt}: evaluate the run again.")
     # An evaluation without these figures has those of a row, which can be of a later version.
     wall_s = min(result.evaluation.wall_s, result.summary["wall_s"])
     agent_steps = min(result.evaluation.agent_steps, result.summary["agent_steps"])
@@ -127,7 +127,7 @@ def reproducible(path: Path, limits: Limits = NO_LIMITS) -> tuple[Result, Evalua
 
 
 def _doubt(evaluation: Evaluation, games: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
-    """Why ``games`` cannot be an evaluation of the run with ``summary``. None if they can."""
+    """The reason why ``games`` cannot be an evaluation of the run with ``summary``. None if there is no such reason."""
     for key, total_key, unit in (
         ("version", "updates", "updates"),
         ("agent_steps", "agent_steps", "agent steps"),

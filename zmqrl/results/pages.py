@@ -220,5 +220,5 @@ def _cells(*cells: str) -> str:
 
 
 def _text(text: str) -> str:
-    """``text`` as plain text on one line of a page, also if a name or a file contains Markdown or HTML."""
+    """``text`` as plain text on one line of a page, even if a name or a file contains Markdown or HTML."""
     return MARKS.sub(lambda mark: f"&#{ord(mark[0])};", printable(text))

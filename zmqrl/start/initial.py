@@ -49,7 +49,7 @@ class Preparation:
         """Wait until the game is checked. Returns the flavour, a line to print with the scores of the game. Call this
         first.
 
-        Raises UsageError like :func:`zmqrl.learner.envs.try_env`, and if the game crashes the process.
+        Raises UsageError in the same cases as :func:`zmqrl.learner.envs.try_env`, and if the game crashes the process.
         """
         flavour: str = self._answer(self._config.env)["flavour"]
         return flavour
@@ -69,7 +69,7 @@ class Preparation:
         return _version_0(self._config, layout, vector)
 
     def _answer(self, checked: str) -> dict[str, Any]:
-        """The next answer. ``checked``: what the process checks until then."""
+        """The next answer. ``checked`` names what the process checks before this answer."""
         if self._child is None:
             with staying_here():
                 return next(self._answers)

@@ -32,7 +32,7 @@ SPACES = st.recursive(
 
 
 def changed(value: Any, change: Any) -> Any:
-    """The observation ``value`` with a change of each of its arrays."""
+    """The observation ``value`` with a change in each of its arrays."""
     if isinstance(value, dict):
         return {key: changed(part, change) for key, part in value.items()}
     return [changed(part, change) for part in value] if isinstance(value, tuple) else change(np.asarray(value))
