@@ -7,7 +7,7 @@ a process opens thousands of connections to the shard:
 
 - ``silent``: TCP connections that never send a byte. When a connection is closed, the process opens it again at once.
 - ``wrong keys``: ZeroMQ connections with CURVE keys that the run does not know. libzmq opens a connection again if the
-  handshake takes longer than 5 s, as on a busy machine. It does not do so after a refusal.
+  handshake takes longer than 5 s, as on a busy machine. libzmq does not open a refused connection again.
 
 Making a flood takes processor time, which another machine would spend in a real attack. So each flood is also sent to
 another, idle shard on this machine. The difference is what the flood costs the run. Writes ``results.json`` into DIR.

@@ -2,7 +2,8 @@
 
     python benchmarks/published_figures.py [--figures servers machines backups last_gradients]
 
-It takes several minutes on one core, and the seed decides every result. docs/simulation.md shows the results.
+The simulation takes several minutes on one core, and the seed determines every result. docs/simulation.md shows the
+results.
 """
 
 import argparse

@@ -229,7 +229,7 @@ def quiet_children() -> Iterator[None]:
 def log_to_stderr(name: str) -> logging.Logger:
     """Set up a log of plain lines with time and level on standard error, which the parent stores in a file.
 
-    The level is that of :func:`log_level`, or info if that function fails. Other packages log no debug lines.
+    The level is the result of :func:`log_level`, or info if this function fails. Other packages log no debug lines.
     """
     level = logging.INFO
     with contextlib.suppress(UsageError):  # checked by the command line, but a remote host can have another value

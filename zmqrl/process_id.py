@@ -1,4 +1,4 @@
-"""Identifies a process of a run: its role, and its number within that role.
+"""Identifies a process of a run by its role, and by its number within this role.
 
 This module uses only the standard library.
 """

@@ -12,7 +12,7 @@ from zmqrl.ps.shard.optimizer import OptimizerConfig
 def breakout() -> Config:
     """Breakout with A2C, which learns once from each rollout, and the narrow network: two workers on two cores.
 
-    The optimizer is that of Mnih et al. 2016 and OpenAI Baselines. They use 80 samples per update and the learning rate
+    The optimizer is that of Mnih et al. 2016 and OpenAI Baselines. Both use 80 samples per update and the learning rate
     7e-4. Here, an update has 160 samples, because larger batches are faster, and the learning rate is sqrt(2) times as
     high. The schedules end with the run, or after an hour if the run has no end.
     """

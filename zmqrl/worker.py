@@ -99,7 +99,9 @@ class ActorLearner:
     """The games, network, loss and rollout memory of a worker. Creating them takes seconds."""
 
     def __init__(self, config: Config, rank: int, version: int, *, threads: int, spans: Spans) -> None:
-        """``version``, roughly the newest of the run, seeds the games: a restarted worker plays different games."""
+        """``version`` is approximately the current version of the run. It seeds the games, so that a restarted worker
+        plays different games.
+        """
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""The first process of a host of the network lab. `netlab up` starts it in its own namespaces:
+"""The first process of a host of the network lab. `netlab up` starts this process in new namespaces:
 
     python host.py DIR HOST ADDRESS [SHARED ...]
 

@@ -1,4 +1,4 @@
-"""Hosts given by the user: lists, hostfiles and TOML files, and the errors about invalid ones."""
+"""Hosts given by the user: lists, hostfiles and TOML files, and the errors about invalid hosts."""
 
 import itertools
 import os

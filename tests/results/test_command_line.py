@@ -51,7 +51,7 @@ def changed(config: Config, changes: dict[str, Any]) -> Config:
 
 
 def stored(config: Config) -> Config:
-    """The settings as a run stores them, if an option can set them."""
+    """The settings that options can set, as a run stores them."""
     config = config.with_schedule()
     schedule = dataclasses.replace(config.schedule, default_minutes=None)
     return dataclasses.replace(config, schedule=schedule, trackers=(), run_dir=None)

@@ -97,7 +97,7 @@ def example(hint: Any) -> Any:
 
 
 def headers() -> tuple[bytes, ...]:
-    """A header of each kind. Its values are those that the two state machines in this file expect."""
+    """A header of each kind, with the values that the two state machines in this file expect."""
     fitting: dict[str, Any] = {
         "layout": "layout",
         "generation": 1,

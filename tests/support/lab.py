@@ -71,7 +71,7 @@ def slot() -> Iterator[Slot]:
 
 
 class Lab:
-    """A lab that is up. It can set the faults of `netlab`, and `heal` undoes them all."""
+    """A lab that is up. Its methods set the faults of `netlab`, and `heal` undoes all faults."""
 
     def __init__(self, where: Slot, shared: Path) -> None:
         self.slot = where

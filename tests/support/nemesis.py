@@ -271,7 +271,7 @@ class Attack:
 
     @contextlib.contextmanager
     def _stopped_shard(self, shard: int) -> Iterator[None]:
-        """A shard that is killed at the end of the block."""
+        """Stop a shard during the block, and kill this shard at the end."""
         pid = self._pid("shard", shard)
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -378,7 +378,7 @@ def marked(marker: str) -> dict[int, str]:
 
 
 def free_ports(count: int) -> int:
-    """The first of ``count`` free ports, outside the range from which the kernel takes ports for clients."""
+    """The first of ``count`` consecutive free ports. The kernel does not give these ports to clients."""
     for first in random.Random().sample(range(20_000, 32_000, 10), 100):
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for port in range(first, first + count):

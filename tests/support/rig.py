@@ -209,7 +209,7 @@ def served(
     start: FloatVector | None = None,
     **options: Any,
 ) -> Iterator[Served]:
-    """Start shard processes with their state in ``directory``. ``options`` are those of ``standalone_shards``."""
+    """Start shard processes with their state in ``directory``. ``options`` are passed to ``standalone_shards``."""
     layout = layout or flat_layout(count, shards)
     start = start_vector(layout.count) if start is None else start
     with standalone_shards(
@@ -424,7 +424,7 @@ def is_alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def file_size_limit(limit: int) -> Iterator[None]:
-    """Simulate a full disk without root: the kernel writes the bytes that fit, then the write fails."""
+    """Simulate a full disk without root: the kernel writes the bytes that fit, and then the write fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:

@@ -146,7 +146,9 @@ class RunFiles:
 
 
 class Run:
-    """A supervisor process. ``files`` are those of its run directory. Its output goes to files beside the directory."""
+    """A supervisor process. ``files`` are the files of the run directory. Its output goes to files beside the
+    directory.
+    """
 
     def __init__(self, process: "subprocess.Popen[bytes]", path: Path) -> None:
         self.process, self.files = process, RunFiles(path)
@@ -183,7 +185,7 @@ class Run:
         assert condition(), f"ended without {what}; it printed:\n{self.said()}"
 
     def pids(self) -> list[int]:
-        """The running processes that the supervisor has started."""
+        """The process ids of the shards and workers that the supervisor has started."""
         cluster = self.files.cluster()
         return [entry["pid"] for entry in (*cluster["shards"], *cluster["workers"]) if entry["pid"] is not None]
 

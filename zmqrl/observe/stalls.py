@@ -123,7 +123,7 @@ class Stall:
     others: int = 0
 
     def sentence(self) -> str:
-        """The sentence for the user. It names processes that do the same thing together."""
+        """The sentence for the user. Processes that do the same thing form one group in this sentence."""
         groups: dict[object, list[Awaited]] = {}
         for each in self.awaited:
             groups.setdefault(each.likeness(), []).append(each)

@@ -79,7 +79,7 @@ class Page:
         return _json(request, None, lambda: {"root": str(self._runs.root), "runs": list(self._runs.overviews())})
 
     def charts(self, request: Request) -> Response:
-        """The curves of the chosen runs, without those that are gone."""
+        """The curves of the chosen runs. Runs that are gone are left out."""
         names, runs = self._named(request), self._runs
         stamps: dict[str, Hashable] = {}
         for name in names:
@@ -122,7 +122,7 @@ class Page:
         return _json(request, None, lambda: lines | {"process": process})
 
     def settings(self, request: Request) -> Response:
-        """The settings of runs side by side, and the names of those that differ."""
+        """The settings of runs side by side, and the names of the settings that differ."""
         names = self._named(request)
         runs = [self._runs.record(name) for name in names]
         settings = sorted(set().union(*(run.settings for run in runs)))
@@ -147,7 +147,7 @@ class Page:
         raise HTTPException(404, f"{name} has no video {wanted}.")
 
     def _named(self, request: Request, count: int | None = None) -> list[str]:
-        """The runs that a request names. They may not exist."""
+        """The runs that a request names. Some of these runs may not exist."""
         names = list(dict.fromkeys(request.query_params.getlist("run")))
         if not 1 <= len(names) <= (count or MOST_RUNS):
             raise HTTPException(400, f"name 1 to {count or MOST_RUNS} runs, not {len(names)}.")

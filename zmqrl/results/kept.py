@@ -39,7 +39,7 @@ NO_LIMITS: Final = Limits()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """The result of a run that has ended. ``evaluation`` is that of the newest evaluated version, or None.
+    """The result of a run that has ended. ``evaluation`` belongs to the newest evaluated version, or is None.
 
     ``games`` is the evaluation as ``zmqrl eval --json`` prints it, possibly without keys that older versions did not
     write. ``generation`` is above 1 if the run was resumed or rolled back.
@@ -56,7 +56,8 @@ class Result:
     def read(cls, path: Path, limits: Limits = NO_LIMITS) -> Self:
         """Read the run directory ``path``. ``evaluation`` is the newest one within ``limits``, else the newest of all.
 
-        Raises UsageError if the run has not ended, or if this version of zmqrl does not know one of its settings.
+        Raises UsageError if the run has not ended, or if this version of zmqrl does not have its recipe or one of its
+        settings.
         """
         record = RunRecord.read(path)
         if record.summary is None or not record.rows:

@@ -1,4 +1,4 @@
-"""``zmqrl bench train`` trains for real, and compares the speed with that of the parts alone."""
+"""``zmqrl bench train`` trains for real, and compares the speed with the speed of its parts alone."""
 
 import json
 import os
