@@ -70,7 +70,7 @@ class Recorder:
 
 @pytest.fixture
 def kinds(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The known kinds of trackers, which a test can replace."""
+    """The known kinds of trackers. There are none until the test adds some."""
     own: dict[str, Any] = {}
     monkeypatch.setattr(trackers, "KINDS", own)
     return own
