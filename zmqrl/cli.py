@@ -14,6 +14,7 @@ from zmqrl import __version__
 from zmqrl.errors import UsageError, ZmqrlError, did_you_mean, refusal
 from zmqrl.observe.screen import is_hung_up, never_waiting
 from zmqrl.process import check_open_files, log_level, look_for_modules_here, raise_open_files, use_all_cores
+from zmqrl.words import ESCAPING
 
 
 class Command(NamedTuple):
@@ -90,7 +91,7 @@ def _run_and_print(arguments: Sequence[str]) -> int:
 def _open_standard_streams() -> None:
     """Open /dev/null for each closed standard stream, so that no other file gets its descriptor.
 
-    Make standard output and standard error write escapes for characters that they cannot encode.
+    Make standard output and standard error write escapes for bytes and characters that they cannot encode.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -101,7 +102,7 @@ def _open_standard_streams() -> None:
                 os.close(null)
         stream = getattr(sys, name)
         if name != "stdin" and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=ESCAPING)
 
 
 def _complain(sentence: str, status: int) -> int:

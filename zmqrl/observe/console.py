@@ -24,7 +24,7 @@ from rich.text import Text
 from zmqrl.observe.folding import printable
 from zmqrl.observe.live.presence import HostLine
 from zmqrl.observe.screen import Screen
-from zmqrl.words import counted
+from zmqrl.words import ESCAPING, counted
 
 REFRESH_S = 0.25
 LINE_S = 10.0
@@ -110,7 +110,7 @@ class LoggedConsole:
         """Write ``text`` to the file only."""
         with contextlib.suppress(OSError):  # another part reports a full disk
             stamp = datetime.now().isoformat(" ", "milliseconds").replace(".", ",")  # as in the other logs
-            self._file.write(f"{stamp} {text}\n".encode(errors="backslashreplace"))
+            self._file.write(f"{stamp} {text}\n".encode(errors=ESCAPING))
 
     def close(self) -> None:
         self._file.close()

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TypeAlias
 
+from zmqrl.words import escaped
+
 WINDOW_S = 1.0
 MOST_HELD = 200
 PARTS_SHOWN = 4
@@ -128,8 +130,10 @@ def _words(line: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace control characters with spaces: ``text`` can quote untrusted data, which must not forge lines."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    """Replace control characters with spaces: ``text`` can quote untrusted data, which must not forge lines. Escapes
+    bytes that are not text.
+    """
+    return "".join(character if character.isprintable() else " " for character in escaped(text))
 
 
 def quoted(lines: Iterable[str]) -> str:

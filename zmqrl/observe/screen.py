@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from zmqrl.words import ESCAPING
+
 CLOSE_WITHIN_S = 2.0
 MOST_WAITING_BYTES = 1 << 16
 
@@ -27,7 +29,7 @@ class Screen(io.TextIOWrapper):
     def __init__(self, stream: TextIO) -> None:
         """Raises OSError if ``stream`` has no file descriptor."""
         self._waiting = _Waiting(stream.fileno())
-        super().__init__(self._waiting, stream.encoding, errors="backslashreplace", write_through=True)
+        super().__init__(self._waiting, stream.encoding, errors=ESCAPING, write_through=True)
 
     @property
     def is_idle(self) -> bool:

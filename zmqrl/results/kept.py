@@ -15,7 +15,7 @@ from zmqrl.observe.records import Evaluation, RunRecord, evaluations
 from zmqrl.recipes import RECIPES
 from zmqrl.results.bootstrap import mean_interval
 from zmqrl.rundir import RunDirectory
-from zmqrl.words import counted
+from zmqrl.words import as_word, counted
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -106,8 +106,8 @@ def reproducible(path: Path, limits: Limits = NO_LIMITS) -> tuple[Result, Evalua
     result = Result.read(path, limits)
     if result.evaluation is None or "ci95" not in result.games or not result.seeds:
         raise UsageError(
-            f"{path} has no evaluation with an interval: write one with `zmqrl eval {path} --json > "
-            f"{path / EVALUATION_FILE}`."
+            f"{path} has no evaluation with an interval: write one with `zmqrl eval {as_word(path)} --json > "
+            f"{as_word(path / EVALUATION_FILE)}`."
         )
     require(
         result.generation <= 1,

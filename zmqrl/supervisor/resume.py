@@ -1,7 +1,6 @@
 """Prepares to resume a run: chooses the checkpoint, and checks which settings have changed."""
 
 import contextlib
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from zmqrl.ps.shard.history import History
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.events import Reason
 from zmqrl.supervisor.followers import is_for_stop_score
-from zmqrl.words import counted
+from zmqrl.words import as_word, counted
 
 
 def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoint:
@@ -49,8 +48,9 @@ def read_newest(directory: RunDirectory) -> Checkpoint | None:
     def advice(whole: Path, damaged: Sequence[Path]) -> str:
         moves = [["mv", str(path), str(path.with_name(f"damaged-{path.name}"))] for path in damaged]
         commands = [*moves, ["zmqrl", "train", "--resume", "--run-dir", str(directory.path)]]
+        line = " && ".join(" ".join(map(as_word, command)) for command in commands)
         return (
-            f"To resume from {whole.name}, which is intact: `{' && '.join(map(shlex.join, commands))}` "
+            f"To resume from {whole.name}, which is intact: `{line}` "
             "(or `zmqrl launch` with its options, for a run on hosts)."
         )
 

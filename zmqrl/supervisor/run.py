@@ -41,6 +41,7 @@ from zmqrl.supervisor.plan import prepare
 from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
 from zmqrl.supervisor.salvage import remove_files, salvage
 from zmqrl.supervisor.supervisor import Supervisor
+from zmqrl.words import as_text
 
 Deploy: TypeAlias = Callable[[Config, RunDirectory, Stages], Deployment]
 
@@ -103,7 +104,7 @@ def train_on(
         exporter = stack.enter_context(exporter_at(config.metrics_place()))
         stack.enter_context(_claimed(directory))
         config = dataclasses.replace(config, run_dir=path.with_name(directory.path.name))
-        news = [f"run directory {directory.path}; scores: {config.env}, {flavour}"]
+        news = [f"run directory {as_text(directory.path)}; scores: {config.env}, {flavour}"]
         if told := remark(config):
             news.append(told)
         checkpoint: Checkpoint | None = None
@@ -190,7 +191,7 @@ def _summarize(
     for shard in range(checkpoint.layout.shards):
         directory.state(shard).unlink(missing_ok=True)
     with contextlib.closing(LoggedConsole(screen, directory.log("supervisor"))) as console:
-        for text in (*news, f"ended ({reason}) at version {checkpoint.version}; see {directory.summary}"):
+        for text in (*news, f"ended ({reason}) at version {checkpoint.version}; see {as_text(directory.summary)}"):
             console.notice(text)
     return 0
 
@@ -278,10 +279,12 @@ def _supervise(
                     reason = supervisor.run()
                 if config.profile:
                     _trace(config, directory, checkpoint, console.notice)
-        console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {directory.summary}")
+        console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {as_text(directory.summary)}")
     except KeyboardInterrupt:  # a second Ctrl-C while the run was ending
         if supervisor is not None and supervisor.saved:
-            console.notice(f"ended (interrupted) at version {supervisor.checkpoint.version}; see {directory.summary}")
+            console.notice(
+                f"ended (interrupted) at version {supervisor.checkpoint.version}; see {as_text(directory.summary)}"
+            )
         raise
     except ZmqrlError as error:  # the caller prints it
         console.log(f"failed: {error}")
@@ -305,7 +308,7 @@ def _trace(config: Config, directory: RunDirectory, start: Checkpoint, notice: C
     recording = Recording.read(directory.profile, traced)
     for text in write_trace(recording, directory.trace, traced, arrows=config.mode == "sync"):
         notice(text)
-    notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
+    notice(f"trace written to {as_text(directory.trace)}: open it in https://ui.perfetto.dev")
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ from zmqrl.supervisor.machine import Limits, ScheduleEnd, SupervisorMachine
 from zmqrl.supervisor.plan import Plan
 from zmqrl.supervisor.progress import Progress
 from zmqrl.supervisor.resume import mend_histories
-from zmqrl.words import counted
+from zmqrl.words import as_word, counted
 
 TURN_S = 0.05
 SHOW_EVERY_S = 1.0
@@ -217,7 +217,9 @@ class Supervisor:
         self.followers.on_checkpoint(self.checkpoint.version, trained_s)
         if self.config.external_workers:
             for rank in self.plan.open_ranks:
-                self.console.notice(f"rank {rank} is open: zmqrl worker {self.directory.cluster} --rank {rank}")
+                self.console.notice(
+                    f"rank {rank} is open: zmqrl worker {as_word(self.directory.cluster)} --rank {rank}"
+                )
             self.on_up()  # the user may start these workers only after the run has left the terminal
 
     def _bring_histories(self) -> None:

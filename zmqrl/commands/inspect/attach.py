@@ -1,7 +1,6 @@
 """``zmqrl attach``: the live view of a run that was started elsewhere."""
 
 import contextlib
-import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from zmqrl.observe.screen import never_waiting
 from zmqrl.process import interruptible
 from zmqrl.supervisor.progress import live_figures
 from zmqrl.supervisor.requeue import INTERRUPTED
+from zmqrl.words import as_word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,7 @@ def run(options: Options) -> int:
             _show(living, console)
         except KeyboardInterrupt:
             console.close()
-            name = shlex.quote(str(options.run))
-            sys.stdout.write(f"left the view; the run continues, and zmqrl stop {name} ends it\n")
+            sys.stdout.write(f"left the view; the run continues, and zmqrl stop {as_word(options.run)} ends it\n")
             return INTERRUPTED
         finally:
             console.close()

@@ -1,7 +1,6 @@
 """Follows a run that was submitted to a Slurm cluster over ssh: shows its log, and fetches its files as it goes."""
 
 import contextlib
-import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from zmqrl.hosts.ways.login_node import OVER, LoginNode, Submitted
 from zmqrl.observe.folding import printable
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.requeue import INTERRUPTED
+from zmqrl.words import as_word
 
 LOOK_EVERY_S = 3.0
 FETCH_EVERY_S = 20.0
@@ -111,7 +111,7 @@ def _naming(job: Submitted, run: Path) -> Iterator[None]:
 
 
 def _command(name: str, run: Path) -> str:
-    return f"zmqrl {name} {shlex.quote(str(run))}"
+    return f"zmqrl {name} {as_word(run)}"
 
 
 def _login_node(job: Submitted) -> LoginNode:

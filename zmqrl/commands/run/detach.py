@@ -3,7 +3,6 @@
 import contextlib
 import os
 import select
-import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from types import FrameType
 from zmqrl.observe.screen import Screen
 from zmqrl.process import LOOK_UP_EVERY_S, interruptible
 from zmqrl.rundir import RunDirectory
+from zmqrl.words import as_text, as_word
 
 STARTER = "ZMQRL_STARTER"  # the descriptor of a pipe: a detached run writes its directory there once it is up
 PIPE_BYTES = 4096  # more than any path
@@ -64,9 +64,9 @@ def detach(command: str, arguments: Sequence[str]) -> int:
 
 def _told(path: Path, pid: int) -> int:
     here = Path.cwd()
-    name = shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+    name = as_word(path.relative_to(here) if path.is_relative_to(here) else path)
     sys.stdout.write(
-        f"run directory {path}: the run is up and continues without this terminal (process {pid})\n"
+        f"run directory {as_text(path)}: the run is up and continues without this terminal (process {pid})\n"
         f"  zmqrl attach {name}  # show it\n"
         f"  zmqrl stop {name}  # end it with a checkpoint\n"
     )

@@ -20,6 +20,7 @@ from zmqrl.hosts.ways.login_node import LoginNode, Submitted, job_script
 from zmqrl.hosts.ways.way import command_on
 from zmqrl.process import interruptible
 from zmqrl.rundir import RunDirectory, holds_a_run, new_path
+from zmqrl.words import as_text, as_word
 
 # As in launch/slurm/train.sbatch; options of the user come later and win.
 SBATCH = ("--ntasks-per-node=1", "--signal=B:USR1@180", "--requeue", "--open-mode=append")
@@ -84,9 +85,9 @@ def submit(arguments: list[str], config: Config) -> int:
         )
         run.mkdir(parents=True, exist_ok=True)
         job.write(run)
-        print_line(f"submitted job {job.job} on {job.host}; run directory {run}, there {job.run_dir}")
+        print_line(f"submitted job {job.job} on {job.host}; run directory {as_text(run)}, there {job.run_dir}")
         if here.detach:
-            print_line(f"  zmqrl attach {shlex.quote(str(run))}  # show it, and fetch its files")
+            print_line(f"  zmqrl attach {as_word(run)}  # show it, and fetch its files")
             return 0
         return follow(node, job, run, read=read, stops=True)
 

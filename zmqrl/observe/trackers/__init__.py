@@ -141,7 +141,9 @@ class _Feed:
     def _look(self) -> None:
         # The tracker's thread does not report its error, because no thread but the thread of the run may draw the
         # console.
-        if self._error is not None:
+        if isinstance(self._error, UnicodeError):
+            self.give_up("it needs a run directory whose path is text in UTF-8: choose another --run-dir")
+        elif self._error is not None:
             self.give_up(str(self._error).strip().partition("\n")[0] or repr(self._error))
 
     def give_up(self, why: str, *, at_the_end: bool = False) -> None:

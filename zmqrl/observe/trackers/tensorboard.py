@@ -1,5 +1,6 @@
 """The rows of ``metrics.jsonl`` for TensorBoard, in the same groups of charts as in CleanRL."""
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,7 +48,15 @@ class TensorBoard:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = Event, Summary
-        self._writer = EventFileWriter(str(directory), flush_secs=FLUSH_EVERY_S)
+        self._directory: int | None = None
+        place = str(directory)
+        try:
+            place.encode()
+        except UnicodeEncodeError:  # TensorBoard needs a path in UTF-8
+            directory.mkdir(parents=True, exist_ok=True)
+            self._directory = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+            place = f"/proc/self/fd/{self._directory}"
+        self._writer = EventFileWriter(place, flush_secs=FLUSH_EVERY_S)
         if resumed_at is not None:
             self._write(resumed_at, session_log=SessionLog(status=SessionLog.START))
 
@@ -59,6 +68,8 @@ class TensorBoard:
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
         """Flush. TensorBoard cannot store a ``summary``."""
         self._writer.close()
+        if self._directory is not None:
+            os.close(self._directory)
 
     def _write(self, step: int, **content: Any) -> None:
         self._writer.add_event(self._event(step=step, wall_time=time.time(), **content))
