@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,7 @@ FIGURES: Final = (
     *("version", "wall_s", "agent_steps", "agent_steps_per_s", "updates_per_s", "score_mean_50", "episodes"),
     *("workers_present", "quorum"),
 )
+FILES_SHOWN: Final = 8
 # The state of a run whose lock is held, by the state of its supervisor. Otherwise, the run is running.
 ALIVE: Final = {"stopped": "stopped", "traced": "stopped", "gone": "killed", "dead": "killed"}
 TOLD: Final = STATES_TOLD | {
@@ -143,6 +145,16 @@ def _placed(host: Mapping[str, Any]) -> str:
     )
 
 
+def _files(names: Sequence[str]) -> str:
+    """The names of a few files. Of many files, how many each directory has."""
+    if len(names) <= FILES_SHOWN:
+        return ", ".join(sorted(names, key=by_number))
+    counts = Counter(name.partition("/")[0] for name in names if "/" in name)
+    parts = [f"{counted(number, 'file')} in {name}" for name, number in sorted(counts.items())]
+    others = len(names) - counts.total()
+    return ", ".join([*parts, *([counted(others, "other file")] if others else [])])
+
+
 def _report(found: dict[str, Any]) -> str:
     state = found["state"]
     lines = [state + (f" ({found['exit_reason']})" if found["exit_reason"] else "")]
@@ -167,8 +179,7 @@ def _report(found: dict[str, Any]) -> str:
         if isinstance(answer, str):
             lines.append(f"{host}: no answer: {answer}")
         else:
-            files = ", ".join(sorted(answer["files"], key=by_number))
-            left = f"in {answer['directory']}: {files}" if files else "no files"
+            left = f"in {answer['directory']}: {_files(answer['files'])}" if answer["files"] else "no files"
             alive = "processes are alive" if state == "stopped" else "processes are still ending"
             lines.append(f"{host}: {alive if answer['alive'] else 'no processes'}; {left}")
     if found["hosts"] and state != "stopped":
