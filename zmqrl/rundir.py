@@ -210,13 +210,31 @@ def is_locked(path: Path) -> bool:
 
 def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644) -> None:
     """Write ``data`` so that readers see either the old or the new file, never a part. OSErrors name ``path``."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    unfinished = _unfinished(path)
     with naming(path):
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT, mode)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 json.dump(data, file, indent=1)
                 file.write("\n")
+                file.truncate()  # space that was reserved
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Reserve ``size`` bytes of the disk, so that this process can :func:`write_json` once even if the disk is full
+    then. Does nothing if that is not possible.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(_unfinished(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        finally:
+            os.close(descriptor)
+
+
+def _unfinished(path: Path) -> Path:
+    """The file that this process renames to ``path`` once it is complete."""
+    return path.with_name(f".{path.name}.{os.getpid()}.unfinished")

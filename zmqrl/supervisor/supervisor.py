@@ -25,7 +25,7 @@ from zmqrl.ps.control import NoAnswer, ShardControl
 from zmqrl.ps.shard.history import History
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.sockets import SocketRole
-from zmqrl.rundir import RunDirectory, write_json
+from zmqrl.rundir import RunDirectory, reserve, write_json
 from zmqrl.start.stages import Stages
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.checkpointer import Checkpointer
@@ -45,6 +45,7 @@ COPY_WITHIN_S = 30.0
 ALONE_WITHIN_S = 10.0
 WRITE_AGAIN_S = 1.0  # time between two tries to write cluster.json
 LATE_S = 3.0  # a turn that begins this long after the previous one is late
+SUMMARY_BYTES = 1 << 18  # the summary of a run on hundreds of hosts
 MOST_REFUSED = 100  # number of notices about refused workers: more would flood the screen
 
 
@@ -204,6 +205,7 @@ class Supervisor:
         """Connect to the shards, which are up now. Send each worker and each follower its job."""
         for old in (self.directory.summary, self.directory.trace):  # out of date from here on
             old.unlink(missing_ok=True)
+        reserve(self.directory.summary, SUMMARY_BYTES)
         endpoints = [self.endpoints[shard]["control"] for shard in self.shards.numbers]
         self.control = self.plan.control(endpoints, self._arrived)
         self.checkpointer = Checkpointer(

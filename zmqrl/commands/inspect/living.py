@@ -16,6 +16,7 @@ from zmqrl.observe.live.presence import Presence
 from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.rundir import RunDirectory, not_a_run
+from zmqrl.words import as_word
 
 ANSWER_WITHIN_S = 15.0
 MOST_AT_A_TIME = 16  # hosts that are asked in parallel
@@ -109,10 +110,13 @@ def state_of(host: str, pid: int | None) -> str | None:
 
 
 def exit_status_of(directory: RunDirectory) -> int:
-    """The exit status of a run that has ended. Raises ClusterError if its supervisor died before the end."""
+    """The exit status of a run that has ended. Raises ClusterError if its supervisor left no summary."""
     path, summary = directory.path, read_object(directory.summary, SUMMARY, "remove it")
     if summary is None:
-        raise ClusterError(f"the supervisor of {path} died before the end of the run: see zmqrl status {path}.")
+        raise ClusterError(
+            f"the supervisor of {path} died before the end of the run, or could not write {directory.summary.name}: "
+            f"see zmqrl status {as_word(path)}."
+        )
     if "exit_status" not in summary:  # an older zmqrl wrote it
         from zmqrl.supervisor.ending import exit_status  # few runs need it, and it loads much
 
