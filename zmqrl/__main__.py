@@ -1,6 +1,7 @@
 """The ``zmqrl`` command, also run as ``python -m zmqrl``. Ctrl-C never shows a traceback, even while modules load.
 
-The end of the terminal (SIGHUP) acts like Ctrl-C, unless the signal was ignored at the start, as with ``nohup``.
+SIGTERM and the end of the terminal (SIGHUP) act like Ctrl-C. A signal that was ignored at the start stays ignored, as
+with ``nohup``.
 """
 
 # Do not import slow modules here, such as signal. Until our handler is set, Ctrl-C shows a traceback.
@@ -20,7 +21,11 @@ def _leave(*_: object) -> None:
 try:  # here, because Ctrl-C may come before a function is called
     ANSWERED = [  # without SIGINT in a script's background job, and without SIGHUP under nohup
         number
-        for number, default in ((_signal.SIGINT, _signal.default_int_handler), (_signal.SIGHUP, _signal.SIG_DFL))
+        for number, default in (
+            (_signal.SIGINT, _signal.default_int_handler),
+            (_signal.SIGHUP, _signal.SIG_DFL),
+            (_signal.SIGTERM, _signal.SIG_DFL),
+        )
         if _signal.getsignal(number) == default
     ]
     for _number in ANSWERED:

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from zmqrl.errors import UsageError
 
 PR_SET_PDEATHSIG = 1
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # signals that act like a single Ctrl-C, however often they come
 LOOK_UP_EVERY_S = 1.0  # waits are this short, because a signal that arrives just before a wait does not end it
 FEWEST_OPEN_FILES = 256  # a process of a small run opens about 40
 LOG_LEVEL = "ZMQRL_LOG_LEVEL"
@@ -39,14 +40,14 @@ _to_parent = 1  # file descriptor for ``say``
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Make Ctrl-C and SIGHUP raise KeyboardInterrupt in the block, which can then clean up.
+    """Make Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt in the block, which can then clean up.
 
     Outside the block, they exit at once. A signal that was ignored when zmqrl started stays ignored.
     """
-    outside = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
-    for number, handler in zip(outside, (signal.default_int_handler, _hang_up), strict=True):
-        if callable(outside[number]):  # false if the signal is ignored
-            signal.signal(number, handler)
+    outside = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+    for number, before in outside.items():
+        if callable(before):  # false if the signal is ignored
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else _interrupt_once)
     try:
         yield
     finally:
@@ -55,8 +56,9 @@ def interruptible() -> Iterator[None]:
                 signal.signal(number, before)
 
 
-def _hang_up(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a shell and the kernel both send it: a second one must not disturb
+def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
+    for each in ENDING:  # both a shell and the kernel send SIGHUP, and systemd sends both signals
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -42,7 +42,8 @@ def detached(terminal: Terminal) -> None:
     assert "zmqrl attach " in terminal.said
 
 
-def test_ctrl_c_at_the_very_start_interrupts_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_at_the_very_start_interrupts_the_run(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     begun: list[subprocess.Popen[bytes]] = []
 
     class Interrupted(subprocess.Popen[bytes]):
@@ -51,12 +52,14 @@ def test_ctrl_c_at_the_very_start_interrupts_the_run(monkeypatch: pytest.MonkeyP
         def __init__(self, _: list[str], **options: Any) -> None:
             super().__init__(["sleep", "60"], **options)
             begun.append(self)
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    before = signal.signal(number, lambda *_: None)  # as in the command: the signal is not ignored
     try:
-        assert detach("train", ["cartpole", "--detach"]) == 128 + signal.SIGINT
+        assert detach("train", ["cartpole", "--detach"]) == 128 + number
     finally:
+        signal.signal(number, before)
         for run in begun:
             run.kill()
             run.wait()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from zmqrl.bench.train import check, measure, to_json
-from zmqrl.commands.measure.bench import ended_by_sigterm, machine
+from zmqrl.commands.measure.bench import machine
 from zmqrl.commands.measure.train_figures import headline, notes, table
 from zmqrl.commands.options import parse_known
 from zmqrl.commands.output import print_json, prints_to_stderr, show_line
@@ -39,7 +39,7 @@ def command(arguments: list[str]) -> int:
 def run(options: Options, config: Config) -> int:
     """Measure, and print the result. Raises ZmqrlError."""
     before = machine()
-    with ended_by_sigterm(), prints_to_stderr():
+    with prints_to_stderr():
         check(config, seconds=options.seconds, rounds=options.rounds)
         measured = measure(config, seconds=options.seconds, rounds=options.rounds, begin=show_line)
         show_line("")

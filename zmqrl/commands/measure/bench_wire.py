@@ -9,7 +9,7 @@ import tyro
 from zmqrl.bench.grid import IMPLEMENTATIONS, OPERATIONS, Grid, Implementation, Operation, Transport
 from zmqrl.bench.samples import Row
 from zmqrl.bench.wire import measure
-from zmqrl.commands.measure.bench import ended_by_sigterm, machine
+from zmqrl.commands.measure.bench import machine
 from zmqrl.commands.measure.wire_figures import table, write_picture
 from zmqrl.commands.options import check_picture, parse
 from zmqrl.commands.output import print_json, show_line
@@ -87,7 +87,7 @@ def run(options: Options) -> int:
     if not options.json:
         console.print(machine())
     result: list[Row] = []
-    with ended_by_sigterm(), quiet_children():  # the shards log to our standard error
+    with quiet_children():  # the shards log to our standard error
         for rows in measure(
             grid,
             lambda group: show_line(f"measuring {group.parameters:,} parameters, {counted(group.workers, 'worker')}"),

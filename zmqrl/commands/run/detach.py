@@ -24,23 +24,23 @@ PIPE_BYTES = 4096  # more than any path
 def detach(command: str, arguments: Sequence[str]) -> int:
     """Run ``zmqrl COMMAND`` with ``arguments`` in a session of its own. Until the run is up, it prints to our terminal.
 
-    Returns 0 when the run is up, or the exit status of the run if the run ends before that. Until then, Ctrl-C
-    interrupts the run.
+    Returns 0 when the run is up, or the exit status of the run if the run ends before that. Until then, Ctrl-C and
+    SIGTERM interrupt the run.
     """
     program = [sys.executable, "-P", "-m", "zmqrl", command, *(each for each in arguments if each != "--detach")]
     reader, writer = os.pipe()
     run: subprocess.Popen[bytes] | None = None
-    is_interrupted = False
+    early = list[int]()
 
     def interrupt(number: int, frame: FrameType | None) -> None:  # raises nothing, so that no run is lost at its start
-        nonlocal is_interrupted
         if run is None:
-            is_interrupted = True
+            early.append(number)
         else:
-            run.send_signal(signal.SIGINT)
+            run.send_signal(number)
 
-    if callable(signal.getsignal(signal.SIGINT)):  # false if the signal is ignored
-        signal.signal(signal.SIGINT, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if callable(signal.getsignal(number)):  # false if the signal is ignored
+            signal.signal(number, interrupt)
     if callable(signal.getsignal(signal.SIGHUP)):
         signal.signal(signal.SIGHUP, lambda number, frame: None)  # unlike SIG_IGN, the run does not inherit this
     run = subprocess.Popen(
@@ -50,8 +50,8 @@ def detach(command: str, arguments: Sequence[str]) -> int:
         pass_fds=[writer],
         start_new_session=True,  # so that the run gets no signals from our terminal
     )
-    if is_interrupted:
-        run.send_signal(signal.SIGINT)
+    for asked in early:
+        run.send_signal(asked)
     os.close(writer)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     while not select.select([reader], [], [], LOOK_UP_EVERY_S)[0]:
