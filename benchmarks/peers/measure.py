@@ -102,7 +102,7 @@ def python_of(environment: str | None, environments: Path) -> Path:
     if not (place / "ready").exists():
         print(f"installing {', '.join(PACKAGES[environment])}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
-        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, *PACKAGES[environment]], check=True)
         (place / "ready").touch()
     return python
