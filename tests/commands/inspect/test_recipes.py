@@ -39,7 +39,8 @@ def test_every_figure_is_that_of_a_kept_result(name: str, result: Result) -> Non
     evaluations = ROOT / result.source / "evaluation.json"
     assert (result.evaluation is not None) == evaluations.exists()
     if evaluations.exists():
-        assert result.evaluation == read(result.source, "evaluation.json")["mean"]
+        evaluation = read(result.source, "evaluation.json")
+        assert (result.evaluation, result.games) == (evaluation["mean"], evaluation["episodes"])
     folder = ROOT / result.source
     text = next(path / "README.md" for path in (folder, folder.parent) if (path / "README.md").exists()).read_text()
     assert ("AVX-512 and bfloat16" in " ".join(text.split())) == (result.machine == WITH_AVX512)
