@@ -3,27 +3,21 @@
 The script contains all words, so completion starts no Python.
 """
 
-import dataclasses
 import importlib
 import re
 import sys
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import Literal, Protocol
 
 import tyro
 
 from zmqrl.commands.measure.bench import BENCHMARKS
-from zmqrl.commands.options import parse
+from zmqrl.commands.options import Option, options_of, parse
 from zmqrl.commands.shells import SCRIPTS
 from zmqrl.config import Config
 from zmqrl.recipes import RECIPES
 
-SUPPRESS, POSITIONAL, BARE = (
-    get_args(marked[int])[1] for marked in (tyro.conf.Suppress, tyro.conf.Positional, tyro.conf.OmitArgPrefixes)
-)
 Kind = Literal["words", "runs", "files"]
 
 
@@ -41,14 +35,6 @@ class About(Protocol):
     @property
     def purpose(self) -> str:
         """The first line of the help."""
-
-
-class Option(NamedTuple):
-    """An option: its spellings, the words that can follow it, and whether a path or anything else must follow it."""
-
-    names: tuple[str, ...]
-    values: tuple[str, ...] = ()
-    takes: Literal["nothing", "words", "path", "text"] = "text"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,41 +95,3 @@ def completed(module: str, arguments: str, purpose: str) -> Completed:
         kind = "files"
     once = {option.names: option for option in (Option(("--help",), takes="nothing"), *options)}
     return Completed(purpose=purpose, options=tuple(once.values()), kind=kind, words=words)
-
-
-def options_of(cls: type[Any], prefix: str | None = "") -> Iterator[Option]:
-    """The options that tyro makes of a dataclass. Fields of nested dataclasses have their path as ``prefix``.
-
-    None: neither these fields nor those of nested dataclasses have a prefix.
-    """
-    path = prefix or ""
-    hints = get_type_hints(cls, include_extras=True)
-    for field in dataclasses.fields(cls):
-        hint, marks = _unwrapped(hints[field.name])
-        name = next((mark.name for mark in marks if getattr(mark, "name", None)), field.name.replace("_", "-"))
-        if SUPPRESS in marks or POSITIONAL in marks:
-            continue
-        if dataclasses.is_dataclass(hint):
-            assert isinstance(hint, type)
-            yield from options_of(hint, None if prefix is None or BARE in marks else f"{path}{name}.")
-            continue
-        aliases = [alias for mark in marks for alias in getattr(mark, "aliases", None) or ()]
-        names = (f"--{path}{name}", *aliases)
-        if hint is bool:
-            yield Option((*names, f"--{path}no-{name}"), takes="nothing")
-        elif get_origin(hint) is Literal:
-            yield Option(names, tuple(map(str, get_args(hint))), "words")
-        else:
-            yield Option(names, takes="path" if hint is Path else "text")
-
-
-def _unwrapped(hint: Any) -> tuple[Any, list[Any]]:
-    """The type of one value of ``hint``, without None and tuples, and all marks of tyro on the way."""
-    marks: list[Any] = []
-    while True:
-        arguments = [each for each in get_args(hint) if each not in (type(None), Ellipsis)]
-        if get_origin(hint) is Annotated:
-            marks += arguments[1:]
-        elif get_origin(hint) not in (Union, types.UnionType, tuple) or not arguments:
-            return hint, marks
-        hint = arguments[0]

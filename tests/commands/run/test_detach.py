@@ -18,7 +18,7 @@ from zmqrl.commands.run.detach import detach
 pytestmark = pytest.mark.processes
 
 # The limit ends a run that outlives its test, because the test was killed.
-TRAIN = ("train", "cartpole", *QUICKLY, "--straggle", "0:0.02", "--minutes", "10", "--detach", "--run-dir")
+TRAIN = ("train", "--detach", "cartpole", *QUICKLY, "--straggle", "0:0.02", "--minutes", "10", "--run-dir")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich import box
@@ -62,9 +63,10 @@ class Options(HostOptions):
 def command(arguments: list[str]) -> int:
     """Run ``zmqrl doctor``. Raises ZmqrlError."""
     options, rest = parse_known(Options, arguments, f"zmqrl doctor {RECIPE}")
+    settings = partial(config_from, rest, program="zmqrl doctor", own=Options)
     if options == Options(json=options.json):
-        return this_machine.run(config_from(rest), json=options.json)
-    return run(options, config_from(rest, over_tcp))
+        return this_machine.run(settings(), json=options.json)
+    return run(options, settings(over_tcp))
 
 
 @interruptible()

@@ -32,7 +32,7 @@ class Options:
 def command(arguments: list[str]) -> int:
     """Run ``zmqrl bench train``. Raises ZmqrlError."""
     options, rest = parse_known(Options, arguments, f"zmqrl bench train {RECIPE}")
-    return run(options, config_from(rest))
+    return run(options, config_from(rest, program="zmqrl bench train", own=Options))
 
 
 @interruptible()

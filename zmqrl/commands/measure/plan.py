@@ -45,7 +45,7 @@ class Chosen:
 
 def command(arguments: list[str]) -> int:
     """Run ``zmqrl plan``. Raises ZmqrlError."""
-    settings, rest = settings_from(arguments, PROGRAM)
+    settings, rest = settings_from(arguments, PROGRAM, Options)
     if not asks_for_help(rest):
         chosen, _ = parse_known(Chosen, rest, PROGRAM)
         for name, value in asdict(chosen).items():
