@@ -3,6 +3,7 @@
 A variant is a few bytes, so that a fuzzer can search among the variants: see :func:`message`.
 """
 
+import contextlib
 import copy
 import functools
 import json
@@ -23,12 +24,13 @@ from support.paths import ROOT, TESTS
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.commands.inspect.living import Living
+from zmqrl.commands.measure import compare
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd import messages as h
 from zmqrl.hosts.inventory import read_hosts
 from zmqrl.hosts.reach import HostOptions
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import nulled, parse_json
 from zmqrl.observe.exporter import Snapshot
 from zmqrl.observe.forms import HOSTS, read_object
 from zmqrl.observe.live.presence import Presence, by_host
@@ -36,6 +38,8 @@ from zmqrl.observe.metrics import Counters, RunMetrics
 from zmqrl.observe.records import RunRecord, hosts_of
 from zmqrl.observe.reports import WorkerReport
 from zmqrl.observe.stalls import Awaited, Doing, Stall
+from zmqrl.page.charts import charts
+from zmqrl.page.runs import Runs, UnknownRun
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.profile import tables
 from zmqrl.profile.recording import Recording, newest_version
@@ -48,6 +52,9 @@ from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import ClientKeys, RunKeys
 from zmqrl.ps.worker import events as worker_events
+from zmqrl.results.kept import NO_LIMITS, Result, reproducible
+from zmqrl.results.pages import report_page, reproduction_page
+from zmqrl.results.rerun import By, judge, rerun_config
 from zmqrl.rundir import RunDirectory
 from zmqrl.simulate.scenario import Scenario
 from zmqrl.supervisor.progress import _unpack
@@ -317,10 +324,30 @@ def in_a_run(name: str, read: Callable[[Path], object]) -> Callable[[bytes, Path
         run = place / "run"
         if not run.exists():
             shutil.copytree(OLD_RUN, run)
-        (run / name).write_bytes(data)
+        (run / name).write_bytes(data + b"\n")
         return read(run)
 
     return decode
+
+
+def read_result(run: Path) -> None:
+    """What the page, ``zmqrl compare``, ``report`` and ``reproduce`` make of a run, before ``reproduce`` trains."""
+    page = Runs(run)
+    with contextlib.suppress(UnknownRun):
+        record = page.record(".")
+        shown = page.overview("."), page.details("."), charts(["."], [record], "minutes")
+        json.dumps(nulled(shown), allow_nan=False)
+    record = RunRecord.read(run)
+    compared = compare.result(record)
+    compare.table([record.name], {}, [compared])
+    json.dumps(nulled(compared), allow_nan=False)
+    report_page(Result.read(run), "report.svg")
+    result, evaluated = reproducible(run)
+    for by in get_args(By):
+        rerun_config(result, evaluated, by, run, NO_LIMITS).check()
+    verdict = judge(result.games, result.games, evaluated, evaluated, "minutes")
+    reproduction_page(result, result, "minutes", verdict, "reproduction.svg")
+    assert all(seed >= 0 for seed in result.seeds)
 
 
 def read_living(run: Path) -> None:
@@ -413,19 +440,31 @@ DECODERS: dict[str, Decoder] = {
         form="json",
     ),
     "metrics": Decoder(
-        decode=in_a_run("metrics.jsonl", RunRecord.read),
+        decode=in_a_run("metrics.jsonl", read_result),
         errors=FILES,
         seeds=lines_of(OLD_RUN / "metrics.jsonl"),
         form="json",
     ),
     "evaluations": Decoder(
-        decode=in_a_run("evaluations.jsonl", RunRecord.read),
+        decode=in_a_run("evaluations.jsonl", read_result),
         errors=FILES,
-        seeds=lines_of(OLD_RUN / "evaluations.jsonl"),
+        seeds=lines_of(OLD_RUN / "evaluations.jsonl")[-1:],
+        form="json",
+    ),
+    "evaluation.json": Decoder(
+        decode=in_a_run("evaluation.json", read_result),
+        errors=FILES,
+        seeds=lines_of(OLD_RUN / "evaluations.jsonl")[-1:],
+        form="json",
+    ),
+    "settings": Decoder(
+        decode=in_a_run("config.json", read_result),
+        errors=FILES,
+        seeds=((OLD_RUN / "config.json").read_bytes(),),
         form="json",
     ),
     "summary": Decoder(
-        decode=in_a_run("summary.json", RunRecord.read),
+        decode=in_a_run("summary.json", read_result),
         errors=FILES,
         seeds=((OLD_RUN / "summary.json").read_bytes(),),
         form="json",

@@ -118,7 +118,32 @@ def reproducible(path: Path, limits: Limits = NO_LIMITS) -> tuple[Result, Evalua
     require(
         external == 0, f"{path} cannot be reproduced: zmqrl cannot start its {counted(external, 'external worker')}."
     )
-    return result, result.evaluation
+    doubt = _doubt(result.evaluation, result.games, result.summary)
+    require(doubt is None, f"{path} cannot be reproduced: its evaluation {doubt}: evaluate the run again.")
+    # An evaluation without these figures has those of a row, which can be of a later version.
+    wall_s = min(result.evaluation.wall_s, result.summary["wall_s"])
+    agent_steps = min(result.evaluation.agent_steps, result.summary["agent_steps"])
+    return result, dataclasses.replace(result.evaluation, wall_s=wall_s, agent_steps=agent_steps)
+
+
+def _doubt(evaluation: Evaluation, games: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
+    """Why ``games`` cannot be an evaluation of the run with ``summary``. None if they can."""
+    for key, total_key, unit in (
+        ("version", "updates", "updates"),
+        ("agent_steps", "agent_steps", "agent steps"),
+        ("wall_s", "wall_s", "seconds"),
+    ):
+        total = summary[total_key]
+        trained = games.get(key, total)
+        if not 0 < trained <= total:
+            return f"is of a policy after {trained:,.15g} {unit}, but the run ended after {total:,.15g}"
+    if len({evaluation.episodes, len(games.get("scores", [])), len(games.get("seeds", []))} - {None, 0}) > 1:
+        return "has different numbers of games, scores and seeds"
+    low, high = evaluation.low, evaluation.high
+    rounding = 1e-9 * max(abs(low), abs(high))
+    if not low - rounding <= evaluation.mean <= high + rounding:
+        return f"has a mean of {evaluation.mean:,.1f}, outside its own interval of {low:,.1f} to {high:,.1f}"
+    return None
 
 
 def _newest_evaluation(path: Path, limits: Limits) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from zmqrl.commands.options import RunPaths, check_picture, parse
 from zmqrl.errors import UsageError, refusal
 from zmqrl.observe.curves import MIN_MAX_SEEDS, Curve, Group, curve, grouped, outcome_shares, position, positions
 from zmqrl.observe.drawing import STYLE, look, save
+from zmqrl.observe.folding import printable
 from zmqrl.observe.records import Figures, RunRecord, read_runs
 from zmqrl.process import interruptible
 
@@ -128,10 +129,10 @@ def draw_score(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
         points = [evaluation for run in group.runs for evaluation in run.evaluations]
         if points:
             evaluated = True
-            mean = np.array([point.mean for point in points])
-            ends = np.array([[point.low for point in points], [point.high for point in points]])
+            mean = np.array([point.mean for point in points], dtype=np.float64)
+            ends = np.array([[point.low for point in points], [point.high for point in points]], dtype=np.float64)
             axes.errorbar(
-                [position(point, x) for point in points],
+                np.array([position(point, x) for point in points], dtype=np.float64),
                 mean,
                 yerr=np.abs(ends - mean),
                 fmt="o",
@@ -312,12 +313,12 @@ def _draw_title(figure: Figure, groups: Sequence[Group], columns: int) -> None:
         uneven = any(len(group.runs) < most for group in groups)
         spread = "min-max" if most <= MIN_MAX_SEEDS else "standard deviation"
         words.append(f"mean and {spread} of {'up to ' * uneven}{most} runs")
-    title = " · ".join(words)
+    title = printable(" · ".join(words))
     if len(groups) == 1:
         figure.suptitle(title, fontsize="large")
         return
     lines = [figure.axes[0].plot([], [], **line)[0] for _, line in _looks(groups)]
-    labels = [group.label for group in groups]
+    labels = [printable(group.label) for group in groups]
     fitting = int(55 * columns / (max(map(len, labels)) + 8))
     figure.legend(
         lines, labels, title=title, title_fontsize="large", loc="outside upper center", ncols=max(1, min(6, fitting))
