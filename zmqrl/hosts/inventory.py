@@ -133,7 +133,7 @@ def _read(path: str) -> str:
 def _from_list(text: str) -> Iterator[Host]:
     for item in _split(text, "-H"):
         pattern, slots = _slots_behind(item, "-H")
-        for name in _names(pattern, "-H"):
+        for name in host_names(pattern, "-H"):
             yield Host(name=name, slots=slots)
 
 
@@ -172,7 +172,7 @@ def _from_hostfile(path: str) -> Iterable[Host]:
             if not re.fullmatch(_NUMBER, value):
                 raise UsageError(f"{where}: {setting} must be {key}=N, such as {key}=4.")
             limits.append(int(value))
-        for name in _names(pattern, where):
+        for name in host_names(pattern, where):
             listed.setdefault(name, []).append(min(limits, default=None))
     for name, lines in listed.items():
         # As in MPI and in files of batch systems: if several lines name a host, a line without slots counts as one
@@ -205,7 +205,7 @@ def _from_toml(path: str) -> Iterator[Host]:
             raise UsageError(f"{path}: [[host]] number {number} needs a name, a string on one line.")
         where = f"{path}, host {table['name']}"
         _check(table, where)
-        names = _names(table["name"], where)
+        names = host_names(table["name"], where)
         addresses = _addresses(table["address"], names, where) if "address" in table else [None] * len(names)
         if HOST not in "".join(table.get("via", HOST)) and len(names) > 1:
             raise UsageError(f"{where}: via needs {HOST}, because it reaches {len(names)} hosts.")
@@ -265,7 +265,7 @@ def _check(table: Mapping[str, Any], where: str) -> None:
             raise UsageError(f"{where}: {key} is {value!r:.60}, but it must be {kind}.")
 
 
-def _names(pattern: str, where: str) -> list[str]:
+def host_names(pattern: str, where: str) -> list[str]:
     """The host names that ``pattern`` stands for. Raises UsageError for a bad name."""
     if ":" in pattern:
         raise UsageError(
