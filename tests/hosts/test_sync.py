@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -181,6 +182,12 @@ def test_a_host_with_an_old_python_is_reported(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "zmqrl needs 3.11 or newer" in done.stderr
+
+
+@pytest.mark.parametrize("redirected", ["exec {} </dev/null", ": | {}"])
+def test_a_command_that_does_not_pass_standard_input_on_is_reported(redirected: str) -> None:
+    command = redirected.format(shlex.join([sys.executable, "-c", sync.BOOTSTRAP]))
+    assert connect([Link("h", ["sh", "-c", command], work="", lease_s=None, first=b"{}\n")]) == {"h": h.NO_INPUT}
 
 
 def test_a_package_missing_here_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.paths import ROOT
 
 from zmqrl.errors import UsageError
-from zmqrl.hostd.messages import Up
+from zmqrl.hostd.messages import NO_INPUT, Up
 from zmqrl.hosts import reach
 from zmqrl.hosts.connecting import connect
 from zmqrl.hosts.inventory import Host, read_hosts
@@ -200,6 +200,8 @@ def test_this_machine_has_the_address_from_which_it_reaches_another_host(monkeyp
         ("sh -c 'echo no such container: {host} >&2; exit 1'", "no such container: h1"),
         ("sh -c 'exit 7; {host}'", "exit status 7"),
         ("env ON={host} /nowhere/python", "env: .*python.*: No such file or directory: install it"),
+        ("sh -c 'exec {command} </dev/null' {host}", f"zmqrl hostd: {NO_INPUT}"),
+        ("sh -c ': | {command}' {host}", f"zmqrl hostd: {NO_INPUT}"),
     ],
 )
 def test_an_error_names_the_host_and_the_command(tmp_path: Path, via: str, why: str) -> None:

@@ -122,6 +122,7 @@ class Daemon:
         self.work, self._lock = Path("/nowhere"), -1
         self._selector = selectors.DefaultSelector()
         self._requests = Lines()
+        self._has_heard = False
         self._unsent = bytearray(b"\n")  # ends what the startup files of the shell may have printed
         self._lost_lines = 0
         self._lease_s: float | None = None
@@ -131,7 +132,10 @@ class Daemon:
     def serve(self, requests: int) -> None:
         """Serve the requests that arrive on the descriptor ``requests`` until there is a reason to end."""
         os.set_blocking(requests, False)
-        self._selector.register(requests, selectors.EVENT_READ, partial(self._hear, requests))
+        try:
+            self._selector.register(requests, selectors.EVENT_READ, partial(self._hear, requests))
+        except PermissionError:  # epoll cannot wait for /dev/null or for a file
+            self.why_end = h.NO_INPUT
         while self.why_end is None:
             self._turn(TURN_S)
             self._orphans.step(self._marks())
@@ -167,9 +171,9 @@ class Daemon:
             return
         if not piece:
             self._selector.unregister(requests)
-            self.why_end = self.why_end or "the launcher hung up"
+            self.why_end = self.why_end or ("the launcher hung up" if self._has_heard else h.NO_INPUT)
             return
-        self._heard_at = time.monotonic()
+        self._has_heard, self._heard_at = True, time.monotonic()
         for line in self._requests.add(piece):
             if self.why_end is None:
                 self._handle(h.decode_request(line))

@@ -16,6 +16,7 @@ from zmqrl.json_lines import parse_json
 T = TypeVar("T")
 
 SAME_MACHINE = "this is the same machine as"  # the start of a reason in Refused
+NO_INPUT = "the command that reaches this host does not pass standard input on: docker exec and kubectl exec need -i"
 
 
 # requests

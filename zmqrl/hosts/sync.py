@@ -34,7 +34,7 @@ BOOTSTRAP = (
     "import sys; sys.path[:] = filter(None, sys.path); "  # files in the working directory would hide modules
     "import json; sys.version_info < (3, 11) and sys.exit('its Python is %s, but zmqrl needs 3.11 or newer: "
     "set `python` in the hosts file to another one' % sys.version.split()[0]); "
-    "ask = json.loads(sys.stdin.readline()); its = {'__name__': 'environment'}; "
+    f"ask = json.loads(sys.stdin.readline() or sys.exit({h.NO_INPUT!r})); its = {{'__name__': 'environment'}}; "
     "exec(ask.pop('program'), its); its['main'](ask)"
 )
 EXTRA = re.compile(r"""extra == ["'](.*?)["']""")
