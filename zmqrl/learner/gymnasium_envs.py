@@ -22,7 +22,9 @@ from zmqrl.learner.games import (
     Step,
     game_seeds,
 )
+from zmqrl.local.extras import install_command
 
+GYMNASIUM_EXTRAS = ("box2d", "mujoco")  # the extras that zmqrl and Gymnasium both have
 TRAINABLE = "a policy can choose Discrete, MultiDiscrete, MultiBinary and Box (float) actions"
 LARGEST = float(np.finfo(np.float32).max)
 OLDER_API = (
@@ -50,10 +52,7 @@ class CheckedEnv:
         """
         self.env_id = env_id
         with blaming(f"{env_id} {failed}"):
-            # Where this class raises, Gymnasium's checker would only print a warning.
-            self.env: gymnasium.Env[Any, Any] = gymnasium.make(
-                registered, disable_env_checker=True, **config.make_arguments(), **options
-            )
+            self.env: gymnasium.Env[Any, Any] = _made(env_id, registered, **config.make_arguments(), **options)
             for wrapper in config.wrappers:
                 self.env = _wrapped(self.env, wrapper)
             self._observations, self._actions = self.env.observation_space, self.env.action_space
@@ -61,8 +60,9 @@ class CheckedEnv:
             actions, length = _actions(self._actions), _length(self._observations)
         if actions is None:
             self._refuse(f"has {_kind(self._actions)} actions: {TRAINABLE}")
-        if length is None:
-            self._refuse(f"has {_kind(self._observations)} observations, which cannot be flattened")
+        if not length:
+            why = "cannot be flattened" if length is None else "are empty"
+            self._refuse(f"has {_kind(self._observations)} observations, which {why}")
         image = _image_shape(self._observations) if config.images else None
         if config.images and image is None:
             self._refuse(f"has {_kind(self._observations)} observations: --envs.images needs uint8 images")
@@ -184,6 +184,19 @@ class GymnasiumEnvs:
     def close(self) -> None:
         for env in self._envs:
             env.close()
+
+
+def _made(env_id: str, registered: Registered, **options: Any) -> gymnasium.Env[Any, Any]:
+    """Make the environment. Raises UsageError if it needs packages of one of zmqrl's extras, and any other error."""
+    try:
+        # Where CheckedEnv raises, Gymnasium's checker would only print a warning.
+        return gymnasium.make(registered, disable_env_checker=True, **options)
+    except gymnasium.error.DependencyNotInstalled as error:
+        for extra in GYMNASIUM_EXTRAS:
+            if f"[{extra}]" in str(error):
+                needs = f"{env_id} needs packages that are not installed"
+                raise UsageError(f"{needs}: run {install_command(extra)}.") from error
+        raise
 
 
 def _length(space: gymnasium.Space[Any]) -> int | None:
