@@ -6,8 +6,9 @@ import math
 import os
 import stat
 from collections.abc import Callable, Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND
 PIECE_BYTES = 1 << 20
@@ -98,7 +99,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Like :func:`open_regular`, but returns a file object for reading."""
     return os.fdopen(open_regular(path), "rb")
 

@@ -296,7 +296,7 @@ def test_the_page_ends_at_once_when_it_is_interrupted(root: Path, number: signal
 
 HANGING = """
 import time
-from zmqrl import cli
+from zmqrl.__main__ import main
 from zmqrl.page.runs import Runs
 
 def details(runs, name):
@@ -304,7 +304,7 @@ def details(runs, name):
     time.sleep(3600)
 
 Runs.details = details
-cli.main()
+main()
 """
 
 
