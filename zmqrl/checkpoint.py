@@ -30,9 +30,9 @@ _NAME = re.compile(r"v\d{8,}(\.replaced)?", re.ASCII)
 class Checkpoint:
     """The complete state of a run at one version.
 
-    ``states``: for each shard the weights of its slice, then its optimizer state in the order of ``state_names``. Both
-    are little-endian float32, as shards send them to the supervisor. ``versions``: the version of each shard if shards
-    differ, as in asynchronous mode. ``version`` is then the lowest of these.
+    ``states`` has, for each shard, the weights of its slice, and then its optimizer state in the order of
+    ``state_names``. Both are little-endian float32, as shards send them to the supervisor. ``versions`` has the version
+    of each shard if the versions differ, as in asynchronous mode. ``version`` is then the lowest of them.
     """
 
     layout: Layout
@@ -64,7 +64,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The name of its directory."""
+        """The name of the directory of this checkpoint."""
         return name_of(self.version)
 
     def version_of(self, shard: int) -> int:
@@ -83,7 +83,7 @@ class Checkpoint:
         return hashlib.sha256(self.vector().tobytes()).hexdigest()
 
     def write(self, root: Path) -> Path:
-        """Write to ``root/v<version>``, which appears once complete. An old directory of that name is replaced."""
+        """Write the directory ``root/v<version>``. When it is complete, it replaces an old directory of this name."""
         finished = root / self.name
         path = root / f".{finished.name}"
         _remove(path)
@@ -128,7 +128,7 @@ class Checkpoint:
             weights = _weights(path, manifest)
             named = _NAME.fullmatch(path.name)
             if named and not named[1] and path.name != name_of(weights.version):
-                raise UsageError(f"{path / MANIFEST} is damaged: it is for version {weights.version}.")
+                raise UsageError(f"{path / MANIFEST} is damaged: it belongs to version {weights.version}.")
             names = tuple(manifest["optimizer"]["state"])
             states = []
             for cut in weights.layout.slices:
@@ -152,7 +152,8 @@ class Checkpoint:
 class PolicyWeights:
     """The part of a checkpoint that a policy needs. The files with the optimizer state need not exist.
 
-    ``vector``: the parameter vector, float32 (count,). ``wall_s`` and ``agent_steps``: training time and steps so far.
+    ``vector`` is the parameter vector, float32 (count,). ``wall_s`` and ``agent_steps`` are the training time and the
+    agent steps so far.
     """
 
     layout: Layout

@@ -89,7 +89,7 @@ class WireConfig:
 class ScheduleConfig:
     """Schedules that follow the progress of the run end at the first of these limits.
 
-    Without any of them, a new run uses its own limits, and a resumed run keeps its earlier ones.
+    If none is given, schedules of a new run end at the limits of the run, and a resumed run keeps its earlier end.
     """
 
     updates: int | None = None
@@ -258,9 +258,10 @@ class Config:
         return self.optimizer.follows_progress or self.algorithm.follows_progress
 
     def with_schedule(self) -> "Config":
-        """These settings with an end for schedules: the limits of the run, if ``schedule`` sets no end.
+        """These settings, with an end for schedules.
 
-        Raises UsageError when a schedule has no end, or an end that a consistent run cannot follow.
+        The end comes from ``schedule``, from the limits of the run, or from the default. Raises UsageError when a
+        schedule has no end, or an end that a consistent run cannot follow.
         """
         if not self.follows_progress:
             return self
@@ -324,7 +325,7 @@ class Config:
         return found
 
     def pace_of(self, rank: int) -> Pace:
-        """The pace of a worker, which says how the worker is slowed down."""
+        """The pace of worker ``rank``, which slows the worker down."""
         straggler = self.stragglers().get(rank, Straggler(rank=rank))
         return Pace(law=self.pace, seed=self.seed, rank=rank, factor=straggler.factor, seconds=straggler.seconds)
 

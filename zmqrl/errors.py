@@ -1,8 +1,12 @@
-"""The errors that users see: one sentence with the problem, its place and the remedy. Standard library only."""
+"""The errors that users see: one sentence with the problem, its place and the remedy.
+
+This module uses only the standard library.
+"""
 
 import difflib
 import errno
 import importlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,13 +19,17 @@ class ZmqrlError(Exception):
 
 
 class UsageError(ZmqrlError):
-    """The user asked for something impossible: an unknown game, K above the number of workers, a port in use."""
+    """The user asked for something impossible, such as an unknown game, or K above the number of workers."""
 
     exit_status = 2
 
 
+class UserCodeError(UsageError):
+    """The user's code raised an exception. A retry may help, for example when a simulator can be reached again."""
+
+
 class ClusterError(ZmqrlError):
-    """The cluster failed: a process keeps dying, a deadline has passed, a shard refuses a worker."""
+    """The cluster failed. For example, a process keeps dying, a deadline has passed, or a shard refuses a worker."""
 
 
 class UnwritableError(ClusterError):
@@ -33,6 +41,9 @@ class FullDiskError(ClusterError):
 
 
 DISK_IS_FULL = errno.ENOSPC  # the exit status of a shard that ended because its disk is full
+USER_CODE_FAILED = os.EX_TEMPFAIL  # the exit status of a worker that ended with a UserCodeError
+# Exceptions about the code itself: a retry does not help.
+SETTLED = (ImportError, NameError, NotImplementedError, SyntaxError)
 
 
 def cannot_listen(error: OSError, address: str, port: int) -> str:
@@ -93,18 +104,25 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def blaming(what: str) -> Iterator[None]:
-    """Turn exceptions and SystemExit from user code into a one-sentence UsageError."""
+    """Turn exceptions and SystemExit of user code into a UsageError of one sentence.
+
+    It is a UserCodeError if the cause may pass.
+    """
     try:
         yield
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]]).rstrip(".")
-        raise UsageError(f"{what}: {reason}.") from error
+        kind = UsageError if isinstance(error, SETTLED) else UserCodeError
+        raise kind(f"{what}: {reason}.") from error
 
 
 def load_function(blame: str, reference: str) -> Callable[..., Any]:
-    """The user's function ``reference``, module:function. Raises a UsageError that begins with ``blame``."""
+    """Load the user's function ``reference``, such as ``module:function``.
+
+    Raises a UsageError that begins with ``blame``.
+    """
     module_name, _, name = reference.partition(":")
     if not module_name or not name:
         raise UsageError(f"{blame}: must be module:function.")

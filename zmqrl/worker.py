@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError, UsageError, ZmqrlError
+from zmqrl.errors import USER_CODE_FAILED, ClusterError, UsageError, UserCodeError, ZmqrlError
 from zmqrl.learner.envs import make_envs
 from zmqrl.learner.losses import Learner, NoLearner
 from zmqrl.learner.networks import ConvPolicy, make_model
@@ -87,10 +87,10 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
 
 
 def keeps_activations(config: Config, model: nn.Module, learner: Learner | NoLearner) -> bool:
-    """Whether a worker learns with the activations of acting.
+    """Whether a worker keeps the activations from acting, and learns with them.
 
-    In asynchronous mode, slices of several versions can make weights that have the number of the oldest one. A subclass
-    of our network may call its layers in another way.
+    False in asynchronous mode: the weights are joined from slices of several versions, and weights with the same number
+    can differ. False for a subclass of our network: the subclass may call its layers in another way.
     """
     return type(model) is ConvPolicy and learner.uses_whole_rollouts and config.mode == "sync"
 
@@ -99,7 +99,9 @@ class ActorLearner:
     """The games, network, loss and rollout memory of a worker. Creating them takes seconds."""
 
     def __init__(self, config: Config, rank: int, version: int, *, threads: int, spans: Spans) -> None:
-        """``version``, roughly the newest of the run, seeds the games: a restarted worker plays different games."""
+        """``version`` is approximately the current version of the run. It seeds the games, so that a restarted worker
+        plays different games.
+        """
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
         torch.set_num_threads(threads)
@@ -155,7 +157,7 @@ def join(
 
 
 def main() -> None:
-    """Run one worker, whose job comes on standard input."""
+    """Run one worker. Read its job from standard input."""
     imported_s = lived_s()
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.worker")
@@ -178,7 +180,7 @@ def main() -> None:
         if error.__cause__ is not None:
             log.error("caused by", exc_info=error.__cause__)
         log.error("%s", error)  # logged last, because users see the end of the log
-        sys.exit(error.exit_status)
+        sys.exit(USER_CODE_FAILED if isinstance(error, UserCodeError) else error.exit_status)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class User(gymnasium.Env[Any, Any]):
     first: Any = (np.zeros(2, np.float32), {})
     observation: Any = np.zeros(2, np.float32)
     reward: Any = 1.0
+    terminated: Any = False
     infos: Any = ({},)
     wrong_from = 1
 
@@ -49,7 +50,7 @@ class User(gymnasium.Env[Any, Any]):
         info = self.infos[self.time % len(self.infos)]
         if self.time < self.wrong_from:
             return np.zeros(2, np.float32), 1.0, False, False, info
-        return self.observation, self.reward, False, self.time == 4, info
+        return self.observation, self.reward, self.terminated, self.time == 4, info
 
 
 class Raising(User):
@@ -88,7 +89,9 @@ class Packaged(User):
 
 @pytest.fixture
 def register() -> Iterator[Any]:
-    """``register(cls, **attributes)`` registers an environment whose class has these attributes; returns its id."""
+    """``register(cls, **attributes)`` registers an environment whose class has these attributes. Returns the id of the
+    environment.
+    """
     made: list[str] = []
 
     def registered(cls: type[User] = User, **attributes: Any) -> str:
@@ -105,6 +108,8 @@ def register() -> Iterator[Any]:
 
 
 NAN = np.array([0.0, np.nan], np.float32)
+PARTS = Dict({"a": Discrete(3), "b": Box(-9.0, 9.0, (2,), np.float64)})
+SEEN: dict[str, Any] = {"a": 1, "b": np.array([2.0, 3.0])}
 
 
 @pytest.mark.parametrize(
@@ -134,29 +139,60 @@ NAN = np.array([0.0, np.nan], np.float32)
         (User, {"first": np.zeros(2, np.float32)}, OLDER_API),
         (OldStep, {}, OLDER_API),
         (OldStep, {"max_episode_steps": 9}, OLDER_API),
-        (User, {"first": (np.zeros(3), {})}, "returned an observation of shape (3,) from reset, not (2,)."),
+        (
+            User,
+            {"first": (np.zeros(3), {})},
+            "returned a wrong observation from reset: observation has shape (3,), not (2,).",
+        ),
         (
             User,
             {"first": (NAN, {})},
-            "returned nan as value 1 of an observation from reset: all values must be finite.",
+            "returned a wrong observation from reset: observation[1] is nan, but must be a finite float32 number.",
         ),
         (
             User,
             {"observation": np.array([1e39, 0.0]), "observation_space": Box(-np.inf, np.inf, (2,), np.float64)},
-            "returned inf as value 0 of an observation from step 1: all values must be finite.",
+            "returned a wrong observation from step 1: observation[0] is 1e+39, but must be a finite float32 number.",
         ),
-        (User, {"observation": np.zeros((1, 2))}, "returned an observation of shape (1, 2) from step 1, not (2,)."),
-        (User, {"observation": None}, "returned an observation of shape () from step 1, not (2,)."),
         (
             User,
-            {"observation_space": Discrete(3), "first": (5, {})},
-            "fails: IndexError: index 5 is out of bounds for axis 0 with size 3.",
+            {"observation": np.zeros((1, 2))},
+            "returned a wrong observation from step 1: observation has shape (1, 2), not (2,).",
+        ),
+        (
+            User,
+            {"observation": None},
+            "returned a wrong observation from step 1: observation has shape (), not (2,).",
+        ),
+        (
+            User,
+            {"observation_space": Discrete(3), "first": (-1, {})},
+            "returned a wrong observation from reset: observation is -1, but must be a whole number from 0 to 2.",
+        ),
+        (
+            User,
+            {"observation_space": PARTS, "first": (SEEN, {}), "observation": SEEN | {"b": NAN}},
+            "returned a wrong observation from step 1: observation['b'][1] is nan, but must be a finite float32 "
+            "number.",
         ),
         (User, {"reward": np.ones(1)}, "returned a reward of shape (1,) from step 1: it must be one finite number."),
         (User, {"reward": None}, "returned a reward of None from step 1: it must be one finite number."),
         (User, {"reward": "10"}, "returned a reward of '10' from step 1: it must be one finite number."),
         (User, {"reward": np.nan}, "returned a reward of nan from step 1: it must be one finite number."),
         (User, {"reward": 1e39}, "returned a reward of 1e+39 from step 1: it must be one finite number."),
+        (User, {"terminated": None}, "returned a value of None for terminated from step 1: it must be True or False."),
+        (
+            User,
+            {"terminated": "False"},
+            "returned a value of 'False' for terminated from step 1: it must be True or False.",
+        ),
+        (User, {"terminated": 2}, "returned a value of 2 for terminated from step 1: it must be True or False."),
+        (User, {"terminated": np.nan}, "returned a value of nan for terminated from step 1: it must be True or False."),
+        (
+            User,
+            {"terminated": np.zeros(1, bool)},
+            "returned a value of shape (1,) for terminated from step 1: it must be True or False.",
+        ),
     ],
 )
 def test_an_environment_is_tried_before_it_is_used(
@@ -172,10 +208,18 @@ def test_an_environment_is_tried_before_it_is_used(
     ("attributes", "sentence"),
     [
         ({"reward": np.nan}, "returned a reward of nan from step 3: it must be one finite number."),
-        ({"observation": NAN}, "returned nan as value 1 of an observation from step 3: all values must be finite."),
+        (
+            {"observation": NAN},
+            "returned a wrong observation from step 3: observation[1] is nan, but must be a finite float32 number.",
+        ),
+        (
+            {"observation": np.zeros(3)},
+            "returned a wrong observation from step 3: observation has shape (3,), not (2,).",
+        ),
+        ({"terminated": None}, "returned a value of None for terminated from step 3: it must be True or False."),
     ],
 )
-def test_a_number_that_is_not_finite_is_also_refused_in_the_middle_of_a_game(
+def test_a_wrong_result_is_also_refused_in_the_middle_of_a_game(
     register: Any, attributes: dict[str, Any], sentence: str
 ) -> None:
     env_id = register(wrong_from=3, **attributes)
@@ -225,17 +269,47 @@ def test_a_reward_may_be_any_finite_number(reward: float) -> None:
 
 
 def test_observations_of_several_parts_are_flattened_into_one_vector(register: Any) -> None:
-    space = Dict({"a": Discrete(3), "b": Box(-9.0, 9.0, (2,), np.float64)})
-    seen = {"a": 1, "b": np.array([2.0, 3.0])}
-    env_id = register(observation_space=space, first=(seen, {}))
+    env_id = register(observation_space=PARTS, first=(SEEN, {}))
     assert describe_env(env_id, CONFIG).observation_shape == (5,)
     envs = make_envs(env_id, CONFIG, threads=1)
     np.testing.assert_array_equal(envs.reset(0), [[0, 1, 0, 2, 3]] * 2)
     envs.close()
 
 
+@pytest.mark.parametrize("true", [True, np.True_, 1, 1.0, np.array(1, np.uint8)])
+def test_a_game_may_end_with_any_kind_of_true(register: Any, true: Any) -> None:
+    env_id = register(terminated=true)
+    envs = make_envs(env_id, EnvConfig(num_envs=1), threads=1)
+    envs.reset(0)
+    step = envs.step(np.zeros(1, np.int64))
+    assert step.terminated.tolist() == [True]
+    assert step.games == [Game(1.0, 1)]
+    envs.close()
+
+
+def test_the_bounds_of_a_box_do_not_matter_for_observations(register: Any) -> None:
+    """Gymnasium only warns of such observations, and many environments return them."""
+    env_id = register(first=(np.array([1.5, -50.0]), {}))
+    assert try_env(env_id, CONFIG).observation_shape == (2,)
+    envs = make_envs(env_id, EnvConfig(num_envs=1), threads=1)
+    assert envs.reset(0).tolist() == [[1.5, -50.0]]
+    envs.close()
+
+
+def test_frames_that_are_not_whole_numbers_are_refused_as_images(register: Any) -> None:
+    """Such frames would be black: a wrapper that scales frames to 1 must also declare floats."""
+    shape = (5, 6, 3)
+    env_id = register(observation_space=Box(0, 255, shape, np.uint8), first=(np.full(shape, 0.5), {}))
+    with pytest.raises(UsageError) as refused:
+        try_env(env_id, EnvConfig(images=True))
+    assert str(refused.value) == (
+        f"{env_id} returned a wrong observation from reset: observation[0, 0, 0] is 0.5, but must be a whole number "
+        "from 0 to 255."
+    )
+
+
 class Taking(User):
-    """Remembers the actions that it is given, which must belong to its space."""
+    """Records the actions that it gets. These actions must belong to its action space."""
 
     taken: Any
 
@@ -260,6 +334,7 @@ class Taking(User):
         ),
         (Box(-1.0, 1.0, (1, 2), np.float64), BoxActions((-1.0, -1.0), (1.0, 1.0)), [1.0, 0.5], [[1.0, 0.5]]),
         (Box(-1.0, 1.0, ()), BoxActions((-1.0,), (1.0,)), [0.5], 0.5),
+        (Box(-0.1, 0.1, (1,), np.float64), BoxActions((-0.1,), (0.1,)), [0.1], [0.1]),
     ],
 )
 def test_an_environment_gets_actions_of_its_own_space(

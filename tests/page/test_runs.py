@@ -150,7 +150,7 @@ def test_a_run_whose_metrics_cannot_be_read_has_no_figures(root: Path) -> None:
 
 
 def test_no_symbolic_link_of_a_run_is_read(root: Path) -> None:
-    """Not even a link to a directory with the files of a run."""
+    """Not even a link to a directory with the files of a run is read."""
     other = run_directory(root / "other", [row(1)], evaluations=[{"version": 1, "mean": 9.0, "ci95": [8.0, 10.0]}])
     (other / "summary.json").write_text(json.dumps(summary(exit_reason="failed")))
     for directory, name in (("logs", "supervisor.log"), ("videos", "v00000010.mp4"), ("profile", "x.blocks")):

@@ -1,4 +1,4 @@
-"""Complete runs on virtual time, in which everything breaks at random: no rule is broken, and every run ends.
+"""Complete runs in virtual time, with random failures of all parts. No run breaks a rule, and every run ends.
 
 ``python -m support.hunt`` makes many more such runs: see CONTRIBUTING.md. Bugs that are planted in the state machines
 show that the hunt finds bugs.
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support import hunt, run_world
 
+from zmqrl.hosts.launcher import Exited
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.shard import contributions
 from zmqrl.ps.shard.events import Totals, added
@@ -51,7 +52,7 @@ def test_a_seed_always_gives_the_same_run() -> None:
 
 def test_the_hunt_causes_every_fault() -> None:
     counts = sum((hunt.play(seed).counts for seed in range(60)), start=Counter[str]())
-    assert len(counts) == 18
+    assert len(counts) == 19
     assert min(counts.values()) >= 5
 
 
@@ -69,7 +70,7 @@ def test_a_failure_is_printed_with_the_command_that_replays_it(
 
 
 def judged(before: str, reason: str) -> Callable[[pytest.MonkeyPatch], None]:
-    """Plant a shard that uses contributions that it should judge as ``before`` for ``reason``."""
+    """Plant a fault: shards use contributions whose correct outcome is ``before``, for ``reason``."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
         judge = ShardMachine._judge
@@ -151,6 +152,10 @@ def resumes_one_version_too_early(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(run_world, "to_save", early)
 
 
+def restarts_after_every_usage_error(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Exited, "is_misuse", False)
+
+
 PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "uses a contribution twice": judged("duplicate", "already held"),
     "uses a contribution to the previous version": judged("late", "by 1 version"),
@@ -164,6 +169,7 @@ PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "rolls back under the same generation": rolls_back_under_the_same_generation,
     "loads without a HELLO": loads_without_a_hello,
     "resumes one version too early": resumes_one_version_too_early,
+    "restarts after every usage error": restarts_after_every_usage_error,
 }
 
 

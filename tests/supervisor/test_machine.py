@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from zmqrl.errors import DISK_IS_FULL
+from zmqrl.errors import DISK_IS_FULL, UsageError
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected
 from zmqrl.observe.stalls import Doing, Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
@@ -29,6 +29,7 @@ from zmqrl.supervisor.shards import LOAD_WITHIN_S
 
 RUN = "0123456789abcdef"
 TURN_S = 0.25
+MISUSE = UsageError.exit_status
 
 
 def died(process: ProcessId, status: int = 1) -> e.ProcessDied:
@@ -36,7 +37,7 @@ def died(process: ProcessId, status: int = 1) -> e.ProcessDied:
 
 
 class Run:
-    """A run of two shards and three workers. Its shards answer like real ones, if they are among ``come_up``."""
+    """A run of two shards and three workers. The shards in ``come_up`` answer like real ones."""
 
     def __init__(self, come_up: Sequence[int] = (0, 1), **options: Any) -> None:
         given: dict[str, Any] = {"on_loss": "wait", "limits": Limits(), "checkpoint": (0, 0), "quorum": 2}
@@ -88,7 +89,7 @@ class Run:
         self.feed(e.ShardBound(shard))
 
     def kill_shard(self, shard: int, status: int = -9) -> dict[str, Any]:
-        """Kill the shard. Returns its state at that time."""
+        """Kill the shard. Returns the state of the shard at that time."""
         stood = self.stands.pop(shard)
         self.feed(died(shard_id(shard), status))
         return stood
@@ -274,7 +275,9 @@ def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[e.SetAside]:
 
 
 def look(run: Run) -> list[e.SetAside]:
-    """Let both shards report their state and the supervisor check it. Returns the supervisor's checkpoint requests."""
+    """Let both shards report their state, and let the supervisor check this state. Returns the supervisor's checkpoint
+    requests.
+    """
     run.now += TURN_S
     since = len(run.actions)
     for shard in run.stands:
@@ -390,7 +393,9 @@ def test_a_shard_that_keeps_dying_fails_the_run_with_its_last_log_line(run: Run)
 
 
 def fill_disk(run: Run, seconds: float) -> list[e.Action]:
-    """The disk of shard 0 is full for some time, in which the shard dies at each start. Returns the actions."""
+    """The disk of shard 0 is full for some time. During this time, the shard dies at each start. Returns the
+    actions.
+    """
     before, until = len(run.actions), run.now + seconds
     run.kill_shard(0, DISK_IS_FULL)
     while run.now < until:
@@ -509,6 +514,55 @@ def test_workers_that_keep_dying_fail_the_run_once_too_few_are_left(on_loss: str
     assert run.told(e.Fail)
 
 
+@pytest.mark.parametrize(
+    ("options", "deaths"), [({"quorum": 3}, 1), ({"quorum": 2}, 2), ({"quorum": 3, "on_loss": "shrink"}, 3)]
+)
+def test_usage_errors_of_workers_end_the_run_at_once_if_too_few_workers_are_left(
+    options: dict[str, Any], deaths: int
+) -> None:
+    run = Run(**options)
+    run.ticks(1.0)
+    for rank in range(deaths):
+        assert not run.told(e.Fail)
+        run.feed(died(worker_id(rank), MISUSE))
+    assert run.told(e.Fail) == [e.Fail("the end", misused=worker_id(deaths - 1))]
+    assert [action.process for action in run.told(e.TellDeath)] == [worker_id(rank) for rank in range(deaths - 1)]
+
+
+def test_a_worker_that_works_after_its_usage_error_is_no_longer_lost(run: Run) -> None:
+    run.feed(died(worker_id(0), MISUSE))
+    assert e.StartProcess(worker_id(0)) in run.ticks(1.0)
+    run.feed(e.ProcessWorked(worker_id(0)))
+    run.feed(died(worker_id(1), MISUSE))
+    assert not run.told(e.Fail)
+
+
+def test_a_run_that_ends_needs_no_worker(run: Run) -> None:
+    run.kill_shard(1)  # so the run cannot end yet
+    run.feed(e.Interrupted())
+    run.ticks(1.0)
+    assert run.machine.state == "stopping"
+    for rank in range(3):
+        run.feed(died(worker_id(rank), MISUSE))
+    run.feed(e.Ending())
+    since = len(run.actions)
+    for rank in range(3):
+        run.feed(died(worker_id(rank), MISUSE))
+    assert not run.told(e.TellDeath, since)
+    assert not run.told(e.Fail)
+
+
+def test_the_reason_of_a_usage_error_is_the_last_error_in_the_log() -> None:
+    run = Run(quorum=3)
+    log = "2026-01-05 10:12:03,512 ERROR Maze-v0 returned a reward of nan from step 3.\nExiting \x1b[0m"
+    run.feed(e.ProcessDied(Exited(worker_id(0), MISUSE, log, 1.0)))
+    run.feed(e.ProcessDied(Exited(worker_id(1), MISUSE, "", 1.0)))
+    assert run.told(e.Fail) == [
+        e.Fail("Maze-v0 returned a reward of nan from step 3.", misused=worker_id(0)),
+        e.Fail("worker-1 ended with exit status 2.", misused=worker_id(1)),
+    ]
+
+
 def test_a_run_that_needs_an_unreachable_host_ends_with_the_time_since_the_loss() -> None:
     run = Run(quorum=3)
     run.ticks(1.0)
@@ -533,6 +587,13 @@ def test_a_follower_that_keeps_dying_is_given_up_and_the_run_continues(run: Run)
     assert run.told(e.Fail) == []
     assert run.machine.processes.first_death is None
     assert e.StartProcess(evaluator) not in run.ticks(60.0)
+
+
+def test_a_follower_that_ends_with_a_usage_error_is_given_up_at_once(run: Run) -> None:
+    evaluator = ProcessId("evaluator", 0)
+    run.feed(died(evaluator, MISUSE))
+    assert run.told(e.GiveUp) == [e.GiveUp(evaluator, "ended with exit status 2")]
+    assert run.told(e.Fail) == []
 
 
 def test_a_hung_shard_is_named_and_then_killed(run: Run) -> None:

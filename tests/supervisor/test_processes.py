@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from zmqrl.errors import DISK_IS_FULL, ClusterError, UsageError
+from zmqrl.errors import DISK_IS_FULL, USER_CODE_FAILED, ClusterError, UsageError
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp
-from zmqrl.process_id import ProcessId, worker_id
+from zmqrl.process_id import ProcessId, ProcessRole, worker_id
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.ending import explained
 from zmqrl.supervisor.processes import (
@@ -75,6 +75,7 @@ def test_an_explained_death_replaces_an_unexplained_kill_as_the_first_death() ->
     ("status", "begun", "kind"),
     [
         *((status, True, kind) for status, kind in ((1, ClusterError), (2, UsageError), (3, ClusterError))),
+        (USER_CODE_FAILED, True, UsageError),
         *((status, False, kind) for status, kind in ((1, ClusterError), (2, UsageError), (3, UsageError))),
         (-9, False, ClusterError),
     ],
@@ -152,6 +153,17 @@ def test_a_process_that_keeps_dying_is_hopeless_until_it_works_again(status: int
     assert not processes.hopeless
 
 
+@pytest.mark.parametrize(("role", "deaths"), [("worker", 1), ("evaluator", 1), ("shard", FAILURES_IN_A_ROW)])
+def test_a_process_that_ends_with_a_usage_error_is_hopeless_at_once_unless_it_is_a_shard(
+    role: ProcessRole, deaths: int
+) -> None:
+    processes, process = Processes(), ProcessId(role, 0)
+    for _ in range(deaths):
+        assert not processes.hopeless
+        processes.died(Exited(process, UsageError.exit_status, "", 1.0), 1.0)
+    assert processes.hopeless == {process}
+
+
 def test_a_process_that_the_run_gave_up_on_is_not_restarted() -> None:
     processes = Processes()
     processes.died(exited(), 1.0)
@@ -172,6 +184,7 @@ def test_a_death_for_another_reason_ends_the_wait_for_space() -> None:
 
 def test_the_end_of_a_process_is_described_in_words() -> None:
     assert exited(status=3).how() == "exit status 3"
+    assert exited(status=USER_CODE_FAILED).how() == "user code raised an exception"
     assert exited(status=-11).how() == "killed by SIGSEGV"
     assert exited(status=-63).how() == "killed by signal 63"
     assert exited(status=-6).how() == "killed by SIGABRT"
@@ -220,7 +233,7 @@ OTHER = ProcessId("worker", 1)
 
 
 def lose(processes: Processes, now: float, why: str = "no route") -> list[str]:
-    """The notices after both workers are lost with their host h2, or after a try to reach the host."""
+    """The notices after both workers are lost with their host h2, or after an attempt to reach the host."""
     actions: list[e.Action] = []
     for process in (WORKER, OTHER):
         actions += processes.died(Exited(process, -9, "", 0.0, "host h2 is lost", with_host=True), now)

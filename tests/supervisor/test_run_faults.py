@@ -377,17 +377,32 @@ class BrokenGame(CartPoleEnv):
             raise RuntimeError("the joystick broke")
         return super().step(action)
 
+class WrongGame(BrokenGame):
+    '''Pays no number after AFTER_STEPS steps.'''
+
+    def __init__(self, **options):
+        super(BrokenGame, self).__init__(**options)
+        self.played = 0
+
+    def step(self, action):
+        self.played += 1
+        observation, reward, *over = super(BrokenGame, self).step(action)
+        return observation, float("nan") if concerned() and self.played > AFTER_STEPS else reward, *over
+
 gymnasium.register("Broken-v0", entry_point=BrokenGame)
+gymnasium.register("Wrong-v0", entry_point=WrongGame)
 """
+CODE_FAILED = "(user code raised an exception)"
+BROKE = "broken_game:Broken-v0 fails: RuntimeError: the joystick broke."
 
 
 def broken(
-    tmp_path: Path, breaks: str, *options: str, program: str = IMPATIENT
+    tmp_path: Path, breaks: str, *options: str, program: str = IMPATIENT, game: str = "Broken-v0"
 ) -> contextlib.AbstractContextManager[Run]:
     (tmp_path / "broken_game.py").write_text(BROKEN_GAME, encoding="utf-8")
     return training(
         tmp_path / "run",
-        *("--env", "broken_game:Broken-v0", "--shards", "1", *options),
+        *("--env", f"broken_game:{game}", "--shards", "1", *options),
         program=("-c", program),
         environment={"PYTHONPATH": str(tmp_path), "BREAKS": breaks},
     )
@@ -397,10 +412,10 @@ def broken(
 def test_a_worker_that_cannot_start_ends_the_run_with_its_last_log_lines_and_exit_status(tmp_path: Path) -> None:
     with broken(tmp_path, "0:0", "--workers", "1") as run:
         assert run.wait() == 2
-        assert run.complaint().startswith("zmqrl: worker-0 died 2 times in a row (exit status")
+        assert run.complaint().startswith(f"zmqrl: worker-0 died 2 times in a row {CODE_FAILED}")
         log = run.files.path / "logs" / "worker-0.log"
         _, ending = run.complaint().split("\nThe first to fail was worker-0 on ")
-        assert f" (exit status 2); its log {log} ended with\n  | " in ending
+        assert f" {CODE_FAILED}; its log {log} ended with\n  | " in ending
         assert "the joystick is not plugged in" in ending.splitlines()[-1]
         assert run.files.log("worker-0").count("looking for a joystick\n") == 2
         assert "Traceback (most recent call last)" not in run.said()
@@ -412,19 +427,37 @@ def test_a_worker_that_cannot_start_ends_the_run_with_its_last_log_lines_and_exi
 @pytest.mark.slow
 def test_a_run_that_fails_later_leaves_a_checkpoint_of_its_last_version(tmp_path: Path) -> None:
     with broken(tmp_path, "0:200", "--workers", "1") as run:
-        assert run.wait() == 3
-        assert run.complaint().startswith("zmqrl: worker-0 died 2 times in a row (exit status")
-        assert run.complaint().endswith("  | RuntimeError: the joystick broke\n"), "the first failure comes last"
+        assert run.wait() == 2
+        assert run.complaint().startswith(f"zmqrl: worker-0 died 2 times in a row {CODE_FAILED}")
+        assert run.complaint().endswith(f" ERROR {BROKE}\n"), "the first failure comes last"
         assert run.complaint().splitlines()[-1] in run.files.log("supervisor")
-        summary = run.files.assert_summary_exact("failed", quorum=1, shards=1)
+        summary = run.files.assert_summary_exact("failed", quorum=1, shards=1, failed=2)
         assert summary["updates"] == run.files.version(shards=1) >= 3 * 16
         run.files.assert_history_exact(summary["updates"], shards=1, quorum=1)
 
 
+def test_a_wrong_result_of_an_environment_ends_the_run_at_once_with_a_checkpoint(tmp_path: Path) -> None:
+    with broken(tmp_path, "0:200", "--workers", "2", game="Wrong-v0") as run:
+        assert run.wait() == 2, run.said()
+        why = "broken_game:Wrong-v0 returned a reward of nan from step "
+        first, second = run.complaint().splitlines()
+        assert first.startswith(f"zmqrl: {why}")
+        assert first.endswith(": it must be one finite number.")
+        assert re.fullmatch(rf"This ended worker-0 on \S+: see {run.files.path}/logs/worker-0\.log\.", second)
+        assert run.files.log("worker-0").count(why) == 1, "the worker was restarted"
+        assert " died (" not in run.said()
+        summary = run.files.assert_summary_exact("failed", shards=1, failed=2)
+        assert summary["updates"] == run.files.version(shards=1) > 0
+        run.files.assert_history_exact(summary["updates"], shards=1)
+
+
 @pytest.mark.slow
-def test_a_run_continues_without_a_worker_that_cannot_start_if_the_others_form_a_quorum(tmp_path: Path) -> None:
-    with broken(tmp_path, "1:0", "--workers", "1", "--backups", "1") as run:
-        run.eventually(lambda: run.said().count("worker-1] died (exit status") >= 3, "three deaths")
+@pytest.mark.parametrize(("game", "how"), [("Broken-v0", CODE_FAILED), ("Wrong-v0", "(exit status 2)")])
+def test_a_run_continues_without_a_worker_that_cannot_work_if_the_others_form_a_quorum(
+    tmp_path: Path, game: str, how: str
+) -> None:
+    with broken(tmp_path, "1:0", "--workers", "1", "--backups", "1", game=game) as run:
+        run.eventually(lambda: run.said().count(f"worker-1] died {how}") >= 3, "three deaths")
         version = run.files.version(shards=1)
         run.eventually(lambda: run.files.version(shards=1) > version + 5, "more versions")
         run.signal(signal.SIGINT)
@@ -451,21 +484,21 @@ def test_a_shard_that_cannot_write_its_history_ends_the_run_with_the_reason(tmp_
 @pytest.mark.slow
 def test_the_first_failure_of_a_cascade_is_reported_last_and_decides_the_exit_status(tmp_path: Path) -> None:
     with broken(tmp_path, "0:200", "--workers", "2") as run:
-        run.wait_to_say("worker-0] died (exit status 1)")
+        run.wait_to_say(f"worker-0] died {CODE_FAILED}")
         (run.files.path / "history" / "shard-0.jsonl").rename(tmp_path / "history")
         (run.files.path / "history" / "shard-0.jsonl").mkdir()
         run.kill("shard", 0)
-        assert run.wait() == 3
+        assert run.wait() == 2
         assert run.complaint().startswith("zmqrl: ")
         assert "\nThe first to fail was worker-0 on " in run.complaint()
-        assert run.complaint().endswith("  | RuntimeError: the joystick broke\n")
+        assert run.complaint().endswith(f" ERROR {BROKE}\n")
 
 
 @pytest.mark.slow
 def test_a_common_cause_of_death_is_reported_once(tmp_path: Path) -> None:
     with broken(tmp_path, "-1:200", "--workers", "3", program=FOLDING) as run:
         run.wait_to_say(" worker-0..2]   | RuntimeError: the joystick broke (3x)")
-        assert " worker-0..2] died (exit status 1) and is restarted; its log ends: (3x)" in run.said()
+        assert f" worker-0..2] died {CODE_FAILED} and is restarted; its log ends: (3x)" in run.said()
 
 
 @pytest.mark.slow

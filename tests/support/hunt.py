@@ -1,4 +1,4 @@
-"""Hunts for faults in the protocol: runs on virtual time, in which everything that can break does so, from a seed.
+"""Hunts for faults in the protocol: runs in virtual time, with random failures of all parts.
 
 ``play`` makes one run. The same seed always gives the same run. From a shell:
 
@@ -21,7 +21,7 @@ from typing import Any
 from support.protocol_model import Link, ShardHost, WorkerHost
 from support.run_world import ControlPath, Killed, RunWorld, virtual_time
 
-from zmqrl.errors import ClusterError
+from zmqrl.errors import ClusterError, UsageError
 
 FAULTS_WITHIN_S = 45.0  # less than the time after which a supervisor gives up a shard that is down
 CHUNK = 250
@@ -74,6 +74,7 @@ class Schedule:
             self.restart_external,
             self.step_clock,
             *([self.kill_supervisor, self.lose_state, self.damage_state] if chance.random() < 0.5 else []),
+            *([self.misuse] * 4 if seed % 3 == 0 else []),  # these often end a run, so most runs have none
         ]
 
     def run(self) -> RunWorld:
@@ -90,13 +91,13 @@ class Schedule:
                 self.say("the supervisor dies, and the run is resumed")
                 world.kill_supervisor()
             except ClusterError as error:
-                self.fail(error, "waited" in str(error) or world.state_lost)
+                self.fail(error, "waited" in str(error) or world.state_lost or world.supervisor.lacks_workers)
         world.pulse = calm
         self.say("the faults are over")
         try:
             self.finish()
         except ClusterError as error:
-            self.fail(error, world.state_lost)
+            self.fail(error, world.state_lost or world.supervisor.lacks_workers)
             self.finish()
         return world
 
@@ -186,6 +187,13 @@ class Schedule:
         worker = self.any_worker()
         if worker.alive:
             self.say(f"worker {worker.rank} dies")
+            worker.die()
+
+    def misuse(self) -> None:
+        worker = self.any_worker()
+        if worker.alive:
+            self.say(f"worker {worker.rank} ends with a usage error")
+            worker.exit_status = UsageError.exit_status
             worker.die()
 
     def kill_shard(self) -> None:
@@ -304,8 +312,8 @@ def replay(seed: int) -> str:
 
 def failures(seeds: Iterable[int]) -> list[str]:
     gc.collect()
-    gc.freeze()  # what exists now need not be looked at again
-    gc.disable()  # collecting now and then takes less time than the collector takes on its own
+    gc.freeze()  # the collector need not look at existing objects again
+    gc.disable()  # explicit collections, below, take less time than automatic ones
     found = []
     for number, seed in enumerate(seeds):
         if (why := failure(seed)) is not None:

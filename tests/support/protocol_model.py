@@ -305,6 +305,7 @@ class WorkerHost:
         self.world, self.rank = world, rank
         self.incarnation = world.number() if incarnation is None else incarnation
         self.paused = False
+        self.exit_status = -9  # if it dies
         self.state: Literal["idle", "pulling", "computing", "ended", "dead"] = "idle"
         self.above = -1
         self.weights: tuple[int, int] | None = None  # generation, version

@@ -1,7 +1,8 @@
 """A complete run on a simulated network. The state machines of shards, workers and the supervisor are the real ones.
 
-So are the supervisor's questions to the shards (``ps/control.py``), the end of a run (``supervisor/ending.py``) and the
-choice of the version to resume from (``supervisor/salvage.py``). ``support/hunt.py`` causes faults, from seeds.
+Three other parts are real, too: the supervisor's questions to the shards (``ps/control.py``), the end of a run
+(``supervisor/ending.py``), and the choice of the version to resume from (``supervisor/salvage.py``).
+``support/hunt.py`` causes faults, from seeds.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from support.protocol_model import LAYOUT, RUN, SECRET, SUPERVISOR, Link, ShardH
 from support.protocol_world import World
 
 from zmqrl.commands.inspect.check_history import disagreements
-from zmqrl.errors import ClusterError
+from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.launcher import Exited
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps import control as control_module
@@ -50,7 +51,7 @@ class Failed(ClusterError):
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A checkpoint. ``totals`` counts the contributions up to it, of all shards."""
+    """A checkpoint. ``totals`` counts the contributions of all shards up to this checkpoint."""
 
     version: int
     generation: int
@@ -62,7 +63,7 @@ class Saved:
 
 
 class ControlPath:
-    """The connection between the supervisor and one shard. It takes the place of a DEALER socket.
+    """The connection between the supervisor and one shard. This class replaces a DEALER socket.
 
     Messages arrive in order, or are lost with the connection. A new connection is a new peer for the shard.
     """
@@ -104,7 +105,7 @@ class SimulatedControl(ShardControl):
         self.poller = cast(Any, self)
 
     def poll(self, milliseconds: int) -> list[tuple[ControlPath, int]]:
-        """Stand in for a zmq.Poller: let the world go on until a message arrives or the time is over."""
+        """Stand in for a zmq.Poller: let the world continue until a message arrives or the time is over."""
         if milliseconds and not any(path.back for path in self.world.paths):
             self.world.wait(milliseconds / 1000)
         return [(path, 1) for path in self.world.paths if path.back]
@@ -140,6 +141,7 @@ class Session:
         )
         self.alive: set[ProcessId] = set()
         self.started: list[int] = []  # shards that have bound their sockets since the last turn
+        self.misused: set[int] = set()  # ranks of workers that ended with a usage error
         self.loads = self.checkpoints = self.told = 0
         self.loading = True  # a rollback has begun and is not complete
         self.stop = False
@@ -148,6 +150,12 @@ class Session:
         self._actions: deque[e.Action] = deque()
         self.control = SimulatedControl(world, self._arrived)
         self._actions.extend(self.machine.begin(world.now))
+
+    @property
+    def lacks_workers(self) -> bool:
+        """Whether usage errors may have left too few workers. Some of them may have worked again since then."""
+        needed = self.world.quorum if self.world.on_loss == "wait" else 1
+        return self.world.ranks - len(self.misused) < needed
 
     @property
     def view(self) -> shard_events.View:
@@ -177,13 +185,19 @@ class Session:
         """Report the processes that have died, give the machine a tick, and carry out its decisions."""
         living = {shard_id(shard.number) for shard in self.world.shards if shard.machine is not None}
         living |= {worker_id(worker.rank) for worker in self.world.workers if worker.alive}
-        ended = {worker_id(worker.rank) for worker in self.world.workers if worker.state == "ended"}
+        statuses = {
+            worker_id(worker.rank): 0 if worker.state == "ended" else worker.exit_status
+            for worker in self.world.workers
+        }
         for shard in self.started:
             self._feed(e.ShardBound(shard))
         self.started = []
         for process in sorted(self.alive - living):
             self.alive.discard(process)
-            self._feed(e.ProcessDied(Exited(process, 0 if process in ended else -9, "", 1.0)))
+            exited = Exited(process, statuses.get(process, -9), "", 1.0)
+            if exited.status == UsageError.exit_status:
+                self.misused.add(process.number)
+            self._feed(e.ProcessDied(exited))
         self._feed(e.Tick())
         while self._actions:
             self._do(self._actions.popleft())
@@ -234,6 +248,9 @@ class Session:
 
     def _start(self, process: ProcessId) -> None:
         if process.role == "worker":
+            needs_all = self.world.on_loss == "wait" and self.world.quorum == self.world.ranks
+            is_over = self.machine.state in ("stopping", "ending")
+            assert is_over or not (needs_all and self.misused), "the run goes on after a usage error that must end it"
             return self.world.start_worker(process.number)
         self.world.shards[process.number].start()
         return self.started.append(process.number)
@@ -295,7 +312,8 @@ class Session:
 class RunWorld(World):
     """Shards and workers as in :class:`World`, under the real supervisor's decisions.
 
-    ``external`` ranks belong to workers that somebody else starts. ``updates`` is the version at which the run ends.
+    ``external`` ranks belong to workers that the supervisor does not start. ``updates`` is the version at which the run
+    ends.
     """
 
     def __init__(
@@ -382,7 +400,7 @@ class RunWorld(World):
                 worker.tick()
 
     def start_worker(self, rank: int) -> None:
-        """Start a process with this rank. The wall clock gives an external worker its incarnation."""
+        """Start a process with this rank. An external worker gets its incarnation from the wall clock."""
         old = next((worker for worker in self.workers if worker.rank == rank), None)
         if old is not None and old.alive:
             if rank not in self.external:
@@ -431,7 +449,7 @@ class RunWorld(World):
         self._begin(checkpoint)
 
     def _salvaged(self, checkpoint: Saved) -> Saved:
-        """Stands in for ``supervisor/salvage.py``, with its decision."""
+        """Stands in for ``supervisor/salvage.py``, and makes the same decision."""
         if any(not shard.slots for shard in self.shards):  # a state file is missing, or was never written
             assert self.state_lost or self.supervisor.loading
             return checkpoint
@@ -482,7 +500,7 @@ class RunWorld(World):
             self.journal.check()
 
     def heal(self) -> None:
-        """End all faults. The supervisor restarts its processes, and others restart external workers."""
+        """End all faults. The supervisor restarts its processes, and users restart external workers."""
         for link in self.links:
             link.cut = False
         for path in self.paths:
@@ -542,7 +560,7 @@ class RunWorld(World):
 
 @contextlib.contextmanager
 def virtual_time(world: RunWorld) -> Iterator[None]:
-    """Let the supervisor's waits take virtual time, in which the world goes on."""
+    """Make the supervisor's waits take virtual time, during which the world continues."""
     clock = SimpleNamespace(monotonic=lambda: world.now, sleep=world.wait)
     with patch.object(control_module, "time", clock), patch.object(ending, "time", clock):
         yield

@@ -1,31 +1,19 @@
 """Games of any Gymnasium environment. The environment's results are checked at every step."""
 
 import inspect
-import math
 from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec as Registered
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
-from gymnasium.spaces.utils import flatdim, flatten
 
 from zmqrl.errors import UsageError, blaming, load_function, require
-from zmqrl.learner.games import (
-    ActionSpace,
-    BoxActions,
-    DiscreteActions,
-    EnvConfig,
-    EnvSpec,
-    FactoredActions,
-    Scores,
-    Step,
-    game_seeds,
-)
+from zmqrl.learner.games import EnvConfig, EnvSpec, Scores, Step, game_seeds
+from zmqrl.learner.spaces.actions import TRAINABLE, actions_of, taken
+from zmqrl.learner.spaces.observations import NUMBERS, VALUE_SHOWN, Images, Unfit, Vectors, kind_of
 from zmqrl.local.extras import install_command
 
 GYMNASIUM_EXTRAS = ("box2d", "mujoco")  # the extras that zmqrl and Gymnasium both have
-TRAINABLE = "a policy can choose Discrete, MultiDiscrete, MultiBinary and Box (float) actions"
 LARGEST = float(np.finfo(np.float32).max)
 OLDER_API = (
     "cannot be played: it has the API of Gym before 0.26: reset(seed=, options=) must return (observation, info), and "
@@ -34,42 +22,40 @@ OLDER_API = (
 
 
 class CheckedEnv:
-    """One environment ``env``. Its observations become vectors float32 (n,): a discrete one is one-hot.
+    """One environment ``env``. Its observations become vectors float32 (n,). A discrete observation becomes one-hot.
 
     With ``config.images``, images stay uint8 and become (channels, height, width).
 
-    Every method raises UsageError when the environment raises anything, even SystemExit. It also raises UsageError
-    unless every observation belongs to its space, every reward is one number, and all numbers are finite. ``info`` is
-    ignored.
+    Every method raises UsageError when the environment raises anything, even SystemExit. Every observation must belong
+    to its space, every reward must be one number, and all numbers must be finite. It must also be clear whether the
+    game is over. Otherwise, the method raises UsageError. The bounds of a Box and ``info`` are ignored.
     """
 
     def __init__(
         self, env_id: str, registered: Registered, config: EnvConfig, *, failed: str = "does not start", **options: Any
     ) -> None:
-        """Errors name the environment ``env_id``. If it cannot be made, the error begins with ``env_id`` ``failed``.
+        """Errors name the environment ``env_id``.
 
-        ``config.args`` and ``options`` are added to the options of its registration.
+        If it cannot be made, the error begins with ``env_id`` and ``failed``. ``config.args`` and ``options`` are added
+        to the options of the registration.
         """
         self.env_id = env_id
         with blaming(f"{env_id} {failed}"):
             self.env: gymnasium.Env[Any, Any] = _made(env_id, registered, **config.make_arguments(), **options)
             for wrapper in config.wrappers:
                 self.env = _wrapped(self.env, wrapper)
-            self._observations, self._actions = self.env.observation_space, self.env.action_space
+            observations, self._actions = self.env.observation_space, self.env.action_space
         with blaming(f"{env_id} fails"):
-            actions, length = _actions(self._actions), _length(self._observations)
-        if actions is None:
-            self._refuse(f"has {_kind(self._actions)} actions: {TRAINABLE}")
-        if not length:
-            why = "cannot be flattened" if length is None else "are empty"
-            self._refuse(f"has {_kind(self._observations)} observations, which {why}")
-        image = _image_shape(self._observations) if config.images else None
-        if config.images and image is None:
-            self._refuse(f"has {_kind(self._observations)} observations: --envs.images needs uint8 images")
-        self._is_image = image is not None
+            actions = actions_of(self._actions)
+            if actions is None:
+                self._refuse(f"has {kind_of(self._actions)} actions: {TRAINABLE}")
+            try:
+                self._read: Images | Vectors = Images(observations) if config.images else Vectors(observations)
+            except Unfit as why:
+                self._refuse(str(why))
         self.spec = EnvSpec(
-            observation_shape=image or (length,),
-            observation_dtype=np.dtype(np.uint8 if self._is_image else np.float32),
+            observation_shape=self._read.shape,
+            observation_dtype=self._read.dtype,
             actions=actions,
             flavour=config.gymnasium_flavour(),
             normalizes_observations=config.normalize_observations,
@@ -78,18 +64,19 @@ class CheckedEnv:
         self._steps = 0
 
     def reset(self, seed: int | None = None) -> np.ndarray:
-        """Start a game. Returns its first observation."""
+        """Start a game. Returns the first observation."""
         self._steps = 0
         with blaming(f"{self.env_id} fails"):
             observation, _ = self.env.reset(seed=seed)
             return self._seen(observation)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
-        """Play ``action`` (*shape), counted from 0. Returns observation, reward, and whether it is over or cut off."""
+        """Play ``action`` (*shape), counted from 0. Returns observation, reward, ``terminated`` and ``truncated``."""
         self._steps += 1
         with blaming(f"{self.env_id} fails"):
-            observation, reward, terminated, truncated, _ = self.env.step(self._own(action))
-            return self._seen(observation), self._number(reward), bool(terminated), bool(truncated)
+            observation, reward, terminated, truncated, _ = self.env.step(taken(action, self._actions))
+            seen, paid = self._seen(observation), self._number(reward)
+            return seen, paid, self._flag("terminated", terminated), self._flag("truncated", truncated)
 
     def try_out(self) -> None:
         """Start a game and play one step."""
@@ -98,7 +85,7 @@ class CheckedEnv:
             self.step(self._first())
         except UsageError:
             with blaming(f"{self.env_id} fails"):
-                older = _has_older_api(self.env.unwrapped, self._own(self._first()))
+                older = _has_older_api(self.env.unwrapped, taken(self._first(), self._actions))
             if older:
                 self._refuse(OLDER_API)
             raise
@@ -113,35 +100,25 @@ class CheckedEnv:
         (first,) = actions.played(np.zeros((1, *actions.shape), actions.dtype))
         return np.asarray(first)
 
-    def _own(self, action: np.ndarray) -> Any:
-        """``action`` as the environment takes it."""
-        if isinstance(self._actions, Discrete):
-            return action + self._actions.start
-        shaped = np.reshape(action, self._actions.shape or ())
-        if isinstance(self._actions, MultiDiscrete):
-            shaped = shaped + self._actions.start
-        return shaped.astype(self._actions.dtype)
-
     def _seen(self, observation: Any) -> np.ndarray:
-        if isinstance(self._observations, Box) and np.shape(observation) != self._observations.shape:
-            shape = f"{np.shape(observation)} {self._moment()}, not {self._observations.shape}"
-            self._refuse(f"returned an observation of shape {shape}")
-        if self._is_image:
-            return _channels_first(np.array(observation, np.uint8))  # a copy: the environment may reuse its array
-        with np.errstate(over="ignore"):  # the next lines detect an overflow
-            vector = np.asarray(flatten(self._observations, observation), np.float32)
-        if not np.isfinite(vector).all():
-            place = int(np.flatnonzero(~np.isfinite(vector))[0])
-            what = f"returned {vector[place]} as value {place} of an observation {self._moment()}"
-            self._refuse(f"{what}: all values must be finite")
-        return vector
+        try:
+            return self._read(observation)
+        except Unfit as why:
+            self._refuse(f"returned a wrong observation {self._moment()}: {why}")
 
     def _number(self, reward: Any) -> float:
         paid = np.asarray(reward)
-        if paid.shape != () or paid.dtype.kind not in "biuf" or not abs(float(paid)) <= LARGEST:
-            what = f"shape {paid.shape}" if paid.shape else f"{paid.item()!r:.40}"
-            self._refuse(f"returned a reward of {what} {self._moment()}: it must be one finite number")
+        if paid.shape != () or paid.dtype.kind not in NUMBERS or not abs(float(paid)) <= LARGEST:
+            self._refuse(f"returned a reward of {_shown(paid)} {self._moment()}: it must be one finite number")
         return float(paid)
+
+    def _flag(self, name: str, value: Any) -> bool:
+        if isinstance(value, (bool, np.bool_)):
+            return bool(value)
+        flag = np.asarray(value)
+        if flag.shape != () or flag.dtype.kind not in NUMBERS or flag not in (0, 1):
+            self._refuse(f"returned a value of {_shown(flag)} for {name} {self._moment()}: it must be True or False")
+        return bool(flag)
 
     def _moment(self) -> str:
         return f"from step {self._steps}" if self._steps else "from reset"
@@ -187,7 +164,10 @@ class GymnasiumEnvs:
 
 
 def _made(env_id: str, registered: Registered, **options: Any) -> gymnasium.Env[Any, Any]:
-    """Make the environment. Raises UsageError if it needs packages of one of zmqrl's extras, and any other error."""
+    """Make the environment.
+
+    Raises UsageError if one of zmqrl's extras is missing. Other errors are raised as they are.
+    """
     try:
         # Where CheckedEnv raises, Gymnasium's checker would only print a warning.
         return gymnasium.make(registered, disable_env_checker=True, **options)
@@ -199,50 +179,12 @@ def _made(env_id: str, registered: Registered, **options: Any) -> gymnasium.Env[
         raise
 
 
-def _length(space: gymnasium.Space[Any]) -> int | None:
-    """The length of the flattened observations of ``space``, or None if they cannot be flattened."""
-    try:
-        return flatdim(space) if space.is_np_flattenable else None
-    except (NotImplementedError, AttributeError):  # a user-defined space, or an object that is not a space
-        return None
-
-
-def _actions(space: gymnasium.Space[Any]) -> ActionSpace | None:
-    """The actions of ``space``, or None if no policy of zmqrl can choose them."""
-    match space:
-        case Discrete():
-            return DiscreteActions(int(space.n))
-        case MultiDiscrete() if space.nvec.size:
-            return FactoredActions(tuple(space.nvec.ravel().tolist()))
-        case MultiBinary():
-            return FactoredActions((2,) * math.prod(space.shape))
-        case Box() if space.dtype.kind == "f" and space.low.size:
-            return BoxActions(tuple(space.low.ravel().tolist()), tuple(space.high.ravel().tolist()))
-    return None
-
-
-def _image_shape(space: gymnasium.Space[Any]) -> tuple[int, ...] | None:
-    """The shape (channels, height, width) of the images of ``space``, or None if it has no images."""
-    if not isinstance(space, Box) or space.dtype != np.uint8 or len(space.shape) not in (2, 3, 4):
-        return None
-    return _channels_first(np.empty(space.shape, np.uint8)).shape
-
-
-def _channels_first(image: np.ndarray) -> np.ndarray:
-    """``image`` as (channels, height, width).
-
-    An image is (height, width), (height, width, channels), (channels, height, width), or a stack of the second kind.
-    """
-    if image.ndim == 2:
-        return image[np.newaxis]
-    if image.ndim == 4:
-        return np.moveaxis(image, -1, 1).reshape(-1, *image.shape[1:3])
-    first, *_, last = image.shape
-    return image if first <= last else np.moveaxis(image, -1, 0)
+def _shown(value: np.ndarray) -> str:
+    return f"shape {value.shape}" if value.shape else f"{value.item()!r:.{VALUE_SHOWN}}"
 
 
 def _wrapped(env: gymnasium.Env[Any, Any], wrapper: str) -> gymnasium.Env[Any, Any]:
-    """``env`` in the user's ``wrapper``, module:function."""
+    """Wrap ``env`` with the user's function ``wrapper``, such as ``module:function``."""
     blame = f"--wrapper {wrapper}"
     with blaming(f"{blame} fails"):
         wrapped = load_function(blame, wrapper)(env)
@@ -251,11 +193,6 @@ def _wrapped(env: gymnasium.Env[Any, Any], wrapper: str) -> gymnasium.Env[Any, A
         f"{blame} returned a value of type {type(wrapped).__name__}: it must return an environment of Gymnasium.",
     )
     return wrapped  # type: ignore[no-any-return]
-
-
-def _kind(space: object) -> str:
-    shape = f" {space.dtype} {space.shape}" if isinstance(space, Box) else ""
-    return f"{type(space).__name__}{shape}"
 
 
 def _has_older_api(env: gymnasium.Env[Any, Any], action: Any) -> bool:

@@ -11,9 +11,10 @@ MOST_BYTES = 1 << 18  # in one answer
 
 
 def follow(path: Path, offset: int | None) -> dict[str, Any]:
-    """The lines that were completed after ``offset``: ``{"from", "to", "lines"}``, both offsets in bytes.
+    """The lines that were completed after ``offset``: ``{"from", "to", "lines"}``. ``from`` and ``to`` are in bytes.
 
-    Without ``offset``, and if the file is now shorter, the answer has the last lines of the file. Raises OSError.
+    Without ``offset``, or if the file is now shorter than ``offset``, the answer has the last lines of the file. Raises
+    OSError.
     """
     file = open_regular(path, os.O_NOFOLLOW)
     try:

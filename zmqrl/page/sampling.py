@@ -1,4 +1,4 @@
-"""Reads lines of a file at even distances, so that a long file costs no more than a short one."""
+"""Reads evenly spaced lines of a file, so that a long file costs no more than a short one."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 from zmqrl.json_lines import line_start, open_regular
 
 BLOCK_BYTES = 1 << 12
-DENSE_BYTES = 1 << 16  # distance of lines below which the disk reads all that is between them
+DENSE_BYTES = 1 << 16  # the disk also reads what is between two lines if they are closer than this
 
 
 def sample_lines(path: Path, most: int) -> list[bytes]:
@@ -33,7 +33,7 @@ def sample_lines(path: Path, most: int) -> list[bytes]:
 
 
 def _sampled(file: int, end: int, most: int) -> Iterator[bytes]:
-    """The line after each of ``most`` even offsets, each line once, and the last line before ``end``."""
+    """The line after each of ``most`` evenly spaced offsets, each line once, and the last line before ``end``."""
     begun = -1
     for i in range(most):
         start, line = _next_line(file, i * end // most, end)
@@ -46,8 +46,8 @@ def _sampled(file: int, end: int, most: int) -> Iterator[bytes]:
 
 
 def _next_line(file: int, offset: int, end: int) -> tuple[int, bytes]:
-    """The offset and the text of the first line that begins after ``offset``, or at 0. The part before ``end`` has only
-    complete lines.
+    """The offset and the text of the first line that begins after ``offset``, or at 0. The part of the file before
+    ``end`` has only complete lines.
     """
     size = 2 * BLOCK_BYTES  # most lines need only one read
     while True:

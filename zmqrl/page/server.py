@@ -21,7 +21,8 @@ REQUEST_BYTES = 1 << 20  # one request names all runs of a chart: 500 names can 
 
 
 def listen(address: str, port: int | None) -> socket.socket:
-    """A socket that listens on ``address``. Without ``port``: on ``PORT``, or on a free port if ``PORT`` is in use.
+    """A socket that listens on ``address``. Without ``port``, the socket uses ``PORT``, or a free port if ``PORT`` is
+    in use.
 
     Raises UsageError.
     """
@@ -42,7 +43,7 @@ def listen(address: str, port: int | None) -> socket.socket:
             listener.close()
             if error.errno == errno.EADDRINUSE and port is None and each:
                 continue
-            raise UsageError(f"--port: {cannot_listen(error, address, each)}: choose another.") from error
+            raise UsageError(f"--port: {cannot_listen(error, address, each)}: choose another port.") from error
         return listener
     raise AssertionError("port 0 is never in use")
 
@@ -61,8 +62,8 @@ class PageServer:
     def run(self) -> None:
         """Serve until a signal, such as Ctrl-C, raises an exception. Call this in the main thread.
 
-        Then, this process ends after ``CLOSE_WITHIN_S`` at the latest, even if the thread of an answer hangs. The page
-        runs at a low priority, so that it does not slow down runs. Raises ClusterError if the server fails.
+        The process then ends within ``CLOSE_WITHIN_S``, even if the thread of an answer hangs. The page runs at a low
+        priority, so that it does not slow down runs. Raises ClusterError if the server fails.
         """
         import uvicorn  # a quarter of a second, which a run without a page does not need
 

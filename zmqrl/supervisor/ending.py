@@ -9,7 +9,7 @@ from typing import Any
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError, UnwritableError, UsageError, ZmqrlError, refusal
+from zmqrl.errors import USER_CODE_FAILED, ClusterError, UnwritableError, UsageError, ZmqrlError, refusal
 from zmqrl.hosts.launcher import Exited
 from zmqrl.json_lines import read_json
 from zmqrl.observe.folding import quoted
@@ -34,12 +34,12 @@ def stop_shards(
     *,
     together: bool = True,
 ) -> tuple[dict[int, int], dict[int, m.Stats]]:
-    """Stop all shards at the same version: a version that no shard has passed.
+    """Stop all shards at the same version, one that no shard has passed yet.
 
     If the workers are gone, or a shard can make no more versions, each shard stops at its current version. The last
-    version is then the newest version that all shards hold. Without ``together``, as in asynchronous mode, each shard
-    has its own last version. ``meanwhile`` is called repeatedly. Returns the last version and the STATS of each shard.
-    Raises ClusterError if a shard does not answer or does not stop.
+    version of the run is then the newest version that all shards hold. Without ``together``, as in asynchronous mode,
+    each shard has its own last version. ``meanwhile`` is called repeatedly during the wait. Returns the last version
+    and the STATS of each shard. Raises ClusterError if a shard does not answer or does not stop.
     """
 
     def ask(ends: Mapping[int, int]) -> dict[int, m.Stats]:
@@ -83,7 +83,7 @@ def stop_shards(
 
 
 def exit_status(reason: Reason, error: BaseException | None) -> int:
-    """The exit status of a run that ended for ``reason``, with ``error`` if an error ended it."""
+    """The exit status of a run that ended for ``reason``. ``error`` is the error that ended the run, or None."""
     if isinstance(error, ZmqrlError):
         return error.exit_status
     if reason == "interrupted":
@@ -102,8 +102,9 @@ def write_summary(path: Path, reason: Reason, status: int, config: Config, last:
 
 @contextlib.contextmanager
 def correcting(path: Path, is_ours: Callable[[], bool]) -> Iterator[None]:
-    """Correct the exit status in the summary at ``path`` if an error ends the block, perhaps after the summary was
-    written. ``is_ours``: whether a summary that exists then is from this session. On a full disk, it may stay wrong.
+    """Correct the exit status in the summary at ``path`` if an error ends the block after the summary was written.
+
+    ``is_ours``: whether an existing summary is from this session. On a full disk, the exit status may stay wrong.
     """
     try:
         yield
@@ -150,8 +151,9 @@ def explained(error: ClusterError, first: Exited, host: str, log: Path, *, begun
     Returns a UsageError if the dead process ended with a UsageError, or if it ended with a ClusterError before the run
     had ``begun``.
     """
+    is_misuse = first.status in (UsageError.exit_status, USER_CODE_FAILED)
     at_start = not begun and (first.is_full or first.status == ClusterError.exit_status)
-    kind = UsageError if at_start or first.status == UsageError.exit_status else ClusterError
+    kind = UsageError if at_start or is_misuse else ClusterError
     tail = quoted(first.log_tail.splitlines())
     end = f"ended with{tail}" if tail else "was empty."
     return kind(f"{error}\nThe first to fail was {first.process} on {host} ({first.how()}); its log {log} {end}")

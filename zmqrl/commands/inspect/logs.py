@@ -82,13 +82,13 @@ def run(options: Options) -> int:
 
 
 def _hosts(living: Living) -> dict[str, str]:
-    """The host of each process. A run of an older zmqrl has it only in ``cluster.json``."""
+    """The host of each process. In a run of an older zmqrl, only ``cluster.json`` has the hosts."""
     hosts = {str(name): host for name, host, _ in living.processes()}
     return hosts | {name: each["host"] for each in hosts_of(living.directory) for name in each["processes"]}
 
 
 def _folded(parts: Iterable[Timed]) -> Iterator[Folded]:
-    """The lines in ``parts``, in which equal lines that were logged within a second are one."""
+    """The lines in ``parts``. Equal lines that were logged within a second become one line."""
     folding = Folding(by_time=True)
     for part in parts:
         yield from folding.take(part.at)
@@ -106,8 +106,8 @@ def _logs(directory: RunDirectory) -> dict[str, Path]:
 class Reader:
     """The lines of a growing file, from ``tail`` lines before its current end. The file may not exist yet.
 
-    If a shorter file replaces it, the lines that the shorter file already has are skipped. ``time_before`` is the time
-    of the last line before the ``tail`` lines that has one.
+    If a shorter file replaces it, the lines that the shorter file already has are skipped. ``time_before`` is the last
+    time in the lines before the ``tail`` lines.
     """
 
     def __init__(self, path: Path, tail: int) -> None:

@@ -1,4 +1,4 @@
-"""The rows of ``metrics.jsonl`` for MLflow: a tracking server, or a database in the run directory."""
+"""Sends the rows of ``metrics.jsonl`` to MLflow: to a tracking server, or to a database in the run directory."""
 
 import logging
 import os

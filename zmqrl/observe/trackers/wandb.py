@@ -1,4 +1,4 @@
-"""The rows of ``metrics.jsonl`` for Weights & Biases, online or kept in the run directory for ``wandb sync``."""
+"""Sends the rows of ``metrics.jsonl`` to Weights & Biases, or keeps them in the run directory for ``wandb sync``."""
 
 import os
 import secrets

@@ -1,0 +1,228 @@
+"""Observations of Gymnasium's spaces, as networks read them: vectors or images. Each one must belong to its space."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+
+from zmqrl.words import counted
+
+NUMBERS = "biuf"  # the kinds of dtypes that hold real numbers
+VALUE_SHOWN = 40  # characters
+
+Vector: TypeAlias = npt.NDArray[np.float32]
+
+
+class Unfit(Exception):
+    """The reason why an observation does not belong to its space, or why zmqrl cannot read any of that space."""
+
+
+class Vectors:
+    """Reads observations as vectors float32 (n,), laid out as by Gymnasium's ``flatten``: a discrete one is one-hot."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, space: gymnasium.Space[Any]) -> None:
+        """Raises Unfit if ``space`` has a part other than Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple.
+
+        Also raises Unfit if its observations have no numbers.
+        """
+        self._part = _part(space, "")
+        if not self._part.size:
+            raise Unfit(f"has {kind_of(space)} observations, which are empty")
+        self.shape = (self._part.size,)
+
+    def __call__(self, observation: Any) -> Vector:
+        """The ``observation`` as a new vector.
+
+        Raises Unfit if a number is not finite, would change with the dtype of a space of integers, or is not one of the
+        choices of its space. The bounds of a Box do not matter.
+        """
+        vector = np.zeros(self.shape, np.float32)
+        self._part.write(observation, vector)
+        return vector
+
+
+class Images:
+    """Reads images as uint8 (channels, height, width).
+
+    An image is (height, width), (height, width, channels), (channels, height, width), or a stack of the second kind.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, space: gymnasium.Space[Any]) -> None:
+        """Raises Unfit if ``space`` does not have such images."""
+        if not isinstance(space, Box) or space.dtype != np.uint8 or len(space.shape) not in (2, 3, 4):
+            raise Unfit(f"has {kind_of(space)} observations: --envs.images needs uint8 images")
+        self._image = _numbers(space, "")
+        self.shape = _channels_first(np.empty(space.shape, np.uint8)).shape
+
+    def __call__(self, observation: Any) -> npt.NDArray[np.uint8]:
+        """The ``observation`` as a new image. Raises Unfit unless all its numbers are whole and from 0 to 255."""
+        return _channels_first(np.array(self._image.checked(observation)))  # the environment may reuse its array
+
+
+def kind_of(space: object) -> str:
+    """A space in a few words, such as ``Box uint8 (64, 64, 3)``."""
+    shape = f" {space.dtype} {space.shape}" if isinstance(space, Box) else ""
+    return f"{type(space).__name__}{shape}"
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Array:
+    """A part that is one array of numbers.
+
+    Each number must fit ``dtype``, and must be from ``low`` to ``high`` if there are ``bounds`` (low, high). With
+    ``places``, each number becomes zeros and a one: ``places`` has the index of its 0 in the vector. Otherwise, the
+    vector gets the numbers themselves.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    size: int
+    bounds: tuple[np.ndarray, np.ndarray] | None = None
+    places: np.ndarray | None = None
+
+    def write(self, value: Any, vector: Vector) -> None:
+        """Write ``value`` to ``vector``, which holds zeros."""
+        numbers = self.checked(value).ravel()
+        if self.places is None:
+            vector[:] = numbers
+        else:
+            vector[self.places + numbers] = 1
+
+    def checked(self, value: Any) -> np.ndarray:
+        """``value`` as an array of ``dtype``. Raises Unfit if it does not belong to the space."""
+        try:
+            given = np.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise Unfit(f"{self.name} is not an array: {str(error).partition('.')[0]}") from error
+        if given.shape != self.shape:
+            raise Unfit(f"{self.name} has shape {given.shape}, not {self.shape}")
+        if given.dtype.kind not in NUMBERS:
+            if self.shape:
+                raise Unfit(f"{self.name} has dtype {given.dtype}, not {self.dtype}")
+            raise Unfit(f"{self.name} is {value!r:.{VALUE_SHOWN}}, but must be {self._allowed(())}")
+        numbers = given
+        if given.dtype != self.dtype:
+            with np.errstate(over="ignore", invalid="ignore"):  # the next lines detect both
+                numbers = given.astype(self.dtype)
+        if self.dtype.kind == "f":
+            self._require(np.isfinite(numbers), given)
+        elif numbers is not given:
+            self._require(numbers == given, given)
+        if self.bounds is not None:
+            low, high = self.bounds
+            self._require((low <= numbers) & (numbers <= high), given)
+        return numbers
+
+    def _require(self, fit: npt.NDArray[np.bool_], given: np.ndarray) -> None:
+        if not fit.all():
+            index = tuple(np.argwhere(~fit)[0].tolist())
+            place = f"[{', '.join(map(str, index))}]" if index else ""
+            raise Unfit(f"{self.name}{place} is {given[index]}, but must be {self._allowed(index)}")
+
+    def _allowed(self, index: tuple[int, ...]) -> str:
+        """What the number at ``index`` may be, in words."""
+        if self.dtype.kind == "f":
+            return f"a finite {self.dtype} number"
+        if self.bounds is not None:
+            low, high = (bound[index] for bound in self.bounds)
+        else:
+            low, high = (0, 1) if self.dtype.kind == "b" else (np.iinfo(self.dtype).min, np.iinfo(self.dtype).max)
+        return f"a whole number from {low} to {high}"
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Parts:
+    """A Dict or a Tuple. ``parts``: by key or index, each part and its place in the vector."""
+
+    name: str
+    is_dict: bool
+    parts: dict[Any, tuple["_Array | _Parts", slice]]
+    size: int
+
+    def write(self, value: Any, vector: Vector) -> None:
+        """Write ``value`` to ``vector``, which holds zeros."""
+        self._check(value)
+        for key, (part, place) in self.parts.items():
+            part.write(value[key], vector[place])
+
+    def _check(self, value: Any) -> None:
+        if not self.is_dict:
+            if not isinstance(value, (tuple, list, np.ndarray)):
+                raise Unfit(f"{self.name} is of type {type(value).__name__}, not tuple")
+            if len(value) != len(self.parts):
+                raise Unfit(f"{self.name} has {counted(len(value), 'part')}, not {len(self.parts)}")
+        elif not isinstance(value, Mapping):
+            raise Unfit(f"{self.name} is of type {type(value).__name__}, not dict")
+        elif value.keys() != self.parts.keys():
+            for key in self.parts:
+                if key not in value:
+                    raise Unfit(f"{self.name} lacks the key {key!r}")
+            unknown = next(key for key in value if key not in self.parts)
+            raise Unfit(f"{self.name} has the key {unknown!r:.{VALUE_SHOWN}}, which its space lacks")
+
+
+def _part(space: gymnasium.Space[Any], keys: str) -> _Array | _Parts:
+    """The part of an observation to which ``keys`` lead, such as ``['camera'][0]``."""
+    match space:
+        case Dict():
+            return _parts(space.spaces, keys, is_dict=True)
+        case Tuple():
+            return _parts(dict(enumerate(space.spaces)), keys, is_dict=False)
+        case Box():
+            return _numbers(space, keys)
+        case MultiBinary():
+            return _whole(keys, np.zeros(space.shape, np.int64), np.ones(space.shape, np.int64))
+        case MultiDiscrete():
+            return _choices(keys, space.start, space.nvec)
+        case Discrete():
+            return _choices(keys, np.asarray(space.start), np.asarray(space.n))
+    raise Unfit(f"has {kind_of(space)} observations{keys}, which cannot be flattened")
+
+
+def _parts(spaces: Mapping[Any, gymnasium.Space[Any]], keys: str, *, is_dict: bool) -> _Parts:
+    parts, size = {}, 0
+    for key, space in spaces.items():
+        part = _part(space, f"{keys}[{key!r}]")
+        parts[key] = part, slice(size, size + part.size)
+        size += part.size
+    return _Parts(name=f"observation{keys}", is_dict=is_dict, parts=parts, size=size)
+
+
+def _numbers(space: Box, keys: str) -> _Array:
+    """Numbers of a Box. Networks compute in float32, whatever the floats of the space are."""
+    dtype: np.dtype[Any] = np.dtype(np.float32) if space.dtype.kind == "f" else space.dtype
+    return _Array(name=f"observation{keys}", shape=space.shape, dtype=dtype, size=math.prod(space.shape))
+
+
+def _choices(keys: str, start: np.ndarray, counts: np.ndarray) -> _Array:
+    """Choices, each of ``counts`` whole numbers from ``start``, which become zeros and a one."""
+    low, counts = start.astype(np.int64), counts.astype(np.int64)
+    places = np.cumsum(counts) - counts.ravel() - low.ravel()
+    return replace(_whole(keys, low, low + counts - 1), size=int(counts.sum()), places=places)
+
+
+def _whole(keys: str, low: np.ndarray, high: np.ndarray) -> _Array:
+    """Whole numbers from ``low`` to ``high``."""
+    return _Array(
+        name=f"observation{keys}", shape=low.shape, dtype=np.dtype(np.int64), size=low.size, bounds=(low, high)
+    )
+
+
+def _channels_first(image: np.ndarray) -> np.ndarray:
+    """``image`` as (channels, height, width)."""
+    if image.ndim == 2:
+        return image[np.newaxis]
+    if image.ndim == 4:
+        return np.moveaxis(image, -1, 1).reshape(-1, *image.shape[1:3])
+    first, *_, last = image.shape
+    return image if first <= last else np.moveaxis(image, -1, 0)
