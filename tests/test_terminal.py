@@ -193,7 +193,11 @@ def test_ctrl_c_shows_no_traceback_while_python_exits(program: str, status: int)
 # SIGTERM and hang-ups before a run has begun
 
 
-@pytest.mark.parametrize("command", [("train",), ("launch", "-H", "h1", "--via", "env SLURMD_NODENAME={host}")])
+HERE = ("-H", "h1", "--via", "env SLURMD_NODENAME={host}", "--address", "h1=127.0.0.1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("train",), ("launch", *HERE)], ids=["train", "launch"])
 def test_a_run_that_is_terminated_during_its_start_leaves_nothing(tmp_path: Path, command: tuple[str, ...]) -> None:
     run = tmp_path / "run"
     with zmqrl(*command, *TRAIN[1:], str(run), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
