@@ -70,6 +70,7 @@ def test_a_vector_does_not_change_with_the_array_of_the_environment() -> None:
 
 
 BYTES = Box(0, 255, (2,), np.uint8)
+BOOL: Any = np.bool_  # the types of Gymnasium do not know that a Box can have this dtype
 NESTED = Dict({"a": Discrete(3), "b": Tuple((Box(-1, 1, (1,)), MultiBinary(2)))})
 
 
@@ -85,7 +86,7 @@ NESTED = Dict({"a": Discrete(3), "b": Tuple((Box(-1, 1, (1,)), MultiBinary(2)))}
         (BYTES, [-1, 0], "observation[0] is -1, but must be a whole number from 0 to 255"),
         (BYTES, [0.0, 0.5], "observation[1] is 0.5, but must be a whole number from 0 to 255"),
         (BYTES, [0.0, np.nan], "observation[1] is nan, but must be a whole number from 0 to 255"),
-        (Box(0, 1, (1,), np.bool_), [2], "observation[0] is 2, but must be a whole number from 0 to 1"),
+        (Box(0, 1, (1,), BOOL), [2], "observation[0] is 2, but must be a whole number from 0 to 1"),
         (Discrete(4, start=-1), 3, "observation is 3, but must be a whole number from -1 to 2"),
         (Discrete(4), -1, "observation is -1, but must be a whole number from 0 to 3"),
         (Discrete(4), 1.5, "observation is 1.5, but must be a whole number from 0 to 3"),
