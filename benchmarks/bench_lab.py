@@ -91,7 +91,9 @@ class Run:
 
 @contextlib.contextmanager
 def launched(where: Lab, hosts: str, options: Sequence[str]) -> Iterator[Run]:
-    """Start a run, and end it with Ctrl-C after the block. ``hosts`` is a list h1,h2 or the text of a hosts file."""
+    """Start a run, and end it with Ctrl-C after the block. ``hosts`` is a list such as h1,h2 or the text of a hosts
+    file.
+    """
     with tempfile.TemporaryDirectory(prefix="zmqrl-bench-run-") as scratch:
         path = Path(scratch) / "run"
         if "[[host]]" in hosts:

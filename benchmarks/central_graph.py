@@ -99,7 +99,7 @@ def row_after(run: Run, wall_s: float) -> dict[str, Any] | None:
 def links_in_turn(parameters: int, shards: int, workers: int, rate: str) -> float | None:
     """Updates per second if the busiest link caused the only delay, and carried all gradients before any weights.
 
-    The real number can be higher: workers that have their weights play and send while others still receive weights.
+    The real number can be higher: some workers already play and send while others still receive weights.
     """
     if rate == "off":
         return None

@@ -1,12 +1,14 @@
-"""Train a recipe with continuous actions, and the same environment with CleanRL's published method, for equal steps.
+"""Train a recipe with continuous actions, and train in the same environment with CleanRL's published method for as many
+steps.
 
     python benchmarks/continuous.py RECIPE --agent-steps X [--env ID] [--seeds 1 2 3] [--only zmqrl|reference]
 
 Each run adds a line to ``benchmarks/results/continuous/results.jsonl``: the mean score of its last 50 training games.
-The reference is a loop of its own with the settings and wrappers of CleanRL's ``ppo_continuous_action.py``
+The reference is a separate loop with the settings and wrappers of CleanRL's ``ppo_continuous_action.py``
 (https://docs.cleanrl.dev/rl-algorithms/ppo/#ppo_continuous_actionpy): one process, one environment, 2048 steps in a
-rollout, 10 epochs of 32 minibatches, Adam with a learning rate from 3e-4 to 0, gamma 0.99, lambda 0.95, clip range 0.2
-for ratios and values, no entropy bonus. Observations and rewards are normalized and clipped to 10.
+rollout, 10 epochs of 32 minibatches. Adam's learning rate falls from 3e-4 to 0. Gamma is 0.99, lambda is 0.95, and the
+clip range of ratios and values is 0.2. There is no entropy bonus. Observations and rewards are normalized and clipped
+to 10.
 """
 
 import argparse
@@ -135,7 +137,7 @@ def ours(recipe: str, env_id: str, agent_steps: int, seed: int) -> float:
 
 
 def main() -> None:
-    """Run what is asked for, and print one line per run and per side."""
+    """Train zmqrl and the reference with each seed, and print one line per run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--agent-steps", type=int, required=True)

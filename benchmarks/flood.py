@@ -5,12 +5,12 @@
 One shard and two workers run on this machine. A worker computes for 10 ms, then pushes a slice of 1 MB. In a flood,
 a process opens thousands of connections to the shard:
 
-- ``silent``: TCP connections that never send a byte. The process opens each again as soon as it is closed.
-- ``wrong keys``: ZeroMQ connections with CURVE keys that the run does not know. libzmq opens each again if its
-  handshake takes longer than 5 s, as on a busy machine, but not after a refusal.
+- ``silent``: TCP connections that never send a byte. When a connection is closed, the process opens it again at once.
+- ``wrong keys``: ZeroMQ connections with CURVE keys that the run does not know. libzmq opens a connection again if the
+  handshake takes longer than 5 s, as on a busy machine. libzmq does not open a refused connection again.
 
-The flood itself needs processor time, which another machine would pay. So each flood is also sent to another, idle
-shard on this machine: the difference is what the flood costs the run. Writes ``results.json`` into the directory.
+Making a flood takes processor time, which another machine would spend in a real attack. So each flood is also sent to
+another, idle shard on this machine. The difference is what the flood costs the run. Writes ``results.json`` into DIR.
 """
 
 import argparse
@@ -48,7 +48,7 @@ WITHIN_S = 60.0
 
 
 def _work(job: dict[str, Any]) -> None:
-    """A worker, until the process is killed."""
+    """Run a worker until the process is killed."""
     keys = ClientKeys.from_json(job["keys"]) if job["keys"] else None
     with Connection(Cluster.from_json(job["cluster"], keys), job["rank"]) as connection:
         version = -1
@@ -61,7 +61,7 @@ def _work(job: dict[str, Any]) -> None:
 
 
 def _flood(job: dict[str, Any]) -> None:
-    """A flood, until the process is killed. Says when all connections have been opened once."""
+    """Run a flood until the process is killed. Reports when all connections have been opened once."""
     raise_open_files()
     if job["kind"] == "silent":
         _be_silent(job)
@@ -160,7 +160,7 @@ def updates_per_s(shards: StandaloneShards, seconds: float) -> float:
 
 
 def measure(kind: Kind, connections: int, seconds: float) -> dict[str, float]:
-    """The rates without a flood, and with a flood of another shard and of the shard of the run."""
+    """The rates of the run: without a flood, during a flood of another shard, and during a flood of its own shard."""
     rates = {}
     with shard(curve=kind == "wrong keys") as run, shard(curve=kind == "wrong keys") as other, working(run):
         while version_of(run) < 20:

@@ -21,8 +21,8 @@ ROW_EVERY_S, FEWEST_ROWS = 30.0, 20
 
 
 def thinned(run: Path) -> list[Mapping[str, Any]]:
-    """About one row per half minute of training, or twenty for a short run, and the last row. Each row has the means of
-    those that it replaces.
+    """About one row per half minute of training, or twenty rows for a short run, and always the last row. Each row has
+    the means of the rows that it replaces.
     """
     rows = RunRecord.read(run).rows
     every_s = min(ROW_EVERY_S, rows[-1]["wall_s"] / FEWEST_ROWS)

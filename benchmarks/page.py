@@ -3,9 +3,9 @@
     sudo .venv/bin/python benchmarks/page.py [--runs 100] [--hours 1] [--rounds 3] [--browser] [--output DIR]
 
 The benchmark first writes the files of the runs. In each round, it starts a new `zmqrl serve` and empties the file
-cache of the machine. Only root can empty the cache. Without root, the files stay in it, and the result says so. With
---browser, the benchmark also measures how long Chromium, without a window, takes to draw the curves. The figures go to
-`results.json` in DIR.
+cache of the machine. Only root can empty the cache. Without root, the files stay in the cache, and the result says so.
+With --browser, the benchmark also measures how long Chromium, without a window, takes to draw the curves. The figures
+go to `results.json` in DIR.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from zmqrl.observe.provenance import provenance
-from zmqrl.recipes import breakout
+from zmqrl.recipes import breakout_ppo
 
 DROP = Path("/proc/sys/vm/drop_caches")
 DRAWN_AT_FIRST = 12  # runs whose curves the page draws, in zmqrl/page/static/runs.js
@@ -43,7 +43,7 @@ def make_runs(root: Path, count: int, hours: float) -> int:
     for seed in range(count):
         path, draw = root / f"breakout-{seed:03}", random.Random(seed)
         path.mkdir(parents=True)
-        settings = breakout().to_json() | {"seed": seed, "run_dir": str(path), "workers": WORKERS}
+        settings = breakout_ppo().to_json() | {"seed": seed, "run_dir": str(path), "workers": WORKERS}
         (path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
         text = "".join(json.dumps(row(second, draw)) + "\n" for second in range(1, int(3600 * hours) + 1))
         total += (path / "metrics.jsonl").write_text(text, encoding="utf-8")
@@ -54,7 +54,7 @@ def make_runs(root: Path, count: int, hours: float) -> int:
 
 
 def row(second: int, draw: random.Random) -> dict[str, Any]:
-    """A row of metrics.jsonl with the keys and about the length of a real one."""
+    """A row of metrics.jsonl with the keys of a real row, and about as long."""
     noise = draw.gauss(0.0, 1.0)
     ranks = {str(rank): round(draw.random() * second) for rank in range(WORKERS)}
     losses = ("policy_loss", "value_loss", "entropy", "loss", "grad_norm", "grad_norm_clipped", "approx_kl")

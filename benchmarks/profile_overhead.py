@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def describe(directory: Path, each_ns: float, updates: int) -> None:
-    """Print the share of an update's time that it takes to record its spans, and the bytes per version and rank."""
+    """Print which share of an update's time is spent on recording spans, and the bytes per version and rank."""
     recording = Recording.read(directory / "profile")
     workers = list(recording.of_role("worker"))
     spans = (

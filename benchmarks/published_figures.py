@@ -2,7 +2,8 @@
 
     python benchmarks/published_figures.py [--figures servers machines backups last_gradients]
 
-It takes several minutes on one core, and the seed decides every result. docs/simulation.md shows the results.
+The simulation takes several minutes on one core, and the seed determines every result. docs/simulation.md shows the
+results.
 """
 
 import argparse
@@ -94,7 +95,7 @@ def machines_against_time() -> list[dict[str, Any]]:
 
 
 def backups_against_step() -> list[dict[str, Any]]:
-    """The median step, and the speed-up normalized by the number of machines: t(0)/t(b) x 50/(50 + b)."""
+    """The median step, and the speed-up normalized by the number of machines: t(0)/t(b) x 50/(50 + b) - 1."""
     rows: list[dict[str, Any]] = []
     for backups in BACKUPS:
         result = simulate(replace(INCEPTION, backups=backups))

@@ -3,8 +3,8 @@
     python benchmarks/recovery.py [--rounds 3] [--output benchmarks/results/recovery] [--page docs/reliability.md]
 
 Each case trains CartPole on this machine, with two shards, and causes a real failure. The time runs from the failure
-until every shard has made two more versions. The first of these may have been under way already. Writes
-``results.json`` into the directory, and the table into the page.
+until every shard has made two more versions. The first of these versions may already have been in progress.
+Writes ``results.json`` into the directory, and the table into the page.
 """
 
 import argparse
@@ -55,7 +55,7 @@ class Run:
         return min(found) if len(found) == SHARDS else (0, 0)
 
     def newest(self, shard: int, lines: int) -> list[dict[str, Any]]:
-        """About the newest ``lines`` of the history of a shard. Reads no more than the end of the file."""
+        """About ``lines`` of the newest lines in a shard's history. Reads only the end of the file."""
         with (self.path / f"history/shard-{shard}.jsonl").open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - LINE_BYTES * (lines + 1)))
@@ -132,7 +132,9 @@ def kill(name: str) -> Callable[[Run], float]:
 
 
 def stop(name: str) -> Callable[[Run], float]:
-    """Stop a process with SIGSTOP, as a debugger or a frozen machine would. Continue it after the measurement."""
+    """Stop a process with SIGSTOP, as a debugger or a frozen machine would. Continue the process after the
+    measurement.
+    """
 
     def measure(run: Run) -> float:
         pid, before, since = run.pid(name), run.made(), time.monotonic()

@@ -7,7 +7,7 @@ compare.
     python benchmarks/simulation_validation.py run         # runs them; writes results.json and the table in the docs
 
 All measured runs have real shards, sockets and gradients. Their workers sleep for times drawn from a seeded law. In
-some scenarios, the workers run on a host of a network lab and share its link to the shards, so ``run`` needs root and
+some scenarios, the workers run on a host of a network lab and share its link to the shards. So ``run`` needs root and
 the packages of docs/netlab.md. The machine must be otherwise idle. ``--only NAME`` runs one scenario. ``--updates N``
 shortens every run.
 """
@@ -112,7 +112,7 @@ def held_out(updates: int) -> dict[str, Scenario]:
 
 
 def calibrate(updates: int) -> None:
-    """Measure runs of one to three workers, each of which takes the same time for its work, and fit the costs."""
+    """Measure runs of one to three workers whose work always takes the same time, and fit the costs."""
     rows = []
     for workers, shards, parameters in itertools.product((1, 2, 3), (1, 2), SIZES):
         scenario = Scenario(
@@ -141,8 +141,9 @@ def measured(scenario: Scenario, observed: Observed) -> dict[str, Any]:
 def fit(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Fit lines to the spans, and to the part of a step that the spans do not explain.
 
-    A cost is ``[at 0 bytes, per byte]`` of a slice. ``receive`` and ``accumulate`` are for one contribution. ``rest``
-    has three terms: seconds per step, seconds per byte of a slice, and seconds per byte of a slice for each subscriber.
+    A cost is ``[at 0 bytes, per byte]`` of a slice. ``receive`` and ``accumulate`` are the costs of one contribution.
+    ``rest`` has three terms: seconds per step, seconds per byte of a slice, and seconds per byte of a slice for each
+    subscriber.
     """
     bytes_of = [row["slice_bytes"] for row in rows]
     costs = {}

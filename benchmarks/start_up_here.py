@@ -44,7 +44,7 @@ def first_update_s(workers: int, fork: str, options: Sequence[str]) -> float:
 
 
 def main() -> None:
-    """In each round, measure each number of workers in both ways. Then print the medians."""
+    """In each round, measure each number of workers with and without the fork server. Then print the medians."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

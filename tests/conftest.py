@@ -1,10 +1,12 @@
 """Shared by all tests: Hypothesis profiles, markers, and fixtures for programs that not every machine has.
 
-The default profile tries the same examples each time. ``make check`` uses ``quick``, which tries fewer. ``thorough``
-tries many more: ``pytest --hypothesis-profile=thorough --timeout=0 tests/ps/test_protocol.py`` takes several minutes.
+The default profile tries the same examples each time. ``make check`` uses ``quick``, which tries fewer examples.
+``thorough`` tries many more: ``pytest --hypothesis-profile=thorough --timeout=0 tests/ps/test_protocol.py`` takes
+several minutes.
 
-Tests that use the network lab are marked ``lab``, and tests that use Slurm ``slurm``. Both need root and Debian
-packages. Most tests of complete runs are marked ``slow``. ``make test`` leaves all three out.
+Tests that use the network lab are marked ``lab``. Tests that use Slurm are marked ``slurm``. Both need root and Debian
+packages. Most tests of complete runs are marked ``slow``. ``make test`` leaves out the tests with one of these three
+marks.
 """
 
 import importlib.util
@@ -45,7 +47,9 @@ LABS = 3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Mark tests as ``lab`` or ``slurm`` if they use one of these fixtures, and deal lab tests out to ``LABS`` labs."""
+    """Mark tests as ``lab`` or ``slurm`` if they use one of these fixtures, and distribute lab tests over ``LABS``
+    labs.
+    """
     for item in items:
         for lane in {LANES[fixture] for fixture in item.fixturenames if fixture in LANES}:
             item.add_marker(lane)
@@ -60,7 +64,7 @@ def shares_a_fixture(item: pytest.Function) -> bool:
 
 
 class FilesAndGroups(LoadGroupScheduling):  # type: ignore[misc]  # pytest-xdist has no types
-    """One process runs all tests of a file, except those of a group, which may come from several files."""
+    """One process runs all tests of a file. One process runs all tests of a group, even from several files."""
 
     def _split_scope(self, nodeid: str) -> str:
         group: str = super()._split_scope(nodeid)
@@ -68,7 +72,7 @@ class FilesAndGroups(LoadGroupScheduling):  # type: ignore[misc]  # pytest-xdist
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesAndGroups:
-    """Share out the tests to processes by file and by group."""
+    """Distribute the tests over the processes by file and by group."""
     return FilesAndGroups(config, log)
 
 

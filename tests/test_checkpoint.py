@@ -1,6 +1,7 @@
 """The files of a run: incomplete checkpoints are ignored, and a directory belongs to one run at a time."""
 
 import json
+import os
 import shutil
 import stat
 import subprocess
@@ -19,7 +20,7 @@ from zmqrl import checkpoint as checkpoint_module
 from zmqrl.checkpoint import Checkpoint, checkpoints, prune
 from zmqrl.errors import ClusterError, UnwritableError, UsageError
 from zmqrl.ps.layout import Layout
-from zmqrl.rundir import LONGEST_SOCKET_PATH, RunDirectory, write_json
+from zmqrl.rundir import LONGEST_SOCKET_PATH, RunDirectory, reserve, write_json
 from zmqrl.supervisor.checkpointer import Checkpointer
 
 LAYOUT = Layout.of([("hidden.weight", (7, 5)), ("hidden.bias", (7,)), ("scale", ())], 2)
@@ -128,7 +129,7 @@ def test_a_manifest_whose_version_differs_from_its_directory_is_damaged(tmp_path
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["version"] += 1
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UsageError, match=f"manifest.json is damaged: it is for version {manifest['version']}"):
+    with pytest.raises(UsageError, match=f"manifest.json is damaged: it belongs to version {manifest['version']}"):
         Checkpoint.read(path)
 
 
@@ -269,6 +270,35 @@ def test_a_run_directory_serves_one_run_at_a_time(held: RunDirectory) -> None:
     again = RunDirectory(held.path)
     again.claim()
     again.release()
+
+
+def test_a_file_is_written_to_the_space_that_was_reserved_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    reserve(path, 1 << 16)
+    (reserved,) = tmp_path.iterdir()
+    about = reserved.stat()
+    assert about.st_blocks * 512 >= 1 << 16
+    write_json(path, {"updates": 3})
+    assert path.read_text(encoding="utf-8") == '{\n "updates": 3\n}\n'
+    assert path.stat().st_ino == about.st_ino
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_claiming_removes_the_space_that_a_killed_run_reserved(held: RunDirectory) -> None:
+    held.release()
+    reserve(held.summary, 1 << 12)
+    held.claim()
+    assert {path.name for path in held.path.iterdir()} == {".lock"}
+
+
+@pytest.mark.timeout(60)  # a pipe has no writer, so it would keep its reader waiting
+def test_a_lock_that_is_a_pipe_is_refused(held: RunDirectory) -> None:
+    directory = RunDirectory(held.path.with_name("other"))
+    directory.path.mkdir()
+    os.mkfifo(directory.path / ".lock")
+    assert not directory.in_use()
+    with pytest.raises(UsageError, match=r"cannot write .*other/\.lock: not a regular file: choose another --run-dir"):
+        directory.claim()
 
 
 @pytest.mark.processes

@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.rig import is_alive
 
-from zmqrl.child_process import ChildProcess
+from zmqrl.child_process import ChildEnded, ChildProcess
 from zmqrl.errors import ClusterError
+from zmqrl.hostd.guard import END
 
 pytestmark = pytest.mark.processes
 
@@ -23,14 +25,27 @@ while "end" not in (message := messages.get()):
     say({"told": message})
 sys.exit(7)
 """
+GUARDED = """
+import os, signal, subprocess
+from zmqrl.hostd.user_code import take_guard
+from zmqrl.process import Messages, read_job, say
+take_guard()
+read_job(signal.SIGKILL)
+server = subprocess.Popen(["sleep", "600"], start_new_session=True)
+say({"pids": [os.getpid(), server.pid]})
+Messages().get()
+os.kill(os.getpid(), signal.SIGSEGV)
+"""
 WITHIN_S = 60.0
 
 
 @contextmanager
-def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str = ECHO) -> Iterator[ChildProcess]:
+def child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str = ECHO, guarded_by: int | None = None
+) -> Iterator[ChildProcess]:
     (tmp_path / "a_module.py").write_text(text, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    process = ChildProcess("worker 3", ["-m", "a_module"], {"rank": 3})
+    process = ChildProcess("worker 3", ["-m", "a_module"], {"rank": 3}, guarded_by=guarded_by)
     try:
         yield process
     finally:
@@ -63,3 +78,30 @@ def test_a_killed_process_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with child(tmp_path, monkeypatch) as process:
         process.kill()
         assert not Path(f"/proc/{process.process.pid}").exists()
+
+
+def pids_of(process: ChildProcess) -> list[int]:
+    answer = process.hear(WITHIN_S)
+    assert answer is not None
+    pids: list[int] = answer["pids"]
+    assert all(map(is_alive, pids))
+    return pids
+
+
+def test_a_guarded_process_is_killed_with_what_it_has_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with child(tmp_path, monkeypatch, GUARDED, END) as process:
+        pids = pids_of(process)
+        process.kill()
+        assert not any(map(is_alive, pids))
+
+
+def test_an_error_names_the_signal_that_killed_a_guarded_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with child(tmp_path, monkeypatch, GUARDED, END) as process:
+        pids = pids_of(process)
+        process.tell({})
+        with pytest.raises(ChildEnded, match=r"worker 3 ended \(killed by SIGSEGV\)") as ended:
+            process.hear(WITHIN_S)
+        assert ended.value.how == "killed by SIGSEGV"
+        assert not any(map(is_alive, pids))

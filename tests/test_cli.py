@@ -21,6 +21,7 @@ from support.rig import eventually
 
 from zmqrl import __version__, cli
 from zmqrl.checkpoint import Checkpoint
+from zmqrl.cli import COMMANDS
 from zmqrl.commands.run.train import config_from
 from zmqrl.config import Config, WireConfig
 from zmqrl.hosts.inventory import Host
@@ -499,6 +500,16 @@ def test_the_options_of_train_match_the_golden_file(capsys: pytest.CaptureFixtur
 def test_the_installed_command_handles_ctrl_c_from_its_first_line() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"] == {"zmqrl": "zmqrl.__main__:main"}
+
+
+def test_every_command_that_plays_or_loads_a_policy_itself_has_a_guard() -> None:
+    plays = re.compile(r"\b(load_policy|from zmqrl\.worker import|bench_train)\b")
+    files = {
+        name: ROOT / "zmqrl" / "commands" / f"{each.module.replace('.', '/')}.py" for name, each in COMMANDS.items()
+    }
+    found = {name for name, file in files.items() if plays.search(file.read_text(encoding="utf-8"))}
+    assert found >= {"eval", "record", "worker", "bench", "reproduce"}, "the search no longer finds commands"
+    assert found == {name for name, each in COMMANDS.items() if each.is_guarded}
 
 
 @pytest.mark.processes

@@ -273,8 +273,9 @@ def test_the_end_of_schedules_is_a_version_if_they_follow_updates_or_the_run_is_
     assert horizon(agent_steps=9000, updates=7, consistent=True) == 7
 
 
-def test_the_last_learning_rate_of_breakout_is_below_a_tenth_of_the_first() -> None:
-    config = dataclasses.replace(RECIPES["breakout"](), minutes=10.0).with_schedule()
+@pytest.mark.parametrize("name", ["breakout", "breakout-ppo"])
+def test_the_last_learning_rate_of_breakout_is_below_a_tenth_of_the_first(name: str) -> None:
+    config = dataclasses.replace(RECIPES[name](), minutes=10.0).with_schedule()
     assert config.schedule.minutes == 10.0
     assert config.optimizer.final_learning_rate is not None
     assert config.optimizer.final_learning_rate < config.optimizer.learning_rate / 10

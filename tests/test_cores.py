@@ -1,4 +1,6 @@
-"""The cores that a process can use. Its CPU binding and the quota of its control groups limit them. OpenMP does not."""
+"""The cores that a process can use. The CPU binding of the process and the quota of its control groups limit these
+cores. OpenMP does not.
+"""
 
 import contextlib
 import json

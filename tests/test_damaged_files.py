@@ -1,5 +1,6 @@
-"""Damaged files in a run directory: every command that reads them prints one sentence, and no traceback."""
+"""Damaged files and pipes in a run directory: every command that reads them prints one sentence, and no traceback."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,27 @@ def test_a_command_that_reads_a_damaged_file_prints_one_sentence(
             said = complaint([str(run) if word == "RUN" else word for word in command])
             assert said is None or (str(run) in said and "\n" not in said)
     assert "Traceback" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.timeout(60)  # a pipe has no writer, so it would keep its reader waiting
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "metrics.jsonl", "evaluations.jsonl", "summary.json", "hosts.json", "history/shard-0.jsonl"),
+        *("checkpoints/v00000020/manifest.json", "checkpoints/v00000020/model.safetensors"),
+        *("checkpoints/v00000020/optimizer-shard-00.safetensors", "cluster.json", "left.json", "submitted.json"),
+        *("stalled.json", "live.json", ".lock", "logs/worker-0.log", "profile/worker-0.1.0.blocks"),
+    ],
+)
+def test_a_pipe_in_a_run_directory_keeps_no_command_waiting(tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(OLD_RUN, run)
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    for command in (*COMMANDS, ["logs", "RUN"], ["profile", "RUN"], ["stop", "RUN"]):
+        said = complaint([str(run) if word == "RUN" else word for word in command])
+        assert said is None or (str(run) in said and "\n" not in said and "Errno" not in said)
 
 
 def complaint(command: list[str]) -> str | None:

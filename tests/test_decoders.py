@@ -87,6 +87,6 @@ def test_messages_found_by_coverage_raise_only_the_declared_errors(
 def test_many_messages_found_by_coverage_raise_only_the_declared_errors(
     name: str, tmp_path: Path, need_modules: Callable[..., None]
 ) -> None:
-    """A million messages over all decoders."""
+    """About a million messages in total, shared among the decoders."""
     need_modules("atheris")
     fuzz(name, 120_000 if name in IN_MEMORY else 10_000, tmp_path)

@@ -1,4 +1,4 @@
-"""Errors from user code: which ones a retry may cure."""
+"""Errors from user code, and which of them a retry may fix."""
 
 import pytest
 

@@ -1,6 +1,8 @@
 """Files of JSON lines hold only complete lines, even after a kill or on a full disk."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,36 @@ import pytest
 from support.rig import file_size_limit
 
 from zmqrl import json_lines
-from zmqrl.json_lines import JsonLines
+from zmqrl.json_lines import JsonLines, open_file, read_file, read_json
 
 
 def lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.timeout(60)  # a pipe has no writer, so it would keep its reader waiting
+@pytest.mark.parametrize("use", [open_file, read_file, read_json, JsonLines])
+def test_only_a_regular_file_is_opened(tmp_path: Path, use: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to(os.devnull)
+    (tmp_path / "directory").mkdir()
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    for name in ("pipe", "link", "device", "directory"):
+        reason = "Is a directory" if name == "directory" else "not a regular file"
+        with pytest.raises(OSError, match=reason) as refused:
+            use(tmp_path / name)
+        assert refused.value.filename == str(tmp_path / name)
+    assert len(list(descriptors.iterdir())) == before
+
+
+def test_a_link_to_a_regular_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text('{"version": 1}')
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert read_json(tmp_path / "link") == {"version": 1}
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none")
 
 
 def test_each_row_is_a_line_that_is_readable_at_once(tmp_path: Path) -> None:

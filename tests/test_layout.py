@@ -25,6 +25,7 @@ ORDER = (
     ("local",),
     ("rundir",),
     ("observe",),
+    ("hostd",),
     ("profile",),
     ("page",),
     ("ps",),
@@ -37,7 +38,6 @@ ORDER = (
     ("policy",),
     ("reporter",),
     ("worker",),
-    ("hostd",),
     ("hosts",),
     ("supervisor",),
     ("bench",),
@@ -75,7 +75,7 @@ MODULES = {
 
 
 def unit_of(module: str, package: str = "zmqrl") -> str:
-    """The folder or module below ``package`` that contains ``module``; ``__init__`` for the package itself."""
+    """The folder or module below ``package`` that contains ``module``. It is ``__init__`` for the package itself."""
     return [*module.removeprefix(package).split("."), "__init__"][1]
 
 

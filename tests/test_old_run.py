@@ -1,7 +1,7 @@
 """Files of earlier versions can still be read: every kept ``config.json``, and a run of commit 0e9b23a.
 
-``tests/old_run`` is what ``zmqrl train cartpole --workers 2 --updates 20 --network.hidden 16 --evaluator`` left there,
-without logs. Its histories have no totals.
+``tests/old_run`` is the directory of that run, without logs. The histories in it have no totals. The command was
+``zmqrl train cartpole --workers 2 --updates 20 --network.hidden 16 --evaluator``.
 """
 
 import json

@@ -88,7 +88,7 @@ def recipe() -> Any:
 
 
 def needs(requirements: list[str]) -> dict[str, str]:
-    """The least version of each requirement, by its name on conda-forge."""
+    """The lowest version of each requirement, by its name on conda-forge."""
     found = (re.fullmatch(r"([\w.-]+)(?:\[.*\])?>=(.*)", each) for each in requirements)
     return {ON_CONDA.get(each[1], each[1]): each[2] for each in found if each is not None}
 

@@ -12,6 +12,7 @@ import torch
 from support.games_rig import RANDOM_SKIP
 from support.paths import ROOT
 from support.policy_rig import BREAKOUT, CARTPOLE, write_failing_network, write_run
+from support.rig import ending
 from support.stub_games import described
 
 import zmqrl
@@ -76,7 +77,7 @@ def test_an_unreadable_policy_is_reported_in_one_sentence(tmp_path: Path) -> Non
     assert refusal() == f"{damage} Checkpoint v00000003 is intact: use it with --checkpoint 3."
     other = dataclasses.replace(CARTPOLE, env="Acrobot-v1")
     write_json(run / "config.json", other.to_json())
-    assert refusal(3) == f"{run}: checkpoint 3 does not fit the network in config.json."
+    assert refusal(3) == f"{run}: checkpoint 3 does not match the network in config.json."
 
 
 def test_one_observation_gives_one_action_and_a_batch_gives_one_each(cartpole: Policy, breakout: Policy) -> None:
@@ -209,6 +210,36 @@ def test_a_custom_network_that_fails_in_a_game_is_reported_in_one_sentence(
             cli.run([command, str(run)])
         assert str(refused.value) == f"--model {module}:Net {sentence}"
     assert list(run.glob("videos/*")) == []
+
+
+CLOSED = """
+import os
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+closed = []
+
+class Closed(CartPoleEnv):
+    def close(self):
+        super().close()
+        closed.append(os.getpid())
+
+gymnasium.register("Closed-v0", Closed)
+"""
+
+
+def test_loading_a_policy_closes_the_environment_and_ends_no_process_of_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "closed_env.py").write_text(CLOSED, encoding="utf-8")
+    run = write_run(tmp_path / "run", dataclasses.replace(CARTPOLE, env="closed_env:Closed-v0"), 0)
+    closed = sys.modules["closed_env"].closed
+    closed.clear()
+    with ending(subprocess.Popen(["sleep", "600"], start_new_session=True)) as theirs:
+        load_policy(run)
+        assert closed == [os.getpid()], "the environment was made in this process"
+        assert theirs.poll() is None
 
 
 @pytest.mark.processes

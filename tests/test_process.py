@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.rig import WITHIN_S, Interrupted, ending, eventually, signal_that_does_not_wake
 
-from zmqrl.process import LOG_LEVEL, Messages, quiet_children
+from zmqrl.process import ENDING, LOG_LEVEL, Messages, interruptible, quiet_children
 
 pytestmark = pytest.mark.processes
 
@@ -73,6 +73,39 @@ def test_a_signal_that_does_not_wake_the_main_thread_ends_a_wait_for_messages(mo
     try:
         with pytest.raises(Interrupted), signal_that_does_not_wake():
             Messages().get()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_to_end_is_a_single_ctrl_c_and_does_not_interrupt_the_cleanup(number: signal.Signals) -> None:
+    before = {each: signal.signal(each, lambda *_: None) for each in ENDING}  # as in a command: none is ignored
+    cleaned_up = False
+
+    @interruptible()
+    def work() -> None:
+        nonlocal cleaned_up
+        try:
+            signal.raise_signal(number)
+        finally:
+            for each in ENDING:
+                signal.raise_signal(each)
+            cleaned_up = True
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert cleaned_up
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with interruptible():
+            signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -21,7 +21,7 @@ GAMES = 2
 @pytest.mark.slow
 @pytest.mark.parametrize("file", EVALUATIONS, ids=lambda file: file.parent.name)
 def test_a_kept_policy_gets_the_same_scores_on_any_machine(file: Path) -> None:
-    """The evaluations ran on one kind of processor. This test can run on any."""
+    """The evaluations ran on one kind of processor. This test can run on any processor."""
     kept = json.loads(file.read_text(encoding="utf-8"))
     policy = load_policy(file.parent, kept["version"])
     played = evaluate(policy, kept["seeds"][:GAMES], greedy=kept["greedy"], threads=GAMES)

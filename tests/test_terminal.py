@@ -190,6 +190,23 @@ def test_ctrl_c_shows_no_traceback_while_python_exits(program: str, status: int)
     assert interrupted(0.1, program) == (status, "", "")
 
 
+# SIGTERM and hang-ups before a run has begun
+
+
+@pytest.mark.parametrize("command", [("train",), ("launch", "-H", "h1", "--via", "env SLURMD_NODENAME={host}")])
+def test_a_run_that_is_terminated_during_its_start_leaves_nothing(tmp_path: Path, command: tuple[str, ...]) -> None:
+    run = tmp_path / "run"
+    with zmqrl(*command, *TRAIN[1:], str(run), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(b"drawing the initial parameters"):
+                break
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=WITHIN_S)
+        assert (process.returncode, errors) == (130, b"")
+    assert not run.exists()
+
+
 # the start on a terminal
 
 
@@ -243,9 +260,11 @@ NO_NOHUP = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
 
 
 @pytest.mark.slow
-def test_a_hang_up_ends_a_starting_command_without_a_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_to_end_ends_a_starting_command_without_a_traceback(tmp_path: Path, number: signal.Signals) -> None:
     for after_s in (0.0, 0.004, 0.03, 0.2, 0.8, 2.0, 3.0):
-        options = (*TRAIN, str(tmp_path / f"{after_s:.3f}"), "--updates", "200")
-        status, _, errors = interrupted(after_s, NO_NOHUP + UP, *options, number=signal.SIGHUP)
-        assert status in (130, -signal.SIGHUP), f"status {status} after {after_s:.3f} s"
+        run = tmp_path / f"{after_s:.3f}"
+        status, _, errors = interrupted(after_s, NO_NOHUP + UP, *TRAIN, str(run), "--updates", "200", number=number)
+        assert status in (130, -number), f"status {status} after {after_s:.3f} s"
         assert errors == "", errors
+        assert not run.exists() or (run / "config.json").exists(), "a run that did not begin left its directory"

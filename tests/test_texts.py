@@ -17,6 +17,7 @@ from support.run_rig import RunFiles
 from zmqrl.commands.run.launch import directory_name
 from zmqrl.errors import UsageError
 from zmqrl.rundir import RunDirectory, directory_for_sockets, holds_sockets
+from zmqrl.words import as_word
 
 WITHIN_S = 180.0
 NOT_TEXT = os.fsdecode(b"run-\xff\xfe")
@@ -66,6 +67,10 @@ def test_sockets_fit_in_a_temporary_directory_of_any_name(
 def test_a_run_directory_may_have_any_name(tmp_path: Path, name: str, locale: dict[str, str]) -> None:
     environment = {**os.environ, **locale}
     path = tmp_path / name
+    copied, copied_summary = (
+        as_word(os.fsencode(each).decode("ascii", "surrogateescape")) if locale or name == NOT_TEXT else str(each)
+        for each in (path, path / "summary.json")
+    )
 
     def zmqrl(*arguments: str | Path) -> str:
         command = [sys.executable, "-m", "zmqrl", *arguments]
@@ -75,8 +80,10 @@ def test_a_run_directory_may_have_any_name(tmp_path: Path, name: str, locale: di
         return done.stdout.decode()
 
     told = zmqrl("train", "cartpole", "--updates", "4", "--ppo.rollout-steps", "32", "--run-dir", path)
-    assert "run directory" in told
-    assert "ended (updates) at version 4" in told
+    assert f"run directory {copied}; scores: " in told
+    assert f"ended (updates) at version 4; see {copied_summary}\n" in told
+    assert "without tensorboard" not in told
+    assert list((path / "tensorboard").glob("events.*"))
     assert RunFiles(path).summary()["updates"] == 4
     assert "failed" not in (path / "logs" / "supervisor.log").read_text()
     assert json.loads(zmqrl("eval", path, "--episodes", "1", "--json"))["version"] == 4
@@ -92,7 +99,7 @@ def test_a_path_that_cannot_be_printed_is_named_in_one_sentence(locale: dict[str
     environment = {**os.environ, **locale}
     command = [sys.executable, "-m", "zmqrl", "status", NOT_TEXT]
     done = subprocess.run(command, env=environment, capture_output=True, timeout=WITHIN_S, check=False)
-    said = b"zmqrl: run-\\udcff\\udcfe is not a run directory: there is no config.json in it.\n"
+    said = b"zmqrl: run-\\xff\\xfe is not a run directory: there is no config.json in it.\n"
     assert (done.returncode, done.stderr) == (2, said)
 
 

@@ -18,7 +18,10 @@ from support.record_rig import row
 from support.run_rig import WITHIN_S, Run, RunFiles, trained, training
 
 from zmqrl import cli
+from zmqrl.commands.inspect.living import exit_status_of
+from zmqrl.commands.inspect.status import status
 from zmqrl.recipes import cartpole
+from zmqrl.rundir import RunDirectory
 
 pytestmark = pytest.mark.processes
 
@@ -292,6 +295,10 @@ def test_an_interrupt_on_a_full_disk_ends_the_run_with_the_first_error_and_nothi
             assert "Traceback" not in run.said()
             assert len(run.said().splitlines()) < 40
             version = run.files.version()
+        found = run.files.summary()
+        assert (found["exit_reason"], found["exit_status"]) == ("failed", 3), "the disk is full, but has its summary"
+        assert status(disk)["state"] == "ended"
+        assert exit_status_of(RunDirectory(disk)) == 3
         filling.unlink()
         trained(disk, "--resume", "--updates", str(version + 5)).assert_history_exact(version + 5)
 

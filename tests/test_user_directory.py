@@ -1,4 +1,4 @@
-"""The directory in which the user starts zmqrl: its modules can be imported, and hide no other modules."""
+"""The directory in which the user starts zmqrl: its modules can be imported, and do not hide other modules."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from zmqrl.hosts.sync import BOOTSTRAP
 from zmqrl.process import HERE, look_for_modules, staying_here
 
 WITHIN_S = 180.0
-# What zmqrl, torch and Gymnasium import: each would end a process that imports it from here.
+# Modules that zmqrl, torch or Gymnasium import. A test gives its files these names: importing one ends the process.
 HIDING = ("random", "json", "socket", "logging", "selectors", "signal", "tempfile", "numpy", "torch", "tyro")
 OWN_ENV = """
 import os

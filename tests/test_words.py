@@ -1,8 +1,12 @@
+import os
+import subprocess
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.words import counted, numbered
+from zmqrl.words import ESCAPING, as_text, as_word, counted, ended_how, escaped, numbered
 
 
 @pytest.mark.parametrize(
@@ -30,3 +34,38 @@ def test_a_list_names_exactly_its_numbers(numbers: set[int]) -> None:
     parts = numbered("rank", numbers).partition(" ")[2].split(", ")
     ranges = [[int(end) for end in part.split("-")] for part in parts]
     assert [number for each in ranges for number in range(each[0], each[-1] + 1)] == sorted(numbers)
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [(0, "exit status 0"), (3, "exit status 3"), (-11, "killed by SIGSEGV"), (-99, "killed by signal 99")],
+)
+def test_a_signal_in_an_exit_status_is_named(status: int, text: str) -> None:
+    assert ended_how(status) == text
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "word"),
+    [
+        ("runs/first", "runs/first", "runs/first"),
+        ("my runs/läuft", "my runs/läuft", "'my runs/läuft'"),
+        (os.fsdecode(b"run-\xff a"), r"$'run-\xff a'", r"$'run-\xff a'"),
+        ("it's\n", r"$'it\x27s\x0a'", r"$'it\x27s\x0a'"),
+    ],
+)
+def test_a_path_can_be_copied_to_a_shell(path: str, text: str, word: str) -> None:
+    assert (as_text(path), as_word(Path(path))) == (text, word)
+
+
+@pytest.mark.processes
+@given(st.binary(min_size=1, max_size=30).filter(lambda name: b"\0" not in name))
+def test_a_shell_reads_a_word_as_the_bytes_of_the_path(name: bytes) -> None:
+    word = as_word(os.fsdecode(name))
+    done = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True, timeout=60)
+    assert done.stdout == name
+
+
+def test_bytes_that_are_not_text_are_escaped() -> None:
+    text = os.fsdecode(b"run-\xff \xfe \xc3\xbc")
+    assert escaped(text) == text.encode(errors=ESCAPING).decode() == r"run-\xff \xfe ü"
+    assert text.encode("ascii", ESCAPING) == rb"run-\xff \xfe \xfc"

@@ -1,6 +1,7 @@
 """The ``zmqrl`` command, also run as ``python -m zmqrl``. Ctrl-C never shows a traceback, even while modules load.
 
-The end of the terminal (SIGHUP) acts like Ctrl-C, unless the signal was ignored at the start, as with ``nohup``.
+SIGTERM and the end of the terminal (SIGHUP) act like Ctrl-C. A signal that was ignored at the start stays ignored, as
+with ``nohup``.
 """
 
 # Do not import slow modules here, such as signal. Until our handler is set, Ctrl-C shows a traceback.
@@ -17,10 +18,14 @@ def _leave(*_: object) -> None:
     os._exit(INTERRUPTED)
 
 
-try:  # here, because Ctrl-C may come before a function is called
-    ANSWERED = [  # without SIGINT in a script's background job, and without SIGHUP under nohup
+try:  # at module level, because Ctrl-C may come before a function is called
+    ANSWERED = [  # a script's background job ignores SIGINT, and a command under nohup ignores SIGHUP
         number
-        for number, default in ((_signal.SIGINT, _signal.default_int_handler), (_signal.SIGHUP, _signal.SIG_DFL))
+        for number, default in (
+            (_signal.SIGINT, _signal.default_int_handler),
+            (_signal.SIGHUP, _signal.SIG_DFL),
+            (_signal.SIGTERM, _signal.SIG_DFL),
+        )
         if _signal.getsignal(number) == default
     ]
     for _number in ANSWERED:
@@ -30,7 +35,7 @@ except KeyboardInterrupt:
 
 
 def main() -> None:
-    """Run :func:`zmqrl.cli.main`. Ctrl-C ends the process at once if there is nothing to clean up."""
+    """Run :func:`zmqrl.cli.guarded_main`. Ctrl-C ends the process at once if there is nothing to clean up."""
     import atexit
 
     from zmqrl import cli
@@ -39,7 +44,7 @@ def main() -> None:
         # This runs last. Without it, Python would restore the default handler, and Ctrl-C could change the exit status.
         atexit.register(_signal.signal, number, _signal.SIG_IGN)
     try:
-        cli.main()
+        cli.guarded_main()
     finally:
         for number in ANSWERED:
             _signal.signal(number, _leave)

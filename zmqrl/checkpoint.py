@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from zmqrl.errors import UsageError
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import open_file, read_json
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.wire.codec import FloatVector
 
@@ -30,9 +30,9 @@ _NAME = re.compile(r"v\d{8,}(\.replaced)?", re.ASCII)
 class Checkpoint:
     """The complete state of a run at one version.
 
-    ``states``: for each shard the weights of its slice, then its optimizer state in the order of ``state_names``. Both
-    are little-endian float32, as shards send them to the supervisor. ``versions``: the version of each shard if shards
-    differ, as in asynchronous mode. ``version`` is then the lowest of these.
+    ``states`` has, for each shard, the weights of its slice, and then its optimizer state in the order of
+    ``state_names``. Both are little-endian float32, as shards send them to the supervisor. ``versions`` has the version
+    of each shard if the versions differ, as in asynchronous mode. ``version`` is then the lowest of them.
     """
 
     layout: Layout
@@ -64,7 +64,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The name of its directory."""
+        """The name of the directory of this checkpoint."""
         return name_of(self.version)
 
     def version_of(self, shard: int) -> int:
@@ -83,7 +83,7 @@ class Checkpoint:
         return hashlib.sha256(self.vector().tobytes()).hexdigest()
 
     def write(self, root: Path) -> Path:
-        """Write to ``root/v<version>``, which appears once complete. An old directory of that name is replaced."""
+        """Write the directory ``root/v<version>``. When it is complete, it replaces an old directory of this name."""
         finished = root / self.name
         path = root / f".{finished.name}"
         _remove(path)
@@ -128,7 +128,7 @@ class Checkpoint:
             weights = _weights(path, manifest)
             named = _NAME.fullmatch(path.name)
             if named and not named[1] and path.name != name_of(weights.version):
-                raise UsageError(f"{path / MANIFEST} is damaged: it is for version {weights.version}.")
+                raise UsageError(f"{path / MANIFEST} is damaged: it belongs to version {weights.version}.")
             names = tuple(manifest["optimizer"]["state"])
             states = []
             for cut in weights.layout.slices:
@@ -152,7 +152,8 @@ class Checkpoint:
 class PolicyWeights:
     """The part of a checkpoint that a policy needs. The files with the optimizer state need not exist.
 
-    ``vector``: the parameter vector, float32 (count,). ``wall_s`` and ``agent_steps``: training time and steps so far.
+    ``vector`` is the parameter vector, float32 (count,). ``wall_s`` and ``agent_steps`` are the training time and the
+    agent steps so far.
     """
 
     layout: Layout
@@ -201,7 +202,7 @@ def _check(path: Path, manifest: Mapping[str, Any], name: str) -> None:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = parse_json(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
     except ValueError as error:
         raise UsageError(f"{path} is damaged: {error}.") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
@@ -284,7 +285,7 @@ def _optimizer_file(shard: int) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -1,5 +1,6 @@
 """Starts a process that uses :mod:`zmqrl.process`, sends it a job and messages, and receives its answers."""
 
+import contextlib
 import json
 import os
 import select
@@ -10,13 +11,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from zmqrl.errors import ClusterError
+from zmqrl.words import ended_how
+
+GUARD_ENDS_WITHIN_S = 10.0
+
+
+class ChildEnded(ClusterError):
+    """A child process has ended. ``how`` is the exit status of the process in words."""
+
+    def __init__(self, name: str, status: int) -> None:
+        self.how = ended_how(status)
+        super().__init__(f"{name} ended ({self.how}): its log is above.")
 
 
 class ChildProcess:
-    """A running ``python -P PROGRAM``. It gets its job at once, and shares our standard error.
+    """A running ``python -P PROGRAM``. The program gets its job at once, and shares the standard error of this process.
 
-    Errors contain its ``name``, such as ``worker 3``. ``through`` is a prefix of the command, such as
-    ``ip netns exec h1``. The process also gets the file descriptors in ``pass_fds``.
+    Errors contain the ``name`` of the process, such as ``worker 3``. ``through`` is a prefix of the command, such as
+    ``ip netns exec h1``. The process also gets the file descriptors in ``pass_fds``. If the program has a guard
+    (:mod:`zmqrl.hostd.user_code`), ``guarded_by`` is the signal that makes this guard end everything.
     """
 
     def __init__(
@@ -27,8 +40,9 @@ class ChildProcess:
         *,
         through: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
+        guarded_by: int | None = None,
     ) -> None:
-        self.name = name
+        self.name, self._guarded_by = name, guarded_by
         pipe = subprocess.PIPE
         command = [*through, sys.executable, "-P", *program]
         self.process = subprocess.Popen(
@@ -37,7 +51,7 @@ class ChildProcess:
         self.tell(job)
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Send a message. Raises ClusterError when the process has ended."""
+        """Send a message. Raises ChildEnded."""
         assert self.process.stdin is not None
         line = json.dumps(message).encode() + b"\n"
         try:
@@ -49,7 +63,7 @@ class ChildProcess:
     def hear(self, within_s: float) -> dict[str, Any] | None:
         """Wait for the next message of the process. Returns None if no message comes within ``within_s``.
 
-        Raises ClusterError when the process has ended.
+        Raises ChildEnded.
         """
         assert self.process.stdout is not None
         deadline = time.monotonic() + within_s
@@ -72,10 +86,16 @@ class ChildProcess:
             pipe.close()
 
     def kill(self) -> None:
-        """Kill the process if it still runs, and close the pipes."""
+        """Kill the process if it still runs, with everything that its guard finds, and close the pipes."""
+        if self._guarded_by is not None:
+            self.process.send_signal(self._guarded_by)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(GUARD_ENDS_WITHIN_S)
         self.process.kill()
         self.process.wait()
         self.hang_up()
 
-    def _ended(self) -> ClusterError:
-        return ClusterError(f"{self.name} ended (exit status {self.process.wait()}): its log is above.")
+    def _ended(self) -> ChildEnded:
+        status = self.process.wait()
+        is_of_guard = self._guarded_by is not None and status > 128
+        return ChildEnded(self.name, 128 - status if is_of_guard else status)

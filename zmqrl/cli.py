@@ -12,16 +12,23 @@ from typing import NamedTuple
 
 from zmqrl import __version__
 from zmqrl.errors import UsageError, ZmqrlError, did_you_mean, refusal
+from zmqrl.hostd.user_code import in_guarded_child
 from zmqrl.observe.screen import is_hung_up, never_waiting
 from zmqrl.process import check_open_files, log_level, look_for_modules_here, raise_open_files, use_all_cores
+from zmqrl.words import ESCAPING, ended_how
 
 
 class Command(NamedTuple):
-    """A command is a module under ``zmqrl.commands`` with a function ``command(arguments) -> exit status``."""
+    """A command is a module under ``zmqrl.commands`` with a function ``command(arguments) -> exit status``.
+
+    If ``is_guarded``, everything that the command has started ends with the command. Commands that run the user's code
+    in their own process need this guard.
+    """
 
     module: str
     arguments: str
     purpose: str
+    is_guarded: bool = False
 
 
 COMMANDS = {
@@ -29,9 +36,11 @@ COMMANDS = {
     "launch": Command("run.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts over ssh, Slurm or others"),
     "doctor": Command("inspect.doctor", "[-H HOSTS] [RECIPE] [options]", "check that machines can run this job"),
     "recipes": Command("inspect.recipes", "[--json]", "list the recipes, what they reach and how long they take"),
-    "eval": Command("measure.evaluate", "RUN [options]", "play full games with a policy and print the scores"),
-    "record": Command("measure.record", "RUN [options]", "record one game of a policy as a video"),
-    "worker": Command("run.worker", "DIR/cluster.json", "join a run as an external worker"),
+    "eval": Command(
+        "measure.evaluate", "RUN [options]", "play full games with a policy and print the scores", is_guarded=True
+    ),
+    "record": Command("measure.record", "RUN [options]", "record one game of a policy as a video", is_guarded=True),
+    "worker": Command("run.worker", "DIR/cluster.json", "join a run as an external worker", is_guarded=True),
     "status": Command("inspect.status", "RUN [options]", "show the state of a run, and what it left on its hosts"),
     "attach": Command("inspect.attach", "RUN", "show the live panel of a run until it ends"),
     "logs": Command("inspect.logs", "RUN [PROCESS] [-f]", "show the logs of a run's processes"),
@@ -45,13 +54,37 @@ COMMANDS = {
     "profile": Command("inspect.profile", "RUN [RUN] [options]", "show where the time of a run goes"),
     "simulate": Command("measure.simulate", "[FILE] [options]", "simulate a run in virtual time"),
     "plan": Command("measure.plan", "--workers-up-to N [options]", "find the workers, backups and shards to use"),
-    "bench": Command("measure.bench", "train|wire [options]", "measure training, or the transport of gradients"),
+    "bench": Command(
+        "measure.bench", "train|wire [options]", "measure training, or the transport of gradients", is_guarded=True
+    ),
     "plot": Command("measure.plot", "RUN [RUN ...]", "draw the metrics of runs over time"),
     "compare": Command("measure.compare", "RUN RUN [RUN ...]", "compare the settings and results of runs"),
     "report": Command("measure.report", "RUN [options]", "write a page about the result of a run"),
-    "reproduce": Command("measure.reproduce", "RESULT [options]", "train again as a result did, and judge the new run"),
+    "reproduce": Command(
+        "measure.reproduce", "RESULT [options]", "train again as a result did, and judge the new run", is_guarded=True
+    ),
     "completion": Command("completion", "bash|zsh|fish", "print a script that completes commands in a shell"),
 }
+
+
+# Signals that end a process whose native code fails, or that is out of memory.
+CRASHES = (
+    *(signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP),
+    signal.SIGKILL,
+)
+
+
+def guarded_main() -> None:
+    """Run a command like :func:`main`, in a child with a guard if the command needs one."""
+    _open_standard_streams()
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in COMMANDS and COMMANDS[name].is_guarded and (status := in_guarded_child()) is not None:
+        crash = status - 128
+        if crash in CRASHES:
+            sentence = f"zmqrl {name} ended ({ended_how(-crash)}): perhaps its environment or its network has crashed."
+            status = _complain(sentence, UsageError.exit_status)
+        sys.exit(status)
+    main()
 
 
 def main() -> None:
@@ -90,7 +123,7 @@ def _run_and_print(arguments: Sequence[str]) -> int:
 def _open_standard_streams() -> None:
     """Open /dev/null for each closed standard stream, so that no other file gets its descriptor.
 
-    Make standard output and standard error write escapes for characters that they cannot encode.
+    Make standard output and standard error write escapes for bytes and characters that they cannot encode.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -101,7 +134,7 @@ def _open_standard_streams() -> None:
                 os.close(null)
         stream = getattr(sys, name)
         if name != "stdin" and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=ESCAPING)
 
 
 def _complain(sentence: str, status: int) -> int:

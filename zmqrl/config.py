@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import tyro
 
 from zmqrl.errors import UsageError, require
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.learner.games import EnvConfig
 from zmqrl.learner.settings import BA3CConfig, NetworkConfig, PPOConfig
 from zmqrl.local.extras import missing
@@ -89,7 +89,7 @@ class WireConfig:
 class ScheduleConfig:
     """Schedules that follow the progress of the run end at the first of these limits.
 
-    Without any of them, a new run uses its own limits, and a resumed run keeps its earlier ones.
+    If none is given, schedules of a new run end at the limits of the run, and a resumed run keeps its earlier end.
     """
 
     updates: int | None = None
@@ -258,9 +258,10 @@ class Config:
         return self.optimizer.follows_progress or self.algorithm.follows_progress
 
     def with_schedule(self) -> "Config":
-        """These settings with an end for schedules: the limits of the run, if ``schedule`` sets no end.
+        """These settings, with an end for schedules.
 
-        Raises UsageError when a schedule has no end, or an end that a consistent run cannot follow.
+        The end comes from ``schedule``, from the limits of the run, or from the default. Raises UsageError when a
+        schedule has no end, or an end that a consistent run cannot follow.
         """
         if not self.follows_progress:
             return self
@@ -324,7 +325,7 @@ class Config:
         return found
 
     def pace_of(self, rank: int) -> Pace:
-        """The pace of a worker, which says how the worker is slowed down."""
+        """The pace of worker ``rank``, which slows the worker down."""
         straggler = self.stragglers().get(rank, Straggler(rank=rank))
         return Pace(law=self.pace, seed=self.seed, rank=rank, factor=straggler.factor, seconds=straggler.seconds)
 
@@ -424,7 +425,7 @@ class Config:
     def read(cls, path: Path) -> "Config":
         """Read ``config.json``, or the settings in ``cluster.json``. Raises UsageError when that fails."""
         try:
-            data = parse_json(path.read_text(encoding="utf-8"))
+            data = read_json(path)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}.") from error
         except ValueError as error:

@@ -1,4 +1,7 @@
-"""The errors that users see: one sentence with the problem, its place and the remedy. Standard library only."""
+"""The errors that users see: one sentence with the problem, its place and the remedy.
+
+This module uses only the standard library.
+"""
 
 import difflib
 import errno
@@ -16,7 +19,7 @@ class ZmqrlError(Exception):
 
 
 class UsageError(ZmqrlError):
-    """The user asked for something impossible: an unknown game, K above the number of workers, a port in use."""
+    """The user asked for something impossible, such as an unknown game, or K above the number of workers."""
 
     exit_status = 2
 
@@ -26,7 +29,7 @@ class UserCodeError(UsageError):
 
 
 class ClusterError(ZmqrlError):
-    """The cluster failed: a process keeps dying, a deadline has passed, a shard refuses a worker."""
+    """The cluster failed. For example, a process keeps dying, a deadline has passed, or a shard refuses a worker."""
 
 
 class UnwritableError(ClusterError):
@@ -101,7 +104,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def blaming(what: str) -> Iterator[None]:
-    """Turn exceptions and SystemExit from user code into a one-sentence UsageError, or UserCodeError if it may pass."""
+    """Turn exceptions and SystemExit of user code into a UsageError of one sentence.
+
+    It is a UserCodeError if the cause may pass.
+    """
     try:
         yield
     except UsageError:
@@ -113,7 +119,10 @@ def blaming(what: str) -> Iterator[None]:
 
 
 def load_function(blame: str, reference: str) -> Callable[..., Any]:
-    """The user's function ``reference``, module:function. Raises a UsageError that begins with ``blame``."""
+    """Load the user's function ``reference``, such as ``module:function``.
+
+    Raises a UsageError that begins with ``blame``.
+    """
     module_name, _, name = reference.partition(":")
     if not module_name or not name:
         raise UsageError(f"{blame}: must be module:function.")

@@ -1,25 +1,33 @@
-"""Files with one JSON object per line, readable while they grow. Standard library only."""
+"""Files of a run: JSON, and one JSON object per line, readable while they grow.
+
+This module uses only the standard library.
+"""
 
 import errno
+import io
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND
 PIECE_BYTES = 1 << 20
-SHALLOW = 100  # levels of data that can always be printed
+SHALLOW = 100  # data with at most this many nested levels can always be printed
 
 
 class JsonLines:
-    """Appends to ``path``. Each line is one write, so a reader never sees half a line. ``file`` is its descriptor."""
+    """Appends to ``path``.
+
+    Each line is one write, so a reader never sees half a line. ``file`` is the descriptor of the file.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open or create the file, and remove a line that a killed process left unfinished. Raises OSError."""
         self.path, self._failing = path, False
-        self.file = os.open(path, FLAGS, 0o644)
+        self.file = open_regular(path, FLAGS)
         self._cut_torn_line()
 
     def _cut_torn_line(self) -> None:
@@ -40,7 +48,7 @@ class JsonLines:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write_or_tell(self, record: Mapping[str, Any], notice: Callable[[str], None]) -> None:
-        """Append ``record``. If calls fail in a row, call ``notice`` for the first of them."""
+        """Append ``record``. If that fails, call ``notice``, but only for the first of several failures in a row."""
         try:
             self.write(record)
             self._failing = False
@@ -50,9 +58,10 @@ class JsonLines:
             self._failing = True
 
     def rewind(self, version: int, generation: int) -> None:
-        """Keep the rows up to ``version`` that no rollback undid. Move all other rows to a separate file.
+        """Keep the valid rows up to ``version``. Move all other rows to a separate file.
 
-        If that fails, raises OSError and leaves the file unchanged.
+        A row cancels the earlier rows of the same or a higher version. If the move fails, raises OSError and leaves the
+        file unchanged.
         """
         kept: list[tuple[int, bytes]] = []
         undone: list[bytes] = []
@@ -75,15 +84,46 @@ class JsonLines:
 
     def reopen(self) -> None:
         """Continue with the file that has replaced the open one. Raises OSError."""
-        replaced, self.file = self.file, os.open(self.path, FLAGS, 0o644)
+        replaced, self.file = self.file, open_regular(self.path, FLAGS)
         os.close(replaced)
 
     def close(self) -> None:
         os.close(self.file)
 
 
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Open a file that somebody else may have made, and return its descriptor. Never waits, not even for a pipe.
+
+    The ``flags`` are those of :func:`os.open`. Raises OSError, for example if ``path`` is not a regular file.
+    """
+    file = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o644)
+    kind = os.fstat(file).st_mode
+    if stat.S_ISREG(kind):
+        return file
+    os.close(file)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def open_file(path: Path) -> io.BufferedReader:
+    """Like :func:`open_regular`, but returns a file object for reading."""
+    return os.fdopen(open_regular(path), "rb")
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a regular file. Raises OSError."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of any origin. Raises OSError, and ValueError if :func:`parse_json` refuses the content."""
+    return parse_json(read_file(path).decode())
+
+
 def line_start(file: int, end: int, piece_bytes: int = PIECE_BYTES) -> int:
-    """The offset after the last newline before ``end`` in an open file, or 0. Reads the file in pieces from ``end``."""
+    """The offset after the last newline before ``end`` in an open file, or 0. Reads the file backwards, in pieces."""
     while end > 0:
         start = max(0, end - piece_bytes)
         newline = os.pread(file, end - start, start).rfind(b"\n")
@@ -94,10 +134,13 @@ def line_start(file: int, end: int, piece_bytes: int = PIECE_BYTES) -> int:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON of any origin. Raises ValueError, also if the data is nested too deeply to be parsed or printed."""
+    """Parse JSON of any origin.
+
+    Raises ValueError for invalid JSON, and for data that is nested too deeply to be parsed or printed.
+    """
     try:
         data = json.loads(text)
-        if _brackets(text) > SHALLOW:  # printing takes as long as parsing
+        if _brackets(text) > SHALLOW:  # only then, because printing takes as long as parsing
             repr(data)  # an error about the data may have to print it
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -105,7 +148,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _brackets(text: str | bytes) -> int:
-    """An upper bound of the depth of the data in ``text``."""
+    """An upper bound for the depth of the data in ``text``."""
     return text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
 
 

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 class Policy:
     """The policy of a run at ``version``, after ``wall_s`` seconds and ``agent_steps`` agent steps of training.
 
-    It computes in float64 on the CPU, so that the same seeds give the same games on every machine. In float32, the last
-    digits of a logit depend on the processor's vector width, the number of threads and the rest of the batch. These
-    digits sometimes change an action, and so the rest of the game. In float64 such differences are about 1e-15.
-    A user's own network computes with the dtype of training, because its code may require float32.
+    The policy computes in float64 on the CPU, so that the same seeds give the same games on every machine. In float32,
+    the last digits of a logit depend on the processor's vector width, the number of threads and the rest of the batch.
+    These digits sometimes change an action, and so the rest of the game. In float64 such differences are about 1e-15. A
+    user's own network computes with the dtype of training, because its code may require float32.
     """
 
     config: Config
@@ -45,10 +45,11 @@ class Policy:
         """Actions for ``observations`` (B, *shape), or one action for a single observation (*shape).
 
         Images are uint8 (B, channels, height, width) from 0 to 255. Other observations are vectors (B, n). Actions are
-        sampled with ``rng`` (default: unseeded). With ``greedy``, each is the most probable action.
+        sampled with ``rng`` (default: unseeded). With ``greedy``, each action is the most probable one.
 
-        Discrete actions are int64 (B,) or one int, counted from 0, even if the environment's actions are not. Several
-        choices at once are int64 (B, k). Box actions are float32 (B, D), in the units and bounds of the environment.
+        Discrete actions are int64 (B,) or one int. They are counted from 0, even if the environment counts its actions
+        from another number. Actions with several choices are int64 (B, k). Box actions are float32 (B, D), in the units
+        and bounds of the environment.
 
         Raises UsageError for observations of another shape or dtype, and when a user's own network fails.
         """
@@ -89,7 +90,11 @@ class Policy:
 
 
 def load_policy(run: str | Path, version: int | None = None) -> Policy:
-    """Load the policy of the run directory ``run`` from its newest checkpoint, or that of ``version`` if given.
+    """Load the policy of the run directory ``run`` from its newest checkpoint, or from the checkpoint of ``version`` if
+    given.
+
+    To find the spaces of the run's environment, this function makes the environment in the calling process, and closes
+    it again. If the environment leaves programs behind, these are children of the caller, and zmqrl does not end them.
 
     Raises UsageError when the run or the checkpoint does not exist, when a file is damaged, and when a user's own
     network fails.
@@ -111,7 +116,7 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
         model = make_model(config.model, spec, config.network)
     parameters = FlatParameters(model)
     if parameters.layout(1).tensors != weights.layout.tensors:
-        raise UsageError(f"{run}: checkpoint {weights.version} does not fit the network in config.json.")
+        raise UsageError(f"{run}: checkpoint {weights.version} does not match the network in config.json.")
     parameters.load(weights.vector)
     return Policy(
         config=config,

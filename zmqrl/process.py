@@ -1,6 +1,7 @@
-"""Functions for every zmqrl process: Ctrl-C, limits, cores, custom modules, logs, job, and the parent's messages.
+"""Functions for every zmqrl process. They handle Ctrl-C, limits, cores, custom modules, logs, the job, and the parent's
+messages.
 
-Standard library only.
+This module uses only the standard library.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from typing import Any, NoReturn
 from zmqrl.errors import UsageError
 
 PR_SET_PDEATHSIG = 1
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # signals that act like a single Ctrl-C, however often they come
 LOOK_UP_EVERY_S = 1.0  # waits are this short, because a signal that arrives just before a wait does not end it
 FEWEST_OPEN_FILES = 256  # a process of a small run opens about 40
 LOG_LEVEL = "ZMQRL_LOG_LEVEL"
@@ -39,14 +41,15 @@ _to_parent = 1  # file descriptor for ``say``
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Make Ctrl-C and SIGHUP raise KeyboardInterrupt in the block, which can then clean up.
+    """Make Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt in the block, which can then clean up.
 
-    Outside the block, they exit at once. A signal that was ignored when zmqrl started stays ignored.
+    Outside the block, these signals end the process at once. A signal that was ignored when zmqrl started stays
+    ignored.
     """
-    outside = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
-    for number, handler in zip(outside, (signal.default_int_handler, _hang_up), strict=True):
-        if callable(outside[number]):  # false if the signal is ignored
-            signal.signal(number, handler)
+    outside = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+    for number, before in outside.items():
+        if callable(before):  # false if the signal is ignored
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else _interrupt_once)
     try:
         yield
     finally:
@@ -55,8 +58,9 @@ def interruptible() -> Iterator[None]:
                 signal.signal(number, before)
 
 
-def _hang_up(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a shell and the kernel both send it: a second one must not disturb
+def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
+    for each in ENDING:  # both a shell and the kernel send SIGHUP, and systemd sends both signals
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -67,7 +71,9 @@ def use_all_cores() -> None:
 
 
 def usable_cores(proc: Path = Path("/proc/self")) -> int:
-    """The number of cores that this process may use: those it is bound to, up to its control groups' quota."""
+    """The number of cores that this process may use: the cores it is bound to, up to the quota of its control
+    groups.
+    """
     return max(1, math.floor(min(len(os.sched_getaffinity(0)), quota(proc))))
 
 
@@ -104,7 +110,7 @@ CORES = usable_cores()  # before torch is imported: the import may bind this thr
 
 
 def look_for_modules(*directories: str) -> None:
-    """Make the user's modules in ``directories`` importable. They are searched last, so that they hide no others."""
+    """Make the user's modules in ``directories`` importable. They are searched last, to avoid hiding other modules."""
     sys.path += [directory for directory in dict.fromkeys(directories) if directory not in sys.path]
 
 
@@ -139,7 +145,9 @@ def staying_here() -> Iterator[None]:
 
 
 def raise_open_files() -> None:
-    """Raise the soft limit of open files to the hard limit. Child processes inherit it."""
+    """Raise the soft limit of open files to the hard limit, or to ``MOST_OPEN_FILES``. Child processes inherit the new
+    limit.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -154,13 +162,18 @@ def check_open_files(needed: int = FEWEST_OPEN_FILES) -> None:
         raise UsageError(f"only {allowed} open files are allowed: raise the limit (ulimit -n) to at least {needed}.")
 
 
+def die_with_parent(number: int) -> None:
+    """Make the kernel send this process the signal ``number`` when the thread that has started it ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+
+
 def read_job(die_with: signal.Signals) -> dict[str, Any]:
     """Read the job, one line of JSON, from standard input. Make the kernel send ``die_with`` when the parent dies.
 
-    Standard input stays open. Its end shows that the parent is gone, even if the signal was lost. Only ``say`` writes
-    to standard output: other prints go to standard error.
+    Standard input stays open. The end of standard input shows that the parent is gone, even if the signal was lost.
+    Only ``say`` writes to standard output: other prints go to standard error.
     """
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(die_with), 0, 0, 0)
+    die_with_parent(die_with)
     parent = select.poll()
     parent.register(0, 0)
     if parent.poll(0):  # the parent died before prctl, perhaps during our imports: no signal will come
@@ -216,7 +229,7 @@ def quiet_children() -> Iterator[None]:
 def log_to_stderr(name: str) -> logging.Logger:
     """Set up a log of plain lines with time and level on standard error, which the parent stores in a file.
 
-    The level is that of :func:`log_level`, or info if the variable is not valid. Other packages log no debug lines.
+    The level is the result of :func:`log_level`, or info if this function fails. Other packages log no debug lines.
     """
     level = logging.INFO
     with contextlib.suppress(UsageError):  # checked by the command line, but a remote host can have another value
@@ -273,7 +286,9 @@ def _leave(*_: object) -> None:
 
 
 def say(facts: dict[str, Any]) -> None:
-    """Send ``facts`` to the parent as one line of JSON on standard output. The first line says that we are ready."""
+    """Send ``facts`` to the parent as one line of JSON on standard output. The first line also says that this process
+    is ready.
+    """
     line = json.dumps(facts).encode() + b"\n"
     while line:
         line = line[os.write(_to_parent, line) :]

@@ -1,4 +1,7 @@
-"""Identifies a process of a run: its role, and its number within that role. Standard library only."""
+"""Identifies a process of a run by its role, and by its number within this role.
+
+This module uses only the standard library.
+"""
 
 from dataclasses import dataclass
 from typing import Literal, Self, TypeAlias, get_args

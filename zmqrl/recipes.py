@@ -10,12 +10,33 @@ from zmqrl.ps.shard.optimizer import OptimizerConfig
 
 
 def breakout() -> Config:
+    """Breakout with A2C, which learns once from each rollout, and the narrow network: two workers on two cores.
+
+    The optimizer is that of Mnih et al. 2016 and OpenAI Baselines. Both use 80 samples per update and the learning rate
+    7e-4. Here, an update has 160 samples, because larger batches are faster, and the learning rate is sqrt(2) times as
+    high. The schedules end with the run, or after an hour if the run has no end.
+    """
+    return Config(
+        recipe="breakout",
+        env="ALE/Breakout-v5",
+        algo="ba3c",
+        model="narrow",
+        envs=EnvConfig(num_envs=16),
+        ba3c=BA3CConfig(rollout_steps=5, final_entropy_coefficient=0.0),
+        optimizer=OptimizerConfig(
+            name="rmsprop", learning_rate=1e-3, final_learning_rate=5e-5, alpha=0.99, epsilon=1e-5
+        ),
+        schedule=ScheduleConfig(default_minutes=60.0),
+    )
+
+
+def breakout_ppo() -> Config:
     """Breakout with PPO and the narrow network: two workers on two cores.
 
     The schedules end with the run, or after an hour if the run has no end.
     """
     return Config(
-        recipe="breakout",
+        recipe="breakout-ppo",
         env="ALE/Breakout-v5",
         model="narrow",
         envs=EnvConfig(num_envs=16),
@@ -27,27 +48,6 @@ def breakout() -> Config:
             final_entropy_coefficient=0.002,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, final_learning_rate=5e-5, epsilon=1e-5),
-        schedule=ScheduleConfig(default_minutes=60.0),
-    )
-
-
-def breakout_a2c() -> Config:
-    """Breakout with one pass over each rollout (A2C, RMSProp) and the narrow network: two workers on two cores.
-
-    The optimizer is that of Mnih et al. 2016 and OpenAI Baselines. They use 80 samples an update and the learning rate
-    7e-4. Here, an update has 160 samples, because larger batches are faster, and the learning rate is sqrt(2) times
-    higher. The schedules end with the run, or after an hour if the run has no end.
-    """
-    return Config(
-        recipe="breakout-a2c",
-        env="ALE/Breakout-v5",
-        algo="ba3c",
-        model="narrow",
-        envs=EnvConfig(num_envs=16),
-        ba3c=BA3CConfig(rollout_steps=5, final_entropy_coefficient=0.0),
-        optimizer=OptimizerConfig(
-            name="rmsprop", learning_rate=1e-3, final_learning_rate=5e-5, alpha=0.99, epsilon=1e-5
-        ),
         schedule=ScheduleConfig(default_minutes=60.0),
     )
 
@@ -79,7 +79,8 @@ def cartpole() -> Config:
 def pendulum() -> Config:
     """Pendulum with PPO: two workers, for experiments of a few minutes.
 
-    The discount is that of Raffin 2020, "RL Baselines3 Zoo". The schedule ends with the run, or after 5 minutes.
+    The discount is that of Raffin 2020, "RL Baselines3 Zoo". The schedule ends with the run, or after 5 minutes if the
+    run has no end.
     """
     config = _continuous("pendulum", "Pendulum-v1")
     return replace(
@@ -104,8 +105,9 @@ def hopper() -> Config:
 def _continuous(name: str, env: str) -> Config:
     """PPO for box actions, with the published settings of CleanRL's ``ppo_continuous_action``, on two workers.
 
-    An update learns from 64 samples, 32 of each worker, and a rollout has 2048 steps. CleanRL also clips values, and
-    takes a time limit for the end of a game. The schedule ends with the run, or after an hour if the run has no end.
+    An update learns from 64 samples, 32 from each worker. The rollouts of both workers together have 2048 steps. Unlike
+    zmqrl, CleanRL clips values, and treats a time limit as the end of a game. The schedule ends with the run, or after
+    an hour if the run has no end.
     """
     return Config(
         recipe=name,
@@ -118,7 +120,7 @@ def _continuous(name: str, env: str) -> Config:
             minibatches=32,
             shuffle="samples",
             clip=0.2,
-            value_coefficient=0.25,  # of a loss that CleanRL halves
+            value_coefficient=0.25,  # CleanRL: 0.5, for a value loss with a factor of 1/2
             entropy_coefficient=0.0,
         ),
         optimizer=OptimizerConfig(learning_rate=3e-4, final_learning_rate=0.0, epsilon=1e-5),
@@ -166,13 +168,13 @@ def dba3c_breakout() -> Config:
     )
 
 
-DBA3C_SAMPLES = 60 * 32  # of an update in the best run of the paper
+DBA3C_SAMPLES = 60 * 32  # samples per update in the best run of the paper
 
 
 def remark(config: Config) -> str | None:
     """A notice for a run that is not comparable with its recipe's paper, or None."""
     samples = config.effective_quorum() * config.algorithm.minibatch_samples(config.envs.num_envs)
-    if config.recipe != "dba3c-breakout" or samples > DBA3C_SAMPLES - 200:  # whole games make no more than 60 * 30
+    if config.recipe != "dba3c-breakout" or samples > DBA3C_SAMPLES - 200:  # 60 workers of the recipe have 60 * 30
         return None
     return (
         f"an update learns from {samples} samples, but from {DBA3C_SAMPLES:,} in the paper: results are not comparable"
@@ -181,7 +183,7 @@ def remark(config: Config) -> str | None:
 
 RECIPES: dict[str, Callable[[], Config]] = {
     "breakout": breakout,
-    "breakout-a2c": breakout_a2c,
+    "breakout-ppo": breakout_ppo,
     "pong": pong,
     "cartpole": cartpole,
     "pendulum": pendulum,

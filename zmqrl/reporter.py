@@ -27,8 +27,8 @@ class Reporter:
         self.sent_at = 0.0
 
     def played(self, games: list[Game], first_games: int) -> None:
-        """Count a complete rollout. ``games`` are those that ended in it. ``first_games`` of the worker's first games
-        have not ended yet.
+        """Count a complete rollout, in which ``games`` ended. ``first_games`` is the number of the worker's first games
+        that have not ended yet.
         """
         self.first_games = first_games
         self.agent_steps += self.steps_per_rollout

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zmqrl.errors import UsageError, naming, refusal
+from zmqrl.json_lines import open_file, open_regular
 from zmqrl.process_id import ProcessId
 
 LOCK = ".lock"
 DAEMON_LOCK = ".agent"  # host daemons of earlier versions lock this file too
 OF_SHARDS = ("history", "state")
-UNFINISHED = ".*.json*.unfinished"  # files that a killed process was writing, under the name that they would get
+UNFINISHED = ".*.json*.unfinished"  # temporary files that a process left because it was killed while writing
 ANOTHER = "choose another --run-dir"
 LONGEST_SOCKET_PATH = 90  # a Unix socket address has at most 107 bytes, and a file name follows this path
 
@@ -81,7 +82,7 @@ class RunDirectory:
         """Create the directory and lock it until :meth:`release`. Raises UsageError when that fails."""
         try:
             self._make()
-            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._lock = open_regular(self.path / LOCK, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise UsageError(refusal(error, self.path, ANOTHER)) from error
         try:
@@ -176,13 +177,13 @@ def holds_sockets(path: Path) -> bool:
 
 
 def directory_for_sockets() -> "tempfile.TemporaryDirectory[str]":
-    """Make a directory with mode 0700 for sockets: in the temporary directory, or in /tmp if its path is unfit."""
+    """Make a directory with mode 0700 for sockets, in /tmp if the path of the temporary directory is unsuitable."""
     fits = holds_sockets(Path(tempfile.gettempdir(), "zmqrl-01234567"))
     return tempfile.TemporaryDirectory(prefix="zmqrl-", dir=None if fits else "/tmp")
 
 
 def new_path(name: str) -> Path:
-    """The directory of a new run for which the user has named none: ``runs/NAME-DATE-TIME``."""
+    """The default directory of a new run: ``runs/NAME-DATE-TIME``."""
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
@@ -197,9 +198,9 @@ def not_a_run(path: Path | str) -> UsageError:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of the file ``path``. False if the file does not exist."""
+    """Whether a process holds the lock of the file ``path``. False if there is no such regular file."""
     try:
-        with path.open("rb") as lock:
+        with open_file(path) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -209,14 +210,34 @@ def is_locked(path: Path) -> bool:
 
 
 def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644) -> None:
-    """Write ``data`` so that readers see either the old or the new file, never a part. OSErrors name ``path``."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    """Write ``data`` so that readers see either the old or the new file, never a partial one. An OSError names
+    ``path``.
+    """
+    unfinished = _unfinished(path)
     with naming(path):
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT, mode)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 json.dump(data, file, indent=1)
                 file.write("\n")
+                file.truncate()  # space that was reserved
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Reserve ``size`` bytes of the disk, so that this process can call :func:`write_json` once, even on a full disk.
+    Does nothing if that is not possible.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(_unfinished(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        finally:
+            os.close(descriptor)
+
+
+def _unfinished(path: Path) -> Path:
+    """The file that this process renames to ``path`` once it is complete."""
+    return path.with_name(f".{path.name}.{os.getpid()}.unfinished")

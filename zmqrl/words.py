@@ -1,7 +1,17 @@
-"""Counts and lists of numbers in sentences. Standard library only."""
+"""Writes counts, lists of numbers, exit statuses and paths for sentences.
 
+This module uses only the standard library.
+"""
+
+import codecs
+import os
+import shlex
+import signal
 from collections.abc import Iterable
 from itertools import groupby
+from typing import Final
+
+ESCAPING: Final = "zmqrl-escaping"  # like the error handler backslashreplace of Python, but see ``escaped``
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
@@ -15,3 +25,44 @@ def numbered(noun: str, numbers: Iterable[int]) -> str:
     runs = [[number for _, number in run] for _, run in groupby(enumerate(ordered), lambda each: each[1] - each[0])]
     texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
     return f"{noun}{'' if len(ordered) == 1 else 's'} {', '.join(texts)}"
+
+
+def ended_how(status: int) -> str:
+    """An exit status, as ``Popen.wait`` returns it: ``exit status 3``, ``killed by SIGSEGV``."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"
+
+
+def as_word(path: object) -> str:
+    """A path as a word of a shell command, even if the path contains bytes that are not text: ``$'run-\\xff'``."""
+    text = str(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + "".join(_in_quotes(byte) for byte in os.fsencode(text)) + "'"
+
+
+def _in_quotes(byte: int) -> str:
+    return f"\\x{byte:02x}" if byte in b"\\'" or not 0x20 <= byte < 0x7F else chr(byte)
+
+
+def as_text(path: object) -> str:
+    """A path in a sentence: as it is, or :func:`as_word` if it cannot be printed."""
+    return str(path) if str(path).isprintable() else as_word(path)
+
+
+def escaped(text: str) -> str:
+    """``text`` with ``\\xff`` for each byte that is not text, as in the names of some files."""
+    return "".join(f"\\x{ord(each) - 0xDC00:02x}" if "\udc80" <= each <= "\udcff" else each for each in text)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = escaped(error.object[error.start : error.end])
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
+codecs.register_error(ESCAPING, _escape)

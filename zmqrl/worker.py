@@ -87,10 +87,10 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
 
 
 def keeps_activations(config: Config, model: nn.Module, learner: Learner | NoLearner) -> bool:
-    """Whether a worker learns with the activations of acting.
+    """Whether a worker keeps the activations from acting, and learns with them.
 
-    In asynchronous mode, slices of several versions can make weights that have the number of the oldest one. A subclass
-    of our network may call its layers in another way.
+    False in asynchronous mode: the weights are joined from slices of several versions, and weights with the same number
+    can differ. False for a subclass of our network: the subclass may call its layers in another way.
     """
     return type(model) is ConvPolicy and learner.uses_whole_rollouts and config.mode == "sync"
 
@@ -99,7 +99,9 @@ class ActorLearner:
     """The games, network, loss and rollout memory of a worker. Creating them takes seconds."""
 
     def __init__(self, config: Config, rank: int, version: int, *, threads: int, spans: Spans) -> None:
-        """``version``, roughly the newest of the run, seeds the games: a restarted worker plays different games."""
+        """``version`` is approximately the current version of the run. It seeds the games, so that a restarted worker
+        plays different games.
+        """
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
         torch.set_num_threads(threads)
@@ -155,7 +157,7 @@ def join(
 
 
 def main() -> None:
-    """Run one worker, whose job comes on standard input."""
+    """Run one worker. Read its job from standard input."""
     imported_s = lived_s()
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.worker")

@@ -32,7 +32,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def bring_up(lab: Lab) -> None:
-    """Makes a lab. If it fails or a signal other than `kill -9` stops it, it removes what it has made so far.
+    """Makes a lab. After a failure or a signal other than `kill -9`, removes what it has made so far.
 
     Raises `Refusal` if the directory, the name or the addresses are taken, and `Failure` if a step does not work.
     """
@@ -75,7 +75,7 @@ def refuse_what_is_taken(lab: Lab) -> None:
 def shared_directories(asked: list[str]) -> list[str]:
     """The directories that hosts must share, because their own directories would hide them.
 
-    These can be the checkout, that of Python, and the directories that the user `asked` for.
+    These can be the checkout, the directories of Python, and the directories that the user `asked` for.
 
     Raises `Refusal` for a directory that cannot be shared.
     """

@@ -72,7 +72,7 @@ def shape(lab: Lab, host: str, rate: str | None, delay: str | None) -> None:
 
 
 def shaped(lab: Lab, host: str) -> tuple[str | None, str | None]:
-    """The rate and the delay of a host, as `tc` takes them."""
+    """The rate and the delay of a host, in the notation of `tc`."""
     first_process(lab, host)
     rate = delay = None
     for qdisc in json.loads(run("tc", "-n", lab.netns(host), "-j", "qdisc", "show", "dev", "eth0").stdout):

@@ -1,8 +1,8 @@
-"""The first process of a host of the network lab. `netlab up` starts it in its own namespaces:
+"""The first process of a host of the network lab. `netlab up` starts this process in new namespaces:
 
     python host.py DIR HOST ADDRESS [SHARED ...]
 
-It gives the host its own directories and name, starts its SSH server, and then sleeps.
+The process gives the host its own directories and name, starts the host's SSH server, and then sleeps.
 """
 
 import ctypes
@@ -72,7 +72,7 @@ def main() -> NoReturn:
 
 
 def host_files(lab: Path, host: str, address: str) -> dict[Path, tuple[int, str]]:
-    """The host's own files with their modes, read from the lab's directory before that is hidden."""
+    """The host's own files with their modes, read from the lab's directory before this directory is hidden."""
     ssh = Path(HOME, ".ssh")
     key = lab / "id_ed25519"
     return {

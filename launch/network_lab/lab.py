@@ -34,7 +34,7 @@ class Lab:
 
     @property
     def cable(self) -> str:
-        """The machine's end of its cable to the switch."""
+        """The machine's end of the cable between the machine and the switch."""
         return f"{self.name}-net"
 
     def netns(self, host: str) -> str:
@@ -48,7 +48,7 @@ class Lab:
 
 
 def run(*command: str, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs a program. Raises `Failure` with the end of its output, unless `check` is off."""
+    """Runs a program. If the program fails and `check` is on, raises `Failure` with the end of its output."""
     done = subprocess.run(command, input=stdin, capture_output=True, text=True)
     if check and done.returncode:
         raise Failure(f"`{shlex.join(command)}` failed: {' '.join(done.stderr.split())[-300:]}")

@@ -56,7 +56,7 @@ def test_the_network_computes_whole_minibatches(
         (FRAMES, True),
         (replace(FRAMES, algo="ppo"), False),  # learns from each rollout several times
         (replace(FRAMES, mode="async"), False),  # learns with newer weights than it acted with
-        (replace(cartpole(), algo="ba3c"), False),  # this network keeps nothing
+        (replace(cartpole(), algo="ba3c"), False),  # this network keeps no activations
     ],
 )
 def test_a_forward_pass_counts_unless_the_learner_keeps_the_activations_of_acting(

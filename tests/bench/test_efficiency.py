@@ -23,7 +23,7 @@ times = st.fixed_dictionaries(dict.fromkeys(SPLIT, seconds))
 
 
 def cycles(versions: int, *, rank: int = 0, played_every: int = 2) -> Columns:
-    """A worker that acts at every other version: a cycle with a rollout takes 1 s, one without it 0.4 s."""
+    """A worker that acts at every other version. A cycle with a rollout takes 1 s. A cycle without one takes 0.4 s."""
     rows, now = [], 100.0
     for version in range(versions):
         played = version % played_every == 0

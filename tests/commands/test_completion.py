@@ -13,8 +13,9 @@ from support.terminal import terminal_of
 
 from zmqrl import cli
 from zmqrl.cli import COMMANDS
-from zmqrl.commands.completion import completions, options_of
+from zmqrl.commands.completion import completions
 from zmqrl.commands.measure.bench import BENCHMARKS
+from zmqrl.commands.options import options_of
 from zmqrl.config import Config
 from zmqrl.recipes import RECIPES
 

@@ -2,14 +2,12 @@
 
 import dataclasses
 import re
-import shlex
 
 import pytest
 
 from zmqrl import cli
 from zmqrl.commands.help import Group, grouped, help_of
-from zmqrl.commands.options import parse_known
-from zmqrl.commands.run import help, launch, train
+from zmqrl.commands.run import help
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,18 +88,3 @@ def test_every_option_of_a_run_is_in_a_group(command: str, capsys: pytest.Captur
     assert ("\nHOST OPTIONS\n" in shown) == (command == "launch")
     named = [name for group in (*help.RUN, *help.HOSTS) for name in (*group.options, *group.parts)]
     assert len(named) == len(set(named)), "an option is in two groups"
-
-
-def test_the_help_has_the_defaults_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["train", "cartpole", "-h"]) == 0
-    assert "(default: CartPole-v1)" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("example", [*help.TRAIN, *help.LAUNCH])
-def test_the_examples_are_valid_command_lines(example: str) -> None:
-    program, command, *arguments = shlex.split(example)
-    assert (program, command) in (("zmqrl", "train"), ("zmqrl", "launch"))
-    own = train.Options if command == "train" else launch.Options
-    _, rest = parse_known(own, arguments, command)
-    if "--resume" not in rest:
-        train.config_from(rest).check()

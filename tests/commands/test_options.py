@@ -1,13 +1,14 @@
 """Options that are given twice are never silently dropped."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 import tyro
 
 from zmqrl.commands.inspect import profile
-from zmqrl.commands.measure import simulate
+from zmqrl.commands.measure import compare, plot, simulate
 from zmqrl.commands.options import ALIASES, REPEATABLE, parse, parse_known
 from zmqrl.commands.run import launch
 from zmqrl.config import Config
@@ -45,6 +46,25 @@ def test_several_values_and_negative_numbers_do_not_count_as_repeated_options() 
     assert (config.straggle, config.stop_score) == (("0:1", "1:2"), -5.0)
     options, _ = parse_known(launch.Options, ["-H", "a", "--address", "a=10.0.0.1", "--address", "b=10.0.0.2"], "zmqrl")
     assert options.address == ("a=10.0.0.1", "b=10.0.0.2")
+
+
+@pytest.mark.parametrize("cls", [compare.Options, plot.Options, profile.Options])
+@pytest.mark.parametrize("line", ["--json one two", "one --json two", "one two --json", "--json -- one two"])
+def test_runs_may_stand_anywhere_among_the_options(cls: Any, line: str) -> None:
+    words = line.replace("--json", "--x minutes" if cls is plot.Options else "--json").split()
+    options = parse(cls, words, "zmqrl")
+    assert options.runs == (Path("one"), Path("two"))
+    assert options == parse(cls, [*words, "--"], "zmqrl")
+
+
+def test_a_scenario_file_may_stand_anywhere_among_the_options(tmp_path: Path) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text("workers = 7", encoding="utf-8")
+    for line in (f"{path} --shards 3 --json", f"--shards 3 {path} --json", f"--json --shards=3 {path}"):
+        options = simulate.options_from(line.split())
+        assert (options.settings.workers, options.settings.shards, options.json) == (7, 3, True)
+    with pytest.raises(UsageError, match="give only one of FILE"):
+        simulate.options_from([str(path), "--json", str(path)])
 
 
 def annotations(cls: type[Any], path: str = "--") -> dict[str, Any]:

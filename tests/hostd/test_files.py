@@ -56,6 +56,13 @@ def test_a_directory_that_the_user_chose_stays(base: Path, tmp_path: Path) -> No
     assert path.exists()
 
 
+@pytest.mark.timeout(60)  # a pipe has no writer, so it would keep its reader waiting
+def test_a_pipe_is_an_empty_file_for_the_launcher(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    piece = files.read(tmp_path, "pipe", 0)
+    assert (piece.data, piece.size) == ("", 0)
+
+
 def test_only_the_lock_that_is_in_the_directory_counts(base: Path) -> None:
     path, first = files.open_directory("run")
     _, waiting = files.open_directory("run")

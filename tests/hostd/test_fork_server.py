@@ -39,7 +39,7 @@ def daemon_of(watched: Watched) -> int:
 
 
 def command_of(pid: int) -> list[str]:
-    """What a process of the daemon runs. Empty if it has just begun or ended."""
+    """The module and the arguments of a process of the daemon. Empty if the process has just begun or ended."""
     with contextlib.suppress(OSError):
         text = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
         return text.rstrip("\0").partition("zmqrl.hostd.child\0")[2].split("\0")

@@ -1,4 +1,4 @@
-"""The guard of a host daemon kills a daemon that does not run, and no other."""
+"""The guard of a host daemon kills a daemon that is stopped or blocked, and no other daemon."""
 
 import contextlib
 import os

@@ -1,4 +1,6 @@
-"""What the processes of a run have left is ended, and nothing else. Pure: the operating system is replaced."""
+"""A daemon kills the programs that the processes of a run have left, and nothing else. Pure: stand-ins replace the
+system calls.
+"""
 
 import os
 from types import SimpleNamespace

@@ -9,7 +9,7 @@ LEASE_S = 8.0
 
 
 class Clocks:
-    """Two clocks: seconds without and with the sleep of the machine."""
+    """Two clocks: one stops while the machine sleeps, and the other goes on."""
 
     def __init__(self) -> None:
         self.awake_s, self.real_s = 1000.0, 5000.0

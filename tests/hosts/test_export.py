@@ -25,12 +25,12 @@ def test_the_values_of_the_launcher_are_handed_on(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("A_TOKEN", "-x A_TOKEN: this variable is not set here: set it, or remove the option."),
+        ("A_TOKEN", "-x A_TOKEN: this variable is not set here. Set it, or remove the option."),
         ("A-TOKEN", "-x A-TOKEN: not the name of an environment variable."),
         ("", "-x : not the name of an environment variable."),
         (
             f"A_TOKEN={SECRET}",
-            "-x A_TOKEN=...: other users can read the arguments of a command: set A_TOKEN in the environment, and use "
+            "-x A_TOKEN=...: other users can read the arguments of a command. Set A_TOKEN in the environment, and use "
             "-x A_TOKEN.",
         ),
     ],

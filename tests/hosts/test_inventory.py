@@ -1,4 +1,4 @@
-"""Hosts given by the user: lists, hostfiles and TOML files, and the errors about invalid ones."""
+"""Hosts given by the user: lists, hostfiles and TOML files, and the errors about invalid hosts."""
 
 import itertools
 import os
@@ -101,11 +101,11 @@ def test_several_ranges_expand_like_nested_loops(
         (":4", "there is no name before :4"),
         (
             "alice@h1:2222",
-            "'alice@h1:2222' would be a host with 2222 slots: if that is a port, set it as Port for a name",
+            "'alice@h1:2222' would be a host with 2222 slots. To use a port, set it as Port for a name",
         ),
         ("alice@h1:22", "would be a host with 22 slots"),
         ("h1:2222", "would be a host with 2222 slots"),
-        ("h1:four", "'h1:four' has a colon: write slots as h1:4"),
+        ("h1:four", "'h1:four' has a colon. Write slots as h1:4"),
         ("h1:-2", "'h1:-2' has a colon"),
         ("[::1]", "IPv6 address, give that host a name in ssh_config"),
         ("[fe80::1]:2", "IPv6 address, give that host a name in ssh_config"),
@@ -121,7 +121,7 @@ def test_several_ranges_expand_like_nested_loops(
         ("h[16-01]", r"the range \[16-01\] is reversed; write \[01-16\]"),
         ("h[1-1025]", r"the range \[1-1025\] stands for more than 1024 hosts"),
         ("h[1-33]x[1-32]", r"h\[1-33\]x\[1-32\] stands for more than 1024 hosts"),
-        ("h1,h2,h1:4", "host h1 is listed 2 times: list it once"),
+        ("h1,h2,h1:4", "host h1 is listed 2 times. List it once"),
         ("h[1-3],h2", "host h2 is listed 2 times"),
         ("h[1,1]", "host h1 is listed 2 times"),
         ("-oProxyCommand=id", "'-oProxyCommand=id' is not a host name"),
@@ -224,9 +224,9 @@ def test_a_file_may_begin_with_a_bom(tmp_path: Path, name: str) -> None:
         ("h1 h2", "line 1: unknown setting 'h2'; other settings need a TOML file"),
         ("h1 slots=many", "slots=many must be slots=N, such as slots=4"),
         ("h1 slots", "slots must be slots=N"),
-        ("h1:four", "hostfile, line 1: 'h1:four' has a colon: write slots as h1:4"),
+        ("h1:four", "hostfile, line 1: 'h1:four' has a colon. Write slots as h1:4"),
         ("fe80::1", "hostfile, line 1: 'fe80:' has a colon"),
-        ("alice@h1:2222", "line 1: 'alice@h1:2222' would be a host with 2222 slots: if that is a port, set it as Port"),
+        ("alice@h1:2222", "line 1: 'alice@h1:2222' would be a host with 2222 slots. To use a port, set it as Port"),
         ("h1 slots = many", "slots=many must be slots=N, such as slots=4"),
         ("h1 slots =", "slots= must be slots=N"),
         ("h1,h2", "'h1,h2' is not a host name"),
@@ -329,7 +329,7 @@ HOST = '[[host]]\nname = "h1"\n'
         ('[host]\nname = "h1"\n', r"each host must be below a line \[\[host\]\]"),
         ('host = ["h1"]\n', r"each host must be below a line \[\[host\]\]"),
         ("defaults = 3\n", r"defaults must be below a line \[defaults\]"),
-        ('[defaults]\nname = "h1"\n', r"\[defaults\]: name is a setting of one host: move it below its \[\[host\]\]"),
+        ('[defaults]\nname = "h1"\n', r"\[defaults\]: name is a setting of one host. Move it below its \[\[host\]\]"),
         ('[defaults]\naddress = "h1"\n', r"\[defaults\]: address is a setting of one host"),
         ("[defaults]\nslot = 4\n", r"hosts.toml, \[defaults\]: unknown key 'slot' \(did you mean slots\?\)"),
         (HOST + "[[host]]\nslots = 4\n", r"\[\[host\]\] number 2 needs a name"),

@@ -1,4 +1,6 @@
-"""The manifest in ``launch/kubernetes/``, and what zmqrl asks of kubectl and docker, which stand-ins replace."""
+"""The manifest in ``launch/kubernetes/``, and the kubectl and docker commands of zmqrl. Stand-ins replace both
+programs.
+"""
 
 import json
 import sys

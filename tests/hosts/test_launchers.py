@@ -1,8 +1,8 @@
-"""One life cycle for all launchers: they report the start and the end of every process, and leave none behind.
+"""One life cycle for all launchers: they report the start and the end of every process, and leave no process behind.
 
-Tests of the life cycle run in each of these places: this machine, a host reached by ssh, a node of a Slurm job, a
-network namespace, a node of a Ray cluster, and a plain command that stands in for one that reaches a host. Where a
-place is *forked*, the host daemon lets its fork server start the processes.
+Tests of the life cycle run on this machine, on a host reached by ssh, on a node of a Slurm job, in a network namespace,
+and on a node of a Ray cluster. They also run behind a plain command, which stands in for a command that reaches a host.
+In a *forked* place, the fork server of the host daemon starts the processes.
 """
 
 import contextlib
@@ -162,7 +162,7 @@ def place_called(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.
 
 @pytest.fixture
 def where(tmp_path: Path) -> Path:
-    """A directory path that exists on this machine and on the host, where it can be a different directory."""
+    """A path at which this machine and the host each have a directory. These can be two different directories."""
     return tmp_path
 
 
@@ -259,7 +259,7 @@ def test_everything_that_a_process_has_started_ends_with_it_and_nothing_else_doe
     one, other, willing = watched.up(ONE, OTHER, WILLING)
     watched.launcher.tell(WILLING, {"n": 1})
     eventually(lambda: len(watched.said(WILLING)) == 2, "by now, the host daemon has seen the server", WITHIN_S)
-    time.sleep(1.2 * DEATH_IS_SEEN_WITHIN_S)  # by now, the server cannot belong to a process that dies
+    time.sleep(1.2 * DEATH_IS_SEEN_WITHIN_S)  # a death after this time does not end the server
     watched.place.kill(one["pid"])
     watched.end(ONE)
     eventually(lambda: not any(map(watched.place.alive, one["started"])), "what it started ends", WITHIN_S)

@@ -1,4 +1,6 @@
-"""The connection to a host daemon: what else may be on it, and why it is lost. Other programs stand in for ssh."""
+"""The connection to a host daemon: other output on the connection, and the reasons why the connection is lost. Other
+programs stand in for ssh.
+"""
 
 import shlex
 import shutil
@@ -24,7 +26,7 @@ def link_to(work: Path, script: str, *, lease_s: float | None = None) -> Link:
 
 
 def lost(link: Link) -> str:
-    """Open the link, unless it is open. Returns the reason why it is lost."""
+    """Open the link if it is not open. Returns the reason why the link is lost."""
     if link.process is None:
         link.open()
     reasons: list[str] = []

@@ -27,7 +27,9 @@ def connect(lab: Lab, host: str) -> socket.socket:
 
 
 def remains(where: Slot) -> list[str]:
-    """The remains of a lab: namespaces, links, addresses, its directory, and processes that tests started on it."""
+    """The remains of a lab: namespaces, addresses, links, mounts, the directory, and processes that tests started on
+    the lab.
+    """
     found = [line for line in output("ip", "netns", "list").splitlines() if line.startswith(where.name)]
     found += [line for line in output("ip", "-o", "addr").splitlines() if where.subnet in line]
     found += [line for line in output("ip", "-o", "link").splitlines() if f"{where.name}-" in line]

@@ -36,7 +36,7 @@ def test_nodes_are_named_by_their_machines() -> None:
 def test_a_host_whose_cpus_are_all_in_use_is_refused() -> None:
     cluster = RayCluster(address="head:1", nodes=ray_cluster._by_name([node(1, "a"), node(2, "b", 0)]))
     cluster.check(["a"])
-    with pytest.raises(UsageError, match="other programs use all CPUs of b: leave these out with --exclude b"):
+    with pytest.raises(UsageError, match=r"other programs use all CPUs of b\. Leave these hosts out with --exclude b"):
         cluster.check(["a", "b"])
 
 

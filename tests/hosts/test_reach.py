@@ -1,4 +1,4 @@
-"""The way in which the user names hosts is kept in the run directory, so that ``zmqrl launch --resume RUN`` has it."""
+"""The run directory stores how the user named the hosts, for ``zmqrl launch --resume RUN`` without host options."""
 
 import json
 import string

@@ -19,7 +19,7 @@ from support.slurm import NODES, Slurm
 
 from zmqrl.commands.run.launch import Options, directory_name, run
 from zmqrl.config import Config
-from zmqrl.errors import UsageError
+from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.reach import over_tcp
 from zmqrl.hosts.ways import slurm as slurm_jobs
 from zmqrl.hosts.ways.slurm import allocation, cores_of, is_over, resolve, srun_command
@@ -40,11 +40,44 @@ WITHIN_S = 120.0
 # what Slurm says
 
 
-@pytest.mark.parametrize(
-    ("text", "cores"), [("8", [8]), ("8(x2),16", [8, 8, 16]), ("2,4(x1),2(x3)", [2, 4, 2, 2, 2]), ("", [])]
-)
+@pytest.mark.parametrize(("text", "cores"), [("8", [8]), ("8(x2),16", [8, 8, 16]), ("2,4(x1),2(x3)", [2, 4, 2, 2, 2])])
 def test_the_cores_of_each_node_are_read(text: str, cores: list[int]) -> None:
     assert cores_of(text) == cores
+
+
+JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_JOB_CPUS_PER_NODE": "8(x3)"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "complaint"),
+    [
+        ("SLURM_STEP_NUM_TASKS", "x", "is 'x', but must be a number."),
+        ("SLURM_STEP_NUM_TASKS", "", "is '', but must be a number."),
+        ("SLURM_HET_SIZE", "-1", "is '-1', but must be a number."),
+        ("SLURM_JOB_NODELIST", " ", "is empty, but must list the nodes of the job."),
+        ("SLURM_JOB_NODELIST", "n[1-", "is 'n[1-': scontrol show hostnames: Invalid hostlist."),
+        ("SLURM_JOB_NODELIST", "--help", ": '--help' is not a host name:"),
+        ("SLURM_JOB_CPUS_PER_NODE", "", "is '', but must list cores, such as '8(x2),16'."),
+        ("SLURM_JOB_CPUS_PER_NODE", "8(x3", "is '8(x3', but must list cores, such as '8(x2),16'."),
+        ("SLURM_JOB_CPUS_PER_NODE", "8(x2),,8", "is '8(x2),,8', but must list cores"),
+        ("SLURM_JOB_CPUS_PER_NODE", "8(x999999999)", "is '8(x999999999)', but must list cores"),
+        ("SLURM_JOB_CPUS_PER_NODE", "8(x2)", "lists 2 nodes, but the job has 3."),
+    ],
+)
+def test_an_odd_variable_of_a_job_is_refused_in_a_sentence_with_its_name(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str, complaint: str
+) -> None:
+    def scontrol(*arguments: str) -> str:
+        if arguments[-1] == "n[1-":
+            raise ClusterError("scontrol show hostnames: Invalid hostlist.")
+        return "n1\nn2\nn3\n" if arguments[-1] == "n[1-3]" else f"{arguments[-1]}\n"
+
+    monkeypatch.setattr(slurm_jobs, "scontrol", scontrol)
+    assert allocation(JOB).cores == {"n1": 8, "n2": 8, "n3": 8}
+    with pytest.raises((UsageError, ClusterError)) as error:
+        allocation(JOB | {variable: text})
+    assert str(error.value).startswith(f"--slurm: {variable}")
+    assert complaint in str(error.value)
 
 
 def test_a_node_that_resolves_itself_to_loopback_gets_its_outgoing_address(
@@ -78,7 +111,7 @@ def test_many_launchers_started_by_srun_are_refused() -> None:
 
 
 def test_a_heterogeneous_job_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"^--slurm: job 7 is heterogeneous, .* of its 2 parts: submit it as one"):
+    with pytest.raises(UsageError, match=r"^--slurm: job 7 is heterogeneous, .* of its 2 parts\. Submit it as one"):
         allocation({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_HET_SIZE": "2"})
 
 

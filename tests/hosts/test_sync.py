@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -59,7 +60,7 @@ class Host:
 
 @pytest.fixture(autouse=True)
 def no_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command that a test runs in this process leaves a path to the checkout, which would hide the wheel."""
+    """Remove PYTHONPATH: earlier tests may have put the checkout there, which would hide the wheel."""
     monkeypatch.delenv("PYTHONPATH", raising=False)
 
 
@@ -183,6 +184,12 @@ def test_a_host_with_an_old_python_is_reported(tmp_path: Path) -> None:
     assert "zmqrl needs 3.11 or newer" in done.stderr
 
 
+@pytest.mark.parametrize("redirected", ["exec {} </dev/null", ": | {}"])
+def test_a_command_that_does_not_pass_standard_input_on_is_reported(redirected: str) -> None:
+    command = redirected.format(shlex.join([sys.executable, "-c", sync.BOOTSTRAP]))
+    assert connect([Link("h", ["sh", "-c", command], work="", lease_s=None, first=b"{}\n")]) == {"h": h.NO_INPUT}
+
+
 def test_a_package_missing_here_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
@@ -197,7 +204,7 @@ def test_a_package_missing_here_is_reported_in_one_sentence(monkeypatch: pytest.
 
 @pytest.fixture
 def small_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
-    """zmqrl requires a package that no host has, in a build of its own."""
+    """Make zmqrl require a package that no host has."""
     required, pinned, lacking = sync.requirements(), sync.pins(), {"zmqrl-small": "1.0"}
     monkeypatch.setattr(sync, "requirements", lambda: required | lacking)
     monkeypatch.setattr(sync, "pins", lambda: pinned | lacking)

@@ -1,4 +1,4 @@
-"""Hosts behind any command: what zmqrl runs for ``--via`` and ``via`` of a hosts file."""
+"""Hosts behind any command: the commands that zmqrl runs for ``--via``, and for ``via`` in a hosts file."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.paths import ROOT
 
 from zmqrl.errors import UsageError
-from zmqrl.hostd.messages import Up
+from zmqrl.hostd.messages import NO_INPUT, Up
 from zmqrl.hosts import reach
 from zmqrl.hosts.connecting import connect
 from zmqrl.hosts.inventory import Host, read_hosts
@@ -59,7 +59,7 @@ def test_a_name_replaces_only_its_own_place(text: str, host: str) -> None:
 @pytest.mark.parametrize(
     ("via", "sentence"),
     [
-        ("docker exec -i", "--via 'docker exec -i': {host} is missing: write it where the name of the host belongs."),
+        ("docker exec -i", "--via 'docker exec -i': {host} is missing. Write it where the name of the host belongs."),
         ("", "--via '': {host} is missing"),
         ("docker exec '{host}", "no closing quotation."),
     ],
@@ -200,6 +200,8 @@ def test_this_machine_has_the_address_from_which_it_reaches_another_host(monkeyp
         ("sh -c 'echo no such container: {host} >&2; exit 1'", "no such container: h1"),
         ("sh -c 'exit 7; {host}'", "exit status 7"),
         ("env ON={host} /nowhere/python", "env: .*python.*: No such file or directory: install it"),
+        ("sh -c 'exec {command} </dev/null' {host}", f"zmqrl hostd: {NO_INPUT}"),
+        ("sh -c ': | {command}' {host}", f"zmqrl hostd: {NO_INPUT}"),
     ],
 )
 def test_an_error_names_the_host_and_the_command(tmp_path: Path, via: str, why: str) -> None:

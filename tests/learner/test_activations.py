@@ -1,4 +1,4 @@
-"""Learning with the activations of acting gives the gradient of learning without them."""
+"""Learning with the activations from acting gives the same gradient as learning without them."""
 
 from typing import cast
 
@@ -17,7 +17,7 @@ CONFIG = BA3CConfig(rollout_steps=3)
 
 
 def played(name: str, compute: Compute = "float32", *, keeps_activations: bool = True) -> tuple[ConvPolicy, Rollout]:
-    """A network and a rollout of two games that it played."""
+    """A network, and a rollout of two games that the network played."""
     torch.manual_seed(0)
     envs = FrameEnvs(num_envs=2)
     model = make_model(name, envs.spec, NetworkConfig(compute=compute, hidden=32))

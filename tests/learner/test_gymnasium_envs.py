@@ -6,13 +6,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import EnvConfig, Game, describe_env, make_envs, try_env
 from zmqrl.learner.games import ActionSpace, BoxActions, DiscreteActions, FactoredActions
+from zmqrl.local.extras import install_command
 
 pytestmark = pytest.mark.processes
 
@@ -73,13 +74,24 @@ class OldStep(User):
 
 
 class Spaceless(User):
+    space: gymnasium.Space[Any] = Nameless()
+
     def __init__(self) -> None:
-        self.observation_space = Nameless()
+        self.observation_space = self.space
+
+
+class Packaged(User):
+    remedy = 'pip install "gymnasium[box2d]"'
+
+    def __init__(self) -> None:
+        raise gymnasium.error.DependencyNotInstalled(f"run {self.remedy}")
 
 
 @pytest.fixture
 def register() -> Iterator[Any]:
-    """``register(cls, **attributes)`` registers an environment whose class has these attributes; returns its id."""
+    """``register(cls, **attributes)`` registers an environment whose class has these attributes. Returns the id of the
+    environment.
+    """
     made: list[str] = []
 
     def registered(cls: type[User] = User, **attributes: Any) -> str:
@@ -106,6 +118,10 @@ SEEN: dict[str, Any] = {"a": 1, "b": np.array([2.0, 3.0])}
         (Raising, {}, "fails: NotImplementedError."),
         (Leaving, {}, "fails: SystemExit: no licence."),
         (Spaceless, {}, "has Nameless observations, which cannot be flattened."),
+        (Spaceless, {"space": Sequence(Discrete(2))}, "has Sequence observations, which cannot be flattened."),
+        (Spaceless, {"space": Box(-1.0, 1.0, (0,))}, "has Box float32 (0,) observations, which are empty."),
+        (Packaged, {}, f"needs packages that are not installed: run {install_command('box2d')}."),
+        (Packaged, {"remedy": "gymnasium[toy]"}, "does not start: DependencyNotInstalled: run gymnasium[toy]."),
         (User, {"observation_space": None}, "has NoneType observations, which cannot be flattened."),
         (
             User,
@@ -293,7 +309,7 @@ def test_frames_that_are_not_whole_numbers_are_refused_as_images(register: Any) 
 
 
 class Taking(User):
-    """Remembers the actions that it is given, which must belong to its space."""
+    """Records the actions that it gets. These actions must belong to its action space."""
 
     taken: Any
 

@@ -28,7 +28,7 @@ def outputs_for(actions: ActionSpace, batch: int, seed: int = 0) -> Tensor:
 
 
 def theirs(actions: ActionSpace, outputs: Tensor) -> Sequence[Distribution]:
-    """The same policy, as one distribution per number of an action."""
+    """The same policy as one distribution for each number in an action."""
     if isinstance(actions, BoxActions):
         means, log_stds = torch.split(outputs, len(actions.low), -1)
         return [Normal(mean, log_std.exp()) for mean, log_std in zip(means.T, log_stds.T, strict=True)]

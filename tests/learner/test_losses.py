@@ -210,7 +210,9 @@ def test_a_gradient_depends_on_its_version_and_not_on_earlier_work(
 
 
 def draw_rollout(steps: int = 8, num_envs: int = 6, *, seed: int = 0, number: int = 0) -> Rollout:
-    """A rollout of vectors whose first number identifies the sample. Rewards are at most 3. A few steps end a game."""
+    """A rollout of vectors whose first number identifies the sample. Rewards are from -3 to 3. A few steps end a
+    game.
+    """
     generator = torch.Generator().manual_seed(seed)
     rollout = Rollout(steps=steps, num_envs=num_envs, spec=described((4,)))
     rollout.number = number
@@ -391,7 +393,7 @@ def test_the_same_minibatch_gives_the_same_gradient_bit_for_bit() -> None:
 
 
 class Bandits:
-    """Two arms. The observation says which arm pays 1; the other pays nothing. A game has one step."""
+    """Two arms. The observation says which arm pays 1. The other arm pays nothing. A game has one step."""
 
     spec = described((2,), 2)
 

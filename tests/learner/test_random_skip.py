@@ -59,7 +59,7 @@ class Unpooled:
     ],
 )
 def test_random_frame_skip_matches_the_bare_emulator(env_id: str, grayscale: bool, life_loss: bool) -> None:
-    """Full games with sticky actions. Amidar's number of lives starts at 0 and rises."""
+    """The test plays full games with sticky actions. Amidar's number of lives starts at 0 and rises."""
     config = dataclasses.replace(RANDOM_SKIP, grayscale=grayscale, life_loss=life_loss)
     ours, theirs = make_envs(env_id, config, threads=1), Unpooled(env_id, config, seed=5)
     theirs.assert_shown(ours.reset(5)[0])

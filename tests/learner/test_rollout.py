@@ -16,7 +16,7 @@ from zmqrl.observe.spans import Spans
 
 
 class ValueIsTheStep(nn.Module):
-    """A model with V(game, step) = step. Its policy prefers the action whose number is that of the game."""
+    """A model with V(game, step) = step. Its policy prefers the action whose number equals the number of the game."""
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         logits = torch.nn.functional.one_hot(observations[:, 0].long() % 4, 4).float()

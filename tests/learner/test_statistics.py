@@ -184,7 +184,7 @@ def test_images_cannot_be_normalized() -> None:
 
 
 def test_rewards_are_scaled_like_those_of_gymnasium_once_statistics_are_known() -> None:
-    """With many rollouts, both divide by the deviation of the same discounted returns."""
+    """With many rollouts, zmqrl and Gymnasium divide by the deviation of the same discounted returns."""
     rng, moments = np.random.default_rng(0), Moments(1)
     rewards, over = rng.normal(1.0, 2.0, (2000, 1)).astype(np.float32), np.zeros((2000, 1), bool)
 

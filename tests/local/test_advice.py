@@ -1,4 +1,4 @@
-"""What zmqrl would change on a machine: nothing on a good one, and one sentence for each limit."""
+"""The advice of zmqrl about a machine: nothing for a good machine, and one sentence for each limit."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""Optional packages: without one, each command that needs it says so in one sentence, before anything starts."""
+"""If an optional package is missing, each command that needs it says so in one sentence, before anything starts."""
 
 import json
 import os

@@ -15,7 +15,7 @@ flags\t\t: fpu avx2 avx512f avx512_bf16
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A machine that answers nothing yet."""
+    """A root directory like that of a machine, without any files yet."""
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "sys/devices/system/clocksource/clocksource0").mkdir(parents=True)
     return tmp_path

@@ -74,7 +74,7 @@ def exporter() -> Iterator[Exporter]:
 
 
 def scraped(exporter: Exporter) -> Samples:
-    """The value of each sample, by its name followed by its labels: ``("zmqrl_shard_version", "shard=0")``."""
+    """The value of each sample, by the name and the labels of the sample: ``("zmqrl_shard_version", "shard=0")``."""
     with urllib.request.urlopen(exporter.url, timeout=60) as answer:
         text = answer.read().decode()
     return {

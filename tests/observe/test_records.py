@@ -14,6 +14,12 @@ from zmqrl.observe.curves import GRID_POINTS, curve, grouped, outcome_shares, sm
 from zmqrl.observe.forms import ROW, readable_lines
 from zmqrl.observe.records import RunRecord, differing, merged, read_runs
 
+FIGURE = "a number from -1e110 to 1e110, null, or an object of these"
+COUNTS = "an object in which each value is a whole number from 0 to 1e110"
+SEEDS = "a list in which each item is a whole number from 0 to 1e110"
+INTERVAL = "a pair of numbers with the lower one first"
+PROVENANCE = "an object with versions, commit, cpu and cores"
+
 # a run directory
 
 
@@ -70,15 +76,22 @@ def refusal(path: Path) -> str:
         ("[1]", "there is no JSON object"),
         pytest.param("[" * 100_000, "there is no JSON object", id="nested too deeply"),
         ('{"version": 3, "wall_s": 1}', "there is no agent_steps"),
-        ('{"version": "x", "wall_s": 1, "agent_steps": 1}', "version is not a number"),
-        ('{"version": 1, "wall_s": null, "agent_steps": 1}', "wall_s is not a number"),
-        ('{"version": 1, "wall_s": NaN, "agent_steps": 1}', "wall_s is not a number"),
-        pytest.param(json.dumps(row(2, wall_s=10**400)), "wall_s is not a number", id="too large for a float"),
-        (json.dumps(row(2, entropy="high")), "entropy is not a number, null, or an object of numbers and nulls"),
-        (json.dumps(row(2, split_s={"act": []})), "split_s is not a number, null, or an object of numbers and nulls"),
-        (json.dumps(row(2, episodes={})), "episodes is not a number or null"),
-        (json.dumps(row(2, contributions=3)), "contributions is not an object of numbers"),
-        (json.dumps(row(2, contributions={"used": None})), "contributions is not an object of numbers"),
+        ('{"version": "x", "wall_s": 1, "agent_steps": 1}', "version is not a whole number from 0 to 1e110"),
+        (json.dumps(row(2, version=2.5)), "version is not a whole number from 0 to 1e110"),
+        (json.dumps(row(2, version=-1)), "version is not a whole number from 0 to 1e110"),
+        ('{"version": 1, "wall_s": null, "agent_steps": 1}', "wall_s is not a number from 0 to 1e110"),
+        ('{"version": 1, "wall_s": NaN, "agent_steps": 1}', "wall_s is not a number from 0 to 1e110"),
+        (json.dumps(row(2, wall_s=-2.0)), "wall_s is not a number from 0 to 1e110"),
+        (json.dumps(row(2, score_mean_50=1e300)), "score_mean_50 is not a number from -1e110 to 1e110 or null"),
+        pytest.param(
+            json.dumps(row(2, wall_s=10**400)), "wall_s is not a number from 0 to 1e110", id="too large for a float"
+        ),
+        (json.dumps(row(2, entropy="high")), f"entropy is not {FIGURE}"),
+        (json.dumps(row(2, split_s={"act": []})), f"split_s is not {FIGURE}"),
+        (json.dumps(row(2, episodes={})), "episodes is not a whole number from 0 to 1e110 or null"),
+        (json.dumps(row(2, contributions=3)), f"contributions is not {COUNTS}"),
+        (json.dumps(row(2, contributions={"used": None})), f"contributions is not {COUNTS}"),
+        (json.dumps(row(2, contributions={"used": 5, "late": -5})), f"contributions is not {COUNTS}"),
     ],
 )
 def test_an_error_names_a_damaged_row_and_its_problem(tmp_path: Path, line: str, complaint: str) -> None:
@@ -106,10 +119,18 @@ def test_damaged_rows_can_be_skipped_with_a_notice(tmp_path: Path) -> None:
     ("line", "complaint"),
     [
         ({"mean": 5.0}, "there is no version"),
-        ({"version": 10, "mean": "5"}, "mean is not a number"),
-        ({"version": 10, "mean": 5.0, "wall_s": "x"}, "wall_s is not a number"),
-        ({"version": 10, "mean": 5.0, "ci95": 5.0}, "ci95 is not a pair of numbers"),
-        ({"version": 10, "mean": 5.0, "ci95": [4.0]}, "ci95 is not a pair of numbers"),
+        ({"version": 10, "mean": "5"}, "mean is not a number from -1e110 to 1e110"),
+        ({"version": 1.5, "mean": 5.0}, "version is not a whole number from 0 to 1e110"),
+        ({"version": 10, "mean": 5.0, "wall_s": "x"}, "wall_s is not a number from 0 to 1e110"),
+        ({"version": 10, "mean": 5.0, "agent_steps": -1}, "agent_steps is not a whole number from 0 to 1e110"),
+        ({"version": 10, "mean": 5.0, "ci95": 5.0}, f"ci95 is not {INTERVAL}"),
+        ({"version": 10, "mean": 5.0, "ci95": [4.0]}, f"ci95 is not {INTERVAL}"),
+        ({"version": 10, "mean": 5.0, "ci95": [6.0, 4.0]}, f"ci95 is not {INTERVAL}"),
+        ({"version": 10, "mean": 5.0, "seeds": [-1]}, f"seeds is not {SEEDS}"),
+        ({"version": 10, "mean": 5.0, "seeds": [1.5]}, f"seeds is not {SEEDS}"),
+        ({"version": 10, "mean": 5.0, "episodes": 10**7}, "episodes is not a whole number from 0 to 1000000"),
+        ({"version": 10, "mean": 5.0, "median": "5"}, "median is not a number from -1e110 to 1e110"),
+        ({"version": 10, "mean": 5.0, "greedy": "no"}, "greedy is not true or false"),
     ],
 )
 def test_an_error_names_a_damaged_evaluation_and_its_problem(
@@ -127,10 +148,13 @@ def test_an_error_names_a_damaged_evaluation_and_its_problem(
         pytest.param("\x00" * 100, "there is no JSON object", id="zeros"),
         ("[]", "there is no JSON object"),
         ("{}", "there is no exit_reason"),
-        (json.dumps(summary(wall_s=None)), "wall_s is not a number"),
-        (json.dumps(summary(score_mean_50="5")), "score_mean_50 is not a number or null"),
-        (json.dumps(summary(provenance=None)), "provenance is not an object with commit and cpu"),
-        (json.dumps(summary(provenance={"commit": ["abc"]})), "provenance is not an object with commit and cpu"),
+        (json.dumps(summary(wall_s=None)), "wall_s is not a number from 0 to 1e110"),
+        (json.dumps(summary(score_mean_50="5")), "score_mean_50 is not a number from -1e110 to 1e110 or null"),
+        (json.dumps(summary(flavour=5)), "flavour is not a string"),
+        (json.dumps(summary(provenance=None)), f"provenance is not {PROVENANCE}"),
+        (json.dumps(summary(provenance={"commit": ["abc"]})), f"provenance is not {PROVENANCE}"),
+        (json.dumps(summary(provenance={"cores": "two"})), f"provenance is not {PROVENANCE}"),
+        (json.dumps(summary(provenance={"packages": ["numpy"]})), f"provenance is not {PROVENANCE}"),
     ],
 )
 def test_an_error_names_a_damaged_summary_and_its_problem(tmp_path: Path, content: str, complaint: str) -> None:

@@ -45,7 +45,7 @@ class Watched:
             self.make(step_s)
 
     def make(self, took_s: float) -> None:
-        """Make a version after ``took_s``, without a check in between."""
+        """Make a version after ``took_s``, without a check before."""
         self.now += took_s
         self.version += 1
         self.stalls.made(self.version, self.now)

@@ -1,6 +1,7 @@
 """Trackers get every row, continue in a resumed run, and cannot fail the run or slow it down."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -44,7 +45,7 @@ def track(
 
 
 class Recorder:
-    """A tracker that records its calls. ``fails`` names a method that raises. ``log`` waits for ``stuck``."""
+    """A tracker that records its calls. ``fails`` names a method that raises. ``log`` waits for the event ``stuck``."""
 
     def __init__(self, fails: str | None = None, stuck: threading.Event | None = None) -> None:
         self.fails, self.stuck = fails, stuck
@@ -69,7 +70,7 @@ class Recorder:
 
 @pytest.fixture
 def kinds(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The known kinds of trackers, which a test can replace."""
+    """The known kinds of trackers. There are none until the test adds some."""
     own: dict[str, Any] = {}
     monkeypatch.setattr(trackers, "KINDS", own)
     return own
@@ -117,6 +118,27 @@ def test_the_run_waits_only_a_limited_time_for_a_tracker_to_finish(tmp_path: Pat
     kinds["stuck"] = kind(Recorder(stuck=released))
     assert track(tmp_path, "stuck", within_s=0.0) == ["stuck may lack the last rows: it did not finish within 0 s"]
     released.set()
+
+
+def test_tensorboard_works_in_a_directory_whose_path_is_not_text(
+    tmp_path: Path, need_modules: Callable[..., None]
+) -> None:
+    need_modules("tensorboard")
+    path = tmp_path / os.fsdecode(b"run-\xff")
+    path.mkdir()
+    assert track(path, "tensorboard") == []
+    (events,) = (path / "tensorboard").iterdir()
+    assert has(events, b"charts/score_mean_50")
+
+
+def test_a_tracker_that_needs_another_path_says_so(tmp_path: Path, kinds: dict[str, Any]) -> None:
+    def refuse(run: Tracked) -> Tracker:
+        os.fsdecode(b"run-\xff").encode()
+        raise AssertionError
+
+    kinds["one"] = refuse
+    said = "it needs a run directory whose path is text in UTF-8: choose another --run-dir"
+    assert track(tmp_path, "one") == [f"the run continues without one: {said}"]
 
 
 def test_the_option_takes_any_number_of_trackers() -> None:
@@ -183,7 +205,7 @@ def test_environment_variables_of_mlflow_set_its_destination(tmp_path: Path, mon
 
 @pytest.fixture
 def wandb_mode(monkeypatch: pytest.MonkeyPatch, need_modules: Callable[..., None]) -> Iterator[pytest.MonkeyPatch]:
-    """W&B without an account. Its process ends with the test."""
+    """W&B without an account. The process of W&B ends with the test."""
     need_modules("wandb")
     import wandb
 

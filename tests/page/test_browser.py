@@ -34,7 +34,7 @@ VIEWS = (
     "#/run?run=pong-1&tab=logs",
     "#/settings?run=pong-1&run=pong-2",
 )
-# The pixels that a canvas has in the colour of its first curve.
+# The number of pixels of a canvas that have the colour of its first curve.
 DRAWN = """(canvas) => {
   const wanted = getComputedStyle(document.documentElement).getPropertyValue("--c0").trim();
   const [r, g, b] = [1, 3, 5].map((at) => parseInt(wanted.slice(at, at + 2), 16));
@@ -82,7 +82,7 @@ def served(root: Path) -> Iterator[ServedPage]:
 def page(
     served: ServedPage, need_modules: Callable[..., None], skip_or_fail: Callable[[str], NoReturn]
 ) -> "Iterator[Page]":
-    """A browser that has opened the printed address. It collects errors of the page's scripts."""
+    """A browser that has opened the printed address. The browser collects errors of the page's scripts."""
     need_modules("playwright")
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
@@ -131,7 +131,7 @@ def other() -> "Iterator[tuple[int, list[str]]]":
 
 @pytest.fixture(scope="module")
 def axe(need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoReturn]) -> str:
-    """The script of axe-core, which is installed if another version or none is there."""
+    """The script of axe-core. Installs the script unless the locked version is already installed."""
     package = AXE / "node_modules" / "axe-core"
     locked = json.loads((AXE / "package-lock.json").read_text())["packages"]["node_modules/axe-core"]["version"]
     about = package / "package.json"

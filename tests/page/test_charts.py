@@ -16,7 +16,9 @@ from zmqrl.page.charts import GRID_POINTS, at, charts
 
 @pytest.fixture
 def seeds(tmp_path: Path) -> list[RunRecord]:
-    """Three runs of one experiment, 60, 60 and 90 s long, whose scores differ by 10, and a run of another one."""
+    """Three runs of one experiment, and one run of another. The three runs are 60, 60 and 90 s long, and their scores
+    differ by 10.
+    """
     made = [
         run_directory(
             tmp_path / f"seed-{seed}",

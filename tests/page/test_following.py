@@ -1,5 +1,6 @@
 """Following a file that grows."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,11 @@ def test_an_endless_line_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Mo
     assert "".join(parts) == "x" * 20
 
 
-def test_a_link_is_not_followed(tmp_path: Path) -> None:
+@pytest.mark.timeout(60)  # a pipe has no writer, so it would keep its reader waiting
+def test_links_and_pipes_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret\n")
     (tmp_path / "log").symlink_to(tmp_path / "secret")
-    with pytest.raises(OSError):
-        follow(tmp_path / "log", 0)
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("log", "pipe"):
+        with pytest.raises(OSError):
+            follow(tmp_path / name, 0)

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.record_rig import row, run_directory, summary
 
 from zmqrl.page import runs as runs_module
-from zmqrl.page.runs import Runs, UnknownRun
+from zmqrl.page.runs import Runs, UnknownRun, text_of
 from zmqrl.rundir import RunDirectory
 
 
@@ -148,7 +150,7 @@ def test_a_run_whose_metrics_cannot_be_read_has_no_figures(root: Path) -> None:
 
 
 def test_no_symbolic_link_of_a_run_is_read(root: Path) -> None:
-    """Not even a link to a directory with the files of a run."""
+    """Not even a link to a directory with the files of a run is read."""
     other = run_directory(root / "other", [row(1)], evaluations=[{"version": 1, "mean": 9.0, "ci95": [8.0, 10.0]}])
     (other / "summary.json").write_text(json.dumps(summary(exit_reason="failed")))
     for directory, name in (("logs", "supervisor.log"), ("videos", "v00000010.mp4"), ("profile", "x.blocks")):
@@ -169,6 +171,46 @@ def test_no_symbolic_link_of_a_run_is_read(root: Path) -> None:
     (linked / "config.json").unlink()
     (linked / "config.json").symlink_to(other / "config.json")
     assert "linked" not in Runs(root).found()
+
+
+@pytest.mark.timeout(60)  # a pipe has no writer, so it would keep its reader waiting
+def test_no_pipe_of_a_run_is_read(root: Path) -> None:
+    run = root / "ended"
+    for name in ("logs", "videos"):
+        (run / name).mkdir()
+    for name in ("metrics.jsonl", "summary.json"):
+        (run / name).unlink()
+    of_the_run = ("cluster.json", "metrics.jsonl", "summary.json", "evaluations.jsonl", "hosts.json", "stalled.json")
+    for name in (".lock", *of_the_run, "logs/supervisor.log", "videos/v00000010.mp4"):
+        os.mkfifo(run / name)
+    shown = Runs(root).details("ended")
+    assert [shown[part] for part in ("row", "evaluations", "videos", "logs", "failure")] == [None, [], [], {}, None]
+    assert shown["state"] == "killed"
+    (run / "config.json").unlink()
+    os.mkfifo(run / "config.json")
+    assert list(Runs(root).found()) == ["pong/deep"]
+
+
+PARTS = st.one_of(st.binary(), st.sampled_from([rb"\\", rb"\xff", b"\xff", b"x", b"f"]))
+NAMES = st.lists(PARTS, max_size=4).map(b"".join)
+
+
+@given(NAMES, NAMES)
+def test_different_names_of_files_have_different_texts(one: bytes, other: bytes) -> None:
+    texts = [text_of(os.fsdecode(name)) for name in (one, other)]
+    assert (texts[0] == texts[1]) == (one == other)
+    assert all(text.encode().decode() == text for text in texts)
+
+
+def test_a_run_whose_name_is_not_utf8_has_a_name_that_leads_to_it(root: Path) -> None:
+    names = {r"bad\xff": b"bad\xff", r"bad\\xff": rb"bad\xff", "größe/1": "größe/1".encode()}
+    for name in names.values():
+        run_directory(root / os.fsdecode(name), [row(1)])
+    runs = Runs(root)
+    assert {*runs.found()} == {"ended", "pong/deep", *names}
+    for text, name in names.items():
+        assert runs.find(text).path == root / os.fsdecode(name)
+        assert runs.details(text)["name"] == text
 
 
 def test_rows_that_a_resumed_run_has_undone_are_left_out(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""Lines that are read at even distances from a long file."""
+"""Evenly spaced lines are read from a long file."""
 
 import os
 from collections.abc import Iterator

@@ -1,17 +1,20 @@
-"""The page's answers over HTTP: who gets one, and what is in it. Each test talks to a real ``zmqrl serve``."""
+"""The page's HTTP answers: who gets an answer, and what it contains. Each test talks to a real ``zmqrl serve``."""
 
 import asyncio
 import hmac
+import http.client
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from starlette.applications import Starlette
@@ -22,7 +25,7 @@ from support.rig import ending, eventually, is_alive
 
 from zmqrl.errors import UsageError
 from zmqrl.page import server
-from zmqrl.page.app import make_app
+from zmqrl.page.app import MOST_RUNS, make_app
 from zmqrl.page.runs import Runs, UnknownRun
 from zmqrl.page.server import listen
 from zmqrl.rundir import RunDirectory
@@ -42,6 +45,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "logs" / "worker-0.log").write_text("one\ntwo\nthr")
     (root / "seed-1" / "logs").mkdir()
     (root / "seed-1" / "logs" / "worker-0.log").write_text("alone\n")
+    bad = run_directory(root / os.fsdecode(b"bad\xff"), [row(1), row(2)], seed=3, summary=summary())
+    for directory, name, content in (("logs", b"w\xff.log", b"bad\n"), ("videos", b"v\xff.mp4", VIDEO)):
+        (bad / directory).mkdir()
+        (bad / directory / os.fsdecode(name)).write_bytes(content)
     (root.parent / "secret.mp4").write_text("secret")
     (run / "videos" / "link.mp4").symlink_to(root.parent / "secret.mp4")
     return root
@@ -61,9 +68,9 @@ def test_the_printed_address_gives_a_cookie_that_no_script_and_no_other_site_can
     assert b'http-equiv="refresh" content="0;url=./"' in answer.body  # the token leaves the address bar
     attributes = {part.strip().lower() for part in answer.headers["set-cookie"].split(";")[1:]}
     assert {"httponly", "samesite=strict"} <= attributes
-    assert f"Path={page.base}/" in answer.headers["set-cookie"]  # for no path of another server on this host name
+    assert f"Path={page.base}/" in answer.headers["set-cookie"]  # not for other servers on this host name
     assert len(page.base) > 16
-    assert token not in str(answer.headers)  # the cookie holds something that only the token gives
+    assert token not in str(answer.headers)  # the cookie holds a value that is computed from the token
     assert answer.headers["referrer-policy"] == "no-referrer"
 
 
@@ -147,6 +154,7 @@ def test_all_runs_are_listed_with_their_newest_figures(page: ServedPage, root: P
     found = page.json("runs")
     assert found["root"] == str(root)
     assert [(run["name"], run["version"], run["exit_reason"]) for run in found["runs"]] == [
+        (r"bad\xff", 20, "updates"),
         ("seed-1", 20, "updates"),
         ("seed-2", 20, "updates"),
     ]
@@ -159,6 +167,36 @@ def test_seeds_are_folded_and_settings_are_side_by_side(page: ServedPage) -> Non
     settings = page.json("settings", run=["seed-1", "seed-2"])
     assert "seed" in settings["differ"]
     assert settings["settings"]["seed"] == [1, 2]
+
+
+def test_a_run_that_is_gone_hides_the_curves_of_no_other_run(page: ServedPage) -> None:
+    found = page.json("charts", run=["none", "seed-1"], fold="no")
+    assert [group["runs"] for group in found["groups"]] == [["seed-1"]]
+    assert page.ask("/api/charts?run=none").status == 404
+
+
+def test_names_that_are_not_utf8_can_be_asked_for(page: ServedPage) -> None:
+    bad = page.json("runs")["runs"][0]["name"]
+    found = page.json("charts", run=[bad, "seed-1"], fold="no")
+    assert [group["runs"] for group in found["groups"]] == [[bad], ["seed-1"]]
+    about = page.json("run", run=bad)
+    (process,), (video,) = about["logs"], about["videos"]
+    assert page.json("log", run=bad, process=process)["lines"] == ["bad"]
+    assert page.ask(f"/video?{urlencode({'run': bad, 'name': video['name']})}").body == VIDEO
+
+
+def test_curves_of_many_runs_with_long_names_are_asked_for_in_one_request(page: ServedPage) -> None:
+    """The request arrives in pieces."""
+    names = [f"{number:03d}/{'breakout-lr0.00025-' * 80}" for number in range(MOST_RUNS - 1)]
+    path = f"{page.base}/api/charts?{urlencode({'run': [*names, 'seed-1']}, doseq=True)}"
+    with socket.create_connection(("127.0.0.1", page.port), WITHIN_S) as browser:
+        browser.sendall(f"GET {path}".encode())
+        assert not select.select([browser], [], [], 0.3)[0], "the server does not wait for the rest"
+        browser.sendall(f" HTTP/1.1\r\nhost: 127.0.0.1\r\ncookie: {page.cookie}\r\n\r\n".encode())
+        answer = http.client.HTTPResponse(browser)
+        answer.begin()
+        assert answer.status == 200
+        assert [group["runs"] for group in json.loads(answer.read())["groups"]] == [["seed-1"]]
 
 
 def test_an_unchanged_answer_is_not_sent_again(page: ServedPage) -> None:
@@ -252,8 +290,41 @@ def test_the_page_ends_at_once_when_it_is_interrupted(root: Path, number: signal
         page.open()
         waiting = socket.create_connection(("127.0.0.1", page.port), WITHIN_S)  # an idle browser
         page.process.send_signal(number)
-        assert page.process.wait(WITHIN_S) == (130 if number == signal.SIGINT else -signal.SIGTERM)
+        assert page.process.wait(WITHIN_S) == 130
         waiting.close()
+
+
+HANGING = """
+import time
+from zmqrl import cli
+from zmqrl.page.runs import Runs
+
+def details(runs, name):
+    print("asked", flush=True)
+    time.sleep(3600)
+
+Runs.details = details
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+def test_the_page_ends_even_if_an_answer_hangs(root: Path, number: signal.Signals) -> None:
+    command, pipe = [sys.executable, "-c", HANGING, "serve", str(root), "--port", "0"], subprocess.PIPE
+    with ending(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        page = ServedPage(process.stdout.readline().strip(), process)
+        page.open()
+        request = f"GET {page.base}/api/run?run=seed-1 HTTP/1.1\r\nhost: 127.0.0.1\r\ncookie: {page.cookie}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", page.port), WITHIN_S) as browser:
+            browser.sendall(request.encode())
+            assert process.stdout.readline() == "asked\n"
+            process.send_signal(number)
+            time.sleep(0.2)
+            process.send_signal(number)  # an impatient user
+            assert process.wait(WITHIN_S) == 130
+        assert "Traceback" not in process.stderr.read()
 
 
 @pytest.mark.parametrize(

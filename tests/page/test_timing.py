@@ -1,5 +1,6 @@
 """The heat map, the blame table and the hosts of the page."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,16 @@ def test_symbolic_links_are_left_out(tmp_path: Path) -> None:
         (tmp_path / "links" / path.name).symlink_to(path)
     for name in ("link", "links"):
         assert read_timing(tmp_path / name, asynchronous=False)["spans"] == {}
+
+
+@pytest.mark.timeout(60)  # a pipe has no writer, so it would keep its reader waiting
+def test_pipes_are_left_out(tmp_path: Path) -> None:
+    profile = write_recording(tmp_path / "profile", synthetic_run(workers=2, shards=1, versions=60))
+    before = read_timing(profile, asynchronous=False)
+    for name in ("worker-0.1.1.blocks", "worker-7.1.0.blocks"):
+        os.mkfifo(profile / name)
+    assert read_timing(profile, asynchronous=False) == before
+    assert before["spans"]
 
 
 def test_an_asynchronous_run_has_spans_but_no_kth_worker(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def paused(run: Run, role: str, number: int, seconds: float) -> None:
 
 
 def interrupted(files: RunFiles, process: ProcessId, seconds: float) -> set[str]:
-    """The causes that fit the span in which ``process`` was paused."""
+    """The causes that match the span in which ``process`` was paused."""
     (each,) = (each for each in read(files.path).processes if each.process == process)
     spans = each.table("spans")
     names = {each.span_names[i] for i in spans["name"][spans["duration_ns"] > 1e9 * seconds]}

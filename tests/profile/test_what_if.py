@@ -1,4 +1,4 @@
-"""The predictions of the report, for cases in which the right numbers are known."""
+"""The predictions of the report, for cases whose right numbers are known."""
 
 from typing import Any
 

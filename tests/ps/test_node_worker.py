@@ -42,7 +42,7 @@ def node_worker(need_programs: Callable[..., None], skip_or_fail: Callable[[str]
 
 @contextmanager
 def started(command: list[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `command` with its output in a file. The process is always ended with the block."""
+    """Run `command` with its output in a file. The process always ends with the block."""
     with (
         output.open("wb") as file,
         ending(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)) as process,
@@ -98,7 +98,7 @@ def assert_that_node_was_used_throughout(run_dir: Path, updates: int, totals: di
         assert [row["version"] for row in rows] == list(range(1, updates + 1))
         assert all(row["ranks"] == [0, NODE_RANK] for row in rows)
     assert totals["rank"] == NODE_RANK
-    assert totals["steps"] in (updates, updates + 1)  # the Node worker may still have considered the last version open
+    assert totals["steps"] in (updates, updates + 1)  # the Node worker may step once more before it hears of the end
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["exit_reason"] == "updates"
     assert (summary["updates"], summary["workers"], summary["quorum"], summary["shards"]) == (updates, 2, 2, 2)

@@ -105,7 +105,9 @@ class RunUnderFaults(RuleBasedStateMachine):
 
     @rule(more=st.integers(0, 300_000))
     def more_of_the_run_has_passed(self, more: int) -> None:
-        """The supervisor tells each shard at its next visit to that shard, so not all shards at the same time."""
+        """The supervisor tells each shard at its next visit to that shard, so the shards learn it at different
+        times.
+        """
         self.world.supervisor.elapsed = min(WHOLE, self.world.supervisor.elapsed + more)
 
     @rule(ahead=st.integers(0, 2))

@@ -336,7 +336,7 @@ def test_the_bare_worker_ignores_malformed_messages(tmp_path: Path, frames: list
 
 
 def start(shards: StandaloneShards, rank: int, versions: list[int], **endpoints: str) -> threading.Thread:
-    """Run the bare worker as ``rank`` in a thread. It appends each version that it uses to ``versions``."""
+    """Run the bare worker as ``rank`` in a thread. The worker appends each version that it uses to ``versions``."""
     cluster: dict[str, Any] = {
         "run": shards.cluster.run,
         "layout": shards.cluster.layout.to_json(),

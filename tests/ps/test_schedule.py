@@ -1,4 +1,4 @@
-"""The progress that a shard publishes, and runs whose learning rate follows it."""
+"""The progress that a shard publishes, and runs whose learning rate follows this progress."""
 
 from contextlib import ExitStack
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command of a report gives the settings of its run."""
+"""The command in a report gives the settings of the reported run."""
 
 import dataclasses
 from typing import Any
@@ -51,7 +51,7 @@ def changed(config: Config, changes: dict[str, Any]) -> Config:
 
 
 def stored(config: Config) -> Config:
-    """The settings as a run stores them, without what no option sets."""
+    """The settings that options can set, as a run stores them."""
     config = config.with_schedule()
     schedule = dataclasses.replace(config.schedule, default_minutes=None)
     return dataclasses.replace(config, schedule=schedule, trackers=(), run_dir=None)
@@ -83,4 +83,4 @@ def test_the_command_gives_the_settings(recipe: str, changes: dict[str, Any]) ->
     ],
 )
 def test_the_command_is_short(options: list[str], expected: list[str]) -> None:
-    assert train_command(config_from(["breakout", *options]).with_schedule())[3:] == expected
+    assert train_command(config_from(["breakout-ppo", *options]).with_schedule())[3:] == expected

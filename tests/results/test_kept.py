@@ -58,11 +58,47 @@ def refusal(path: Path) -> str:
             {"evaluation": {"version": 60, "mean": 1.0}},
             "has no evaluation with an interval: write one with `zmqrl eval",
         ),
-        ({"evaluation": {"version": 60, "mean": 1.0, "scores": "5"}}, "is damaged: scores is not a list of numbers"),
+        ({"evaluation": {"version": 60, "mean": 1.0, "scores": "5"}}, "is damaged: scores is not a list in which each"),
     ],
 )
 def test_a_result_that_cannot_be_reproduced_is_refused(tmp_path: Path, settings: dict[str, Any], reason: str) -> None:
     assert reason in refusal(write_result(tmp_path / "run", **settings))
+
+
+EVALUATION = {"version": 60, "mean": 6.5, "episodes": 4, "ci95": [5.5, 7.5], "wall_s": 6.0, "agent_steps": 6000}
+
+
+@pytest.mark.parametrize(
+    ("change", "doubt"),
+    [
+        ({"version": 99_999_999}, "is of a policy after 99,999,999 updates, but the run ended after 60"),
+        ({"version": 0}, "is of a policy after 0 updates, but the run ended after 60"),
+        ({"agent_steps": 10**12}, "is of a policy after 1,000,000,000,000 agent steps, but the run ended after 6,000"),
+        ({"wall_s": 6.5}, "is of a policy after 6.5 seconds, but the run ended after 6"),
+        ({"seeds": [1, 2, 3]}, "has different numbers of games, scores and seeds"),
+        ({"scores": [5.0, 6.0]}, "has different numbers of games, scores and seeds"),
+        ({"mean": 200.0}, "has a mean of 200.0, outside its own interval of 5.5 to 7.5"),
+    ],
+)
+def test_an_impossible_evaluation_is_not_repeated(tmp_path: Path, change: dict[str, Any], doubt: str) -> None:
+    reproducible(write_result(tmp_path / "possible", EVALUATION))
+    path = write_result(tmp_path / "run", EVALUATION | change)
+    with pytest.raises(UsageError) as refused:
+        reproducible(path)
+    assert str(refused.value) == f"{path} cannot be reproduced, because its evaluation {doubt}: evaluate the run again."
+
+
+def test_an_evaluation_between_two_rows_is_repeated_up_to_the_end_of_the_run_at_most(tmp_path: Path) -> None:
+    path = write_result(tmp_path / "run", {"version": 60, "mean": 6.5, "scores": SCORES})
+    lines = [json.dumps(row(second, version=10 * second - 5)) + "\n" for second in (1, 9)]
+    (path / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+    _, evaluated = reproducible(path)
+    assert (evaluated.wall_s, evaluated.agent_steps) == (6.0, 6000)
+
+
+def test_whole_numbers_of_any_size_can_be_scores(tmp_path: Path) -> None:
+    path = write_result(tmp_path / "run", {"version": 60, "mean": 10.0**30, "scores": [10**30, 10**30]})
+    assert reproducible(path)[1].low == pytest.approx(1e30)
 
 
 def test_a_run_without_an_end_or_with_several_sessions_is_refused(tmp_path: Path) -> None:

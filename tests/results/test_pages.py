@@ -1,17 +1,21 @@
 """The pages about results."""
 
 import re
+from html import unescape
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from support.paths import ROOT
 from support.result_rig import write_result
 
 from zmqrl import cli
+from zmqrl.observe.folding import printable
 from zmqrl.results.kept import Result
-from zmqrl.results.pages import _round_points, report_page, score_table
+from zmqrl.results.pages import _cells, _round_points, _text, report_page, reproduction_page, score_table
+from zmqrl.results.rerun import Verdict
 
 PAGES = sorted(ROOT.glob("benchmarks/results/*/report.md"))
 
@@ -54,6 +58,40 @@ def test_a_page_names_flavour_machine_commit_and_command(tmp_path: Path) -> None
     assert "| commit | abc |" in page
     assert "\nzmqrl train cartpole --seed 5\n" in page
     assert (path / "report.svg").stat().st_size > 1000
+
+
+NASTY = st.text(st.sampled_from("\\`*_[](){}<>&|~$#!\"'-+.ab1 é\x1b\n\udcff"), max_size=20)
+
+
+@given(NASTY)
+def test_no_name_is_read_as_markdown_or_html(name: str) -> None:
+    markdown = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    expected = printable(name).strip()
+    for page, before, after in (
+        (f"# {_text(name)}: 6.5", "<h1>", ": 6.5</h1>"),
+        (f"{_cells('a', 'b')}\n|---|---|\n{_cells(f'x{name}x', 'c')}", "<td>x", "x</td>\n<td>c</td>"),
+    ):
+        shown = markdown.render(page)
+        assert before in shown
+        assert after in shown
+        inside = shown.partition(before)[2].partition(after)[0]
+        assert not set(inside) & set("<>"), inside
+        assert unescape(inside).strip() == expected
+
+
+def test_a_page_about_a_run_with_an_odd_name_is_still_a_page(tmp_path: Path) -> None:
+    path = write_result(tmp_path / "<img src=x onerror=alert(1)>", env="x\n```\n<b>")
+    result = Result.read(path)
+    verdict = Verdict(word="within", reason="it is", difference=None)
+    for page in (
+        report_page(result, "a (b).svg"),
+        reproduction_page(result, result, "minutes", verdict, "a (b).svg"),
+    ):
+        assert page.startswith("# &#60;img src=x onerror=alert(1)&#62;: ")
+        assert "](a%20%28b%29.svg)" in page
+        outside, *command, rest = re.split(r"^````(?:sh)?\n", page, flags=re.MULTILINE)
+        assert "```" in command[0]
+        assert "<" not in outside + rest
 
 
 def test_a_result_without_an_evaluation_has_a_page_too(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ START_S = 60.0  # time in the run queue before the first cycle
 def off_core(processes: Sequence[ProcessRecording], on_core: float, queued: float | None) -> list[ProcessRecording]:
     """Change the recordings: each worker was on a core for the share ``on_core`` of its work.
 
-    Each worker was in the run queue for the share ``queued`` of its work. With None, the recording is an older one. The
-    processes waited in the run queue for a long time at their start.
+    Each worker was in the run queue for the share ``queued`` of its work. None stands for a recording by an older
+    version. The processes waited in the run queue for a long time at their start.
     """
     for each in processes:
         if each.process.role == "worker":
@@ -57,7 +57,7 @@ def test_time_in_the_run_queue_comes_from_the_shared_cores_of_the_replay() -> No
 
 
 def test_time_in_the_run_queue_that_the_run_does_not_explain_stays_in_the_replay() -> None:
-    # Each worker has a host of its own, so it was other programs that used the cores.
+    # Each worker has its own host, so other programs must have used the cores.
     run = recorded(off_core(synthetic_run(), 2 / 3, queued=1 / 3))
     assert replay(run) == pytest.approx(run.measured, rel=0.02)
     assert replay(run, Changes(without=0)) == pytest.approx(run.measured, rel=0.02)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 from support.policy_rig import CARTPOLE
+from support.rig import is_alive
 
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
@@ -17,7 +18,7 @@ from zmqrl.start.initial import Preparation, initial_checkpoint
 
 pytestmark = pytest.mark.processes
 
-# Prepares the run of each settings on standard input, and prints what it got, or the error.
+# Reads the settings of a run from each line of standard input, prepares the run, and prints the result or the error.
 PROGRAM = """
 import json, os, sys
 from zmqrl.config import Config
@@ -38,10 +39,29 @@ for line in sys.stdin:
     print(json.dumps([found, sorted({"torch", "gymnasium", "user_code"} & set(sys.modules))]))
 """
 BROKEN = "raise RuntimeError('broken on purpose')\n"
+# Each environment starts a server in a session of its own, which inherits the pipes, and notes the server's process id.
+SERVED = """
+import os, signal, subprocess
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Served(CartPoleEnv):
+    def __init__(self):
+        super().__init__()
+        server = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        with open("servers", "a") as servers:
+            servers.write(f"{{server.pid}}\\n")
+
+    def reset(self, **options):
+        {fails}
+        return super().reset(**options)
+
+gymnasium.register("Served-v0", Served)
+"""
 
 
 def prepared(config: Config, where: Path, **variables: str) -> list[str]:
-    """What a process without torch gets, in the directory ``where``."""
+    """The answers that a process without torch gets from a preparation. The process runs in the directory ``where``."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         input=json.dumps(config.to_json()),
@@ -93,3 +113,33 @@ def test_the_users_code_runs_in_the_separate_process_only(tmp_path: Path) -> Non
 def test_a_missing_cuda_device_is_refused(tmp_path: Path) -> None:
     _, sentence = prepared(CARTPOLE, tmp_path, CUDA="needed", CUDA_VISIBLE_DEVICES="")
     assert sentence == "--device cuda: torch sees no CUDA device on this machine."
+
+
+@pytest.mark.parametrize(
+    ("fails", "how"),
+    [
+        ("pass", None),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV"),
+        pytest.param("os._exit(0)", "exit status 0", marks=pytest.mark.slow),
+    ],
+    ids=["plays", "crashes", "exits"],
+)
+def test_the_servers_of_a_game_end_with_its_check_even_if_the_game_crashes(
+    tmp_path: Path, fails: str, how: str | None
+) -> None:
+    (tmp_path / "user_code.py").write_text(SERVED.format(fails=fails), encoding="utf-8")
+    found = prepared(dataclasses.replace(CARTPOLE, env="user_code:Served-v0"), tmp_path)
+    if how is not None:
+        assert found == [f"user_code:Served-v0 fails: the process that checks it ended ({how})."]
+    else:
+        assert len(found) == 5, found
+    servers = [int(pid) for pid in (tmp_path / "servers").read_text(encoding="utf-8").split()]
+    assert servers
+    assert not any(map(is_alive, servers))
+
+
+@pytest.mark.slow
+def test_a_network_that_crashes_is_named(tmp_path: Path) -> None:
+    (tmp_path / "user_code.py").write_text("import os\n\ndef net(*_):\n    os.abort()\n", encoding="utf-8")
+    _, sentence = prepared(dataclasses.replace(CARTPOLE, model="user_code:net"), tmp_path)
+    assert sentence == "--model user_code:net fails: the process that checks it ended (killed by SIGABRT)."

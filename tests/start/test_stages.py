@@ -25,7 +25,7 @@ class Shown:
 
 
 class Slow(Shown):
-    """Shows a tick of the first stage only after the second stage, unless the second stage waits for the tick."""
+    """Delays a tick of the first stage. If the second stage does not wait for this tick, the tick is shown after it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,6 +57,22 @@ def test_the_line_keeps_all_stages_and_counts_the_seconds() -> None:
         "game, connecting 8/8, shards 0/3 (3 s)",
     ]
     assert shown[-1][0] == "starting 3 shards"
+
+
+def test_a_stage_that_takes_long_says_so_until_the_next_one() -> None:
+    console, now_s = Shown(), 0.0
+    with Stages(console, clock=lambda: now_s) as stages:
+        stages.at("connecting", "connecting to 8 hosts", 0, 8)
+        for seconds in (29.0, 30.0, 59.0, 60.0):
+            now_s = seconds
+            stages.at("connecting", "connecting to 8 hosts", 1, 8)
+        stages.at("shards", "starting 3 shards", 0, 3)
+    assert list(dict.fromkeys(stage for stage, _ in console.starts)) == [
+        "connecting to 8 hosts",
+        "connecting to 8 hosts: not done after 30 s",
+        "connecting to 8 hosts: not done after 60 s",
+        "starting 3 shards",
+    ]
 
 
 def test_the_seconds_count_while_a_stage_waits_until_the_start_is_over() -> None:

@@ -1,4 +1,4 @@
-"""Damaged files of a run: no version is made twice, and lost data is named."""
+"""Damaged files of a run: no version is made twice, and errors name the lost data."""
 
 import json
 import os

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from support.hanging_env import HANG_FILE
 from support.paths import TESTS
+from support.rig import descendants
 from support.run_rig import Run, outside_worker, training
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
@@ -141,7 +142,7 @@ def test_a_hung_external_worker_is_named_with_its_span_but_without_a_stack(
         run.wait_to_say("rank 1 is open: zmqrl worker")
         with outside_worker(run) as outside:
             run.wait_for(USUAL)
-            hang.write_text(str(outside.pid))
+            hang.write_text(" ".join(map(str, descendants(outside.pid))))
             found = awaited(run, "worker-1", "in env_step for ")
             assert (found["host"], found["is_external"]) == ("", True)
             assert (found["span"], found["doing"]) == ("env_step", None)

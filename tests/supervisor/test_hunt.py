@@ -1,4 +1,4 @@
-"""Complete runs on virtual time, in which everything breaks at random: no rule is broken, and every run ends.
+"""Complete runs in virtual time, with random failures of all parts. No run breaks a rule, and every run ends.
 
 ``python -m support.hunt`` makes many more such runs: see CONTRIBUTING.md. Bugs that are planted in the state machines
 show that the hunt finds bugs.
@@ -70,7 +70,7 @@ def test_a_failure_is_printed_with_the_command_that_replays_it(
 
 
 def judged(before: str, reason: str) -> Callable[[pytest.MonkeyPatch], None]:
-    """Plant a shard that uses contributions that it should judge as ``before`` for ``reason``."""
+    """Plant a fault: shards use contributions whose correct outcome is ``before``, for ``reason``."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
         judge = ShardMachine._judge

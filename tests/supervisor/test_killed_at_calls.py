@@ -78,7 +78,7 @@ def hunt(calls: Iterable[Call], at: Hunt) -> None:
 
 
 def sampled(calls: list[Call]) -> list[Call]:
-    """``calls``, with a sample of those that send a message."""
+    """``calls``, but only a sample of the calls that send a message."""
     sends = [call for call in calls if call.name.endswith("send")]
     kept = set(sends[:: max(1, len(sends) // MOST_SENDS)])
     return [call for call in calls if call in kept or not call.name.endswith("send")]
@@ -86,7 +86,7 @@ def sampled(calls: list[Call]) -> list[Call]:
 
 @pytest.fixture
 def start(forks: Supervisors, undisturbed: Outcome, half_done: Path, tmp_path: Path) -> Callable[[Role, bool], Hunt]:
-    """Make a hunt: of a role, in a run from the start or, if ``resumed``, in one that was killed before."""
+    """Make a hunt that kills processes of a role. The run is new or, if ``resumed``, was killed before."""
     return lambda role, resumed: Hunt(forks, tmp_path, role, half_done if resumed else None, undisturbed)
 
 

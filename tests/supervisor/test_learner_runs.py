@@ -66,7 +66,9 @@ def made_at(files: RunFiles, shards: int = 2) -> list[int]:
 
 @pytest.mark.slow
 def test_a_resumed_run_continues_schedules_that_follow_updates(tmp_path: Path) -> None:
-    """The first session ends before its schedules do. The second has another limit and continues the schedules."""
+    """The first session ends before its schedules do. The second session has another limit, and continues the
+    schedules.
+    """
     (tmp_path / "telling.py").write_text(LOSS_THAT_TELLS_ITS_COEFFICIENT.format(algo="ppo"), encoding="utf-8")
     bonus = ("--ppo.entropy-coefficient", "0.03", "--ppo.final-entropy-coefficient", "0.01")
     path, loss = tmp_path / "run", ("--loss", "telling:loss")

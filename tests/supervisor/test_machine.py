@@ -37,7 +37,7 @@ def died(process: ProcessId, status: int = 1) -> e.ProcessDied:
 
 
 class Run:
-    """A run of two shards and three workers. Its shards answer like real ones, if they are among ``come_up``."""
+    """A run of two shards and three workers. The shards in ``come_up`` answer like real ones."""
 
     def __init__(self, come_up: Sequence[int] = (0, 1), **options: Any) -> None:
         given: dict[str, Any] = {"on_loss": "wait", "limits": Limits(), "checkpoint": (0, 0), "quorum": 2}
@@ -89,7 +89,7 @@ class Run:
         self.feed(e.ShardBound(shard))
 
     def kill_shard(self, shard: int, status: int = -9) -> dict[str, Any]:
-        """Kill the shard. Returns its state at that time."""
+        """Kill the shard. Returns the state of the shard at that time."""
         stood = self.stands.pop(shard)
         self.feed(died(shard_id(shard), status))
         return stood
@@ -275,7 +275,9 @@ def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[e.SetAside]:
 
 
 def look(run: Run) -> list[e.SetAside]:
-    """Let both shards report their state and the supervisor check it. Returns the supervisor's checkpoint requests."""
+    """Let both shards report their state, and let the supervisor check this state. Returns the supervisor's checkpoint
+    requests.
+    """
     run.now += TURN_S
     since = len(run.actions)
     for shard in run.stands:
@@ -391,7 +393,9 @@ def test_a_shard_that_keeps_dying_fails_the_run_with_its_last_log_line(run: Run)
 
 
 def fill_disk(run: Run, seconds: float) -> list[e.Action]:
-    """The disk of shard 0 is full for some time, in which the shard dies at each start. Returns the actions."""
+    """The disk of shard 0 is full for some time. During this time, the shard dies at each start. Returns the
+    actions.
+    """
     before, until = len(run.actions), run.now + seconds
     run.kill_shard(0, DISK_IS_FULL)
     while run.now < until:

@@ -73,7 +73,7 @@ def test_a_port_in_use_ends_the_command_before_the_run_starts(tmp_path: Path) ->
         with training(path, "--metrics-port", str(port)) as run:
             assert run.wait() == 2
             (line,) = run.complaint().splitlines()
-    assert line == f"zmqrl: --metrics-port: port {port} is in use (Address already in use): choose another."
+    assert line == f"zmqrl: --metrics-port: port {port} is in use (Address already in use): choose another port."
     assert not path.exists()
 
 

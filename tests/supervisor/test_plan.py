@@ -1,4 +1,4 @@
-"""cluster.json is written again whenever something in it changes, and only then."""
+"""cluster.json is written again when its contents change, and only then."""
 
 import json
 import time

@@ -233,7 +233,7 @@ OTHER = ProcessId("worker", 1)
 
 
 def lose(processes: Processes, now: float, why: str = "no route") -> list[str]:
-    """The notices after both workers are lost with their host h2, or after a try to reach the host."""
+    """The notices after both workers are lost with their host h2, or after an attempt to reach the host."""
     actions: list[e.Action] = []
     for process in (WORKER, OTHER):
         actions += processes.died(Exited(process, -9, "", 0.0, "host h2 is lost", with_host=True), now)

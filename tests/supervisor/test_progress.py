@@ -65,7 +65,7 @@ class Told:
 
 
 def stats(shard: int, version: int, **figures: Any) -> m.Stats:
-    """The statistics of a shard: each version was made by two ranks, and one contribution to it was late."""
+    """The statistics of a shard: each version was made by two ranks, and had one late contribution."""
     about: dict[str, Any] = {"run": "r", "shard": shard, "incarnation": 1, "generation": 1, "state": "open"}
     view: dict[str, Any] = {"view": 1, "quorum": 2, "held": (), "present": (0, 1), "silent_ms": (0, 0), "tallies": ()}
     kept: dict[str, Any] = {"captured": None, "totals": (2 * version, version, 0, 0), "captured_totals": ()}

@@ -55,7 +55,7 @@ def test_an_external_worker_joins_with_its_key_file_and_leaks_no_secret(tmp_path
             run.wait_for(1)
             ours = {run.process.pid, *descendants(run.process.pid)}
             assert set(run.pids()) < ours
-            for pid in (*ours, worker.pid):
+            for pid in (*ours, worker.pid, *descendants(worker.pid)):
                 assert_no_keys_in_public(pid, keys)
             assert worker.wait(WITHIN_S) == 0
             assert run.wait() == 0, run.said()

@@ -306,7 +306,7 @@ def test_state_that_cannot_be_read_now_is_kept_for_another_attempt(
     assert refusal.startswith("cannot read the state of the killed run: ")
     assert why.format(run.directory.path) in refusal
     assert refusal.endswith(
-        f". It is kept in {run.directory.path}/state: {'try --resume again, or ' if passing else ''}remove "
+        f". The state is kept in {run.directory.path}/state: {'try --resume again, or ' if passing else ''}remove "
         f"{run.directory.left} to resume from checkpoint v00000000 and lose everything after it."
     )
     assert len(run.news) == (2 if passing else 0), "a temporary problem must be retried twice"
@@ -340,7 +340,7 @@ def test_slots_without_totals_from_an_older_zmqrl_are_read(tmp_path: Path) -> No
 
 
 def test_shards_without_a_common_version_are_not_changed(tmp_path: Path) -> None:
-    assert "no version in common: they are at 9 to 12. It is kept" in killed(tmp_path / "run", 9, 12).refusal()
+    assert "no version in common: they are at 9 to 12. The state is kept" in killed(tmp_path / "run", 9, 12).refusal()
 
 
 def test_shards_in_an_incomplete_rollback_are_not_changed(run: Killed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -480,7 +480,7 @@ def test_an_unreachable_host_is_named_and_left_json_stays(tmp_path: Path) -> Non
     directory, news = RunDirectory(tmp_path), list[str]()
     left_on_a_host(directory, "no route to host")
     with pytest.raises(
-        ClusterError, match=r"the killed run: h9: no route to host\. It is kept on h9: try --resume again"
+        ClusterError, match=r"the killed run: h9: no route to host\. The state is kept on h9: try --resume again"
     ):
         salvage(directory, checkpoint(20, {}), news.append)
     assert directory.left.exists()

@@ -1,4 +1,4 @@
-"""A module whose import takes some seconds, but that runs at once as a program."""
+"""A module that takes some seconds to import, but starts at once as a program."""
 
 import time
 

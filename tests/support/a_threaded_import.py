@@ -1,4 +1,6 @@
-"""A module whose import starts a thread that lives on, so that a process that has imported it cannot be forked."""
+"""A module whose import starts a thread that keeps running. A process that has imported this module cannot be
+forked.
+"""
 
 import threading
 

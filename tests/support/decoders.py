@@ -3,6 +3,7 @@
 A variant is a few bytes, so that a fuzzer can search among the variants: see :func:`message`.
 """
 
+import contextlib
 import copy
 import functools
 import json
@@ -23,12 +24,13 @@ from support.paths import ROOT, TESTS
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.commands.inspect.living import Living
+from zmqrl.commands.measure import compare
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd import messages as h
 from zmqrl.hosts.inventory import read_hosts
 from zmqrl.hosts.reach import HostOptions
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import nulled, parse_json
 from zmqrl.observe.exporter import Snapshot
 from zmqrl.observe.forms import HOSTS, read_object
 from zmqrl.observe.live.presence import Presence, by_host
@@ -36,6 +38,8 @@ from zmqrl.observe.metrics import Counters, RunMetrics
 from zmqrl.observe.records import RunRecord, hosts_of
 from zmqrl.observe.reports import WorkerReport
 from zmqrl.observe.stalls import Awaited, Doing, Stall
+from zmqrl.page.charts import charts
+from zmqrl.page.runs import Runs, UnknownRun
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.profile import tables
 from zmqrl.profile.recording import Recording, newest_version
@@ -48,6 +52,9 @@ from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import ClientKeys, RunKeys
 from zmqrl.ps.worker import events as worker_events
+from zmqrl.results.kept import NO_LIMITS, Result, reproducible
+from zmqrl.results.pages import report_page, reproduction_page
+from zmqrl.results.rerun import By, judge, rerun_config
 from zmqrl.rundir import RunDirectory
 from zmqrl.simulate.scenario import Scenario
 from zmqrl.supervisor.progress import _unpack
@@ -63,7 +70,7 @@ Node: TypeAlias = tuple[Any, Any]
 class Decoder:
     """``decode(data, place)`` decodes one message, and may raise only ``errors``. ``place`` is a scratch directory.
 
-    ``seeds`` are valid messages. ``form`` is how they are written, if hostile variants can be made by changing values.
+    ``seeds`` are valid messages. ``form`` is the format of these messages, if changed values can make hostile variants.
     """
 
     decode: Callable[[bytes, Path], object]
@@ -90,7 +97,7 @@ def example(hint: Any) -> Any:
 
 
 def headers() -> tuple[bytes, ...]:
-    """A header of each kind, for the shard and the worker that the two state machines here expect."""
+    """A header of each kind, with the values that the two state machines in this file expect."""
     fitting: dict[str, Any] = {
         "layout": "layout",
         "generation": 1,
@@ -208,7 +215,7 @@ PAYLOAD = np.ones(16, np.float32).tobytes()
 
 
 def decode_at_a_shard(data: bytes, _: Path) -> None:
-    """The bytes as a message of a worker to each socket of a shard, and their effect on its state machine."""
+    """Give the bytes to each socket of a shard as the message of a worker, and then to the state machine."""
     shard = shard_rig.opened(workers=(0, 1))
     peer, frame, payload = (zmq.Frame(each) for each in (b"0", data, PAYLOAD))
     for event in (
@@ -223,7 +230,7 @@ def decode_at_a_shard(data: bytes, _: Path) -> None:
 
 
 def decode_at_a_worker(data: bytes, _: Path) -> None:
-    """The bytes as a message of a shard, and their effect on the state machine of a worker."""
+    """Give the bytes to the state machine of a worker as the message of a shard."""
     worker, found = worker_rig.contributed(), framing.decode(data)
     payload = zmq.Frame(PAYLOAD) if isinstance(found, m.Weights | m.Snapshot) else None
     if isinstance(found, m.Weights | m.Heartbeat | m.Need | m.Bye):
@@ -276,7 +283,7 @@ def read_history(path: Path) -> None:
 
 
 def read_slots(data: bytes, place: Path) -> None:
-    """The bytes replace the beginning of the file, and again the beginning of its first slot."""
+    """Replace the beginning of a file with the bytes, and then, in another copy, the beginning of its first slot."""
     whole = slots_of(place)
     path = place / "changed.slots"
     for start in (0, PAGE):
@@ -300,7 +307,7 @@ def read_manifest(data: bytes, place: Path) -> None:
 
 
 def read_profile(data: bytes, place: Path) -> None:
-    """The bytes as a file, and as the body of a block whose checksum is right."""
+    """Read the bytes as a file, and as the body of a block with a correct checksum."""
     packed = zlib.compress(data)
     block = tables.PREFIX.pack(len(packed), zlib.crc32(packed)) + packed
     for content in (data, block, block * 2):
@@ -317,10 +324,31 @@ def in_a_run(name: str, read: Callable[[Path], object]) -> Callable[[bytes, Path
         run = place / "run"
         if not run.exists():
             shutil.copytree(OLD_RUN, run)
-        (run / name).write_bytes(data)
+        (run / name).write_bytes(data + b"\n")
         return read(run)
 
     return decode
+
+
+def read_result(run: Path) -> None:
+    """Read a run as the page, ``zmqrl compare``, ``report`` and ``reproduce`` do before ``reproduce`` trains."""
+    page = Runs(run)
+    with contextlib.suppress(UnknownRun):
+        record = page.record(".")
+        shown = page.overview("."), page.details("."), charts(["."], [record], "minutes")
+        json.dumps(nulled(shown), allow_nan=False)
+    record = RunRecord.read(run)
+    compared = compare.result(record)
+    compare.table([record.name], {}, [compared])
+    json.dumps(nulled(compared), allow_nan=False)
+    report_page(Result.read(run), "report.svg")
+    result, evaluated = reproducible(run)
+    axes: tuple[By, ...] = ("minutes", "agent-steps")
+    for by in axes:
+        rerun_config(result, evaluated, by, run, NO_LIMITS).check()
+        verdict = judge(result.games, result.games, evaluated, evaluated, by)
+        reproduction_page(result, result, by, verdict, "reproduction.svg")
+    assert all(seed >= 0 for seed in result.seeds)
 
 
 def read_living(run: Path) -> None:
@@ -413,19 +441,31 @@ DECODERS: dict[str, Decoder] = {
         form="json",
     ),
     "metrics": Decoder(
-        decode=in_a_run("metrics.jsonl", RunRecord.read),
+        decode=in_a_run("metrics.jsonl", read_result),
         errors=FILES,
         seeds=lines_of(OLD_RUN / "metrics.jsonl"),
         form="json",
     ),
     "evaluations": Decoder(
-        decode=in_a_run("evaluations.jsonl", RunRecord.read),
+        decode=in_a_run("evaluations.jsonl", read_result),
         errors=FILES,
         seeds=lines_of(OLD_RUN / "evaluations.jsonl"),
         form="json",
     ),
+    "evaluation.json": Decoder(
+        decode=in_a_run("evaluation.json", read_result),
+        errors=FILES,
+        seeds=lines_of(OLD_RUN / "evaluations.jsonl")[-1:],
+        form="json",
+    ),
+    "settings": Decoder(
+        decode=in_a_run("config.json", read_result),
+        errors=FILES,
+        seeds=((OLD_RUN / "config.json").read_bytes(),),
+        form="json",
+    ),
     "summary": Decoder(
-        decode=in_a_run("summary.json", RunRecord.read),
+        decode=in_a_run("summary.json", read_result),
         errors=FILES,
         seeds=((OLD_RUN / "summary.json").read_bytes(),),
         form="json",
@@ -492,10 +532,10 @@ HOSTILE = (
 
 
 def message(decoder: Decoder, variant: bytes) -> bytes:
-    """The message that ``variant`` stands for. If it begins with 1, the rest lists changes of a seed, else a message.
+    """The message that ``variant`` stands for. If its first byte is 1, the rest describes changes to a seed.
 
-    The changes: the number of the seed, then for each change the number of an item (2 bytes), of an action and of a
-    value.
+    Then the second byte is the number of the seed. Each change has the number of an item (2 bytes), of an action and of
+    a value. If the first byte is not 1, the rest is the message itself.
     """
     if variant[:1] != b"\1" or decoder.form is None or len(variant) < 2:
         return variant[1:]

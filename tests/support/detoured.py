@@ -1,6 +1,6 @@
 """``zmqrl`` with detours: one worker reaches the shards over the proxies of a test.
 
-DETOUR_RANK is the rank, and DETOURS maps the endpoints of the shards to those of the proxies, as JSON.
+DETOUR_RANK is the rank, and DETOURS maps the endpoints of the shards to the endpoints of the proxies, as JSON.
 """
 
 import json

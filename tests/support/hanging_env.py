@@ -1,4 +1,4 @@
-"""CartPole that hangs forever in each process listed by id in the file HANG_FILE.
+"""CartPole that hangs forever in each process whose id is in the file that the variable HANG_FILE names.
 
 Its id for ``--env`` is ``support.hanging_env:Hanging-v0``.
 """

@@ -1,4 +1,4 @@
-"""Hunts for faults in the protocol: runs on virtual time, in which everything that can break does so, from a seed.
+"""Hunts for faults in the protocol: runs in virtual time, with random failures of all parts.
 
 ``play`` makes one run. The same seed always gives the same run. From a shell:
 
@@ -312,8 +312,8 @@ def replay(seed: int) -> str:
 
 def failures(seeds: Iterable[int]) -> list[str]:
     gc.collect()
-    gc.freeze()  # what exists now need not be looked at again
-    gc.disable()  # collecting now and then takes less time than the collector takes on its own
+    gc.freeze()  # the collector need not look at existing objects again
+    gc.disable()  # explicit collections, below, take less time than automatic ones
     found = []
     for number, seed in enumerate(seeds):
         if (why := failure(seed)) is not None:

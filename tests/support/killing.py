@@ -1,6 +1,6 @@
 """Helpers for tests that kill a process of a run at one of its system calls.
 
-``python tests/support/killing.py`` starts supervisors: a fork of a process that has imported torch starts at once.
+``python tests/support/killing.py`` imports torch once, and then forks supervisors, which therefore start at once.
 """
 
 import contextlib
@@ -35,13 +35,14 @@ OPTIONS = (
     *("--workers", "2", "--external-workers", "2", "--shards", "2", "--seed", "3", "--trackers"),
     *("--updates", str(UPDATES), "--checkpoint.every-minutes", "0.005"),
 )
-# Kills affect how often checkpoints are made, processes start, and a version that only one shard has made is undone.
+# Parts of the names of files that may differ after a kill. The run then has other checkpoints and more processes, and
+# may undo a version that only one shard has made.
 MAY_DIFFER = {"checkpoints", "profile", ".before-generation-2", ".before-generation-3"}
 Role = Literal["supervisor", "shard"]
 
 
 class Call(NamedTuple):
-    """The ``nth`` call of a name. ``half``: in its middle."""
+    """The ``nth`` call with this name. ``half``: the kill comes in the middle of the call."""
 
     name: str
     nth: int
@@ -57,7 +58,7 @@ def gradient(rank: int, weights: PulledWeights) -> FloatVector:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run leaves that must not depend on kills."""
+    """The part of a run's result that must not depend on kills."""
 
     checkpoint: Checkpoint
     made: tuple[tuple[Any, ...], ...]
@@ -141,7 +142,7 @@ class Running:
 
 @contextlib.contextmanager
 def supervisors() -> Iterator[Supervisors]:
-    """A process that starts supervisors. Leaving the block ends it."""
+    """A process that starts supervisors. Leaving the block ends this process."""
     searched = os.pathsep.join(map(str, (TESTS / "support" / "killed", TESTS, ROOT)))
     with ending(
         subprocess.Popen(
@@ -238,7 +239,7 @@ class Hunt:
         return killed
 
     def _resume(self, path: Path) -> None:
-        """Continue. A run that had ended before it was killed may refuse that."""
+        """Resume the run. A run that had already ended when it was killed may refuse to resume."""
         running = run(self.supervisors, path, None, *self._options(path))
         if f"has already reached {UPDATES}" not in running.told():
             assert running.wait() == 0, running.told()

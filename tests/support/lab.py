@@ -1,6 +1,7 @@
 """The network lab for tests: each host has its own network, SSH server and processes (docs/netlab.md).
 
-A test with the fixture `lab` gets four hosts. All changes that it makes to their network are undone afterwards.
+A test with the fixture `lab` gets four hosts. All changes that the test makes to the network of the hosts are undone
+afterwards.
 """
 
 import fcntl
@@ -70,7 +71,7 @@ def slot() -> Iterator[Slot]:
 
 
 class Lab:
-    """A lab that is up. It can set the faults of `netlab`, and `heal` undoes them all."""
+    """A lab that is up. Its methods set the faults of `netlab`, and `heal` undoes all faults."""
 
     def __init__(self, where: Slot, shared: Path) -> None:
         self.slot = where
@@ -84,7 +85,7 @@ class Lab:
         return netlab(command, *self.slot.where, *arguments, check=check)
 
     def run(self, host: str, argv: list[str], check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command on a host. This works even if its network is down."""
+        """Run a command on a host. This works even if the network of the host is down."""
         return self("exec", host, *argv, check=check)
 
     def ssh(self, host: str, argv: list[str], *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""Hunts for faults in real runs: processes are killed and stopped, connections cut, disks filled, files damaged.
+"""Hunts for faults in real runs: kills and stops processes, cuts connections, fills disks and damages files.
 
 A seed decides what happens to a run, and about when. However often the run is interrupted and resumed, it must end with
 the weights of a run without faults, bit by bit. From a shell:
@@ -71,7 +71,7 @@ class Attack:
         self._print(f"seed {self.seed} {time.monotonic() - self.began_at:6.1f} s  {words}")
 
     def run(self, expected: str) -> None:
-        """Train under attack until the run has ended, then judge it. ``expected``: the SHA-256 of its weights."""
+        """Train under attack until the run has ended, then judge it. ``expected``: the SHA-256 of the right weights."""
         first = free_ports(3 * self.shards)
         places = {
             f"tcp://127.0.0.1:{first + 3 * shard + i}": (shard, role)
@@ -271,7 +271,7 @@ class Attack:
 
     @contextlib.contextmanager
     def _stopped_shard(self, shard: int) -> Iterator[None]:
-        """A shard that is killed at the end of the block."""
+        """Stop a shard during the block, and kill this shard at the end."""
         pid = self._pid("shard", shard)
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -378,7 +378,7 @@ def marked(marker: str) -> dict[int, str]:
 
 
 def free_ports(count: int) -> int:
-    """The first of ``count`` free ports, outside the range from which the kernel takes ports for clients."""
+    """The first of ``count`` consecutive free ports. The kernel does not give these ports to clients."""
     for first in random.Random().sample(range(20_000, 32_000, 10), 100):
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for port in range(first, first + count):

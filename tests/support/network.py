@@ -19,7 +19,7 @@ from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import ClientKeys
 from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole
 
-# Names of Linux that Python does not have.
+# Constants of Linux that Python does not define.
 ETH_P_IP, PACKET_OUTGOING, SO_RCVBUFFORCE, ETHERNET_BYTES = 0x0800, 4, 33, 14
 
 

@@ -43,7 +43,7 @@ class ServedPage:
 
     @property
     def base(self) -> str:
-        """The random path that all requests are below, without the last slash."""
+        """The random path with which all paths of requests begin, without its last slash."""
         return urlsplit(self.url).path.rstrip("/")
 
     @property

@@ -15,7 +15,7 @@ CARTPOLE = Config(env="CartPole-v1", model="mlp")
 
 
 def write_run(path: Path, config: Config, *versions: int, counters: dict[str, Any] | None = None) -> Path:
-    """A run directory whose checkpoints all hold the initial parameters."""
+    """Write a run directory whose checkpoints all hold the initial parameters."""
     directory = RunDirectory(path)
     path.mkdir()
     write_json(directory.config, config.to_json())

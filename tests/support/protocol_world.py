@@ -150,7 +150,7 @@ class World:
             self.workers[rank] = WorkerHost(self, rank)
 
     def forge(self, header: m.Gradient, payload_bytes: int = 4, *, finite: bool = True) -> None:
-        """Deliver a contribution that no shard can use to the shard that it names."""
+        """Deliver an unusable contribution to the shard that the contribution names."""
         payload = Slice(header.rank, header.generation, header.version, header.shard, forged=True)
         shard = self.shards[header.shard % len(self.shards)]
         shard.feed(shard_events.GradientArrived(header, received(payload), payload_bytes, lambda: finite))

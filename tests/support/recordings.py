@@ -39,7 +39,7 @@ def worker(
     cycles: Iterable[Sequence[float]] = (),
     pings: Iterable[Sequence[float]] = (),
 ) -> ProcessRecording:
-    """The recording of a worker; ``cycle`` makes its rows."""
+    """The recording of a worker. ``cycle`` makes its rows."""
     return _recording(ProcessId("worker", rank), clock, host, {"cycles": cycles, "pings": pings})
 
 
@@ -51,7 +51,7 @@ def shard(
     versions: Iterable[Sequence[float]] = (),
     arrivals: Iterable[Sequence[float]] = (),
 ) -> ProcessRecording:
-    """The recording of a shard; ``publication`` and ``arrival`` make its rows."""
+    """The recording of a shard. ``publication`` and ``arrival`` make its rows."""
     return _recording(ProcessId("shard", number), clock, host, {"versions": versions, "arrivals": arrivals})
 
 

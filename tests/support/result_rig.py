@@ -11,7 +11,7 @@ SCORES = [5.0, 6.0, 7.0, 8.0]
 
 
 def write_result(path: Path, evaluation: dict[str, Any] | None = None, *, seconds: int = 6, **settings: Any) -> Path:
-    """A run of ``seconds`` that reached a thousand agent steps and ten versions in each of them."""
+    """Write a run that lasted ``seconds``, with a thousand agent steps and ten versions per second."""
     totals = {"updates": 10 * seconds, "agent_steps": 1000 * seconds, "wall_s": float(seconds)}
     ended = summary(**totals, flavour="a vector", provenance=ORIGIN)
     run_directory(path, [row(second) for second in range(1, seconds + 1)], summary=ended, **settings)

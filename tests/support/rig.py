@@ -62,7 +62,7 @@ def start_vector(count: int) -> FloatVector:
 
 
 def toy_gradient(rank: int, version: int, count: int) -> FloatVector:
-    """A gradient of few bits. A handful of such gradients has the same float32 sum in any order."""
+    """A gradient whose numbers have few bits. A few such gradients have the same float32 sum in any order."""
     numbers = np.arange(count, dtype=np.int64) * 7 + rank * 13 + version * 31
     return ((numbers % 17 - 8) / 16).astype(np.float32)
 
@@ -209,7 +209,7 @@ def served(
     start: FloatVector | None = None,
     **options: Any,
 ) -> Iterator[Served]:
-    """Start shard processes with their state in ``directory``. ``options`` are those of ``standalone_shards``."""
+    """Start shard processes with their state in ``directory``. ``options`` are passed to ``standalone_shards``."""
     layout = layout or flat_layout(count, shards)
     start = start_vector(layout.count) if start is None else start
     with standalone_shards(
@@ -323,7 +323,9 @@ def signal_that_does_not_wake() -> Iterator[None]:
 
 @contextlib.contextmanager
 def start_process(job: dict[str, Any], *program: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run this file, or ``python PROGRAM``, as a process with ``job``. It is killed at the end of the block."""
+    """Run this file, or ``python PROGRAM``, as a process with ``job``. The process is killed at the end of the
+    block.
+    """
     command = [sys.executable, *(program or (__file__,))]
     with ending(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)) as process:
         assert process.stdin is not None
@@ -334,7 +336,7 @@ def start_process(job: dict[str, Any], *program: str) -> Iterator["subprocess.Po
 
 @contextlib.contextmanager
 def worker_process(cluster: Cluster, rank: int, pause_s: float = 0.0) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a toy worker in a process. It exits with status 0 when the run has ended."""
+    """Run a toy worker in a process. The process exits with status 0 when the run has ended."""
     with start_process({"cluster": cluster.to_json(), "rank": rank, "pause_s": pause_s}) as process:
         yield process
 
@@ -422,7 +424,7 @@ def is_alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def file_size_limit(limit: int) -> Iterator[None]:
-    """Simulate a full disk without root: the kernel writes the bytes that fit, then the write fails."""
+    """Simulate a full disk without root: the kernel writes the bytes that fit, and then the write fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:

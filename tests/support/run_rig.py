@@ -83,7 +83,9 @@ class RunFiles:
         return _lines(self.path / "metrics.jsonl")
 
     def history(self, shard: int) -> list[Line]:
-        """The history of a shard. Empty while this machine has none: a shard on another host keeps its own at first."""
+        """The history of a shard. Empty while this machine has no history: a shard on another host keeps its history
+        there at first.
+        """
         path = self.path / "history" / f"shard-{shard}.jsonl"
         return _lines(path) if path.exists() else []
 
@@ -92,7 +94,7 @@ class RunFiles:
         return max((line["generation"] for line in self.history(shard)[-1:]), default=0)
 
     def log(self, name: str) -> str:
-        """The log of a process. Empty if there is none yet."""
+        """The log of a process. Empty if there is no log yet."""
         path = self.path / "logs" / f"{name}.log"
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
@@ -144,7 +146,9 @@ class RunFiles:
 
 
 class Run:
-    """A supervisor process. ``files`` are those of its run directory. Its output goes to files beside the directory."""
+    """A supervisor process. ``files`` are the files of the run directory. Its output goes to files beside the
+    directory.
+    """
 
     def __init__(self, process: "subprocess.Popen[bytes]", path: Path) -> None:
         self.process, self.files = process, RunFiles(path)
@@ -181,7 +185,7 @@ class Run:
         assert condition(), f"ended without {what}; it printed:\n{self.said()}"
 
     def pids(self) -> list[int]:
-        """The running processes that the supervisor has started."""
+        """The process ids of the shards and workers that the supervisor has started."""
         cluster = self.files.cluster()
         return [entry["pid"] for entry in (*cluster["shards"], *cluster["workers"]) if entry["pid"] is not None]
 
@@ -230,8 +234,7 @@ def training(
 
 @contextlib.contextmanager
 def launching(lab: Lab | None, path: Path, *options: str, hosts: str | None = None) -> Iterator[Run]:
-    """Run ``zmqrl launch cartpole`` on ``hosts`` of ``lab``, by default on all. Leaving the block kills it.
-
+    """Run ``zmqrl launch cartpole`` on ``hosts`` of ``lab``, by default on all. Leaving the block kills the launcher.
     Without a lab, each host is this machine under another name, with its own directory.
     """
     by = ("--via", "env SLURMD_NODENAME={host}") if lab is None else ("--ssh-config", str(lab.ssh_config))
@@ -256,7 +259,7 @@ def started(command: Sequence[str], path: Path, environment: Mapping[str, str]) 
 
 @contextlib.contextmanager
 def outside_worker(run: Run, *options: str, code: Path | None = None) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run ``zmqrl worker`` with the cluster file of ``run``. Leaving the block kills it if it has not ended.
+    """Run ``zmqrl worker`` with the cluster file of ``run``. Leaving the block kills the worker if it has not ended.
 
     ``code`` is a directory with a different zmqrl.
     """

@@ -1,7 +1,8 @@
 """A complete run on a simulated network. The state machines of shards, workers and the supervisor are the real ones.
 
-So are the supervisor's questions to the shards (``ps/control.py``), the end of a run (``supervisor/ending.py``) and the
-choice of the version to resume from (``supervisor/salvage.py``). ``support/hunt.py`` causes faults, from seeds.
+Three other parts are real, too: the supervisor's questions to the shards (``ps/control.py``), the end of a run
+(``supervisor/ending.py``), and the choice of the version to resume from (``supervisor/salvage.py``).
+``support/hunt.py`` causes faults, from seeds.
 """
 
 import contextlib
@@ -50,7 +51,7 @@ class Failed(ClusterError):
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A checkpoint. ``totals`` counts the contributions up to it, of all shards."""
+    """A checkpoint. ``totals`` counts the contributions of all shards up to this checkpoint."""
 
     version: int
     generation: int
@@ -62,7 +63,7 @@ class Saved:
 
 
 class ControlPath:
-    """The connection between the supervisor and one shard. It takes the place of a DEALER socket.
+    """The connection between the supervisor and one shard. This class replaces a DEALER socket.
 
     Messages arrive in order, or are lost with the connection. A new connection is a new peer for the shard.
     """
@@ -104,7 +105,7 @@ class SimulatedControl(ShardControl):
         self.poller = cast(Any, self)
 
     def poll(self, milliseconds: int) -> list[tuple[ControlPath, int]]:
-        """Stand in for a zmq.Poller: let the world go on until a message arrives or the time is over."""
+        """Stand in for a zmq.Poller: let the world continue until a message arrives or the time is over."""
         if milliseconds and not any(path.back for path in self.world.paths):
             self.world.wait(milliseconds / 1000)
         return [(path, 1) for path in self.world.paths if path.back]
@@ -311,7 +312,8 @@ class Session:
 class RunWorld(World):
     """Shards and workers as in :class:`World`, under the real supervisor's decisions.
 
-    ``external`` ranks belong to workers that somebody else starts. ``updates`` is the version at which the run ends.
+    ``external`` ranks belong to workers that the supervisor does not start. ``updates`` is the version at which the run
+    ends.
     """
 
     def __init__(
@@ -398,7 +400,7 @@ class RunWorld(World):
                 worker.tick()
 
     def start_worker(self, rank: int) -> None:
-        """Start a process with this rank. The wall clock gives an external worker its incarnation."""
+        """Start a process with this rank. An external worker gets its incarnation from the wall clock."""
         old = next((worker for worker in self.workers if worker.rank == rank), None)
         if old is not None and old.alive:
             if rank not in self.external:
@@ -447,7 +449,7 @@ class RunWorld(World):
         self._begin(checkpoint)
 
     def _salvaged(self, checkpoint: Saved) -> Saved:
-        """Stands in for ``supervisor/salvage.py``, with its decision."""
+        """Stands in for ``supervisor/salvage.py``, and makes the same decision."""
         if any(not shard.slots for shard in self.shards):  # a state file is missing, or was never written
             assert self.state_lost or self.supervisor.loading
             return checkpoint
@@ -498,7 +500,7 @@ class RunWorld(World):
             self.journal.check()
 
     def heal(self) -> None:
-        """End all faults. The supervisor restarts its processes, and others restart external workers."""
+        """End all faults. The supervisor restarts its processes, and users restart external workers."""
         for link in self.links:
             link.cut = False
         for path in self.paths:
@@ -558,7 +560,7 @@ class RunWorld(World):
 
 @contextlib.contextmanager
 def virtual_time(world: RunWorld) -> Iterator[None]:
-    """Let the supervisor's waits take virtual time, in which the world goes on."""
+    """Make the supervisor's waits take virtual time, during which the world continues."""
     clock = SimpleNamespace(monotonic=lambda: world.now, sleep=world.wait)
     with patch.object(control_module, "time", clock), patch.object(ending, "time", clock):
         yield

@@ -73,7 +73,9 @@ def published(actions: list[Action]) -> list[str]:
 
 
 def handle(shard: ShardMachine, event: Event, now: float = 0.0, *, finite: bool = True) -> list[Action]:
-    """Handle an event. Each Update is carried out; its result is ``finite`` or not. Returns all actions."""
+    """Handle an event. Carries out each Update. ``finite``: whether the result of an Update is finite. Returns all
+    actions.
+    """
     actions = []
     for action in shard.handle(event, now):
         actions.append(action)

@@ -58,7 +58,7 @@ while sleep 1; do :; done
 
 
 class Slurm:
-    """A Slurm cluster that is up. With ``environment``, Slurm's commands find it, and so does `zmqrl`."""
+    """A Slurm cluster that is up. With ``environment``, Slurm's commands and `zmqrl` find this cluster."""
 
     def __init__(self, directory: Path, init: int) -> None:
         self.directory, self.init = directory, init
@@ -92,7 +92,7 @@ class Slurm:
         return words.split("Granted job allocation ")[1].split()[0]
 
     def state(self, job: str) -> str:
-        """The state of a job, such as RUNNING. Do not ask for it often."""
+        """The state of a job, such as RUNNING. Waits a moment, so that a test does not ask Slurm too often."""
         time.sleep(0.2)
         return self("squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job, check=False).strip()
 

@@ -59,12 +59,14 @@ class StandInSlurm:
         return (self.state / "calls").read_text(encoding="utf-8")
 
     def program(self, script: str) -> None:
-        """The script that replaces the program of the job. It gets the run directory, and the script of the job."""
+        """Replace the program of the job with ``script``. Its arguments are the run directory and the script of the
+        job.
+        """
         (self.state / "job").write_text(script, encoding="utf-8")
 
     @contextlib.contextmanager
     def pending(self) -> Iterator[None]:
-        """The job waits in the queue, or seems to."""
+        """Make the job wait in the queue, or appear to wait."""
         (self.state / "pending").touch()
         yield
 

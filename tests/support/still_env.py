@@ -1,7 +1,7 @@
 """An environment and a loss whose gradients depend on nothing but the weights and the rank.
 
 So the final weights of a run do not depend on when its workers were restarted. The id of the environment for ``--env``
-is ``support.still_env:Still-v0``. ``support.still_env:loss`` is for ``--loss``.
+is ``support.still_env:Still-v0``. The loss for ``--loss`` is ``support.still_env:loss``.
 """
 
 import sys
@@ -32,7 +32,9 @@ class StillEnv(gymnasium.Env[Any, Any]):
 
 
 def _rank() -> int:
-    """The rank of this worker, which an environment does not get to know. 0 in other processes."""
+    """The rank of this worker, from the frames of its callers: zmqrl does not tell environments their rank. 0 outside a
+    worker.
+    """
     frame = sys._getframe()
     while frame.f_back is not None and frame.f_code.co_name != "join":
         frame = frame.f_back
@@ -42,7 +44,7 @@ def _rank() -> int:
 def loss(
     logits: Tensor, values: Tensor, batch: Any, config: Any, entropy_coefficient: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Pull logits and values to fixed targets. Actions, rewards and advantages play no part."""
+    """Pull logits and values to fixed targets. Actions, rewards and advantages have no effect."""
     off = (logits - 0.5).square().mean() + (values + 0.5).square().mean()
     return off, {"off": off.detach()}
 

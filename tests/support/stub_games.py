@@ -9,7 +9,7 @@ TERMINATED_EVERY, TRUNCATED_EVERY = 3, 5
 
 
 def described(shape: tuple[int, ...], actions: int | ActionSpace = 4) -> EnvSpec:
-    """Games with observations of ``shape``, uint8 if they are images. A number is a number of discrete actions."""
+    """Games with observations of ``shape``, uint8 if they are images. ``actions``: a number means discrete actions."""
     return EnvSpec(
         observation_shape=shape,
         observation_dtype=np.dtype(np.uint8 if len(shape) == 3 else np.float32),

@@ -25,7 +25,7 @@ class Without:
 
 
 def finders_without(*extras: str) -> list[Any]:
-    """The finders of this process, for ``sys.meta_path``, without the packages of ``extras``."""
+    """The finders of this process for ``sys.meta_path``. They do not find the packages of ``extras``."""
     packages = frozenset(modules_of(*extras))
     return [Without(finder, packages) for finder in sys.meta_path]
 

@@ -1,7 +1,7 @@
-"""The parts of ``zmqrl bench train``: what a worker does, without everything around it.
+"""The parts of ``zmqrl bench train``. Each part is one thing that a worker does, without everything around it.
 
-``run(seconds)`` repeats the work for that long. It returns the ``seconds`` that the work took, and the number of agent
-steps, or samples (``steps``).
+``run(seconds)`` repeats the work for this time. It returns the ``seconds`` that the work took, and ``steps``, the
+number of agent steps or samples.
 """
 
 import time
@@ -47,10 +47,11 @@ class BareGames:
 
 
 class _BareNetwork:
-    """The network of a worker, and random observations for it: a minibatch, stored as the learner stores rollouts.
+    """The network of a worker, and a minibatch of random observations.
 
-    ``facts``: the number format of the computation, the samples in the batch, and ``backward_only``, whether a gradient
-    needs no forward pass because the learner keeps the activations of acting.
+    The observations are stored as the learner stores rollouts. ``facts`` has the number format of the computation, the
+    number of samples in the batch, and ``backward_only``. If ``backward_only``, a gradient needs no forward pass,
+    because the learner keeps the activations of acting.
     """
 
     def __init__(self, *, config: dict[str, Any], rank: int, threads: int) -> None:
@@ -82,7 +83,7 @@ class _BareNetwork:
         pass
 
     def _pass(self) -> float:
-        """Compute one minibatch. Returns the seconds that count."""
+        """Compute one minibatch. Returns the seconds of the measured work."""
         raise NotImplementedError
 
     def _now(self) -> float:
@@ -102,9 +103,10 @@ class BareForward(_BareNetwork):
 
 
 class BareGradient(_BareNetwork):
-    """Computes gradients of minibatches: forward and backward. If it is ``backward_only``, only the latter counts.
+    """Computes gradients of minibatches, with a forward and a backward pass.
 
-    The gradients of logits and values are given, so there is no loss.
+    If ``backward_only``, only the backward pass counts. The gradients of logits and values are given, so there is no
+    loss.
     """
 
     def __init__(self, *, config: dict[str, Any], rank: int, threads: int) -> None:

@@ -1,6 +1,6 @@
-"""The processes of a benchmark. These processes run until it ends, and play the parts of all variants in turn.
+"""The processes of a benchmark. Until the benchmark ends, they run the parts of all variants in turn.
 
-``python -m zmqrl.bench.crew`` runs such a process. It reads messages from its parent and answers each message.
+``python -m zmqrl.bench.crew`` runs such a process. The process reads messages from its parent and answers each message.
 """
 
 import importlib
@@ -20,8 +20,9 @@ ANSWER_WITHIN_S: Final = 300.0
 
 
 class Part(Protocol):
-    """The part of a process in one variant. Its arguments are plain data. ``facts`` holds the data that other parts
-    need.
+    """The part of a process in one variant.
+
+    The arguments of the part are plain data. ``facts`` holds the data that other parts need.
     """
 
     facts: Facts
@@ -34,7 +35,7 @@ class Part(Protocol):
 
 
 class Role(NamedTuple):
-    """A process that plays the part ``name``. ``facts`` hold the data that other parts need."""
+    """A process that runs the part ``name``. ``facts`` holds the data that other parts need."""
 
     name: str
     process: int
@@ -42,10 +43,10 @@ class Role(NamedTuple):
 
 
 class Crew:
-    """Processes that play parts. Use it as a context manager, which kills the processes at the end."""
+    """Processes that run parts. A crew is a context manager, which kills the processes at the end."""
 
     def __init__(self, size: int, environment: Mapping[str, str] | None = None) -> None:
-        """``environment`` adds variables to that of the processes."""
+        """``environment`` adds variables to the environment of the processes."""
         through = ["env", *(f"{name}={value}" for name, value in environment.items())] if environment else []
         names = [f"process {process} of the benchmark" for process in range(size)]
         program = ["-m", "zmqrl.bench.crew"]
@@ -65,7 +66,7 @@ class Crew:
 
     @contextmanager
     def playing(self, name: str, part: type[Part], jobs: Mapping[int, Facts]) -> Iterator[list[Role]]:
-        """Make processes play ``part`` during the block, each with its job. Raises ClusterError if a process fails."""
+        """Make processes run ``part`` during the block, each with its job. Raises ClusterError if a process fails."""
         about = {"join": name, "module": part.__module__, "part": part.__name__}
         joining = {process: {**about, "job": job} for process, job in jobs.items()}
         yield [Role(name, process, facts) for process, facts in self._ask(joining).items()]
@@ -107,7 +108,7 @@ class Crew:
 
 
 def main() -> None:
-    """Play parts until the parent hangs up."""
+    """Run parts until the parent hangs up."""
     look_for_modules_there()
     read_job(signal.SIGKILL)
     messages = Messages()

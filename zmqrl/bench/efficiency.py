@@ -1,4 +1,4 @@
-"""The arithmetic of ``zmqrl bench train``: the time of an agent step in training, and what its parts need alone."""
+"""The arithmetic of ``zmqrl bench train``: the time of an agent step in training, and the time of its parts alone."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ SPLIT: Final = (*PARTS, "wait", "rest")
 class Round:
     """The times of an agent step of one worker, in seconds.
 
-    ``bare_s`` has what each of ``PARTS`` takes alone. ``split_s`` has the time in training by ``SPLIT``: the spans of
-    the same names, and the rest.
+    ``bare_s`` has the time that each of ``PARTS`` takes alone. ``split_s`` divides the time in training into ``SPLIT``:
+    the spans of these names, and the rest.
     """
 
     bare_s: Mapping[str, float]
@@ -28,7 +28,7 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Efficiency:
-    """The result for ``workers`` workers: means over ``rounds``, at least one."""
+    """The result for ``workers`` workers. The figures are means over ``rounds``. There is at least one round."""
 
     workers: int
     rounds: Sequence[Round]
@@ -100,8 +100,9 @@ def split_of(
 ) -> dict[str, float]:
     """The ``split_s`` of a round, from the table ``cycles`` of each worker.
 
-    It covers only whole iterations, from the first rollout for ``first_version`` or a later one: a rollout takes much
-    longer than a gradient, so a part of an iteration would be no fair sample. Raises ClusterError without an iteration.
+    The result covers only whole iterations, from the first rollout for ``first_version`` or a later version. A rollout
+    takes much longer than a gradient, so part of an iteration would not be a fair sample. Raises ClusterError if there
+    is no whole iteration.
     """
     spent_us, steps, window_us = dict.fromkeys(SPLIT[:-1], 0), 0, 0
     for cycles in tables:

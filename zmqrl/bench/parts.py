@@ -88,7 +88,7 @@ class ZmqrlPinger:
 class GlooRank:
     """A worker without shards. The workers sum their gradients, then each worker takes the same optimizer step.
 
-    With bf16 they exchange and add bfloat16 numbers.
+    With bf16, the workers exchange and add bfloat16 numbers.
     """
 
     def __init__(self, *, store: str, rank: int, workers: int, count: int, codec: m.Codec) -> None:
@@ -141,7 +141,7 @@ class GlooRank:
 
 
 class RawHub:
-    """Plays a shard on plain sockets: it receives a slice from each worker, then sends a slice to each worker."""
+    """Acts as a shard on plain sockets. It receives a slice from each worker, then sends a slice to each worker."""
 
     def __init__(self, *, workers: int, slice_bytes: int) -> None:
         self.listener = socket.create_server((HOST, 0), backlog=workers)
@@ -183,7 +183,7 @@ class RawHub:
 
 
 class RawWorker:
-    """Sends a slice to each hub and receives a slice from each hub, on plain sockets. It computes nothing."""
+    """Sends a slice to each hub and receives a slice from each hub, on plain sockets. This worker computes nothing."""
 
     def __init__(self, *, ports: list[int], slices_bytes: list[int]) -> None:
         self.facts: dict[str, Any] = {}
@@ -242,7 +242,7 @@ def _quick(connection: socket.socket) -> socket.socket:
 
 
 def _received(connection: socket.socket, buffer: memoryview) -> memoryview:
-    """Receive into ``buffer``. Returns the part of it that is still unfilled."""
+    """Receive into ``buffer``. Returns the unfilled part of the buffer."""
     count = connection.recv_into(buffer)
     if not count:
         raise ConnectionError("the other end has closed a plain socket")

@@ -1,4 +1,4 @@
-"""Times of the bare parts that were measured earlier, to recognize a machine, or a part, that has become slow."""
+"""Times of the bare parts that were measured earlier. They show whether a machine, or a part, has become slow."""
 
 from typing import Final, NamedTuple
 
@@ -7,7 +7,7 @@ from zmqrl.learner.games import EnvConfig
 
 
 class Reference(NamedTuple):
-    """Seconds per agent step or sample of one worker with one thread, while another one used the other core."""
+    """Seconds per agent step or sample of one worker with one thread, while another worker used the other core."""
 
     seconds: float
     machine: str
@@ -32,7 +32,7 @@ def references(
 ) -> dict[str, Reference]:
     """The known references for the parts of ``config``, by part.
 
-    A gradient takes ``passes`` passes per agent step. If it is ``backward_only``, a pass has no forward part.
+    A gradient needs ``passes`` passes per agent step. If ``backward_only``, a pass has no forward part.
     """
     found: dict[str, Reference] = {}
     default, envs = EnvConfig(), config.envs

@@ -19,9 +19,10 @@ Row: TypeAlias = dict[str, Any]
 class Round:
     """The instants of one round, in ns on the monotonic clock, which all processes of this machine share.
 
-    ``begun``: when each worker began to push. ``done``: when each worker had the weights of ``version`` + 1.
-    ``arrived``: for each shard, when it had added each gradient. ``published``: when each shard began to publish.
-    ``arrived`` and ``published`` are empty if they are not known.
+    ``begun`` has the instants at which the workers began to push, and ``done`` those at which they had the weights of
+    ``version`` + 1. ``arrived`` has, for each shard, the instants at which it had added each gradient. ``published``
+    has the instants at which the shards began to publish. ``arrived`` and ``published`` are empty if they are not
+    known.
     """
 
     begun: tuple[int, ...]
@@ -37,7 +38,7 @@ Blocks: TypeAlias = Mapping[Kind, Sequence[Sequence[Round]]]
 def samples(blocks: Blocks) -> dict[Operation, list[float]]:
     """The durations of each operation in ms. The first round of each block is a warm-up and does not count.
 
-    An update round lasts from the end of the previous round to its own end, so that an early start gains nothing.
+    An update round lasts from the end of the previous round to its own end. An early start therefore gains nothing.
     """
     together, alone = list(_rounds(blocks, "together")), list(_rounds(blocks, "alone"))
     found: dict[Operation, list[int]] = {

@@ -1,4 +1,7 @@
-"""Measures training, and its parts alone, in turn. While one is measured, no process of the other does anything."""
+"""Measures training and its parts alone, in turn.
+
+While one of the two is measured, the processes of the other are idle.
+"""
 
 import contextlib
 import dataclasses
@@ -41,8 +44,8 @@ NOT_MEASURED: Final = (
 class Measured(NamedTuple):
     """The result of a benchmark, and what was measured.
 
-    ``passes`` is the number of gradient passes over each sample. ``facts`` describe the network: its number format,
-    batch size and ``backward_only``.
+    ``passes`` is the number of gradient passes over each sample. ``facts`` describes the network: its number format,
+    its batch size and ``backward_only``.
     """
 
     efficiency: Efficiency
@@ -71,9 +74,10 @@ def check(config: Config, *, seconds: float, rounds: int) -> None:
 
 
 def measure(config: Config, *, seconds: float, rounds: int, begin: Callable[[str], object]) -> Measured:
-    """Measure training for at least ``seconds`` in ``rounds`` rounds, each after the parts. Call ``check`` first.
+    """Measure training for at least ``seconds`` in total, in ``rounds`` rounds. Call ``check`` first.
 
-    ``begin`` gets a description of each measurement before it starts. Raises ClusterError.
+    Each round measures the parts before training. ``begin`` gets a description of each measurement before it starts.
+    Raises ClusterError.
     """
     from zmqrl.bench.bare import BareForward, BareGames, BareGradient  # takes seconds, because it imports torch
 
@@ -109,7 +113,7 @@ def _passes(config: Config) -> float:
 
 
 def _measure_parts(crew: Crew, parts: Mapping[str, list[Role]], seconds: float, passes: float) -> dict[str, float]:
-    """Each part alone, on all workers at once. Returns seconds per agent step and worker."""
+    """Measure each part alone, on all workers at once. Returns seconds per agent step and worker."""
     took_s = {name: per_step_s(crew.run_for(roles, seconds / len(parts))) for name, roles in parts.items()}
     return took_s | {"gradient": passes * took_s["gradient"]}
 
@@ -140,7 +144,7 @@ def _round_directory(directory: Path, number: int) -> Path:
 
 
 def to_json(config: Config, measured: Measured) -> dict[str, Any]:
-    """Plain data: the result, and what was measured."""
+    """The result and the measured configuration, as plain data."""
     known = measured.references
     return {
         **measured.efficiency.to_json(),

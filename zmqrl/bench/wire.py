@@ -28,7 +28,7 @@ from zmqrl.ps.wire.codec import payload_bytes
 
 BLOCK: Final = 10  # rounds of one variant before the next variant's turn
 WARM_UP: Final = 5
-ALONE_FOR: Final = 1.5  # update rounds for which worker 0 has the network to itself
+ALONE_FOR: Final = 1.5  # how long worker 0 has the network to itself, in durations of an update round
 # Workers are idle while other variants have their turn. Shards must neither ask for gradients nor log stalls then.
 PATIENT: Final = ShardTiming(need_s=3600.0, need_most_s=3600.0, stall_notice_s=3600.0)
 KINDS: Final[dict[Operation, Kind]] = {
@@ -60,7 +60,10 @@ class Stage:
 
 
 def measure(grid: Grid, begin: Callable[[Case], None]) -> Iterator[list[Row]]:
-    """Measure each group of ``grid``. Yields its rows. Calls ``begin`` before each group. Raises ClusterError."""
+    """Measure each group of ``grid``.
+
+    Yields the rows of each group. Calls ``begin`` before each group. Raises ClusterError.
+    """
     first_hub = max(grid.workers)
     hubs = max(grid.shards) + 1 if "raw_tcp" in grid.implementation else 0
     groups, end_at = list(grid.groups()), time.monotonic() + 60 * grid.minutes
@@ -158,7 +161,7 @@ def _recorded(directory: Path, case: Case) -> Callable[[Round], Round]:
 
 
 def shard_instants(recording: ProcessRecording) -> tuple[dict[int, list[int]], dict[int, int]]:
-    """By version, in ns: when a shard had added each contribution, and when it began to publish."""
+    """The instants, in ns and by version, at which a shard had added each contribution and began to publish."""
     arrived: dict[int, list[int]] = {}
     published: dict[int, int] = {}
     table = recording.table("spans")

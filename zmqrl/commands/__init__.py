@@ -1,1 +1,1 @@
-"""The commands of the command line, one module each."""
+"""The commands of the command line. Each command has its own module."""

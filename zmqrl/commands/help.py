@@ -1,4 +1,4 @@
-"""The help of commands with many options: the text of tyro, with its options sorted into named groups."""
+"""The help of commands with many options. tyro writes the text, and this module sorts the options into named groups."""
 
 import contextlib
 import io
@@ -21,8 +21,8 @@ STYLE: Final = re.compile(r"\x1b\[[0-9;]*m")
 class Group(NamedTuple):
     """A group of options under a ``title``.
 
-    ``options``: names without dashes, in the order of the help. ``parts``: the nested settings that follow, such as
-    ``ppo`` with all its options ``--ppo.*``.
+    ``options`` are names without dashes, in the order of the help. ``parts`` are nested settings, which follow the
+    options. For example, ``ppo`` stands for all options ``--ppo.*``.
     """
 
     title: str
@@ -31,9 +31,9 @@ class Group(NamedTuple):
 
 
 def help_of(own: type[Any], settings: Any, program: str) -> str:
-    """The help that tyro prints for the options of ``own`` together with those of ``settings``, the default values.
+    """The help that tyro prints for the options of ``own`` and ``settings``. ``settings`` has the default values.
 
-    Both are dataclasses. The introduction is that of ``own``.
+    Both are dataclasses. The help begins with the docstring of ``own``.
     """
     about = {"__doc__": own.__doc__}
     both: Any = make_dataclass("Both", [], bases=(own, type(settings)), namespace=about, frozen=True, kw_only=True)
@@ -44,9 +44,9 @@ def help_of(own: type[Any], settings: Any, program: str) -> str:
 
 
 def grouped(page: str, groups: Sequence[Group], examples: Mapping[str, str]) -> str:
-    """The same ``page`` of tyro, with its options in ``groups``. Options that belong to no group come last.
+    """The ``page`` that tyro printed, with its options sorted into ``groups``.
 
-    ``examples`` maps command lines to what they do.
+    Options that belong to no group come last. ``examples`` maps command lines to what they do.
     """
     is_styled = STYLE.search(page) is not None
     parts = {title.removesuffix(" options"): lines for title, lines in _boxes(page)}
@@ -91,7 +91,7 @@ def _without_frame(inside: str) -> str:
 
 
 def _entries(lines: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """The options in the lines of a box: the long name of each, and its lines."""
+    """The long name and the lines of each option in a box. ``lines`` are the lines of this box."""
     entry: list[str] = []
     for line in [*lines, "  -"]:
         if STYLE.sub("", line).startswith("  -"):
@@ -115,7 +115,7 @@ def _narrow() -> Iterator[None]:
 
 
 class _Page(io.StringIO):
-    """Keeps what tyro prints. tyro uses colours as on standard output, and always draws the same boxes."""
+    """Keeps what tyro prints. tyro uses colours if standard output is a terminal, and always draws the same boxes."""
 
     encoding = "utf-8"
 

@@ -1,17 +1,32 @@
 """Parses command lines into dataclasses of options, and turns a parse error into one sentence."""
 
 import contextlib
+import dataclasses
 import io
+import math
 import re
+import types
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import dropwhile, takewhile
 from pathlib import Path
-from typing import Annotated, Final, TypeAlias, TypeVar
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import tyro
 
-from zmqrl.errors import UsageError, require
+from zmqrl.errors import UsageError, did_you_mean, require
 from zmqrl.local.extras import require_extra
 
 PICTURES: Final = (".png", ".svg", ".pdf")
@@ -29,6 +44,10 @@ REPEATABLE: Final = frozenset(
     {"--straggle", "--address", "--export", "--sweep", "--without", "--envs.args", "--envs.wrappers"}
 )  # tyro appends their values
 LISTS_OF_HOSTS: Final = frozenset({"--hosts", "--include", "--exclude"})
+HELP: Final = frozenset({"-h", "--help"})
+SUPPRESS, POSITIONAL, BARE = (
+    get_args(marked[int])[1] for marked in (tyro.conf.Suppress, tyro.conf.Positional, tyro.conf.OmitArgPrefixes)
+)
 
 T = TypeVar("T")
 RunPath: TypeAlias = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -37,12 +56,32 @@ RunPaths: TypeAlias = Annotated[
 ]
 
 
-def parse(cls: type[T], arguments: list[str], program: str, default: T | None = None) -> T:
-    """Parse ``arguments`` into a ``cls``. The arguments override the values of ``default``, if given. Raises
-    UsageError.
+class Option(NamedTuple):
+    """An option, with its spellings ``names``.
+
+    ``takes`` says what follows the option, and ``values`` lists possible words. If ``is_list``, any number of words can
+    follow the option.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[str, ...] = ()
+    takes: Literal["nothing", "words", "path", "text"] = "text"
+    is_list: bool = False
+
+
+def parse(
+    cls: type[T], arguments: list[str], program: str, default: T | None = None, beside: Collection[type[Any]] = ()
+) -> T:
+    """Parse ``arguments`` into an instance of ``cls``.
+
+    The arguments override the values of ``default``, if given. Raises UsageError, which can also suggest an option of
+    the classes ``beside``.
     """
     _refuse_repetition(arguments)
-    with _one_sentence(program):
+    if _has_operands(cls):  # after an option, tyro would take no further word for a list of operands
+        words, others = operands(arguments, [cls])
+        arguments = [*others, "--", *words]
+    with _one_sentence(program, arguments, (cls, *beside)):
         if default is None:
             return tyro.cli(cls, args=arguments, prog=program)
         return tyro.cli(cls, default=default, args=arguments, prog=program)
@@ -51,13 +90,95 @@ def parse(cls: type[T], arguments: list[str], program: str, default: T | None = 
 def parse_known(cls: type[T], arguments: list[str], program: str) -> tuple[T, list[str]]:
     """Parse the options of ``cls``. Also returns the other arguments, in their order. Raises UsageError."""
     _refuse_repetition(arguments)
-    with _one_sentence(program):
+    with _one_sentence(program, arguments, (cls,)):
         return tyro.cli(cls, args=arguments, prog=program, return_unknown_args=True)
+
+
+def operands(
+    arguments: Iterable[str], of: Iterable[type[Any]], known: Collection[str] = ()
+) -> tuple[list[str], list[str]]:
+    """The words of a command line that are neither options of the classes ``of`` nor values of these options. Also
+    returns the other arguments, in their order.
+
+    A ``known`` word is never a value of an option that takes a list, or of an unknown option.
+    """
+    table = {_option(option.names[0]): option for cls in of for option in options_of(cls)}
+    words, others = list[str](), list[str]()
+    expected = 0.0  # the number of words that still belong to the last option
+    left = iter(arguments)
+    for argument in left:
+        if argument == "--":
+            words += left
+        elif OPTION.match(argument):
+            name, equals, _ = argument.partition("=")
+            option = table.get(_option(name))
+            if name in HELP or (option is not None and option.takes == "nothing"):
+                expected = 0
+            elif option is None or option.is_list:
+                expected = math.inf
+            else:
+                expected = 0 if equals else 1
+            others.append(argument)
+        elif expected == 0 or (expected == math.inf and argument in known):
+            expected = 0
+            words.append(argument)
+        else:
+            expected -= 1
+            others.append(argument)
+    return words, others
+
+
+def _has_operands(cls: type[Any]) -> bool:
+    hints = get_type_hints(cls, include_extras=True).values()
+    return any(POSITIONAL in _unwrapped(hint)[1] for hint in hints)
+
+
+def options_of(cls: type[Any], prefix: str | None = "") -> Iterator[Option]:
+    """The options that tyro makes of a dataclass. Fields of nested dataclasses have their path as ``prefix``.
+
+    If ``prefix`` is None, neither these fields nor those of nested dataclasses have a prefix.
+    """
+    path = prefix or ""
+    hints = get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        hint, marks, is_tuple = _unwrapped(hints[field.name])
+        name = next((mark.name for mark in marks if getattr(mark, "name", None)), field.name.replace("_", "-"))
+        if SUPPRESS in marks or POSITIONAL in marks:
+            continue
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            yield from options_of(hint, None if prefix is None or BARE in marks else f"{path}{name}.")
+            continue
+        aliases = [alias for mark in marks for alias in getattr(mark, "aliases", None) or ()]
+        names = (f"--{path}{name}", *aliases)
+        is_list = is_tuple and tyro.conf.UseAppendAction not in marks
+        if hint is bool:
+            yield Option((*names, f"--{path}no-{name}"), takes="nothing")
+        elif get_origin(hint) is Literal:
+            yield Option(names, tuple(map(str, get_args(hint))), "words", is_list)
+        else:
+            yield Option(names, takes="path" if hint is Path else "text", is_list=is_list)
+
+
+def _unwrapped(hint: Any) -> tuple[Any, list[Any], bool]:
+    """The type of one value of ``hint``, the marks of tyro around this type, and whether ``hint`` is a tuple.
+
+    The type is neither None nor a tuple.
+    """
+    marks, is_tuple = list[Any](), False
+    while True:
+        arguments = [each for each in get_args(hint) if each not in (type(None), Ellipsis)]
+        if get_origin(hint) is Annotated:
+            marks += arguments[1:]
+        elif get_origin(hint) not in (Union, types.UnionType, tuple) or not arguments:
+            return hint, marks, is_tuple
+        is_tuple = is_tuple or get_origin(hint) is tuple
+        hint = arguments[0]
 
 
 def asks_for_help(arguments: list[str]) -> bool:
     """Whether a command line asks for help."""
-    return not {"-h", "--help"}.isdisjoint(arguments)
+    return not HELP.isdisjoint(arguments)
 
 
 def check_picture(option: str, path: Path) -> None:
@@ -83,17 +204,18 @@ def option_names(arguments: Iterable[str]) -> set[str]:
 
 
 def _option(text: str) -> str:
-    """The name of the option that ``text`` sets. ``--no-resume``, ``-H`` and ``--run_dir`` are other spellings of a
-    name.
+    """The name of the option that ``text`` sets.
+
+    Spellings such as ``--no-resume``, ``-H`` and ``--run_dir`` give the usual name of the option.
     """
     name = re.sub(r"(^--|\.)no-", r"\1", text.replace("_", "-"))
     return ALIASES.get(name, name)
 
 
 @contextlib.contextmanager
-def _one_sentence(program: str) -> Iterator[None]:
-    """Turn tyro's complaint about a command line into one sentence. ``--help`` is unchanged: tyro prints the help and
-    exits.
+def _one_sentence(program: str, arguments: Iterable[str], of: Iterable[type[Any]]) -> Iterator[None]:
+    """Turn tyro's complaint about ``arguments`` into one sentence, which can suggest an option of the classes ``of``.
+    With ``--help``, tyro still prints the help and exits.
     """
     complaint = io.StringIO()
     try:
@@ -107,7 +229,17 @@ def _one_sentence(program: str) -> Iterator[None]:
     lines = [line.strip("│╭╮╰╯|+ ") for line in complaint.getvalue().splitlines()]
     after_title = dropwhile(_is_rule, lines[1:])
     sentence = " ".join(takewhile(lambda line: not _is_rule(line), after_title)).rstrip(".")
-    raise UsageError(f"{sentence}; {program.split(' [')[0]} --help lists the options.")
+    unknown = _unknown(arguments, of) if sentence.startswith("Unrecognized") else None
+    raise UsageError(f"{unknown or sentence}; {program.split(' [')[0]} --help lists the options.")
+
+
+def _unknown(arguments: Iterable[str], of: Iterable[type[Any]]) -> str | None:
+    """A sentence about the first unknown option. None if every option belongs to one of the classes ``of``."""
+    names = [name for cls in of for option in options_of(cls) for name in option.names]
+    known = set(map(_option, names))
+    written = (argument.partition("=")[0] for argument in arguments if OPTION.match(argument))
+    found = next((text for text in written if _option(text) not in known), None)
+    return None if found is None else f"unknown option {found}{did_you_mean(found, names)}"
 
 
 def _is_rule(line: str) -> bool:

@@ -1,13 +1,14 @@
 """``python -P -m zmqrl.hostd.child MODULE``: run MODULE as ``python -m`` would, in a process that can report its stack.
 
-With the fork server as MODULE, this happens in each process that it forks.
+If MODULE is the fork server, each process that it forks runs its own module in this way.
 
 The process writes its stack to standard error when it gets one of two signals. Their handlers are installed before
 MODULE imports anything, because imports can hang too.
 
 - ASK: a Python handler writes the stacks of all threads, as soon as the main thread runs Python code.
-- ASK_BLOCKED: a C handler writes the stack of the main thread at once. Send it only if that thread runs no Python code.
-  Otherwise the handler can read a frame that is being made, and crash. The same risk is why it skips other threads.
+- ASK_BLOCKED: a C handler writes the stack of the main thread at once. Send this signal only if the main thread runs no
+  Python code. Otherwise the handler can read an unfinished frame, and crash. The handler skips other threads for the
+  same reason.
 """
 
 import faulthandler

@@ -1,12 +1,12 @@
 """The daemon of a run on one host: it starts processes, forwards their output, and ends them before it ends itself.
 
 ``python -P -m zmqrl.hostd.daemon`` reads requests from standard input and writes events to standard output
-(:mod:`zmqrl.hostd.messages`). It ends everything it has started when its input ends, when its lease runs out, or when a
-signal arrives. Standard library only: no other process can start before it.
+(:mod:`zmqrl.hostd.messages`). The daemon ends everything that it has started when its input ends, when its lease runs
+out, or when a signal arrives. This module uses only the standard library, because all other processes of the run wait
+until the daemon has started.
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -30,16 +30,15 @@ from zmqrl.hostd.child import ASK, ASK_BLOCKED
 from zmqrl.hostd.fork_server import Forked, ForkServer
 from zmqrl.hostd.interfaces import interfaces
 from zmqrl.hostd.lines import Lines
-from zmqrl.hostd.orphans import MARK, Orphans
+from zmqrl.hostd.orphans import MARK, Orphans, adopt_orphans
 from zmqrl.json_lines import parse_json
 from zmqrl.observe.provenance import versions
-from zmqrl.process import PR_SET_PDEATHSIG, raise_open_files, use_all_cores
+from zmqrl.process import die_with_parent, raise_open_files, use_all_cores
 
-PR_SET_CHILD_SUBREAPER = 36
 PREDECESSOR_ENDS_WITHIN_S = 20.0
 GRACE_S = 3.0
 KILLED_WITHIN_S = 2.0
-TURN_S = 0.25  # signals are handled between two turns
+TURN_S = 0.25  # signals are handled between two turns of the loop
 READ_BYTES = 1 << 20
 READS_AT_THE_END = 64
 LONGEST_LINE_BYTES = 1 << 20
@@ -61,13 +60,13 @@ class _Asked:
     heard_at: float | None = None
 
     def take(self, line: str) -> None:
-        """Keep ``line`` of the log if a stack begins with it or has begun before it."""
+        """Keep ``line`` of the log if a stack begins with this line or with an earlier one."""
         if (self.lines or inspection.begins_stack(line)) and len(self.lines) < MOST_LINES_OF_STACKS:
             self.lines.append(line)
             self.heard_at = time.monotonic()
 
     def is_over(self, now: float) -> bool:
-        """Whether the process has answered or its time is up."""
+        """Whether the process has answered, or its time to answer has passed."""
         ended = self.heard_at is not None and now - self.heard_at >= STACK_ENDS_AFTER_S
         return ended or now - self.since >= ANSWERS_WITHIN_S
 
@@ -88,7 +87,7 @@ class _Child:
 
     @classmethod
     def waiting(cls) -> "_Child":
-        """A process that has not started, with its pipes. Raises OSError."""
+        """A process that has pipes but has not started. Raises OSError."""
         pipes: list[int] = []
         try:
             for _ in range(3):
@@ -122,6 +121,7 @@ class Daemon:
         self.work, self._lock = Path("/nowhere"), -1
         self._selector = selectors.DefaultSelector()
         self._requests = Lines()
+        self._has_heard = False
         self._unsent = bytearray(b"\n")  # ends what the startup files of the shell may have printed
         self._lost_lines = 0
         self._lease_s: float | None = None
@@ -131,7 +131,10 @@ class Daemon:
     def serve(self, requests: int) -> None:
         """Serve the requests that arrive on the descriptor ``requests`` until there is a reason to end."""
         os.set_blocking(requests, False)
-        self._selector.register(requests, selectors.EVENT_READ, partial(self._hear, requests))
+        try:
+            self._selector.register(requests, selectors.EVENT_READ, partial(self._hear, requests))
+        except PermissionError:  # epoll cannot wait for /dev/null or for a file
+            self.why_end = h.NO_INPUT
         while self.why_end is None:
             self._turn(TURN_S)
             self._orphans.step(self._marks())
@@ -167,9 +170,9 @@ class Daemon:
             return
         if not piece:
             self._selector.unregister(requests)
-            self.why_end = self.why_end or "the launcher hung up"
+            self.why_end = self.why_end or ("the launcher hung up" if self._has_heard else h.NO_INPUT)
             return
-        self._heard_at = time.monotonic()
+        self._has_heard, self._heard_at = True, time.monotonic()
         for line in self._requests.add(piece):
             if self.why_end is None:
                 self._handle(h.decode_request(line))
@@ -228,7 +231,7 @@ class Daemon:
                 return self._send(_about_this_host(self.work))
             launch, _, host = files.user_of(lock).partition(" ")
             os.close(lock)
-            if launch == begin.launch and host != begin.host:  # the lock's owner is no old daemon of this host
+            if launch == begin.launch and host != begin.host:  # this launcher lists the machine twice
                 return self._refuse(f"{h.SAME_MACHINE} {host}: list it once")
             if time.monotonic() >= deadline:
                 return self._refuse(f"processes of this run are still alive in {self.work}")
@@ -271,10 +274,10 @@ class Daemon:
         return begin(0, -1)
 
     def _prepare(self, module: str, environment: Mapping[str, str]) -> None:
-        """Start the fork server, unless there was one before."""
+        """Start the fork server, unless a fork server has been started before."""
         if self._fork_server is not None:
             return
-        with contextlib.suppress(OSError):  # then processes start without it
+        with contextlib.suppress(OSError):  # without the fork server, processes start the usual way
             self._first = self._first or _Child.waiting()
             self._fork_server = ForkServer(module, environment, self._first.streams[2], [self._lock])
             self._selector.register(self._fork_server.channel, selectors.EVENT_READ, self._hear_fork_server)
@@ -290,7 +293,7 @@ class Daemon:
             self._fork_server.close()
 
     def _begin_process(self, child: _Child, module: str, environment: Mapping[str, str], pid: int, go: int) -> None:
-        """Take over the process ``pid`` that was forked for ``child``. If there is none, start a process."""
+        """Take over the process ``pid`` that was forked for ``child``. If no process was forked, start one."""
         try:
             if self.children.get(child.name) is not child:
                 return None
@@ -314,7 +317,7 @@ class Daemon:
         return self._send(h.Started(child.name, self._pid(child)))
 
     def _take_over(self, child: _Child, pid: int, go: int) -> bool:
-        """Let the process ``pid`` run as ``child``. Returns False if it has not begun or has ended."""
+        """Make the process ``pid`` run as ``child``. Returns False if there is no such process."""
         if pid == 0:
             return False
         exit_fd = -1
@@ -384,7 +387,10 @@ class Daemon:
             self._pass_on_stack(child, child.asked)
 
     def _pass_on_stacks(self) -> None:
-        """Forward the answers of processes. If a process gave none because it runs no Python code, ask it again."""
+        """Forward the answers of processes.
+
+        If a process does not answer because it runs no Python code, ask it again.
+        """
         now = time.monotonic()
         for child in self.children.values():
             asked = child.asked
@@ -532,9 +538,8 @@ def _hung_up(fd: int) -> bool:
 
 
 def _adopt_orphans_and_die_with_parent() -> None:
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    adopt_orphans()
+    die_with_parent(signal.SIGTERM)
 
 
 def main() -> None:
@@ -556,7 +561,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    if os.getppid() != parent:  # it died before it could be watched
+    if os.getppid() != parent:  # the parent died before this process could watch it
         daemon.why_end = "the guard of this daemon has died"
     try:
         daemon.serve(0)

@@ -1,8 +1,9 @@
-"""Makes an environment for this zmqrl on another host. The host's own Python runs this file: standard library only.
+"""Makes an environment for this zmqrl on another host.
 
-The launcher sends this source with the request, because zmqrl may not be installed on the host. Each directory in
-``~/.cache/zmqrl/envs`` is an environment. Its name is a hash of its content, and runs with the same needs share it. If
-the host's Python lacks packages, one environment adds them. A second, small environment on top of it adds zmqrl.
+The host's own Python runs this file, so the file uses only the standard library. The launcher sends this source with
+the request, because zmqrl may not be installed on the host. Each directory in ``~/.cache/zmqrl/envs`` is an
+environment. Its name is a hash of its content, and runs with the same needs share the environment. If the host's Python
+lacks packages, one environment adds them. A second, small environment on top of the first one adds zmqrl.
 """
 
 import base64
@@ -27,7 +28,7 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 READY = "ready"  # the file that marks an environment as complete
-LINES_KEPT, LINES_TOLD = 30, 3  # output of a failed command: lines with ERROR, or else the last ones
+LINES_KEPT, LINES_TOLD = 30, 3  # of the output of a failed command: the lines with ERROR, or otherwise the last lines
 WHEELS = "wheels"  # a directory of an environment that is being made
 ANSWER_WITHIN_S = 60.0
 # Which wheels fit, in the words of `pip download`.
@@ -168,13 +169,16 @@ def _root() -> Path:
 
 
 def _key(name: str, *made_of: Any) -> Path:
-    """The directory of an environment. Its name contains a hash of this Python and of what it is ``made_of``."""
+    """The directory of an environment.
+
+    Its name contains a hash of this Python and of ``made_of``, the content of the environment.
+    """
     about = json.dumps([sys.executable, sys.version, sysconfig.get_platform(), *made_of], sort_keys=True)
     return _root() / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
 
 
 def _made(path: Path, make: Callable[[Path], None]) -> Path:
-    """Call ``make`` for the environment ``path``, unless it is complete. Processes do this one at a time."""
+    """Call ``make`` for the environment ``path``, unless it is complete. Only one process at a time does this."""
     with Path(f"{path}.lock").open("ab") as lock:
         _lock(lock.fileno(), path)
         if not (path / READY).exists():
@@ -253,7 +257,7 @@ def _ready(*descriptors: int, within_ms: int = 1000) -> set[int]:
 
 
 def _hung_up(within_ms: int) -> bool:
-    """Whether the launcher has hung up. It sends nothing after the request."""
+    """Whether the launcher has hung up. The launcher sends nothing after the request."""
     return bool(_ready(0, within_ms=within_ms))
 
 

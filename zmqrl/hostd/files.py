@@ -1,4 +1,4 @@
-"""The directory of a run on a host, the lock on it, and the files in it. Standard library only.
+"""The directory of a run on a host, the lock on it, and the files in it. This module uses only the standard library.
 
 Paths of files are relative to the run's directory.
 """
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zmqrl.hostd.messages import Piece, Seen
+from zmqrl.json_lines import open_file
 from zmqrl.rundir import DAEMON_LOCK, is_locked
 
 PIECE_BYTES = 1 << 20
@@ -34,10 +35,10 @@ def node_name() -> str:
 
 
 def open_directory(work: str) -> tuple[Path, int]:
-    """Create the directory if necessary. Returns its path, and a descriptor of the file to lock. Raises OSError.
+    """Create the directory if necessary.
 
-    ``work`` is a path, or a name in the user's directory on this host. Hosts that share a disk have different
-    directories.
+    Returns the path of the directory, and a descriptor of the file to lock. Raises OSError. ``work`` is a path, or a
+    name in the user's directory on this host. Hosts that share a disk have different directories.
     """
     path = _path(work)
     for tries_left in reversed(range(TRIES)):
@@ -60,7 +61,7 @@ def _make(path: Path) -> None:
         raise PermissionError(errno.EPERM, "it belongs to another user", str(base))
     within = path.relative_to(base)
     for directory in (*reversed(within.parents), within):
-        if directory != Path():  # the base is never made without the check above
+        if directory != Path():  # the base exists, and was checked above
             (base / directory).mkdir(mode=0o700, exist_ok=True)
 
 
@@ -75,7 +76,10 @@ def _open_lock(path: Path) -> int:
 
 
 def take(path: Path, lock: int) -> bool:
-    """Take the lock of a directory. Returns False if another process has it, or has just removed the directory."""
+    """Take the lock of a directory.
+
+    Returns False if another process has the lock, or has just removed the directory.
+    """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return _is_lock_of(path, lock)
@@ -84,8 +88,9 @@ def take(path: Path, lock: int) -> bool:
 
 
 def _is_lock_of(path: Path, lock: int) -> bool:
-    """Whether ``lock`` is the lock that is in the directory now. After a removal, another process can make a new
-    one.
+    """Whether ``lock`` is the lock that is in the directory now.
+
+    After the lock was removed, another process can have made a new one.
     """
     return os.path.samestat((path / DAEMON_LOCK).stat(), os.fstat(lock))
 
@@ -159,7 +164,7 @@ def sizes(root: Path, under: Sequence[str]) -> dict[str, int]:
 def read(root: Path, path: str, offset: int) -> Piece:
     """Read a piece of a file, of at most ``PIECE_BYTES``."""
     data, size = b"", 0
-    with contextlib.suppress(OSError), (root / path).open("rb") as file:
+    with contextlib.suppress(OSError), open_file(root / path) as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(offset)
         data = file.read(max(0, min(PIECE_BYTES, size - offset)))  # the file may have grown meanwhile
@@ -167,9 +172,9 @@ def read(root: Path, path: str, offset: int) -> Piece:
 
 
 def write(root: Path, path: str, offset: int, data: bytes, unless: int | None = None) -> str | None:
-    """Write a piece of a file; offset 0 replaces the file. Returns the error in words, or None.
+    """Write a piece of a file. A piece at offset 0 replaces the file. Returns the error in words, or None.
 
-    A file that already has ``unless`` bytes or more does not change.
+    A file that already has ``unless`` bytes or more is left unchanged.
     """
     try:
         (root / path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
 """The fork server of a host daemon: a process that imports a module once, and then forks processes that need it.
 
 Importing torch and the games takes seconds of processor time. A fork takes milliseconds, and the processes share the
-memory of what was imported. The fork server runs no other code of these modules, so it has no threads, sockets of
-ZeroMQ or state of CUDA, which cannot be forked.
+memory of what was imported. The fork server runs no other code of these modules. It therefore has no threads, ZeroMQ
+sockets or CUDA state, which cannot be forked.
 
 The daemon starts a process the usual way if the fork server does not answer, has ended, or has another environment.
-Standard library only.
+This module uses only the standard library.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zmqrl.hostd.orphans import MARK
-from zmqrl.process import LOG_LEVEL, PR_SET_PDEATHSIG
+from zmqrl.process import LOG_LEVEL, die_with_parent
 
 MAY_DIFFER = (MARK, LOG_LEVEL)  # variables that change nothing in the imports
 NAME = "zmqrl.hostd.fork_server"
@@ -39,7 +39,11 @@ STREAMS = 3  # standard input, output and error
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """A process to fork. ``done`` gets its id, or 0 without one, and ``go``: a byte there starts it."""
+    """A process to fork.
+
+    ``done`` gets the id of the process, and the pipe ``go``. The id is 0 if the process was not forked. A byte in the
+    pipe starts the process.
+    """
 
     message: bytes
     streams: Sequence[int]
@@ -47,7 +51,7 @@ class _Request:
     go: int = -1
 
     def finish(self, pid: int) -> None:
-        """Report the process. Without a byte on ``go``, it ends."""
+        """Report the process, then close ``go``. The process ends if no byte was written to ``go``."""
         try:
             self.done(pid, self.go)
         finally:
@@ -70,7 +74,7 @@ class ForkServer:
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "zmqrl.hostd.child", NAME, str(theirs.fileno()), module],
-                stdin=subprocess.PIPE,  # a pipe, as in the processes that it forks
+                stdin=subprocess.PIPE,  # imports see a pipe, as in the processes that it forks
                 stdout=log,
                 stderr=log,
                 env=environment,
@@ -88,13 +92,13 @@ class ForkServer:
 
     def fits(self, environment: Mapping[str, str]) -> bool:
         """Whether the fork server can fork a process with this environment."""
-        same_length = len(environment[MARK]) == len(self.mark)  # it is overwritten in place
+        same_length = len(environment[MARK]) == len(self.mark)  # the mark is overwritten in place
         return self.is_open and same_length and self._environment == _relevant(environment)
 
     def fork(
         self, module: str, environment: Mapping[str, str], streams: Sequence[int], done: Callable[[int, int], None]
     ) -> None:
-        """Fork a process that runs ``module``. The caller closes ``streams`` when ``done`` was called."""
+        """Fork a process that runs ``module``. The caller closes ``streams`` after ``done`` was called."""
         message = json.dumps({"module": module, "environment": environment}).encode()
         self._requests.append(_Request(message, streams, done))
         self._ask()
@@ -117,13 +121,13 @@ class ForkServer:
         return True
 
     def close(self) -> None:
-        """End the fork server. The processes that it has forked live on."""
+        """End the fork server. The processes that it has forked continue."""
         if not self.is_open:
             return
         self.is_open = False
         self.channel.close()
         self.process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # then it is reaped as an orphan
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the daemon then reaps it as an orphan
             self.process.wait(KILLED_WITHIN_S)
         assert self.process.stdin is not None
         self.process.stdin.close()
@@ -131,7 +135,7 @@ class ForkServer:
             request.finish(0)
 
     def _ask(self) -> None:
-        """Send the next request. There is one at a time, so an answer needs no name."""
+        """Send the next request. Only one request is open at a time, so an answer does not name its request."""
         while self._is_ready and self._asked is None and self._requests:
             request = self._requests.popleft()
             try:
@@ -154,7 +158,7 @@ class Forked:
     pid: int
 
     def wait(self) -> int:
-        """Wait for its end. Returns the status as ``Popen.wait`` does."""
+        """Wait until the process has ended. Returns the status as ``Popen.wait`` does."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
@@ -164,9 +168,9 @@ class Forked:
 def serve(descriptor: int, module: str) -> str:
     """Import ``module``, then fork a process for each request on the socket ``descriptor``.
 
-    Returns in these processes: the module that the process must run.
+    Returns only in the forked processes, with the module that the process must run.
     """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    die_with_parent(signal.SIGKILL)
     channel = socket.socket(fileno=descriptor)
     shown, mark = _in_memory(NAME, f"{MARK}={os.environ[MARK]}")
     importlib.import_module(module)
@@ -196,7 +200,10 @@ def serve(descriptor: int, module: str) -> str:
 
 
 def _check_threads(module: str) -> None:
-    """Exit if the imports have started threads that live on after a fork. Some libraries end theirs before a fork."""
+    """Exit if the imports have started threads.
+
+    Fork once before the check, because some libraries end their threads at a fork.
+    """
     if not (pid := os.fork()):
         os._exit(0)
     os.waitpid(pid, 0)
@@ -210,8 +217,8 @@ def _check_threads(module: str) -> None:
 def _fork() -> tuple[int, int | None]:
     """Fork a process that becomes a child of the daemon, because its own parent ends at once.
 
-    Returns its id as soon as it has closed the descriptor that this function returns in the process itself. Returns 0
-    if it could not be forked.
+    In the fork server, returns the id of the process, or 0 if it could not be forked. In the new process, returns 0
+    and a descriptor. The fork server waits until the process has closed that descriptor.
     """
     told, tell = os.pipe()
     if between := os.fork():
@@ -229,7 +236,10 @@ def _fork() -> tuple[int, int | None]:
 
 
 def _become(environment: Mapping[str, str], descriptors: Sequence[int], born: int) -> None:
-    """Make this process like one that the daemon has started. Exit if the daemon does not want it any more."""
+    """Make this process like one that the daemon has started.
+
+    Exit if the daemon does not want this process any more.
+    """
     os.setsid()  # before the daemon knows it, and may send a signal to its group
     *streams, go = descriptors
     for number, stream in enumerate(streams):
@@ -247,8 +257,9 @@ def _become(environment: Mapping[str, str], descriptors: Sequence[int], born: in
 
 
 def _in_memory(argument: str, variable: str) -> tuple[range, range]:
-    """The addresses from ``argument`` to the end of the command line, and from ``variable`` to the end of the first
-    environment. ``/proc`` shows what is there. Raises ValueError.
+    """The addresses of the command line from ``argument`` on, and of the first environment from ``variable`` on.
+
+    ``/proc`` shows the content of these addresses. Raises ValueError.
     """
     # Fields 48 to 51: where the two begin and end. Split after the process name, which may contain spaces.
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()

@@ -1,10 +1,11 @@
-"""The guard of a host daemon: its parent process, which ends the daemon's processes if the daemon cannot.
+"""The guard of a process is its parent. The guard ends everything that the process has started and left.
 
-A daemon that is stopped, or blocked by a disk, cannot end the processes that it has started. They do not notice. The
-guard therefore kills a daemon that has not run for ``FROZEN_S``. When a daemon has ended, its descendants become
-children of the guard, and the guard kills them. The daemon becomes the child of a guard with :func:`fork_guard`.
+A host daemon has a guard, because a daemon that is stopped, or blocked by a disk, cannot end the processes that it has
+started. These processes do not notice that the daemon has stopped. The guard therefore kills a daemon that has not run
+for ``FROZEN_S``. A process that runs the user's code has a guard, too (:mod:`zmqrl.hostd.user_code`).
 
-The guard runs as a script that needs the standard library only.
+When the process has ended, its descendants become children of the guard, and the guard kills them. A process becomes
+the child of a guard with :func:`fork_guard`. The guard runs as a script that needs only the standard library.
 """
 
 import contextlib
@@ -13,11 +14,12 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 TURN_S = 1.0
 FROZEN_S = 8.0
-NOTICED_S = 3.0  # earlier than any lease, so that the launcher knows why it hears nothing
+NOTICED_S = 3.0  # before any lease runs out, so that the launcher can report why it receives nothing
 GRACE_S = 3.0
 KILLED_WITHIN_S = 2.0
 STATES = {
@@ -25,37 +27,48 @@ STATES = {
     "t": "stopped by a debugger",
     "D": "blocked in the kernel, perhaps by a disk or network file system",
 }
+END = signal.SIGRTMIN + 5  # makes the guard of the user's code end it. Batch systems do not send this signal
+TO_A_DAEMON: dict[int, int] = {number: number for number in (signal.SIGTERM, signal.SIGHUP)}
+# The user's code runs in a session of its own, where SIGTSTP stops no process.
+TO_USER_CODE: dict[int, int] = {
+    **{number: number for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCONT)},
+    signal.SIGTSTP: signal.SIGSTOP,
+    END: signal.SIGKILL,
+}
 
 
-def fork_guard(frozen_s: float = FROZEN_S) -> int:
+def fork_guard(frozen_s: float | None = FROZEN_S) -> int:
     """Continue in a child of this process, and turn this process into the guard of that child.
 
-    Returns the process id of the guard. The guard keeps everything that survives exec, such as the parent-death signal
-    and ignored signals.
+    If the child is a host daemon, ``frozen_s`` is passed to :func:`watch`. If the child runs the user's code,
+    ``frozen_s`` is None. Returns the process id of the guard. The guard keeps everything that survives exec, such as
+    the parent-death signal and ignored signals.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, the exit status of a child is lost
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, TO_USER_CODE)  # until the guard can pass them on
     guard, child = os.getpid(), os.fork()
     if child:
-        os.execv(sys.executable, [sys.executable, "-I", "-S", __file__, str(child), str(frozen_s)])
+        about = [str(child)] if frozen_s is None else [str(child), str(frozen_s)]
+        try:
+            os.execv(sys.executable, [sys.executable, "-I", "-S", __file__, *about])
+        finally:
+            os._exit(1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     os.setsid()  # a signal to the group of the guard must not stop both
     return guard
 
 
 def watch(daemon: int, frozen_s: float) -> int:
-    """Wait for the end of the child ``daemon``, and kill it if it has not run for ``frozen_s``. Forward signals to it.
+    """Wait until the child ``daemon`` has ended, and kill it if it has not run for ``frozen_s``. Forward signals to it.
 
-    Then end its descendants. Returns the daemon's exit status. The reason for an unusual end goes to standard error.
+    After the end of the daemon, end its descendants. Returns the daemon's exit status. The reason for an unusual end
+    goes to standard error.
 
-    Time counts only while the guard itself runs. So a daemon is not killed because both were suspended, for example
-    with their machine.
+    Time counts only while the guard itself runs. The guard therefore does not kill the daemon if both were suspended,
+    for example with their machine.
     """
     exit_fd = os.pidfd_open(daemon)
-
-    def forward(number: int, _: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(exit_fd, number)
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, forward)
+    _pass_on(exit_fd, TO_A_DAEMON)
     ran, still_s, turn_s = 0, 0.0, min(TURN_S, frozen_s / 4)
     while not select.select([exit_fd], [], [], turn_s)[0]:
         before, ran = ran, switches(daemon)
@@ -65,7 +78,7 @@ def watch(daemon: int, frozen_s: float) -> int:
         still_s = still_s + turn_s if 0 < ran == before else 0.0
         if still_s >= frozen_s:
             _tell(f"the host daemon was {state(daemon)} for {frozen_s:g} s")
-            forward(signal.SIGKILL, None)
+            _send(exit_fd, signal.SIGKILL)
         elif still_s - turn_s < min(NOTICED_S, frozen_s / 2) <= still_s:
             _tell(f"the host daemon is {state(daemon)}")
     status = os.waitstatus_to_exitcode(os.waitpid(daemon, 0)[1])
@@ -73,6 +86,36 @@ def watch(daemon: int, frozen_s: float) -> int:
     if status < 0 and still_s < frozen_s:
         _tell(f"the host daemon was killed by signal {-status}")
     return status if status >= 0 else 128 - status
+
+
+def watch_user_code(process: int) -> int:
+    """Wait for the end of the child ``process``, which runs the user's code.
+
+    Pass signals on to the child. Then kill what the child has left. Returns the exit status of the child, or 128 + N if
+    signal N has killed the child.
+    """
+    exit_fd = os.pidfd_open(process)
+    _pass_on(exit_fd, TO_USER_CODE)
+    while not select.select([exit_fd], [], [], TURN_S)[0]:
+        for orphan in children(os.getpid()):
+            if orphan != process:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(orphan, os.WNOHANG)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    end_children(0)
+    return status if status >= 0 else 128 - status
+
+
+def _pass_on(exit_fd: int, signals: Mapping[int, int]) -> None:
+    """Send a process the value in ``signals`` of each signal that arrives here, or has waited since the fork."""
+    for number in signals:
+        signal.signal(number, lambda arrived, _: _send(exit_fd, signals[arrived]))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TO_USER_CODE)
+
+
+def _send(exit_fd: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(exit_fd, number)
 
 
 def switches(pid: int) -> int:
@@ -91,7 +134,7 @@ def state(pid: int) -> str:
 
 
 def children(pid: int) -> list[int]:
-    """The process ids of the children of a process. They include descendants that lost their parent."""
+    """The process ids of the children of a process. They include descendants whose own parent has died."""
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:  # a kernel without this file
@@ -99,7 +142,7 @@ def children(pid: int) -> list[int]:
 
 
 def end_children(grace_s: float) -> None:
-    """Wait for the end of our children, and kill those that still live after ``grace_s``."""
+    """Wait for the end of our children, and kill the children that still live after ``grace_s``."""
     since = time.monotonic()
     while (pids := children(os.getpid())) and (waited_s := time.monotonic() - since) < grace_s + KILLED_WITHIN_S:
         if waited_s >= grace_s:
@@ -122,4 +165,5 @@ def _tell(what: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(watch(int(sys.argv[1]), float(sys.argv[2])))
+    watched, *frozen = sys.argv[1:]
+    sys.exit(watch(int(watched), float(*frozen)) if frozen else watch_user_code(int(watched)))

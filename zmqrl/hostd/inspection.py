@@ -1,4 +1,4 @@
-"""Finds out what a process is doing, from the kernel and the process itself. Needs neither root nor ptrace."""
+"""Finds out what a process is doing, from the kernel and the process itself. This needs neither root nor ptrace."""
 
 import contextlib
 import os
@@ -19,10 +19,11 @@ NOT_OF_THE_MODULE = ("/zmqrl/hostd/child.py", "/zmqrl/hostd/fork_server.py", "<f
 class Sight:
     """The state of a process according to ``/proc``.
 
-    ``state``: ``running``, ``waiting``, ``blocked`` (in the kernel, mostly by a disk or a network file system),
-    ``stopped`` (by a signal), ``traced`` (by a debugger) or ``dead``. ``kernel``: the kernel function in which it
-    waits, empty if unknown. ``cpu_s``: the processor time of its main thread. ``answers``: whether it handles the
-    signals that ask for its stack. These signals end a process that does not handle them.
+    ``state`` is ``running``, ``waiting``, ``blocked``, ``stopped``, ``traced`` or ``dead``. A blocked process waits in
+    the kernel, mostly for a disk or a network file system. A signal has stopped a stopped process. A debugger stops a
+    traced process. ``kernel`` is the kernel function in which the process waits, or empty if this is unknown. ``cpu_s``
+    is the processor time of the main thread. ``answers`` says whether the process handles the signals that ask for its
+    stack. These signals end a process that does not handle them.
     """
 
     state: str
@@ -31,12 +32,15 @@ class Sight:
     answers: bool
 
     def is_past_python(self, before: "Sight") -> bool:
-        """Whether the main thread runs no Python code, which would have answered a question sent at ``before``."""
+        """Whether the main thread runs no Python code.
+
+        ``before`` is the state when the process was asked for its stack. Python code would have answered since then.
+        """
         return self.state in ("waiting", "blocked") or self.cpu_s - before.cpu_s >= BLOCKED_CPU_S
 
 
 def look(pid: int) -> Sight | None:
-    """The state of a process according to ``/proc``. None if the process is gone, or is another user's."""
+    """The state of a process according to ``/proc``. None if the process is gone, or belongs to another user."""
     place = Path("/proc") / str(pid)
     try:
         own, cpu_s = _state(place / "task" / str(pid))
@@ -55,7 +59,7 @@ def look(pid: int) -> Sight | None:
 
 
 def _state(place: Path) -> tuple[str, float]:
-    """The state of a thread, and its processor time in seconds. In ``stat``, both follow the name in brackets."""
+    """The state and the processor time, in seconds, of a thread. In ``stat``, both follow the name in brackets."""
     fields = (place / "stat").read_text().rpartition(")")[2].split()
     return STATES.get(fields[0], "waiting"), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -74,7 +78,7 @@ def begins_stack(line: str) -> bool:
 def frames(lines: Iterable[str]) -> list[str]:
     """The frames of the main thread, innermost first, from the answer of a process.
 
-    Each is like ``File "game.py", line 12 in step``.
+    Each frame has the form ``File "game.py", line 12 in step``.
     """
     found: list[str] = []
     is_main = False

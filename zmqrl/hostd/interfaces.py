@@ -1,4 +1,7 @@
-"""The IPv4 addresses of this machine, by the name of their network interface. Standard library only."""
+"""The IPv4 addresses of this machine, by the name of their network interface.
+
+This module uses only the standard library.
+"""
 
 import ctypes
 import socket
@@ -27,7 +30,10 @@ _Entry._fields_ = [
 
 
 def interfaces() -> dict[str, list[str]]:
-    """The addresses by interface, such as ``{"lo": ["127.0.0.1"]}``. Empty if the system does not list them."""
+    """The addresses by interface, such as ``{"lo": ["127.0.0.1"]}``.
+
+    Empty if the system does not list the interfaces.
+    """
     library = ctypes.CDLL(None)
     first = ctypes.POINTER(_Entry)()
     if library.getifaddrs(ctypes.byref(first)):

@@ -1,8 +1,8 @@
-"""Splits a stream that arrives in pieces into lines. Standard library only."""
+"""Splits a stream that arrives in pieces into lines. This module uses only the standard library."""
 
 
 class Lines:
-    """Collects pieces. ``rest`` is the incomplete line at the end."""
+    """Collects the pieces of a stream. ``rest`` is the incomplete line at the end."""
 
     def __init__(self) -> None:
         self.rest = bytearray()

@@ -1,7 +1,8 @@
-"""The messages between a launcher and the daemon of a host: a JSON object per line. Standard library only.
+"""The messages between a launcher and the daemon of a host: a JSON object per line.
 
-A launcher sends requests, whose key ``do`` holds their type. A daemon sends events, whose key ``is`` holds their type.
-Processes are known by name here, such as ``worker-3``. Paths are relative to the run's directory on the host.
+This module uses only the standard library. A launcher sends requests, whose key ``do`` holds their type. A daemon sends
+events, whose key ``is`` holds their type. Messages name processes, such as ``worker-3``. Paths are relative to
+the run's directory on the host.
 """
 
 import json
@@ -16,6 +17,7 @@ from zmqrl.json_lines import parse_json
 T = TypeVar("T")
 
 SAME_MACHINE = "this is the same machine as"  # the start of a reason in Refused
+NO_INPUT = "the command that reaches this host does not pass standard input on: docker exec and kubectl exec need -i"
 
 
 # requests
@@ -38,7 +40,7 @@ class Begin:
 class Start:
     """Start ``python -m module`` and send it ``messages``. Variables of the host override those in ``before``.
 
-    ``forked``: a fork server may fork the process (see :mod:`zmqrl.hostd.fork_server`).
+    If ``forked``, a fork server may fork the process (see :mod:`zmqrl.hostd.fork_server`).
     """
 
     name: str
@@ -51,9 +53,9 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Start the fork server: forked processes will soon start, and need what ``module`` imports. Variables as in Start.
+    """Start the fork server, because processes that need the imports of ``module`` will soon start.
 
-    Nothing happens if there was one before.
+    The variables are as in :class:`Start`. Nothing happens if a fork server has been started before.
     """
 
     module: str
@@ -108,7 +110,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Write base64 ``data`` into a file at ``offset``, unless the file has ``unless`` bytes or more already."""
+    """Write base64 ``data`` into a file at ``offset``, unless the file already has ``unless`` bytes or more."""
 
     path: str
     offset: int
@@ -147,9 +149,11 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Up:
-    """The daemon is up. ``address``: where ssh reached this host. ``interfaces``: IPv4 addresses by interface.
+    """The daemon is up.
 
-    ``machine``: an id of this machine, whichever of its names was used. ``torch``: its version, None if it is missing.
+    ``address`` is the address at which ssh reached this host. ``interfaces`` has the IPv4 addresses by interface.
+    ``machine`` is an id of this machine, the same for all its names. ``torch`` is the version of torch, or None if
+    torch is missing.
     """
 
     host: str
@@ -207,7 +211,10 @@ class Exited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspected:
-    """What a process is doing: see ``inspection.Sight``. ``stack``: the frames of its main thread, innermost first."""
+    """What a process is doing: see ``inspection.Sight``.
+
+    ``stack`` has the frames of the main thread, innermost first.
+    """
 
     name: str
     state: str
@@ -229,7 +236,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of a file in base64. ``size``: the size of the whole file in bytes, 0 if it does not exist."""
+    """A piece of a file in base64. ``size`` is the size of the whole file in bytes, or 0 if the file does not exist."""
 
     path: str
     offset: int
@@ -256,16 +263,16 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """A line about the progress of an environment. zmqrl/hostd/environment.py sends it."""
+    """A line about the progress of an environment. zmqrl/hostd/environment.py sends this message."""
 
     line: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lacking:
-    """The host has no network and lacks ``packages``. The rest says which wheels fit: see ``pip download``.
+    """The host has no network and lacks ``packages``. The other fields describe the wheels that this host can use.
 
-    zmqrl/hostd/environment.py sends it, and waits for the wheels.
+    zmqrl/hostd/environment.py sends this message, and waits for the wheels.
     """
 
     packages: list[str]
@@ -276,7 +283,7 @@ class Lacking:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The environment is ready: the path of its Python."""
+    """The environment is ready. ``python`` is the path of its Python."""
 
     python: str
 
@@ -389,7 +396,10 @@ def _fields(cls: type[Any]) -> dict[str, tuple[Any, bool]]:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a decoded JSON value has the type ``hint``. Any value fits Any: processes check their own messages."""
+    """Whether a decoded JSON value has the type ``hint``.
+
+    Every value has the type Any, because processes check their own messages.
+    """
     if hint is Any:
         return True
     origin, inner = get_origin(hint), get_args(hint)

@@ -1,11 +1,12 @@
 """Ends what a dead process of a run has left: programs that it started in sessions of their own, such as game servers.
 
-A daemon becomes the parent of descendants whose own parent died. It must not end a descendant of a process that is
-still alive, such as a server in the background. Each process therefore has a mark in its environment, which its
-descendants inherit. Standard library only.
+A daemon becomes the parent of descendants whose own parent died. The daemon must not end a descendant of a process that
+is still alive, such as a server in the background. Each process therefore has a mark in its environment, which its
+descendants inherit. This module uses only the standard library.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import time
@@ -15,21 +16,27 @@ from pathlib import Path
 
 from zmqrl.hostd.guard import children
 
+PR_SET_CHILD_SUBREAPER = 36
 MARK = "ZMQRL_PROCESS"
 DEATH_IS_SEEN_WITHIN_S = 1.0  # a daemon may see the orphans of a process before it sees the death
 
 
+def adopt_orphans() -> None:
+    """Make this process the new parent of its descendants whose own parent dies."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 @dataclass(slots=True)
 class _Orphan:
-    mark: str  # empty if it is unknown which process the orphan belongs to
+    mark: str  # empty if the process that it belongs to is unknown
     seen_at: float
 
 
 class Orphans:
-    """The children that this process did not start. Each has the mark of the process of the run that it descends from.
+    """The children that this process did not start. Each has the mark of the run's process from which it descends.
 
-    An orphan has no mark if a program replaced its environment. If it appears within a second of the death of a
-    process, it counts as an orphan of that process. Otherwise it lives until the daemon ends.
+    An orphan has no mark if a program replaced its environment. If such an orphan appears within a second of the death
+    of a process, it counts as an orphan of that process. Otherwise, the orphan lives until the daemon ends.
     """
 
     def __init__(self) -> None:
@@ -46,7 +53,7 @@ class Orphans:
         self.step(living)
 
     def step(self, living: Mapping[int, str]) -> None:
-        """Kill the orphans of dead processes, and reap dead orphans. Call this again and again."""
+        """Kill the orphans of dead processes, and reap dead orphans. Call this method repeatedly."""
         now, marks = time.monotonic(), {"", *living.values()}
         found = [pid for pid in children(os.getpid()) if pid not in living]
         self._orphans = {pid: self._orphans.get(pid) or _Orphan(mark_of(pid) or self._died, now) for pid in found}
@@ -63,7 +70,10 @@ class Orphans:
 
 
 def mark_of(pid: int) -> str:
-    """The mark in the environment with which a program began. Empty without a mark, or if it cannot be read."""
+    """The mark in the environment with which a program began.
+
+    Empty if there is no mark, or if the mark cannot be read.
+    """
     start = f"{MARK}=".encode()
     with contextlib.suppress(OSError):
         for variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):

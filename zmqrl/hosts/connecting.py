@@ -18,7 +18,7 @@ TRIES = 5
 FIRST_PAUSE_S = 0.5
 # ssh prints one of these if a server drops connections because too many clients have not logged in yet (MaxStartups).
 CROWDED = ("kex_exchange_identification", "Connection closed by", "Connection reset by")
-OLDER = "No module named 'zmqrl.hostd'"  # in older code, the daemon is another module
+OLDER = "No module named 'zmqrl.hostd'"  # in older code, the daemon is in another module
 OTHER_CODE = "zmqrl there ({}) differs from zmqrl here (code {})"
 # A shell prints the first of these if there is no such Python. Python prints the others if there is no such module, or
 # if it is too old for -P.
@@ -36,8 +36,9 @@ def connect_all(links: Sequence[Link], news: News | None = None, *, instead: str
 
 
 def listed_twice(up: Mapping[str, h.Up]) -> dict[str, str]:
-    """A sentence, by host, for each host that is the same machine as an earlier host. Every user has a separate daemon
-    on a machine.
+    """A sentence, by host, for each host that is the same machine as an earlier host.
+
+    On one machine, each user has a separate daemon.
     """
     first: dict[str, str] = {}
     for host, about in up.items():
@@ -53,7 +54,7 @@ def connect(links: Sequence[Link], news: News | None = None, *, instead: str | N
     Every link has its own time limit, so the call cannot wait forever. ``news`` is called with each host and event.
     ``instead`` is the advice for a host that lacks the Python interpreter, or whose interpreter lacks a module.
     """
-    waiting = {link.host: 0.0 for link in links}  # the time of the next try per host
+    waiting = {link.host: 0.0 for link in links}  # by host: the time of the next try
     tries = dict.fromkeys(waiting, 0)
     failed: dict[str, str] = {}
     renewed_at = 0.0

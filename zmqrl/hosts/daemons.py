@@ -39,8 +39,8 @@ PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE"}
 # 15 s: it notices after 8 to 10 s, and then ends the processes.
 END_WITHIN_S = 16.0
 LOST = -int(signal.SIGKILL)  # the status of a process on a lost host: the process counts as killed
-PAUSE_S = 3.0  # a shorter time without a sign of life of this process can have other causes
-BLAMED_FOR_S = 10.0  # a pause explains the hosts that are found lost within this time after it
+PAUSE_S = 3.0  # a busy machine can cause shorter times without a beat
+BLAMED_FOR_S = 10.0  # a pause explains the loss of a host only if the loss is found within this time after it
 
 
 def environment_of(threads: int) -> dict[str, str]:
@@ -64,7 +64,7 @@ class _Running:
 
 
 class DaemonLauncher(Launcher):
-    """Runs tasks on the hosts of ``links``; ``place`` returns the host that runs a process.
+    """Runs tasks on the hosts of ``links``. ``place`` returns the host that runs a process.
 
     If a host is lost, its processes count as killed. The next start of a process on that host makes the launcher
     contact the host again. The messages of a daemon about files go to ``files``.
@@ -195,7 +195,7 @@ class DaemonLauncher(Launcher):
                 self._lose(link, lost.why)
 
     def _lose(self, link: Link, why: str) -> None:
-        """The processes of a host count as killed, because the host is lost."""
+        """Report a host as lost, and count its processes as killed."""
         why = self._pulse.blamed(link.lease_s) or why
         running = {name: each.process for name, each in self._running.items() if each.link is link}
         for name in running:
@@ -251,12 +251,12 @@ def _environment(link: Link, threads: int) -> dict[str, str]:
 
 
 def _clocks() -> tuple[float, float]:
-    """Seconds on a clock that stops while the machine is asleep, and on one that does not."""
+    """Seconds on a clock that stops while the machine is asleep, and on a clock that does not stop."""
     return time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Pulse:
-    """Finds the times when this process did not run at all: two threads call ``beat``, at least once a second."""
+    """Finds the times when this process did not run at all. Two threads call ``beat`` at least once a second."""
 
     def __init__(self, clocks: Callable[[], tuple[float, float]] = _clocks) -> None:
         self._clocks, self._beating = clocks, threading.Lock()
@@ -265,7 +265,7 @@ class Pulse:
         self._news: list[Paused] = []
 
     def beat(self) -> None:
-        """This process runs now."""
+        """Note that this process runs now."""
         with self._beating:
             before, self._beat_at = self._beat_at, self._clocks()
             awake_s, passed_s = (now - then for now, then in zip(self._beat_at, before, strict=True))
@@ -281,8 +281,9 @@ class Pulse:
         return news
 
     def blamed(self, lease_s: float | None) -> str | None:
-        """The sentence about the last pause, if this pause explains why a host was lost just now: the pause was longer
-        than the lease.
+        """The sentence about the last pause, if that pause explains why a host was lost just now.
+
+        A pause explains this if it was recent, and long enough for the lease to run out.
         """
         if self._last is None or lease_s is None:
             return None

@@ -42,7 +42,7 @@ class Deployment:
     threads: Mapping[ProcessId, int]
     files: Mirror
     versions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By host: what :func:`zmqrl.observe.provenance.versions` finds there."""
+    """For each host, what :func:`zmqrl.observe.provenance.versions` finds there."""
     given: Mapping[str, Any] | None = None
     """How the user named the hosts, as in :meth:`zmqrl.hosts.reach.HostOptions.to_json`. None: this machine."""
     notices: tuple[str, ...] = ()

@@ -24,22 +24,22 @@ _NUMBER: Final = r"[0-9]{1,9}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A machine, and the processes that may run on it. None in a setting means the default."""
+    """A machine, and the processes that may run on it. A setting that is None has its default."""
 
     name: str
-    """The name for ssh, from the user's ssh_config or the resolver, optionally after user@, or the name for ``via``."""
+    """The name for ssh, such as ``me@node1`` or a name from the user's ssh_config, or else the name for ``via``."""
     slots: int | None = None
-    """Maximum number of workers on this host. Default: no limit; hosts are filled by their cores."""
+    """Maximum number of workers on this host. By default, there is no limit, and hosts are filled by their cores."""
     via: tuple[str, ...] = ()
     """The words of a command that reaches the host, as in :mod:`zmqrl.hosts.ways.via`. Default: ssh."""
     address: str | None = None
-    """The address at which other hosts reach it."""
+    """The address at which other hosts reach this host."""
     python: str | None = None
-    """Its Python interpreter."""
+    """The Python interpreter of this host."""
     threads: int | None = None
     """Threads of each worker, of the evaluator and of the recorder."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Additional environment variables of its processes."""
+    """Additional environment variables of the processes on this host."""
     shards: int | None = None
     """Number of shards that must run here."""
     workers: int | None = None
@@ -68,7 +68,7 @@ def read_hosts(text: str) -> tuple[Host, ...]:
         raise UsageError(f"{where} names no hosts.")
     for name, times in Counter(host.name for host in hosts).items():
         if times > 1:
-            raise UsageError(f"{where}: host {name} is listed {times} times: list it once.")
+            raise UsageError(f"{where}: host {name} is listed {times} times. List it once.")
     return hosts
 
 
@@ -76,8 +76,8 @@ def select(hosts: Iterable[Host], include: str | None, exclude: str | None) -> t
     """Keep the ``hosts`` that the list ``include`` names (None: all), and drop the hosts that the list ``exclude``
     names.
 
-    The order does not change. Lists are as in :func:`read_hosts`, without slots. Raises UsageError for an unknown name,
-    or if no host is left.
+    The order does not change. The lists have the form of :func:`read_hosts`, but without slots. Raises UsageError for
+    an unknown name, or if no host is left.
     """
     hosts = tuple(hosts)
     known = [host.name for host in hosts]
@@ -133,7 +133,7 @@ def _read(path: str) -> str:
 def _from_list(text: str) -> Iterator[Host]:
     for item in _split(text, "-H"):
         pattern, slots = _slots_behind(item, "-H")
-        for name in _names(pattern, "-H"):
+        for name in host_names(pattern, "-H"):
             yield Host(name=name, slots=slots)
 
 
@@ -146,8 +146,8 @@ def _slots_behind(item: str, where: str) -> tuple[str, int | None]:
         raise UsageError(f"{where}: there is no name before :{slots}.")
     if int(slots) > MAX_WORKERS or ("@" in name and int(slots) == SSH_PORT):
         raise UsageError(
-            f"{where}: {item!r} would be a host with {slots} slots: "
-            "if that is a port, set it as Port for a name in ssh_config."
+            f"{where}: {item!r} would be a host with {slots} slots. "
+            "To use a port, set it as Port for a name in ssh_config."
         )
     return name, int(slots)
 
@@ -172,7 +172,7 @@ def _from_hostfile(path: str) -> Iterable[Host]:
             if not re.fullmatch(_NUMBER, value):
                 raise UsageError(f"{where}: {setting} must be {key}=N, such as {key}=4.")
             limits.append(int(value))
-        for name in _names(pattern, where):
+        for name in host_names(pattern, where):
             listed.setdefault(name, []).append(min(limits, default=None))
     for name, lines in listed.items():
         # As in MPI and in files of batch systems: if several lines name a host, a line without slots counts as one
@@ -196,7 +196,7 @@ def _from_toml(path: str) -> Iterator[Host]:
         raise UsageError(f"{path}: each host must be below a line [[host]].")
     for key in ("name", "address"):
         if key in defaults:
-            raise UsageError(f"{path}, [defaults]: {key} is a setting of one host: move it below its [[host]].")
+            raise UsageError(f"{path}, [defaults]: {key} is a setting of one host. Move it below its [[host]].")
     _check(defaults, f"{path}, [defaults]")
     if "via" in defaults:
         check_via(defaults["via"], f"{path}, [defaults]: via")
@@ -205,7 +205,7 @@ def _from_toml(path: str) -> Iterator[Host]:
             raise UsageError(f"{path}: [[host]] number {number} needs a name, a string on one line.")
         where = f"{path}, host {table['name']}"
         _check(table, where)
-        names = _names(table["name"], where)
+        names = host_names(table["name"], where)
         addresses = _addresses(table["address"], names, where) if "address" in table else [None] * len(names)
         if HOST not in "".join(table.get("via", HOST)) and len(names) > 1:
             raise UsageError(f"{where}: via needs {HOST}, because it reaches {len(names)} hosts.")
@@ -265,11 +265,11 @@ def _check(table: Mapping[str, Any], where: str) -> None:
             raise UsageError(f"{where}: {key} is {value!r:.60}, but it must be {kind}.")
 
 
-def _names(pattern: str, where: str) -> list[str]:
+def host_names(pattern: str, where: str) -> list[str]:
     """The host names that ``pattern`` stands for. Raises UsageError for a bad name."""
     if ":" in pattern:
         raise UsageError(
-            f"{where}: {pattern!r} has a colon: write slots as h1:4. "
+            f"{where}: {pattern!r} has a colon. Write slots as h1:4. "
             "If it is an IPv6 address, give that host a name in ssh_config."
         )
     names = _expand(pattern, where)
@@ -277,7 +277,7 @@ def _names(pattern: str, where: str) -> list[str]:
         if not re.fullmatch(f"({_WORD}@)?{_WORD}", name):
             raise UsageError(
                 f"{where}: {name!r} is not a host name: use letters, digits, '.', '_' and '-', "
-                "and do not begin with '.' or '-'. It can follow user@."
+                "and do not begin with '.' or '-'. A name can have user@ before it."
             )
     return names
 
@@ -290,7 +290,7 @@ def _addresses(pattern: str, names: list[str], where: str) -> list[str]:
             raise UsageError(f"{where}: the address {address!r} is neither an IPv4 address nor a name.")
         if address == "0.0.0.0":
             raise UsageError(
-                f"{where}: the address {address} would listen on every network: use the host's own address."
+                f"{where}: the address {address} would listen on every network. Use the host's own address."
             )
     if len(addresses) != len(names):
         raise UsageError(

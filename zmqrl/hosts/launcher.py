@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 from zmqrl.errors import DISK_IS_FULL, USER_CODE_FAILED, UsageError
 from zmqrl.process_id import ProcessId
+from zmqrl.words import ended_how
 
 LOG_TAIL_LINES = 8
 LIBZMQ_ASSERTION = "Assertion failed: "
@@ -18,8 +19,8 @@ class Task:
     """A process to run: ``python -m module`` with ``job`` on standard input. Its log is ``log_path`` on this machine.
 
     Without a ``job``, the process waits for one. ``messages`` follow the job. ``threads`` is the number of threads that
-    the numeric libraries of the process may use. ``forked``: the process may begin as a fork of a process that has
-    imported ``module``, or another module whose imports take as long.
+    the numeric libraries of the process may use. If ``forked``, the process may begin as a fork. The forking process
+    has already imported ``module``, or another module whose imports take as long.
     """
 
     process: ProcessId
@@ -41,8 +42,10 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The process ended with ``status``, as in ``Popen.returncode``: negative for a signal. ``why``: a cause outside
-    the process. ``with_host``: the host was lost, or could not be reached, so ``HostLost`` follows.
+    """The process ended with ``status``, as in ``Popen.returncode``: negative for a signal.
+
+    ``why`` is a cause outside the process. ``with_host`` says that the host was lost, or could not be reached, so
+    ``HostLost`` follows.
     """
 
     process: ProcessId
@@ -76,22 +79,17 @@ class Exited:
             return "its disk is full"
         if self.status == USER_CODE_FAILED:
             return "user code raised an exception"
-        if self.status >= 0:
-            return f"exit status {self.status}"
         if self.status == -signal.SIGABRT and LIBZMQ_ASSERTION in self.log_tail:
             return "libzmq failed an internal check and aborted the process"
-        try:
-            return f"killed by {signal.Signals(-self.status).name}"
-        except ValueError:
-            return f"killed by signal {-self.status}"
+        return ended_how(self.status)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspected:
     """A host's report on what a process is doing.
 
-    ``state``, ``kernel``: see :class:`zmqrl.hostd.inspection.Sight`. ``stack``: the frames of the process's main
-    thread, innermost first. Empty if the process has not answered.
+    For ``state`` and ``kernel``, see :class:`zmqrl.hostd.inspection.Sight`. ``stack`` has the frames of the process's
+    main thread, innermost first. Empty if the process has not answered.
     """
 
     process: ProcessId
@@ -135,10 +133,10 @@ class Launcher(Protocol):
     """Runs tasks on one host or on many."""
 
     def prepare(self, process: ProcessId, module: str, threads: int) -> None:
-        """Tell the host of ``process`` that it will soon start ``forked`` tasks like this one."""
+        """Tell the host of ``process`` that ``forked`` tasks with this ``module`` will soon start there."""
 
     def start(self, task: Task) -> None:
-        """Start ``task``. If that fails, ``poll`` returns an Exited."""
+        """Start ``task``. If the start fails, ``poll`` returns an Exited."""
 
     def tell(self, process: ProcessId, message: Mapping[str, Any]) -> None:
         """Write a message to the standard input of a process. Nothing happens if the process has ended."""
@@ -169,7 +167,7 @@ class Launcher(Protocol):
         """Wait at most ``within_s`` until the processes have ended. ``poll`` does not return an Exited for them."""
 
     def running(self) -> list[ProcessId]:
-        """The processes that the launcher has started and that have not ended, as far as it knows."""
+        """The processes that the launcher has started and that have not ended, as far as the launcher knows."""
 
     def pids(self) -> dict[ProcessId, int]:
         """The process id of each process on the host of that process."""
@@ -181,7 +179,7 @@ class Launcher(Protocol):
         """The hosts as plain data, for a command that must reach the hosts after this process has ended."""
 
     def unreachable_s(self) -> float:
-        """Seconds since any host was last reachable. 0 while at least one host is reachable."""
+        """Seconds for which no host has been reachable. 0 while at least one host is reachable."""
 
     def close(self) -> None:
         """End all processes that still run, and end the daemons."""

@@ -28,11 +28,11 @@ MOST_PIECES = 64  # pieces of at most 64 KiB each, which is the capacity of a pi
 class Link:
     """A connection to the daemon of one host. After the connection is lost, ``open`` makes a new connection.
 
-    ``command`` runs the daemon, and ``work`` is the run's directory on that host. Without ``lease_s``, only the end of
-    the connection tells each side about the end of the other side. ``environment`` holds variables for the processes
-    that the daemon starts. ``exported`` holds more such variables, whose values can be secret: :meth:`to_dict` leaves
-    them out. ``shown`` is the part of the command that messages show, if any. ``up`` is the daemon's
-    report about its host, and None without a connection.
+    ``command`` runs the daemon, and ``work`` is the run's directory on that host. Without ``lease_s``, each side
+    learns that the other has ended only from the end of the connection. ``environment`` holds variables for the
+    processes that the daemon starts. ``exported`` holds more such variables, whose values can be secret:
+    :meth:`to_dict` leaves them out. ``shown`` is the part of the command that messages show, if any. ``up`` is the
+    daemon's report about its host, and None without a connection.
 
     A link can also request a Python environment. Then ``first`` is the line with the request, and ``made`` is the
     answer.
@@ -62,7 +62,7 @@ class Link:
         self._unsent = bytearray()
         self._arrived = Lines()
         self._words = bytearray()  # the standard error of the daemon, or of ssh
-        self._printed, self._printed_bytes = b"", 0  # what startup files printed: the last line, and its length so far
+        self._printed, self._printed_bytes = b"", 0  # the last line that startup files printed, and its length so far
         self._has_answered = False
         self._guard_is_here = False  # whether the command, such as `ip netns exec`, became the guard of the daemon
         self._opened_at = self._heard_at = 0.0
@@ -113,7 +113,7 @@ class Link:
         try:
             self.process = subprocess.Popen(
                 self.command,
-                env={name: value for name, value in os.environ.items() if name != "SSH_CONNECTION"},  # not the host's
+                env={name: value for name, value in os.environ.items() if name != "SSH_CONNECTION"},  # of this machine
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -161,7 +161,7 @@ class Link:
             self._heard_at = now
         events = self._events(piece)
         if h.Alive() in events:
-            self._words.clear()  # they do not explain a later silence
+            self._words.clear()  # earlier output does not explain a later silence
         self._words = (self._words + _read_all(process.stderr.fileno()))[-WORDS_BYTES:]
         for event in events:
             match event:
@@ -196,7 +196,7 @@ class Link:
                     self.process.stdin.close()
 
     def cut(self) -> None:
-        """Close the connection without a wait for the daemon."""
+        """Close the connection without waiting for the daemon."""
         self.hang_up()
         self._forget()
 
@@ -234,7 +234,7 @@ class Link:
             self._unsent.clear()
         if process is not None:
             # Kill the command that runs the daemon, such as ssh with its jump hosts. The daemon then ends by itself.
-            # But if this is the guard, it must live until it has ended what the daemon cannot end.
+            # But if the command is now the guard, it must live until it has ended what the daemon cannot end.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM if self._guard_is_here else signal.SIGKILL)
             if self._guard_is_here:
@@ -255,7 +255,7 @@ class Link:
                 del self._unsent[: os.write(self.process.stdin.fileno(), self._unsent)]
 
     def _last_words(self) -> str:
-        """The last line of standard error. Before the first event, also the last line of standard output."""
+        """The last line of standard error. Before the first event, the last line of standard output comes first."""
         printed = b"" if self._has_answered else self._arrived.rest.strip()[:WORDS_BYTES] or self._printed
         last = self._words.strip().rpartition(b"\n")[2]
         return " / ".join(line.decode(errors="replace") for line in (printed, last) if line)
@@ -270,7 +270,7 @@ class LinkLost(Exception):
 
 
 def _group_of_parent(pid: int) -> int | None:
-    """The process group of the parent of a process, if that process is on this machine."""
+    """The process group of the parent of a process. None if the process is not on this machine."""
     with contextlib.suppress(OSError, ValueError):
         return os.getpgid(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]))
     return None

@@ -1,4 +1,4 @@
-"""Copies files between the run directory and the hosts of a run: histories in, checkpoints out."""
+"""Copies files between the run directory and the hosts of a run. It fetches histories and sends checkpoints."""
 
 import base64
 import contextlib
@@ -12,6 +12,7 @@ from zmqrl.errors import ClusterError, refusal
 from zmqrl.hostd import files
 from zmqrl.hostd import messages as h
 from zmqrl.hosts.link import Link
+from zmqrl.json_lines import open_file
 from zmqrl.process_id import RECORDER, ProcessId, shard_id
 from zmqrl.profile.recorder import prune
 from zmqrl.ps.shard.history import History
@@ -25,15 +26,15 @@ _HARMLESS = re.compile(
     re.ASCII,
 )
 LIST_EVERY_S = 5.0
-TAIL_BYTES = 4096  # the checksums make the end of a history unique to its run
+TAIL_BYTES = 4096  # this much of a history identifies its run, because the lines contain checksums
 OUTDATED = ""  # replaces the name of a file in ``_fetching`` if a rollback makes the file out of date
 
 
 class Mirror:
     """Keeps ``home`` up to date with the files that processes on the hosts of ``links`` write.
 
-    ``links`` lacks hosts that write into ``home`` directly. A file is taken from one host only: the host of the process
-    that writes the file, according to ``host_of``.
+    ``links`` lacks hosts that write into ``home`` directly. The mirror copies a file from only one host. ``host_of``
+    names this host, which runs the process that writes the file.
     """
 
     def __init__(self, links: Mapping[str, Link], home: RunDirectory, host_of: Mapping[ProcessId, str]) -> None:
@@ -41,10 +42,10 @@ class Mirror:
         self._listed_at = 0.0
         self._sizes: dict[str, dict[str, int]] = {}  # by host: file sizes in its last listing
         self._fetching: dict[str, str] = {}  # by host: the file that is being fetched
-        self._begun = False  # whether this session's processes write: their files replace ours
-        self._agrees: dict[tuple[str, str], bool] = {}  # before that: whether a host's history continues ours
-        self._stuck: set[str] = set()  # hosts of files that this machine could not write since the last listing
-        self._told: set[str] = set()  # the folders of files that the user knows this machine cannot write
+        self._begun = False  # whether this session's processes write. Their files then replace ours
+        self._agrees: dict[tuple[str, str], bool] = {}  # before that, whether a host's history continues ours
+        self._stuck: set[str] = set()  # hosts whose files this machine could not write since their last listing
+        self._told: set[str] = set()  # folders that this machine cannot write, as the user has been told
         self._news: list[str] = []
         self._checkpoints: defaultdict[ProcessId, set[int]] = defaultdict(set)  # versions that a process needs
 
@@ -74,7 +75,10 @@ class Mirror:
             self.links[host].send(h.Remove(f"checkpoints/{name_of(version)}"))
 
     def reopened(self, host: str) -> None:
-        """A host that was lost is back, perhaps without its files: copy the files that its processes need."""
+        """Copy the files that the processes of a host need.
+
+        The host was lost and is back, perhaps without its files.
+        """
         for process in [process for process, at in self.host_of.items() if at == host]:
             if process.role == "shard":  # the host's own copy, if it still exists, is longer
                 self._put(host, _history(process.number), unless_longer=True)
@@ -89,7 +93,7 @@ class Mirror:
             self.links[host].send(h.Clean(whole))
 
     def remove_state(self) -> None:
-        """Remove the slots of the shards from the hosts. Do not call this before a checkpoint has the content of the
+        """Remove the slots of the shards from the hosts. Call this only when a checkpoint has the content of the
         slots.
         """
         for link in self.links.values():
@@ -118,7 +122,8 @@ class Mirror:
     def rewind(self, version_of: Callable[[int], int], generation: int) -> None:
         """Roll back the copies of the histories, as each shard rolls back its own history.
 
-        If that fails, as on a full disk, remove the copy: it is copied again from the host of the shard.
+        If that fails, for example on a full disk, remove the copy. The mirror then copies the history again from the
+        host of the shard.
         """
         for process, host in self.host_of.items():
             if process.role != "shard" or host not in self.links:
@@ -140,7 +145,7 @@ class Mirror:
         """Wait at most ``within_s`` until this machine has all files of the hosts. Returns the hosts whose files are
         still missing on this machine.
 
-        ``receive`` is the method of the launcher. It does not wait for lost hosts, nor for space on this machine.
+        ``receive`` is the method of the launcher. The call does not wait for lost hosts, or for space on this machine.
         """
         self._sizes.clear()
         self._stuck.clear()
@@ -161,8 +166,9 @@ class Mirror:
         self._sizes.pop(host, None)
 
     def take_news(self) -> list[str]:
-        """One sentence for each kind of files that this machine cannot write, which the hosts keep, and for each failed
-        rollback of a history. Each sentence is returned once.
+        """Sentences about failures, each returned once.
+
+        Each one says that this machine cannot write a file, which the hosts keep, or cannot roll back a history.
         """
         news, self._news = self._news, []
         return news
@@ -185,15 +191,16 @@ class Mirror:
                     self._agrees[host, path] = data.startswith(tail)
                     if self._agrees[host, path]:
                         self._write(host, path, event.offset + len(tail), data[len(tail) :])
-                elif event.offset in (0, self._size(path)):  # else a rollback came between
+                elif event.offset in (0, self._size(path)):  # otherwise, a rollback came after the request
                     self._write(host, path, event.offset, data)
             case h.Written(path=path, error=str(error)) if path.startswith("history/"):
                 raise ClusterError(f"host {host} cannot write {path}: {error}.")
         self._fetch_next(host)
 
     def _is_from(self, name: str, host: str) -> bool:
-        """Whether ``host`` runs the process that writes the file ``name``. A host where a shard ran earlier can have
-        files, too.
+        """Whether ``host`` runs the process that writes the file ``name``.
+
+        A host where a shard ran earlier can also have a file of this name.
         """
         found = _HARMLESS.fullmatch(name)
         if found is None:
@@ -215,12 +222,12 @@ class Mirror:
                 return
 
     def _lacks_from(self, host: str, name: str, size: int) -> int | None:
-        """The offset from which to fetch a file that has ``size`` bytes on ``host``; None if nothing is missing."""
+        """The offset from which to fetch a file that has ``size`` bytes on ``host``. None if nothing is missing."""
         have = self._size(name)
         compare = not self._begun and have > 0
         if compare and size >= have and (host, name) not in self._agrees:
             return have - len(self._tail(name))
-        if compare and not self._agrees.get((host, name)):  # the file is older than the last session
+        if compare and not self._agrees.get((host, name)):  # the file on the host is out of date
             return None
         # A rollback shortens a history here and on the host. Any other file that is shorter on the host was replaced.
         if have > size and not compare and not name.startswith("history/"):
@@ -240,7 +247,7 @@ class Mirror:
 
     def _tail(self, name: str) -> bytes:
         """The last bytes of a file of the run directory."""
-        with (self.home.path / name).open("rb") as file:
+        with open_file(self.home.path / name) as file:
             file.seek(max(0, self._size(name) - TAIL_BYTES))
             return file.read()
 

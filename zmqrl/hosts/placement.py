@@ -1,4 +1,4 @@
-"""Decides which host runs which process: as the hosts file says, and evenly for roles that the file leaves out.
+"""Decides which host runs which process. It follows the hosts file, and balances the roles that the file leaves out.
 Pure.
 """
 
@@ -112,8 +112,9 @@ def place(
 
 
 def _spread(workers: int, hosts: Sequence[Host], cores: Mapping[str, int], load: Mapping[str, int]) -> Counter[str]:
-    """The number of workers that each host gets on top of ``load``. Among equally loaded hosts, the first one gets a
-    worker.
+    """The number of workers that each host gets in addition to ``load``.
+
+    Of equally loaded hosts, the first gets the next worker.
     """
     slots = [host.slots for host in hosts if host.slots is not None]
     if len(slots) == len(hosts) and sum(slots) < workers:
@@ -121,7 +122,7 @@ def _spread(workers: int, hosts: Sequence[Host], cores: Mapping[str, int], load:
             f"the run has {counted(workers, 'worker')}, but the hosts have {counted(sum(slots), 'slot')}: "
             "add slots, or use fewer workers."
         )
-    # The load per slot or core that a host has with one worker, with two workers, and so on.
+    # The load per slot or core that a host would have with one worker, with two workers, and so on.
     places = (
         ((load[host.name] + nth) / (cores[host.name] if host.slots is None else host.slots), index)
         for index, host in enumerate(hosts)

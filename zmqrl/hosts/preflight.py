@@ -38,11 +38,11 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """The findings: ``facts`` by host, measurements by route, and ``failed``: the hosts whose probe failed.
+    """The findings about hosts and routes. ``failed`` has the reason why the probe of a host failed.
 
-    The facts about a host come from its daemon and from :mod:`zmqrl.hosts.probe`. ``clock_ahead_s`` is added to them.
-    ``loopback`` holds, by host, an address that the host resolves to loopback, so that other hosts cannot reach the
-    host.
+    The facts about a host come from its daemon and from :mod:`zmqrl.hosts.probe`. The survey adds ``clock_ahead_s`` to
+    these facts. ``loopback`` holds, by host, the address of a host that resolves this address to loopback. Other hosts
+    cannot reach such a host.
     """
 
     facts: Mapping[str, Facts]
@@ -51,7 +51,10 @@ class Survey:
     loopback: Mapping[str, str] = field(default_factory=dict)
 
     def measured(self, key: str) -> dict[tuple[str, str], float]:
-        """A measurement of the routes that have it, by source and target."""
+        """Maps the source and the target of a route to its measurement ``key``.
+
+        Routes without this measurement are left out.
+        """
         return {route[:2]: found[key] for route, found in self.routes.items() if key in found}
 
 
@@ -69,8 +72,8 @@ def survey(
     """Examine the hosts whose daemons are ``up``.
 
     ``addresses`` are the addresses of the hosts that run shards, and ``probes_on`` names the probe of each host. If
-    ``whole``, check every host for every role and measure the bandwidth of the routes. If not, check each host only for
-    the roles that this run gives it.
+    ``whole``, check every host for every role and measure the bandwidth of the routes. Otherwise, check each host only
+    for its roles in this run.
     """
     tokens = {host: secrets.token_hex(16) for host in addresses}
     game = {"env": config.env, "settings": dataclasses.asdict(config.envs)}
@@ -115,7 +118,7 @@ def survey(
 def loopbacks(facts: Mapping[str, Facts], addresses: Mapping[str, str]) -> dict[str, str]:
     """Find hosts that resolve their own address to loopback, as Debian does with a host's own name.
 
-    The result maps each such host to its address. It is empty if there is only one machine.
+    The result maps each such host to its address. The result is empty if there is only one machine.
     """
     if len({about["host"] for about in facts.values()}) < 2:
         return {}
@@ -124,8 +127,9 @@ def loopbacks(facts: Mapping[str, Facts], addresses: Mapping[str, str]) -> dict[
 
 
 def ports_on(host: str, config: Config, placement: Placement) -> list[int]:
-    """The ports of the shards on ``host``. If the host has no shards, the ports of shard 0. Port 0 means any free
-    port.
+    """The ports of the shards on ``host``.
+
+    If the host has no shards, the result has the ports of shard 0. Port 0 means any free port.
     """
     ports = config.ports()
     if ports is None:
@@ -150,7 +154,7 @@ def _transfers(probes: Probes, routes: Sequence[Route], say: Callable[[str], Non
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Sentences for the user. ``problems`` prevent the start of the run, ``warnings`` do not."""
+    """Sentences for the user. ``problems`` prevent the start of the run, but ``warnings`` do not."""
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -161,7 +165,7 @@ class Verdict:
             raise ClusterError("the run cannot start:" + "".join(f"\n  {text}" for text in self.problems))
 
     def lines(self) -> list[str]:
-        """The warnings, and then the problems, each with the kind before it."""
+        """The warnings, and then the problems. Each line begins with its kind."""
         return [*(f"warning: {text}" for text in self.warnings), *(f"problem: {text}" for text in self.problems)]
 
 

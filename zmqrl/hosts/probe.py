@@ -46,7 +46,8 @@ def measure(route: Route) -> dict[str, Any]:
     Returns ``round_trip_s``, and also ``bytes_per_s`` if there was a transfer. If a port fails, returns that ``port``
     and the ``error`` instead.
 
-    ``route`` has ``address``, ``ports``, the ``token`` of its target, and ``transfer``: whether to measure bandwidth.
+    ``route`` has ``address``, ``ports``, the ``token`` of its target, and ``transfer``, which says whether to measure
+    bandwidth.
     """
     found: dict[str, Any] = {}
     for port in route["ports"]:
@@ -105,7 +106,7 @@ def _in_words(error: OSError) -> str:
 
 
 def listen(address: str, ports: Sequence[int], token: str) -> dict[str, Any]:
-    """Listen at ``address`` and answer clients that know ``token``, until this process ends.
+    """Listen at ``address`` and answer clients that send ``token``, until this process ends.
 
     Returns the ``ports``, with a free port for each 0, and ``bound``, the numeric form of ``address`` on this host.
     Raises OSError with the address and port in ``filename``.
@@ -196,7 +197,10 @@ def game_error(env: str, settings: Mapping[str, Any]) -> str | None:
 
 
 def lacks(extras: Mapping[str, str]) -> list[str]:
-    """A clause for each of ``extras`` that is not installed on this host. The values say what needs them."""
+    """A clause for each of ``extras`` that is not installed on this host.
+
+    The values of ``extras`` say what needs each extra.
+    """
     return [clause for extra, what in extras.items() if (clause := lack(extra, what))]
 
 

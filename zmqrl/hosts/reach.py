@@ -149,7 +149,7 @@ class HostOptions:
         return bool(self._sources)
 
     def read(self) -> Self:
-        """The same options with the hosts of ``hosts``, which can be a pipe: a second reading would find it empty."""
+        """The same options, after reading the hosts. ``hosts`` can be a pipe, which can be read only once."""
         return replace(self, named=self.named or (read_hosts(self.hosts) if self.hosts is not None else ()))
 
     def to_json(self, but: Collection[str] = ()) -> dict[str, Any]:
@@ -251,20 +251,21 @@ def _changed(options: Any, but: Collection[str]) -> dict[str, Any]:
 
 
 def read_exported(names: Sequence[str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables of ``environment`` that ``-x`` names. Raises UsageError for a wrong name, or for one that is not
-    set.
+    """The variables of ``environment`` that ``-x`` names.
+
+    Raises UsageError for a wrong name, or for a variable that is not set.
     """
     for name in names:
         if "=" in name:
             start = name.partition("=")[0]
             raise UsageError(
-                f"-x {start}=...: other users can read the arguments of a command: "
-                f"set {start} in the environment, and use -x {start}."
+                f"-x {start}=...: other users can read the arguments of a command. "
+                f"Set {start} in the environment, and use -x {start}."
             )
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise UsageError(f"-x {name}: not the name of an environment variable.")
         if name not in environment:
-            raise UsageError(f"-x {name}: this variable is not set here: set it, or remove the option.")
+            raise UsageError(f"-x {name}: this variable is not set here. Set it, or remove the option.")
     return {name: environment[name] for name in names}
 
 
@@ -346,8 +347,9 @@ def _network(about: Up) -> tuple[str, ...]:
 
 
 def _by_interfaces(host: Host, up: Mapping[str, Up]) -> str | None:
-    """The address of a host that ssh did not reach, if it has only one. For this machine, the address from which it
-    reaches another host, or the loopback address without other hosts.
+    """The address of a host that is reached without ssh, if the host has only one.
+
+    This machine gets the address from which it reaches another host, or the loopback address if there is no other host.
     """
     if host.name != HERE:
         return _sole(up[host.name].interfaces)

@@ -34,7 +34,7 @@ BOOTSTRAP = (
     "import sys; sys.path[:] = filter(None, sys.path); "  # files in the working directory would hide modules
     "import json; sys.version_info < (3, 11) and sys.exit('its Python is %s, but zmqrl needs 3.11 or newer: "
     "set `python` in the hosts file to another one' % sys.version.split()[0]); "
-    "ask = json.loads(sys.stdin.readline()); its = {'__name__': 'environment'}; "
+    f"ask = json.loads(sys.stdin.readline() or sys.exit({h.NO_INPUT!r})); its = {{'__name__': 'environment'}}; "
     "exec(ask.pop('program'), its); its['main'](ask)"
 )
 EXTRA = re.compile(r"""extra == ["'](.*?)["']""")
@@ -47,8 +47,8 @@ def make_environments(
     """Make an environment with this zmqrl on each of ``hosts``, on all hosts at once.
 
     Returns the path of the Python interpreter of each environment, by host. ``way`` reaches a host. ``say`` gets the
-    progress. pip sees ``variables``. With ``offline``, this machine sends the packages that a host lacks. Raises
-    UsageError if zmqrl is not installed here. Raises ClusterError, which names each host that failed.
+    progress. pip gets the environment ``variables``. With ``offline``, this machine sends the packages that a host
+    lacks. Raises UsageError if zmqrl is not installed here. Raises ClusterError, which names each host that failed.
     """
     asked = request() | {"offline": offline}
     links = [
@@ -126,7 +126,7 @@ def request() -> dict[str, Any]:
         packed = wheel()
     except metadata.PackageNotFoundError as error:
         raise UsageError(
-            "--sync wheel: zmqrl is not installed here: run `pip install -e .` in its checkout."
+            "--sync wheel: zmqrl is not installed here. Run `pip install -e .` in its checkout."
         ) from error
     return {
         "program": Path(environment.__file__).read_text(encoding="utf-8"),
@@ -137,7 +137,10 @@ def request() -> dict[str, Any]:
 
 
 def _required(package: str) -> list[str]:
-    """The names of the requirements of an installed package. Of zmqrl, also those of the extras that hosts can need."""
+    """The names of the requirements of an installed package.
+
+    For zmqrl, the result includes the requirements of the extras that hosts can need.
+    """
     kept = ON_HOSTS if package == "zmqrl" else ()
     found = metadata.requires(package) or ()
     lines = [line for line in found if (extra := EXTRA.search(line)) is None or extra[1] in kept]

@@ -80,7 +80,7 @@ def cache() -> Path:
 
 
 def _found(place: Path, name: str, version: str) -> Path | None:
-    """The wheel of a package in ``place``. The name in a wheel's file name can be written in another way."""
+    """The wheel of a package in ``place``. A wheel's file name can spell the package in another way."""
     wanted = _normal(name), version
     names = ((path, path.name.split("-")) for path in sorted(place.glob("*.whl")))
     return next((path for path, parts in names if (_normal(parts[0]), parts[1]) == wanted), None)

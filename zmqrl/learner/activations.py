@@ -1,4 +1,4 @@
-"""Activations that are kept from acting for learning, where both use the same parameters and observations."""
+"""Stores the activations of acting, so that learning with the same parameters and observations can use them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 class Activations:
-    """The outputs of a network's layers, kept from acting, so that learning only computes their gradients.
+    """Stores the outputs of a network's layers during acting, so that learning computes only the gradients.
 
-    While acting, each layer computes one batch at a time, and writes its result into memory for all batches. In a pass
-    that learns, each layer returns this memory: the results of one large batch. The gradients are those of this large
-    batch, up to rounding, as long as the parameters are the same. The memory is allocated once. Images are
-    channels-last in it.
+    During acting, each layer computes one batch at a time, and writes its result into memory for all batches. During
+    learning, each layer returns this memory: the results of one large batch. The gradients are those of this large
+    batch, up to rounding, as long as the parameters are the same. The memory is allocated once, and stores images
+    channels-last.
     """
 
     def __init__(self, samples: int) -> None:
-        """``samples``: those of all batches together."""
+        """``samples`` is the number of samples in all batches together."""
         self._samples = samples
         self._layers: list[Tensor] = []
         self._next = self._begun = self._ended = 0
@@ -29,26 +29,26 @@ class Activations:
         self._begun = self._ended = 0
 
     def begin_batch(self, samples: int) -> None:
-        """Begin a pass through the layers that acts, with the next ``samples``."""
+        """Begin a forward pass for acting, with the next ``samples`` samples."""
         self._next, self._learns = 0, False
         self._begun, self._ended = self._ended, self._ended + samples
 
     def begin_learning(self) -> None:
-        """Begin a pass through the layers that learns, with all samples."""
+        """Begin a forward pass for learning, with all samples."""
         self._next, self._learns = 0, True
 
     def converted(self, observations: Tensor, dtype: torch.dtype) -> Tensor:
-        """The input of the first layer: images ``observations`` as numbers of ``dtype``."""
+        """The input of the first layer: the images ``observations``, converted to ``dtype``."""
         return self._all() if self._learns else self._batch(observations.shape, dtype).copy_(observations)
 
     def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], *, relu: bool) -> Tensor:
-        """As ``F.conv2d``, followed by ``F.relu`` if ``relu``."""
+        """Like ``F.conv2d``, followed by ``F.relu`` if ``relu`` is true."""
         if self._learns:
             return _apply(_KeptConv, x, weight, bias, stride, relu, self._all())
         return self._keep(F.conv2d(x, weight, bias, stride), relu=relu)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
-        """As ``F.linear``, followed by ``F.relu`` if ``relu``."""
+        """Like ``F.linear``, followed by ``F.relu`` if ``relu`` is true."""
         if self._learns:
             return _apply(_KeptLinear, x, weight, bias, relu, self._all())
         return self._keep(F.linear(x, weight, bias), relu=relu)
@@ -72,7 +72,7 @@ class Activations:
 
 
 class Plain:
-    """The layers of a network without kept activations. The methods are those of ``Activations``."""
+    """The layers of a network that keeps no activations. The methods are those of ``Activations``."""
 
     def converted(self, observations: Tensor, dtype: torch.dtype) -> Tensor:
         """See :class:`Activations`."""
@@ -126,7 +126,7 @@ class _KeptLinear(torch.autograd.Function):
 
 
 def _saved(ctx: Any, x: Tensor, weight: Tensor, kept: Tensor, relu: bool) -> Tensor:
-    output = kept.detach()  # autograd marks what is returned, and the memory must stay writable
+    output = kept.detach()  # autograd marks the returned tensor, but the memory itself must stay writable
     ctx.relu = relu
     ctx.save_for_backward(x, weight, output)
     return output

@@ -263,7 +263,7 @@ def atari_actions(game: str) -> int:
 
 
 def screen_size(game: str) -> tuple[int, int]:
-    """Height and width in pixels; most games have 210 x 160."""
+    """Height and width in pixels. Most games have 210 x 160."""
     height, width = _loaded(game).getScreenDims()
     return height, width
 

@@ -1,4 +1,4 @@
-"""Makes frames at no cost, to measure everything except the games."""
+"""Makes frames at no cost, so that everything except the games can be measured."""
 
 import numpy as np
 

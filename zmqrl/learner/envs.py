@@ -25,7 +25,7 @@ __all__ = ["EnvConfig", "EnvSpec", "Envs", "Game", "Step", "describe_env", "make
 def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
     """Make ``config.num_envs`` games of ``env_id``.
 
-    An Atari id of ``ale_py`` determines nothing but the game: ``ALE/Breakout-v5``, ``BreakoutNoFrameskip-v4`` and
+    An Atari id of ``ale_py`` determines only the game: ``ALE/Breakout-v5``, ``BreakoutNoFrameskip-v4`` and
     ``Breakout-v0`` are the same here. Frame skip, sticky actions and time limit come from ``config``. ``threads`` is
     the number of threads that emulate Atari games. Atari games with random frame skip and all other environments run in
     the calling thread. ``zmqrl/Dummy-v0`` is not a game: it returns frames in the shape of an Atari game at no cost.
@@ -49,9 +49,9 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
 
     ``env_id`` can be ``module:id``, as in Gymnasium: ``module``, which registers ``id``, is imported first.
 
-    Raises UsageError for invalid settings, an unknown id, an Atari game that is registered with other settings, an
-    environment that does not start, and actions of other spaces than Discrete, MultiDiscrete, MultiBinary and Box.
-    Observations that cannot be flattened into a vector, such as graphs, are refused in the same way.
+    Raises UsageError for invalid settings, an unknown id, or an Atari game that is registered with other settings. The
+    same error is raised if the environment does not start, or if its observations, such as graphs, cannot be flattened
+    into a vector. The space of its actions must be Discrete, MultiDiscrete, MultiBinary or Box.
     """
     return _describe(env_id, config, plays=False)
 
@@ -65,7 +65,7 @@ def try_env(env_id: str, config: EnvConfig) -> EnvSpec:
 
 
 def _describe(env_id: str, config: EnvConfig, *, plays: bool) -> EnvSpec:
-    """``plays``: whether to play one step of a custom environment."""
+    """Like ``describe_env``. If ``plays``, also play one step of a custom environment."""
     config.check()
     if env_id == DUMMY_ID:
         return describe_dummy(config)

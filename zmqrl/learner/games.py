@@ -74,21 +74,24 @@ class EnvConfig:
         return self.frame_skip if self.min_frame_skip is None else (self.min_frame_skip + self.frame_skip) / 2
 
     def check_emulated(self, env_id: str) -> None:
-        """Raise UsageError for settings of environments that Gymnasium makes."""
+        """Raise UsageError if there are settings that apply only to environments that Gymnasium makes."""
         require(
             not (self.args or self.wrappers or self.images),
             f"{env_id} is not made by Gymnasium: remove --env-arg, --wrapper and --envs.images.",
         )
 
     def make_arguments(self) -> dict[str, Any]:
-        """``args`` as keyword arguments: Python literals, or plain text. Raises UsageError for anything else."""
+        """``args`` as keyword arguments.
+
+        The values are Python literals or plain text. Raises UsageError for anything else.
+        """
         found: dict[str, Any] = {}
         for text in self.args:
             name, equals, value = text.partition("=")
             require(
                 equals == "=" and name.isidentifier(), f"--env-arg {text}: must be NAME=VALUE, such as hardcore=True."
             )
-            require(name not in found, f"--env-arg {text}: {name} already has a value: give it once.")
+            require(name not in found, f"--env-arg {text}: {name} already has a value. Give it once.")
             try:
                 found[name] = ast.literal_eval(value)
             except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -163,11 +166,11 @@ class DiscreteActions:
         return self.count
 
     def played(self, actions: np.ndarray) -> np.ndarray:
-        """The policy's ``actions`` (B, *shape) as games take them."""
+        """The policy's ``actions`` (B, *shape), in the form that games accept."""
         return actions
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
-        """Random actions (*batch, *shape), as games take them."""
+        """Random actions (*batch, *shape), in the form that games accept."""
         return rng.integers(self.count, size=batch)
 
 
@@ -192,11 +195,11 @@ class FactoredActions:
         return sum(self.counts)
 
     def played(self, actions: np.ndarray) -> np.ndarray:
-        """The policy's ``actions`` (B, *shape) as games take them."""
+        """The policy's ``actions`` (B, *shape), in the form that games accept."""
         return actions
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
-        """Random actions (*batch, *shape), as games take them."""
+        """Random actions (*batch, *shape), in the form that games accept."""
         return rng.integers(self.counts, size=(*batch, len(self.counts)))
 
 
@@ -230,7 +233,7 @@ class BoxActions:
         return played.astype(np.float32)
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
-        """Random actions (*batch, D), as games take them."""
+        """Random actions (*batch, D), in the form that games accept."""
         return self.played(rng.uniform(-1, 1, size=(*batch, len(self.low))))
 
 
@@ -239,9 +242,10 @@ ActionSpace: TypeAlias = DiscreteActions | FactoredActions | BoxActions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvSpec:
-    """The observations and actions of a game. ``flavour`` is a line to print with its scores.
+    """The observations and actions of a game. ``flavour`` is a line to print with the scores of the game.
 
-    ``normalizes_observations``, ``normalizes_rewards``: whether a policy learns from scaled ones.
+    ``normalizes_observations`` and ``normalizes_rewards`` say whether a policy learns from scaled observations and
+    rewards.
     """
 
     observation_shape: tuple[int, ...]
@@ -261,7 +265,7 @@ class EnvSpec:
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """A full game. ``score`` is the sum of its unclipped rewards over all lives, and ``agent_steps`` its length."""
+    """A full game. ``score`` is the sum of its unclipped rewards over all lives, and ``agent_steps`` is its length."""
 
     score: float
     agent_steps: int
@@ -271,11 +275,12 @@ class Game:
 class Step:
     """The result of one agent step of B games.
 
-    ``observations``: (B, *shape), after the step. Where a game ended, this is the new game's first observation.
-    ``rewards``: float32 (B,), for learning, clipped if ``EnvConfig.clip_rewards`` is set. ``terminated``: bool (B,),
-    where a return ends: do not bootstrap. ``truncated``: bool (B,), where a time limit cut a game off: bootstrap from
-    ``final_observations``. A game is never both terminated and truncated. ``final_observations``: the last observation
-    (*shape) of each truncated game, by index. ``games``: full games that ended in this step.
+    ``observations`` (B, *shape) are those after the step. Where a game ended, the observation is the first one of the
+    new game. ``rewards``, float32 (B,), are for learning. They are clipped if ``EnvConfig.clip_rewards`` is set.
+    ``terminated``, bool (B,), is true where a return ends, so do not bootstrap there. ``truncated``, bool (B,), is true
+    where a time limit cut a game off, so bootstrap there from ``final_observations``. A game is never both terminated
+    and truncated. ``final_observations`` has the last observation (*shape) of each truncated game, by index. ``games``
+    are the full games that ended in this step.
     """
 
     observations: np.ndarray

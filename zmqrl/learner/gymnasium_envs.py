@@ -11,7 +11,9 @@ from zmqrl.errors import UsageError, blaming, load_function, require
 from zmqrl.learner.games import EnvConfig, EnvSpec, Scores, Step, game_seeds
 from zmqrl.learner.spaces.actions import TRAINABLE, actions_of, taken
 from zmqrl.learner.spaces.observations import NUMBERS, VALUE_SHOWN, Images, Unfit, Vectors, kind_of
+from zmqrl.local.extras import install_command
 
+GYMNASIUM_EXTRAS = ("box2d", "mujoco")  # the extras that zmqrl and Gymnasium both have
 LARGEST = float(np.finfo(np.float32).max)
 OLDER_API = (
     "cannot be played: it has the API of Gym before 0.26: reset(seed=, options=) must return (observation, info), and "
@@ -20,28 +22,26 @@ OLDER_API = (
 
 
 class CheckedEnv:
-    """One environment ``env``. Its observations become vectors float32 (n,): a discrete one is one-hot.
+    """One environment ``env``. Its observations become vectors float32 (n,). A discrete observation becomes one-hot.
 
     With ``config.images``, images stay uint8 and become (channels, height, width).
 
-    Every method raises UsageError when the environment raises anything, even SystemExit. It also raises UsageError
-    unless every observation belongs to its space, every reward is one number, all numbers are finite, and it is clear
-    whether the game is over. The bounds of a Box and ``info`` are ignored.
+    Every method raises UsageError when the environment raises anything, even SystemExit. Every observation must belong
+    to its space, every reward must be one number, and all numbers must be finite. It must also be clear whether the
+    game is over. Otherwise, the method raises UsageError. The bounds of a Box and ``info`` are ignored.
     """
 
     def __init__(
         self, env_id: str, registered: Registered, config: EnvConfig, *, failed: str = "does not start", **options: Any
     ) -> None:
-        """Errors name the environment ``env_id``. If it cannot be made, the error begins with ``env_id`` ``failed``.
+        """Errors name the environment ``env_id``.
 
-        ``config.args`` and ``options`` are added to the options of its registration.
+        If it cannot be made, the error begins with ``env_id`` and ``failed``. ``config.args`` and ``options`` are added
+        to the options of the registration.
         """
         self.env_id = env_id
         with blaming(f"{env_id} {failed}"):
-            # Where this class raises, Gymnasium's checker would only print a warning.
-            self.env: gymnasium.Env[Any, Any] = gymnasium.make(
-                registered, disable_env_checker=True, **config.make_arguments(), **options
-            )
+            self.env: gymnasium.Env[Any, Any] = _made(env_id, registered, **config.make_arguments(), **options)
             for wrapper in config.wrappers:
                 self.env = _wrapped(self.env, wrapper)
             observations, self._actions = self.env.observation_space, self.env.action_space
@@ -64,14 +64,14 @@ class CheckedEnv:
         self._steps = 0
 
     def reset(self, seed: int | None = None) -> np.ndarray:
-        """Start a game. Returns its first observation."""
+        """Start a game. Returns the first observation."""
         self._steps = 0
         with blaming(f"{self.env_id} fails"):
             observation, _ = self.env.reset(seed=seed)
             return self._seen(observation)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
-        """Play ``action`` (*shape), counted from 0. Returns observation, reward, and whether it is over or cut off."""
+        """Play ``action`` (*shape), counted from 0. Returns observation, reward, ``terminated`` and ``truncated``."""
         self._steps += 1
         with blaming(f"{self.env_id} fails"):
             observation, reward, terminated, truncated, _ = self.env.step(taken(action, self._actions))
@@ -163,12 +163,28 @@ class GymnasiumEnvs:
             env.close()
 
 
+def _made(env_id: str, registered: Registered, **options: Any) -> gymnasium.Env[Any, Any]:
+    """Make the environment.
+
+    Raises UsageError if one of zmqrl's extras is missing. Other errors are raised as they are.
+    """
+    try:
+        # Where CheckedEnv raises, Gymnasium's checker would only print a warning.
+        return gymnasium.make(registered, disable_env_checker=True, **options)
+    except gymnasium.error.DependencyNotInstalled as error:
+        for extra in GYMNASIUM_EXTRAS:
+            if f"[{extra}]" in str(error):
+                needs = f"{env_id} needs packages that are not installed"
+                raise UsageError(f"{needs}: run {install_command(extra)}.") from error
+        raise
+
+
 def _shown(value: np.ndarray) -> str:
     return f"shape {value.shape}" if value.shape else f"{value.item()!r:.{VALUE_SHOWN}}"
 
 
 def _wrapped(env: gymnasium.Env[Any, Any], wrapper: str) -> gymnasium.Env[Any, Any]:
-    """``env`` in the user's ``wrapper``, module:function."""
+    """Wrap ``env`` with the user's function ``wrapper``, such as ``module:function``."""
     blame = f"--wrapper {wrapper}"
     with blaming(f"{blame} fails"):
         wrapped = load_function(blame, wrapper)(env)

@@ -1,6 +1,6 @@
 """Policies over actions: what the outputs of a network mean, for each space of actions.
 
-``outputs``: float (B, ActionSpace.outputs). ``actions``: (B, *ActionSpace.shape), in the units of the policy.
+``outputs`` are float (B, ActionSpace.outputs). ``actions`` (B, *ActionSpace.shape) have the units of the policy.
 """
 
 import math
@@ -51,7 +51,7 @@ class Categorical:
         return outputs.argmax(-1).numpy()
 
     def drawn(self, outputs: Tensor, rng: np.random.Generator) -> np.ndarray:
-        """See :class:`Head`. In each row, the first action whose cumulative probability exceeds the random number."""
+        """See :class:`Head`. In each row, takes the first action whose cumulative probability exceeds a random draw."""
         numbers = rng.random(len(outputs))
         # Leave out the last sum, because rounding can make that sum smaller than the number.
         sums = outputs.double().softmax(-1).numpy().cumsum(1)[:, :-1]
@@ -92,7 +92,10 @@ class Factored:
 
 
 class Gaussian:
-    """Independent normal distributions. Outputs: D means, then D log standard deviations. Actions: float (B, D)."""
+    """Independent normal distributions.
+
+    Outputs are D means, then D log standard deviations. Actions are float (B, D).
+    """
 
     def sample(self, outputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See :class:`Head`."""

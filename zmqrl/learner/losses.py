@@ -83,7 +83,10 @@ def ba3c_loss(
 
 
 def entropy_coefficient_at(config: PPOConfig | BA3CConfig, version: int, elapsed: float = 0.0) -> float:
-    """The coefficient of the entropy bonus for the update of ``version``. ``elapsed``: progress of the run, 0 to 1."""
+    """The coefficient of the entropy bonus for the update of ``version``.
+
+    ``elapsed`` is the progress of the run, from 0 to 1.
+    """
     if config.final_entropy_coefficient is None:
         return config.entropy_coefficient
     done = min(1.0, version / config.entropy_schedule_updates if config.entropy_schedule_updates else elapsed)
@@ -91,7 +94,7 @@ def entropy_coefficient_at(config: PPOConfig | BA3CConfig, version: int, elapsed
 
 
 def clip_at(config: PPOConfig, elapsed: float) -> float:
-    """The clip range of the probability ratio. ``elapsed``: progress of the run, 0 to 1."""
+    """The clip range of the probability ratio. ``elapsed`` is the progress of the run, from 0 to 1."""
     return config.clip if config.final_clip is None else config.clip + elapsed * (config.final_clip - config.clip)
 
 
@@ -117,11 +120,14 @@ class Learner:
 
     @property
     def uses_whole_rollouts(self) -> bool:
-        """Whether each gradient is that of a whole rollout, in order. Only then can it use ``Rollout.activations``."""
+        """Whether each gradient is that of a whole rollout, in order.
+
+        Only then can the learner use ``Rollout.activations``.
+        """
         return isinstance(self.config, BA3CConfig)
 
     def prepare(self, rollout: Rollout) -> None:
-        """Compute ``advantages`` and ``returns`` of the rollout. Call it once, before ``gradient``."""
+        """Compute ``advantages`` and ``returns`` of the rollout. Call this method once, before ``gradient``."""
         ends = (rollout.terminated, rollout.truncated, rollout.bootstrap_values, rollout.last_values)
         match self.config:
             case PPOConfig(gamma=gamma, gae_lambda=lam):
@@ -138,8 +144,8 @@ class Learner:
     def gradient(self, rollout: Rollout, index: int, version: int, elapsed: float = 0.0) -> dict[str, float]:
         """Write the gradient of minibatch ``index``, 0 to updates_per_rollout - 1, to the parameters' ``.grad``.
 
-        An existing ``.grad`` is overwritten in place, so it may be a view of a longer vector. ``version`` is that
-        of the gradient, and ``elapsed`` the progress of the run at that version, from 0 to 1. Each schedule follows one
+        An existing ``.grad`` is overwritten in place, so it may be a view of a longer vector. ``version`` is that of
+        the gradient, and ``elapsed`` is the progress of the run at that version, from 0 to 1. Each schedule follows one
         of the two. The gradient of minibatch 0 updates the running statistics with the rollout. Returns the metrics.
         Advantages and values are in units of reward. ``explained_variance`` covers the whole rollout, with the values
         of the policy that acted.
@@ -217,7 +223,10 @@ def _stats(
     values: Tensor,
     advantages: Tensor,
 ) -> dict[str, Tensor]:
-    """The metrics of both algorithms. ``approx_kl``: mean of (r - 1) - log r (Schulman 2020, "Approximating KL")."""
+    """The metrics of both algorithms.
+
+    ``approx_kl`` is the mean of (r - 1) - log r (Schulman 2020, "Approximating KL").
+    """
     return {
         "policy_loss": policy_loss.detach(),
         "value_loss": value_loss.detach(),

@@ -1,4 +1,4 @@
-"""The networks: observations in, the outputs for a policy over actions and state values out."""
+"""The networks. They map observations to state values and to the outputs for a policy over actions."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -131,7 +131,7 @@ class ConvPolicy(nn.Module):
 class VectorPolicy(nn.Module):
     """Two separate networks of two tanh layers, one for the actor and one for the critic, in float32.
 
-    ``log_std`` is for box actions.
+    ``log_std`` exists only for box actions.
     """
 
     def __init__(self, observation_shape: Sequence[int], actions: ActionSpace, *, hidden: int) -> None:
@@ -183,8 +183,8 @@ def make_model(
     A name like ``module:function`` is a user-defined function: see ``load_model``. One CPU thread draws the parameters,
     so that a seed gives the same parameters on every device and with any number of cores.
 
-    It also has the running statistics that ``spec`` uses. Raises UsageError if the network does not exist, does not fit
-    the observations, or does not compute in bfloat16.
+    The network also has the running statistics that ``spec`` uses. Raises UsageError if the network does not exist,
+    cannot read the observations, or does not compute in bfloat16.
     """
     model = _bare_model(name, spec, network, device)
     add_statistics(model, spec)

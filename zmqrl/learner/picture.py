@@ -30,8 +30,9 @@ Screen = npt.NDArray[np.uint8]
 class Shown:
     """The result of a step: the ``screens`` that show it, its unclipped reward, and whether the game is over.
 
-    ``observation`` (*shape) is for comparison with the game that the policy plays. Atari games have no observation:
-    their screens differ from what the policy sees, but the same seed and actions always give the same game.
+    ``observation`` (*shape) can be compared with that of the game that the policy plays. Atari games have no
+    observation: their screens differ from what the policy sees, but the same seed and actions always give the same
+    game.
     """
 
     screens: list[Screen]
@@ -46,10 +47,13 @@ class Picture(Protocol):
     frames_per_s: float
 
     def reset(self, seed: int) -> Shown:
-        """Start the game of ``seed``. Call it once: in some games, a reset does not clear all state."""
+        """Start the game of ``seed``.
+
+        Call this method only once, because in some games a reset does not clear all state.
+        """
 
     def step(self, action: np.ndarray | int) -> Shown:
-        """Play ``action`` (*shape). Do not call it after the end of the game."""
+        """Play ``action`` (*shape). Do not call this method after the end of the game."""
 
     def close(self) -> None:
         """End the game."""
@@ -171,7 +175,7 @@ def check_drawn(drawn: Any) -> None:
 
 
 def as_screen(drawn: np.ndarray, brightest: float) -> Screen:
-    """The picture ``drawn`` in RGB, with a black background. ``brightest``: the highest level of this game so far."""
+    """The picture ``drawn`` in RGB, with a black background. ``brightest`` is the highest level of this game so far."""
     if drawn.dtype == np.uint8 and drawn.shape[2:] == (3,):
         return drawn
     full = 1 if drawn.dtype.kind == "b" or (drawn.dtype.kind == "f" and brightest <= 1) else FULL

@@ -21,8 +21,8 @@ MOST_STATS = MOST_FIGURES - len(LEARNER_METRICS)
 def load_model(reference: str, observation_shape: Sequence[int], num_actions: int) -> nn.Module:
     """The network that the function ``reference`` returns for ``(observation_shape, num_actions)``.
 
-    Its forward takes observations: uint8 (B, C, H, W) from 0 to 255, channels-last in memory, or float32 (B, n). It
-    returns outputs float32 (B, num_actions), as ``ActionSpace`` describes them, and values float32 (B,).
+    Its ``forward`` accepts observations. They are uint8 (B, C, H, W) from 0 to 255, channels-last in memory, or float32
+    (B, n). It returns outputs float32 (B, num_actions), as ``ActionSpace`` describes them, and values float32 (B,).
 
     Raises UsageError if a test call fails.
     """
@@ -75,7 +75,7 @@ def outputs_of(reference: str, model: nn.Module, observations: Tensor, num_actio
 def load_loss(reference: str, config: PPOConfig | BA3CConfig, actions: ActionSpace) -> Loss:
     """The function ``reference``, with the signature of ``ppo_loss``. Raises UsageError if a test call fails.
 
-    The test call has ``actions`` of this space.
+    The test call uses actions from the space ``actions``.
     """
     blame = f"--loss {reference}"
     loss = load_function(blame, reference)

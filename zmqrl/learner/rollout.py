@@ -1,4 +1,4 @@
-"""Plays T steps in B environments. The memory for them is allocated once."""
+"""Plays T steps in B environments. The memory for these steps is allocated once."""
 
 from collections.abc import Sequence
 
@@ -16,17 +16,17 @@ CPU = torch.device("cpu")
 
 
 class Rollout:
-    """T steps of B environments. Each ``Player.play`` fills it again.
+    """T steps of B environments. Each ``Player.play`` fills the rollout again.
 
-    ``observations``: (T, B, *shape), uint8 or float32, the inputs of the policy. ``last_observations``: (B, *shape),
-    those after the last step. ``actions``: (T, B, *shape), in the units of ``head``, the policy over actions.
-    ``log_probs``, ``values``: float32 (T, B), of the policy that acted. ``rewards``: float32 (T, B), for learning.
-    ``terminated``, ``truncated``: bool (T, B). ``bootstrap_values``: float32 (T, B), V(final observation) where
-    truncated, else 0. ``last_values``: float32 (B,). ``Learner.prepare`` fills ``advantages``, ``returns``: float32
-    (T, B), and ``explained_variance``, a scalar. ``number``: the number of earlier rollouts of the player.
-    ``activations``: those of the policy that acted, for a learner with the same parameters, or None. ``moments``: for
-    each of the model's running statistics, the mean and variance in this rollout. With statistics, ``observations`` and
-    ``rewards`` are scaled.
+    ``observations`` (T, B, *shape), uint8 or float32, are the inputs of the policy. ``last_observations`` (B, *shape)
+    are those after the last step. ``actions`` (T, B, *shape) have the units of ``head``, the policy over actions.
+    ``log_probs`` and ``values``, float32 (T, B), are those of the policy that acted. ``rewards``, float32 (T, B), are
+    for learning. ``terminated`` and ``truncated`` are bool (T, B). ``bootstrap_values``, float32 (T, B), has V(final
+    observation) where truncated, and 0 elsewhere. ``last_values`` are float32 (B,). ``Learner.prepare`` fills
+    ``advantages`` and ``returns``, float32 (T, B), and ``explained_variance``, a scalar. ``number`` is the number of
+    earlier rollouts of the player. ``activations`` are those of the policy that acted, for a learner with the same
+    parameters, or None. ``moments`` has, for each of the model's running statistics, the mean and variance in this
+    rollout. With statistics, ``observations`` and ``rewards`` are scaled.
 
     Images have the shape (channels, height, width) and are channels-last in memory. The conversion here takes
     about 10 us per sample. A conversion before each forward pass would take 35 us.
@@ -87,7 +87,7 @@ class Rollout:
 class Player:
     """Plays ``envs`` with ``model``. The games continue from one rollout to the next.
 
-    ``first_games``: the number of games that were started with the player and have not ended yet.
+    ``first_games`` is the number of games that were started with the player and have not ended yet.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class Player:
     ) -> None:
         """``seed`` determines the games and the sampled actions. ``spans`` measures ``act`` and ``env_step``.
 
-        With ``keeps_activations``, rollouts have ``activations``. The model must be a ``ConvPolicy``. If the model has
-        statistics of returns, ``gamma`` discounts them.
+        With ``keeps_activations``, rollouts have ``activations``, and the model must be a ``ConvPolicy``. If the model
+        has statistics of returns, ``gamma`` discounts them.
         """
         self.model = model
         self._keeps_activations = keeps_activations
@@ -182,7 +182,7 @@ class Player:
     def _use_statistics(self, rollout: Rollout, seen: Sequence[np.ndarray]) -> None:
         """Set the ``moments`` of a full ``rollout``, whose observations were ``seen``, and scale its rewards.
 
-        The scale of rewards includes this rollout, so that it fits from the first rollout on.
+        The scale of rewards includes this rollout, so that even the first rollout is scaled correctly.
         """
         if self._observed is not None:
             rollout.moments["observations"] = moments_of(np.concatenate(seen))

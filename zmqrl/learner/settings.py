@@ -1,4 +1,4 @@
-"""The settings of the algorithms and the networks. Importing them imports no torch."""
+"""The settings of the algorithms and the networks. This module does not import torch."""
 
 import math
 from dataclasses import dataclass

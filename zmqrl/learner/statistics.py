@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zmqrl.errors import require
 from zmqrl.learner.games import EnvSpec
 
-NAME = "running_statistics"  # of the module in a network. Shards average the tensors in it: see zmqrl.ps.layout
+NAME = "running_statistics"  # the module's name in a network. Shards average its tensors: see zmqrl.ps.layout
 LIMIT = 10.0  # scaled numbers are clipped to [-LIMIT, LIMIT]
 EPSILON = 1e-8
 
@@ -23,10 +23,11 @@ MeanAndVariance: TypeAlias = tuple[npt.NDArray[np.float64], npt.NDArray[np.float
 
 
 class Moments(nn.Module):
-    """The ``mean`` (n,) and ``variance`` (n,) of n numbers in the ``count`` (1,) of rollouts so far.
+    """The ``mean`` (n,) and ``variance`` (n,) of n numbers over all rollouts so far.
 
-    The gradient of each tensor is its value minus the value that one more rollout leads to. A shard subtracts the mean
-    of the gradients of K workers. So the new value is the mean of the values that these K rollouts lead to.
+    ``count`` (1,) is the number of rollouts. The gradient of each tensor is its value minus the value that one more
+    rollout leads to. A shard subtracts the mean of the gradients of K workers. The new value is therefore the mean of
+    the values that these K rollouts lead to.
     """
 
     def __init__(self, length: int) -> None:
@@ -40,7 +41,7 @@ class Moments(nn.Module):
         return ((numbers - self.mean) / (self.variance + EPSILON).sqrt()).clamp(-LIMIT, LIMIT)
 
     def scaled_rewards(self, rewards: Tensor, rollout: MeanAndVariance) -> Tensor:
-        """``rewards`` divided by the standard deviation of returns, with those of their own ``rollout``, clipped."""
+        """``rewards`` divided by the standard deviation of returns up to and including their ``rollout``, clipped."""
         _, _, variance = self.merged(rollout)
         return (rewards / (variance + EPSILON).sqrt()).clamp(-LIMIT, LIMIT)
 
@@ -78,7 +79,7 @@ class Statistics(nn.Module):
 
 
 def add_statistics(model: nn.Module, spec: EnvSpec) -> None:
-    """Add the statistics that ``spec`` uses to ``model``. Raises UsageError if the user's network has this name."""
+    """Add the statistics that ``spec`` uses to ``model``. Raises UsageError if ``model`` has an attribute ``NAME``."""
     require(not hasattr(model, NAME), f"the network already has an attribute {NAME}: rename the attribute.")
     if spec.normalizes_observations or spec.normalizes_rewards:
         model.add_module(NAME, Statistics(spec))
@@ -106,8 +107,9 @@ def discounted_returns(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Discounted sums (T, B) of the ``rewards`` (T, B) of a game up to each step, and the sums to continue with (B,).
 
-    ``over`` (T, B): where a game ended. ``before`` (B,): the sums before the first step. Their variance is the scale of
-    rewards in Engstrom et al. 2020, "Implementation Matters in Deep Policy Gradients", algorithm 1.
+    ``over`` (T, B) says where a game ended. ``before`` (B,) has the sums before the first step. The standard deviation
+    of the sums is the scale of rewards in Engstrom et al. 2020, "Implementation Matters in Deep Policy Gradients",
+    algorithm 1.
     """
     sums = np.empty(rewards.shape)
     for t, (reward, ended) in enumerate(zip(rewards, over, strict=True)):

@@ -1,4 +1,7 @@
-"""Optional packages. ``pip install 'zmqrl[EXTRA]'`` adds those of one feature. Standard library only."""
+"""Finds missing optional packages.
+
+``pip install 'zmqrl[EXTRA]'`` installs the packages of one feature. This module uses only the standard library.
+"""
 
 import shutil
 import sys
@@ -23,18 +26,21 @@ ON_HOSTS: Final = ("atari", "video")  # what processes on hosts can need. The la
 
 
 def missing(extra: str) -> list[str]:
-    """The packages of ``extra`` that are not installed, by their names for pip."""
+    """The pip names of the packages of ``extra`` that are not installed."""
     return [package for package, module in EXTRAS[extra].items() if not _is_installed(module)]
 
 
 def lack(extra: str, what: str) -> str | None:
-    """A clause with the packages that ``what`` needs and that are not installed, and the remedy. None: all are."""
+    """A clause that names the missing packages of ``extra`` and the remedy. None if none is missing.
+
+    The clause begins with ``what``, as in ``--page needs``.
+    """
     packages = missing(extra)
     return f"{what} {' and '.join(packages)}: run {install_command(extra)}" if packages else None
 
 
 def require_extra(extra: str, what: str) -> None:
-    """Raise UsageError unless all packages of ``extra`` are installed. ``what`` needs them, as in ``--page needs``."""
+    """Raise UsageError unless all packages of ``extra`` are installed. ``what`` begins the error: see ``lack``."""
     if clause := lack(extra, what):
         raise UsageError(f"{clause}.")
 

@@ -1,4 +1,6 @@
-"""What this machine offers a run: its processor, its cores, its clock, and what its environment says about threads."""
+"""What this machine offers a run: its processor, its cores, its clock, and the variables that affect the speed of
+libraries.
+"""
 
 import contextlib
 import math
@@ -35,8 +37,8 @@ VARIABLES: Final = (
 class Resources:
     """The resources of a machine. None stands for an unknown value, and for a quota that is not set.
 
-    ``bound_cores``: the cores that this process is bound to. ``usable_cores``: those that a run uses. ``busy_cores``:
-    how many cores all other programs used together during the last moments.
+    ``bound_cores`` is the number of cores that this process is bound to. ``usable_cores`` is the number of cores that a
+    run uses. ``busy_cores`` is the number of cores that all other programs together used a moment ago.
     """
 
     processor: str
@@ -59,8 +61,8 @@ class Resources:
 class TorchBuild:
     """The build of torch: the CUDA version that it was built for, its threading library, and its vector kernels.
 
-    ``capability``: the kernels that it uses here, such as AVX2. ``onednn``: whether it has oneDNN, which computes
-    convolutions.
+    ``capability``: the vector kernels that torch uses on this machine, such as AVX2. ``onednn``: whether the build has
+    oneDNN, which computes convolutions.
     """
 
     version: str

@@ -1,1 +1,1 @@
-"""Shows what a run does: spans, metrics, the live panel."""
+"""Shows what a run does, with spans, metrics and a live panel."""

@@ -24,7 +24,7 @@ from rich.text import Text
 from zmqrl.observe.folding import printable
 from zmqrl.observe.live.presence import HostLine
 from zmqrl.observe.screen import Screen
-from zmqrl.words import counted
+from zmqrl.words import ESCAPING, counted
 
 REFRESH_S = 0.25
 LINE_S = 10.0
@@ -32,7 +32,7 @@ NOTICES_SHOWN = 8
 RANKS_SHOWN = 6
 HOSTS_SHOWN = 12
 
-# Even a worker that contributes to every update is missing for most of each update: while it computes.
+# A worker that contributes to every update is still missing while it computes, which is most of the time.
 MISSING_AFTER_S = 2.0
 
 _LEARNING = {
@@ -49,8 +49,8 @@ _LEARNING = {
 class LiveFigures:
     """The content of the console: the newest row of ``metrics.jsonl``, and values that are not in this row.
 
-    ``frames_per_agent_step`` is 4 for most runs of Atari games. ``left_s`` is the time until the run ends, None if the
-    time is unknown. ``hosts`` are shown if there are several.
+    ``frames_per_agent_step`` is 4 for most runs of Atari games. ``left_s`` is the time until the run ends, or None if
+    this time is unknown. The console shows ``hosts`` if there are several.
     """
 
     title: str
@@ -61,8 +61,8 @@ class LiveFigures:
 
 
 class Console(Protocol):
-    """Shows a run to the user. It is not an error if the pipe or the terminal closes: the console then shows nothing
-    more.
+    """Shows a run to the user. If the pipe or the terminal closes, the console shows nothing more and raises no
+    error.
     """
 
     def starting(self, stage: str, line: str) -> None:
@@ -110,7 +110,7 @@ class LoggedConsole:
         """Write ``text`` to the file only."""
         with contextlib.suppress(OSError):  # another part reports a full disk
             stamp = datetime.now().isoformat(" ", "milliseconds").replace(".", ",")  # as in the other logs
-            self._file.write(f"{stamp} {text}\n".encode(errors="backslashreplace"))
+            self._file.write(f"{stamp} {text}\n".encode(errors=ESCAPING))
 
     def close(self) -> None:
         self._file.close()
@@ -186,8 +186,8 @@ class PlainConsole:
 class LiveConsole:
     """A panel that is redrawn in place, at most four times a second. The last few notices are below the figures.
 
-    Before there are figures or notices, one line shows the progress of the start. The caller's thread draws, unless
-    ``is_idle()`` is false. So a slow terminal skips panels, and gets the newest panel next.
+    Before there are figures or notices, one line shows the progress of the start. The caller's thread draws the panel
+    if ``is_idle()`` is true. So a slow terminal skips panels, and then gets the newest panel.
     """
 
     def __init__(
@@ -243,7 +243,7 @@ class LiveConsole:
 
     @property
     def _is_starting(self) -> bool:
-        """Whether there is nothing to show but the progress of the start."""
+        """Whether the progress of the start is the only thing to show."""
         return self._figures is None and not self._notices
 
     def _draw_if_due(self) -> None:
@@ -294,7 +294,7 @@ class LiveConsole:
 
 
 def _host_table(hosts: Sequence[HostLine]) -> Table:
-    """A line for each host. Of many hosts, those without remarks are left out first."""
+    """A line for each host. If there are too many hosts, hosts without remarks are left out first."""
     shown = hosts
     if len(hosts) > HOSTS_SHOWN:
         first = sorted(range(len(hosts)), key=lambda index: not hosts[index].remarks)[:HOSTS_SHOWN]
@@ -321,7 +321,7 @@ def _told(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _facts(figures: LiveFigures, row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """``(label, text)`` in display order. Some values that are not known yet are left out, and others are a dash."""
+    """``(label, text)`` in display order. Values that are not known yet are left out, or shown as a dash."""
     left = "" if figures.left_s is None else f", {_duration(figures.left_s)} left"
     facts = [
         ("time", _duration(row.get("wall_s", 0.0)) + left),

@@ -26,8 +26,8 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """A metric of a group on the grid ``x``, which ends where the shortest run ends. ``beyond`` is the rest of the
-    longer runs.
+    """A metric of a group on the grid ``x``, which ends where the shortest run ends. ``beyond`` has the rest of each
+    longer run.
 
     ``low`` and ``high`` are the minimum and the maximum for two to four runs. For more runs, ``low`` is the mean minus
     one standard deviation, and ``high`` is the mean plus one standard deviation. For one run, both are None.
@@ -46,16 +46,16 @@ def positions(run: RunRecord, x: str) -> Figures:
 
 
 def position(evaluation: Evaluation, x: str) -> float:
-    """The position of an evaluation on the same axis."""
+    """The position of an evaluation on the x-axis, as in :func:`positions`."""
     return evaluation.wall_s / 60 if x == "minutes" else evaluation.agent_steps
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
-    """Group the runs of each experiment. The runs of a group differ in the seed. Groups are in the order of their first
-    runs.
+    """Group the runs of each experiment. The runs of a group can differ only in the settings in ``ASIDE``, such as the
+    seed. Groups are in the order of their first runs.
 
-    The label of a group has the settings that differ between groups. If too many settings differ, the label has the
-    names of the group's runs.
+    The label of a group has the settings that differ between groups. If no settings or too many settings differ, the
+    label is the common name of the group's runs.
     """
     found: dict[str, list[RunRecord]] = {}
     for run in runs:
@@ -85,7 +85,7 @@ def _common_name(runs: Sequence[RunRecord]) -> str:
 
 
 def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] | None = None) -> Curve:
-    """Compute one curve from the ``(x, y)`` of each run of a group. NaN is skipped. y is a moving mean over 1 % of the
+    """Compute one curve from the ``(x, y)`` of each run of a group. NaN is skipped. Each y is smoothed over 1 % of the
     points of its run.
 
     Each y can itself be a mean of several figures. ``weights`` then has, for each run, the number of figures behind

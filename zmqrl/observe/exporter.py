@@ -41,8 +41,9 @@ BY_RANK = {
 class Snapshot:
     """The figures of a run at one moment. ``row``: the newest row of ``metrics.jsonl``.
 
-    ``shard_versions`` and ``shard_held`` (numbers of contributions to the open version) are by shard. ``silent_s`` is
-    the time since the last message of each present worker, by rank. ``about`` has the labels that identify the run.
+    ``shard_versions`` and ``shard_held`` have one number per shard. ``shard_held`` counts the contributions to the open
+    version. ``silent_s`` has the time since the last message of each present worker, by rank. ``about`` has the labels
+    that identify the run.
     """
 
     row: Mapping[str, Any]
@@ -75,7 +76,7 @@ class Exporter:
         try:
             self._server, self._thread = start_http_server(port, address, registry)
         except OSError as error:
-            raise UsageError(f"--metrics-port: {cannot_listen(error, address, port)}: choose another.") from error
+            raise UsageError(f"--metrics-port: {cannot_listen(error, address, port)}: choose another port.") from error
         self.url = f"http://{address}:{self._server.server_port}/metrics"
 
     def show(self, snapshot: Snapshot) -> None:

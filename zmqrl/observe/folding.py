@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TypeAlias
 
+from zmqrl.words import escaped
+
 WINDOW_S = 1.0
 MOST_HELD = 200
 PARTS_SHOWN = 4
@@ -30,8 +32,8 @@ class Folded:
 class Folding:
     """Holds lines until ``WINDOW_S`` after the first held line, and folds equal lines into one.
 
-    The lines of each process stay in order. Lines are equal even if the times at their starts differ. Unless
-    ``by_time``, a line follows the last line of its process: then a traceback is not interrupted.
+    The lines of each process stay in order. Lines are equal even if the times at their starts differ. Without
+    ``by_time``, each line comes directly after the previous line of its process. So nothing interrupts a traceback.
     """
 
     def __init__(self, *, by_time: bool = False) -> None:
@@ -42,7 +44,7 @@ class Folding:
         self._over: list[Folded] = []
 
     def add(self, source: Source, line: str, now: float) -> None:
-        """Take a line that ``source`` wrote ``now``."""
+        """Add a line that ``source`` wrote at the time ``now``."""
         if len(self._held) >= MOST_HELD:
             self._close()
         if not self._held:
@@ -78,8 +80,8 @@ class Folding:
 
 
 def ranges(names: Iterable[str], *, short: bool = False) -> str:
-    """Names in few words: ``h1..h4,h7`` for h1 to h4 and h7, or ``h1..4,h7`` if ``short``. After a few ranges: ``and 9
-    more``.
+    """A short list of names: ``h1..h4,h7`` for h1 to h4 and h7, or ``h1..4,h7`` if ``short``. The list names only a few
+    ranges, and then ends with ``and 9 more``.
     """
     parts: list[str] = []
     told, names = 0, set(names)
@@ -128,8 +130,10 @@ def _words(line: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace control characters with spaces: ``text`` can quote untrusted data, which must not forge lines."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    """Replace control characters with spaces: ``text`` can quote untrusted data, which must not forge lines. Escapes
+    bytes that are not text.
+    """
+    return "".join(character if character.isprintable() else " " for character in escaped(text))
 
 
 def quoted(lines: Iterable[str]) -> str:

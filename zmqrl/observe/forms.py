@@ -1,12 +1,11 @@
 """The required contents of the JSON files in a run directory, and the errors for damaged files."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from zmqrl.errors import UsageError
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import parse_json, read_file
 
 
 class _Kind(NamedTuple):
@@ -16,37 +15,30 @@ class _Kind(NamedTuple):
     fits: Callable[[Any], bool]
 
 
-_NUMBER_TYPES: Final = (float, int)  # of parsed JSON, in which a bool is no number
-_LARGEST: Final = sys.float_info.max
+_NUMBER_TYPES: Final = (float, int)  # of parsed JSON, in which a bool is not a number
+_LARGEST: Final = 1e110  # the figures that workers report, and sums of them, are smaller. Larger ones cannot be drawn
 
 
 def _is_number(value: object) -> bool:
-    """Whether ``value`` is a finite number that fits into a float."""
     return type(value) in _NUMBER_TYPES and -_LARGEST <= value <= _LARGEST  # type: ignore[operator]
 
 
-def _is_number_or_null(value: object) -> bool:
-    return value is None or _is_number(value)
+def _or_null(kind: _Kind) -> _Kind:
+    return _Kind(f"{kind.words} or null", lambda value: value is None or kind.fits(value))
 
 
-def _are_numbers(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_is_number, value.values()))
+def _list_of(kind: _Kind) -> _Kind:
+    words = f"a list in which each item is {kind.words}"
+    return _Kind(words, lambda value: isinstance(value, list) and all(map(kind.fits, value)))
 
 
-def _is_figure(value: object) -> bool:
-    return all(map(_is_number_or_null, value.values())) if isinstance(value, dict) else _is_number_or_null(value)
+def _object_of(kind: _Kind) -> _Kind:
+    words = f"an object in which each value is {kind.words}"
+    return _Kind(words, lambda value: isinstance(value, dict) and all(map(kind.fits, value.values())))
 
 
-def _is_pair(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
-
-
-def _is_list_of_numbers(value: object) -> bool:
-    return isinstance(value, list) and all(map(_is_number, value))
-
-
-def _is_provenance(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(name), str | None) for name in ("commit", "cpu"))
+def _is_interval(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) and value[0] <= value[1]
 
 
 def _are_hosts(value: object) -> bool:
@@ -59,20 +51,25 @@ def _are_hosts(value: object) -> bool:
     )
 
 
-_NUMBER: Final = _Kind("a number", _is_number)
-_NUMBER_OR_NULL: Final = _Kind("a number or null", _is_number_or_null)
-_COUNTS: Final = _Kind("an object of numbers", _are_numbers)
-_FIGURE: Final = _Kind("a number, null, or an object of numbers and nulls", _is_figure)
-_PAIR: Final = _Kind("a pair of numbers", _is_pair)
-_NUMBERS: Final = _Kind("a list of numbers", _is_list_of_numbers)
+_NUMBER: Final = _Kind("a number from -1e110 to 1e110", _is_number)
+_AMOUNT: Final = _Kind("a number from 0 to 1e110", lambda value: _is_number(value) and value >= 0)
+_COUNT: Final = _Kind("a whole number from 0 to 1e110", lambda value: type(value) is int and 0 <= value <= _LARGEST)
+_GAMES: Final = _Kind("a whole number from 0 to 1000000", lambda value: type(value) is int and 0 <= value <= 1_000_000)
+_INTERVAL: Final = _Kind("a pair of numbers with the lower one first", _is_interval)
+_FLAG: Final = _Kind("true or false", lambda value: isinstance(value, bool))
 _TEXT: Final = _Kind("a string", lambda value: isinstance(value, str))
 _OBJECT_OR_NULL: Final = _Kind("an object or null", lambda value: value is None or isinstance(value, dict))
 _HOSTS: Final = _Kind("a list of hosts with their processes", _are_hosts)
-_PROVENANCE: Final = _Kind("an object with commit and cpu", _is_provenance)
+_NUMBER_OR_NULL: Final = _or_null(_NUMBER)
+_NUMBERS_AND_NULLS: Final = _object_of(_NUMBER_OR_NULL)
+_FIGURE: Final = _Kind(
+    f"{_NUMBER.words}, null, or an object of these",
+    lambda value: _NUMBER_OR_NULL.fits(value) or _NUMBERS_AND_NULLS.fits(value),
+)
 
 
 class Form(NamedTuple):
-    """The keys that an object must have, the keys that it may have, and the kind of the values of all other keys."""
+    """The keys that an object must have, the keys that it may have, and the kind of all other values."""
 
     must: Mapping[str, _Kind] = {}
     may: Mapping[str, _Kind] = {}
@@ -94,34 +91,53 @@ class Form(NamedTuple):
 
 SETTINGS: Final = Form()  # no required keys, so that runs of different versions of zmqrl can be compared
 ROW: Final = Form(
-    must={"version": _NUMBER, "wall_s": _NUMBER, "agent_steps": _NUMBER},
-    may={"contributions": _COUNTS, "episodes": _NUMBER_OR_NULL, "score_mean_50": _NUMBER_OR_NULL},
+    must={"version": _COUNT, "wall_s": _AMOUNT, "agent_steps": _COUNT},
+    may={
+        "contributions": _object_of(_COUNT),
+        "episodes": _or_null(_COUNT),
+        "gradients": _COUNT,
+        **dict.fromkeys(("score_mean_50", "policy_lag", "policy_lag_min", "policy_lag_max"), _NUMBER_OR_NULL),
+    },
     others=_FIGURE,
 )
 EVALUATION: Final = Form(
-    must={"version": _NUMBER, "mean": _NUMBER},
+    must={"version": _COUNT, "mean": _NUMBER},
     may={
-        "wall_s": _NUMBER,
-        "agent_steps": _NUMBER,
-        "episodes": _NUMBER,
-        "ci95": _PAIR,
-        "scores": _NUMBERS,
-        "seeds": _NUMBERS,
+        "wall_s": _AMOUNT,
+        "agent_steps": _COUNT,
+        "episodes": _GAMES,
+        "greedy": _FLAG,
+        **dict.fromkeys(("median", "min", "max"), _NUMBER),
+        "ci95": _INTERVAL,
+        "scores": _list_of(_NUMBER),
+        "seeds": _list_of(_COUNT),
     },
+)
+_ORIGIN: Final = Form(
+    may={
+        **dict.fromkeys(("zmqrl", "commit", "python", "cpu"), _or_null(_TEXT)),
+        "cores": _or_null(_COUNT),
+        "packages": _object_of(_TEXT),
+    }
 )
 SUMMARY: Final = Form(
     must={
         "exit_reason": _TEXT,
-        "updates": _NUMBER,
-        "agent_steps": _NUMBER,
-        "wall_s": _NUMBER,
-        "episodes": _NUMBER,
+        "updates": _COUNT,
+        "agent_steps": _COUNT,
+        "wall_s": _AMOUNT,
+        "episodes": _COUNT,
         "score_mean_50": _NUMBER_OR_NULL,
-        "contributions": _COUNTS,
+        "contributions": _object_of(_COUNT),
     },
-    may={"provenance": _PROVENANCE},
+    may={
+        "flavour": _TEXT,
+        "provenance": _Kind(
+            "an object with versions, commit, cpu and cores", lambda value: _ORIGIN.complaint(value) is None
+        ),
+    },
 )
-MANIFEST: Final = Form(must={"generation": _NUMBER})
+MANIFEST: Final = Form(must={"generation": _COUNT})
 HOSTS: Final = Form(must={"hosts": _HOSTS, "given": _OBJECT_OR_NULL})
 
 
@@ -160,7 +176,9 @@ def readable_lines(path: Path, form: Form, notice: Callable[[str], None]) -> lis
 
 
 def parsed_lines(lines: Iterable[bytes], form: Form, keys: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Parse lines of a file of JSON lines. Leaves out damaged lines. With ``keys``, checks and returns only those."""
+    """Parse lines of a file of JSON lines. Leaves out damaged lines. With ``keys``, checks and returns only the values
+    of these keys.
+    """
     for found in map(_parsed, lines):
         if isinstance(found, dict):
             kept = found if keys is None else {key: found[key] for key in keys if key in found}
@@ -180,7 +198,7 @@ def _numbered(path: Path) -> Iterator[tuple[int, object]]:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -1,4 +1,6 @@
-"""A histogram of durations, which can be merged with others. It has bounded memory and an error of at most 1.6 %."""
+"""A histogram of durations, which can be merged with others. Its memory is bounded, and its percentiles have an error
+of at most 1.6 %.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
@@ -13,8 +15,9 @@ SUB_BUCKETS = 64  # for each power of two: the width of a bucket is at most 1/64
 class Histogram:
     """Counts non-negative integers in buckets, like an HDR histogram (G. Tene, hdrhistogram.org).
 
-    Each value below 64 has its own bucket. From 64 on, each power of two has 64 buckets of equal width. So the middle
-    of a bucket differs from any value in the bucket by at most 1.6 %. ``maximum`` and ``total`` are exact.
+    Each value below 64 has its own bucket. From 64 on, each range from a power of two to the next has 64 buckets of
+    equal width. So the middle of a bucket differs from any value in the bucket by at most 1.6 %. ``maximum`` and
+    ``total`` are exact.
     """
 
     def __init__(self) -> None:

@@ -55,7 +55,7 @@ class Counters:
     scores: tuple[float, ...] = ()
 
     def not_below(self, row: Mapping[str, Any]) -> Self:
-        """Take each count from ``row`` if it is higher there: the row can be newer than the checkpoint."""
+        """Take each count from ``row`` if the count in ``row`` is higher: the row can be newer than the checkpoint."""
         higher = {
             name: row[name]
             for name in ("agent_steps", "abandoned_steps", "episodes", "wall_s")
@@ -228,8 +228,8 @@ class RunMetrics:
     def _finished(self, worker: _Worker, report: WorkerReport) -> None:
         for seq, score, _ in report.games:
             if seq > worker.last_seq:
-                # A report has room for a limited number of games. Games without room are counted, but their scores are
-                # unknown.
+                # A report has room for a limited number of games. Games that do not fit are counted, but their scores
+                # are unknown.
                 self._episodes += seq - worker.last_seq if worker.last_seq >= 0 else max(1, seq)
                 self._scores.append(score)
                 worker.last_seq = seq
@@ -280,12 +280,12 @@ class RunMetrics:
 
         The ``wall_s`` in the row adds the time of earlier sessions, up to the checkpoint. Means are over all
         ``gradients`` that workers have reported since the last row that was ``written``. ``split_s`` is the mean time
-        of a worker per gradient, by span. Rates and ``split_s`` are over about 30 s, because workers report complete
-        rollouts. ``score_mean_50`` is None until every game that was begun at the start of the run has ended: until
-        then, the scores are those of short games. ``missing_s`` has an entry for each member whose contribution to the
-        open version is missing: the time since the last contribution of this member. ``contributions`` and
-        ``agent_steps`` are cumulative over the run. A rollback undoes contributions, but not steps. Counts by rank
-        cover only this session.
+        of a worker per gradient, by span. Rates and ``split_s`` cover about 30 s, because workers report complete
+        rollouts. ``score_mean_50`` is None until every game that was begun at the start of the run has ended. Until
+        then, only short games have scores. ``missing_s`` has an entry for each member whose contribution to the open
+        version is missing: the time since the last contribution of this member. ``contributions`` and ``agent_steps``
+        are cumulative over the run. A rollback undoes contributions, but not steps. Counts by rank cover only this
+        session.
         """
         elapsed_s = max(0.0, self._start.wall_s + wall_s - self._wall_s)
         self._wall_s += elapsed_s

@@ -121,8 +121,8 @@ class RunRecord:
 
 
 def hosts_of(directory: RunDirectory) -> list[dict[str, Any]]:
-    """The hosts in ``hosts.json``: their versions and ``processes``. Empty without a readable file: older runs have
-    none.
+    """The hosts in ``hosts.json``: their versions and ``processes``. Empty if there is no readable file, as in older
+    runs.
     """
     try:
         found = read_object(directory.hosts, HOSTS, "")
@@ -132,7 +132,7 @@ def hosts_of(directory: RunDirectory) -> list[dict[str, Any]]:
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
-    """Read run directories, and a directory that is listed twice only once. Raises UsageError if there are no paths, or
+    """Read run directories. A directory that is listed twice is read once. Raises UsageError if there are no paths, or
     if a path is not a run directory.
     """
     if not paths:
@@ -170,7 +170,7 @@ def lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Merge consecutive rows into one: the last row, in which each mean is over the gradients of all rows."""
+    """Merge consecutive rows into the last one. Each mean in the result is over the gradients of all rows."""
     merged = dict(rows[-1])
     for name in set().union(*rows) - COUNTED:
         known = [(row[name], row.get("gradients", 1)) for row in rows if isinstance(row.get(name), int | float)]

@@ -13,10 +13,10 @@ class WorkerReport:
     """The metrics of a worker.
 
     Counts and sums are cumulative over the incarnation, so that a lost or late report does no harm. ``gradients`` is
-    the number of gradients pushed. ``loss_sums`` has ``(sum, count)`` by the name of a figure, over the gradients that
-    had this figure. ``policy_lag_sum`` is the sum over all gradients, in versions. ``span_sums`` has seconds by span.
-    ``games`` are ``(seq, score, agent_steps)`` with seq 1, 2, ... over the incarnation. ``first_games`` is the number
-    of games that the worker began at its start and that have not ended.
+    the number of gradients pushed. ``loss_sums`` has ``(sum, count)`` for each figure, over the gradients that had this
+    figure. ``policy_lag_sum`` is the sum of the policy lag over all gradients, in versions. ``span_sums`` has seconds
+    by span. ``games`` are ``(seq, score, agent_steps)`` with seq 1, 2, ... over the incarnation. ``first_games`` is the
+    number of games that the worker began at its start and that have not ended.
 
     ``policy_lag_min`` and ``policy_lag_max`` are the extremes since the last report. A worker without ``gradients``
     sends means since the last report instead of sums: ``losses``, ``policy_lag`` and, in seconds, ``spans``.
@@ -66,9 +66,7 @@ class WorkerReport:
 
 
 def _kind(value: object) -> str:
-    """Describe ``value``: a number as it is, any other value by its type, because the value can be too nested to
-    print.
-    """
+    """Describe a number by its value, and anything else by its type: other values can be too nested to print."""
     return str(value)[:40] if isinstance(value, int | float) else f"a {type(value).__name__}"
 
 

@@ -1,4 +1,7 @@
-"""The output of a run. Writes do not block if nothing reads the terminal or pipe. Standard library only."""
+"""The output of a run.
+
+Writes do not block if nothing reads the terminal or pipe. This module uses only the standard library.
+"""
 
 import contextlib
 import io
@@ -12,13 +15,15 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from zmqrl.words import ESCAPING
+
 CLOSE_WITHIN_S = 2.0
 MOST_WAITING_BYTES = 1 << 16
 
 
 class Screen(io.TextIOWrapper):
-    """A text stream to the file descriptor of another stream. Writes return at once: a separate thread does the
-    writing.
+    """A text stream that writes to the file descriptor of another stream. Writes return at once: a separate thread does
+    the writing.
 
     If too much is queued, new writes are dropped. After the queue is written, a notice says how many lines were
     dropped. If the reader is gone, all writes are dropped.
@@ -27,7 +32,7 @@ class Screen(io.TextIOWrapper):
     def __init__(self, stream: TextIO) -> None:
         """Raises OSError if ``stream`` has no file descriptor."""
         self._waiting = _Waiting(stream.fileno())
-        super().__init__(self._waiting, stream.encoding, errors="backslashreplace", write_through=True)
+        super().__init__(self._waiting, stream.encoding, errors=ESCAPING, write_through=True)
 
     @property
     def is_idle(self) -> bool:

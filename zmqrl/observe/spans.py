@@ -79,7 +79,7 @@ class Spans:
 
     @property
     def current(self) -> tuple[str, int] | None:
-        """Name and start (``time.monotonic_ns``) of the innermost open span. Any thread may read it."""
+        """Name and start (``time.monotonic_ns``) of the innermost open span. Any thread may read this property."""
         span = self.innermost
         return None if span is None else (span.name, span.started_ns)
 

@@ -51,10 +51,10 @@ class Doing:
 class Awaited:
     """A process that a version waits for, and the known facts about that process.
 
-    ``is_external``: the supervisor did not start the process, and cannot ask its host. ``is_there``: the process is
-    connected, or has sent a message before. ``unreachable_s``: how long its host has been unreachable, None if the host
-    can be reached. ``span``: the span that a worker reports, empty if the worker reports no span. ``span_s``: how long
-    the worker has been in that span.
+    ``is_external``: the supervisor did not start the process, and cannot ask the host of the process. ``is_there``: the
+    process is connected, or has sent a message before. ``unreachable_s``: how long this host has been unreachable, or
+    None if the host can be reached. ``span``: the span that a worker reports. It is empty if the worker reports no
+    span. ``span_s``: how long the worker has been in that span.
     """
 
     process: ProcessId
@@ -123,7 +123,7 @@ class Stall:
     others: int = 0
 
     def sentence(self) -> str:
-        """The sentence for the user. It names processes that do the same thing together."""
+        """The sentence for the user. Processes that do the same thing form one group in this sentence."""
         groups: dict[object, list[Awaited]] = {}
         for each in self.awaited:
             groups.setdefault(each.likeness(), []).append(each)
@@ -154,8 +154,8 @@ class Stall:
 class News:
     """The response to a stall.
 
-    ``ask``: processes to ask what they are doing. ``stall``: a stall to show. ``over``: a stall that has ended.
-    ``tell``: whether to notify the user about that stall.
+    ``ask``: the hosts of these processes must report what the processes are doing. ``stall``: a stall to show.
+    ``over``: a stall that has ended. ``tell``: whether to notify the user about ``stall`` or ``over``.
     """
 
     ask: Sequence[ProcessId] = ()
@@ -174,7 +174,7 @@ class Stalls:
     A version stalls when it takes longer than 5 s and longer than three times the usual time. The usual time is the
     median, over the last iterations, of the longest time for one version. The longest time counts, because the first
     version of an iteration can include a whole rollout. A median is used so that a single stall does not change the
-    usual time. Until an iteration is complete, a version may take 20 s.
+    usual time. Until the usual time is known, the limit is 20 s.
     """
 
     def __init__(self, per_iteration: int) -> None:
@@ -217,7 +217,7 @@ class Stalls:
         self._answers[process] = doing
 
     def forget(self, process: ProcessId) -> None:
-        """A process has died: discard the data about it, which does not apply to the process that replaces it."""
+        """A process has died: discard its data, which does not apply to the new process."""
         self._unanswered.discard(process)
         for known in (self._asked_at, self._answers, self._spans):
             known.pop(process, None)
@@ -233,12 +233,12 @@ class Stalls:
         return 0.0 if self.stall is None or self._at is None else now - self._at
 
     def is_stopped(self, process: ProcessId) -> bool:
-        """Whether the host of a process that a version waits for reports that a signal has stopped the process."""
+        """Whether a signal has stopped a process that a version waits for, according to the host of the process."""
         doing = self._answers.get(process)
         return doing is not None and doing.state == "stopped"
 
     def look(self, awaited: Sequence[Awaited], now: float) -> News:
-        """Check the processes that the open version waits for now. Without such processes, no version is due."""
+        """Check the processes that the open version waits for now. Without such processes, no version stalls."""
         if self._at is None or not awaited:
             self._at = now
         waited_s = now - self._at

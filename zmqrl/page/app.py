@@ -1,8 +1,9 @@
 """The HTTP requests of the page. docs/page.md lists them."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +21,7 @@ from zmqrl.observe.records import differing
 from zmqrl.page.charts import XAxis, charts
 from zmqrl.page.following import follow
 from zmqrl.page.guard import Guard
-from zmqrl.page.runs import VIDEOS, Runs, UnknownRun, files_in, stamp
+from zmqrl.page.runs import VIDEOS, Runs, UnknownRun, files_in, stamp, text_of
 from zmqrl.page.timing import read_timing
 
 STATIC: Final = Path(__file__).with_name("static")
@@ -30,7 +31,7 @@ OFFSET_DIGITS = 20  # more than an offset in a file can have
 
 
 def make_app(root: Path, *, token: str, base: str, address: str) -> Starlette:
-    """The page of the runs at and below ``root``. All paths of its requests are below the path ``base``."""
+    """The application that shows the runs at and below ``root``. The paths of all its requests begin with ``base``."""
     page = Page(Runs(root))
     # Videos are not compressed: a browser asks for ranges of their bytes.
     compressed = [Middleware(GZipMiddleware, minimum_size=1000, compresslevel=4)]
@@ -56,7 +57,7 @@ def make_app(root: Path, *, token: str, base: str, address: str) -> Starlette:
 
 
 class Page:
-    """The answers to requests. Starlette calls these methods in threads."""
+    """Answers requests. Starlette calls these methods in threads."""
 
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
@@ -78,15 +79,21 @@ class Page:
         return _json(request, None, lambda: {"root": str(self._runs.root), "runs": list(self._runs.overviews())})
 
     def charts(self, request: Request) -> Response:
-        """The curves of the chosen runs."""
+        """The curves of the chosen runs. Runs that are gone are left out."""
         names, runs = self._named(request), self._runs
+        stamps: dict[str, Hashable] = {}
+        for name in names:
+            with contextlib.suppress(UnknownRun):
+                stamps[name] = runs.stamp(name)
+        if not stamps:
+            raise UnknownRun(names[0])
         x: XAxis = "agent_steps" if request.query_params.get("x") == "agent_steps" else "minutes"
         fold = request.query_params.get("fold") != "no"
-        changed = tuple(runs.stamp(name) for name in names)
-        return _json(request, changed, lambda: charts(names, [runs.record(name) for name in names], x, fold=fold))
+        known, changed = list(stamps), tuple(stamps.items())
+        return _json(request, changed, lambda: charts(known, [runs.record(name) for name in known], x, fold=fold))
 
     def run(self, request: Request) -> Response:
-        """All about one run except its curves."""
+        """Everything about one run except its curves."""
         (name,) = self._named(request, 1)
         return _json(request, None, lambda: self._runs.details(name))
 
@@ -106,7 +113,8 @@ class Page:
         """The lines that a process has added to its log since the last request."""
         (name,) = self._named(request, 1)
         process = request.query_params.get("process", "")
-        logs = {path.stem: path for path in files_in(self._runs.find(name).path / "logs") if path.suffix == ".log"}
+        files = files_in(self._runs.find(name).path / "logs")
+        logs = {text_of(path.stem): path for path in files if path.suffix == ".log"}
         if process not in logs:
             raise HTTPException(404, f"{name} has no log of {process}.")
         after = request.query_params.get("after", "")
@@ -114,7 +122,7 @@ class Page:
         return _json(request, None, lambda: lines | {"process": process})
 
     def settings(self, request: Request) -> Response:
-        """The settings of runs side by side, and the names of those that differ."""
+        """The settings of runs side by side, and the names of the settings that differ."""
         names = self._named(request)
         runs = [self._runs.record(name) for name in names]
         settings = sorted(set().union(*(run.settings for run in runs)))
@@ -129,33 +137,33 @@ class Page:
         )
 
     def video(self, request: Request) -> Response:
-        """A video, or the range of it that the browser asks for."""
+        """A video, or the part that the browser asks for."""
         (name,) = self._named(request, 1)
         wanted = request.query_params.get("name", "")
         for path in files_in(self._runs.find(name).path / "videos"):
-            if path.name == wanted and path.suffix in VIDEOS:
+            if text_of(path.name) == wanted and path.suffix in VIDEOS:
                 kind, headers = VIDEOS[path.suffix], {"cache-control": "private, no-cache"}
                 return FileResponse(path, media_type=kind, headers=headers, stat_result=path.stat())
         raise HTTPException(404, f"{name} has no video {wanted}.")
 
-    def _named(self, request: Request, count: int | None = None) -> Sequence[str]:
-        """The runs that a request names."""
+    def _named(self, request: Request, count: int | None = None) -> list[str]:
+        """The runs that a request names. Some of these runs may not exist."""
         names = list(dict.fromkeys(request.query_params.getlist("run")))
-        for name in names:
-            self._runs.find(name)
         if not 1 <= len(names) <= (count or MOST_RUNS):
             raise HTTPException(400, f"name 1 to {count or MOST_RUNS} runs, not {len(names)}.")
         return names
 
 
 def _gone(request: Request, error: Exception) -> Response:
-    """The answer about a run that was never there, or that is deleted while the page reads it."""
+    """The answer for a run that does not exist, or that is deleted while the page reads it."""
     what = f"there is no run {error.args[0]}" if isinstance(error, UnknownRun) else f"the run cannot be read: {error}"
     return PlainTextResponse(f"{what}.", 404)
 
 
 def _json(request: Request, changed: Hashable, make: Callable[[], Any]) -> Response:
-    """An answer in JSON. With ``changed``, nothing is made or sent if the browser knows this state already."""
+    """An answer in JSON. With ``changed``, the answer is made and sent only if the browser does not have this state
+    yet.
+    """
     if changed is not None:
         tag = hashlib.sha256(repr((request.url.query, changed)).encode()).hexdigest()[:16]
         return _unless_known(request, tag, lambda: _as_json(make()))

@@ -1,4 +1,4 @@
-"""The page of one run, in a process of its own that ends with the run (``--page``)."""
+"""Serves the page of one run from a separate process, which ends with the run (``--page``)."""
 
 import contextlib
 import logging
@@ -18,7 +18,7 @@ START_WITHIN_S = 30.0
 
 @contextlib.contextmanager
 def page_beside(directory: RunDirectory) -> Iterator[str]:
-    """Serve the page of a run during the block, on 127.0.0.1. Yields its address, which contains a token.
+    """Serve the page of a run during the block, on 127.0.0.1. Yields the address of the page, which contains a token.
 
     Raises ClusterError if the page does not start.
     """

@@ -24,11 +24,11 @@ COLUMNS: Final = {
 
 
 def charts(names: Sequence[str], runs: Sequence[RunRecord], x: XAxis, *, fold: bool = True) -> dict[str, Any]:
-    """``{"x", "groups", "charts"}`` of runs. Seeds of one experiment become one group if ``fold``.
+    """The object ``{"x", "groups", "charts"}`` for ``runs``. If ``fold``, the seeds of one experiment become one group.
 
-    ``x`` has the positions of all points, in minutes or agent steps. Each chart has ``lines``: the mean, the spread
-    (``low`` and ``high``, or null) and, for each longer run of the group, the part ``beyond`` the shortest one. Values
-    are null where a run has none.
+    ``x`` has the positions of all points, in minutes or agent steps. Each chart has ``lines``. A line has the mean and
+    the spread (``low`` and ``high``, or null). For each longer run of the group, a line also has the part ``beyond``
+    the shortest run. Missing values are null.
     """
     groups = grouped(runs) if fold else [Group(label=name, runs=(run,)) for name, run in zip(names, runs, strict=True)]
     name_of = {run.path: name for name, run in zip(names, runs, strict=True)}
@@ -65,7 +65,7 @@ def _line(group: Group, x: XAxis, column: str, grid: Figures) -> dict[str, Any]:
 
 
 def _contributions(groups: Sequence[Group], x: XAxis, grid: Figures) -> dict[str, Any]:
-    """One group: the share of each outcome. Several groups: the share of contributions that were not used."""
+    """For one group, the share of each outcome. For several groups, the share of contributions that were not used."""
     shares = [[(positions(run, x), outcome_shares(run)) for run in group.runs if run.rows] for group in groups]
     if len(groups) == 1:
         lines = [
@@ -91,7 +91,9 @@ def _on(grid: Figures, found: Curve) -> dict[str, Any]:
 
 
 def at(grid: Figures, x: Figures, y: Figures) -> Figures:
-    """A curve at the points of ``grid``, with NaN outside its range. A short curve keeps at least its nearest point."""
+    """A curve at the points of ``grid``, with NaN outside the curve. The point nearest to the end of the curve has a
+    value.
+    """
     if not len(x):
         return np.full(len(grid), np.nan)
     within = (grid >= x[0]) & (grid <= x[-1])
@@ -100,7 +102,7 @@ def at(grid: Figures, x: Figures, y: Figures) -> Figures:
 
 
 def _plain(values: Figures) -> list[float | None]:
-    """Numbers with ``DIGITS`` significant digits, with None for NaN."""
+    """Numbers with ``DIGITS`` significant digits, and None for NaN."""
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = 10.0 ** (DIGITS - 1 - np.floor(np.log10(np.abs(values))))
         rounded = np.where(values == 0, 0.0, np.round(values * scale) / scale)

@@ -4,16 +4,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+from zmqrl.json_lines import open_regular
+
 TAIL_BYTES = 1 << 16
 MOST_BYTES = 1 << 18  # in one answer
 
 
 def follow(path: Path, offset: int | None) -> dict[str, Any]:
-    """The lines that were completed after ``offset``: ``{"from", "to", "lines"}``, both offsets in bytes.
+    """The lines that were completed after ``offset``: ``{"from", "to", "lines"}``. ``from`` and ``to`` are in bytes.
 
-    Without ``offset``, and if the file is now shorter, the answer has the last lines of the file. Raises OSError.
+    Without ``offset``, or if the file is now shorter than ``offset``, the answer has the last lines of the file. Raises
+    OSError.
     """
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    file = open_regular(path, os.O_NOFOLLOW)
     try:
         size = os.fstat(file).st_size
         if offset is None or not 0 <= offset <= size:

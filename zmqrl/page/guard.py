@@ -21,7 +21,7 @@ HEADERS: Final = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-# After a redirect by status, a browser that came from another site would not send the strict cookie.
+# A browser that came from another site would not send the strict cookie after a redirect with a 3xx status.
 OPENED = (
     '<!doctype html><html lang="en"><meta http-equiv="refresh" content="0;url=./">'
     '<link rel="icon" href="static/icon.svg"><title>zmqrl</title></html>'
@@ -29,15 +29,15 @@ OPENED = (
 
 
 class Guard:
-    """Answers only reading requests for the host names of this machine, from a browser that has the token.
+    """Answers only GET and HEAD requests for the host names of this machine, from a browser that has the token.
 
-    The token is in the address that zmqrl prints. The first answer gives the browser a cookie, which scripts cannot
-    read and other sites cannot use, and leads to the same page without the token. A host name that is not ``LOCAL`` or
-    ``address`` is refused: a foreign site could have made its own name lead to this machine (DNS rebinding).
+    The token is in the address that zmqrl prints. The first answer gives the browser a cookie, and leads to the same
+    page without the token. Scripts cannot read the cookie, and other sites cannot use it. Host names other than
+    ``LOCAL`` and ``address`` are refused: another site can make its own name point to this machine (DNS rebinding).
 
-    A browser sends a cookie to every port of a host name. So everything is below ``base``, a random path that starts
-    and ends with a slash, and the cookie is only for this path: the browser asks other servers for other paths. The
-    token cannot be computed from the cookie.
+    A browser sends a cookie to every port of a host name. So all paths begin with ``base``, a random path that starts
+    and ends with a slash, and the cookie is valid only there. Other servers do not get the cookie, because the browser
+    asks them for other paths. The token cannot be computed from the cookie.
     """
 
     def __init__(self, app: ASGIApp, *, token: str, base: str, address: str) -> None:
@@ -69,19 +69,20 @@ class Guard:
             return PlainTextResponse(sentence, 421)
         if method not in ("GET", "HEAD"):
             return PlainTextResponse("this page only shows runs: use GET.\n", 405, {"allow": "GET, HEAD"})
-        given = parse_qs(query.decode("latin-1")).get("token", [])
         below = _same(path[: len(self._base)], self._base)
-        if below and len(path) == len(self._base) and given and _same(given[0], self._token):
-            opened = HTMLResponse(OPENED)
-            opened.set_cookie(COOKIE, self._proof, path=self._base, httponly=True, samesite="strict")
-            return opened
+        if below and len(path) == len(self._base):  # a stranger's long query is not parsed
+            given = parse_qs(query.decode("latin-1")).get("token", [])
+            if given and _same(given[0], self._token):
+                opened = HTMLResponse(OPENED)
+                opened.set_cookie(COOKIE, self._proof, path=self._base, httponly=True, samesite="strict")
+                return opened
         if not (below and _same(_cookies(headers).get(COOKIE, ""), self._proof)):
             return HTMLResponse(_page("Open the address that zmqrl printed: it contains a token."), 403)
         return None
 
 
 def _same(text: str, secret: str) -> bool:
-    """Whether they are equal, in a time that does not tell how much of them is."""
+    """Whether ``text`` equals ``secret``. The time of the comparison does not show how much of ``text`` is right."""
     return hmac.compare_digest(text.encode(errors="surrogateescape"), secret.encode())
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from zmqrl.errors import UsageError
+from zmqrl.json_lines import open_file
 from zmqrl.observe.folding import by_number, ranges
 from zmqrl.observe.forms import EVALUATION, HOSTS, ROW, SETTINGS, SUMMARY, parsed_lines, read_object, readable_lines
 from zmqrl.observe.provenance import VERSIONS
@@ -24,7 +25,7 @@ from zmqrl.rundir import LOCK, RunDirectory, is_locked
 
 DEEPEST = 4  # levels of directories below the root
 LOOK_EVERY_S = 1.0
-LOOK_SHARE = 10  # a slow search of directories may use a tenth of the time
+LOOK_SHARE = 10  # after a slow search of directories, wait this many times as long as the search took
 STARTING_S = 300.0
 POINTS = 300  # rows of metrics.jsonl in a curve
 KEPT: Final = (
@@ -48,12 +49,20 @@ def stamp(path: Path) -> Stamp:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
+def text_of(name: str) -> str:
+    r"""The name of a file as text for JSON and addresses: ``\xff`` is a byte that is not UTF-8, ``\\`` is a backslash.
+
+    So different names have different texts.
+    """
+    return name.replace("\\", r"\\").encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 class UnknownRun(KeyError):
-    """There is no run of this name, or no longer."""
+    """No run has this name now."""
 
 
 class Runs:
-    """The runs at and below ``root``, by name: their paths relative to ``root``.
+    """The runs at and below ``root``, by name: the texts of their paths relative to ``root``.
 
     Only runs that a search has found can be named, so that no name leads out of ``root``. Any thread may call any
     method.
@@ -75,14 +84,14 @@ class Runs:
         return self._found
 
     def find(self, name: str) -> RunDirectory:
-        """The run of this name. Raises UnknownRun, also if a search has just found that the run is gone."""
+        """The run of this name. Raises UnknownRun if the newest search has not found the run."""
         run = self.found().get(name)
         if run is None:
             raise UnknownRun(name)
         return run
 
     def kept(self, kind: str, key: Hashable, changed: Hashable, make: Callable[[], T]) -> T:
-        """The result of ``make``, which is called again only when ``changed`` differs from the last call."""
+        """The result of ``make``. Calls ``make`` again only if ``changed`` is not the same as in the last call."""
         known = self._kept.get((kind, key))
         if known is None or known[0] != changed:
             known = self._kept[kind, key] = changed, make()
@@ -90,15 +99,17 @@ class Runs:
         return made
 
     def stamp(self, name: str) -> Hashable:
-        """Changes whenever the settings, metrics, evaluations or summary of a run change."""
+        """A value that changes whenever the settings, metrics, evaluations or summary of a run change."""
         run = self.find(name)
         return tuple(map(stamp, (run.config, run.metrics, run.evaluations, run.summary)))
 
     def state(self, name: str) -> str:
-        """``running``, ``ended``, ``killed`` (the supervisor died before the end) or ``starting``."""
+        """The state of a run: ``running``, ``ended``, ``killed`` (the supervisor died before the end) or
+        ``starting``.
+        """
         run = self.find(name)
         if alive := stamp(run.cluster):
-            # A run that was found dead is not locked again: a run that is about to resume could find the lock in use.
+            # Test the lock of a dead run only once: the test takes the lock, and could stop a session that resumes.
             dead = self._kept.get(("dead", name)) == (alive, None)
             if not dead and is_locked(run.path / LOCK):
                 return "running"
@@ -131,7 +142,7 @@ class Runs:
         return self.kept("record", name, self.stamp(name), read)
 
     def overviews(self) -> Iterator[dict[str, Any]]:
-        """One line about each run, without runs that cannot be read: somebody may be deleting them."""
+        """One line about each run. Skips runs that cannot be read, because the user may be deleting them."""
         for name in self.found():
             with contextlib.suppress(UnknownRun, OSError):
                 yield self.overview(name)
@@ -162,7 +173,9 @@ class Runs:
         return found | {"state": state} | ({"exit_reason": None} if state != "ended" else {})
 
     def details(self, name: str) -> dict[str, Any]:
-        """All about one run except its curves: how it ended, its newest row, evaluations, videos, logs and hosts."""
+        """Everything about one run except its curves: its end, its newest row, its evaluations, videos, logs and
+        hosts.
+        """
         run, record = self.find(name), self.record(name)
         found = self.overview(name)
         stall = _object(run.stalled, SETTINGS) if found["state"] == "running" else None
@@ -189,19 +202,19 @@ class Runs:
         return self.kept("config", path, stamp(path), lambda: _object(path, SETTINGS) or {})
 
     def _search(self) -> Iterator[tuple[str, Path]]:
-        """The name and path of each run. Looks into no run, hidden directory or symbolic link."""
+        """The name and path of each run. Does not look inside runs, hidden directories and symbolic links."""
         for place, names, files in os.walk(self.root):
             path = Path(place)
             below = path.relative_to(self.root)
             if "config.json" in files and self._is_run(path / "config.json"):
-                yield str(below), path
+                yield text_of(str(below)), path
                 names.clear()
             elif len(below.parts) >= DEEPEST:
                 names.clear()
             names[:] = sorted(name for name in names if not name.startswith("."))
 
     def _is_run(self, config: Path) -> bool:
-        """Whether a ``config.json`` is that of a run: other programs write files of this name, too."""
+        """Whether a ``config.json`` belongs to a run: other programs also write files with this name."""
         return {"env", "workers"} <= self._config(config).keys()
 
     def _evaluations(self, run: RunDirectory, rows: list[dict[str, Any]]) -> list[Evaluation]:
@@ -210,7 +223,7 @@ class Runs:
 
 
 def _last_row(metrics: Path) -> dict[str, Any]:
-    """The last row that is not damaged, as far as a few samples show. Empty if there is none."""
+    """The last undamaged row among a few sampled rows. Empty if there is none."""
     for most in (1, 8):
         if rows := list(parsed_lines(sample_lines(metrics, most)[-most:], ROW)):
             return rows[-1]
@@ -245,8 +258,8 @@ def failure(log: Path) -> str | None:
     if log not in files_in(log.parent):
         return None
     try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - (1 << 15)))
+        with open_file(log) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 15)))
             text = file.read().decode(errors="replace")
     except OSError:
         return None
@@ -257,7 +270,7 @@ def failure(log: Path) -> str | None:
 def logs(run: Path) -> dict[str, int]:
     """The size in bytes of each log of a run, by process."""
     found = ((path, stamp(path)) for path in files_in(run / "logs") if path.suffix == ".log")
-    return {path.stem: known[1] for path, known in found if known}
+    return {text_of(path.stem): known[1] for path, known in found if known}
 
 
 def files_in(directory: Path) -> list[Path]:
@@ -276,7 +289,7 @@ def files_in(directory: Path) -> list[Path]:
 
 
 def _videos(directory: Path, record: RunRecord) -> Iterator[dict[str, Any]]:
-    """Each video with the time of its version, which is unknown for a video of another name."""
+    """Each video with the time of its version. The time is unknown if the name of the video has no version."""
     known = [[0.0, *record.column(key).tolist()] for key in ("version", "wall_s", "agent_steps")]
     for path in files_in(directory):
         if path.suffix in VIDEOS:
@@ -286,4 +299,4 @@ def _videos(directory: Path, record: RunRecord) -> Iterator[dict[str, Any]]:
                 None if version is None else float(np.interp(version, known[0], y)) for y in known[1:]
             )
             minutes = None if wall_s is None else wall_s / 60
-            yield {"name": path.name, "version": version, "minutes": minutes, "agent_steps": agent_steps}
+            yield {"name": text_of(path.name), "version": version, "minutes": minutes, "agent_steps": agent_steps}

@@ -1,32 +1,27 @@
-"""Reads lines of a file at even distances, so that a long file costs no more than a short one."""
+"""Reads evenly spaced lines of a file, so that a long file costs no more than a short one."""
 
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from zmqrl.json_lines import line_start
+from zmqrl.json_lines import line_start, open_regular
 
 BLOCK_BYTES = 1 << 12
-DENSE_BYTES = 1 << 16  # distance of lines below which the disk reads all that is between them
-FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe would keep its reader waiting
+DENSE_BYTES = 1 << 16  # the disk also reads what is between two lines if they are closer than this
 
 
 def sample_lines(path: Path, most: int) -> list[bytes]:
     """About ``most`` complete lines of a growing file, in order, with the first and the last line.
 
     A file of at most ``most`` blocks is read whole. An incomplete last line is left out. Returns an empty list if the
-    file cannot be opened, is a symbolic link, or is no ordinary file.
+    file cannot be opened, is a symbolic link, or is not a regular file.
     """
     try:
-        file = os.open(path, FLAGS)
+        file = open_regular(path, os.O_NOFOLLOW)
     except OSError:
         return []
     try:
-        found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode):
-            return []
-        size = found.st_size
+        size = os.fstat(file).st_size
         if size <= most * BLOCK_BYTES:
             whole = os.pread(file, size, 0).rpartition(b"\n")[0]
             return whole.split(b"\n") if whole else []
@@ -38,7 +33,7 @@ def sample_lines(path: Path, most: int) -> list[bytes]:
 
 
 def _sampled(file: int, end: int, most: int) -> Iterator[bytes]:
-    """The line after each of ``most`` even offsets, each line once, and the last line before ``end``."""
+    """The line after each of ``most`` evenly spaced offsets, each line once, and the last line before ``end``."""
     begun = -1
     for i in range(most):
         start, line = _next_line(file, i * end // most, end)
@@ -51,8 +46,8 @@ def _sampled(file: int, end: int, most: int) -> Iterator[bytes]:
 
 
 def _next_line(file: int, offset: int, end: int) -> tuple[int, bytes]:
-    """The offset and the text of the first line that begins after ``offset``, or at 0. The part before ``end`` has only
-    complete lines.
+    """The offset and the text of the first line that begins after ``offset``, or at 0. The part of the file before
+    ``end`` has only complete lines.
     """
     size = 2 * BLOCK_BYTES  # most lines need only one read
     while True:

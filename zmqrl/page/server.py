@@ -4,20 +4,25 @@ import errno
 import ipaddress
 import os
 import secrets
+import signal
 import socket
+import threading
 from pathlib import Path
 from typing import Final
 
-from zmqrl.errors import UsageError, cannot_listen, require
+from zmqrl.errors import ClusterError, UsageError, cannot_listen, require
+from zmqrl.process import LOOK_UP_EVERY_S
 
 PORT: Final = 8470
 TOKEN_BYTES = 24
 BASE_BYTES = 12
-CLOSE_WITHIN_S = 1
+CLOSE_WITHIN_S = 1.0
+REQUEST_BYTES = 1 << 20  # one request names all runs of a chart: 500 names can have 2 KB each
 
 
 def listen(address: str, port: int | None) -> socket.socket:
-    """A socket that listens on ``address``. Without ``port``: on ``PORT``, or on a free port if ``PORT`` is in use.
+    """A socket that listens on ``address``. Without ``port``, the socket uses ``PORT``, or a free port if ``PORT`` is
+    in use.
 
     Raises UsageError.
     """
@@ -38,7 +43,7 @@ def listen(address: str, port: int | None) -> socket.socket:
             listener.close()
             if error.errno == errno.EADDRINUSE and port is None and each:
                 continue
-            raise UsageError(f"--port: {cannot_listen(error, address, each)}: choose another.") from error
+            raise UsageError(f"--port: {cannot_listen(error, address, each)}: choose another port.") from error
         return listener
     raise AssertionError("port 0 is never in use")
 
@@ -55,7 +60,11 @@ class PageServer:
         self.url = f"http://{host}:{self.port}{self._base}?token={self._token}"
 
     def run(self) -> None:
-        """Serve until SIGINT or SIGTERM. The page runs at a low priority, so that it does not slow down runs."""
+        """Serve until a signal, such as Ctrl-C, raises an exception. Call this in the main thread.
+
+        The process then ends within ``CLOSE_WITHIN_S``, even if the thread of an answer hangs. The page runs at a low
+        priority, so that it does not slow down runs. Raises ClusterError if the server fails.
+        """
         import uvicorn  # a quarter of a second, which a run without a page does not need
 
         from zmqrl.page.app import make_app
@@ -64,12 +73,33 @@ class PageServer:
         app = make_app(self._root, token=self._token, base=self._base, address=self._address)
         settings = uvicorn.Config(
             app,
+            loop="asyncio",
+            http="h11",
+            h11_max_incomplete_event_size=REQUEST_BYTES,
             access_log=False,
             server_header=False,
             date_header=False,
             log_level="warning",
             lifespan="off",
             ws="none",
-            timeout_graceful_shutdown=CLOSE_WITHIN_S,
         )
-        uvicorn.Server(settings).run(sockets=[self._listener])
+        server = uvicorn.Server(settings)
+        over = threading.Event()  # after Ctrl-C in Thread.join, Python 3.11 takes a living thread for dead
+
+        def serve() -> None:
+            try:
+                server.run([self._listener])
+            finally:
+                over.set()
+
+        try:
+            threading.Thread(target=serve, name="page", daemon=True).start()
+            while not over.wait(LOOK_UP_EVERY_S):
+                pass
+            raise ClusterError("the server of the page failed: start the page again.")
+        finally:
+            for number in (signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not disturb the end
+            server.should_exit = True
+            if not over.wait(CLOSE_WITHIN_S):
+                os._exit(128 + signal.SIGINT)  # otherwise, the interpreter would wait for the threads of all answers

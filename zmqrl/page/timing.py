@@ -18,11 +18,11 @@ SPANS = ("env_step", "act", OTHER, "gradient", "straggle", "encode", "push", "wa
 
 
 def read_timing(profile: Path, *, asynchronous: bool) -> dict[str, Any]:
-    """The heat map, the blame table and the use of hosts over the newest versions in ``DIR/profile``.
+    """The heat map, the blame table and the use of hosts over the newest versions in the directory ``profile``.
 
-    ``spans``: seconds of a rank per contribution, by span. ``kth``: by rank, the share of versions in which the rank
-    was the K-th. ``versions`` lists the last versions with the rank that was K-th. ``work``: by rank, the seconds of
-    work for each of these versions, or null.
+    ``spans`` has, by rank, the mean seconds of each span per contribution. ``kth`` has, by rank, the share of versions
+    in which the rank was the K-th. ``versions`` lists the last versions, each with the rank that was the K-th. ``work``
+    has, by rank, the seconds of work for each of these versions, or null.
     """
     recording = Recording.tail(profile, BLOCKS)
     newest = min((_newest(each) for each in recording.of_role("shard")), default=-1)
@@ -68,7 +68,9 @@ def _spans(cycles: Sequence[Cycle]) -> dict[str, float]:
 
 
 def _hosts(processes: Iterable[ProcessRecording]) -> dict[str, Any]:
-    """By host: its cores and memory, and those that each of its processes used in the newest recording."""
+    """By host: the cores and the memory of the host, and the cores and the memory that each process used in its newest
+    recording.
+    """
     newest: dict[str, ProcessRecording] = {}
     for each in processes:
         newest[str(each.process)] = max(each, newest.get(str(each.process), each), key=lambda one: one.incarnation)

@@ -1,1 +1,1 @@
-"""Profiles of a run: the timings that each process records, and the reports made from them."""
+"""Profiles of a run: the times that each process records, and the reports on these times."""

@@ -17,12 +17,12 @@ USED, LATE = SHARD_OUTCOMES.index("used"), SHARD_OUTCOMES.index("late")
 
 @dataclass(slots=True)
 class RankAccount:
-    """One rank: the share of versions that used its contribution, the share of versions in which it was the K-th, and
-    its times.
+    """The account of one rank.
 
-    ``again`` counts the slices that arrived more than once. ``worked_s`` excludes the wait for weights. ``wasted_s`` is
-    the part of ``worked_s`` that went into contributions that no shard used. ``staleness`` is the mean age in versions
-    of the rank's contributions to an asynchronous run.
+    ``inclusion`` is the share of versions that used the rank's contribution, and ``kth`` is the share of versions in
+    which the rank was the K-th. ``again`` counts the slices that arrived more than once. ``worked_s`` excludes the wait
+    for weights. ``wasted_s`` is the part of ``worked_s`` that went into contributions that no shard used. ``staleness``
+    is the mean age, in versions, of the rank's contributions to an asynchronous run.
     """
 
     host: str
@@ -40,10 +40,10 @@ class RankAccount:
 
 @dataclass(slots=True)
 class Accounts:
-    """The accounts of a run by rank, and the findings for the user.
+    """The account of each rank of a run, and the findings for the user.
 
-    ``backup_gain_s`` is the mean time in seconds that the last backup saves per update, under the assumption that this
-    backup takes no core away from the other workers. None without backups.
+    ``backup_gain_s`` is the mean number of seconds that the last backup saves per update, or None without backups.
+    ``backup_gain_s`` assumes that this backup takes no core away from the other workers.
     """
 
     ranks: dict[int, RankAccount]
@@ -112,11 +112,11 @@ def _found(timeline: Timeline, ranks: dict[int, RankAccount], backup_gain_s: flo
 
 
 def _backup_gain_s(timeline: Timeline, versions: set[Version]) -> float | None:
-    """Mean seconds by which an update would take longer with one worker fewer, if the others became no faster.
+    """Mean seconds by which each update would take longer without one worker, if the other workers became no faster.
 
-    This is the time from the K-th contribution to the next contribution, multiplied by the chance that the removed
-    worker was among the first K. The time of a contribution is the end of the worker's work. So contributions that were
-    too late to be sent count, too.
+    The result is the time between contributions K and K + 1, multiplied by the probability that the removed worker was
+    among the first K. The time of a contribution is the time at which the worker finished its work. So contributions
+    that were never sent, because they were too late, count, too.
     """
     pushed_by_version: defaultdict[Version, list[float]] = defaultdict(list)
     for (version, _), cycle in timeline.cycles.items():
@@ -162,14 +162,14 @@ def _resends(timeline: Timeline) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Payload bytes of a shard: in all contributions that it received, and in all messages that it sent to workers."""
+    """Payload bytes of a shard: bytes of received contributions, and bytes of messages that were sent to workers."""
 
     received: int
     sent: int
 
 
 def traffic(timeline: Timeline, slice_bytes: int) -> dict[int, Traffic]:
-    """The traffic of each shard. Each worker gets all versions that it contributed to.
+    """The traffic of each shard, if each worker gets all versions to which it contributed.
 
     Slices that arrive again are counted. Weights that are sent again are not counted.
     """

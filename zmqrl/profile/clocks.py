@@ -1,4 +1,4 @@
-"""Maps the clocks of all hosts to one clock, using PING and PONG round trips, and bounds the error."""
+"""Uses PING and PONG round trips to convert the clocks of all hosts to one clock, with a limit for the error."""
 
 import heapq
 from collections import defaultdict
@@ -21,7 +21,10 @@ Times = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Converts times between clocks: ``other = time + offset_us + drift * (time - at_us)``, within ``error_us``."""
+    """Converts times from one clock to another.
+
+    The other time is ``time + offset_us + drift * (time - at_us)``, within ``error_us``.
+    """
 
     at_us: float = 0.0
     offset_us: float = 0.0
@@ -46,12 +49,13 @@ class Clock:
 
 
 def measure(sent: Times, received: Times, answered: Times, returned: Times) -> Clock:
-    """Measure the conversion from the clock that asks to the clock that answers, with round trips. Times are in
-    microseconds.
+    """Use round trips to measure the conversion from the clock of the asking process to the clock of the answering
+    process.
 
-    A round trip gives the offset ``((received - sent) + (answered - returned)) / 2``. The error of this offset is at
-    most half of ``(returned - sent) - (answered - received)`` (D. Mills, RFC 5905 §8). Offset and drift are fitted to
-    the shortest round trip of each time window. ``error_us`` is valid from the first to the last round trip.
+    Times are in microseconds. A round trip gives the offset ``((received - sent) + (answered - returned)) / 2``. The
+    error of this offset is at most half of ``(returned - sent) - (answered - received)`` (Mills, RFC 5905 §8). The
+    shortest round trip of each time window is used to fit offset and drift. ``error_us`` is valid from the first to the
+    last round trip.
     """
     at = (sent + returned) / 2
     offsets = ((received - sent) + (answered - returned)) / 2
@@ -81,11 +85,11 @@ def _shortest(at: Times, halves: Times) -> NDArray[np.intp]:
 
 
 def _error_us(drift: float, offset: float, at: Times, offsets: Times, halves: Times, ends: Times) -> float:
-    """The largest deviation of a line from the true clock, between the times ``ends``.
+    """The largest possible deviation of a fitted line from the true clock, between the two times in ``ends``.
 
-    The drift is assumed constant, so the deviation is largest at one of the ends. Each round trip bounds the deviation
-    at its own time. From there to an end, the deviation grows by at most the possible difference of the drifts. Two
-    round trips together also bound the deviation, by extrapolation.
+    The drift is assumed constant, so the deviation is largest at one of the ends. Each round trip limits the deviation
+    at the time of the round trip. From that time to an end, the deviation grows by at most the possible difference of
+    the drifts. Two round trips together also limit the deviation, by extrapolation.
     """
     misfits = np.abs(offset + drift * at - offsets)
     near = misfits + halves
@@ -102,7 +106,7 @@ def _error_us(drift: float, offset: float, at: Times, offsets: Times, halves: Ti
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """The conversion from each process's clock to the clock ``reference``, by clock id."""
+    """The conversions from the clocks of all processes to the clock ``reference``. The key is the clock id."""
 
     reference: str
     by_id: Mapping[str, Clock]
@@ -142,7 +146,7 @@ class Clocks:
         return self.by_id[recording.clock].to_other(times_us.astype(np.float64))
 
     def by_host(self, processes: Iterable[ProcessRecording]) -> dict[str, Clock]:
-        """The clock of each host; ``h (2)`` is a second clock of host h."""
+        """The clock of each host. ``h (2)`` is a second clock of host h."""
         named: dict[str, dict[str, None]] = defaultdict(dict)
         for each in processes:
             if self.knows(each):
@@ -155,7 +159,7 @@ class Clocks:
 
 
 def _pairs(recording: Recording) -> dict[tuple[str, str], Clock]:
-    """The measured conversions between different clocks, by the clock that asks and the clock that answers."""
+    """The measured conversions between different clocks. The key is the asking clock and the answering clock."""
     shards: defaultdict[tuple[str, int], list[ProcessRecording]] = defaultdict(list)
     for shard in recording.of_role("shard"):
         shards[shard.run, shard.process.number].append(shard)

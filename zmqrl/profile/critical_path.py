@@ -1,9 +1,9 @@
-"""Which worker, shard and span each update waited for: the critical path of every version.
+"""Finds the critical path of every version: the worker, the shard and the spans that the update waited for.
 
 An update begins when the last shard has published version v, and ends when the last shard has published v+1. The path
 leads through the shard that published last, and through the worker whose contribution completed the quorum of that
-shard. The parts of the path are the transfer of the weights to the worker, the spans of the worker, the transfer of the
-gradient to the shard, and the spans of the shard. The parts add up to the time of the update.
+shard. The first parts of the path are the transfer of the weights to the worker and the worker's spans. The last parts
+are the transfer of the gradient to the shard and the shard's spans. The parts add up to the time of the update.
 """
 
 from collections import Counter, defaultdict
@@ -32,7 +32,7 @@ Version: TypeAlias = tuple[int, int]
 
 
 class Part(NamedTuple):
-    """A part of a critical path: the span, its process, its duration and its usual duration."""
+    """A part of a critical path: a span, the process, the duration, and the usual duration."""
 
     cause: str
     process: ProcessId
@@ -41,7 +41,7 @@ class Part(NamedTuple):
 
     @property
     def excess_s(self) -> float:
-        """The time beyond the usual time. 0 if the part took no longer than usual."""
+        """The time beyond the usual time, or 0 if the part took no longer than usual."""
         return max(0.0, self.seconds - self.usual_s)
 
 
@@ -66,9 +66,10 @@ class Step:
 
 
 class Cycle(NamedTuple):
-    """A worker's work for one contribution. Times in seconds on the reference clock; ``spans`` by name.
+    """The work of a worker for one contribution. Times and ``spans`` (by name) are in seconds on the reference clock.
 
-    ``queued_s``: how long the worker was ready but had no core, apart from waits for weights. None in older recordings.
+    ``queued_s`` is the time for which the worker was ready but had no core. ``queued_s`` excludes waits for weights,
+    and is None in older recordings.
     """
 
     began: float
@@ -81,7 +82,7 @@ class Cycle(NamedTuple):
 
     @property
     def with_rollout(self) -> bool:
-        """Whether this work includes a rollout."""
+        """Whether the work includes a rollout."""
         return self.spans["env_step"] + self.spans["act"] > 0
 
     @property
@@ -91,7 +92,7 @@ class Cycle(NamedTuple):
 
 
 class Publication(NamedTuple):
-    """How a shard made and published a version. Times in seconds on the reference clock."""
+    """How a shard made and published a version. Times are in seconds on the reference clock."""
 
     closed: float
     published: float
@@ -103,7 +104,7 @@ class Publication(NamedTuple):
 class Arrival(NamedTuple):
     """The arrival of a contribution at a shard, and the index of the contribution's outcome.
 
-    Times in seconds on the reference clock. The shard was busy from ``polled`` to ``at``.
+    Times are in seconds on the reference clock. The shard was busy from ``polled`` to ``at``.
     """
 
     polled: float
@@ -113,10 +114,10 @@ class Arrival(NamedTuple):
 
 @dataclass(slots=True)
 class Timeline:
-    """All recordings, on the reference clock. Processes whose clocks cannot be converted are left out.
+    """All recordings, with times on the reference clock. Processes whose clocks cannot be converted are left out.
 
-    ``arrivals`` has the first arrival of each slice at each shard. ``again`` counts all later arrivals, by rank and
-    shard.
+    ``arrivals`` has the first arrival of each slice at each shard. ``again`` counts all later arrivals for each rank
+    and shard.
     """
 
     cycles: dict[tuple[Version, int], Cycle]
@@ -156,8 +157,9 @@ class Timeline:
 def _columns(
     each: ProcessRecording, clocks: Clocks, table: str, spans: Iterable[str]
 ) -> tuple[dict[str, list[float]], list[dict[str, float]]]:
-    """The columns of a table, in which times are in seconds on the reference clock. Also returns the spans of each row
-    in seconds.
+    """The columns of a table, with times in seconds on the reference clock.
+
+    Also returns the spans of each row in seconds.
     """
     found = each.table(table)
     columns = {
@@ -217,7 +219,7 @@ class _Update(NamedTuple):
 
 
 def _updates(timeline: Timeline) -> Iterator[_Update]:
-    """The updates in the recordings of all shards."""
+    """The updates that all shards recorded."""
     for generation, version in timeline.versions():
         made = timeline.publications.get((generation, version + 1), {})
         if len(made) == timeline.shards:
@@ -228,15 +230,13 @@ def _updates(timeline: Timeline) -> Iterator[_Update]:
 
 
 def without_path(timeline: Timeline) -> Counter[int]:
-    """The number of updates without a critical path, by the rank of the K-th worker, whose work is not recorded."""
+    """The number of updates without a critical path, for each K-th worker whose work is not recorded."""
     ranks = ((update.version, update.made.closing_rank) for update in _updates(timeline))
     return Counter(rank for version, rank in ranks if rank >= 0 and (version, rank) not in timeline.cycles)
 
 
 def critical_path(timeline: Timeline) -> list[Step]:
-    """One step for each version with a successor in the same generation, if the K-th worker recorded the work for this
-    version.
-    """
+    """One step for each version with a successor in the same generation, if the K-th worker recorded its work."""
     usual = Usual(timeline)
     steps = []
     for began, last, made, (generation, version) in _updates(timeline):
@@ -280,9 +280,9 @@ def _parts(
 def _caused_by_shard_s(
     timeline: Timeline, version: Version, cause: str, rank: int, shard: int, usual_s: float
 ) -> float:
-    """The part of a transfer's delay, in seconds, whose cause is the shard, not the worker or the worker's link.
+    """The seconds of a transfer's delay that were caused by the shard, not by the worker or the worker's link.
 
-    The shard is the cause of late weights if all workers received them late.
+    Late weights are caused by the shard if all workers received the weights late.
     """
     cycle = timeline.cycles[version, rank]
     if cause == GRADIENT:
@@ -299,7 +299,7 @@ def _caused_by_shard_s(
 
 
 def _busy_s(timeline: Timeline, version: Version, rank: int, shard: int) -> float:
-    """Seconds that the last slice of a gradient waited because its shard was busy."""
+    """Seconds that the last slice of a gradient waited because the shard was busy."""
     arrivals = timeline.arrivals.get((version, rank), {})
     if shard not in arrivals:
         return 0.0
@@ -309,11 +309,12 @@ def _busy_s(timeline: Timeline, version: Version, rank: int, shard: int) -> floa
 
 
 def _late_for_all_s(timeline: Timeline, version: Version, shard: int) -> float:
-    """By how many seconds the slices for ``shard`` arrived later than the other slices: the minimum over all workers.
+    """The seconds by which the slice for ``shard`` arrived later than the other slices, as the minimum over all
+    workers.
 
-    The slices of a worker share its link, so one of them always arrives last. The link explains a delay that is at most
-    the time that the other slices took together. If the link explains the delay of at least one worker, the result is
-    0.
+    The slices of a worker share the worker's link, so one of them always arrives last. The link explains a delay that
+    is no longer than the time that the other slices took together. If the link explains the delay of at least one
+    worker, the result is 0.
     """
     delays = []
     for rank in range(timeline.ranks):
@@ -326,8 +327,9 @@ def _late_for_all_s(timeline: Timeline, version: Version, shard: int) -> float:
 
 
 class Usual:
-    """The usual duration of each part of a path: the median of its process or of all other processes, whichever is
-    lower.
+    """The usual duration of each part of a path.
+
+    The usual duration is the median of the part's process or the median of all other processes, whichever is lower.
 
     A process that is always slow exceeds the median of all other processes. A process that is sometimes slow exceeds
     its own median. For transfers, each pair of worker and shard counts as one process.
@@ -358,7 +360,10 @@ class Usual:
     def __call__(
         self, cause: str, process: ProcessId, shard: ProcessId, seconds: float, *, with_rollout: bool
     ) -> float:
-        """The usual seconds of a part, 0 for an overrun. ``shard`` is the shard at the other end of a transfer."""
+        """The usual duration of a part in seconds, or 0 for an overrun.
+
+        ``shard`` is the shard at the other end of a transfer.
+        """
         if cause == OVERRUN:
             return 0.0
         if cause in TRANSFERS:
@@ -376,14 +381,18 @@ def _medians(by_process: Mapping[T, list[float]]) -> dict[T, float]:
 
 
 def _usual(medians: Mapping[T, float], process: T, seconds: float) -> float:
-    """The median of ``process`` or of all other processes, whichever is lower. ``seconds`` if no median is known."""
+    """The median of ``process`` or the median of all other processes, whichever is lower.
+
+    Returns ``seconds`` if no median is known.
+    """
     others = [median for other, median in medians.items() if other != process]
     return min([medians.get(process, seconds), *([median_low(others)] if others else [])])
 
 
 def _shard_parts(made: Publication, shard: ProcessId, took_s: float) -> Iterator[tuple[str, ProcessId, float]]:
-    """The parts of the ``took_s`` seconds from the quorum to the publication. Time outside spans counts as
-    accumulation.
+    """The parts of the ``took_s`` seconds from the quorum to the publication.
+
+    Time outside all spans counts as accumulation.
     """
     known = [(name, made.spans[name]) for name in AT_THE_SHARD]
     yield "accumulate", shard, max(0.0, took_s - sum(seconds for _, seconds in known))

@@ -13,10 +13,10 @@ UPDATE, PATH = "update", "path"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One span of a role, or one part of the critical path (role ``path``): the milliseconds per update in each of two
+    """One span of a role, or one part of the critical path (role ``path``), with the milliseconds per update in two
     runs.
 
-    ``growth`` is the increase as a fraction of the first run's update time.
+    ``growth`` is the increase of this time, as a fraction of the first run's time per update.
     """
 
     role: str
@@ -45,8 +45,8 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
 
 
 def grown(found: Sequence[Change], limit: float) -> list[Change]:
-    """The spans and parts that grew by more than ``limit``. The span wait is left out, because other processes cause
-    waits.
+    """The spans and parts that grew by more than ``limit``. The span ``wait`` is left out, because other processes
+    cause waits.
     """
     return [change for change in found if change.growth > limit and change.span != "wait"]
 

@@ -17,11 +17,11 @@ PAGED_ABOVE = 10  # major page faults per second: the machine lacks memory
 class MachineUse:
     """The machine use of one process. All shares except ``core_share`` are fractions of the recorded time.
 
-    ``core_share`` is the CPU time of a worker as a fraction of its working time. ``queued_share``: the time that the
-    thread waited for a core. ``stolen_share``: the time that the hypervisor ran something else, on all cores of the
-    machine together. ``throttled_share``: the time that the control group of the process had no CPU quota left.
-    ``preempted_per_s`` and ``major_faults_per_s`` count preemptions and major page faults of the computing thread of a
-    worker.
+    ``core_share`` is the CPU time of a worker as a fraction of its working time. ``queued_share`` is the time for which
+    the recording thread waited for a core. ``stolen_share`` is the time for which the hypervisor ran something else, on
+    all cores of the machine together. ``throttled_share`` is the time for which the control group of the process had no
+    CPU quota left. ``preempted_per_s`` and ``major_faults_per_s`` count preemptions and major page faults of the
+    computing thread of a worker.
     """
 
     host: str
@@ -34,7 +34,10 @@ class MachineUse:
 
 
 def machine_use(recording: Recording) -> dict[ProcessId, MachineUse]:
-    """The machine use of each process. For a restarted process, the result is from its longest recording."""
+    """The machine use of each process.
+
+    For a restarted process, the result is from the longest recording of that process.
+    """
     longest: dict[ProcessId, ProcessRecording] = {}
     for each in recording.processes:
         known = longest.get(each.process)
@@ -44,9 +47,7 @@ def machine_use(recording: Recording) -> dict[ProcessId, MachineUse]:
 
 
 def warnings(uses: Mapping[ProcessId, MachineUse]) -> list[str]:
-    """The findings for the user: one sentence for each problem, about all processes of a role that have this
-    problem.
-    """
+    """The findings for the user. Each sentence names one problem, and all processes of a role that have the problem."""
     found = []
 
     def affected(name: str, above: float, role: str) -> dict[ProcessId, float]:

@@ -18,7 +18,7 @@ BESIDE: Final[dict[str, Any]] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.
 
 
 def plot_profile(profile: Profile, found: dict[str, Any], path: Path, title: str) -> None:
-    """Draw the critical path over the versions, the times of updates, the blame and the K-th workers.
+    """Draw the critical path over the versions, the times of updates, the causes of delay, and the shares of each rank.
 
     ``found`` is ``profile.to_json()``. Raises OSError.
     """
@@ -47,7 +47,7 @@ def plot_profile(profile: Profile, found: dict[str, Any], path: Path, title: str
 
 
 def _over_versions(profile: Profile, causes: list[str], axes: Axes) -> None:
-    """Plot the mean milliseconds of the parts of the path against the versions."""
+    """Plot the mean milliseconds of each part of the path against the version."""
     steps = profile.steps
     groups = np.array_split(np.arange(len(steps)), min(BINS, max(len(steps), 1)))
     groups = [group for group in groups if len(group)]

@@ -32,7 +32,9 @@ _this_thread = threading.local()
 
 @dataclass(frozen=True, slots=True)
 class RecorderJob:
-    """Tells a process where to record its profile. ``host`` is the name that this run uses for the host of the process.
+    """The instructions for a process to record its profile.
+
+    ``host`` is the name that this run uses for the host of the process.
 
     The recorder keeps each span of the versions below ``trace_below``, but at most ``TRACE_SPANS`` spans.
     """
@@ -113,9 +115,7 @@ class Recorder:
         return tuple(spent)
 
     def used(self) -> tuple[int, int, int]:
-        """What this thread used since the last call: CPU time in microseconds, number of preemptions, number of major
-        page faults.
-        """
+        """CPU time in microseconds, preemptions, and major page faults of this thread since the last call."""
         then, now = self._usage, resource.getrusage(resource.RUSAGE_THREAD)
         self._usage = now
         cpu_us = round(1e6 * (now.ru_utime + now.ru_stime - then.ru_utime - then.ru_stime))
@@ -123,7 +123,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Marks the block as a wait of this thread. :meth:`queued_us` leaves waits out."""
+        """Mark the block as a wait of this thread, which :meth:`queued_us` leaves out."""
         began_us = _scheduled_us()[1]
         try:
             yield
@@ -142,7 +142,7 @@ class Recorder:
             self.flush(now)
 
     def flush(self, now: float, *, last: bool = False) -> None:
-        """Write the recorded rows and the histograms of new spans. ``last``: also write the newest spans."""
+        """Write the recorded rows and the histograms of new spans. If ``last``, also write the newest spans."""
         if self._failed:
             for waiting in self._rows.values():
                 waiting.clear()
@@ -176,8 +176,9 @@ class Recorder:
         self.add("machine", int(now * 1e6), *machine_totals(), _memory_kb())
 
     def _fold(self) -> None:
-        """Add the new spans to the histograms. Record the spans of traced versions, and count the spans that the trace
-        has no room for.
+        """Add the new spans to the histograms.
+
+        Record the spans of traced versions, and count the spans for which the trace has no room.
         """
         new = self.spans.fold()
         if self._failed or not new:
@@ -230,14 +231,14 @@ def segments(directory: Path, process: ProcessId | None = None) -> list[Path]:
 
 
 def prune(directory: Path, process: ProcessId) -> None:
-    """Remove files of ``process``. Keep the ``SEGMENTS_KEPT`` newest files and the files of a trace."""
+    """Remove files of ``process``. The ``SEGMENTS_KEPT`` newest files and the files of a trace are kept."""
     ordinary = [path for path in segments(directory, process) if not path.name.endswith(".trace.blocks")]
     for old in ordinary[:-SEGMENTS_KEPT]:
         old.unlink(missing_ok=True)
 
 
 def now_us() -> int:
-    """The current time in the form that the tables use: ``time.monotonic_ns``, converted to microseconds."""
+    """The current time as in the tables: the value of ``time.monotonic_ns`` in microseconds."""
     return time.monotonic_ns() // 1000
 
 
@@ -253,8 +254,8 @@ def clock_id() -> str:
 def machine_totals() -> tuple[int, int, int, int, int]:
     """Totals in microseconds. Values that the kernel does not report are 0.
 
-    In this order: CPU time of this thread, its time in the run queue, CPU time of the process, stolen time of the
-    machine, throttled time of the control group.
+    The first two totals are the CPU time of this thread and its time in the run queue. The third is the CPU time of the
+    process. The last two are the stolen time of the machine and the throttled time of the control group.
     """
     return *_scheduled_us(), time.process_time_ns() // 1000, _stolen_us(), _throttled_us()
 
@@ -262,8 +263,8 @@ def machine_totals() -> tuple[int, int, int, int, int]:
 def _scheduled_us() -> tuple[int, int]:
     """CPU time of this thread, and its time in the run queue.
 
-    A worker reads them three times for each contribution. So the file stays open: opening it takes ten times as long as
-    reading it.
+    A worker calls this function three times for each contribution. The file stays open, because opening the file takes
+    ten times as long as reading it.
     """
     with contextlib.suppress(OSError, ValueError):
         if not hasattr(_this_thread, "schedstat"):

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from zmqrl.json_lines import read_file
 from zmqrl.observe.folding import ranges
 from zmqrl.observe.histogram import Histogram
 from zmqrl.process_id import ProcessId
@@ -18,7 +19,7 @@ from zmqrl.profile.tables import COLUMNS, FORMAT, Table, unpack
 from zmqrl.words import numbered
 
 ABOUT = {"format", "process", "incarnation", "run", "host", "clock", "cores", "spans"}
-MOST_CYCLES = 300_000  # contributions of all workers: each takes a profile 1.1 KB of memory and 0.1 ms
+MOST_CYCLES = 300_000  # contributions of all workers: a profile needs 1.1 KB of memory and 0.1 ms for each
 ALL = range(sys.maxsize)
 Columns: TypeAlias = Mapping[str, "NDArray[np.int64]"]
 """One table by column."""
@@ -76,7 +77,7 @@ class ProcessRecording:
         """This recording without the rows of versions up to ``version``. All pings are kept.
 
         The totals of the machine begin at the time when this process had finished ``version``. The histograms begin
-        with the block that was open at that time, so at most 5 s earlier.
+        with the block that was open at that time, which began at most 5 s earlier.
         """
         tables = {}
         for name, parts in self.tables.items():
@@ -90,8 +91,9 @@ class ProcessRecording:
         return replace(self, tables=tables, earlier={}, parts=since, covered=0)
 
     def _finished_us(self, version: int) -> int | None:
-        """The time at which this process finished its work for the versions up to ``version``. None if it recorded none
-        of these versions.
+        """The time at which this process finished its work for the versions up to ``version``.
+
+        Returns None if the process recorded none of these versions.
         """
         name, at = ("cycles", "pushed_at_us") if self.process.role == "worker" else ("versions", "published_at_us")
         table = self.table(name)
@@ -102,7 +104,7 @@ class ProcessRecording:
 def _add_block(
     found: dict[tuple[str, int], ProcessRecording], about: Mapping[str, Any], block: Mapping[str, Any], versions: range
 ) -> None:
-    """Add a block to the recording of its process. ``about`` describes the process."""
+    """Add a block to the recording of the process that wrote the block. ``about`` describes the process."""
     process, earlier, new = ProcessId.parse(about["process"]), {**block.get("earlier", {})}, {**block.get("new", {})}
     recording = found.setdefault(
         (str(process), int(about["incarnation"])),
@@ -128,7 +130,7 @@ def _add_block(
 
 
 def _of_versions(name: str, table: Table, versions: range) -> Table:
-    """The rows of a table that belong to ``versions``. If the table has no version column, all its rows."""
+    """The rows of a table that belong to ``versions``. If the table has no version column, returns all rows."""
     columns = COLUMNS[name]
     if "version" not in columns or versions == ALL:
         return table
@@ -137,7 +139,7 @@ def _of_versions(name: str, table: Table, versions: range) -> Table:
 
 
 def _since(machine: Table, at_us: int) -> Table:
-    """The totals from ``at_us`` on. The first row is interpolated between the rows before and after ``at_us``."""
+    """The totals from ``at_us`` on. The first row is interpolated from the rows before and after ``at_us``."""
     times = machine[:, 0]
     first = np.array([np.interp(at_us, times, column) for column in machine.T]).astype(np.int64)
     return np.concatenate([first[None], machine[times > at_us]])
@@ -147,7 +149,7 @@ def _since(machine: Table, at_us: int) -> Table:
 class Recording:
     """The recordings of all processes of a run. A restarted process has several recordings.
 
-    ``left_out`` is the newest version that was left out to save memory. -1 if no version was left out.
+    ``left_out`` is the newest version that was left out to save memory, or -1 if no version was left out.
     """
 
     processes: tuple[ProcessRecording, ...]
@@ -178,22 +180,23 @@ class Recording:
 
     @classmethod
     def tail(cls, directory: Path, blocks: int) -> Self:
-        """Read only about ``blocks`` of the newest blocks of each process, which has the same cost for a run of any
-        length. Leaves out symbolic links.
+        """Read only the newest blocks of each process, approximately ``blocks`` per process.
+
+        The cost does not depend on the length of the run. Only regular files are read, and symbolic links are left out.
         """
         by_process: dict[str, list[Path]] = {}
-        files = [] if directory.is_symlink() else [path for path in segments(directory) if not path.is_symlink()]
-        for path in files:
+        found = [] if directory.is_symlink() else segments(directory)
+        for path in (path for path in found if path.is_file() and not path.is_symlink()):
             by_process.setdefault(path.name.partition(".")[0], []).append(path)
         return cls._of((path, blocks) for paths in by_process.values() for path in paths[-2:])
 
     @classmethod
     def _of(cls, files: Iterable[tuple[Path, int | None]], versions: range = ALL) -> Self:
-        """Read each file, or only the given number of its newest blocks."""
+        """Read each file completely, or only the given number of its newest blocks."""
         found: dict[tuple[str, int], ProcessRecording] = {}
         for path, newest in files:
             about = None
-            for block in unpack(path.read_bytes(), newest):
+            for block in unpack(read_file(path), newest):
                 about = block.get("about", about)
                 try:
                     if about is None or not about.keys() >= ABOUT or about["format"] != FORMAT:
@@ -228,12 +231,15 @@ class Recording:
 
 
 def newest_version(directory: Path) -> int:
-    """The newest version that a shard recorded in ``DIR/profile``. -1 if there is none. Reads only the newest files."""
+    """The newest version that a shard recorded in ``DIR/profile``, or -1 if no shard recorded a version.
+
+    Reads only the newest files.
+    """
     newest = -1
     shards = {path.name.partition(".")[0] for path in segments(directory) if path.name.startswith("shard-")}
     for shard in shards:
         for path in reversed(segments(directory, ProcessId.parse(shard))):
-            tables = [block["tables"].get("versions") for block in unpack(path.read_bytes())]
+            tables = [block["tables"].get("versions") for block in unpack(read_file(path))]
             found = [int(table[:, 1].max()) for table in tables if table is not None]
             if found:
                 newest = max(newest, *found)

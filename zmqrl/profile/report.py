@@ -45,7 +45,7 @@ class Profile:
     def of(cls, recording: Recording, *, asynchronous: bool = False) -> "Profile":
         """Find the critical path of every version in a recording, and add up the contributions of each rank.
 
-        An ``asynchronous`` run has no critical path, so its profile has no steps.
+        An ``asynchronous`` run has no critical path, so the profile of this run has no steps.
         """
         clocks = Clocks.of(recording)
         timeline = Timeline.of(recording, clocks)
@@ -85,7 +85,7 @@ class Profile:
         }
 
     def first_version(self) -> int:
-        """The first version whose making is recorded. 0 if there is none."""
+        """The lowest version for which a shard recorded the update, or 0 if no update is recorded."""
         made = (
             version
             for (_, version), shards in self.timeline.publications.items()
@@ -94,7 +94,7 @@ class Profile:
         return min(made, default=0)
 
     def _versions_made(self) -> int:
-        """The number of versions that the shard with the most versions made."""
+        """The greatest number of versions that any shard made."""
         made = Counter(
             shard
             for shards in self.timeline.publications.values()
@@ -114,7 +114,7 @@ class Profile:
         return {str(rank): updates for rank, updates in sorted(without_path(self.timeline).items())}
 
     def _budget(self) -> dict[str, dict[str, float]]:
-        """Mean milliseconds by role and span: for a worker per contribution, for a shard per version."""
+        """Mean milliseconds by role and span. The mean is per contribution for workers, and per version for shards."""
         workers: defaultdict[str, float] = defaultdict(float)
         for cycle in self.timeline.cycles.values():
             for name, seconds in cycle.spans.items():
@@ -131,7 +131,7 @@ class Profile:
         }
 
     def _path(self) -> dict[str, float]:
-        """Mean milliseconds of an update by part of the critical path."""
+        """Mean milliseconds per update for each part of the critical path."""
         parts: defaultdict[str, float] = defaultdict(float)
         for step in self.steps:
             for part in step.parts:
@@ -139,7 +139,10 @@ class Profile:
         return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
     def _blame(self) -> list[dict[str, Any]]:
-        """Seconds beyond the usual time, added up over all updates, by cause and process, largest first."""
+        """Seconds beyond the usual time for each cause and process, summed over all updates.
+
+        The largest values come first.
+        """
         lost: defaultdict[tuple[str, ProcessId], float] = defaultdict(float)
         for step in self.steps:
             for part in step.parts:
@@ -159,7 +162,7 @@ class Profile:
         ]
 
     def _spans(self) -> Iterable[tuple[str, str, Histogram]]:
-        """Process, span, and durations in nanoseconds. Sorted by role, host and process."""
+        """Process, span, and durations in nanoseconds. The rows are sorted by role, host and process."""
         for role, names in (("worker", WORKER_SPANS), ("shard", SHARD_SPANS)):
             processes = list(self.recording.of_role(role))
             histograms = [each.histograms() for each in processes]
@@ -243,7 +246,7 @@ def _print_bars(title: str, values: dict[str, float], console: Console) -> None:
 
 
 def who(row: Mapping[str, Any]) -> str:
-    """The process in a row of the blame, in words."""
+    """Describe the process in a row of the blame."""
     return f"rank {row['rank']}" if row["rank"] is not None else f"shard {row['shard']}"
 
 
@@ -280,7 +283,7 @@ def _print_ranks(found: dict[str, Any], console: Console) -> None:
 
 
 def _last_backup(found: dict[str, Any]) -> str:
-    """A text about the last backup: how much it works, and what it saves with cores of its own and in the replay."""
+    """Describe how long the last backup works, and how much time it saves with its own cores and in the replay."""
     gain_ms, cost_s = 1e3 * found["backup_gain_s"], sum(each["worked_s"] for each in found["ranks"].values())
     cost_ms = 1e3 * cost_s / len(found["ranks"]) / max(found["updates"], 1)
     text = f"the last backup works {cost_ms:.2f} ms per update. With cores of its own, it saves {gain_ms:.2f} ms"

@@ -1,6 +1,6 @@
 """The tables that processes record, and their encoding in the files of ``DIR/profile``.
 
-A file is a series of blocks. A block begins with the length and the CRC-32 of its body (two little-endian uint32). The
+A file is a series of blocks. A block begins with the length and the CRC-32 of the body (two little-endian uint32). The
 body follows: a MessagePack map, compressed with zlib. Readers of a file stop at a block that is cut off or damaged.
 """
 
@@ -75,8 +75,10 @@ def pack(block: Mapping[str, Any], tables: Mapping[str, Sequence[Sequence[int]]]
 
 
 def unpack(data: bytes, newest: int | None = None) -> Iterator[dict[str, Any]]:
-    """The blocks of a file, up to the first that is cut off, damaged or not of this format. With ``newest``: the first
-    block, which describes the process, and that many of the newest blocks.
+    """The blocks of a file, up to the first block that is cut off, damaged or not of this format.
+
+    If ``newest`` is given, returns only the first block, which describes the process, and that number of the newest
+    blocks.
     """
     bodies = list(_bodies(data))
     if newest is not None:

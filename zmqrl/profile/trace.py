@@ -19,15 +19,17 @@ VERSIONS_SHOWN = 2000
 Event: TypeAlias = dict[str, Any]
 """One event of the Trace Event Format (docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU)."""
 Starts: TypeAlias = dict[tuple[int, int, int], tuple[int, float, float]]
-"""The track, the begin and the end of the slice that sends a message."""
+"""The track, the begin and the end of the Perfetto slice from which an arrow starts, by message."""
 
 
 def write_trace(recording: Recording, path: Path, shown: range, *, arrows: bool = True) -> list[str]:
-    """Write the recording of the versions ``shown`` to ``path``. The trace includes single spans if the processes
-    recorded them.
+    """Write the recording of the versions ``shown`` to ``path``.
 
-    In an asynchronous run, versions do not tell which messages belong together: call this without ``arrows`` there. The
-    file appears complete or not at all. Returns a sentence for each role with missing processes or spans.
+    The trace includes the single spans that the processes recorded.
+
+    In an asynchronous run, versions do not show which messages belong together, so call this function without
+    ``arrows``. The function writes a complete file or no file. Returns a sentence for each role with missing processes
+    or spans.
     """
     clocks = Clocks.of(recording)
     events = list(_events(recording, clocks, shown))
@@ -74,7 +76,7 @@ def _names(processes: Iterable[ProcessRecording]) -> str:
 
 
 def newest(recording: Recording) -> range:
-    """The newest versions that workers contributed to, at most ``VERSIONS_SHOWN``."""
+    """The newest versions to which workers contributed, at most ``VERSIONS_SHOWN``."""
     contributed = [each.table("cycles")["version"] for each in recording.of_role("worker")]
     last = max((int(each.max()) for each in contributed if len(each)), default=-1)
     return range(max(0, last + 1 - VERSIONS_SHOWN), last + 1)
@@ -105,10 +107,10 @@ def _slice(name: str, track: int, start_us: float, end_us: float, **args: Any) -
 
 
 def _arrow(name: str, key: str, start: tuple[int, float, float], end: tuple[int, float]) -> Iterator[Event]:
-    """An arrow from the end of the slice ``start`` to the track and time ``end``.
+    """An arrow from the end of the trace slice ``start`` to the track and time ``end``.
 
-    A message can arrive before the sender has recorded the end of sending: the arrow then starts earlier in the slice.
-    If the message seems to arrive before the slice, because of the error of the clocks, there is no arrow.
+    A message can arrive before the sender has recorded the end of sending. The arrow then starts earlier in the slice.
+    If a clock error makes the message seem to arrive before the slice begins, there is no arrow.
     """
     track, begin_us, end_us = start
     start_us = max(begin_us, min(end_us - 0.001, end[1]))

@@ -1,4 +1,4 @@
-"""Lists what each version waited for."""
+"""Lists the rank, the shard and the part of the path for which each version waited."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,10 +23,10 @@ def version_range(text: str) -> range:
 
 
 def held_up(steps: Sequence[Step], hosts: Mapping[ProcessId, str], shown: range) -> list[dict[str, Any]]:
-    """For each version in ``shown`` whose path is known: its K-th rank, its last shard, and the worst part of its path.
+    """The K-th rank, the last shard and the worst part of the path, for each version in ``shown`` with a known path.
 
-    The worst part is the part with the most time beyond its usual time. It took ``part_ms``, ``excess_ms`` more than
-    usual.
+    The worst part is the part with the most time beyond the usual time. The worst part took ``part_ms`` milliseconds,
+    which is ``excess_ms`` more than usual.
     """
     rows = []
     for step in steps:

@@ -1,7 +1,8 @@
 """The parameter server: shards that own slices of a parameter vector, and the workers that push gradients to them.
 
-This package exports what a program needs to use the parameter server on its own: see docs/examples/plain_torch.py. Each
-name loads its module on first use, so that a shard process does not import torch.
+This package exports the names that a program needs to use only the parameter server of zmqrl. An example is
+docs/examples/plain_torch.py. A module is imported when one of its names is first used, so that a shard process does not
+import torch.
 """
 
 from importlib import import_module

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zmqrl.errors import UsageError
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import ClientKeys
@@ -32,15 +32,19 @@ class Cluster:
     def read(cls, path: Path) -> "Cluster":
         """Read ``cluster.json``. Raises UsageError if the file is missing or is not a cluster file."""
         try:
-            return cls.from_json(parse_json(path.read_text(encoding="utf-8")))
+            return cls.from_json(read_json(path))
         except OSError as error:
-            raise UsageError(f"cannot read {path}: {error.strerror}. It exists only while the run is alive.") from error
+            raise UsageError(
+                f"cannot read {path}: {error.strerror}. This file exists only while the run is alive."
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} is not a cluster file: {error!r}.") from error
 
     @classmethod
     def from_json(cls, data: dict[str, Any], keys: ClientKeys | None = None) -> "Cluster":
-        """Build from the parsed file. Unknown fields are ignored. ``keys`` come from a separate file.
+        """Build a cluster from the parsed file, and ignore unknown fields.
+
+        The file names key files, but does not contain ``keys``.
 
         Raises UsageError when the run uses another version of the protocol.
         """
@@ -62,7 +66,7 @@ class Cluster:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Inverse of ``from_json``, without keys and open ranks."""
+        """Plain data for ``from_json``, but without the keys and the open ranks."""
         return {
             "protocol": m.PROTOCOL,
             "run": self.run,

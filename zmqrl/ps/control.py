@@ -20,7 +20,7 @@ ASK_AGAIN_S = 0.5
 
 
 class NoAnswer(ClusterError):
-    """``shards`` did not answer a question that was repeated for a long time."""
+    """The shards in ``shards`` did not answer a question, although the supervisor repeated the question."""
 
     def __init__(self, sentence: str, shards: Collection[int]) -> None:
         super().__init__(sentence)
@@ -28,10 +28,9 @@ class NoAnswer(ClusterError):
 
 
 class ShardControl:
-    """Talks to every shard as the supervisor of the run.
+    """Sends the supervisor's messages to all shards of a run, and receives the answers.
 
-    ``other`` handles the messages that arrive while a question waits for its answer. The handler must
-    not ask a question itself.
+    ``other`` handles each message that is not an answer to the current request. ``other`` must not call ``ask``.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class ShardControl:
             self.sockets.append(socket)
 
     def hello(self) -> m.Hello:
-        """The HELLO of this supervisor. Its secret proves its identity."""
+        """The HELLO of this supervisor, with the secret that proves the supervisor's identity."""
         return m.Hello(
             run=self.run,
             layout=self.layout,
@@ -72,7 +71,10 @@ class ShardControl:
     def greet(
         self, shards: Iterable[int], *, within_s: float, meanwhile: Callable[[], None] = lambda: None
     ) -> dict[int, m.Welcome]:
-        """Send HELLO to ``shards`` and wait for each WELCOME. Raises ClusterError as ``ask`` does."""
+        """Send HELLO to ``shards`` and wait for each WELCOME.
+
+        Raises ClusterError under the same conditions as ``ask``.
+        """
         what = "connecting to the shards"
         return self.ask(
             shards, lambda _: self.hello(), only(m.Welcome), within_s=within_s, what=what, meanwhile=meanwhile
@@ -104,11 +106,11 @@ class ShardControl:
         what: str,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> dict[int, T]:
-        """Send each shard its ``question`` and wait for all answers. Other messages go to ``other``.
+        """Send each shard its ``question`` and wait for all answers. All other messages are passed to ``other``.
 
         ``answer`` returns None for a message that is not the answer. The question is repeated, because the question or
-        the answer may be lost. ``meanwhile`` is called repeatedly. If answers are missing after ``within_s``, raises a
-        NoAnswer that names the silent shards.
+        the answer may be lost. ``meanwhile`` is called repeatedly during the wait. If answers are missing after
+        ``within_s``, raises a NoAnswer that names the silent shards.
         """
         waiting = set(shards)
         answers: dict[int, T] = {}
@@ -145,7 +147,7 @@ class ShardControl:
     def stats(
         self, shards: Iterable[int], *, within_s: float, what: str, meanwhile: Callable[[], None] = lambda: None
     ) -> dict[int, m.Stats]:
-        """Ask ``shards`` for their STATS. Raises ClusterError as ``ask`` does."""
+        """Ask ``shards`` for their STATS. Raises ClusterError under the same conditions as ``ask``."""
         question = m.StatsRequest(run=self.run)
         return self.ask(shards, lambda _: question, only(m.Stats), within_s=within_s, what=what, meanwhile=meanwhile)
 
@@ -212,10 +214,10 @@ class ShardControl:
         *,
         within_s: float = 10.0,
     ) -> tuple[m.Message, bytes | None]:
-        """Send one message to one shard and wait for its answer.
+        """Send one message to one shard and wait for the answer.
 
-        The message is not repeated. HELLO goes before it: after a reconnect, the shard does not know who we are. Raises
-        ClusterError when the answer does not arrive in time.
+        The message is not repeated. HELLO is sent first, because after a reconnect the shard does not know who the
+        sender is. Raises ClusterError when the answer does not arrive in time.
         """
         socket = self.sockets[shard]
         deadline = time.monotonic() + within_s
@@ -250,7 +252,7 @@ class ShardControl:
 
 
 def only(kind: type[T]) -> Callable[[object], T | None]:
-    """Make an ``answer`` for ``ask`` that accepts any message of one kind."""
+    """Make an ``answer`` function for ``ask``. The function accepts only messages of class ``kind``."""
     return lambda message: message if isinstance(message, kind) else None
 
 

@@ -27,7 +27,7 @@ class FlatParameters:
         self._gradient: torch.Tensor | None = None
 
     def layout(self, shards: int) -> Layout:
-        """The layout of these parameters, cut for ``shards`` shards."""
+        """The layout of these parameters, cut into ``shards`` slices."""
         return Layout.of(((name, p.shape) for name, p in self.named), shards)
 
     def vector(self) -> FloatVector:
@@ -48,7 +48,10 @@ class FlatParameters:
 
     @contextmanager
     def gradient_in(self, buffer: FloatVector) -> Iterator[None]:
-        """Collect the gradients of the ``with`` block in ``buffer``, float32 (count,), which is set to zero first."""
+        """Collect the gradients of the ``with`` block in ``buffer``: float32 (count,).
+
+        The buffer is first set to zero.
+        """
         if self.device.type == "cpu":
             gradient = torch.from_numpy(buffer)
         else:

@@ -1,4 +1,4 @@
-"""The layout of the parameter vector, and its cuts into one slice per shard."""
+"""The layout of the parameter vector, with the cuts that divide the vector into one slice per shard."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Names and shapes of the tensors in the parameter vector, in order, and the cuts between shards.
+    """Names and shapes of the tensors in the parameter vector, in order, and the cuts between slices.
 
     Two processes use the same vector if and only if their layouts have the same ``hash``.
     """
@@ -44,7 +44,7 @@ class Layout:
         """Build the layout of named shapes. Raises UsageError when the vector cannot be cut into ``shards`` slices."""
         layout = cls(tuple((name, tuple(int(n) for n in shape)) for name, shape in tensors), shards)
         if not 1 <= shards <= MAX_SHARDS:
-            raise UsageError(f"shards is {shards}, but it must be from 1 to {MAX_SHARDS}.")
+            raise UsageError(f"shards is {shards}, but must be from 1 to {MAX_SHARDS}.")
         if any(n < 0 for _, shape in layout.tensors for n in shape) or layout.count > MAX_COUNT:
             raise UsageError(f"a tensor has a negative length, or there are more than {MAX_COUNT} parameters.")
         if layout.blocks < shards:
@@ -61,15 +61,15 @@ class Layout:
 
     @property
     def blocks(self) -> int:
-        """Number of 64-byte blocks. The last one may be partly filled."""
+        """Number of 64-byte blocks. The last block may be partly filled."""
         return -(-self.count // ALIGNMENT)
 
     @property
     def slices(self) -> tuple[Slice, ...]:
-        """The slices: contiguous and 64-byte aligned. Their lengths differ by at most 64 bytes.
+        """The slices, which are contiguous and 64-byte aligned. Their lengths differ by at most 64 bytes.
 
-        If the blocks do not divide evenly, each of the last few shards gets one more block. The very last block may be
-        short.
+        If the number of blocks is not a multiple of the number of shards, each of the last few shards gets one more
+        block. The last block of the vector may be short.
         """
         small, extra = divmod(self.blocks, self.shards)
         slices = []
@@ -82,7 +82,7 @@ class Layout:
         return tuple(slices)
 
     def pieces(self) -> Iterator[tuple[str, tuple[int, ...], slice]]:
-        """The name and shape of each tensor, and its piece of the parameter vector."""
+        """The name and shape of each tensor, and the tensor's piece of the parameter vector."""
         start = 0
         for name, shape in self.tensors:
             stop = start + math.prod(shape)
@@ -90,9 +90,10 @@ class Layout:
             start = stop
 
     def averaged(self, shard: int) -> tuple[slice, ...]:
-        """The parts of a shard's slice, counted from its start, that belong to tensors named ``running_statistics.*``.
+        """The parts of a shard's slice that belong to tensors named ``running_statistics.*``.
 
-        They contain no weights. The new value of an element is the old one minus the mean of its gradients.
+        Positions count from the start of the slice. The parts contain no weights. An update subtracts from each element
+        the mean of the element's gradients.
         """
         cut, parts = self.slices[shard], list[slice]()
         for name, _, piece in self.pieces():
@@ -103,7 +104,7 @@ class Layout:
 
     @property
     def hash(self) -> str:
-        """16 hexadecimal digits: SHA-256 over names, shapes, dtype and cuts."""
+        """The first 16 hexadecimal digits of the SHA-256 of names, shapes, dtype and cuts."""
         text = json.dumps(
             ["float32", [[name, list(shape)] for name, shape in self.tensors], [s.stop for s in self.slices]],
             separators=(",", ":"),
@@ -124,7 +125,10 @@ class Layout:
 
     @classmethod
     def from_json(cls, data: dict[str, object]) -> "Layout":
-        """Inverse of :meth:`to_json`. Raises UsageError when the data is unreadable or does not match its hash."""
+        """Inverse of :meth:`to_json`.
+
+        Raises UsageError when the data is unreadable or does not match its own hash.
+        """
         try:
             tensors, shards = data["tensors"], data["shards"]
             if not isinstance(tensors, list) or not isinstance(shards, int):
@@ -133,5 +137,7 @@ class Layout:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UsageError(f"unreadable layout: {error!r}.") from error
         if layout.hash != data.get("hash"):
-            raise UsageError(f"layout hash is {data.get('hash')!r}, but its tensors and cuts hash to {layout.hash!r}.")
+            raise UsageError(
+                f"the layout has hash {data.get('hash')!r}, but the hash of its tensors and cuts is {layout.hash!r}."
+            )
         return layout

@@ -6,8 +6,9 @@ WHOLE = 1_000_000
 def elapsed_at(version: int, *, horizon: float | None, told: int) -> int:
     """The progress that a shard publishes with ``version``.
 
-    It is the greater of two values: ``told``, which the supervisor has measured, and the progress by versions.
-    ``horizon`` is the version at which the progress is ``WHOLE``, if it is known beforehand.
+    The result is the progress that the supervisor has measured (``told``) or the progress in versions, whichever is
+    greater. ``horizon`` is the version at which the progress is ``WHOLE``, or None if no such version is known in
+    advance.
     """
     by_version = 0 if horizon is None else round(WHOLE * min(1.0, version / horizon))
     return min(WHOLE, max(told, by_version))

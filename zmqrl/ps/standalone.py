@@ -32,7 +32,7 @@ SERVER = ["-m", "zmqrl.ps.shard.server"]
 
 @dataclass(slots=True)
 class StandaloneShards:
-    """Running shards. ``control`` talks to them as their supervisor.
+    """Running shards. ``control`` sends the messages of a supervisor to these shards.
 
     A worker connects with ``cluster_for(rank)``. Without ``keys``, all workers can use ``cluster``.
     """
@@ -82,15 +82,16 @@ def standalone_shards(
     """Run one process for each shard of ``layout``, with ``vector`` (float32 (count,)) as version 0.
 
     An update needs contributions from ``quorum`` of the ``workers``. The default is all workers, or 1 in asynchronous
-    mode. State and history are written to ``directory``. Without a directory, both are deleted when the block ends.
-    With ``transport`` tcp, the shards listen at ``address``: an address of this host, not a wildcard.
-    ``curve`` encrypts the connections and authenticates each worker by its key. With ``recorder``, the shards record
-    how they spend their time. Schedules that follow the progress of the run end at version ``horizon``.
-    Raises UsageError when such a schedule has no end, and ClusterError when a shard does not start.
+    mode. State and history are written to ``directory``. Without a directory, state and history are deleted when the
+    block ends. With ``transport`` tcp, the shards listen at ``address``: an address of this host, not a wildcard.
+    ``curve`` encrypts the connections and authenticates each worker by the worker's key. With ``recorder``, each shard
+    records its time. Schedules that follow the progress of the run end at version ``horizon``. Raises UsageError when
+    such a schedule has no end, and ClusterError when a shard does not start.
     """
     require(
         horizon is not None or not optimizer.follows_progress,
-        f"final_learning_rate {optimizer.final_learning_rate}: its schedule needs an end, horizon or schedule_updates.",
+        f"final_learning_rate {optimizer.final_learning_rate}: the schedule needs an end. "
+        "Set horizon or schedule_updates.",
     )
     with directory_for_sockets() as scratch:
         place = directory or Path(scratch)

@@ -1,4 +1,4 @@
-"""Keeps the last events of a state machine, for the error that reports a broken invariant."""
+"""Keeps the last events of a state machine for the error message about a broken invariant."""
 
 from collections import deque
 
@@ -7,7 +7,7 @@ MOST_CHARACTERS = 400  # of the text of one event
 
 
 class BrokenInvariant(AssertionError):
-    """A state machine is in a state that it must never reach. The message lists the events that led there."""
+    """A state machine is in a state that it must never reach. The message lists the events that led to this state."""
 
 
 class Story:
@@ -17,11 +17,14 @@ class Story:
         self._events: deque[tuple[float, type, object]] = deque(maxlen=EVENTS)
 
     def add(self, now: float, kind: type, gist: object) -> None:
-        """Record the kind of an event and its gist: the part that identifies it, without the payload."""
+        """Record the kind of an event and its gist. The gist identifies the event and has no payload."""
         self._events.append((now, kind, gist))
 
     def broken(self, where: str, error: AssertionError, **ids: int | None) -> BrokenInvariant:
-        """Make the error to raise for ``error``. The message lists events that match one of ``ids`` or carry no id."""
+        """Make the error to raise for ``error``.
+
+        The message lists the events that match one of ``ids`` and the events that carry no id.
+        """
         what = f"{where}: {str(error) or 'an assertion failed'}. The last events:"
         events = [_line(*event) for event in self._events if _concerns(event[2], ids)]
         return BrokenInvariant("\n    ".join([what, *events]))

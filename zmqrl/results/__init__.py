@@ -1,1 +1,1 @@
-"""Results of runs that have ended: what they reached, how to repeat them, and whether a repetition agrees."""
+"""Shows the results of runs that have ended, repeats these runs, and judges whether a repetition agrees."""

@@ -20,7 +20,8 @@ def difference_interval(scores: Sequence[float], others: Sequence[float]) -> lis
 
 
 def _resampled_means(scores: Sequence[float], rng: np.random.Generator) -> NDArray[np.float64]:
-    means: NDArray[np.float64] = rng.choice(scores, (RESAMPLES, len(scores))).mean(axis=1)
+    known = np.asarray(scores, dtype=np.float64)
+    means: NDArray[np.float64] = rng.choice(known, (RESAMPLES, len(known))).mean(axis=1)
     return means
 
 

@@ -15,7 +15,7 @@ from zmqrl.observe.records import Evaluation, RunRecord, evaluations
 from zmqrl.recipes import RECIPES
 from zmqrl.results.bootstrap import mean_interval
 from zmqrl.rundir import RunDirectory
-from zmqrl.words import counted
+from zmqrl.words import as_word, counted
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -39,7 +39,7 @@ NO_LIMITS: Final = Limits()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """The result of a run that has ended. ``evaluation`` is that of its newest evaluated version. None: there is none.
+    """The result of a run that has ended. ``evaluation`` belongs to the newest evaluated version, or is None.
 
     ``games`` is the evaluation as ``zmqrl eval --json`` prints it, possibly without keys that older versions did not
     write. ``generation`` is above 1 if the run was resumed or rolled back.
@@ -54,9 +54,10 @@ class Result:
 
     @classmethod
     def read(cls, path: Path, limits: Limits = NO_LIMITS) -> Self:
-        """Read the run directory ``path``. ``evaluation`` is the newest one within ``limits``, if there is such a one.
+        """Read the run directory ``path``. ``evaluation`` is the newest one within ``limits``, else the newest of all.
 
-        Raises UsageError if the run has not ended, or if this version of zmqrl does not know one of its settings.
+        Raises UsageError if the run has not ended, or if this version of zmqrl does not have its recipe or one of its
+        settings.
         """
         record = RunRecord.read(path)
         if record.summary is None or not record.rows:
@@ -102,12 +103,12 @@ class Result:
 
 
 def reproducible(path: Path, limits: Limits = NO_LIMITS) -> tuple[Result, Evaluation]:
-    """The result at ``path`` and its evaluation. Raises UsageError if it cannot be reproduced or judged."""
+    """The result at ``path`` and its evaluation. Raises UsageError if the result cannot be reproduced or judged."""
     result = Result.read(path, limits)
     if result.evaluation is None or "ci95" not in result.games or not result.seeds:
         raise UsageError(
-            f"{path} has no evaluation with an interval: write one with `zmqrl eval {path} --json > "
-            f"{path / EVALUATION_FILE}`."
+            f"{path} has no evaluation with an interval: write one with `zmqrl eval {as_word(path)} --json > "
+            f"{as_word(path / EVALUATION_FILE)}`."
         )
     require(
         result.generation <= 1,
@@ -118,13 +119,39 @@ def reproducible(path: Path, limits: Limits = NO_LIMITS) -> tuple[Result, Evalua
     require(
         external == 0, f"{path} cannot be reproduced: zmqrl cannot start its {counted(external, 'external worker')}."
     )
-    return result, result.evaluation
+    doubt = _doubt(result.evaluation, result.games, result.summary)
+    require(doubt is None, f"{path} cannot be reproduced, because its evaluation {doubt}: evaluate the run again.")
+    # An evaluation without these figures has those of a row, which can be of a later version.
+    wall_s = min(result.evaluation.wall_s, result.summary["wall_s"])
+    agent_steps = min(result.evaluation.agent_steps, result.summary["agent_steps"])
+    return result, dataclasses.replace(result.evaluation, wall_s=wall_s, agent_steps=agent_steps)
+
+
+def _doubt(evaluation: Evaluation, games: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
+    """The reason why ``games`` cannot be an evaluation of the run with ``summary``. None if there is no such reason."""
+    for key, total_key, unit in (
+        ("version", "updates", "updates"),
+        ("agent_steps", "agent_steps", "agent steps"),
+        ("wall_s", "wall_s", "seconds"),
+    ):
+        total = summary[total_key]
+        trained = games.get(key, total)
+        if not 0 < trained <= total:
+            return f"is of a policy after {trained:,.15g} {unit}, but the run ended after {total:,.15g}"
+    if len({evaluation.episodes, len(games.get("scores", [])), len(games.get("seeds", []))} - {None, 0}) > 1:
+        return "has different numbers of games, scores and seeds"
+    low, high = evaluation.low, evaluation.high
+    rounding = 1e-9 * max(abs(low), abs(high))
+    if not low - rounding <= evaluation.mean <= high + rounding:
+        return f"has a mean of {evaluation.mean:,.1f}, outside its own interval of {low:,.1f} to {high:,.1f}"
+    return None
 
 
 def _newest_evaluation(path: Path, limits: Limits) -> dict[str, Any]:
-    """The evaluation of the highest version, with the interval of its games if they have one. Without any: nothing.
+    """The evaluation of the highest version, with the 95 % interval if it has several scores. Empty if there is none.
 
-    ``evaluation.json`` comes before ``evaluations.jsonl``. Evaluations within ``limits`` come before others.
+    If any evaluations are within ``limits``, only these count. Of two evaluations of the same version, the one in
+    ``evaluation.json`` counts.
     """
     kept = read_object(path / EVALUATION_FILE, EVALUATION, "restore it, or write it again with zmqrl eval --json")
     found = [*([] if kept is None else [kept]), *read_lines(RunDirectory(path).evaluations, EVALUATION)]

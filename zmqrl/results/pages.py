@@ -1,13 +1,18 @@
 """The report page of a result, and the page that compares a repetition with it: Markdown text. Pure."""
 
 import math
+import os
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import quote
 
 import numpy as np
 
+from zmqrl.config import Config
 from zmqrl.observe.curves import positions
+from zmqrl.observe.folding import printable
 from zmqrl.observe.metrics import OUTCOMES
 from zmqrl.observe.records import Evaluation, RunRecord
 from zmqrl.results.command_line import train_command
@@ -17,17 +22,19 @@ from zmqrl.words import counted
 
 ROWS: Final = 10  # of a table of scores, about
 VERDICTS: Final = {"within": "reproduced", "outside": "not reproduced", "undecided": "undecided"}
+# The characters that Markdown or HTML gives a meaning. An underscore inside a word has none.
+MARKS: Final = re.compile(r"[\\`*\[\]{}<>&|~$]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def report_page(result: Result, picture: str) -> str:
     """The page of one result. ``picture`` is the name of the file with its curves."""
     return "\n".join(
         [
-            f"# {result.record.name}: {_headline(result)}",
+            f"# {_text(result.record.name)}: {_headline(result)}",
             "",
             "`zmqrl report` wrote this page from the files of the run.",
             "",
-            f"![score against minutes and agent steps]({picture})",
+            f"![score against minutes and agent steps]({quote(os.fsencode(picture))})",
             "",
             *_table(facts(result)),
             "",
@@ -35,9 +42,7 @@ def report_page(result: Result, picture: str) -> str:
             "",
             "This command has the settings of the run:",
             "",
-            "```sh",
-            shlex.join(train_command(result.config)),
-            "```",
+            *_command(result.config),
             *_sessions(result),
             "",
             "## Score",
@@ -60,20 +65,18 @@ def reproduction_page(result: Result, again: Result, by: By, verdict: Verdict, p
     records = {name: run.record for name, run in runs.items()}
     return "\n".join(
         [
-            f"# {result.record.name}: {VERDICTS[verdict.word]}",
+            f"# {_text(result.record.name)}: {VERDICTS[verdict.word]}",
             "",
             f"{verdict.reason[0].upper()}{verdict.reason[1:]}.",
             *_difference(verdict),
             "",
-            f"![score of both runs]({picture})",
+            f"![score of both runs]({quote(os.fsencode(picture))})",
             "",
             "| | recorded | again |",
             "|---|---|---|",
             *(_cells(name, *(facts(run)[name] for run in runs.values())) for name in facts(result)),
             "",
-            "```sh",
-            shlex.join(train_command(again.config)),
-            "```",
+            *_command(again.config),
             *_sessions(again),
             "",
             f"The scores are means of the last 50 games at the same {AXES[by]}.",
@@ -85,7 +88,7 @@ def reproduction_page(result: Result, again: Result, by: By, verdict: Verdict, p
 
 
 def facts(result: Result) -> dict[str, str]:
-    """What a reader needs to know about a result, by name."""
+    """The facts about a result that a reader needs, by name."""
     summary, settings = result.summary, result.config
     origin = summary.get("provenance", {})
     processor, cores = result.machine
@@ -131,7 +134,9 @@ def score_table(records: Mapping[str, RunRecord], x: By) -> list[str]:
 
 
 def _at(run: RunRecord, x: By, other: By, point: float) -> tuple[str, str]:
-    """The position on the axis ``other`` and the score of a run, in its nearest row to ``point`` on the axis ``x``."""
+    """The position on the axis ``other`` and the score of a run, in the row that is nearest to ``point`` on the axis
+    ``x``.
+    """
     along = positions(run, x)
     if point > along[-1]:
         return "-", "-"
@@ -140,9 +145,9 @@ def _at(run: RunRecord, x: By, other: By, point: float) -> tuple[str, str]:
 
 
 def _round_points(*ends: float) -> list[float]:
-    """About ``ROWS`` round positive numbers up to the largest of ``ends``, and not close to any of these."""
+    """About ``ROWS`` round positive numbers up to the largest of ``ends``. No point is close to one of ``ends``."""
     farthest = max(ends)
-    if farthest <= 0:
+    if farthest < 1e-9:  # a tenth of the smallest numbers is 0
         return []
     power = 10 ** math.floor(math.log10(farthest / ROWS))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * ROWS >= farthest * (1 - 1e-9))
@@ -186,6 +191,13 @@ def _evaluation(result: Result) -> list[str]:
     return _table(rows)
 
 
+def _command(config: Config) -> list[str]:
+    """The command of a run, between fences that are longer than any other backticks in it."""
+    line = shlex.join(train_command(config))
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", line)), default=0))
+    return [f"{fence}sh", line, fence]
+
+
 def _sessions(result: Result) -> list[str]:
     if result.generation <= 1:
         return []
@@ -204,4 +216,9 @@ def _table(rows: Mapping[str, str]) -> list[str]:
 
 
 def _cells(*cells: str) -> str:
-    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+    return f"| {' | '.join(map(_text, cells))} |"
+
+
+def _text(text: str) -> str:
+    """``text`` as plain text on one line of a page, even if a name or a file contains Markdown or HTML."""
+    return MARKS.sub(lambda mark: f"&#{ord(mark[0])};", printable(text))

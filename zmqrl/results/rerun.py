@@ -16,11 +16,13 @@ By: TypeAlias = Literal["minutes", "agent-steps"]
 Word: TypeAlias = Literal["within", "outside", "undecided"]
 
 AXES: Final[dict[By, str]] = {"minutes": "minutes", "agent-steps": "agent steps"}
-ENOUGH: Final = 0.98  # of the training before the recorded evaluation
+ENOUGH: Final = 0.98  # share of the training before the recorded evaluation
 
 
 def default_axis(result: Result, machine: tuple[str, int | None]) -> By:
-    """What to repeat on ``machine``: the minutes of a run that minutes limited there, otherwise the agent steps."""
+    """The axis to repeat: minutes if a limit of minutes ended the recorded run on a machine equal to ``machine``, else
+    agent steps.
+    """
     is_by_minutes = result.summary["exit_reason"] == "minutes" and result.machine == machine
     return "minutes" if is_by_minutes else "agent-steps"
 
@@ -28,7 +30,7 @@ def default_axis(result: Result, machine: tuple[str, int | None]) -> By:
 def rerun_config(result: Result, evaluated: Evaluation, by: By, run_dir: Path, given: Limits) -> Config:
     """The settings of a run that trains as long as the evaluated version of ``result`` was trained.
 
-    The limits ``given`` can end it earlier. Schedules still end where they ended in the recorded run.
+    The limits ``given`` can end the new run earlier. Schedules still end where they ended in the recorded run.
     """
     config, schedule = result.config, result.config.schedule
     limits: dict[str, Any] = {"updates": None, "agent_steps": None, "minutes": None}
@@ -62,7 +64,8 @@ def rerun_config(result: Result, evaluated: Evaluation, by: By, run_dir: Path, g
 class Verdict:
     """Whether the mean of a repetition lies within the 95 % interval of the recorded evaluation, and why.
 
-    ``difference`` is the 95 % interval of the repeated mean minus the recorded mean. None: one of them has no games.
+    ``difference`` is the 95 % interval of the repeated mean minus the recorded mean. None if one of the evaluations has
+    no scores.
     """
 
     word: Word
@@ -73,7 +76,7 @@ class Verdict:
 def judge(
     recorded: Mapping[str, Any], again: Mapping[str, Any], evaluated: Evaluation, repeated: Evaluation, by: By
 ) -> Verdict:
-    """Judge a repetition by the evaluations of both runs. ``recorded`` and ``again`` have their games.
+    """Judge a repetition by the evaluations of both runs. ``recorded`` and ``again`` have the scores of their games.
 
     A repetition that trained less than the recorded run is undecided.
     """

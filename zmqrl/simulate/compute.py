@@ -1,4 +1,4 @@
-"""The durations of the work of each rank: drawn from laws, or recorded."""
+"""The durations of the work of each rank, which are drawn from laws or recorded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ STRIDE = 7919  # ranks that share a recording start at different offsets in this
 class Work:
     """The durations of successive pieces of work, in seconds.
 
-    In its ``cpu_s``, a piece of work needs one of the cores that the processes of its host share. In its ``idle_s``, it
-    needs no core: the process sleeps or is blocked. Either sequence may be empty. A sequence that is too short is
-    repeated.
+    For ``cpu_s`` seconds, a piece of work needs one of the cores that the processes of a host share. For ``idle_s``
+    seconds, a piece of work needs no core, because the process sleeps or is blocked. Either sequence may be empty. A
+    sequence that is too short is repeated.
     """
 
     cpu_s: Sequence[float]
@@ -52,10 +52,11 @@ class Draws:
 
 @dataclass(frozen=True, slots=True)
 class ComputeTimes:
-    """The work of each rank: ``gradient`` for each version, and ``rollout`` for each iteration. Empty ``rollout``: no
-    rollouts.
+    """The work of each rank.
 
-    With more workers than recorded ranks, several workers replay the same recording from different offsets.
+    ``gradient`` has the work for each version, and ``rollout`` has the work for each iteration. If ``rollout`` is
+    empty, the run has no rollouts. With more workers than recorded ranks, several workers replay the same recording
+    from different offsets.
     """
 
     gradient: tuple[Work, ...]

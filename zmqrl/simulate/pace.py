@@ -1,4 +1,4 @@
-"""Slows down a real worker, as a scenario requires."""
+"""Slows down a real worker in the way that a scenario describes."""
 
 from zmqrl.simulate.compute import Draws
 from zmqrl.simulate.laws import Law

@@ -1,4 +1,4 @@
-"""A search for the number of workers, backups and shards."""
+"""Searches for the best numbers of workers, backups and shards."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -52,7 +52,7 @@ class _Search:
         return self.found[setting]
 
     def best(self, settings: Iterator[Setting]) -> Setting:
-        """The smallest of the ``settings`` whose speed is within ``NO_BETTER`` of the fastest setting."""
+        """The smallest of the ``settings`` that are at most ``NO_BETTER`` slower than the fastest setting."""
         rates = {setting: self.run(setting).learned_steps_per_s for setting in settings}
         most = max(rates.values())
         return min(setting for setting, rate in rates.items() if rate >= (1 - NO_BETTER) * most)
@@ -61,9 +61,9 @@ class _Search:
 def plan(scenario: Scenario, workers_up_to: int) -> Plan:
     """Find the settings that learn from the most agent steps per second with at most ``workers_up_to`` workers.
 
-    The search first chooses the number of shards for all workers without backups, then the number of backups. Then it
-    tries fewer workers. It prefers a setting with fewer processes if that setting is at most ``NO_BETTER`` slower.
-    Raises UsageError, ClusterError.
+    The search first chooses the number of shards, with all workers and no backups. Next, the search chooses the number
+    of backups, and then it tries fewer workers. The search prefers a setting with fewer processes if that setting is at
+    most ``NO_BETTER`` slower. Raises UsageError and ClusterError.
     """
     require(
         1 <= workers_up_to <= MAX_WORKERS,

@@ -1,4 +1,4 @@
-"""A recorded run as a scenario: its hosts, the costs of its shards, and the work of its workers."""
+"""A recorded run as a scenario: the hosts, the costs of the shards, and the work of the workers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -33,7 +33,7 @@ class TooLittleRecorded(UsageError):
 class RecordedRun:
     """A run to simulate. ``measured`` is the recorded rate in updates per second.
 
-    ``transfer_share`` is the share of update time in which updates waited for transfers.
+    ``transfer_share`` is the share of the time of updates that was spent waiting for transfers.
     """
 
     def __init__(self, recording: Recording, timeline: Timeline, steps: Sequence[Step], scenario: Scenario) -> None:
@@ -70,17 +70,19 @@ class RecordedRun:
         )
 
     def typical_rank(self) -> int:
-        """The rank with the median working time, which stands for a worker that the run did not have.
+        """The rank with the median working time. This rank stands in for a worker that the run did not have.
 
-        Of two ranks in the middle, the faster one.
+        If two ranks are in the middle, the result is the faster one.
         """
         ranks = sorted(self._cycles, key=lambda rank: fmean(each.worked_s for each in self._cycles[rank].values()))
         return ranks[(len(ranks) - 1) // 2]
 
     def no_answer_for_shards(self) -> str | None:
-        """A reason why the recording cannot predict the effect of another number of shards. None if it can.
+        """A reason why the recording cannot predict the effect of another number of shards.
 
-        In a replay, each recorded transfer takes its recorded time, whatever the number of shards.
+        Returns None if the recording can predict this effect.
+
+        In a replay, each transfer takes the recorded time, whatever the number of shards.
         """
         if self.transfer_share <= NETWORK_BOUND:
             return None
@@ -92,8 +94,8 @@ class RecordedRun:
     def delay(self, rank: int, queued: float) -> float:
         """Seconds in the run queue, per second on a core, that the processes of the run do not explain.
 
-        ``queued`` is the time that the processes of the run explain. Other programs, or a late switch of the kernel,
-        cause the rest.
+        ``queued`` is the time that these processes explain, also per second on a core. Other programs or late task
+        switches of the kernel cause the rest.
         """
         cycles = self._cycles[rank].values()
         cpu_s, queued_s = fmean(each.cpu_s for each in cycles), fmean(each.queued_s or 0.0 for each in cycles)
@@ -114,7 +116,7 @@ class RecordedRun:
         From a recording with more than ``updates`` updates, only some stretches are used: see :func:`spread`.
 
         ``spans`` has a factor for the time of each span. ``link`` is the factor for the time of transfers. ``delays``
-        has, by rank, the additional seconds without a core per second on a core.
+        has, for each rank, the additional seconds without a core per second on a core.
         """
         spans, delays = spans or {}, delays or {}
         replayed = set(spread(self._versions, updates))
@@ -134,8 +136,10 @@ class RecordedRun:
     def _work(
         self, rank: int, cycle: Cycle, names: Iterable[str], factors: Mapping[str, float], delay: float
     ) -> tuple[float, float]:
-        """CPU and idle seconds of the spans ``names``. The time in the run queue is not included, except ``delay``: the
-        simulation adds its own time in the run queue.
+        """CPU and idle seconds of the spans ``names``.
+
+        The result excludes the time in the run queue, except ``delay``, because the simulation adds its own time in the
+        run queue.
         """
         awake_s = sum(seconds for name, seconds in cycle.spans.items() if name not in ("wait", *ASLEEP))
         on_core = min(1.0, cycle.cpu_s / awake_s) if awake_s else 0.0
@@ -155,8 +159,9 @@ class RecordedRun:
 
 
 def spread(items: Sequence[T], number: int) -> Sequence[T]:
-    """Choose about ``number`` items, in order: ``STRETCHES`` stretches of neighbours. The first stretch begins with the
-    first item, and the last one ends with the last item.
+    """Choose about ``number`` items, in order, as ``STRETCHES`` stretches of neighbouring items.
+
+    The first stretch begins with the first item, and the last stretch ends with the last item.
     """
     size = max(1, number // STRETCHES)
     if len(items) <= max(number, STRETCHES * size):
@@ -166,8 +171,9 @@ def spread(items: Sequence[T], number: int) -> Sequence[T]:
 
 
 def _queued_share(recording: Recording, rank: int, cycles: Iterable[Cycle]) -> float:
-    """An estimate for recordings without queued_us: the share of a worker's off-core working time in which it waited
-    for a core.
+    """Estimate the share of a worker's off-core working time in which the worker waited for a core.
+
+    Recordings without queued_us need this estimate.
 
     The estimate is too high, because it includes waits for a core outside the work and at the start of the process.
     """
@@ -194,7 +200,7 @@ def _beside_s(recording: Recording, rank: int) -> float:
 
 
 def _way_s(timeline: Timeline, rank: int) -> float:
-    """The median time of two transfers: weights to the worker, and a gradient from the worker to the last shard."""
+    """The sum of the median transfer times of weights to the worker and of a gradient to the last shard."""
     down, up = [], []
     for (version, each), cycle in timeline.cycles.items():
         if each == rank:
@@ -207,10 +213,10 @@ def _way_s(timeline: Timeline, rank: int) -> float:
 
 
 def _costs(timeline: Timeline) -> ShardCosts:
-    """The mean durations of the shards' spans, in seconds, as CPU time.
+    """The mean durations of the shards' spans, in seconds. The simulation uses these durations as CPU time.
 
     These durations include waits for a core or a disk, because a simulated shard has no such waits. Sending costs
-    nothing here, because the recorded transfers include it.
+    nothing here, because the recorded transfers include the cost of sending.
     """
     made = [each for shards in timeline.publications.values() for each in shards.values()]
     arrivals = sum(len(each) for each in timeline.arrivals.values())

@@ -32,8 +32,9 @@ MOST_BLAMED = 4
 
 @dataclass(frozen=True, slots=True)
 class WhatIf:
-    """A predicted change. ``replay_error`` is the error of the replay without changes: 0.05 if this replay is 5 % too
-    fast.
+    """A predicted change. ``replay_error`` is the error of the replay without changes.
+
+    A ``replay_error`` of 0.05 means that this replay is 5 % too fast.
     """
 
     change: str
@@ -70,10 +71,10 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
 
 @lru_cache(maxsize=1)  # a profile replays the same run many times
 def delays(recorded: RecordedRun) -> dict[int, float]:
-    """By rank, the seconds in the run queue, per second on a core, that the sharing of cores does not explain.
+    """For each rank, the seconds in the run queue, per second on a core, that the sharing of cores does not explain.
 
-    The function compares the recorded time in the run queue with the time in the run queue of the replay. The delays
-    that it finds make the replay less crowded, so the comparison is repeated with these delays.
+    The function compares the recorded time in the run queue with the time in the run queue of the replay. The resulting
+    delays make the replay less crowded, so the function repeats the comparison with these delays.
     """
     scenario, found = recorded.scenario, dict[int, float]()
     for _ in range(COMPARISONS):
@@ -118,8 +119,9 @@ def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int]
 
 
 def most_blamed(steps: Sequence[Step]) -> list[int]:
-    """The ranks that caused the most time beyond the usual time. Each caused at least the share ``BLAMED_FROM`` of this
-    time.
+    """The ranks that caused the most time beyond the usual time.
+
+    Each of these ranks caused at least the share ``BLAMED_FROM`` of this time.
     """
     lost_s: defaultdict[ProcessId, float] = defaultdict(float)
     for step in steps:

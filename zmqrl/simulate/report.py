@@ -59,7 +59,10 @@ def assumed(scenario: Scenario) -> str:
 
 
 def table(results: Sequence[Result], swept: Sequence[str], marked: Result | None = None) -> Table:
-    """One row for each run. ``swept`` are the settings that differ. The row of ``marked`` gets an arrow."""
+    """One row for each run. ``swept`` lists the settings that differ between runs.
+
+    The row of ``marked`` gets an arrow.
+    """
     found = plain_table(None, *(name.replace("_", "-") for name in swept), *COLUMNS, *([""] if marked else []))
     for result in results:
         step_ms = result.to_json()["step_ms"]
@@ -83,8 +86,9 @@ def _setting(result: Result, name: str) -> object:
 
 
 def _busiest(result: Result) -> str:
-    """The greatest share of the bandwidth that any network card used in one direction, in words. Empty if no use was
-    measured.
+    """The greatest share of the bandwidth that any network card used in one direction, in words.
+
+    Returns an empty text if no use was measured.
     """
     return f"{max(max(use.outgoing, use.incoming) for use in result.nics):.0%}" if result.nics else ""
 

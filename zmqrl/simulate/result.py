@@ -11,7 +11,7 @@ from zmqrl.simulate.virtual.clock import Shared
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """The share of the bandwidth of a network card that was used in each direction, on average."""
+    """The average share of a network card's bandwidth that was used, for each direction."""
 
     outgoing: float
     incoming: float
@@ -30,10 +30,10 @@ class Result:
 
     Times are virtual, or real if ``live``.
 
-    ``step_s``: the times from one version to the next. The time of a version is the time at which the last shard has
+    ``step_s`` has the times from one version to the next. The time of a version is the time at which the last shard has
     published that version. Counts of contributions are in slices, as in ``summary.json``. ``abandoned`` counts
-    abandoned gradients, whose slices count as skipped. ``waiting_s`` is by rank, and ``nics`` is by host. A live run
-    has no ``nics``. ``shards_busy`` has, for each shard, the CPU time per second.
+    abandoned gradients, whose slices count as skipped. ``waiting_s`` has one value per rank, and ``nics`` has one value
+    per host. A live run has no ``nics``. ``shards_busy`` has, for each shard, the seconds of work per second.
     """
 
     scenario: Scenario
@@ -55,12 +55,12 @@ class Result:
 
     @property
     def updates_per_s(self) -> float:
-        """Versions per second. Infinite if nothing takes time."""
+        """Versions per second, or infinity if nothing takes time."""
         return len(self.step_s) / self.elapsed_s if self.elapsed_s else math.inf
 
     @property
     def agent_steps_per_s(self) -> float:
-        """Agent steps per second of all workers together, as a run reports this figure."""
+        """Agent steps per second of all workers together, calculated as in the reports of a run."""
         return self.agent_steps / self.elapsed_s if self.elapsed_s else math.inf
 
     @property
@@ -77,7 +77,7 @@ class Result:
         return sum(self.waiting_s) / most_s if most_s else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, as ``zmqrl simulate --json`` prints it. Infinite numbers are None."""
+        """Plain data, as ``zmqrl simulate --json`` prints it. Infinite numbers become None."""
         scenario = self.scenario
         return {
             "updates": len(self.step_s),

@@ -1,4 +1,4 @@
-"""A scenario to simulate: hosts, processes, their work, the network between them, and failures."""
+"""A scenario to simulate: hosts, processes and their work, the network between hosts, and failures."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ NOT_SIMULATED: Final = {
     "rollback": "rollbacks",
     "rollbacks": "rollbacks",
 }
-"""Settings that a reader may expect in a scenario, and what they ask for."""
+"""Settings that a user may expect in a scenario, and what they ask for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +57,12 @@ class Straggler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A process that is killed: ``worker-3``, ``shard-0``, or all of ``host-1``. Times are in seconds.
+    """A process that is killed, such as ``worker-3`` or ``shard-0``, or all processes of a host, such as ``host-1``.
 
-    It restarts after ``restart_s``, or never if that is None. A restarted shard reads its last version from disk.
+    Times are in seconds.
+
+    The process restarts after ``restart_s``, or never if ``restart_s`` is None. A restarted shard reads its last
+    version from disk.
     """
 
     process: str
@@ -124,17 +127,17 @@ class Scenario:
 
     @property
     def ranks(self) -> int:
-        """All workers, N + b."""
+        """The number of all workers, N + b."""
         return self.workers + self.backups
 
     @property
     def effective_quorum(self) -> int:
-        """K: the contributions that make an update."""
+        """K, the number of contributions that make an update."""
         return self.workers if self.quorum is None else self.quorum
 
     @property
     def recorded_run(self) -> Path | None:
-        """The run whose times are replayed. None if the times are drawn from laws."""
+        """The run whose times are replayed. Returns None if the times are drawn from laws."""
         return Path(self.compute.removeprefix(RECORDED)) if self.compute.startswith(RECORDED) else None
 
     def with_shards(self, shards: int) -> "Scenario":
@@ -149,7 +152,10 @@ class Scenario:
         return self.worker_hosts or tuple(rank % (self.hosts or self.ranks) for rank in range(self.ranks))
 
     def host_of_shard(self) -> tuple[int, ...]:
-        """The host of each shard. By default, shards are spread evenly over the hosts, or have hosts of their own."""
+        """The host of each shard. By default, shards are spread evenly over the hosts.
+
+        If the number of hosts is not set, each shard has its own host.
+        """
         if self.shard_hosts:
             return self.shard_hosts
         if self.hosts is None:
@@ -224,7 +230,7 @@ class Scenario:
             )
 
     def processes_of(self, failure: Failure) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ranks and the shards that a failure kills. Raises UsageError if it kills no process."""
+        """The ranks and the shards that a failure kills. Raises UsageError if the failure kills no process."""
         role, _, number = failure.process.rpartition("-")
         which = int(number) if number.isascii() and number.isdigit() else -1
         ranks = [which] if role == "worker" and which < self.ranks else []
@@ -241,7 +247,7 @@ class Scenario:
         return tuple(ranks), tuple(shards)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, as in a scenario file. An infinite rate is the text ``inf``."""
+        """Plain data, as in a scenario file. An infinite rate becomes the text ``inf``."""
         plain = dataclasses.asdict(self)
         return {name: "inf" if value == math.inf else value for name, value in plain.items()}
 
@@ -254,7 +260,10 @@ class Scenario:
 
     @classmethod
     def read(cls, path: Path) -> "Scenario":
-        """Read a scenario file, in JSON if its name ends with ``.json``, else in TOML. Raises UsageError."""
+        """Read a scenario file as JSON if the file name ends with ``.json``, and otherwise as TOML.
+
+        Raises UsageError.
+        """
         return cls.read_named(path)[0]
 
     @classmethod

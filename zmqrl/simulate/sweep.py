@@ -17,7 +17,7 @@ KINDS: Final = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Axis:
-    """A setting and the values that it takes."""
+    """A setting, and the values to try for this setting."""
 
     name: str
     values: tuple[int | float | str, ...]

@@ -1,4 +1,4 @@
-"""The durations of the workers' work: drawn from laws, or read from the run directory of a real run."""
+"""The durations of the workers' work, which are drawn from laws or read from the run directory of a real run."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zmqrl.errors import UsageError, require
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.observe.records import RunRecord
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.critical_path import Timeline, critical_path
@@ -21,7 +21,9 @@ from zmqrl.simulate.scenario import RECORDED, Scenario
 
 
 def scenario_of(run: Path) -> Scenario:
-    """The scenario of a run: its workers, shards, parameters and work. Raises UsageError if ``run`` is not a run.
+    """The scenario of a run: the workers, shards, parameters and work of the run.
+
+    Raises UsageError if ``run`` is not a run.
 
     If the run has a recording, hosts, cores and the costs of the shards come from the recording.
     """
@@ -33,7 +35,10 @@ def scenario_of(run: Path) -> Scenario:
 
 
 def settings_of(run: Path, record: RunRecord) -> Scenario:
-    """The scenario from only the settings of a run, which ``record`` holds. Raises UsageError if it is asynchronous."""
+    """Build a scenario from the settings of a run, which ``record`` holds, without a recording.
+
+    Raises UsageError if the run is asynchronous.
+    """
     settings = record.settings
     require(
         not record.is_asynchronous,
@@ -57,7 +62,7 @@ def settings_of(run: Path, record: RunRecord) -> Scenario:
 
 @lru_cache(maxsize=1)  # a sweep simulates the same run many times
 def recorded_run(run: Path) -> RecordedRun | None:
-    """The recording of a run. None if the recording is too short to simulate. Raises UsageError."""
+    """The recording of a run. Returns None if the recording is too short to simulate. Raises UsageError."""
     recording = Recording.newest(RunDirectory(run).profile)
     timeline = Timeline.of(recording, Clocks.of(recording))
     try:
@@ -90,9 +95,9 @@ def recorded_times(run: Path, updates: int, *, transfers: bool = True) -> Comput
 
 
 def times_of(scenario: Scenario) -> ComputeTimes:
-    """The times of the work in ``scenario``: drawn, or recorded in a run. Raises UsageError.
+    """The times of the work in ``scenario``, which are drawn or recorded in a run. Raises UsageError.
 
-    If the scenario describes a network, recorded transfers are left out: the simulated network takes their place.
+    If the scenario describes a network, recorded transfers are left out, because the simulated network replaces them.
     """
     if scenario.recorded_run is not None:
         return recorded_times(scenario.recorded_run, scenario.updates, transfers=not scenario.times_transfers)
@@ -127,7 +132,7 @@ def _parameters_of(run: Path) -> int:
     """The length of the parameter vector in the newest checkpoint."""
     for manifest in sorted(RunDirectory(run).checkpoints.glob("*/manifest.json"), reverse=True):
         try:
-            return Layout.from_json(parse_json(manifest.read_text(encoding="utf-8"))["layout"]).count
+            return Layout.from_json(read_json(manifest)["layout"]).count
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{manifest} cannot be used: {error}.") from error
+            raise UsageError(f"{manifest} cannot be used: {getattr(error, 'strerror', error)}.") from error
     raise UsageError(f"{run} has no checkpoint to take the number of parameters from: use another run.")

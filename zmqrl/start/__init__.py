@@ -1,1 +1,1 @@
-"""The start of a run: its game, its initial parameters, and its progress."""
+"""The start of a run: the game, the initial parameters, and the progress of the start."""

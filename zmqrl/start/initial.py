@@ -1,4 +1,4 @@
-"""The game and the initial parameters of a run, prepared in a separate process: torch and games load for seconds."""
+"""Prepares the game and the initial parameters of a run in a separate process: torch and games load slowly."""
 
 import contextlib
 import os
@@ -11,9 +11,11 @@ from typing import Any, Self
 import numpy as np
 
 from zmqrl.checkpoint import Checkpoint
-from zmqrl.child_process import ChildProcess
+from zmqrl.child_process import ChildEnded, ChildProcess
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
+from zmqrl.hostd.guard import END
+from zmqrl.hostd.user_code import take_guard
 from zmqrl.learner.games import EnvSpec
 from zmqrl.process import LOOK_UP_EVERY_S, look_for_modules_there, read_job, say, staying_here
 from zmqrl.ps.layout import Layout
@@ -24,8 +26,9 @@ from zmqrl.ps.wire.codec import FloatVector
 class Preparation:
     """Checks the game of a run, and then draws the initial parameters. Use it in a ``with`` block.
 
-    A separate process does both, so that this process can do other things, and needs neither torch nor the user's
-    code. A process that has already imported torch does both itself.
+    A separate process does both, so that this process can do other things, and needs neither torch nor the user's code.
+    Programs that the user's code has started end with the block. A process that has already imported torch does both
+    itself, and does not end such programs.
     """
 
     def __init__(self, config: Config, *, needs_cuda: bool = False) -> None:
@@ -38,32 +41,43 @@ class Preparation:
         self._answers = _answers(config, self._memory, needs_cuda)
         if "torch" not in sys.modules:
             job = {"config": config.to_json(), "memory": self._memory, "needs_cuda": needs_cuda}
-            self._child = ChildProcess(
-                "the check of the game", ["-m", "zmqrl.start.initial"], job, pass_fds=[self._memory]
-            )
+            program = ["-m", "zmqrl.start.initial"]
+            self._child = ChildProcess("the check of the game", program, job, pass_fds=[self._memory], guarded_by=END)
             self._held.callback(self._child.kill)
 
     def flavour(self) -> str:
-        """Wait until the game is checked. Returns the line to print with its scores. Call this first.
+        """Wait until the game is checked. Returns the flavour, a line to print with the scores of the game. Call this
+        first.
 
-        Raises UsageError like :func:`zmqrl.learner.envs.try_env`.
+        Raises UsageError in the same cases as :func:`zmqrl.learner.envs.try_env`, and if the game crashes the process.
         """
-        flavour: str = self._answer()["flavour"]
+        flavour: str = self._answer(self._config.env)["flavour"]
         return flavour
 
     def checkpoint(self) -> Checkpoint:
-        """Wait for version 0 of the run. Raises UsageError for contradictory settings, or without a needed device."""
-        layout = Layout.from_json(self._answer()["layout"])
+        """Wait for version 0 of the run.
+
+        Raises UsageError if settings are contradictory, if a needed device is missing, or if the network crashes the
+        process.
+        """
+        checked = f"--model {self._config.model}"
+        if self._config.loss is not None:
+            checked += f" or --loss {self._config.loss}"
+        layout = Layout.from_json(self._answer(checked)["layout"])
         vector = np.fromfile(f"/proc/self/fd/{self._memory}", "<f4")
         self._held.close()
         return _version_0(self._config, layout, vector)
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self, checked: str) -> dict[str, Any]:
+        """The next answer. ``checked`` names what the process checks before this answer."""
         if self._child is None:
             with staying_here():
                 return next(self._answers)
-        while (answer := self._child.hear(LOOK_UP_EVERY_S)) is None:
-            pass
+        try:
+            while (answer := self._child.hear(LOOK_UP_EVERY_S)) is None:
+                pass
+        except ChildEnded as ended:
+            raise UsageError(f"{checked} fails: the process that checks it ended ({ended.how}).") from None
         if "refused" in answer:
             raise UsageError(answer["refused"])
         return answer
@@ -111,6 +125,7 @@ def _answers(config: Config, memory: int, needs_cuda: bool) -> Iterator[dict[str
 
 def main() -> None:
     """Prepare the run that the parent names."""
+    take_guard()
     job = read_job(signal.SIGKILL)
     look_for_modules_there()
     try:

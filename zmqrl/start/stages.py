@@ -8,34 +8,44 @@ from typing import Final, Self
 from zmqrl.observe.console import Console
 
 TICK_S: Final = 0.25
+SLOW_S: Final = 30.0
 
 
 class Stages:
     """The stages of a start on a console, such as ``game, connecting 5/8 (2 s)``. Use it in a ``with`` block.
 
-    A thread keeps the seconds up to date, because some stages are silent while they wait. The console gets one call at
-    a time.
+    A thread keeps the seconds up to date, because some stages are silent while they wait. After ``SLOW_S``, and
+    whenever this time has doubled, the sentence about a stage says how long the stage has taken. The console gets one
+    call at a time.
     """
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._clock, self._began_at = console, clock, clock()
         self._reached: dict[str, str] = {}
         self._shown: tuple[str, str] | None = None
+        self._since = self._began_at
+        self._due_s, self._slow = SLOW_S, ""
         self._over = threading.Event()
         self._showing = threading.Lock()
         threading.Thread(target=self._tick, name="stages", daemon=True).start()
 
     def at(self, name: str, sentence: str, done: int | None = None, total: int | None = None) -> None:
-        """The start is in the stage ``name``, which ``sentence`` describes, or has done a part of that stage."""
+        """Show the stage ``name``, which ``sentence`` describes, and how much of the stage is ``done``."""
         with self._showing:
             self._reached[name] = name if done is None else f"{name} {done}/{total}"
+            if self._shown is None or self._shown[0] != sentence:
+                self._since, self._due_s, self._slow = self._clock(), SLOW_S, ""
             self._shown = sentence, ", ".join(self._reached.values())
             self._show()
 
     def _show(self) -> None:
         if self._shown is not None and not self._over.is_set():
             sentence, line = self._shown
-            self._console.starting(sentence, f"{line} ({self._clock() - self._began_at:.0f} s)")
+            now = self._clock()
+            if now - self._since >= self._due_s:
+                self._slow = f": not done after {self._due_s:.0f} s"
+                self._due_s *= 2
+            self._console.starting(sentence + self._slow, f"{line} ({now - self._began_at:.0f} s)")
 
     def _tick(self) -> None:
         while not self._over.wait(TICK_S):
@@ -43,7 +53,7 @@ class Stages:
                 self._show()
 
     def close(self) -> None:
-        """The start is over."""
+        """End the start: show no more stages."""
         self._over.set()
 
     def __enter__(self) -> Self:

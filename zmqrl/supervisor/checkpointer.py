@@ -28,8 +28,9 @@ class Checkpointer:
     keep: int
 
     def set_aside(self, versions: Mapping[int, int], meanwhile: Callable[[], None]) -> dict[int, m.Stats]:
-        """Make each shard copy a version that it holds. Returns the STATS after the copies, by shard. Raises
-        ClusterError.
+        """Make each shard copy a version that it holds. Returns the STATS of each shard after the copy.
+
+        Raises ClusterError.
         """
 
         def answer(message: m.Message) -> m.Stats | None:
@@ -47,7 +48,7 @@ class Checkpointer:
         )
 
     def write(self, versions: Mapping[int, int], generation: int, counters: dict[str, Any]) -> Checkpoint:
-        """Fetch the copy of each shard and write a checkpoint. Raises ClusterError, UnwritableError."""
+        """Fetch the copy of each shard and write a checkpoint. Raises ClusterError or UnwritableError."""
         each = tuple(versions[shard] for shard in sorted(versions))
         checkpoint = Checkpoint(
             layout=self.model.layout,

@@ -11,7 +11,7 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import USER_CODE_FAILED, ClusterError, UnwritableError, UsageError, ZmqrlError, refusal
 from zmqrl.hosts.launcher import Exited
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.observe.folding import quoted
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.provenance import provenance
@@ -34,12 +34,12 @@ def stop_shards(
     *,
     together: bool = True,
 ) -> tuple[dict[int, int], dict[int, m.Stats]]:
-    """Stop all shards at the same version: a version that no shard has passed.
+    """Stop all shards at the same version, one that no shard has passed yet.
 
     If the workers are gone, or a shard can make no more versions, each shard stops at its current version. The last
-    version is then the newest version that all shards hold. Without ``together``, as in asynchronous mode, each shard
-    has its own last version. ``meanwhile`` is called repeatedly. Returns the last version and the STATS of each shard.
-    Raises ClusterError if a shard does not answer or does not stop.
+    version of the run is then the newest version that all shards hold. Without ``together``, as in asynchronous mode,
+    each shard has its own last version. ``meanwhile`` is called repeatedly during the wait. Returns the last version
+    and the STATS of each shard. Raises ClusterError if a shard does not answer or does not stop.
     """
 
     def ask(ends: Mapping[int, int]) -> dict[int, m.Stats]:
@@ -83,7 +83,7 @@ def stop_shards(
 
 
 def exit_status(reason: Reason, error: BaseException | None) -> int:
-    """The exit status of a run that ended for ``reason``, with ``error`` if an error ended it."""
+    """The exit status of a run that ended for ``reason``. ``error`` is the error that ended the run, or None."""
     if isinstance(error, ZmqrlError):
         return error.exit_status
     if reason == "interrupted":
@@ -102,8 +102,9 @@ def write_summary(path: Path, reason: Reason, status: int, config: Config, last:
 
 @contextlib.contextmanager
 def correcting(path: Path, is_ours: Callable[[], bool]) -> Iterator[None]:
-    """Correct the exit status in the summary at ``path`` if an error ends the block, perhaps after the summary was
-    written. ``is_ours``: whether a summary that exists then is from this session. On a full disk, it may stay wrong.
+    """Correct the exit status in the summary at ``path`` if an error ends the block after the summary was written.
+
+    ``is_ours``: whether an existing summary is from this session. On a full disk, the exit status may stay wrong.
     """
     try:
         yield
@@ -111,7 +112,7 @@ def correcting(path: Path, is_ours: Callable[[], bool]) -> Iterator[None]:
         reason: Reason = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with contextlib.suppress(OSError):
             if is_ours() and path.exists():
-                written = parse_json(path.read_text(encoding="utf-8"))
+                written = read_json(path)
                 write_json(path, written | {"exit_status": exit_status(reason, error)})
         raise
 

@@ -43,14 +43,14 @@ class ProcessDied:
 
 @dataclass(frozen=True, slots=True)
 class HostChanged:
-    """A host was lost, could still not be reached, or is back."""
+    """A host was lost, is still unreachable, or is back."""
 
     change: HostLost | HostUp
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessInspected:
-    """The host of a process reports what the process is doing."""
+    """The host of a process has reported what the process is doing."""
 
     seen: Inspected
 
@@ -81,7 +81,7 @@ class CheckpointWanted:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointWritten:
-    """A checkpoint was written. ``versions`` holds the version of each shard in it."""
+    """A checkpoint was written. ``versions`` holds the version of each shard in the checkpoint."""
 
     versions: tuple[int, ...]
 
@@ -96,8 +96,10 @@ class CheckpointFailed:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The metrics for which a run can have limits. ``confirmed_score`` is the mean of the last evaluation that was to
-    confirm ``Limits.stop_score``, or -inf.
+    """The metrics for which a run can have limits.
+
+    ``confirmed_score`` is the mean score of the last evaluation for ``Limits.stop_score``, or -inf if there was no such
+    evaluation.
     """
 
     agent_steps: int
@@ -167,14 +169,14 @@ class TellSilence:
 
 @dataclass(frozen=True, slots=True)
 class Inspect:
-    """Ask the host of a process what the process is doing. Leads to ProcessInspected."""
+    """Ask the host of a process what the process is doing. This action leads to ProcessInspected."""
 
     process: ProcessId
 
 
 @dataclass(frozen=True, slots=True)
 class ShowStall:
-    """A version has stalled. ``tell``: notify the user now."""
+    """A version has stalled. If ``tell``, notify the user now."""
 
     stall: Stall
     tell: bool
@@ -182,8 +184,9 @@ class ShowStall:
 
 @dataclass(frozen=True, slots=True)
 class EndStall:
-    """The stall has ended: its version was made, or is no longer needed. ``tell``: the user was notified of the
-    stall.
+    """The stall has ended, because its version was made or is no longer needed.
+
+    ``tell`` is True if the user was notified of the stall.
     """
 
     stall: Stall
@@ -192,7 +195,7 @@ class EndStall:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Continue without a follower that keeps dying, or whose host cannot be reached."""
+    """Continue without a follower that dies repeatedly or whose host cannot be reached."""
 
     process: ProcessId
     why: str
@@ -221,7 +224,7 @@ class TellView:
 
 @dataclass(frozen=True, slots=True)
 class TellStop:
-    """Send a shard the version to end at. None cancels an earlier TellStop."""
+    """Send a shard the version at which it ends. None cancels an earlier TellStop."""
 
     shard: int
     version: int | None
@@ -237,7 +240,7 @@ class TellElapsed:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Make all shards load the newest checkpoint under a new generation. Leads to Loaded or NotLoaded.
+    """Make all shards load the newest checkpoint under a new generation. This action leads to Loaded or NotLoaded.
 
     ``elapsed`` is the progress of the run, as in TellElapsed.
     """
@@ -257,7 +260,7 @@ class SetAside:
 
 @dataclass(frozen=True, slots=True)
 class TakeCheckpoint:
-    """Fetch and write a checkpoint. Leads to CheckpointWritten or CheckpointFailed."""
+    """Fetch and write a checkpoint. This action leads to CheckpointWritten or CheckpointFailed."""
 
     version: int
 
@@ -298,8 +301,9 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The run cannot continue. ``see_logs``: the logs may have details. ``misused``: the process that ended with a
-    UsageError, whose words are the reason.
+    """The run cannot continue. If ``see_logs``, the logs may have details.
+
+    ``misused``: the process that ended with a UsageError. Its words are the reason.
     """
 
     why: str

@@ -17,7 +17,7 @@ from zmqrl.words import counted
 
 FINISH_WITHIN_S = 1800.0
 SCORES_TO_CONFIRM = 50  # games in training before an evaluation tests their mean, and games in that evaluation
-FIRST_NEW_SEED = 2**31  # seeds from here on are those of games that no other evaluation plays
+FIRST_NEW_SEED = 2**31  # only an evaluation for ``stop_score`` plays games with seeds from here on
 
 
 class Runner(Protocol):
@@ -37,7 +37,8 @@ class Followers:
     """The followers of a run. If a follower dies, the process that replaces it gets the unanswered messages again.
 
     ``files`` copies checkpoints to the hosts of the followers. ``pending`` holds the unanswered messages.
-    ``confirmed_score`` is the mean score of the last evaluation for ``stop_score``, or -inf.
+    ``confirmed_score`` is the mean score of the last evaluation for ``stop_score``, or -inf if there was no such
+    evaluation.
     """
 
     def __init__(
@@ -75,11 +76,11 @@ class Followers:
         return bool(self.to_record) and 60 * self.to_record[0] <= trained_s
 
     def on_scores(self, mean_score: float, episodes: int) -> None:
-        """Note the mean score of the last games in training, and the number of games that have ended.
+        """Record the mean score of the last games in training, and the number of games that have ended.
 
-        The best of many means is too high by chance. So ``stop_score`` counts as reached only if new games with one
-        checkpoint confirm it. After an evaluation that does not, the next try waits for ``SCORES_TO_CONFIRM`` more
-        games in training.
+        The best of many means is too high by chance. Therefore, ``stop_score`` counts as reached only if new games with
+        one checkpoint confirm it. If an evaluation does not confirm the score, the next one waits for
+        ``SCORES_TO_CONFIRM`` more games in training.
         """
         self.episodes, wanted = episodes, self.config.stop_score
         if (
@@ -144,8 +145,10 @@ class Followers:
     def finish(
         self, version: int, trained_s: float, look_after: Callable[[], None], hurried: Callable[[], bool]
     ) -> None:
-        """Wait for the answers to the last checkpoint, or until ``hurried()`` is true. ``look_after`` is called
-        repeatedly. Do not wait for an evaluation for ``stop_score``, because the run has already ended.
+        """Wait for the answers to the last checkpoint, or until ``hurried()`` is true.
+
+        ``look_after`` is called repeatedly during the wait. Do not wait for an evaluation for ``stop_score``, because
+        the run has already ended.
         """
         if self.confirming is not None:
             self.confirming = None
@@ -193,11 +196,11 @@ class Followers:
 
 
 def is_for_stop_score(evaluation: Mapping[str, Any]) -> bool:
-    """Whether a line of ``evaluations.jsonl`` is that of new games, which could end the run."""
+    """Whether a line of ``evaluations.jsonl`` is from new games, whose mean score could end the run."""
     return bool(evaluation.get("seeds")) and evaluation["seeds"][0] >= FIRST_NEW_SEED
 
 
 def _last_version(evaluations: Path, notice: Callable[[str], None]) -> int | None:
-    """The last version that an earlier session evaluated, if any."""
+    """The last version that an earlier session evaluated, or None."""
     lines = readable_lines(evaluations, EVALUATION, notice)
     return int(lines[-1]["version"]) if lines else None

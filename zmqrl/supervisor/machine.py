@@ -1,4 +1,7 @@
-"""The decisions of a run's supervisor, as a state machine: events in, actions out. Pure: no sockets, clock or files."""
+"""The decisions of a run's supervisor, as a state machine: events in, actions out.
+
+The machine uses no sockets, clock or files.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,10 +41,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleEnd:
-    """The point at which schedules that follow the progress of the run end, in units that only the supervisor can
-    measure.
+    """The end of schedules that follow the progress of the run, in units that only the supervisor can measure.
 
-    ``trained_s``: the training time of earlier sessions, which counts as progress.
+    ``trained_s`` is the training time of earlier sessions, which counts as progress.
     """
 
     agent_steps: int | None = None
@@ -52,9 +54,10 @@ class ScheduleEnd:
 class SupervisorMachine:
     """One session of a run, from a checkpoint to its end.
 
-    States: ``starting`` (not all shards are bound), ``running``, ``stopping`` (there is a reason to stop, but not every
-    shard can be stopped yet), ``ending`` (the shards are being stopped). ``checkpoint`` holds the version of each shard
-    in the checkpoint from which the session starts. Times are in seconds, all on one clock.
+    The session is ``starting`` until all shards are bound, and then ``running``. The session is ``stopping`` if there
+    is a reason to stop, but not every shard can be stopped yet. The session is ``ending`` while the shards are being
+    stopped. ``checkpoint`` holds the version of each shard in the checkpoint from which the session starts. Times are
+    in seconds, all on one clock.
     """
 
     def __init__(
@@ -100,7 +103,7 @@ class SupervisorMachine:
         return [process for process in map(shard_id, sorted(self.shards.down)) if self.processes.was_full(process)]
 
     def begin(self, now: float) -> list[e.Action]:
-        """Start all processes. Workers import their modules while the shards come up."""
+        """Start all shards and workers. The workers import their modules while the shards come up."""
         self._start_by = now + START_WITHIN_S
         self.stalls.made(min(self.shards.checkpoint), now)
         first = [*map(shard_id, self.shards.numbers), *map(worker_id, self.local_ranks)]
@@ -118,7 +121,7 @@ class SupervisorMachine:
         return actions
 
     def check(self) -> None:
-        """Assert the invariants, after every event."""
+        """Assert the invariants that hold after every event."""
         shards = self.shards
         assert len(shards.checkpoint) == len(shards.numbers)
         assert all(shards.seen[shard] >= version for shard, version in enumerate(shards.checkpoint)), "seen goes back"
@@ -185,9 +188,10 @@ class SupervisorMachine:
                 assert_never(event)
 
     def presence(self, process: ProcessId, missing_s: Mapping[int, float], now: float) -> tuple[State, float]:
-        """The state of a process, and the seconds since it has been in that state.
+        """The state of a process, and for how many seconds the process has been in that state.
 
-        ``missing_s``: by rank, the seconds since the last contribution of a worker that the open version waits for.
+        ``missing_s`` has the ranks that the open version waits for, with the seconds since each rank's last
+        contribution.
         """
         is_worker = process.role == "worker"
         outside = is_worker and process.number not in self.local_ranks
@@ -250,7 +254,7 @@ class SupervisorMachine:
         return actions
 
     def _may_leave(self, worker: ProcessId, status: int, now: float) -> bool:
-        """Whether a worker that ended with ``status`` may have had a good reason."""
+        """Whether a worker that ended with ``status`` may have had a good reason to end."""
         if status == 0 and self.shards.stop_at is not None:
             # Shards dismiss workers after the last version, perhaps before they can tell this supervisor. If a shard is
             # open after a worker has left, then no shard had dismissed this worker, and its next exit counts.
@@ -260,7 +264,7 @@ class SupervisorMachine:
         return status == ClusterError.exit_status and bool(self.shards.down)
 
     def _hopelessness(self, exited: Exited, now: float) -> str:
-        """Why a process is not restarted any more: a verb phrase about it."""
+        """The reason why a process is no longer restarted, as a verb phrase."""
         unreachable_s = self.processes.unreachable_s(exited.process, now)
         if unreachable_s is not None:
             return f"cannot run, because its host has been unreachable for {unreachable_s:.0f} s"
@@ -296,12 +300,10 @@ class SupervisorMachine:
         return [e.Fail(f"{missing} did not come up within {START_WITHIN_S:g} s", see_logs=True)]
 
     def _look(self, now: float) -> list[e.Action]:
-        """Check the shards: ask for their state, restart processes that hang, roll back, and decide which ranks are
-        members.
-        """
+        """Ask the shards for their state, restart hanging processes, roll back, and decide which ranks are members."""
         shards, processes = self.shards, self.processes
         since_s = now - self._asked_at if self._asked_at else 0.0
-        if since_s > GREET_AGAIN_S:  # this process was suspended, so it heard nobody
+        if since_s > GREET_AGAIN_S:  # this process was suspended, so it received no messages
             processes.pardon(since_s)
             self.stalls.pardon(since_s)
         elif not shards.stats:  # only shards hear workers
@@ -327,9 +329,7 @@ class SupervisorMachine:
         return actions + self._watch_version(now)
 
     def _watch_version(self, now: float) -> list[e.Action]:
-        """If a version is late, report the processes that it waits for, and ask their hosts what these processes are
-        doing.
-        """
+        """If a version is late, report the processes that it waits for, and ask the hosts what these processes do."""
         news = self.stalls.look(self._awaited(now), now)
         actions: list[e.Action] = [e.Inspect(process) for process in news.ask]
         if news.stall is not None:
@@ -381,12 +381,12 @@ class SupervisorMachine:
         return int(WHOLE * min(1.0, fraction))
 
     def _tell_elapsed(self, now: float) -> list[e.Action]:
-        """Send the progress to every shard. Repeated calls make sure that a lost message does no harm."""
+        """Send the progress to every shard. This method is called repeatedly, so that a lost message does no harm."""
         elapsed = self.elapsed(now)
         return [e.TellElapsed(shard, elapsed) for shard in self.shards.numbers] if elapsed else []
 
     def _checkpoint_step(self, now: float) -> list[e.Action]:
-        """Ask every shard to copy the same version, and fetch the copies once all shards have made theirs."""
+        """Ask every shard to copy the same version, and fetch the copies once all shards have made them."""
         stats, wanted = self.shards.stats, self.checkpoint_version
         if now < self.checkpoint_due_at or any(each.state != "open" for each in stats.values()):
             return []
@@ -399,7 +399,7 @@ class SupervisorMachine:
         return [e.SetAside(shard, wanted) for shard, each in stats.items() if each.captured != wanted]
 
     def _soon_after(self, version: int) -> int:
-        """The version that the run makes about a second after ``version``."""
+        """The version that the run will make approximately one second after ``version``."""
         return version + 2 + int(self.figures.updates_per_s)
 
     def _next_checkpoint(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""Makes the job of each process of a run, and cluster.json, which tells other programs where the processes are."""
+"""Makes the job of each process of a run, and cluster.json, which lists the hosts of the processes."""
 
 import os
 import secrets
@@ -30,7 +30,7 @@ FOLLOWERS = {EVALUATOR: "zmqrl.commands.measure.evaluate", RECORDER: "zmqrl.comm
 
 
 def prepare(deployment: Deployment) -> None:
-    """Let the hosts of the workers import what workers need, while the launcher prepares the run."""
+    """Make the hosts of the workers import the modules that workers need, while the launcher prepares the run."""
     if may_fork():
         workers = [process for process in deployment.sites if process.role == "worker"]
         for worker in {deployment.launcher.host_of(worker): worker for worker in workers}.values():
@@ -38,16 +38,16 @@ def prepare(deployment: Deployment) -> None:
 
 
 def may_fork() -> bool:
-    """Whether processes of a run may be forked. The user decides."""
+    """Whether processes of a run may be forked. The user decides with ``ZMQRL_FORK``."""
     return os.environ.get(FORK) != "off"
 
 
 class Plan:
     """The processes of one run.
 
-    ``run`` is a new id, unless the shards must find the state of an earlier run. ``deployment`` says where each process
-    runs. ``secret`` authenticates the supervisor to the shards. ``version`` is the first version of the session, and
-    ``trained_before_s`` the training time before it.
+    ``run`` is a new id, unless the shards must find the state of an earlier run. ``deployment`` determines the host of
+    each process. ``secret`` authenticates the supervisor to the shards. ``version`` is the first version of the
+    session, and ``trained_before_s`` is the training time before this version.
     """
 
     def __init__(
@@ -76,9 +76,12 @@ class Plan:
         self._written: tuple[object, ...] = ({}, {})
 
     def shard_task(self, shard: int, endpoints: dict[SocketRole, str] | None, *, frozen: bool = False) -> Task:
-        """The task of a shard. A restarted shard binds the same ``endpoints`` again, because workers connect to them. A
-        ``frozen`` shard serves its state, but makes no versions. With a port range, it binds its usual control port.
-        Otherwise, it binds an endpoint that no worker connects to.
+        """The task of a shard.
+
+        A restarted shard binds the same ``endpoints`` again, because workers connect to these endpoints.
+
+        A ``frozen`` shard serves its state, but makes no versions. A frozen shard binds its usual control port if there
+        is a port range, and otherwise an endpoint that no worker connects to.
         """
         process = shard_id(shard)
         config, directory = self.config, self.sites[process].directory
@@ -109,8 +112,9 @@ class Plan:
         return self._task(worker_id(rank), WORKER, job)
 
     def worker_job(self, rank: int, version: int, cluster: Mapping[str, Any]) -> dict[str, Any]:
-        """The job of a worker. ``cluster`` says where the shards are. ``version`` is about the current version of the
-        run.
+        """The job of a worker. ``cluster`` has the addresses of the shards.
+
+        ``version`` is approximately the current version of the run.
         """
         process = worker_id(rank)
         return {
@@ -134,8 +138,9 @@ class Plan:
     def control(
         self, endpoints: list[str], other: Callable[[int, m.Message], None] = lambda shard, message: None
     ) -> ShardControl:
-        """Connect to the shards as the supervisor. ``other`` is called with the shard and the message for each message
-        that answers no request.
+        """Connect to the shards as the supervisor.
+
+        ``other`` is called with the number of the shard and each message that is not an answer.
         """
         keys = self.keys.of_supervisor() if self.keys else None
         return ShardControl(self.run, self.layout.hash, self.secret, endpoints, keys, other)
@@ -171,8 +176,9 @@ class Plan:
         pids: Mapping[ProcessId, int],
         lost_at: Mapping[str, float] | None = None,
     ) -> None:
-        """Write ``cluster.json`` and the key files that it names, unless processes and lost hosts are unchanged since
-        the last write. ``lost_at``: when each lost host was lost, on the monotonic clock. Raises OSError.
+        """Write ``cluster.json`` and its key files if the processes or the lost hosts have changed.
+
+        ``lost_at`` has the time at which each lost host was lost, on the monotonic clock. Raises OSError.
         """
         known = dict(pids), dict(lost_at or {})
         if known != self._written:
@@ -216,8 +222,9 @@ class Plan:
         return {"host": self.sites[process].host, "pid": pids.get(process)}
 
     def _key_file(self, rank: int) -> str:
-        """The path of the key file of a rank. It is relative to ``cluster.json``, so that both files can be copied to
-        another host.
+        """The path of the key file of a rank.
+
+        The path is relative to ``cluster.json``, so that both files can be copied to another host.
         """
         return str(self.directory.key_file(rank).relative_to(self.directory.path))
 
@@ -232,9 +239,7 @@ class Plan:
                 write_json(path, facts, mode=0o600)
 
     def _incarnation(self, process: ProcessId) -> int:
-        """The incarnation of a new process: the time in ms, but always more than the incarnation of the process before
-        it.
-        """
+        """The incarnation of a new process: the time in ms, but always greater than the previous incarnation."""
         self._incarnations[process] = max(time.time_ns() // 1_000_000, self._incarnations.get(process, 0) + 1)
         return self._incarnations[process]
 

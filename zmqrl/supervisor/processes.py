@@ -1,4 +1,4 @@
-"""The processes of a run: their deaths, restarts and silences. Pure: no clock."""
+"""The processes of a run: their deaths, restarts and silences. This module uses no clock."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from zmqrl.supervisor import events as e
 FIRST_DELAY_S = 0.25
 LONGEST_DELAY_S = 30.0
 FAILURES_IN_A_ROW = 4  # number of deaths without any work between them
-SPACE_WITHIN_S = 300.0  # how long a process whose disk is full is restarted
+SPACE_WITHIN_S = 300.0  # how long the supervisor keeps restarting a process whose disk is full
 SPACE_LOOK_S = 5.0  # the first delay until such a restart: the later ones are longer
 KILLS_IN_A_ROW = 30  # number of kills from outside zmqrl, by the user or the kernel, for example
 SILENCE_S = 5.0
@@ -27,7 +27,7 @@ UNREACHABLE_TOLD_S = 10.0  # time between two notices about a host that cannot b
 
 @dataclass(slots=True)
 class LostHost:
-    """A host that is lost ``since`` a time, with the processes that run there."""
+    """A lost host, the time of its loss (``since``), and the processes that ran there."""
 
     since: float
     told_at: float
@@ -40,8 +40,8 @@ class Processes:
     ``starts`` counts the starts of each process. ``hopeless`` holds the processes that died too often in a row, and
     those that ended with a UsageError. A process that works again is no longer hopeless.
     ``first_death`` is the earliest death that the run has not recovered from: this death may have caused later deaths.
-    If the reason for that death is unknown, the next death with a known reason replaces it. ``lost_hosts`` holds the
-    hosts that cannot be reached, by name.
+    If the reason for that death is unknown, the next death with a known reason replaces it. ``lost_hosts`` maps the
+    name of each host that cannot be reached to a ``LostHost``.
     """
 
     def __init__(self) -> None:
@@ -60,16 +60,16 @@ class Processes:
         self._changed_at: dict[ProcessId, float] = {}  # when the process last started, died, came or left
         self._outside: dict[ProcessId, bool] = {}  # the external workers that came: whether they are here now
         self._silence_told_at = 0.0
-        self._used: dict[int, int] = {}  # by rank: most contributions that a shard has used
+        self._used: dict[int, int] = {}  # by rank: the greatest number of contributions that any shard has used
 
     # deaths and restarts
 
     def died(self, exited: Exited, now: float, *, excused: bool = False, is_full: bool = False) -> list[e.Action]:
-        """A process died. Restart it after a delay, which doubles with each death in a row.
+        """A process died. Restart the process after a delay, which doubles with each death in a row.
 
-        The death of a shard or a worker can become the ``first_death``. If ``excused``, it cannot: the process had a
-        good reason to end, so it may do so as often as a process that is killed from outside. If ``is_full``, the
-        process ended because its disk is full: the run waits for space.
+        The death of a shard or a worker can become the ``first_death``. If ``excused``, the process had a good reason
+        to end. Such a death cannot become the ``first_death``, and the process may die as often as one that is killed
+        from outside. If ``is_full``, the process ended because its disk is full, so the run waits for space.
         """
         process = exited.process
         counts = process.role in ("shard", "worker") and not excused
@@ -95,7 +95,7 @@ class Processes:
         return [_told(exited, f"died ({exited.how()}) and is restarted{ends}", most)]
 
     def host_changed(self, change: HostLost | HostUp, now: float) -> list[e.Action]:
-        """Report a host that is lost, now and then while it cannot be reached, and when it is back."""
+        """Report a host when it is lost, from time to time while it cannot be reached, and when it is back."""
         host = self.lost_hosts.get(change.host)
         if isinstance(change, HostUp):
             self.lost_hosts.pop(change.host, None)
@@ -114,11 +114,11 @@ class Processes:
         return [e.Notice(f"host {change.host} has been unreachable for {waited_s:.0f} s{again}: {change.why}")]
 
     def unreachable_s(self, process: ProcessId, now: float) -> float | None:
-        """Seconds since the host of a process was lost. None if the host is not lost."""
+        """Seconds since the host of a process was lost, or None if the host is not lost."""
         return next((now - host.since for host in self.lost_hosts.values() if process in host.processes), None)
 
     def _wait_for_space(self, exited: Exited, now: float) -> e.Action:
-        """Restart the process until its disk has space, but for at most ``SPACE_WITHIN_S``."""
+        """Restart the process repeatedly until its disk has space, but for at most ``SPACE_WITHIN_S``."""
         process = exited.process
         waited_s = now - self._full_since.setdefault(process, now)
         left_s = max(0.0, SPACE_WITHIN_S - waited_s)
@@ -128,11 +128,11 @@ class Processes:
         return _told(exited, f"has a full disk; the run waits {left_s:.0f} s for space", 1)
 
     def was_full(self, process: ProcessId) -> bool:
-        """Whether a full disk ended the process last, and the process has done no work since."""
+        """Whether a full disk caused the last death of the process, and the process has done no work since."""
         return process in self._full_since
 
     def deaths(self, process: ProcessId) -> int:
-        """The number of deaths of the process since it last did some work."""
+        """The number of deaths of the process since the process last did some work."""
         return self._kills.get(process, 0) + self._failures.get(process, 0)
 
     def start(self, process: ProcessId, now: float) -> e.Action:
@@ -160,8 +160,9 @@ class Processes:
         self._full_since.pop(process, None)
 
     def contributed(self, tallies: Iterable[tuple[int, ...]]) -> None:
-        """Read the tallies of a shard: a worker has worked if the shard has used more of its contributions than
-        before.
+        """Read the tallies of a shard.
+
+        A worker has worked if the shard has used more of the worker's contributions than before.
         """
         for rank, used, *_ in tallies:
             if used > self._used.get(rank, 0):
@@ -169,7 +170,7 @@ class Processes:
                 self.worked(worker_id(rank))
 
     def reset_tallies(self) -> None:
-        """The shards have loaded a checkpoint, and count used contributions from zero again."""
+        """Forget the tallies, because shards that have loaded a checkpoint count from zero again."""
         self._used.clear()
 
     def made(self, version: int, now: float) -> None:
@@ -196,18 +197,21 @@ class Processes:
                     self.heard(worker_id(rank), now)
 
     def silent_s(self, process: ProcessId, now: float) -> float:
-        """Seconds since the last sign of life of the process. 0 before the first sign of life."""
+        """Seconds since the last sign of life of the process, or 0 before the first sign of life."""
         return now - self._heard_at.get(process, now)
 
     def see_outside(self, workers: Iterable[ProcessId], now: float) -> None:
-        """Note which external ``workers`` every shard sees now."""
+        """Record which external ``workers`` every shard sees now."""
         here = set(workers)
         for worker in here | self._outside.keys():
             if self._outside.get(worker) != (worker in here):
                 self._outside[worker], self._changed_at[worker] = worker in here, now
 
     def presence(self, process: ProcessId, now: float, *, outside: bool = False) -> tuple[State, float]:
-        """The state of a process, and the seconds since it has been in that state. ``outside``: an external worker."""
+        """The state of a process, and for how many seconds the process has been in that state.
+
+        ``outside``: whether the process is an external worker.
+        """
         unreachable_s = self.unreachable_s(process, now)
         if unreachable_s is not None:
             return "unreachable", unreachable_s
@@ -223,7 +227,7 @@ class Processes:
         return ("silent", silent_s) if silent_s >= SILENCE_S else ("present", for_s)
 
     def awaited(self, process: ProcessId, now: float) -> Awaited:
-        """The known state of a process that a version waits for."""
+        """The known state of a process for which a version waits."""
         return Awaited(
             process=process,
             is_running=process in self.running,
@@ -233,7 +237,10 @@ class Processes:
         )
 
     def pardon(self, seconds: float, *roles: ProcessRole) -> None:
-        """Do not count ``seconds`` as silence of processes: nobody could hear them. Without ``roles``: of all roles."""
+        """Do not count ``seconds`` as silence of the processes of ``roles``, because their messages could not arrive.
+
+        Without ``roles``, this applies to all processes.
+        """
         for process in self._heard_at:
             if not roles or process.role in roles:
                 self._heard_at[process] += seconds

@@ -24,8 +24,9 @@ ROW_EVERY_S = 1.0
 
 
 class Progress:
-    """The metrics of a run. ``row`` is the newest row, and ``processes`` are those that the screen shows. Time counts
-    from the call of ``begin``, when the first version begins.
+    """The metrics of a run. ``row`` is the newest row, and ``processes`` has the processes that the screen shows.
+
+    Time counts from the call of ``begin``, when workers begin to compute the first version.
     """
 
     def __init__(self, config: Config, directory: RunDirectory, counters: Counters, console: Console) -> None:
@@ -83,7 +84,7 @@ class Progress:
         return dataclasses.replace(counters, version=version, contributions=contributions).to_json()
 
     def end(self, version: int, stats: Mapping[int, m.Stats], members: tuple[int, ...], now: float) -> dict[str, Any]:
-        """Make the last row. It is for ``version``, which every shard has copied. Returns the final counters."""
+        """Make the last row, for ``version``, which every shard has copied. Returns the final counters."""
         last = {s: dataclasses.replace(each, version=version, totals=each.captured_totals) for s, each in stats.items()}
         self.on_stats(last, sorted(last), members)
         self.show(now)
@@ -103,11 +104,11 @@ class Progress:
         return self.began_at is not None and now - self.row_at >= ROW_EVERY_S
 
     def put_off(self, now: float) -> None:
-        """Postpone the next row by a full interval, so that the statistics in it are new."""
+        """Postpone the next row by a full interval, so that the row has new statistics."""
         self.row_at = now
 
     def show(self, now: float) -> None:
-        """Make and show the next row. Write it only if its version is above the version of every earlier row."""
+        """Make and show the next row. Write the row only if its version is above the version of every earlier row."""
         self.row_at = now
         is_newer = self.metrics.version > self.row_version
         self.row = self.metrics.row(self.trained_s(), written=is_newer)
@@ -133,7 +134,9 @@ def live_figures(
     trained_s: float,
     processes: Sequence[Presence] = (),
 ) -> LiveFigures:
-    """What a console shows for a ``row`` and ``processes`` after ``trained_s`` seconds of training in this session."""
+    """The figures that a console shows for a ``row`` and ``processes``, after ``trained_s`` seconds of training in this
+    session.
+    """
     return LiveFigures(
         title=f"{config.recipe} · {config.env} · {directory.path.name}",
         row=row,
@@ -144,8 +147,9 @@ def live_figures(
 
 
 def _left_s(config: Config, row: Mapping[str, Any], trained_s: float) -> float | None:
-    """Seconds until the run reaches its first limit at the current speed. None if there is no limit or no known
-    speed.
+    """Seconds until the run reaches its first limit at the current speed.
+
+    Returns None if there is no limit or no known speed.
     """
     left = []
     if config.minutes is not None:

@@ -1,5 +1,6 @@
-"""Lets a run continue beyond the time limit of its batch job: the run ends before the limit, and Slurm requeues the
-job.
+"""Lets a run continue beyond the time limit of a batch job.
+
+The run ends before the limit, and Slurm requeues the job.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ TIME_IS_UP = 128 + signal.SIGUSR1
 
 
 def is_begun(config: Config) -> bool:
-    """Whether the run directory already holds a run. If so, the job was requeued."""
+    """Whether the run directory already holds a run. If the directory holds a run, the job was requeued."""
     return config.run_dir is not None and RunDirectory(config.run_dir).config.exists()
 
 
@@ -40,7 +41,10 @@ def check(job: str, config: Config) -> None:
 
 
 def left_of(config: Config) -> Config:
-    """Reduce ``minutes`` by the time that a resumed run has already trained. Raises UsageError if no time is left."""
+    """Reduce ``minutes`` by the time for which a resumed run has already trained.
+
+    Raises UsageError if no time is left.
+    """
     if config.minutes is None or not config.resume:
         return config
     assert config.run_dir is not None
@@ -54,8 +58,9 @@ def left_of(config: Config) -> Config:
 
 
 def requeued(job: str | None, train: Callable[[], int]) -> int:
-    """Run ``train`` and return its exit status. If USR1 alone ended the run, requeue ``job`` (None: there is no
-    job).
+    """Run ``train`` and return its exit status. If USR1 alone ended the run, requeue ``job``.
+
+    ``job`` is None if there is no job.
     """
     with _warned() as came:
         try:
@@ -74,7 +79,7 @@ def requeued(job: str | None, train: Callable[[], int]) -> int:
 
 @contextlib.contextmanager
 def _warned() -> Iterator[threading.Event]:
-    """Make USR1 act like a first Ctrl-C in the block. Slurm can send USR1 before a time limit.
+    """Make USR1 act like a first Ctrl-C in the block. Slurm can send USR1 before the time limit of a job.
 
     The yielded event is set if USR1 arrived before the run had its own signal handlers.
     """

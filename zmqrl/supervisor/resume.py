@@ -1,7 +1,6 @@
 """Prepares to resume a run: chooses the checkpoint, and checks which settings have changed."""
 
 import contextlib
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +14,15 @@ from zmqrl.ps.shard.history import History
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.events import Reason
 from zmqrl.supervisor.followers import is_for_stop_score
-from zmqrl.words import counted
+from zmqrl.words import as_word, counted
 
 
 def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoint:
-    """The checkpoint to resume from. Raises UsageError if there is no checkpoint, or if it does not fit ``initial``."""
+    """The checkpoint to resume from.
+
+    Raises UsageError if there is no checkpoint, or if the layout or the optimizer of the checkpoint differs from
+    ``initial``.
+    """
     checkpoint = read_newest(directory)
     if checkpoint is None:
         raise UsageError(f"there is no checkpoint in {directory.checkpoints} to resume from.")
@@ -42,15 +45,17 @@ def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoin
 
 
 def read_newest(directory: RunDirectory) -> Checkpoint | None:
-    """Read the newest checkpoint. If it is damaged, raises UsageError with the command that uses an older
-    checkpoint.
+    """Read the newest checkpoint.
+
+    If this checkpoint is damaged, raises UsageError with the command that uses an older checkpoint.
     """
 
     def advice(whole: Path, damaged: Sequence[Path]) -> str:
         moves = [["mv", str(path), str(path.with_name(f"damaged-{path.name}"))] for path in damaged]
         commands = [*moves, ["zmqrl", "train", "--resume", "--run-dir", str(directory.path)]]
+        line = " && ".join(" ".join(map(as_word, command)) for command in commands)
         return (
-            f"To resume from {whole.name}, which is intact: `{' && '.join(map(shlex.join, commands))}` "
+            f"To resume from {whole.name}, which is intact: `{line}` "
             "(or `zmqrl launch` with its options, for a run on hosts)."
         )
 
@@ -58,9 +63,9 @@ def read_newest(directory: RunDirectory) -> Checkpoint | None:
 
 
 def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None:
-    """Raise UsageError if the environment or the ``flavour`` of the stored run differs from that of ``config``.
+    """Raise UsageError if the environment or the ``flavour`` of the stored run differs from ``config``.
 
-    The scores of the two would not be comparable.
+    The scores of the two runs would not be comparable.
     """
     if config.env != stored.env:
         raise UsageError(f"{path} was trained on {stored.env}, not on {config.env}: start a new run for {config.env}.")
@@ -73,9 +78,9 @@ def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None
 def mend_histories(directory: RunDirectory, checkpoint: Checkpoint) -> tuple[int, list[str]]:
     """Remove unreadable lines from the histories before the run continues from ``checkpoint``. Raises ClusterError.
 
-    Returns the newest generation of the run so far, and what is wrong with the histories, as sentences. The checkpoint
-    can be of an older generation. If the run used that one again, a shard could not tell lines that this resume undoes
-    from versions that it has lost.
+    Returns the newest generation of the run so far, and sentences about problems in the histories. The checkpoint can
+    have an older generation, which the run must not use again. Otherwise, a shard could not distinguish the lines that
+    this resume undoes from versions that the shard has lost.
     """
     generation, news = checkpoint.generation, []
     for shard in range(checkpoint.layout.shards):
@@ -90,7 +95,7 @@ def mend_histories(directory: RunDirectory, checkpoint: Checkpoint) -> tuple[int
 
 
 def end_of(config: Config, checkpoint: Checkpoint, path: Path) -> tuple[Reason, str] | None:
-    """The limit of ``config`` that the run at ``path`` has already reached, and a sentence about it. Or None."""
+    """The limit of ``config`` that the run at ``path`` has already reached, and a sentence about it, or None."""
     counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
     evaluations = readable_lines(RunDirectory(path).evaluations, EVALUATION, lambda _: None)
     scores = [each["mean"] for each in evaluations if is_for_stop_score(each)]

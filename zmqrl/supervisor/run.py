@@ -41,6 +41,7 @@ from zmqrl.supervisor.plan import prepare
 from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
 from zmqrl.supervisor.salvage import remove_files, salvage
 from zmqrl.supervisor.supervisor import Supervisor
+from zmqrl.words import as_text
 
 Deploy: TypeAlias = Callable[[Config, RunDirectory, Stages], Deployment]
 
@@ -67,7 +68,7 @@ def check_here(config: Config) -> None:
 
 
 def check_extras(config: Config) -> None:
-    """Raise UsageError for the first package that the launcher of a run needs and that is not installed here."""
+    """Raise UsageError for the first missing package that the launcher of a run needs on this machine."""
     if config.env.startswith("ALE/"):  # other ids of Atari games are known only once the games are imported
         require_extra("atari", f"{config.env} needs")
     for tracker in config.trackers:
@@ -86,7 +87,7 @@ def train_on(
     """Train on a deployment. Raises ZmqrlError. ``needs_cuda``: whether this machine must have a CUDA device.
 
     Returns 0 if the run reached a limit. Returns INTERRUPTED or TIME_IS_UP if an interrupt ended the run with a
-    checkpoint. With ``on_up``, the run shows nothing more once it is up, and then calls ``on_up``.
+    checkpoint. If ``on_up`` is given, the run stops all output once the run is up, and then calls ``on_up``.
     """
     config.check()
     config = config.with_schedule()
@@ -103,7 +104,7 @@ def train_on(
         exporter = stack.enter_context(exporter_at(config.metrics_place()))
         stack.enter_context(_claimed(directory))
         config = dataclasses.replace(config, run_dir=path.with_name(directory.path.name))
-        news = [f"run directory {directory.path}; scores: {config.env}, {flavour}"]
+        news = [f"run directory {as_text(directory.path)}; scores: {config.env}, {flavour}"]
         if told := remark(config):
             news.append(told)
         checkpoint: Checkpoint | None = None
@@ -152,7 +153,10 @@ def train_on(
 
 
 def _first(preparation: Preparation, deployment: Deployment) -> Checkpoint:
-    """Version 0 of a new run. If the settings are wrong, remove what the deployment has made on the hosts."""
+    """Version 0 of a new run.
+
+    If the settings are wrong, remove the files that the deployment has created on the hosts.
+    """
     try:
         return preparation.checkpoint()
     except ZmqrlError:
@@ -162,7 +166,7 @@ def _first(preparation: Preparation, deployment: Deployment) -> Checkpoint:
 
 @contextlib.contextmanager
 def _claimed(directory: RunDirectory) -> Iterator[None]:
-    """Lock the run directory during the block, and turn errors into sentences. Raises ZmqrlError."""
+    """Lock the run directory during the block, and turn errors into a ZmqrlError with a sentence for the user."""
     directory.claim()
     try:
         yield
@@ -185,12 +189,12 @@ def _summarize(
     reason: Reason,
     screen: Console,
 ) -> int:
-    """Write the summary of a run that was killed between its last checkpoint and its summary."""
+    """Write the summary of a run that was killed after its last checkpoint and before its summary."""
     write_summary(directory.summary, reason, 0, config, checkpoint, flavour)
     for shard in range(checkpoint.layout.shards):
         directory.state(shard).unlink(missing_ok=True)
     with contextlib.closing(LoggedConsole(screen, directory.log("supervisor"))) as console:
-        for text in (*news, f"ended ({reason}) at version {checkpoint.version}; see {directory.summary}"):
+        for text in (*news, f"ended ({reason}) at version {checkpoint.version}; see {as_text(directory.summary)}"):
             console.notice(text)
     return 0
 
@@ -209,8 +213,8 @@ def _logged(path: Path) -> str:
 def check_room(directory: RunDirectory, checkpoint: Checkpoint, keep: int, *, holds_state: bool) -> list[str]:
     """Compare the free space on the disk of a run directory with the space that the run needs there.
 
-    The run keeps ``keep`` checkpoints of the size of ``checkpoint``. ``holds_state``: the shards store their state in
-    this directory. Returns warnings. Raises UsageError if there is too little space.
+    The run keeps ``keep`` checkpoints of the size of ``checkpoint``. ``holds_state``: whether the shards store their
+    state in this directory. Returns warnings. Raises UsageError if there is too little space.
     """
     free = shutil.disk_usage(directory.path).free
     needed = needed_bytes(directory, checkpoint, keep, holds_state=holds_state)
@@ -223,7 +227,7 @@ def check_room(directory: RunDirectory, checkpoint: Checkpoint, keep: int, *, ho
 
 
 def needed_bytes(directory: RunDirectory, checkpoint: Checkpoint, keep: int, *, holds_state: bool) -> int:
-    """The bytes that a run will write into its directory: checkpoints, the state of shards, and logs."""
+    """The bytes that a run will write into the run directory: checkpoints, the state of shards, and logs."""
     # A new checkpoint is written before the oldest one is removed.
     new = max(1, keep + 1 - len(checkpoints(directory.checkpoints)))
     needed = new * sum(map(len, checkpoint.states)) + LOGS_BYTES
@@ -278,10 +282,12 @@ def _supervise(
                     reason = supervisor.run()
                 if config.profile:
                     _trace(config, directory, checkpoint, console.notice)
-        console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {directory.summary}")
+        console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {as_text(directory.summary)}")
     except KeyboardInterrupt:  # a second Ctrl-C while the run was ending
         if supervisor is not None and supervisor.saved:
-            console.notice(f"ended (interrupted) at version {supervisor.checkpoint.version}; see {directory.summary}")
+            console.notice(
+                f"ended (interrupted) at version {supervisor.checkpoint.version}; see {as_text(directory.summary)}"
+            )
         raise
     except ZmqrlError as error:  # the caller prints it
         console.log(f"failed: {error}")
@@ -305,7 +311,7 @@ def _trace(config: Config, directory: RunDirectory, start: Checkpoint, notice: C
     recording = Recording.read(directory.profile, traced)
     for text in write_trace(recording, directory.trace, traced, arrows=config.mode == "sync"):
         notice(text)
-    notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
+    notice(f"trace written to {as_text(directory.trace)}: open it in https://ui.perfetto.dev")
 
 
 @contextlib.contextmanager
@@ -325,9 +331,11 @@ def _tracebacks_to(log: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts(supervisor: Supervisor) -> Iterator[None]:
-    """Handle signals in the block. The first Ctrl-C requests a checkpoint and a clean end. The second Ctrl-C ends
-    everything at once. A third Ctrl-C is ignored, because it would disturb that end. TERM, HUP and USR1 act like a
-    single Ctrl-C, even when repeated. HUP stays ignored if it was ignored when zmqrl started.
+    """Handle signals in the block. The first Ctrl-C requests a checkpoint and a clean end.
+
+    The second Ctrl-C ends everything at once. A third Ctrl-C is ignored, because it would disturb the clean-up. TERM,
+    HUP and USR1 act like a single Ctrl-C, even if they are repeated. HUP stays ignored if it was ignored when zmqrl
+    started.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -20,7 +20,7 @@ from zmqrl.hosts.launcher import Exited, Launcher, Said
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.ways.slurm import is_over
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.observe.forms import ROW, readable_lines
 from zmqrl.observe.metrics import SCORES_KEPT, SHARD_OUTCOMES, Counters
 from zmqrl.observe.records import lineage
@@ -73,7 +73,7 @@ def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
             if tries_left == 0 or isinstance(error, Damaged):
                 again = "" if isinstance(error, Damaged) else "try --resume again, or "
                 raise ClusterError(
-                    f"cannot read the state of the killed run: {str(error).rstrip('.')}. It is kept "
+                    f"cannot read the state of the killed run: {str(error).rstrip('.')}. The state is kept "
                     f"{_whereabouts(directory)}: {again}remove {directory.left} to resume from "
                     f"checkpoint {checkpoint.name} and lose everything after it."
                 ) from error
@@ -83,7 +83,11 @@ def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
 
 
 def _forget_state(directory: RunDirectory) -> None:
-    """The state of the shards is not needed any more. Other hosts may still have files of the run."""
+    """Remove ``left.json``, because the state of the shards is no longer needed.
+
+    If the run had other hosts, keep the file as ``old-hosts.json``, because those hosts may still have files of the
+    run.
+    """
     with contextlib.suppress(ClusterError):
         if not _Left.read(directory.left).is_here:
             directory.left.replace(directory.old_hosts)
@@ -92,7 +96,7 @@ def _forget_state(directory: RunDirectory) -> None:
 
 
 def remove_files(directory: RunDirectory, notice: Notice, but: Collection[str] = ()) -> None:
-    """Call this after :func:`salvage`: remove the files of the killed run from all its hosts except ``but``.
+    """Call this after :func:`salvage`: remove the files of the killed run from all hosts of that run except ``but``.
 
     Files that this machine lacks, such as videos, are copied here first. ``notice`` reports hosts that keep files.
     """
@@ -156,12 +160,15 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
 
 
 def _set_aside(history: Path) -> set[Path]:
-    """The original files that were kept when damaged lines of a history were removed."""
+    """The original history files, which were kept when damaged lines were removed."""
     return set(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
 
 
 def _tell_of_history(history: Path, set_aside: Collection[Path], notice: Notice) -> None:
-    """Report missing lines of a history to the user. The shard reports missing lines only to its own log."""
+    """Report missing and unreadable lines of a history to the user.
+
+    The shard writes these problems only to its own log.
+    """
     for aside in sorted(_set_aside(history) - set(set_aside)):
         notice(f"{history}: lines that could not be read were removed; the original file is kept as {aside.name}")
     after = 0
@@ -188,7 +195,7 @@ class _Left:
     def read(cls, path: Path) -> Self:
         """Read the file. Raises ClusterError if the file is damaged."""
         try:
-            data = parse_json(path.read_text(encoding="utf-8"))
+            data = read_json(path)
             shards = {
                 shard_id(each["shard"]): (each["host"], str(urlsplit(each["control"]).hostname))
                 for each in data["shards"]
@@ -291,9 +298,9 @@ def to_save(
 ) -> dict[int, int] | None:
     """The version of each shard to save as a checkpoint, or None if the shards hold nothing newer than ``checkpoint``.
 
-    If ``together``, the result is the newest version that all shards hold. Otherwise, it is the newest version of each
-    shard. ``made`` holds the last version in the history of each shard. Raises Damaged if newer versions existed but
-    cannot be saved. Raises Gone if the run was rolling back to ``checkpoint``.
+    If ``together``, the result is the newest version that all shards hold. If not ``together``, the result is the
+    newest version of each shard. ``made`` holds the last version in the history of each shard. Raises Damaged if newer
+    versions existed but cannot be saved. Raises Gone if the run was rolling back to ``checkpoint``.
     """
     stands = {shard: made[shard] if each.state == "empty" else each.version for shard, each in welcomes.items()}
     if all(version <= checkpoint.version_of(shard) for shard, version in stands.items()):

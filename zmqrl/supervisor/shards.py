@@ -1,4 +1,7 @@
-"""What the supervisor knows about each shard, and which messages it sends to the shards. Pure: no sockets, no clock."""
+"""What the supervisor knows about each shard, and which messages it sends to the shards.
+
+This module uses no sockets and no clock.
+"""
 
 from collections.abc import Iterable
 
@@ -13,7 +16,7 @@ START = "the run starts"
 
 
 class Shards:
-    """The shards of a run, by number.
+    """The shards of a run. The dictionaries have one entry per shard number.
 
     ``checkpoint`` holds the version of each shard in the newest checkpoint. ``seen`` holds the newest version that each
     shard is known to have made. ``stats`` holds the last report of each shard since that shard started or loaded a
@@ -39,7 +42,7 @@ class Shards:
 
     @property
     def all_at_stop(self) -> bool:
-        """Whether every shard has made the version to end at."""
+        """Whether every shard has made the version at which the run ends."""
         at_stop = self.stop_at is not None and all(s.version >= self.stop_at for s in self.stats.values())
         return self.all_told and at_stop
 
@@ -49,7 +52,7 @@ class Shards:
         return not self.down and self.rollback is None
 
     def failure(self) -> str | None:
-        """If a shard can make no more versions, the reason for that. Otherwise None."""
+        """The reason why a shard can make no more versions, or None if all shards can."""
         for shard, stats in sorted(self.stats.items()):
             if stats.failure:
                 return (
@@ -59,7 +62,7 @@ class Shards:
         return None
 
     def missing(self, members: Iterable[int]) -> list[Awaited]:
-        """The workers that have not contributed to the open version. Empty if no version is open.
+        """The workers that have not contributed to the open version. Returns an empty list if no version is open.
 
         Every shard must have reported its state.
         """
@@ -94,8 +97,8 @@ class Shards:
     def on_lost(self, shard: int, lost: m.Lost, quorum: int) -> None:
         """A worker reports that it has seen a newer version of a shard than the shard now has.
 
-        The supervisor believes the worker if a quorum of workers report such a version, or if the supervisor itself has
-        seen a newer version of the shard.
+        The supervisor believes the report if a quorum of workers agree, or if the supervisor itself has seen a newer
+        version.
         """
         if shard not in self.stats:
             return
@@ -152,8 +155,9 @@ class Shards:
         return [action for shard in self.numbers for action in self.tell_stop(shard)]
 
     def repeat(self, view: View) -> list[e.Action]:
-        """Send the view or the end version again to a shard that reports a different one: the first message may be
-        lost.
+        """Repeat the view or the last version to each shard that reports a different one.
+
+        The first message may have been lost.
         """
         actions: list[e.Action] = []
         for shard, stats in self.stats.items():
@@ -164,12 +168,12 @@ class Shards:
         return actions
 
     def checkpointed(self, versions: tuple[int, ...]) -> None:
-        """There is a newer checkpoint, which has these versions of the shards."""
+        """Record a newer checkpoint, which has these versions of the shards."""
         self.checkpoint = versions
         self.seen = {shard: max(seen, versions[shard]) for shard, seen in self.seen.items()}
 
     def tell_stop(self, shard: int) -> list[e.Action]:
-        """Send a shard the version to end at, if the run has an end."""
+        """Send a shard the version at which it ends, if the run has an end."""
         return [] if self.stop_at is None else [e.TellStop(shard, self._end_of(shard))]
 
     def _checkpoint_in_words(self) -> str:
@@ -180,5 +184,8 @@ class Shards:
             self.rollback = why
 
     def _end_of(self, shard: int) -> int | None:
-        """The version to end at: ``stop_at``, or the shard's newest version if the shard has passed ``stop_at``."""
+        """The version at which the shard ends.
+
+        This is ``stop_at``, or the shard's newest version if that is greater.
+        """
         return None if self.stop_at is None else max(self.stop_at, self.seen[shard])

@@ -1,4 +1,4 @@
-"""The supervisor of a run: carries out the decisions of its state machine, with processes, sockets and files."""
+"""The supervisor of a run: carries out the decisions of the state machine, with processes, sockets and files."""
 
 import contextlib
 import signal
@@ -25,7 +25,7 @@ from zmqrl.ps.control import NoAnswer, ShardControl
 from zmqrl.ps.shard.history import History
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.sockets import SocketRole
-from zmqrl.rundir import RunDirectory, write_json
+from zmqrl.rundir import RunDirectory, reserve, write_json
 from zmqrl.start.stages import Stages
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.checkpointer import Checkpointer
@@ -35,7 +35,7 @@ from zmqrl.supervisor.machine import Limits, ScheduleEnd, SupervisorMachine
 from zmqrl.supervisor.plan import Plan
 from zmqrl.supervisor.progress import Progress
 from zmqrl.supervisor.resume import mend_histories
-from zmqrl.words import counted
+from zmqrl.words import as_word, counted
 
 TURN_S = 0.05
 SHOW_EVERY_S = 1.0
@@ -45,12 +45,15 @@ COPY_WITHIN_S = 30.0
 ALONE_WITHIN_S = 10.0
 WRITE_AGAIN_S = 1.0  # time between two tries to write cluster.json
 LATE_S = 3.0  # a turn that begins this long after the previous one is late
+SUMMARY_BYTES = 1 << 18  # the summary of a run on hundreds of hosts
 MOST_REFUSED = 100  # number of notices about refused workers: more would flood the screen
 
 
 class Supervisor:
-    """One session of a run, from its first checkpoint to its last. ``interrupts`` counts the user's requests to end the
-    run. It calls ``on_up`` once all workers that it starts are at work.
+    """One session of a run, from the first checkpoint to the last checkpoint of the session.
+
+    ``interrupts`` counts the user's requests to end the run. ``on_up`` is called when the training time begins. If the
+    run has external workers, ``on_up`` is called once the shards are up.
     """
 
     control: ShardControl  # exists once the shards are up
@@ -114,7 +117,7 @@ class Supervisor:
         self._actions: deque[e.Action] = deque()
         self._lines = Folding()
         self._turned_at = time.monotonic()
-        self._write_cluster_at = 0.0  # not 0 after a failure
+        self._write_cluster_at = 0.0  # after a failure, the time of the next try
 
     # the run
 
@@ -171,8 +174,9 @@ class Supervisor:
         first: BaseException | None,
         trace: object,
     ) -> None:
-        """Close a part of the run. An error then is only a notice if the run ends with a ``first`` error, which
-        ``close`` gets.
+        """Close a part of the run. ``close`` is called with ``first``, the error that ends the run, or None.
+
+        If ``first`` is an error, an error of ``close`` becomes a notice.
         """
         try:
             close(first)
@@ -204,6 +208,7 @@ class Supervisor:
         """Connect to the shards, which are up now. Send each worker and each follower its job."""
         for old in (self.directory.summary, self.directory.trace):  # out of date from here on
             old.unlink(missing_ok=True)
+        reserve(self.directory.summary, SUMMARY_BYTES)
         endpoints = [self.endpoints[shard]["control"] for shard in self.shards.numbers]
         self.control = self.plan.control(endpoints, self._arrived)
         self.checkpointer = Checkpointer(
@@ -217,7 +222,9 @@ class Supervisor:
         self.followers.on_checkpoint(self.checkpoint.version, trained_s)
         if self.config.external_workers:
             for rank in self.plan.open_ranks:
-                self.console.notice(f"rank {rank} is open: zmqrl worker {self.directory.cluster} --rank {rank}")
+                self.console.notice(
+                    f"rank {rank} is open: zmqrl worker {as_word(self.directory.cluster)} --rank {rank}"
+                )
             self.on_up()  # the user may start these workers only after the run has left the terminal
 
     def _bring_histories(self) -> None:
@@ -268,7 +275,7 @@ class Supervisor:
             self._show(self._snapshot(self.shown_at))
 
     def _show_stage(self) -> None:
-        """Show how many shards are up, and then how many workers are present at all of them."""
+        """Show how many shards are up, and then how many workers are present at all shards."""
         shards = len(self.shards.numbers)
         if not self.is_connected:
             self.stages.at("shards", f"starting {counted(shards, 'shard')}", len(self.endpoints), shards)
@@ -299,7 +306,7 @@ class Supervisor:
         )
 
     def _presences(self, now: float) -> list[Presence]:
-        """The state of each process that was started, and of the rank of each external worker."""
+        """The state of each process that was started, and the state of the rank of each external worker."""
         missing_s = {int(rank): seconds for rank, seconds in self.progress.row["missing_s"].items()}
         starts = self.machine.processes.starts
         hosts = {process: self.sites[process].host for process in sorted(starts)}
@@ -543,7 +550,10 @@ class Supervisor:
         write_summary(self.directory.summary, reason, status, self.config, self.checkpoint, self.flavour)
 
     def _set_aside(self) -> None:
-        """Unless the shards' state is saved, rename cluster.json to left.json, so that --resume can find that state."""
+        """Rename cluster.json to left.json if the state of the shards is not saved.
+
+        The option --resume finds that state with the help of left.json.
+        """
         try:
             if not self.saved:
                 self.directory.set_aside()
@@ -553,7 +563,10 @@ class Supervisor:
             )
 
     def _save_what_is_left(self) -> None:
-        """After a failure, write a checkpoint of the version that the shards still hold, if the shards answer."""
+        """After a failure, write a checkpoint of the version that the shards still hold.
+
+        If the shards do not answer, no checkpoint is written.
+        """
         if self.saved or self.machine.state == "ending":  # the known STATS of the shards are out of date
             return
         with contextlib.suppress(ClusterError, AssertionError):  # the known state may be out of date
@@ -570,8 +583,9 @@ class Supervisor:
             self.console.notice(f"no checkpoint could be written: {error}")
 
     def _end_histories(self) -> None:
-        """Cut off the histories after the last checkpoint. A shard may have made one more version, which is not
-        used.
+        """Cut off the histories after the last checkpoint.
+
+        A shard may have made one more version after this checkpoint. That version is not used.
         """
         for shard in self.shards.numbers if self.saved else ():
             path = self.directory.history(shard)
@@ -582,7 +596,7 @@ class Supervisor:
                     history.close()
 
     def _let_leave(self) -> None:
-        """Wait until the processes end. Workers have received BYE. Shards end when their standard input closes."""
+        """Give the workers, which have received BYE, time to leave. Then end the shards and any remaining workers."""
         shards = list(map(shard_id, self.shards.numbers))
         for process in (*map(worker_id, self.plan.local_ranks), *shards):
             self.machine.processes.give_up(process)

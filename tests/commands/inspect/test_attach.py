@@ -57,5 +57,5 @@ def test_the_summary_of_an_earlier_session_is_not_the_result_of_the_session_that
     if begins:
         assert attach.run(attach.Options(run=path)) == 2
     else:
-        with pytest.raises(ClusterError, match="is about an earlier session"):
+        with pytest.raises(ClusterError, match="describes an earlier session"):
             attach.run(attach.Options(run=path))

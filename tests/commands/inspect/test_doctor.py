@@ -193,7 +193,7 @@ def test_a_run_waits_for_space_on_the_disk_of_a_host_and_continues(lab: Lab, tmp
         lab.run("h1", ["sh", "-c", f"cat /dev/zero > {place}/fill; true"])
         run.wait_to_say("[h1 shard-0] has a full disk; the run waits 300 s for space")
         run.wait_to_say(f"cannot write {place}/")
-        stood = run.files.metrics()[-1]["version"]  # the copies of the histories are older
+        stood = run.files.metrics()[-1]["version"]  # the copies of the histories are out of date
         lab.run("h1", ["rm", f"{place}/fill"])
         run.eventually(lambda: run.files.metrics()[-1]["version"] > stood + 100, "new versions")
         run.signal(signal.SIGINT)

@@ -181,7 +181,7 @@ def test_status_shows_what_a_killed_launcher_left_on_each_host(lab: Lab, tmp_pat
 
 def test_status_names_the_files_left_on_a_host_and_their_directory() -> None:
     files = ["state/shard-10.slots", "state/shard-2.slots"]
-    hosts = {
+    hosts: dict[str, dict[str, Any]] = {
         "h1": {"alive": False, "files": files, "directory": "/var/tmp/zmqrl-1000/h1/run"},
         "h2": {"alive": False, "files": [], "directory": "/var/tmp/zmqrl-1000/h2/run"},
     }
@@ -189,6 +189,10 @@ def test_status_names_the_files_left_on_a_host_and_their_directory() -> None:
     assert "h1: no processes; in /var/tmp/zmqrl-1000/h1/run: state/shard-2.slots, state/shard-10.slots\n" in said
     assert "h2: no processes; no files\n" in said
     assert said.endswith("--resume continues from the last version of its shards")
+    many = [f"logs/worker-{rank}.log" for rank in range(900)] + ["state/shard-0.slots", "config.json", ".lock"]
+    hosts["h1"]["files"] = many
+    said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
+    assert "h1/run: 900 files in logs, 1 file in state, 2 other files\n" in said
     over: dict[str, Any] = hosts | {"h2": "Expired or invalid job 7"}
     said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": over})
     assert said.endswith("--resume continues from the newest checkpoint")

@@ -39,5 +39,5 @@ def test_an_asynchronous_run_has_no_predictions(tmp_path: Path) -> None:
 
 
 def test_a_rank_cannot_be_left_out_of_a_comparison_of_two_runs(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--without is for one run: remove it to compare two"):
+    with pytest.raises(UsageError, match="--without works with only one run: remove it to compare two"):
         command([str(tmp_path), str(tmp_path), "--without", "0"])

@@ -1,4 +1,4 @@
-"""``zmqrl recipes`` shows measured figures only: those of the results that the repository keeps."""
+"""``zmqrl recipes`` shows only measured figures, from the results in the repository."""
 
 import dataclasses
 import json
@@ -12,8 +12,8 @@ from zmqrl.commands.inspect.recipes import RESULTS, WITH_AVX512, Result
 from zmqrl.observe.records import flat
 from zmqrl.recipes import RECIPES
 
-# Settings that do not change what a run of the given minutes learns. The schedules of older results ended after updates
-# that took as long.
+# Settings that do not change what a run of the given minutes learns. The schedules of older results end after a number
+# of updates, which took the same minutes.
 OTHER = {"run_dir", "minutes", "recorder", "checkpoint", "recording", "schedule"}
 NARROW = {"model", "network.hidden"}  # the model narrow is nature with 128 hidden units
 
@@ -39,7 +39,8 @@ def test_every_figure_is_that_of_a_kept_result(name: str, result: Result) -> Non
     evaluations = ROOT / result.source / "evaluation.json"
     assert (result.evaluation is not None) == evaluations.exists()
     if evaluations.exists():
-        assert result.evaluation == read(result.source, "evaluation.json")["mean"]
+        evaluation = read(result.source, "evaluation.json")
+        assert (result.evaluation, result.games) == (evaluation["mean"], evaluation["episodes"])
     folder = ROOT / result.source
     text = next(path / "README.md" for path in (folder, folder.parent) if (path / "README.md").exists()).read_text()
     assert ("AVX-512 and bfloat16" in " ".join(text.split())) == (result.machine == WITH_AVX512)
@@ -71,7 +72,7 @@ def test_every_recipe_is_listed_and_one_without_figures_says_so(capsys: pytest.C
     assert list(paragraphs) == list(RECIPES)
     for name, text in paragraphs.items():
         assert ("\n  not measured" in text) == (name not in RESULTS)
-    assert "176.0 after 60 minutes, 132.9 in 50 full games (957 agent steps/s; 2 cores of" in paragraphs["breakout"]
+    assert "176.0 after 60 minutes, 132.9 in 50 full games (957 agent steps/s; 2 cores of" in paragraphs["breakout-ppo"]
 
 
 def test_the_list_is_also_plain_data(capsys: pytest.CaptureFixture[str]) -> None:

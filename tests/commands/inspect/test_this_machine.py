@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from zmqrl import cli
+from zmqrl.commands.inspect import this_machine
 from zmqrl.errors import UsageError
 from zmqrl.hosts import probe
 from zmqrl.local.extras import EXTRAS
 from zmqrl.process import CORES
 
-pytestmark = pytest.mark.usefixtures("quick")
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("quick")]
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_what_prevents_a_run_is_a_problem(
     monkeypatch.setitem(EXTRAS, "video", {"imageio": "no_such_module"})
     real = probe.facts
     monkeypatch.setattr(probe, "facts", lambda work: real(work) | {"disk_bytes": 5e6, "open_files": 60})
-    monkeypatch.setattr(probe, "game_error", lambda env, settings: "no ROM")
+    monkeypatch.setattr(this_machine, "_game_error", lambda config: "no ROM")
     status, found = doctor(capsys, "--page", "--recorder")
     assert status == 3
     problems = "\n".join(found["problems"])

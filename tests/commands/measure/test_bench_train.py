@@ -1,4 +1,4 @@
-"""``zmqrl bench train`` trains for real, and compares the speed with that of the parts alone."""
+"""``zmqrl bench train`` trains for real, and compares the speed with the speed of its parts alone."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from zmqrl.bench.train import Measured, to_json
 from zmqrl.commands.measure import bench_train
 from zmqrl.commands.measure.train_figures import headline, notes, table
 from zmqrl.errors import UsageError
-from zmqrl.recipes import breakout
+from zmqrl.recipes import breakout_ppo
 
 MEASURED = Measured(
     efficiency=Efficiency(
@@ -36,7 +36,7 @@ MEASURED = Measured(
     threads=1,
     passes=4.0,
     facts={"compute": "bfloat16", "batch": 128, "backward_only": False},
-    references=references(breakout(), threads=1, compute="bfloat16", passes=4.0, backward_only=False),
+    references=references(breakout_ppo(), threads=1, compute="bfloat16", passes=4.0, backward_only=False),
 )
 
 
@@ -58,7 +58,7 @@ def test_the_table_compares_each_part_in_training_with_the_part_alone_and_its_re
 
 
 def test_the_sentences_tell_the_speed_the_limit_and_what_was_measured() -> None:
-    assert headline(breakout(), MEASURED) == (
+    assert headline(breakout_ppo(), MEASURED) == (
         "ppo, network narrow in bfloat16, 2 workers with 16 games of ALE/Breakout-v5 and 1 thread each, 2 shards"
     )
     said = "\n".join(notes(MEASURED))
@@ -77,9 +77,9 @@ def test_the_sentences_tell_the_speed_the_limit_and_what_was_measured() -> None:
 
 
 def test_json_has_the_reference_of_each_part_or_null() -> None:
-    found = to_json(breakout(), MEASURED._replace(references={}))
+    found = to_json(breakout_ppo(), MEASURED._replace(references={}))
     assert found["reference_s"] == found["reference_machine"] == dict.fromkeys(PARTS)
-    found = to_json(breakout(), MEASURED)
+    found = to_json(breakout_ppo(), MEASURED)
     assert found["reference_s"] == pytest.approx({"env_step": 437e-6, "act": 36e-6, "gradient": 580e-6})
     assert (found["workers"], found["num_envs"], found["batch"], found["passes"]) == (2, 16, 128, 4.0)
 

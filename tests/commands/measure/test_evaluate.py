@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 from support.policy_rig import BREAKOUT, CARTPOLE, write_failing_network, write_run
-from support.rig import Interrupted, ending, signal_that_does_not_wake
+from support.rig import Interrupted, ending, is_alive, signal_that_does_not_wake
 
 from zmqrl import cli
 from zmqrl.commands.measure import play
@@ -117,7 +117,7 @@ def test_the_statistics_match_the_scores(cartpole_run: Path) -> None:
 def test_games_that_different_seeds_repeat_are_counted_once_and_reported(
     breakout_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Fewer than 30 no-ops start a game, and nothing else of a greedy game is random."""
+    """Only the number of no-ops at the start of a greedy game is random."""
     envs = EnvConfig(noop_max=3, max_frames=60)
     policy = load_policy(write_run(breakout_run.with_name("few-starts"), dataclasses.replace(BREAKOUT, envs=envs), 0))
     result = evaluate(policy, range(5), greedy=True, threads=2)
@@ -188,6 +188,52 @@ def test_eval_prints_one_json_object_and_nothing_else(cartpole_run: Path) -> Non
     assert set(result) >= KEYS
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
     assert result["scores"] == evaluate(load_policy(cartpole_run), range(3), greedy=False, threads=1)["scores"]
+
+
+# With a file in the variable SERVERS, each environment starts a server, which inherits the pipes, and notes its id.
+SERVED = """
+import os, signal, subprocess
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Served(CartPoleEnv):
+    def __init__(self):
+        super().__init__()
+        if path := os.environ.get("SERVERS"):
+            server = subprocess.Popen(["sleep", "600"], start_new_session=True)
+            with open(path, "a") as servers:
+                servers.write(f"{server.pid}\\n")
+
+    def step(self, action):
+        if "CRASH" in os.environ:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().step(action)
+
+gymnasium.register("Served-v0", Served, max_episode_steps=10)
+"""
+
+
+@pytest.mark.parametrize(
+    ("crash", "status"), [({}, 0), pytest.param({"CRASH": ""}, 2, marks=pytest.mark.slow)], ids=["plays", "crashes"]
+)
+def test_eval_leaves_no_server_of_an_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: dict[str, str], status: int
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "served_to_eval.py").write_text(SERVED, encoding="utf-8")
+    run = write_run(tmp_path / "run", dataclasses.replace(CARTPOLE, env="served_to_eval:Served-v0"), 0)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "SERVERS": str(tmp_path / "servers"), **crash}
+    command = [sys.executable, "-m", "zmqrl", "eval", str(run), "--episodes", "2", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    assert done.returncode == status, done.stderr
+    assert done.stderr == (
+        "zmqrl: zmqrl eval ended (killed by SIGSEGV): perhaps its environment or its network has crashed.\n"
+        if crash
+        else ""
+    )
+    servers = [int(pid) for pid in (tmp_path / "servers").read_text(encoding="utf-8").split()]
+    assert len(servers) >= 2
+    assert not any(map(is_alive, servers))
 
 
 def test_eval_prints_a_score_with_everything_it_depends_on(

@@ -74,7 +74,7 @@ def test_a_plan_requires_a_maximum_number_of_workers() -> None:
 
 @pytest.mark.parametrize("option", ["--workers", "--backups", "--shards", "--quorum"])
 def test_a_plan_refuses_the_settings_that_it_chooses_itself(option: str) -> None:
-    with pytest.raises(UsageError, match=f"{option} 3: zmqrl plan chooses this number itself: remove {option}"):
+    with pytest.raises(UsageError, match=rf"{option} 3: zmqrl plan chooses this number itself\. Remove {option}"):
         run(["plan", "--workers-up-to", "2", option, "3"])
 
 

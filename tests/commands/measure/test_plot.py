@@ -1,5 +1,6 @@
 """``zmqrl plot`` writes a picture with the right labels. These tests cannot judge how the picture looks."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,23 @@ def test_the_axis_of_agent_steps_shows_no_fractions(tmp_path: Path) -> None:
 
 def test_a_name_with_dollar_signs_is_not_drawn_as_a_formula(tmp_path: Path) -> None:
     assert "a$^$b" in words(run_directory(tmp_path / "a$^$b", [row(1), row(2)]), "--panels", "score")
+
+
+def test_a_name_that_is_not_text_can_be_drawn(tmp_path: Path) -> None:
+    assert "a b c" in words(run_directory(tmp_path / "a\nb\x1bc", [row(1), row(2)]), "--panels", "score")
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_largest_numbers_that_a_row_can_have_are_drawn(tmp_path: Path) -> None:
+    most = int(1e110)
+    figures = dict.fromkeys(("score_mean_50", "value_loss", "agent_steps_per_s", "policy_lag"), 1e110)
+    rows = [row(1), row(2, **figures), row(3, entropy=-1e110, agent_steps=most, wall_s=1e110, gradients=most)]
+    about: dict[str, Any] = {"evaluations": [{"version": 20, "mean": most, "ci95": [-most, most]}]}
+    paths = [run_directory(tmp_path / f"run-{workers}", rows, workers=workers, **about) for workers in (1, 2)]
+    assert "entropy (nats)" in words(*paths)
+    with (paths[0] / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row(4, entropy=1e300)) + "\n")
+    assert "is damaged: in line 4 entropy is not a number from -1e110 to 1e110" in refusal(paths[0])
 
 
 def test_more_groups_than_colours_can_be_drawn(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Videos show the game of a policy as it looks to people."""
+"""Videos show the game of a policy as a person would see it."""
 
 import dataclasses
 import itertools
@@ -312,7 +312,9 @@ def test_a_picture_is_the_same_in_every_format(rgba: np.ndarray) -> None:
 
 
 def test_a_game_that_begins_with_a_dark_picture_does_not_flicker(tmp_path: Path, lamps: None) -> None:
-    """The first picture has only zeros, so its highest possible level could be 1 or 255. Later pictures show which."""
+    """The first picture has only zeros, so its highest possible level could be 1 or 255. Later pictures show which of
+    the two it is.
+    """
     with closing(make_picture("zmqrl-test/WideFloatLamp-v0", EnvConfig())) as picture:
         levels = [picture.reset(0).screens[0].max(), *(picture.step(0).screens[0].max() for _ in range(3))]
     assert levels == [0, 20, 40, 60]

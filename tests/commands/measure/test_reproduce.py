@@ -1,4 +1,4 @@
-"""``zmqrl reproduce`` trains again as a result did, and tells a result that it can repeat from one that it cannot."""
+"""``zmqrl reproduce`` repeats the training of a result, and judges whether both agree."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ UPDATES = 40
 
 
 def stand_in_for_training(config: Config) -> int:
-    """Write the run directory of a run with the initial parameters, which made ten versions in each second."""
+    """Write the run directory of a run that made ten versions per second and still has its initial parameters."""
     seconds = (config.updates or 10 * (config.agent_steps or 0) // 1000) // 10
     totals = {"wall_s": float(seconds), "agent_steps": 1000 * seconds}
     assert config.run_dir is not None

@@ -18,7 +18,7 @@ from zmqrl.commands.run.detach import detach
 pytestmark = pytest.mark.processes
 
 # The limit ends a run that outlives its test, because the test was killed.
-TRAIN = ("train", "cartpole", *QUICKLY, "--straggle", "0:0.02", "--minutes", "10", "--detach", "--run-dir")
+TRAIN = ("train", "--detach", "cartpole", *QUICKLY, "--straggle", "0:0.02", "--minutes", "10", "--run-dir")
 
 
 @pytest.fixture
@@ -42,21 +42,24 @@ def detached(terminal: Terminal) -> None:
     assert "zmqrl attach " in terminal.said
 
 
-def test_ctrl_c_at_the_very_start_interrupts_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_at_the_very_start_interrupts_the_run(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     begun: list[subprocess.Popen[bytes]] = []
 
     class Interrupted(subprocess.Popen[bytes]):
-        """A process that stands for the run. Ctrl-C arrives before its starter knows it."""
+        """A stand-in for the run. Ctrl-C arrives before ``detach`` has the new process."""
 
         def __init__(self, _: list[str], **options: Any) -> None:
             super().__init__(["sleep", "60"], **options)
             begun.append(self)
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    before = signal.signal(number, lambda *_: None)  # as in the command: the signal is not ignored
     try:
-        assert detach("train", ["cartpole", "--detach"]) == 128 + signal.SIGINT
+        assert detach("train", ["cartpole", "--detach"]) == 128 + number
     finally:
+        signal.signal(number, before)
         for run in begun:
             run.kill()
             run.wait()

@@ -46,7 +46,7 @@ def has_files(run: Run) -> list[str]:
 
 
 def has_ranks(run: Run, ranks: set[int], shard: int = 0) -> Callable[[], bool]:
-    """Whether the newest lines of a shard's history use exactly these ranks."""
+    """Whether the newest lines of a shard's history name exactly these ranks."""
     return lambda: {rank for line in run.files.history(shard)[-5:] for rank in line["ranks"]} == ranks
 
 
@@ -100,7 +100,7 @@ def test_nothing_is_left_on_any_host_when_the_launcher_ends(lab: Lab, tmp_path: 
 
 @pytest.fixture(params=[pytest.param(None, marks=pytest.mark.slow), pytest.param("lab", marks=pytest.mark.lab)])
 def lab_or_here(request: pytest.FixtureRequest) -> Lab | None:
-    """The lab, or None: each host is this machine under another name."""
+    """The lab, or None if each host is this machine under another name."""
     return None if request.param is None else request.getfixturevalue("lab")
 
 

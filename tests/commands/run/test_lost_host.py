@@ -1,4 +1,4 @@
-"""What a run says about a host that it cannot reach, and about its own launcher that was stopped."""
+"""What a run prints about a host that it cannot reach, and after its own launcher was stopped for a while."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ exec sh -c "$last"
 
 
 class Host:
-    """A host h1 that can be switched off. In truth, it is this machine."""
+    """A host h1 that can be switched off. This machine acts as the host."""
 
     def __init__(self, place: Path) -> None:
         self.place = place

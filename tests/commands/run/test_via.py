@@ -30,7 +30,7 @@ loss = ppo_loss
 
 @pytest.fixture
 def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """Options with which a run fails, unless its workers have the variable A_TOKEN."""
+    """Options with which a run fails if its workers do not have the environment variable A_TOKEN."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "needs_token.py").write_text(NEEDS_TOKEN, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"), prepend=":")
@@ -80,7 +80,7 @@ def killed_and_resumed(path: Path, hosts: set[str], *options: str) -> None:
     token = os.environ.pop("A_TOKEN")
     with launch(path, *options) as run:
         assert run.wait() == 2
-        assert "-x A_TOKEN: this variable is not set here: set it, or remove the option." in run.complaint()
+        assert "-x A_TOKEN: this variable is not set here. Set it, or remove the option." in run.complaint()
     os.environ["A_TOKEN"] = token
     with launch(path, *options) as run:
         assert run.wait() == 0, run.said()

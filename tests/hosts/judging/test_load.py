@@ -1,4 +1,4 @@
-"""How busy the processors of a machine are."""
+"""The load of a machine's processors."""
 
 from pathlib import Path
 

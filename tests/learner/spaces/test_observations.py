@@ -32,7 +32,7 @@ SPACES = st.recursive(
 
 
 def changed(value: Any, change: Any) -> Any:
-    """The observation ``value`` with a change of each of its arrays."""
+    """The observation ``value`` with a change in each of its arrays."""
     if isinstance(value, dict):
         return {key: changed(part, change) for key, part in value.items()}
     return [changed(part, change) for part in value] if isinstance(value, tuple) else change(np.asarray(value))
@@ -70,7 +70,6 @@ def test_a_vector_does_not_change_with_the_array_of_the_environment() -> None:
 
 
 BYTES = Box(0, 255, (2,), np.uint8)
-BOOL: Any = np.bool_  # the types of Gymnasium do not know that a Box can have this dtype
 NESTED = Dict({"a": Discrete(3), "b": Tuple((Box(-1, 1, (1,)), MultiBinary(2)))})
 
 
@@ -86,7 +85,7 @@ NESTED = Dict({"a": Discrete(3), "b": Tuple((Box(-1, 1, (1,)), MultiBinary(2)))}
         (BYTES, [-1, 0], "observation[0] is -1, but must be a whole number from 0 to 255"),
         (BYTES, [0.0, 0.5], "observation[1] is 0.5, but must be a whole number from 0 to 255"),
         (BYTES, [0.0, np.nan], "observation[1] is nan, but must be a whole number from 0 to 255"),
-        (Box(0, 1, (1,), BOOL), [2], "observation[0] is 2, but must be a whole number from 0 to 1"),
+        (Box(0, 1, (1,), np.bool_), [2], "observation[0] is 2, but must be a whole number from 0 to 1"),  # type: ignore[arg-type]
         (Discrete(4, start=-1), 3, "observation is 3, but must be a whole number from -1 to 2"),
         (Discrete(4), -1, "observation is -1, but must be a whole number from 0 to 3"),
         (Discrete(4), 1.5, "observation is 1.5, but must be a whole number from 0 to 3"),

@@ -1,4 +1,4 @@
-"""The state machine of a shard: HELLO, control messages and the end. Each test has one behaviour."""
+"""The state machine of a shard: HELLO, control messages and the end. Each test covers one behaviour."""
 
 from dataclasses import replace
 from typing import Any

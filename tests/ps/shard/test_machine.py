@@ -1,4 +1,6 @@
-"""The state machine of a shard: contributions, views, NEED and the first publication. Each test has one behaviour."""
+"""The state machine of a shard: contributions, views, NEED and the first publication. Each test covers one
+behaviour.
+"""
 
 from dataclasses import replace
 from typing import Any

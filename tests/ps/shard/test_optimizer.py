@@ -274,7 +274,7 @@ def test_accumulating_reports_whether_the_sum_is_finite(size: int) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_averaged_elements_become_the_mean_of_what_the_workers_reached(config: OptimizerConfig) -> None:
-    """Whatever the optimizer, even if the square of a gradient overflows."""
+    """This is true for every optimizer, even if the square of a gradient overflows."""
     part, weights, workers = slice(3, 7), normal(0, 12), 4
     reached = [normal(rank + 1, 12) * np.float32(1e25) for rank in range(workers)]
     optimizer, plain = Optimizer(config, [part]), Optimizer(config)

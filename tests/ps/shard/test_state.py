@@ -1,4 +1,4 @@
-"""The state machine of a shard: checkpoints, rollback and recovery. Each test has one behaviour."""
+"""The state machine of a shard: checkpoints, rollback and recovery. Each test covers one behaviour."""
 
 from dataclasses import replace
 

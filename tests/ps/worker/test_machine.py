@@ -1,4 +1,4 @@
-"""The state machine of a worker's connection: weights and contributions. Each test has one behaviour."""
+"""The state machine of a worker's connection: weights and contributions. Each test covers one behaviour."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,6 @@
-"""The state machine of a worker's connection: repair, restarts, rollback and the end. Each test has one behaviour."""
+"""The state machine of a worker's connection: repair, restarts, rollback and the end. Each test covers one
+behaviour.
+"""
 
 from support.worker_rig import (
     bye,

@@ -84,7 +84,7 @@ def test_a_step_pays_the_latency_twice() -> None:
 
 
 def test_processes_on_one_host_share_its_cores() -> None:
-    """Four workers on two cores take twice as long; workers that sleep do not."""
+    """Four workers on two cores take twice as long. Workers that sleep do not take longer."""
     shared = replace(FREE, hosts=1, cores=2)
     assert simulate(shared).step_s == pytest.approx([0.2] * 20)
     assert simulate(replace(shared, busy=0.0)).step_s == pytest.approx([0.1] * 20)

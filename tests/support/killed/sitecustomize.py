@@ -1,8 +1,9 @@
 """Kills a process of a run at one of its system calls. Python loads this module if its folder is on PYTHONPATH.
 
-The calls: renames, removals, syncs and writes of files in the run directory, writes to the mapped files in it, and
-messages sent over ZeroMQ. The variable KILLED_AT holds a :class:`Plan`. Each process appends the names of its calls to
-the file ``log`` of the plan. The first process that reaches the call with the number ``nth`` kills itself.
+The system calls are renames, removals, syncs and writes of files in the run directory, writes to the mapped files in
+this directory, and messages sent over ZeroMQ. The variable KILLED_AT holds a :class:`Plan`. Each process appends the
+names of its calls to the file ``log`` of the plan. The first process that reaches the call with the number ``nth``
+kills itself.
 """
 
 import _pyio  # type: ignore[import-not-found]  # the library's own open in Python: each write is a call of os.write
@@ -29,7 +30,7 @@ SHARD = "zmqrl.ps.shard.server"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """Which process to kill, and when. ``half``: in the middle of the write, not before the call."""
+    """Which process to kill, and when. ``half``: kill in the middle of the write, not before the call."""
 
     run: str
     role: str
@@ -39,7 +40,7 @@ class Plan:
     half: bool = False
 
     def text(self) -> str:
-        """The value of the variable."""
+        """The value of the variable KILLED_AT."""
         return json.dumps(dataclasses.asdict(self))
 
 
@@ -54,7 +55,7 @@ class Calls:
         self.start = "" if plan.role == "supervisor" else f"{self._number() // PROCESSES} "
 
     def at(self, what: str, place: str = "", half: Callable[[], Any] | None = None) -> None:
-        """This process makes a call. ``half`` does the first half of it."""
+        """This process makes a call. ``half`` does the first half of the call."""
         if place and not place.startswith(f"{self.plan.run}/"):
             return
         inside = re.sub(r"\d{5,}|(?<=json\.)\d+", "N", place[len(self.plan.run) + 1 :])

@@ -1,6 +1,6 @@
-"""A wall clock that a test can set: ``time.time`` and ``time.time_ns`` add the seconds in the file CLOCK_FILE.
+"""A wall clock that a test can set. ``time.time`` and ``time.time_ns`` add the seconds in a file.
 
-Python imports this module at its start if this directory is on PYTHONPATH.
+The variable CLOCK_FILE names this file. Python imports this module at its start if this directory is on PYTHONPATH.
 """
 
 import contextlib

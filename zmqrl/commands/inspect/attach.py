@@ -1,7 +1,6 @@
 """``zmqrl attach``: the live view of a run that was started elsewhere."""
 
 import contextlib
-import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from zmqrl.observe.screen import never_waiting
 from zmqrl.process import interruptible
 from zmqrl.supervisor.progress import live_figures
 from zmqrl.supervisor.requeue import INTERRUPTED
+from zmqrl.words import as_word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,10 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options) -> int:
-    """Show a run. Raises ClusterError if the supervisor of the run was killed, UsageError if there is no such run."""
+    """Show a run.
+
+    Raises ClusterError if the supervisor of the run was killed, and UsageError if there is no such run.
+    """
     if job := Submitted.read(options.run):
         return follow.attach(job, options.run)
     living = Living.read(options.run)
@@ -50,15 +53,14 @@ def run(options: Options) -> int:
             _show(living, console)
         except KeyboardInterrupt:
             console.close()
-            name = shlex.quote(str(options.run))
-            sys.stdout.write(f"left the view; the run continues, and zmqrl stop {name} ends it\n")
+            sys.stdout.write(f"left the view; the run continues, and zmqrl stop {as_word(options.run)} ends it\n")
             return INTERRUPTED
         finally:
             console.close()
     if earlier is not None and _stamp(summary) == earlier:
         raise ClusterError(
-            f"{options.run} did not begin to train again: see {living.directory.log('supervisor')}; {summary.name} is "
-            "about an earlier session."
+            f"{options.run} did not begin to train again: see {living.directory.log('supervisor')}; {summary.name} "
+            "describes an earlier session."
         )
     return exit_status_of(living.directory)
 
@@ -87,7 +89,7 @@ def _show(living: Living, console: Console) -> None:
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Changes whenever a file is replaced. None: there is no such file."""
+    """A value that changes whenever the file is replaced. None if there is no such file."""
     try:
         found = path.stat()
     except FileNotFoundError:

@@ -13,6 +13,7 @@ from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json
 from zmqrl.errors import UsageError
+from zmqrl.json_lines import read_file
 from zmqrl.observe.forms import SETTINGS, SUMMARY, read_object
 from zmqrl.observe.metrics import summed
 from zmqrl.process import interruptible
@@ -97,7 +98,7 @@ def check(path: Path) -> dict[str, Any]:
 
 
 def _codec(settings: Mapping[str, Any]) -> Codec:
-    """The codec of the publications. Runs of an older zmqrl have float32 only."""
+    """The codec of the publications. The runs of an older zmqrl always use float32."""
     wire = settings.get("wire")
     return "bf16" if isinstance(wire, dict) and wire.get("codec") == "bf16" else "f32"
 
@@ -105,7 +106,7 @@ def _codec(settings: Mapping[str, Any]) -> Codec:
 def _read(path: Path) -> tuple[list[Line], list[int]]:
     """The valid lines, and the line numbers of the invalid lines. An unfinished last line is ignored."""
     try:
-        whole = path.read_bytes().split(b"\n")[:-1]
+        whole = read_file(path).split(b"\n")[:-1]
     except (FileNotFoundError, NotADirectoryError):
         whole = []
     except OSError as error:
@@ -117,7 +118,10 @@ def _read(path: Path) -> tuple[list[Line], list[int]]:
 def disagreements(
     histories: Mapping[int, Sequence[Line]], ended: Mapping[str, Any], *, together: bool
 ) -> Iterator[str]:
-    """Contradictions between the histories and the summary. ``together``: all shards ended at the same version."""
+    """Contradictions between the histories and the summary.
+
+    ``together`` says that all shards ended at the same version.
+    """
     for shard, lines in histories.items():
         last, end = newest(lines), ended["updates"]
         if together and last != end:
@@ -131,13 +135,13 @@ def disagreements(
 def _unlike_checkpoints(
     directory: RunDirectory, histories: Mapping[int, Sequence[Line]], codec: Codec, ended: Mapping[str, Any] | None
 ) -> Iterator[str]:
-    """Checkpoints that cannot be read, or that hold other weights than the shards published."""
+    """Checkpoints that cannot be read, or whose weights differ from the weights that the shards published."""
     published = {(shard, line.version): line.crc32 for shard, lines in histories.items() for line in lines}
     for path in checkpoints(directory.checkpoints):
         try:
             checkpoint = Checkpoint.read(path)
         except UsageError as error:
-            if path.exists():  # else the run has just replaced it by a newer one
+            if path.exists():  # otherwise, the run has just replaced this checkpoint by a newer one
                 yield str(error).rstrip(".")
             continue
         for shard, (cut, state) in enumerate(zip(checkpoint.layout.slices, checkpoint.states, strict=True)):

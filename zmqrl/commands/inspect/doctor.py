@@ -10,6 +10,7 @@ import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich import box
@@ -62,9 +63,10 @@ class Options(HostOptions):
 def command(arguments: list[str]) -> int:
     """Run ``zmqrl doctor``. Raises ZmqrlError."""
     options, rest = parse_known(Options, arguments, f"zmqrl doctor {RECIPE}")
+    settings = partial(config_from, rest, program="zmqrl doctor", own=Options)
     if options == Options(json=options.json):
-        return this_machine.run(config_from(rest), json=options.json)
-    return run(options, config_from(rest, over_tcp))
+        return this_machine.run(settings(), json=options.json)
+    return run(options, settings(over_tcp))
 
 
 @interruptible()
@@ -98,8 +100,10 @@ def run(options: Options, config: Config) -> int:
 def examine(
     reach: Reach, config: Config, layout: Callable[[], Layout]
 ) -> tuple[dict[str, Up], Survey, Verdict, Expectation | None]:
-    """Connect to the hosts and probe them. Returns the reports of the daemons, the survey, the verdict, and the speed
-    that the network allows for parameters with this ``layout``, if it is known.
+    """Connect to the hosts and probe them.
+
+    Returns the reports of the daemons, the survey, the verdict, and the expected speed. The speed, for parameters with
+    this ``layout``, is None if it is unknown.
     """
     hosts = reach.hosts
     work = f"doctor-{secrets.token_hex(6)}"
@@ -197,7 +201,7 @@ def route_table(routes: Mapping[Route, Facts]) -> Table:
 
 
 def _speed(measured: Facts) -> tuple[float, ...]:
-    """Lower for slower routes, and lowest for failed ones."""
+    """The sort key of a route: lower for slower routes, and lowest for failed ones."""
     if "error" in measured:
         return (0.0,)
     return measured.get("bytes_per_s", math.inf), -measured["round_trip_s"]

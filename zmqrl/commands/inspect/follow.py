@@ -1,7 +1,6 @@
-"""Follows a run that was submitted to a Slurm cluster over ssh: shows its log, and fetches its files as it goes."""
+"""Follows a run that was submitted to a Slurm cluster over ssh. Shows its log, and fetches its files while it runs."""
 
 import contextlib
-import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from zmqrl.hosts.ways.login_node import OVER, LoginNode, Submitted
 from zmqrl.observe.folding import printable
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.requeue import INTERRUPTED
+from zmqrl.words import as_word
 
 LOOK_EVERY_S = 3.0
 FETCH_EVERY_S = 20.0
@@ -20,7 +20,7 @@ QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 
 
 def attach(job: Submitted, run: Path) -> int:
-    """Show a job that was submitted earlier, as :func:`follow` does. Ctrl-C leaves it alone."""
+    """Show a job that was submitted earlier, as :func:`follow` does. Ctrl-C does not affect the job."""
     with contextlib.ExitStack() as connection:
         with _naming(job, run):
             node = connection.enter_context(_login_node(job))
@@ -28,7 +28,7 @@ def attach(job: Submitted, run: Path) -> int:
 
 
 def follow(node: LoginNode, job: Submitted, run: Path, *, read: int = 0, stops: bool) -> int:
-    """Show a job after the first ``read`` bytes of its log, until the job ends. Returns the exit status of its run.
+    """Show the log of a job until the job ends, without the first ``read`` bytes. Returns the exit status of the run.
 
     With ``stops``, the first Ctrl-C ends the run with a checkpoint. Otherwise, and after a second Ctrl-C, the job goes
     on. Raises ClusterError when the connection is lost or the run has no result.
@@ -101,7 +101,7 @@ class _Following:
 
 @contextlib.contextmanager
 def _naming(job: Submitted, run: Path) -> Iterator[None]:
-    """Add to an error how to see the job again."""
+    """Add to an error the command that shows the job again."""
     try:
         yield
     except ClusterError as error:
@@ -111,7 +111,7 @@ def _naming(job: Submitted, run: Path) -> Iterator[None]:
 
 
 def _command(name: str, run: Path) -> str:
-    return f"zmqrl {name} {shlex.quote(str(run))}"
+    return f"zmqrl {name} {as_word(run)}"
 
 
 def _login_node(job: Submitted) -> LoginNode:

@@ -10,12 +10,13 @@ from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd import inspection
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.link import Link, LinkLost
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.observe.forms import ROW, SUMMARY, read_object
 from zmqrl.observe.live.presence import Presence
 from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.rundir import RunDirectory, not_a_run
+from zmqrl.words import as_word
 
 ANSWER_WITHIN_S = 15.0
 MOST_AT_A_TIME = 16  # hosts that are asked in parallel
@@ -23,10 +24,10 @@ MOST_AT_A_TIME = 16  # hosts that are asked in parallel
 
 @dataclass(frozen=True, slots=True)
 class Living:
-    """What the run directory says about a run.
+    """The state of a run, as read from its run directory.
 
-    ``cluster`` is the content of ``cluster.json``, or of ``left.json`` if the run was killed. It is None if the run has
-    ended.
+    ``cluster`` is the content of ``cluster.json``, or of ``left.json`` if the run was killed. ``cluster`` is None
+    before the session is up, and after the run has ended.
     """
 
     directory: RunDirectory
@@ -43,14 +44,14 @@ class Living:
         # left.json is out of date while a run is being resumed.
         for file in (directory.cluster, *([] if directory.in_use() else [directory.left])):
             try:
-                found = cls(directory, parse_json(file.read_text(encoding="utf-8")))
+                found = cls(directory, read_json(file))
                 found.processes()
                 bool(found.is_here)
                 return found
             except FileNotFoundError:
                 continue
             except (OSError, ValueError) as error:
-                raise UsageError(f"cannot read {file}: {error}.") from error
+                raise UsageError(f"cannot read {file}: {getattr(error, 'strerror', error)}.") from error
             except (KeyError, TypeError, AttributeError) as error:
                 raise UsageError(f"{file} is damaged: {error!r}.") from error
         return cls(directory, None)
@@ -61,7 +62,7 @@ class Living:
 
     @property
     def is_here(self) -> bool:
-        """Whether the supervisor of the run is on this machine, or was before it died."""
+        """Whether the supervisor of the run is on this machine, or was on this machine before it died."""
         return self.cluster is not None and bool(self.cluster["supervisor"]["host"] == host_socket.gethostname())
 
     def processes(self) -> list[tuple[ProcessId, str, int | None]]:
@@ -76,7 +77,7 @@ class Living:
     def stall(self) -> Stall | None:
         """The stall of a version, as the supervisor last wrote it. None if no version has stalled."""
         try:
-            stall = Stall.from_json(parse_json(self.directory.stalled.read_text(encoding="utf-8")))
+            stall = Stall.from_json(read_json(self.directory.stalled))
             stall.sentence()
             return stall
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
@@ -87,14 +88,14 @@ class Living:
         unknown.
         """
         try:
-            found = parse_json(self.directory.live.read_text(encoding="utf-8"))
+            found = read_json(self.directory.live)
             row = found["row"] | {"quorum": found["quorum"]}
             return row if ROW.complaint(row) is None else {}, list(map(Presence.from_json, found["processes"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
             return {}, []
 
     def hosts(self) -> dict[str, Seen | str]:
-        """For each host of a run, its answer, or the reason why it gave no answer."""
+        """Maps each host of a run to its answer, or to the reason why it gave no answer."""
         links = [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
         with ThreadPoolExecutor(max(1, min(len(links), MOST_AT_A_TIME))) as pool:
             return dict(zip([link.host for link in links], pool.map(_look, links), strict=True))
@@ -109,10 +110,13 @@ def state_of(host: str, pid: int | None) -> str | None:
 
 
 def exit_status_of(directory: RunDirectory) -> int:
-    """The exit status of a run that has ended. Raises ClusterError if its supervisor died before the end."""
+    """The exit status of a run that has ended. Raises ClusterError if its supervisor left no summary."""
     path, summary = directory.path, read_object(directory.summary, SUMMARY, "remove it")
     if summary is None:
-        raise ClusterError(f"the supervisor of {path} died before the end of the run: see zmqrl status {path}.")
+        raise ClusterError(
+            f"the supervisor of {path} died before the end of the run, or could not write {directory.summary.name}: "
+            f"see zmqrl status {as_word(path)}."
+        )
     if "exit_status" not in summary:  # an older zmqrl wrote it
         from zmqrl.supervisor.ending import exit_status  # few runs need it, and it loads much
 

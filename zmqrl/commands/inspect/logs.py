@@ -14,6 +14,7 @@ from zmqrl.commands.inspect.living import Living
 from zmqrl.commands.inspect.merging import Merging, Timed, time_of
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.errors import UsageError, did_you_mean
+from zmqrl.json_lines import open_file, read_file
 from zmqrl.observe.folding import Folded, Folding, by_number
 from zmqrl.observe.records import hosts_of
 from zmqrl.process import interruptible
@@ -81,13 +82,13 @@ def run(options: Options) -> int:
 
 
 def _hosts(living: Living) -> dict[str, str]:
-    """The host of each process. A run of an older zmqrl has it only in ``cluster.json``."""
+    """The host of each process. In a run of an older zmqrl, only ``cluster.json`` has the hosts."""
     hosts = {str(name): host for name, host, _ in living.processes()}
     return hosts | {name: each["host"] for each in hosts_of(living.directory) for name in each["processes"]}
 
 
 def _folded(parts: Iterable[Timed]) -> Iterator[Folded]:
-    """The lines in ``parts``, in which equal lines that were logged within a second are one."""
+    """The lines in ``parts``. Equal lines that were logged within a second become one line."""
     folding = Folding(by_time=True)
     for part in parts:
         yield from folding.take(part.at)
@@ -98,20 +99,20 @@ def _folded(parts: Iterable[Timed]) -> Iterator[Folded]:
 
 def _logs(directory: RunDirectory) -> dict[str, Path]:
     """Maps the name of each process whose log exists now to the path of that log."""
-    logs = {path.stem: path for path in (directory.path / "logs").glob("*.log")}
+    logs = {path.stem: path for path in (directory.path / "logs").glob("*.log") if path.is_file()}
     return {name: logs[name] for name in sorted(logs, key=by_number)}
 
 
 class Reader:
     """The lines of a growing file, from ``tail`` lines before its current end. The file may not exist yet.
 
-    If a shorter file replaces it, the lines that the shorter file already has are skipped. ``time_before`` is the time
-    of the last line before the ``tail`` lines that has one.
+    If a shorter file replaces it, the lines that the shorter file already has are skipped. ``time_before`` is the last
+    time in the lines before the ``tail`` lines.
     """
 
     def __init__(self, path: Path, tail: int) -> None:
         self._path = path
-        *whole, _ = (path.read_bytes() if path.exists() else b"").split(b"\n")
+        *whole, _ = (read_file(path) if path.exists() else b"").split(b"\n")
         skipped = whole[: max(0, len(whole) - tail)]
         self._at = sum(len(line) + 1 for line in skipped)
         times = (time_of(line.decode(errors="replace")) for line in reversed(skipped))
@@ -121,7 +122,7 @@ class Reader:
         """The lines that were completed since the last call."""
         if not self._path.exists():
             return []
-        with self._path.open("rb") as file:
+        with open_file(self._path) as file:
             self._at = min(self._at, file.seek(0, os.SEEK_END))
             file.seek(self._at)
             whole = file.read().rpartition(b"\n")[0]

@@ -28,7 +28,8 @@ def time_of(line: str) -> float | None:
 class Timed:
     """A line of ``source``, and the lines after it that have no time of their own, such as those of a traceback.
 
-    ``at``: the time of the line, in seconds, or that of an earlier line of the source if that is later.
+    ``at`` is the time of the line, in seconds. If an earlier line of the source has a later time, ``at`` is the later
+    time.
     """
 
     source: Source
@@ -46,7 +47,7 @@ class Merging:
         self._growing: dict[Source, Timed] = {}  # the held part that a line without a time belongs to
 
     def begin(self, source: Source, at: float) -> None:
-        """The lines of ``source`` that have no time yet belong to a line with the time ``at``."""
+        """Give the time ``at`` to the lines of ``source`` that come before its next line with a time."""
         self._newest[source] = at
 
     def add(self, source: Source, line: str, now: float) -> None:
@@ -61,7 +62,7 @@ class Merging:
         self._held.append(timed)
 
     def take(self, now: float) -> list[Timed]:
-        """Remove and return the lines that need not be held any longer, in the order of their times."""
+        """Remove and return the lines that need not wait any longer, in the order of their times."""
         if not self._held or now - self._held[0].arrived < HELD_S:
             return []
         return self._release(max(each.at for each in self._held if now - each.arrived >= SETTLED_S))

@@ -68,7 +68,7 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options) -> int:
-    """Print the profile of a run, or the difference of two. Raises UsageError."""
+    """Print the profile of a run, or the difference between two profiles. Raises UsageError."""
     console = page()
     if len(options.runs) == 2:
         return _compare(options, console)
@@ -160,7 +160,7 @@ def _compare(options: Options, console: Console) -> int:
     one_run = [name for name in ("seconds", "versions", "trace", "plot") if getattr(options, name) is not None]
     one_run += [name for name in ("processes", "without") if getattr(options, name)]
     if one_run:
-        raise UsageError(f"--{one_run[0]} is for one run: remove it to compare two.")
+        raise UsageError(f"--{one_run[0]} works with only one run: remove it to compare two.")
     limit = None if options.fail_above is None else share(options.fail_above)
     for path in options.runs:
         if RunRecord.read(path).is_asynchronous:
@@ -200,7 +200,7 @@ def read(path: Path) -> Recording:
     try:
         recording = Recording.newest(directory.profile)
     except OSError as error:
-        raise UsageError(refusal(error, directory.profile)) from error
+        raise UsageError(f"cannot read {error.filename or directory.profile}: {error.strerror}.") from error
     if not recording.processes:
         raise UsageError(
             f"{path} has no profile: an older zmqrl made the run, or it ended in its first seconds, or ZMQRL_PROFILE "
@@ -210,9 +210,9 @@ def read(path: Path) -> Recording:
 
 
 def watch(path: Path, seconds: float) -> Recording:
-    """The recording of a running run over ``seconds`` from now on. Raises UsageError if the run is not running.
+    """The recording of the next ``seconds`` of a run. Raises UsageError if the run is not in progress.
 
-    Processes write at intervals. So the recording can start and stop as much as ``FLUSH_EVERY_S`` seconds late.
+    Processes write at intervals. So the recording can start and end up to ``FLUSH_EVERY_S`` seconds late.
     """
     if not 0 < seconds < 1e6:
         raise UsageError(f"--seconds {seconds:g}: must be above 0.")

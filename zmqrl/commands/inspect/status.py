@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +24,8 @@ FIGURES: Final = (
     *("version", "wall_s", "agent_steps", "agent_steps_per_s", "updates_per_s", "score_mean_50", "episodes"),
     *("workers_present", "quorum"),
 )
-# The state of a run whose lock is held, by the state of its supervisor. Otherwise, the run is running.
+FILES_SHOWN: Final = 8
+# Maps the state of a supervisor to the state of a run whose lock is held. Without an entry, the run is running.
 ALIVE: Final = {"stopped": "stopped", "traced": "stopped", "gone": "killed", "dead": "killed"}
 TOLD: Final = STATES_TOLD | {
     "gone": "gone",
@@ -61,13 +63,14 @@ def run(options: Options) -> int:
 def status(path: Path) -> dict[str, Any]:
     """The state of a run as plain data.
 
-    ``state``: submitted (the run is on another cluster), starting, running, stopped (the supervisor is stopped by a
-    signal), ended, or killed (the supervisor died before the end). ``stalled``: the version that has stalled, and the
-    processes that it waits for, as in ``stalled.json``. ``unreachable_s``: how long each lost host has been
-    unreachable. For a process on another machine, ``state`` is null if the process has a process id. Otherwise it is
-    unreachable, like its host, or restarting. While the run is running, a process that its supervisor reports also has
-    ``presence``, ``for_s`` and ``restarts``, as in :class:`zmqrl.observe.live.presence.Presence`. ``placement``: the
-    versions and processes of each host.
+    ``state`` is submitted, starting, running, stopped, ended or killed. A submitted run is on another cluster. In a
+    stopped run, a signal has stopped the supervisor. In a killed run, the supervisor died before the end. ``stalled``
+    has the version that has stalled, and the processes that this version waits for, as in ``stalled.json``.
+    ``unreachable_s`` has the time for which each lost host has been unreachable. A process that has no process id is
+    unreachable, like its host, or restarting. If a process on another machine has a process id, its ``state`` is null.
+    While the run is running, a process that the supervisor reports also has ``presence``, ``for_s`` and ``restarts``,
+    as in :class:`zmqrl.observe.live.presence.Presence`. ``placement`` has the software versions and the processes of
+    each host.
     """
     living = Living.read(path)
     cluster = living.cluster or {}
@@ -117,10 +120,10 @@ def _plain(answer: Seen | str) -> dict[str, Any] | str:
 
 
 def _process(process: Mapping[str, Any]) -> str:
-    """A line about a process. Its state is left out if it is normal."""
+    """A line about a process. A normal state is left out."""
     words = [] if process["pid"] is None else [f"process {process['pid']}"]
     told, presence = TOLD.get(process["state"] or ""), process.get("presence", "present")
-    if presence != "present" and process["state"] not in STATES_TOLD:  # the supervisor also knows since when
+    if presence != "present" and process["state"] not in STATES_TOLD:  # the supervisor also reports for how long
         told = Presence.from_json(process).words()
     words += filter(None, [told])
     return f"{process['host']} {process['name']}" + (f" ({', '.join(words)})" if words else "")
@@ -141,6 +144,16 @@ def _placed(host: Mapping[str, Any]) -> str:
     return f"{host['host']}: {ranges(host['processes'], short=True) or 'no processes'}" + (
         f"; {versions}" if versions else ""
     )
+
+
+def _files(names: Sequence[str]) -> str:
+    """The names of a few files. For many files, the number of files in each directory."""
+    if len(names) <= FILES_SHOWN:
+        return ", ".join(sorted(names, key=by_number))
+    counts = Counter(name.partition("/")[0] for name in names if "/" in name)
+    parts = [f"{counted(number, 'file')} in {name}" for name, number in sorted(counts.items())]
+    others = len(names) - counts.total()
+    return ", ".join([*parts, *([counted(others, "other file")] if others else [])])
 
 
 def _report(found: dict[str, Any]) -> str:
@@ -167,8 +180,7 @@ def _report(found: dict[str, Any]) -> str:
         if isinstance(answer, str):
             lines.append(f"{host}: no answer: {answer}")
         else:
-            files = ", ".join(sorted(answer["files"], key=by_number))
-            left = f"in {answer['directory']}: {files}" if files else "no files"
+            left = f"in {answer['directory']}: {_files(answer['files'])}" if answer["files"] else "no files"
             alive = "processes are alive" if state == "stopped" else "processes are still ending"
             lines.append(f"{host}: {alive if answer['alive'] else 'no processes'}; {left}")
     if found["hosts"] and state != "stopped":

@@ -1,6 +1,5 @@
 """``zmqrl doctor`` without hosts: check that this machine can run a job, and say what limits its speed."""
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from zmqrl.local.resources import INSTRUCTIONS, Resources, TorchBuild, resources
 from zmqrl.observe.tables import page
 from zmqrl.process import CORES
 from zmqrl.rundir import ANOTHER
+from zmqrl.start.initial import Preparation
 from zmqrl.supervisor.run import check_extras, check_here
 
 HERE: Final = "this machine"
@@ -60,16 +60,26 @@ def facts_of(config: Config) -> dict[str, Any]:
     return {
         "work": str(work),
         **probe.facts(str(work)),
-        "game_error": probe.game_error(config.env, dataclasses.asdict(config.envs)),
+        "game_error": _game_error(config),
         "clock_ahead_s": None,
         "cuda": probe.sees_cuda() if config.device == "cuda" else None,
     }
 
 
+def _game_error(config: Config) -> str | None:
+    """Why the game cannot be played here, or None."""
+    try:
+        with Preparation(config) as preparation:
+            preparation.flavour()
+    except UsageError as error:
+        return str(error).rstrip(".")
+    return None
+
+
 def verdict_of(config: Config, facts: Mapping[str, Any], found: Resources, torch: TorchBuild) -> Verdict:
     """What prevents the run here, and what to change."""
     placement = place_run(config, [Host(name=HERE)], {HERE: CORES})
-    judged = judge(Survey(facts={HERE: {**facts, "busy_cores": None}}), config, placement)  # the advice names them
+    judged = judge(Survey(facts={HERE: {**facts, "busy_cores": None}}), config, placement)  # `advice` reports them
     problems = list(judged.problems)
     for check in (check_here, check_extras):
         try:
@@ -83,7 +93,7 @@ def verdict_of(config: Config, facts: Mapping[str, Any], found: Resources, torch
 
 
 def rows(config: Config, facts: Mapping[str, Any], found: Resources, torch: TorchBuild) -> list[tuple[str, str]]:
-    """A name and a value for each fact. A dash stands for an unknown value."""
+    """The name and the value of each fact. A dash stands for an unknown value."""
     limit = "no quota" if found.quota_cores is None else f"quota {found.quota_cores:g}"
     vectors = ", ".join(INSTRUCTIONS[name] for name in found.instructions) or "none"
     kind = "CPU build" if torch.cuda is None else f"CUDA {torch.cuda}"

@@ -1,11 +1,8 @@
 """``zmqrl bench``: measurements of this machine. Each measurement is a separate command."""
 
-import contextlib
 import importlib
 import os
-import signal
 import sys
-from collections.abc import Iterator
 
 from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.observe.provenance import provenance
@@ -40,13 +37,3 @@ def machine() -> str:
         f"{about['cpu']}, {counted(about['cores'], 'core')}, load {load:.1f} before; Python {about['python']}, "
         f"torch {about['packages']['torch']}, zmqrl {about['commit'] or about['zmqrl']}"
     )
-
-
-@contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Make SIGTERM end the block as an exception would, so that no temporary files stay behind."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

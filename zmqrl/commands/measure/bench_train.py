@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from zmqrl.bench.train import check, measure, to_json
-from zmqrl.commands.measure.bench import ended_by_sigterm, machine
+from zmqrl.commands.measure.bench import machine
 from zmqrl.commands.measure.train_figures import headline, notes, table
 from zmqrl.commands.options import parse_known
 from zmqrl.commands.output import print_json, prints_to_stderr, show_line
@@ -22,7 +22,7 @@ class Options:
     """
 
     seconds: float = 60.0
-    """Least training time to measure, in seconds. The parts take as long again."""
+    """Minimum training time to measure, in seconds. The parts take the same time again."""
     rounds: int = 3
     """Number of runs. The parts are measured before each run."""
     json: bool = False
@@ -32,14 +32,14 @@ class Options:
 def command(arguments: list[str]) -> int:
     """Run ``zmqrl bench train``. Raises ZmqrlError."""
     options, rest = parse_known(Options, arguments, f"zmqrl bench train {RECIPE}")
-    return run(options, config_from(rest))
+    return run(options, config_from(rest, program="zmqrl bench train", own=Options))
 
 
 @interruptible()
 def run(options: Options, config: Config) -> int:
     """Measure, and print the result. Raises ZmqrlError."""
     before = machine()
-    with ended_by_sigterm(), prints_to_stderr():
+    with prints_to_stderr():
         check(config, seconds=options.seconds, rounds=options.rounds)
         measured = measure(config, seconds=options.seconds, rounds=options.rounds, begin=show_line)
         show_line("")

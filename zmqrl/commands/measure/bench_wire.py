@@ -9,7 +9,7 @@ import tyro
 from zmqrl.bench.grid import IMPLEMENTATIONS, OPERATIONS, Grid, Implementation, Operation, Transport
 from zmqrl.bench.samples import Row
 from zmqrl.bench.wire import measure
-from zmqrl.commands.measure.bench import ended_by_sigterm, machine
+from zmqrl.commands.measure.bench import machine
 from zmqrl.commands.measure.wire_figures import table, write_picture
 from zmqrl.commands.options import check_picture, parse
 from zmqrl.commands.output import print_json, show_line
@@ -43,13 +43,13 @@ class Options:
     curve: tuple[Literal["off", "on"], ...] = ("off",)
     """Encryption and authentication of zmqrl."""
     operation: tuple[Operation, ...] = OPERATIONS
-    """Operations to measure; docs/performance.md defines them."""
+    """Operations to measure. docs/performance.md defines them."""
     implementation: tuple[Implementation, ...] = IMPLEMENTATIONS
     """Implementations to compare."""
     rounds: Annotated[int, tyro.conf.arg(metavar="N")] = 100
     """Number of samples per operation."""
     minutes: float = 4.0
-    """Limit in minutes: a slow machine takes fewer samples, but at least 10."""
+    """Limit in minutes. A slow machine takes fewer samples, but at least 10."""
     json: bool = False
     """Print a list of JSON objects instead of tables."""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -87,7 +87,7 @@ def run(options: Options) -> int:
     if not options.json:
         console.print(machine())
     result: list[Row] = []
-    with ended_by_sigterm(), quiet_children():  # the shards log to our standard error
+    with quiet_children():  # the shards log to our standard error
         for rows in measure(
             grid,
             lambda group: show_line(f"measuring {group.parameters:,} parameters, {counted(group.workers, 'worker')}"),

@@ -175,6 +175,9 @@ def _setting(value: object) -> str:
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:
-    """The names of the run directories. If two names are equal, the paths of all run directories instead."""
+    """The names of the run directories.
+
+    If two names are equal, the result has the paths of all run directories instead.
+    """
     names = [run.name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]

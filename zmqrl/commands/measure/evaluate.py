@@ -39,7 +39,7 @@ class Options:
     greedy: bool = False
     """Take the most probable action instead of sampling one."""
     seed: int = 0
-    """Seed of the first game; the next games use the next numbers."""
+    """Seed of the first game. The next games use the next numbers."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Number of games played in parallel. None: one per core."""
     json: bool = False
@@ -150,7 +150,10 @@ def play_games(
 
 
 def main() -> None:
-    """Evaluate checkpoints of a run: after each evaluation, the newest checkpoint that the supervisor has named."""
+    """Evaluate checkpoints of a run.
+
+    Each evaluation plays the newest checkpoint that the supervisor has named so far.
+    """
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.commands.measure.evaluate")
     told = Messages()
@@ -171,7 +174,7 @@ def main() -> None:
 
 
 class _Progress:
-    """Shows the progress of the games in a line on a terminal. Without a terminal, this class prints nothing."""
+    """Shows the progress of the games on one line of a terminal. Without a terminal, this class prints nothing."""
 
     def __init__(self, episodes: int) -> None:
         self.episodes = episodes

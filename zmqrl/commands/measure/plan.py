@@ -21,7 +21,7 @@ LEFT_OUT = ("failures", "worker_hosts", "shard_hosts")
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Source):
-    """Find the numbers of workers, backups and shards that learn from the most agent steps per second.
+    """Find the numbers of workers, backups and shards with which a run uses the most agent steps per second.
 
     zmqrl plan [FILE] --workers-up-to N [options]. Options describe hosts, network and work, as in zmqrl simulate.
     """
@@ -45,11 +45,11 @@ class Chosen:
 
 def command(arguments: list[str]) -> int:
     """Run ``zmqrl plan``. Raises ZmqrlError."""
-    settings, rest = settings_from(arguments, PROGRAM)
+    settings, rest = settings_from(arguments, PROGRAM, Options)
     if not asks_for_help(rest):
         chosen, _ = parse_known(Chosen, rest, PROGRAM)
         for name, value in asdict(chosen).items():
-            require(value is None, f"--{name} {value}: zmqrl plan chooses this number itself: remove --{name}.")
+            require(value is None, f"--{name} {value}: zmqrl plan chooses this number itself. Remove --{name}.")
     return run(parse(Options, rest, PROGRAM, Options(workers_up_to=tyro.MISSING, settings=settings)))
 
 

@@ -20,8 +20,8 @@ ACTIONS = 1  # second part of the seed for actions, so that this seed differs fr
 class Turn:
     """One agent step of a game: the ``action`` that the policy took on ``observation`` (*shape), and its result.
 
-    ``score`` is the sum of the true rewards so far. ``over``: the game has ended. ``cut_off``: a time limit of the
-    environment or of zmqrl ended the game.
+    ``score`` is the sum of the true rewards so far. ``over`` says that the game has ended. ``cut_off`` says that a time
+    limit of the environment or of zmqrl ended the game.
     """
 
     observation: np.ndarray = field(compare=False)
@@ -71,5 +71,8 @@ def whole_game(policy: "Policy", seed: int, *, greedy: bool) -> Generator[Turn, 
 
 
 def whole_game_config(config: EnvConfig) -> EnvConfig:
-    """One game at a time, over all lives and with true rewards, whatever the training used."""
+    """The settings for one game at a time, over all lives and with true rewards.
+
+    They override those of the training.
+    """
     return dataclasses.replace(config, num_envs=1, life_loss=False, clip_rewards=False)

@@ -15,6 +15,7 @@ from zmqrl.commands.options import RunPaths, check_picture, parse
 from zmqrl.errors import UsageError, refusal
 from zmqrl.observe.curves import MIN_MAX_SEEDS, Curve, Group, curve, grouped, outcome_shares, position, positions
 from zmqrl.observe.drawing import STYLE, look, save
+from zmqrl.observe.folding import printable
 from zmqrl.observe.records import Figures, RunRecord, read_runs
 from zmqrl.process import interruptible
 
@@ -73,7 +74,10 @@ def run(options: Options) -> int:
 
 
 def chosen_panels(words: Sequence[str]) -> list[str]:
-    """The panel names in ``words``, where commas can join names. Without words: all. Raises UsageError."""
+    """The panel names in ``words``, where commas can join names.
+
+    Without words, the result has all panels. Raises UsageError.
+    """
     names = [name for word in words for name in word.split(",") if name]
     for name in names:
         if name not in PANELS:
@@ -105,7 +109,7 @@ def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequ
 
 
 def layout(panels: Sequence[str], x_axes: Sequence[XAxis]) -> list[list[tuple[str, XAxis]]]:
-    """The panel and the x-axis of each cell of the picture, by rows.
+    """The panel and the x-axis of each cell of the picture, row by row.
 
     Two x-axes are side by side. With one x-axis, the panels fill two columns. If the number of panels is odd, the first
     panel has its own row.
@@ -128,10 +132,10 @@ def draw_score(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
         points = [evaluation for run in group.runs for evaluation in run.evaluations]
         if points:
             evaluated = True
-            mean = np.array([point.mean for point in points])
-            ends = np.array([[point.low for point in points], [point.high for point in points]])
+            mean = np.array([point.mean for point in points], dtype=np.float64)
+            ends = np.array([[point.low for point in points], [point.high for point in points]], dtype=np.float64)
             axes.errorbar(
-                [position(point, x) for point in points],
+                np.array([position(point, x) for point in points], dtype=np.float64),
                 mean,
                 yerr=np.abs(ends - mean),
                 fmt="o",
@@ -158,8 +162,10 @@ def draw_throughput(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
 
 
 def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-    """Outcomes of contributions. One group: the share of each outcome. Several groups: only the share of contributions
-    that were not used.
+    """Outcomes of contributions.
+
+    With one group, draw the share of each outcome. With several groups, draw only the share of contributions that were
+    not used.
     """
     if len(groups) > 1:
         _draw_curves(axes, groups, x, lambda run: 100 - outcome_shares(run)["used"])
@@ -238,7 +244,7 @@ def _draw_curves(
     """A curve for each group. The band shows the spread, or the range between ``extremes`` if the runs have these
     columns.
 
-    ``of_gradients``: each value is a mean over the gradients of its row.
+    ``of_gradients`` says that each value is a mean over the gradients of its row.
     """
     if not any(np.isfinite(column(run)).any() for group in groups for run in group.runs):
         _say_nothing_yet(axes)
@@ -286,7 +292,7 @@ def _draw_x_axis(axes: Axes, groups: Sequence[Group], x: XAxis, *, labelled: boo
 
 
 def _share_y(left: Axes, right: Axes) -> None:
-    """Share the y-axis of two panels side by side. The right one repeats neither labels nor legend."""
+    """Share the y-axis of two panels that are side by side. The right panel has no labels and no legend."""
     right.sharey(left)
     right.set_ylabel("")
     right.tick_params(labelleft=False)
@@ -312,12 +318,12 @@ def _draw_title(figure: Figure, groups: Sequence[Group], columns: int) -> None:
         uneven = any(len(group.runs) < most for group in groups)
         spread = "min-max" if most <= MIN_MAX_SEEDS else "standard deviation"
         words.append(f"mean and {spread} of {'up to ' * uneven}{most} runs")
-    title = " · ".join(words)
+    title = printable(" · ".join(words))
     if len(groups) == 1:
         figure.suptitle(title, fontsize="large")
         return
     lines = [figure.axes[0].plot([], [], **line)[0] for _, line in _looks(groups)]
-    labels = [group.label for group in groups]
+    labels = [printable(group.label) for group in groups]
     fitting = int(55 * columns / (max(map(len, labels)) + 8))
     figure.legend(
         lines, labels, title=title, title_fontsize="large", loc="outside upper center", ncols=max(1, min(6, fitting))

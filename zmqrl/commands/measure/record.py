@@ -33,8 +33,8 @@ ENOUGH_TO_FAIL_BYTES = 1 << 16
 OPENED_WITHIN_S = 60.0
 SHORTEST_MS = 20  # duration of a gif frame: browsers show shorter frames for a tenth of a second
 
-# Without this setting, imageio forks while the emulator's threads run. Ctrl-C does not reach the process group of
-# ffmpeg.
+# Without this setting, imageio runs Python code in a fork while the emulator's threads run: the code gives ffmpeg a
+# process group that Ctrl-C does not reach.
 os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"
 
 

@@ -50,6 +50,6 @@ def write_page(path: Path, page: str, groups: list[Group]) -> None:
     try:
         write_picture(groups, ("minutes", "agent-steps"), ("score",), path.with_suffix(".svg"))
         with naming(path):
-            path.write_text(page, encoding="utf-8")
+            path.write_text(page, encoding="utf-8", errors="backslashreplace")  # settings can have surrogates
     except OSError as error:
         raise UsageError(refusal(error, path, "choose another place")) from error

@@ -1,4 +1,4 @@
-"""``zmqrl reproduce``: train again as a recorded result did, and judge whether the result is the same."""
+"""``zmqrl reproduce``: train with the settings of a recorded result, and judge whether both results agree."""
 
 import contextlib
 import sys
@@ -99,7 +99,7 @@ def _train(config: Config, run_dir: Path) -> int:
 
 
 def _evaluated(recorded: Result, run_dir: Path) -> tuple[Result, Evaluation]:
-    """The new run with an evaluation of its last checkpoint, in games with the seeds of the recorded evaluation."""
+    """The new run. The last checkpoint is evaluated in games with the seeds of the recorded evaluation."""
     greedy = bool(recorded.games.get("greedy"))
     found = evaluate(load_policy(run_dir), recorded.seeds, greedy=greedy, threads=CORES)
     write_json(run_dir / EVALUATION_FILE, found)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from zmqrl.commands.options import asks_for_help, check_picture, parse, parse_known
+from zmqrl.commands.options import asks_for_help, check_picture, operands, parse, parse_known
 from zmqrl.commands.output import print_json
 from zmqrl.errors import UsageError, refusal
 from zmqrl.observe.tables import page
@@ -25,10 +25,10 @@ PROGRAM = "zmqrl simulate"
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The options that choose the base settings. All other options override those."""
+    """The options that choose the base settings. All other options override the base settings."""
 
     scenario: Path | None = None
-    """Scenario file in TOML, or in JSON if its name ends with .json. Can also be the first argument."""
+    """Scenario file in TOML, or in JSON if its name ends with .json. Can also be given without --scenario."""
     from_run: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Run directory. Simulate this run, with its settings and its measured times."""
 
@@ -37,7 +37,8 @@ class Source:
 class Known(Source):
     """Options that change the base settings.
 
-    With ``--compute run:DIR``, the rollouts of that run set some of them. ``--shards`` changes the costs of a slice.
+    With ``--compute run:DIR``, some base settings come from the rollouts of that run. ``--shards`` changes the costs of
+    a slice.
     """
 
     compute: str | None = None
@@ -69,17 +70,17 @@ def command(arguments: list[str]) -> int:
 
 def options_from(arguments: list[str]) -> Options:
     """Read a command line. Raises UsageError."""
-    settings, rest = settings_from(arguments, PROGRAM)
+    settings, rest = settings_from(arguments, PROGRAM, Options)
     return parse(Options, rest, PROGRAM, Options(settings=settings))
 
 
-def settings_from(arguments: list[str], program: str) -> tuple[Scenario, list[str]]:
-    """The base settings, from a scenario file or a run. Also returns the remaining arguments.
+def settings_from(arguments: list[str], program: str, options: type[Source]) -> tuple[Scenario, list[str]]:
+    """The base settings, from a scenario file or a run, of a command with these ``options``. Also returns the remaining
+    arguments.
 
     Raises UsageError.
     """
-    named = arguments[:1] if arguments and not arguments[0].startswith("-") else []
-    rest = arguments[len(named) :]
+    named, rest = operands(arguments, [options])
     if asks_for_help(rest):
         return Scenario(), rest
     known, _ = parse_known(Known, rest, program)
@@ -159,7 +160,7 @@ def tell_of_loss(scenarios: Iterable[Scenario]) -> None:
 
 
 def draw(results: Sequence[Result], axes: Sequence[Axis], path: Path) -> None:
-    """Write the picture. Raises UsageError if it cannot be written."""
+    """Write the picture. Raises UsageError if the picture cannot be written."""
     from zmqrl.commands.measure.simulated_picture import write_picture  # matplotlib takes a second to import
 
     try:

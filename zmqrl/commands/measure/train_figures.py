@@ -22,7 +22,7 @@ def headline(config: Config, measured: Measured) -> str:
 
 
 def table(measured: Measured) -> Table:
-    """Where the time of an agent step goes, in microseconds of one worker."""
+    """The parts of the time of an agent step, in microseconds of one worker."""
     result, known = measured.efficiency, measured.references
     bare_s, split_s = result.bare_s, result.split_s
     shown = Table(box=box.SIMPLE_HEAD, title="microseconds per agent step and worker", title_justify="left")

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import select
-import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from types import FrameType
 from zmqrl.observe.screen import Screen
 from zmqrl.process import LOOK_UP_EVERY_S, interruptible
 from zmqrl.rundir import RunDirectory
+from zmqrl.words import as_text, as_word
 
 STARTER = "ZMQRL_STARTER"  # the descriptor of a pipe: a detached run writes its directory there once it is up
 PIPE_BYTES = 4096  # more than any path
@@ -22,25 +22,25 @@ PIPE_BYTES = 4096  # more than any path
 
 @interruptible()
 def detach(command: str, arguments: Sequence[str]) -> int:
-    """Run ``zmqrl COMMAND`` with ``arguments`` in a session of its own. Until the run is up, it prints to our terminal.
+    """Run ``zmqrl COMMAND`` with ``arguments`` in a session of its own.
 
-    Returns 0 when the run is up, or the exit status of the run if the run ends before that. Until then, Ctrl-C
-    interrupts the run.
+    Until the run is up, the new process prints to this terminal. Returns 0 when the run is up, or the exit status of
+    the run if the run ends before that. Until then, Ctrl-C and SIGTERM interrupt the run.
     """
     program = [sys.executable, "-P", "-m", "zmqrl", command, *(each for each in arguments if each != "--detach")]
     reader, writer = os.pipe()
     run: subprocess.Popen[bytes] | None = None
-    is_interrupted = False
+    early = list[int]()
 
     def interrupt(number: int, frame: FrameType | None) -> None:  # raises nothing, so that no run is lost at its start
-        nonlocal is_interrupted
         if run is None:
-            is_interrupted = True
+            early.append(number)
         else:
-            run.send_signal(signal.SIGINT)
+            run.send_signal(number)
 
-    if callable(signal.getsignal(signal.SIGINT)):  # false if the signal is ignored
-        signal.signal(signal.SIGINT, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if callable(signal.getsignal(number)):  # false if the signal is ignored
+            signal.signal(number, interrupt)
     if callable(signal.getsignal(signal.SIGHUP)):
         signal.signal(signal.SIGHUP, lambda number, frame: None)  # unlike SIG_IGN, the run does not inherit this
     run = subprocess.Popen(
@@ -50,8 +50,8 @@ def detach(command: str, arguments: Sequence[str]) -> int:
         pass_fds=[writer],
         start_new_session=True,  # so that the run gets no signals from our terminal
     )
-    if is_interrupted:
-        run.send_signal(signal.SIGINT)
+    for asked in early:
+        run.send_signal(asked)
     os.close(writer)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     while not select.select([reader], [], [], LOOK_UP_EVERY_S)[0]:
@@ -64,9 +64,9 @@ def detach(command: str, arguments: Sequence[str]) -> int:
 
 def _told(path: Path, pid: int) -> int:
     here = Path.cwd()
-    name = shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+    name = as_word(path.relative_to(here) if path.is_relative_to(here) else path)
     sys.stdout.write(
-        f"run directory {path}: the run is up and continues without this terminal (process {pid})\n"
+        f"run directory {as_text(path)}: the run is up and continues without this terminal (process {pid})\n"
         f"  zmqrl attach {name}  # show it\n"
         f"  zmqrl stop {name}  # end it with a checkpoint\n"
     )

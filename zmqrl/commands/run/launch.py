@@ -59,16 +59,18 @@ def command(arguments: list[str]) -> int:
     """Run ``zmqrl launch``. Raises ZmqrlError."""
     if asks_for_help(arguments):
         groups = (*help.HOSTS, *help.RUN)
-        help.show(Options, over_tcp(default_of(arguments)), f"zmqrl launch {RECIPE}", groups, help.LAUNCH)
+        default = over_tcp(default_of(arguments, Options))
+        help.show(Options, default, f"zmqrl launch {RECIPE}", groups, help.LAUNCH)
         return 0
     options, rest = parse_known(Options, arguments, f"zmqrl launch {RECIPE}")
-    config = config_from(rest, over_tcp)
+    settings = partial(config_from, adapt=over_tcp, program="zmqrl launch", own=Options)
+    config = settings(rest)
     if options.slurm_login is not None:
         if any((options.hosts, options.ray, options.via, options.pbs, options.lsf)):
             raise UsageError("--slurm-login cannot be combined with -H, --via, --pbs, --lsf or --ray: remove these.")
         return submit(arguments, config)
     if options.requeue and not config.resume and requeue.is_begun(config):
-        config = config_from([*rest, "--resume"], over_tcp)
+        config = settings([*rest, "--resume"])
     if config.resume and not options.names_hosts:
         options = _as_before(options, config)
     if config.detach and options.requeue:
@@ -185,7 +187,7 @@ def other_code(up: Up, instead: str) -> str:
 
 
 def _print_plan(options: Options, reach: Reach, config: Config) -> None:
-    """Print a dry run without contact to any host.
+    """Print a dry run. No host is contacted.
 
     A host is assumed to have as many cores as slots. A host without given slots is assumed to have the cores of this
     machine.

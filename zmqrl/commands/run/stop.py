@@ -80,7 +80,8 @@ def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
 
 
 def _may_have_processes(answer: Seen | str) -> bool:
-    """Whether a host may still have processes of the run. ``answer`` is a text if the host gave no answer: the
-    reason.
+    """Whether a host may still have processes of the run.
+
+    If the host gave no answer, ``answer`` is a text with the reason.
     """
     return not is_over(answer) if isinstance(answer, str) else answer.alive

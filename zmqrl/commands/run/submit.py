@@ -20,6 +20,7 @@ from zmqrl.hosts.ways.login_node import LoginNode, Submitted, job_script
 from zmqrl.hosts.ways.way import command_on
 from zmqrl.process import interruptible
 from zmqrl.rundir import RunDirectory, holds_a_run, new_path
+from zmqrl.words import as_text, as_word
 
 # As in launch/slurm/train.sbatch; options of the user come later and win.
 SBATCH = ("--ntasks-per-node=1", "--signal=B:USR1@180", "--requeue", "--open-mode=append")
@@ -39,7 +40,7 @@ class LoginOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class _Here(LoginOptions):
-    """The options that the job does not get."""
+    """The options of the command that the job does not get."""
 
     ssh_config: Path | None = None
     sync: Literal["none", "wheel"] = "none"
@@ -53,7 +54,10 @@ class _Here(LoginOptions):
 
 @interruptible()
 def submit(arguments: list[str], config: Config) -> int:
-    """Submit a run with the settings ``config`` and follow it. Returns its exit status. Raises ZmqrlError."""
+    """Submit a run with the settings ``config`` and follow it.
+
+    Returns the exit status of the run. Raises ZmqrlError.
+    """
     here, rest = parse_known(_Here, arguments, "zmqrl launch")
     assert here.slurm_login is not None
     require(not (here.slurm or here.requeue), "--slurm-login implies --slurm and --requeue: remove these.")
@@ -84,20 +88,23 @@ def submit(arguments: list[str], config: Config) -> int:
         )
         run.mkdir(parents=True, exist_ok=True)
         job.write(run)
-        print_line(f"submitted job {job.job} on {job.host}; run directory {run}, there {job.run_dir}")
+        print_line(f"submitted job {job.job} on {job.host}; run directory {as_text(run)}, there {job.run_dir}")
         if here.detach:
-            print_line(f"  zmqrl attach {shlex.quote(str(run))}  # show it, and fetch its files")
+            print_line(f"  zmqrl attach {as_word(run)}  # show it, and fetch its files")
             return 0
         return follow(node, job, run, read=read, stops=True)
 
 
 def sbatch_options(directory: str, name: str, given: list[str]) -> list[str]:
-    """The options of sbatch for a run ``name`` below ``directory``. Those that the user has ``given`` win."""
+    """The options of sbatch for a run ``name`` below ``directory``.
+
+    The options that the user has ``given`` override the other options.
+    """
     return [*SBATCH, f"--job-name={name}", f"--chdir={directory}", f"--output={directory}/{name}.log", *given]
 
 
 def _print_plan(here: _Here, given: list[str], rest: list[str], name: str) -> None:
-    """Print a dry run, without contact to the login node."""
+    """Print a dry run. The login node is not contacted."""
     script = job_script(sys.executable, [*rest, "--run-dir", f"{here.login_dir}/{name}"])
     command = ["sbatch", *sbatch_options(here.login_dir, name, given)]
     sys.stdout.write(f"on {here.slurm_login}: {shlex.join(command)}\n\n{script}")

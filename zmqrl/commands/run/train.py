@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from zmqrl.commands.options import asks_for_help, option_names, parse, parse_known
+from zmqrl.commands.options import OPTION, asks_for_help, operands, option_names, parse, parse_known
 from zmqrl.commands.run import help
 from zmqrl.commands.run.detach import detach, on_up
 from zmqrl.config import Config
-from zmqrl.errors import UsageError, did_you_mean
+from zmqrl.errors import UsageError, did_you_mean, require
 from zmqrl.recipes import RECIPES
 from zmqrl.simulate.scenario import Scenario
 
@@ -44,7 +44,7 @@ class Options:
 def command(arguments: list[str]) -> int:
     """Train on this machine. Raises ZmqrlError."""
     if asks_for_help(arguments):
-        help.show(Options, default_of(arguments), f"zmqrl train {RECIPE}", help.RUN, help.TRAIN)
+        help.show(Options, default_of(arguments, Options), f"zmqrl train {RECIPE}", help.RUN, help.TRAIN)
         return 0
     options, rest = parse_known(Options, arguments, f"zmqrl train {RECIPE}")
     config = config_from(rest)
@@ -58,18 +58,23 @@ def command(arguments: list[str]) -> int:
     return train(config, on_up())
 
 
-def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda config: config) -> Config:
-    """The settings of a ``zmqrl train`` command line. ``adapt`` changes the recipe before the options apply. Raises
-    UsageError.
+def config_from(
+    arguments: list[str],
+    adapt: Callable[[Config], Config] = lambda config: config,
+    *,
+    program: str = "zmqrl train",
+    own: type[Any] = Options,
+) -> Config:
+    """The settings of a command line, which no longer has the ``own`` options of its ``program``. ``adapt`` changes the
+    recipe before the options apply. Raises UsageError.
     """
-    recipe = _recipe(arguments)
-    options = _with_run_dir(_with_profile_default(arguments[1:] if recipe else arguments))
-    resumed, _ = parse_known(Resumed, options, "zmqrl train")
+    recipe, options = _recipe(arguments)
+    resumed, _ = parse_known(Resumed, options, program)
     if not resumed.resume:
-        default = adapt(default_of(arguments))
+        default = adapt(_named(recipe))
         if resumed.scenario is not None:
             default = under(default, resumed.scenario)
-        return parse(Config, options, f"zmqrl train {RECIPE}", default)
+        return parse(Config, options, program, default, beside=[own])
     if resumed.run_dir is None:
         raise UsageError("--resume needs the directory of the run to continue: use --resume RUN or --run-dir RUN.")
     stored = Config.read(resumed.run_dir / "config.json")
@@ -83,25 +88,36 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
             stored = dataclasses.replace(stored, envs=dataclasses.replace(stored.envs, **{name: ()}))  # type: ignore[arg-type]
     if resumed.scenario is not None:
         stored = under(dataclasses.replace(stored, straggle=()), resumed.scenario)
-    return parse(Config, options, "zmqrl train", adapt(stored))
+    return parse(Config, options, program, adapt(stored), beside=[own])
 
 
-def default_of(arguments: list[str]) -> Config:
-    """The settings of the recipe in ``arguments``, or of breakout. Raises UsageError for an unknown recipe."""
-    return RECIPES[_recipe(arguments) or "breakout"]()
+def default_of(arguments: list[str], own: type[Any]) -> Config:
+    """The settings of the recipe in ``arguments``, or of breakout. These arguments still have the ``own`` options of a
+    command. Raises UsageError for an unknown recipe.
+    """
+    return _named(_recipe(arguments, own)[0])
 
 
-def _recipe(arguments: list[str]) -> str | None:
-    recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if recipe is not None and recipe not in RECIPES:
+def _named(recipe: str | None) -> Config:
+    return RECIPES[recipe or "breakout"]()
+
+
+def _recipe(arguments: list[str], *own: type[Any]) -> tuple[str | None, list[str]]:
+    """The recipe, which may stand anywhere in ``arguments``, and the options. Raises UsageError."""
+    words, options = operands(_with_profile_default(_with_run_dir(arguments)), (*own, Config), RECIPES)
+    if words and words[0] not in RECIPES:
         raise UsageError(
-            f"unknown recipe {recipe!r}{did_you_mean(recipe, RECIPES)}; choose one of {', '.join(RECIPES)}."
+            f"unknown recipe {words[0]!r}{did_you_mean(words[0], RECIPES)}; choose one of {', '.join(RECIPES)}."
         )
-    return recipe
+    require(len(words) < 2, f"{' '.join(words)}: a command takes only one recipe.")
+    return words[0] if words else None, options
 
 
 def under(config: Config, path: Path) -> Config:
-    """``config`` with the settings of a scenario file. Prints the ignored settings. Raises UsageError."""
+    """``config`` with the settings of a scenario file.
+
+    Prints the settings of the file that a real run ignores. Raises UsageError.
+    """
     scenario, named = Scenario.read_named(path)
     found: dict[str, Any] = {name: getattr(scenario, name) for name in SHARED & named}
     if "compute" in named and scenario.recorded_run is None:
@@ -122,21 +138,21 @@ def _print_plan(config: Config) -> None:
     sys.stdout.write("\n".join([placement.table(), *placement.notices]) + "\n")
 
 
-def _with_run_dir(options: list[str]) -> list[str]:
-    """Change ``--resume RUN`` into ``--resume --run-dir RUN``."""
-    completed = list[str]()
-    for option in options:
-        if completed[-1:] == ["--resume"] and not option.startswith("-"):
+def _with_run_dir(arguments: list[str]) -> list[str]:
+    """Change ``--resume RUN`` into ``--resume --run-dir RUN``, unless RUN can only be a recipe."""
+    completed, recipes = list[str](), RECIPES if "--run-dir" in option_names(arguments) else ()
+    for argument in arguments:
+        if completed[-1:] == ["--resume"] and not argument.startswith("-") and argument not in recipes:
             completed.append("--run-dir")
-        completed.append(option)
+        completed.append(argument)
     return completed
 
 
-def _with_profile_default(options: list[str]) -> list[str]:
+def _with_profile_default(arguments: list[str]) -> list[str]:
     """Add the default number of versions to a ``--profile`` without a number."""
     completed = []
-    for option, following in zip(options, [*options, "--"][1:], strict=True):
-        completed.append(option)
-        if option == "--profile" and following.startswith("--"):
+    for argument, following in zip(arguments, [*arguments, "--end"][1:], strict=True):
+        completed.append(argument)
+        if argument == "--profile" and (OPTION.match(following) or following in RECIPES):
             completed.append(DEFAULT_PROFILE_VERSIONS)
     return completed

@@ -24,7 +24,7 @@ from zmqrl.ps.wire.keys import ClientKeys
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Join a run as an external worker, and work until it ends."""
+    """Join a run as an external worker, and work until the run ends."""
 
     cluster: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR/cluster.json")]
     """The cluster.json of the run."""
@@ -33,7 +33,10 @@ class Options:
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Number of threads for the games and the network."""
     any_code: bool = False
-    """Join even if the run uses different code of zmqrl. Use this only if you know that both are compatible."""
+    """Join even if the run uses different code of zmqrl.
+
+    Use this only if you know that both versions of the code are compatible.
+    """
 
 
 def command(arguments: list[str]) -> int:

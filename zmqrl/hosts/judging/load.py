@@ -1,16 +1,19 @@
-"""How busy the processors of a machine are. Pure, and standard library only: probes import it."""
+"""How busy the processors of a machine are.
+
+This module is pure and uses only the standard library, because probes import it.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-BUSY_SHARE = 0.25  # of the cores: below this, daemons and the probe itself can be the cause
+BUSY_SHARE = 0.25  # share of the cores. System services and the probe itself can cause less than this
 STEAL_SHARE = 0.05
 
 
 def cpu_use(before: str, after: str) -> dict[str, float]:
-    """Compare two contents of ``/proc/stat``: ``machine_cores``, ``busy_cores`` and ``steal_share`` in between.
+    """Compute ``machine_cores``, ``busy_cores`` and ``steal_share`` from two readings of ``/proc/stat``.
 
-    Steal is the time in which a hypervisor ran other machines. Raises ValueError for contents of another form.
+    Steal is the time in which a hypervisor ran other machines. Raises ValueError if a reading has another form.
     """
     passed = [now - then for then, now in zip(_ticks(before), _ticks(after), strict=True)]
     cores = sum(line.startswith("cpu") for line in after.splitlines()) - 1

@@ -1,4 +1,4 @@
-"""Hosts and routes whose network is much slower than that of the others. Pure."""
+"""Finds hosts and routes whose network is much slower than that of the others. Pure."""
 
 from collections.abc import Iterator, Mapping
 from statistics import median
@@ -9,9 +9,9 @@ TIMES_SLOWER = 8.0  # hosts of one kind differ by less, even when they share a s
 
 
 def outliers(bytes_per_s: Mapping[Pair, float], judged: frozenset[str]) -> Iterator[str]:
-    """A sentence for each of the hosts ``judged``, and for each route between other hosts, that is an outlier.
+    """A sentence for each outlier: one of the hosts ``judged``, or a route between hosts that are not outliers.
 
-    The speed of a host in one direction is that of its fastest route: a slow peer does not slow it down.
+    The speed of a host in one direction is the speed of its fastest route, so that slow peers do not count.
     """
     sends, receives = fastest(bytes_per_s, 0), fastest(bytes_per_s, 1)
     slow: set[str] = set()

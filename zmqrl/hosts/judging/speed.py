@@ -18,7 +18,7 @@ Pair: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """The slowest part of an update: ``bytes_per_update`` take ``seconds`` ``over`` a route, or in or out of a host."""
+    """The slowest part of an update. ``over`` is a route, or a host with the direction, such as ``into h1``."""
 
     what: str
     over: str
@@ -29,7 +29,10 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectation:
-    """The most updates per second that the network allows. ``unmeasured``: routes of the run without a known rate."""
+    """The most updates per second that the network allows.
+
+    ``unmeasured`` has the routes of the run that have no known rate.
+    """
 
     updates_per_s: float
     bytes_per_update: float

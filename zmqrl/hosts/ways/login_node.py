@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.ways.ssh import ssh_command
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.rundir import RunDirectory, write_json
 
 CONNECTED_WITHIN_S = 60.0
@@ -23,7 +23,7 @@ GONE = "GONE"  # Slurm has forgotten the job
 OVER: Final = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT", GONE}
 )
-# What has no meaning on another machine, and the keys of the run
+# Files that have no meaning on another machine, and the keys of the run.
 KEPT_THERE: Final = ("./.lock", "./cluster.json", "./keys", "./left.json", "./sockets", "./state")
 LATE_S = 120  # files can appear this late on the login node, which may read them over a network
 MAKE_DIRECTORY = 'mkdir -p -- "$1" && cd -- "$1" && pwd && { stat -c %s -- "$2.log" 2>/dev/null || echo 0; }'
@@ -36,7 +36,10 @@ SEND = 'cd -- "$1" && date +%s && { since=$2; shift 2; tar -c "--newer-mtime=@$s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """The job of a run: where it was submitted, and the paths there. Stored in the run directory here."""
+    """The job of a run, with the host where it was submitted and the paths on that host.
+
+    It is stored in the run directory on this machine.
+    """
 
     host: str
     ssh_config: str | None
@@ -49,11 +52,11 @@ class Submitted:
         """The job of the run directory ``path``, if the run was submitted from here. Raises UsageError."""
         file = RunDirectory(path).submitted
         try:
-            return cls(**parse_json(file.read_text(encoding="utf-8")))
+            return cls(**read_json(file))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
-            raise UsageError(f"cannot read {file}: {error}.") from error
+            raise UsageError(f"cannot read {file}: {getattr(error, 'strerror', error)}.") from error
 
     def write(self, path: Path) -> None:
         """Store in the run directory ``path``."""
@@ -104,7 +107,10 @@ class LoginNode:
         return ssh_command(self.host, words, config=self.ssh_config, shared=self._socket)
 
     def run(self, words: Sequence[str], *, given: str = "") -> bytes:
-        """Run a command with the text ``given`` as its input. Returns its output. Raises ClusterError if it fails."""
+        """Run a command with the text ``given`` as its input.
+
+        Returns the output of the command. Raises ClusterError if the command fails.
+        """
         try:
             done = subprocess.run(
                 self.command(words),
@@ -132,21 +138,23 @@ class LoginNode:
         return self.run(["sbatch", "--parsable", *options], given=script).decode().strip().partition(";")[0]
 
     def look(self, job: Submitted, read: int) -> tuple[str, str, bytes]:
-        """The state of a job, such as PENDING, the reason for it, and its log after the first ``read`` bytes."""
+        """The state of a job, such as PENDING, the reason for it, and the log.
+
+        The log lacks its first ``read`` bytes.
+        """
         first, _, news = self.run(["sh", "-c", LOOK, "sh", job.job, str(read + 1), job.log]).partition(b"\n")
         state, _, reason = first.decode().strip().partition(" ")
         return state or GONE, reason, news
 
     def ask_to_stop(self, job: Submitted, *, has_begun: bool) -> None:
-        """End a job: after a checkpoint, or at once if it has not begun."""
+        """End a job after a checkpoint, or at once if the job has not begun."""
         how = ["--batch", "--signal=TERM"] if has_begun else []
         self.run(["scancel", *how, job.job])
 
     def fetch(self, job: Submitted, to: Path, since: int) -> int:
-        """Copy the files of a run that have changed ``since`` a time of the login node. Returns the time for the next
-        call.
+        """Copy the files of a run that have changed after ``since``, a time on the clock of the login node.
 
-        Files that belong to living processes stay there. Raises ClusterError.
+        Returns the time for the next call. The files in ``KEPT_THERE`` stay there. Raises ClusterError.
         """
         left_out = [f"--exclude={path}" for path in KEPT_THERE]
         words = ["sh", "-c", SEND, "sh", job.run_dir, str(max(0, since - LATE_S)), *left_out]
@@ -176,7 +184,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def job_script(python: str, arguments: Sequence[str]) -> str:
-    """The script of a job that trains on its nodes. exec, because Slurm signals the script."""
+    """The script of a job that trains on its nodes. It uses exec, because Slurm sends signals to the script."""
     return (
         f"#!/bin/bash\nexec {shlex.join([python, '-P', '-m', 'zmqrl', 'launch', '--slurm', '--requeue', *arguments])}\n"
     )

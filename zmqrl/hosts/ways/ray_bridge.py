@@ -1,4 +1,4 @@
-"""Runs a command on a node of a Ray cluster, with its standard streams here:
+"""Runs a command on a node of a Ray cluster, and connects this process to the standard streams of the command:
 
     python -P -m zmqrl.hosts.ways.ray_bridge ADDRESS NODE_ID NAME WORDS...
 
@@ -23,12 +23,15 @@ OF_RAY = ("RAY_", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")  # variables that R
 
 
 def connect(address: str) -> None:
-    """Connect to a cluster, quietly. Raises an error of Ray."""
+    """Connect to a cluster, without messages of Ray. Raises an error of Ray."""
     ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="zmqrl")
 
 
 class Relay:
-    """The actor: a command on this node, and its pipes. Ray pickles this class by value, so it needs no zmqrl here."""
+    """The actor: a command on this node, and its pipes.
+
+    Ray pickles this class by value, so the actor needs no zmqrl on its node.
+    """
 
     def __init__(self, words: list[str], name: str) -> None:
         """Start ``words``. If this node does not have their program, the Python of this actor replaces it.
@@ -47,7 +50,7 @@ class Relay:
             self.selector.register(stream, selectors.EVENT_READ, number)
 
     def write(self, data: bytes) -> None:
-        """Write to the standard input of the command. No data closes it."""
+        """Write to the standard input of the command. Empty ``data`` closes this standard input."""
         assert self.process.stdin is not None
         try:
             if not data:
@@ -58,8 +61,9 @@ class Relay:
             pass
 
     def read(self) -> tuple[list[tuple[int, bytes]], int | None]:
-        """What the command has written to its streams 1 and 2, or nothing after ``TURN_S``; and its exit status once
-        both streams have ended.
+        """The new output of the command, by stream: 1 or 2.
+
+        There may be none after ``TURN_S``. Also returns the exit status of the command once both streams have ended.
         """
         pieces = []
         for key, _ in self.selector.select(TURN_S):
@@ -71,10 +75,10 @@ class Relay:
 
 
 def main() -> None:
-    """Relay until the command has ended. Exits with its status."""
+    """Relay until the command has ended. Exits with the status of the command."""
     address, node, name, *words = sys.argv[1:]
     out = os.dup(1)
-    os.dup2(2, 1)  # Ray prints
+    os.dup2(2, 1)  # Ray prints to standard output
     try:
         connect(address)
         on_node = NodeAffinitySchedulingStrategy(node, soft=False)

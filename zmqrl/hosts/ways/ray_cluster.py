@@ -37,7 +37,10 @@ class RayCluster:
 
     @classmethod
     def at(cls, address: str) -> Self:
-        """Ask the cluster for its nodes. Raises UsageError if Ray is not installed, ClusterError without an answer."""
+        """Ask the cluster for its nodes.
+
+        Raises UsageError if Ray is not installed, and ClusterError if there is no answer.
+        """
         require_extra("ray", "--ray needs")
         with _asked(address, {}, CONNECTED_WITHIN_S) as answer:
             return cls(address=address, nodes=_by_name(answer["nodes"]))
@@ -58,20 +61,21 @@ class RayCluster:
     def check(self, hosts: Iterable[str]) -> None:
         """Raise UsageError if one of ``hosts`` has no free CPU."""
         busy = ",".join(name for name in hosts if not self.nodes[name].free_cpus)
-        require(not busy, f"--ray: other programs use all CPUs of {busy}: leave these out with --exclude {busy}.")
+        require(not busy, f"--ray: other programs use all CPUs of {busy}. Leave these hosts out with --exclude {busy}.")
 
     @contextlib.contextmanager
     def reserved(self, hosts: Iterable[str]) -> Iterator[None]:
-        """Reserve the free CPUs of ``hosts`` in the block, with one placement group. Ray frees them if we are killed.
+        """Reserve the free CPUs of ``hosts`` in the block, with one placement group.
 
-        Raises ClusterError if other programs use some of these CPUs.
+        Ray frees them if this process is killed. Raises ClusterError if other programs use some of these CPUs.
         """
         cpus = {self.nodes[name].id: self.nodes[name].free_cpus for name in hosts}
         with _asked(self.address, {"cpus": cpus, "within_s": RESERVED_WITHIN_S}, 2 * CONNECTED_WITHIN_S) as answer:
             if not answer["reserved"]:
                 raise ClusterError(
                     f"--ray: Ray did not reserve {sum(cpus.values())} CPUs on {len(cpus)} nodes within "
-                    f"{RESERVED_WITHIN_S:g} s: other programs use them. Try again, or leave out nodes with --exclude."
+                    f"{RESERVED_WITHIN_S:g} s, because other programs use them. "
+                    "Try again, or leave out nodes with --exclude."
                 )
             yield
 
@@ -90,7 +94,7 @@ def _asked(address: str, request: dict[str, Any], within_s: float) -> Iterator[d
 
 
 def _by_name(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Node]:
-    """The nodes by host name. A machine with several nodes gives each the first digits of its id, too."""
+    """The nodes by host name. If a machine has several nodes, their names also have the first digits of their ids."""
     times = Counter(node["hostname"] for node in nodes)
     return {
         node["hostname"] if times[node["hostname"]] == 1 else f"{node['hostname']}-{node['id'][:8]}": Node(

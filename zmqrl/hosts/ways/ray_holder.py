@@ -42,7 +42,10 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 def _free() -> dict[str, dict[str, float]]:
-    """The free resources of each node, by its id. Runs in the cluster, because a Ray client cannot ask for this."""
+    """The free resources of each node, by its id.
+
+    This function runs in the cluster, because a Ray client cannot ask for these resources.
+    """
     from ray._private.state import available_resources_per_node
 
     found: dict[str, dict[str, float]] = available_resources_per_node()

@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from zmqrl.errors import ClusterError, UsageError
-from zmqrl.hosts.inventory import Host
+from zmqrl.errors import ClusterError, UsageError, require
+from zmqrl.hosts.inventory import Host, host_names
 
 ANSWER_WITHIN_S = 30.0
 NODE = "%N"  # stands for the name of a node, as in srun
@@ -27,8 +27,9 @@ class Allocation:
     """The cores of each node, in the order of the nodes."""
 
     def hosts(self, node_address: str | None) -> tuple[Host, ...]:
-        """The nodes as hosts. The address of a node is the one that Slurm uses, or ``node_address`` with the node's
-        name for %N.
+        """The nodes as hosts.
+
+        The address of a node is the one that Slurm uses, or ``node_address``, in which the node's name replaces %N.
         """
         if node_address is None:
             told = scontrol("show", "node", "--oneliner", ",".join(self.cores))
@@ -44,32 +45,60 @@ class Allocation:
 
 
 def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
-    """The allocation of the job that runs this process. Raises UsageError outside a job."""
+    """The allocation of the job that runs this process.
+
+    Raises UsageError outside a job and for variables of another form. Raises ClusterError if Slurm has no such nodes.
+    """
     job, nodes = environment.get("SLURM_JOB_ID"), environment.get("SLURM_JOB_NODELIST")
     if job is None or nodes is None:
         raise UsageError(
-            "--slurm: not inside a Slurm job: submit launch/slurm/train.sbatch with sbatch, "
+            "--slurm: not inside a Slurm job. Submit launch/slurm/train.sbatch with sbatch, "
             "or get nodes with salloc first."
         )
-    if (tasks := int(environment.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
-        raise UsageError(f"--slurm: srun started this command {tasks} times: run it without srun.")
-    if (parts := int(environment.get("SLURM_HET_SIZE", 1))) > 1:
+    if (tasks := _number_in(environment, "SLURM_STEP_NUM_TASKS")) > 1:
+        raise UsageError(f"--slurm: srun started this command {tasks} times. Run it without srun.")
+    if (parts := _number_in(environment, "SLURM_HET_SIZE")) > 1:
         raise UsageError(
-            f"--slurm: job {job} is heterogeneous, but zmqrl can use only the first of its {parts} parts: "
-            "submit it as one part, without `:` or `#SBATCH hetjob`."
+            f"--slurm: job {job} is heterogeneous, but zmqrl can use only the first of its {parts} parts. "
+            "Submit it as one part, without `:` or `#SBATCH hetjob`."
         )
-    names = scontrol("show", "hostnames", nodes).split()
+    names = names_in(nodes)
     cores = cores_of(environment.get("SLURM_JOB_CPUS_PER_NODE", ""))
     if len(cores) != len(names):
-        raise UsageError(f"SLURM_JOB_CPUS_PER_NODE lists {len(cores)} nodes, but the job has {len(names)}.")
+        raise UsageError(f"--slurm: SLURM_JOB_CPUS_PER_NODE lists {len(cores)} nodes, but the job has {len(names)}.")
     cluster = environment.get("SLURM_CLUSTER_NAME", "slurm")
     return Allocation(job=job, cluster=cluster, cores=dict(zip(names, cores, strict=True)))
 
 
+def names_in(nodes: str) -> list[str]:
+    """The nodes in SLURM_JOB_NODELIST, such as ``n[1-3]``. Raises UsageError, or ClusterError if Slurm fails."""
+    where = "--slurm: SLURM_JOB_NODELIST"
+    require(bool(nodes.strip()), f"{where} is empty, but must list the nodes of the job.")
+    try:
+        told = scontrol("show", "hostnames", nodes).split()
+    except ClusterError as error:
+        raise ClusterError(f"{where} is {nodes!r:.60}: {error}") from error
+    return [name for each in told for name in host_names(each, where)]
+
+
 def cores_of(text: str) -> list[int]:
-    """Parse SLURM_JOB_CPUS_PER_NODE, such as ``8(x2),16``."""
-    found = re.findall(r"(\d+)(?:\(x(\d+)\))?(?:,|$)", text)
-    return [int(cores) for cores, times in found for _ in range(int(times or 1))]
+    """Parse SLURM_JOB_CPUS_PER_NODE, such as ``8(x2),16``. Raises UsageError."""
+    cores: list[int] = []
+    for item in text.split(","):
+        found = re.fullmatch(r"([1-9][0-9]{0,5})(?:\(x([1-9][0-9]{0,5})\))?", item)
+        if found is None:
+            raise UsageError(
+                f"--slurm: SLURM_JOB_CPUS_PER_NODE is {text!r:.60}, but must list cores, such as '8(x2),16'."
+            )
+        cores += [int(found[1])] * int(found[2] or 1)
+    return cores
+
+
+def _number_in(environment: Mapping[str, str], name: str) -> int:
+    """The number in a variable, or 1 if it is not set. Raises UsageError."""
+    text = environment.get(name, "1")
+    require(re.fullmatch("[0-9]{1,9}", text) is not None, f"--slurm: {name} is {text!r:.60}, but must be a number.")
+    return int(text)
 
 
 def resolve(names: Mapping[str, str]) -> dict[str, str]:
@@ -84,8 +113,8 @@ def resolve(names: Mapping[str, str]) -> dict[str, str]:
             addresses[node] = str(host_socket.getaddrinfo(name, None, host_socket.AF_INET)[0][4][0])
         except OSError as error:
             raise UsageError(
-                f"node {node}: its address {name} is unknown here ({error.strerror}): "
-                f"set --node-address, such as {NODE}.cluster or {NODE}-ib0."
+                f"node {node}: its address {name} is unknown here ({error.strerror}). "
+                f"Set --node-address, such as {NODE}.cluster or {NODE}-ib0."
             ) from error
     others = [address for address in addresses.values() if not _is_loopback(address)]
     if len(others) in (0, len(addresses)):
@@ -124,7 +153,10 @@ def is_over(why: str) -> bool:
 
 
 def scontrol(*arguments: str) -> str:
-    """Run scontrol and return its output. Raises UsageError if scontrol is missing, ClusterError if scontrol fails."""
+    """Run scontrol and return its output.
+
+    Raises UsageError if scontrol is missing, and ClusterError if scontrol fails.
+    """
     command = ["scontrol", *arguments]
     asked = " ".join(command[:3])
     try:

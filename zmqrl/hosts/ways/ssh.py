@@ -15,8 +15,9 @@ def ssh_command(
 ) -> list[str]:
     """The command that runs the command ``words`` on ``destination``.
 
-    ssh gets no terminal and cannot ask: the key must be in an ssh agent or have no passphrase, and the host key must
-    be known. With the socket ``master``, other commands can share this connection: they name it as ``shared``.
+    ssh gets no terminal and cannot ask: the key must be in an ssh agent or have no passphrase, and the host key must be
+    known. With the socket ``master``, other commands can share this connection. They pass the same socket as
+    ``shared``.
     """
     options = [] if config is None else ["-F", str(config.absolute())]
     alive = ["-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=3"]

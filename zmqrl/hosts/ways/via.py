@@ -27,15 +27,15 @@ def read_via(text: str) -> tuple[str, ...]:
 def check_via(words: Sequence[str], where: str) -> None:
     """Raise UsageError unless ``words`` can reach different hosts."""
     if not any(HOST in word for word in words):
-        raise UsageError(f"{where}: {HOST} is missing: write it where the name of the host belongs.")
+        raise UsageError(f"{where}: {HOST} is missing. Write it where the name of the host belongs.")
 
 
 def via_command(via: Sequence[str], host: str, words: Sequence[str]) -> list[str]:
     """The command that runs the command ``words`` on ``host``.
 
     The name of the host replaces ``{host}``. ``words``, joined and quoted for a shell, replace ``{command}``. Without
-    ``{command}``, they follow as separate words. They follow as one quoted word if the command is ssh, or ends with an
-    option such as ``--command`` or ``-c``.
+    ``{command}``, ``words`` follow as separate words. They follow as one quoted word if the command is ssh, or ends
+    with an option such as ``--command`` or ``-c``.
     """
     one = shlex.join(words)
     filled = [re.sub(r"\{(host|command)\}", lambda found: host if found[1] == "host" else one, word) for word in via]

@@ -11,13 +11,16 @@ from zmqrl.hosts.ways.via import via_command
 HERE: Final = "localhost"
 
 Way: TypeAlias = Callable[[Host, Sequence[str]], list[str]]
-"""From a host and the words of a command to a command on this machine. The latter runs the words on the host, and its
-standard streams are theirs.
+"""A function that turns a host and the words of a command into a command for this machine. That command runs the words
+on the host, and connects its own standard streams to theirs.
 """
 
 
 def command_on(host: Host, words: Sequence[str], *, ssh_config: Path | None = None) -> list[str]:
-    """The command that runs the command ``words`` on ``host``: a :data:`Way`. It contains nothing about the run."""
+    """The command that runs the command ``words`` on ``host``: a :data:`Way`.
+
+    The command contains nothing about the run.
+    """
     if host.name == HERE:
         return list(words)
     if host.via:

@@ -28,8 +28,13 @@ class Vectors:
     dtype = np.dtype(np.float32)
 
     def __init__(self, space: gymnasium.Space[Any]) -> None:
-        """Raises Unfit if ``space`` has a part other than Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple."""
+        """Raises Unfit if ``space`` has a part other than Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple.
+
+        Also raises Unfit if its observations have no numbers.
+        """
         self._part = _part(space, "")
+        if not self._part.size:
+            raise Unfit(f"has {kind_of(space)} observations, which are empty")
         self.shape = (self._part.size,)
 
     def __call__(self, observation: Any) -> Vector:

@@ -1,1 +1,1 @@
-"""What another terminal, the live panel and Prometheus show of a run that is alive."""
+"""The state of a live run, as another terminal, the live panel and Prometheus show it."""

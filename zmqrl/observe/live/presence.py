@@ -26,9 +26,10 @@ TOLD: Final[Mapping[str, str]] = {
 class Presence:
     """A process of the run, its ``state``, and for how many seconds it has been in that state: ``for_s``.
 
-    ``awaited``: the open version lacks its contribution, which is late. ``silent``: it does not answer. ``stopped``:
-    its host reports that a signal has stopped it. ``lost``: it died or left, and has not been restarted.
-    ``unreachable``: its host is lost. ``open``: an external worker may take this rank.
+    ``awaited``: the contribution of this process to the open version is overdue. ``silent``: the process does not
+    answer. ``stopped``: the host reports that a signal has stopped the process. ``lost``: the process died or left, and
+    has not been restarted. ``unreachable``: the host of the process is lost. ``open``: an external worker may take this
+    rank.
     """
 
     process: ProcessId
@@ -67,7 +68,7 @@ class Presence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostLine:
-    """A host, its processes in few words, and what is wrong with them. ``remarks`` is empty if all are present."""
+    """A host, a short list of its processes, and their problems. ``remarks`` is empty if all processes are present."""
 
     host: str
     processes: str

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 from zmqrl.rundir import RunDirectory
 
 ROWS_WAITING: Final = 600  # ten minutes of rows: a tracker that lags further behind will not catch up
@@ -15,20 +15,20 @@ CLOSE_WITHIN_S: Final = 30.0
 
 
 class Tracker(Protocol):
-    """Takes the rows of one run."""
+    """Receives the rows of one run."""
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """Take ``row`` of ``metrics.jsonl``, at version ``step``."""
+        """Record ``row`` of ``metrics.jsonl`` at version ``step``."""
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Take ``summary``, the content of ``summary.json``, and finish. None: the run ended without a summary."""
+        """Record ``summary``, the content of ``summary.json``, and finish. It is None if the run ended without one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tracked:
     """A run: the run directory, and the settings as plain data.
 
-    ``resumed_at`` is the version that the run resumes from, None for a new run.
+    ``resumed_at`` is the version that the run resumes from, or None for a new run.
     """
 
     directory: RunDirectory
@@ -81,7 +81,7 @@ class Trackers:
         closed.
         """
         try:
-            summary = parse_json(self._summary.read_text(encoding="utf-8"))
+            summary = read_json(self._summary)
         except (OSError, ValueError):
             summary = None
         for feed in self._feeds:
@@ -122,7 +122,7 @@ class _Feed:
             self._error = error
 
     def put(self, item: _Row | _End) -> None:
-        """Give ``item`` to the tracker. Gives up a tracker that has failed or has stopped taking rows. Never waits."""
+        """Give ``item`` to the tracker. Gives up a tracker that has failed or is too many rows behind. Never waits."""
         try:
             self._waiting.put_nowait(item)
         except queue.Full:
@@ -141,7 +141,9 @@ class _Feed:
     def _look(self) -> None:
         # The tracker's thread does not report its error, because no thread but the thread of the run may draw the
         # console.
-        if self._error is not None:
+        if isinstance(self._error, UnicodeError):
+            self.give_up("it needs a run directory whose path is text in UTF-8: choose another --run-dir")
+        elif self._error is not None:
             self.give_up(str(self._error).strip().partition("\n")[0] or repr(self._error))
 
     def give_up(self, why: str, *, at_the_end: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The rows of ``metrics.jsonl`` for MLflow: a tracking server, or a database in the run directory."""
+"""Sends the rows of ``metrics.jsonl`` to MLflow: to a tracking server, or to a database in the run directory."""
 
 import logging
 import os
@@ -10,6 +10,7 @@ from typing import Any, Final
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
+from zmqrl.json_lines import read_file
 from zmqrl.observe.records import flat
 from zmqrl.observe.trackers.tensorboard import scalars
 
@@ -31,7 +32,7 @@ class MLflow:
         self._client = MlflowClient(tracking_uri=server or f"sqlite:///{path / 'mlflow.db'}")
         known = path / "mlflow-run-id"
         if known.exists():
-            self._run = known.read_text(encoding="utf-8").strip()
+            self._run = read_file(known).decode().strip()
             self._client.update_run(self._run, status="RUNNING")
             return  # MLflow already has the settings, and does not allow changes
         experiment = self._experiment(None if server else (path / "mlflow-artifacts").as_uri())

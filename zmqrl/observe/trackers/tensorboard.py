@@ -1,5 +1,6 @@
-"""The rows of ``metrics.jsonl`` for TensorBoard, in the same groups of charts as in CleanRL."""
+"""Writes the rows of ``metrics.jsonl`` for TensorBoard, in the same groups of charts as CleanRL."""
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,8 +38,8 @@ class TensorBoard:
     """Writes the numbers of a row as scalars. The x-axis is the version. Agent steps are a separate chart."""
 
     def __init__(self, directory: Path, *, resumed_at: int | None = None) -> None:
-        """``resumed_at`` is the version from which a resumed run continues. What an earlier session logged from then on
-        is hidden.
+        """``resumed_at`` is the version from which a resumed run continues. TensorBoard hides what an earlier session
+        logged from this version on.
         """
         # Imported here, because other trackers use ``scalars`` without TensorBoard. Torch has a writer, too, but its
         # import takes seconds.
@@ -47,7 +48,15 @@ class TensorBoard:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = Event, Summary
-        self._writer = EventFileWriter(str(directory), flush_secs=FLUSH_EVERY_S)
+        self._directory: int | None = None
+        place = str(directory)
+        try:
+            place.encode()
+        except UnicodeEncodeError:  # TensorBoard needs a path in UTF-8
+            directory.mkdir(parents=True, exist_ok=True)
+            self._directory = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+            place = f"/proc/self/fd/{self._directory}"
+        self._writer = EventFileWriter(place, flush_secs=FLUSH_EVERY_S)
         if resumed_at is not None:
             self._write(resumed_at, session_log=SessionLog(status=SessionLog.START))
 
@@ -59,13 +68,15 @@ class TensorBoard:
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
         """Flush. TensorBoard cannot store a ``summary``."""
         self._writer.close()
+        if self._directory is not None:
+            os.close(self._directory)
 
     def _write(self, step: int, **content: Any) -> None:
         self._writer.add_event(self._event(step=step, wall_time=time.time(), **content))
 
 
 def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """``(tag, value)`` of every number in ``row``: charts/*, contributions/*, time/*, or losses/* for all others."""
+    """``(tag, value)`` of every number in ``row``: charts/*, contributions/* or time/*, and losses/* for all others."""
     for key, value in row.items():
         if key in _GROUPS:
             yield from ((_GROUPS[key] + name, number) for name, number in value.items())

@@ -1,4 +1,4 @@
-"""The rows of ``metrics.jsonl`` for Weights & Biases, online or kept in the run directory for ``wandb sync``."""
+"""Sends the rows of ``metrics.jsonl`` to Weights & Biases, or keeps them in the run directory for ``wandb sync``."""
 
 import os
 import secrets
@@ -9,6 +9,7 @@ from typing import Any, Final
 import wandb
 
 from zmqrl.errors import UsageError
+from zmqrl.json_lines import read_file
 from zmqrl.observe.trackers.tensorboard import scalars
 
 FINISH_WITHIN_S: Final = 20.0  # rows not sent by then stay on disk, for wandb sync
@@ -33,7 +34,7 @@ class WandB:
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "zmqrl"),
             name=os.environ.get("WANDB_NAME", path.name),
-            id=known.read_text(encoding="utf-8").strip(),
+            id=read_file(known).decode().strip(),
             resume="allow",
             dir=path,
             config=dict(settings),

@@ -31,7 +31,7 @@ export async function poll(signal, what, show) {
       if (signal.aborted) return;
       say(error.answered ? error.message : "no answer: the page's server may have ended");
     }
-    // A slow answer is asked for less often.
+    // Ask less often if answers are slow.
     await pause(signal, Math.max(EVERY_MS, 3 * (performance.now() - began)));
   }
 }

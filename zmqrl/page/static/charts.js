@@ -69,7 +69,7 @@ export class Charts {
       figure.key = key;
       const plot = new uPlot(this.options(figure, chart, series, bands), data, figure.plot);
       figure.plot.plot = plot;
-      // The bands and the ends of long runs need no line of their own in the legend.
+      // The bands and the ends of long runs need no entry in the legend.
       series.forEach((each, i) => { if (each.band) plot.root.querySelectorAll(".u-legend .u-series")[i].hidden = true; });
       for (const each of plot.root.querySelectorAll(".u-legend th")) each.setAttribute("scope", "row");
       plot.root.querySelector(".u-wrap").setAttribute("role", "img");

@@ -40,7 +40,7 @@ function parts(found) {
   return shown;
 }
 
-// A cell is as dark as its time exceeds the median of its span.
+// A cell is darker the more its time exceeds the median of its span.
 function heatMap(found, ranks) {
   const spans = [...new Set(ranks.flatMap((rank) => Object.keys(found.spans[rank])))];
   const newest = found.versions.at(-1)?.kth;
@@ -53,7 +53,7 @@ function heatMap(found, ranks) {
   const rows = ranks.map((rank) => h("tr", {}, h("th", { scope: "row" }, `rank ${rank}${Number(rank) === newest ? " ◆" : ""}`),
     spans.map((span) => {
       const seconds = found.spans[rank][span] ?? 0;
-      // The wait for weights is what the others took: it is no cause.
+      // The wait for weights is the time that others took. It is not a cause.
       const excess = span === "wait" ? 0 : Math.min(0.6, Math.max(0, (2 * (seconds - medians[span])) / usual));
       return h("td", { style: { background: `rgba(${heat()}, ${0.55 * excess})` } }, milliseconds(seconds));
     }),

@@ -1,4 +1,4 @@
-"""The contributions that have reached a shard: held for the open version, or counted by outcome."""
+"""Holds the contributions to the open version of a shard, and counts contributions by outcome."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Contributions:
-    """Holds the contributions to the open version, and counts the outcomes of all others.
+    """Holds the contributions to the open version, and counts contributions by outcome.
 
-    ``view`` holds the ranks that may contribute to the open version. ``consistent``: contributions are summed in rank
-    order. ``asynchronous``: contributions may be computed on older versions.
+    ``view`` holds the ranks that may contribute to the open version. If ``consistent``, contributions are summed in
+    rank order. If ``asynchronous``, contributions may be computed on older versions.
     """
 
     def __init__(self, *, consistent: bool, asynchronous: bool) -> None:
@@ -40,7 +40,7 @@ class Contributions:
         self.elapsed = max(self.elapsed, header.elapsed)
 
     def counts_already(self, rank: int, version: int) -> bool:
-        """Whether the shard holds, or has used, a contribution of ``rank`` computed on ``version`` or later."""
+        """Whether the shard holds or has used a contribution of ``rank`` on ``version`` or a later version."""
         return version <= self.computed_on.get(rank, -1)
 
     def accumulate(self, view: View) -> list[Action]:
@@ -57,7 +57,7 @@ class Contributions:
     ) -> tuple[list[Action], Record]:
         """Use all held contributions. Returns the remaining ``Accumulate`` actions, and the record of ``version``.
 
-        ``last`` is the record of the previous version. ``elapsed`` is published with ``version``.
+        ``last`` is the record of the previous version. ``elapsed`` is the progress that is published with ``version``.
         """
         ranks = self.ranks()
         actions = [action for rank in sorted(self.waiting) for action in self._hand_on(rank)]
@@ -87,13 +87,13 @@ class Contributions:
         return actions, record
 
     def drop(self, view: View) -> None:
-        """Abandon the open version, and count its held contributions as late."""
+        """Abandon the open version, and count the held contributions as late."""
         for rank in self.held:
             self.count(rank, "late", view)
         self.held, self.waiting, self.computed_on, self.elapsed = {}, set(), {}, 0
 
     def count(self, rank: int, outcome: Outcome, view: View) -> None:
-        """Count a contribution under its rank if that rank is or was a member, otherwise as unattributed."""
+        """Count a contribution for ``rank`` if that rank is or was a member, and otherwise as unattributed."""
         if rank in self.tallies or rank in view.members:
             self.tallies.setdefault(rank, [0, 0, 0, 0])[OUTCOMES.index(outcome)] += 1
         else:

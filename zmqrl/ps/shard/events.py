@@ -1,4 +1,4 @@
-"""The events that a shard's state machine handles, and the actions that it asks for."""
+"""The events that a shard's state machine handles, and the actions that the machine returns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ Totals: TypeAlias = tuple[int, int, int, int]
 
 
 def added(totals: Totals, counts: Totals, sign: int = 1) -> Totals:
-    """``totals`` plus ``counts``, or minus ``counts`` if ``sign`` is -1."""
+    """The sum of ``totals`` and ``counts``, or the difference if ``sign`` is -1."""
     used, late, duplicate, rejected = (
         max(0, total + sign * count) for total, count in zip(totals, counts, strict=True)
     )
@@ -41,7 +41,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Who may contribute, and how many contributions make an update."""
+    """The ranks that may contribute, and the number of contributions that make an update."""
 
     id: int
     quorum: int
@@ -50,14 +50,16 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """How a version was made. It is committed with the version, so that a restarted shard knows what was published.
+    """How a version was made.
 
-    ``late``, ``duplicate`` and ``rejected`` count arrivals since the previous version. ``tallies`` are totals by rank:
-    ``(used, late, duplicate, rejected)``. ``totals`` has the totals of the history so far, in the same order.
-    ``view`` is the newest view and ``stop`` the last version to make, as known at the last commit. ``made_at`` is the
-    progress of the run, in millionths, for which the version was made. ``elapsed`` is published with the version, for
-    the next update. In asynchronous mode ``staleness`` has the age, in versions, of the contribution of each rank in
-    ``ranks``. ``applied`` maps each rank to the version that its newest used contribution was computed on.
+    The record is committed with the version, so that a restarted shard knows what was published. ``late``,
+    ``duplicate`` and ``rejected`` count arrivals since the previous version. ``tallies`` maps each rank to the totals
+    ``(used, late, duplicate, rejected)``. ``totals`` has the totals of the history so far, in the same order. ``view``
+    is the newest view and ``stop`` is the last version to make, both as known at the last commit. ``made_at`` is the
+    progress of the run, in millionths, that the update to this version used. ``elapsed`` is the progress that is
+    published with the version for the next update. In asynchronous mode ``staleness`` has the age, in versions, of the
+    contribution of each rank in ``ranks``. ``applied`` maps each rank to a version: the rank's newest used contribution
+    was computed on this version.
     """
 
     generation: int
@@ -85,7 +87,7 @@ class Record:
     def handed_over(
         cls, generation: int, version: int, view: View, totals: Totals = (0, 0, 0, 0), *, elapsed: int = 0
     ) -> "Record":
-        """The record of a version that this shard loaded instead of making it."""
+        """The record of a version that this shard has loaded, not made."""
         return cls(
             generation=generation,
             version=version,
@@ -107,7 +109,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class GradientArrived:
-    """A message on the PULL socket. ``is_finite`` reads every number, so call it last, if everything else is valid."""
+    """A message on the PULL socket.
+
+    ``is_finite`` reads every number, so call it only after all other checks have passed.
+    """
 
     header: m.Gradient
     payload: "ReceivedSlice"
@@ -126,7 +131,10 @@ class ControlArrived:
 
 @dataclass(frozen=True, slots=True)
 class PresenceChanged:
-    """A subscription to a presence topic began (if ``here``) or ended. One that ended may be of an old connection."""
+    """A subscription to a presence topic began (if ``here``) or ended.
+
+    The subscription that ended may belong to an old connection.
+    """
 
     rank: int
     incarnation: int
@@ -135,7 +143,7 @@ class PresenceChanged:
 
 @dataclass(frozen=True, slots=True)
 class MalformedArrived:
-    """A message that is not valid on its socket, or that its sender must not send."""
+    """A message that is not valid on this socket, or that the sender must not send."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +163,11 @@ class ForeignHello:
 
 @dataclass(frozen=True, slots=True)
 class StateRestored:
-    """Weights and optimizer state of ``record.version`` are ready. They were found after a restart, or loaded.
+    """Weights and optimizer state of ``record.version`` are ready.
 
-    ``recovered``: they were found after a restart, so workers may already have these weights. ``previous`` is the
-    version before, if the shard still holds it.
+    If ``recovered``, the shard found the state after a restart, so workers may already have these weights. If not
+    ``recovered``, the shard loaded the state. ``previous`` is the version before ``record.version``, or None if the
+    shard no longer holds that version.
     """
 
     record: Record
@@ -168,7 +177,10 @@ class StateRestored:
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """``Update`` is done and the version is committed. If its numbers are not ``finite``, nothing is stored."""
+    """The server has carried out ``Update``.
+
+    If the numbers are ``finite``, the version is committed. If they are not, nothing is stored.
+    """
 
     record: Record
     finite: bool = True
@@ -193,7 +205,7 @@ Event: TypeAlias = (
 
 
 def gist(event: Event) -> object:
-    """The part of ``event`` to show in errors: its message or record, without the payload."""
+    """The part of ``event`` to show in errors: the message or the record, without the payload."""
     match event:
         case GradientArrived():
             return event.header
@@ -209,7 +221,7 @@ def gist(event: Event) -> object:
 
 @dataclass(frozen=True, slots=True)
 class Accumulate:
-    """Add ``payload`` to the sum of the open version; ``first`` starts the sum."""
+    """Add ``payload`` to the sum of the open version. If ``first``, start a new sum."""
 
     payload: "ReceivedSlice"
     first: bool
@@ -224,7 +236,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class CommitAgain:
-    """Commit the newest version again with ``record``, so that the new data in it survives a crash."""
+    """Commit the newest version again with ``record``, so that the new data in the record survives a crash."""
 
     record: Record
 
@@ -252,7 +264,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class SendSnapshot:
-    """Send the weights of ``version``, the newest or the one before. ``rank`` is None if ``peer`` is not a worker."""
+    """Send the weights of ``version``.
+
+    ``version`` is the newest version or the previous version. ``rank`` is None if ``peer`` is not a worker.
+    """
 
     peer: bytes
     version: int
@@ -261,7 +276,10 @@ class SendSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """Keep a copy of weights and optimizer state of ``version``, the newest or the one before, for FETCH."""
+    """Keep a copy of weights and optimizer state of ``version`` for FETCH.
+
+    ``version`` is the newest version or the previous version.
+    """
 
     version: int
 

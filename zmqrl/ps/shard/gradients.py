@@ -1,4 +1,4 @@
-"""Received gradient slices, and their sum for the open version."""
+"""Received gradient slices, and the sum of the slices for the open version."""
 
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from zmqrl.ps.wire.codec import FloatVector
 
 
 class ReceivedSlice:
-    """A gradient slice as received. It is decoded at most once. A float32 slice is not copied."""
+    """A gradient slice as received. The slice is decoded at most once. A float32 slice is not copied."""
 
     def __init__(self, codec_name: m.Codec, frame: zmq.Frame) -> None:
         self.codec_name = codec_name
@@ -37,11 +37,11 @@ class GradientSum:
         self._left_finite: list[str] = []
 
     def is_finite(self) -> bool:
-        """Whether the sum is finite, given that each contribution is finite."""
+        """Whether the sum is finite, under the assumption that each contribution is finite."""
         return not self._left_finite or codec.is_finite(self.value)
 
     def add(self, numbers: FloatVector, *, first: bool) -> None:
-        """Add ``numbers`` to the sum. If ``first``, start a new sum with them."""
+        """Add ``numbers`` to the sum. If ``first``, start a new sum with ``numbers``."""
         if first:
             self.value = numbers
             self._left_finite.clear()

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import msgpack
 
 from zmqrl.errors import ClusterError, FullDiskError, is_full
-from zmqrl.json_lines import PIECE_BYTES, JsonLines
+from zmqrl.json_lines import PIECE_BYTES, JsonLines, read_file
 from zmqrl.ps.shard.events import Record, Totals, View, added
 
 COUNTS = ("late", "duplicate", "rejected")
@@ -22,7 +22,7 @@ Line: TypeAlias = dict[str, Any]
 
 
 def pack_record(record: Record) -> bytes:
-    """Encode a record, for the header of its slot."""
+    """Encode a record. The result is stored in the header of the slot."""
     view = record.view
     fields = {name: getattr(record, name) for name in Record.__slots__ if name != "view"}
     packed: bytes = msgpack.packb(fields | {"view": [view.id, view.quorum, view.members]})
@@ -30,7 +30,7 @@ def pack_record(record: Record) -> bytes:
 
 
 def unpack_record(packed: bytes) -> Record:
-    """Inverse of :func:`pack_record`. Verify the checksum of the bytes before calling it."""
+    """Inverse of :func:`pack_record`. Verify the checksum of ``packed`` before you call this function."""
     fields = msgpack.unpackb(packed, strict_map_key=False, use_list=False)
     return Record(**fields | {"view": View(*fields["view"])})
 
@@ -42,12 +42,12 @@ class LostState(Exception):
 class History:
     """Appends lines to ``path``. Opening the file removes a line that a killed process left half-written.
 
-    No more than the end of the file is read, because the file may have millions of lines. ``news`` lists problems in
-    the file, as sentences: missing versions and unreadable lines.
+    Only the end of the file is read, because the file may have millions of lines. ``news`` has a sentence for each
+    problem in the file, such as missing versions or unreadable lines.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open or create the file. Raises ClusterError when that fails."""
+        """Open or create the file. Raises ClusterError when the file cannot be opened."""
         self.path = path
         self.news: list[str] = []
         with self._writing():
@@ -64,7 +64,7 @@ class History:
     def append(self, record: Record, crc32: int) -> None:
         """Write the line of one version in one system call.
 
-        Raises ClusterError when that fails, and leaves no part of the line in the file.
+        Raises ClusterError when the line cannot be written, and leaves no part of the line in the file.
         """
         line = line_of(record, crc32)
         with self._writing():
@@ -72,10 +72,11 @@ class History:
         self.last = line
 
     def recover(self, record: Record, crc32: int) -> None:
-        """Make the file agree with ``record``, the newest commit. The last process may have been killed at any point.
+        """Make the file agree with ``record``, the newest commit.
 
-        Appends the missing line, or finishes a rewind. Raises LostState when the file has versions made after
-        ``record``, and ClusterError when the file cannot be written.
+        The previous process may have been killed at any point. Appends a missing line, or finishes an interrupted
+        rewind. Raises LostState when the file has versions made after ``record``, and ClusterError when the file cannot
+        be written.
         """
         version, generation = (0, 0) if self.last is None else (self.last["version"], self.last.get("generation", 0))
         if version > record.version:
@@ -110,9 +111,9 @@ class History:
             return total
 
     def rewind(self, version: int, generation: int) -> None:
-        """Roll back to ``version``: move the lines above it to ``<name>.before-generation-<n>.jsonl``.
+        """Roll back to ``version``: move the lines of later versions to ``<name>.before-generation-<n>.jsonl``.
 
-        So the history has exactly one line for each version that led to the current weights. Raises ClusterError.
+        The history then has exactly one line for each version that led to the current weights. Raises ClusterError.
         """
         if self.last_version is None or self.last_version <= version:
             return
@@ -141,9 +142,9 @@ class History:
             raise ClusterError(f"cannot write {self.path}: {error.strerror}.") from error
 
     def _newest(self, version: int = sys.maxsize) -> tuple[int, list[tuple[Line, bytes]]]:
-        """The newest lines, parsed and raw, and the offset at which they start in the file.
+        """The offset of the newest lines in the file, and these lines, parsed and raw.
 
-        The oldest of these lines is of ``version`` or an earlier version. If a line cannot be read, the file is kept
+        The oldest of these lines has ``version`` or an earlier version. If a line cannot be read, the file is kept
         under another name and replaced by a file without that line.
         """
         lines: list[tuple[Line | None, bytes]] = []
@@ -165,7 +166,7 @@ class History:
         return offset, readable
 
     def _set_aside(self, offset: int, lines: list[tuple[Line | None, bytes]]) -> None:
-        """Keep the file under another name. Continue with a copy that leaves out the unreadable ``lines``."""
+        """Keep the file under another name. Continue with a copy that lacks the unreadable ``lines``."""
         aside = self.path.with_name(f"{self.path.stem}.damaged-{time.time_ns()}.jsonl")
         shutil.copyfile(self.path, aside)
         mended, before = self.path.with_name(f"{self.path.name}.mended"), 0
@@ -182,7 +183,7 @@ class History:
 
 
 def line_of(record: Record, crc32: int) -> Line:
-    """The line of a version. ``crc32`` is the checksum of its publication."""
+    """The line of a version. ``crc32`` is the checksum of the published weights."""
     line = {
         "version": record.version,
         "view": record.view.id,
@@ -215,9 +216,9 @@ def parse_line(raw: bytes) -> Line | None:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The readable lines of a history, in order. An empty list if the file does not exist."""
+    """The readable lines of a history, in order. Returns an empty list if the file does not exist."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        whole: Iterable[bytes] = path.read_bytes().rpartition(b"\n")[0].splitlines()
+        whole: Iterable[bytes] = read_file(path).rpartition(b"\n")[0].splitlines()
         return [line for line in map(parse_line, whole) if line is not None]
     return []
 

@@ -1,4 +1,4 @@
-"""The rules that the histories of a run must keep. Pure: ``zmqrl check-history`` and the simulated runs use them."""
+"""The rules that the histories of a run must keep. ``zmqrl check-history`` and the simulated runs use these rules."""
 
 import itertools
 from collections import Counter, defaultdict
@@ -15,11 +15,11 @@ COUNTED = {"late", "duplicate", "rejected", "crc32"}  # other checks cover the o
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a history, which tells how one version was made.
+    """A line of a history, as a record of the making of one version.
 
     ``number`` is the number of the line, from 1. ``totals`` counts the contributions up to this version, or is None in
-    a line that an older zmqrl wrote. ``made_at`` is the progress of the run at that version. ``staleness`` has the age
-    of each contribution in versions, in asynchronous mode only.
+    a line that an older zmqrl wrote. ``made_at`` is the progress of the run that the update to this version used. In
+    asynchronous mode, ``staleness`` has the age of each contribution in versions.
     """
 
     number: int
@@ -42,7 +42,7 @@ class Line:
 
     @classmethod
     def of(cls, number: int, found: Mapping[str, Any]) -> Self | None:
-        """The line with the fields ``found``. Returns None if a field is missing or not valid."""
+        """Build a line from the parsed fields ``found``. Returns None if a field is missing or not valid."""
         if not found.keys() >= COUNTED:
             return None
         version, view, quorum, ranks = (found.get(name, -1) for name in ("version", "view", "quorum", "ranks"))
@@ -75,7 +75,7 @@ def newest(lines: Iterable[Line]) -> int:
 
 
 def total(lines: Iterable[Line]) -> Totals:
-    """The contributions that a history counts, by outcome."""
+    """The number of contributions that a history counts, by outcome."""
     used, late, duplicate, rejected = map(sum, zip((0, 0, 0, 0), *(line.counts for line in lines), strict=True))
     return used, late, duplicate, rejected
 
@@ -83,7 +83,7 @@ def total(lines: Iterable[Line]) -> Totals:
 def broken_rules(histories: Mapping[int, Sequence[Line]], *, together: bool) -> Iterator[str]:
     """Each broken rule, as one sentence. ``histories`` holds the lines of each shard.
 
-    ``together``: all shards make the same versions, as they do except in asynchronous mode.
+    ``together``: whether all shards make the same versions, which is False only in asynchronous mode.
     """
     for shard, lines in histories.items():
         for sentence in (*_faults(lines), *_miscounts(lines), *_used_again(lines)):
@@ -94,7 +94,7 @@ def broken_rules(histories: Mapping[int, Sequence[Line]], *, together: bool) -> 
 
 
 def _faults(lines: Sequence[Line]) -> Iterator[str]:
-    """The violations in the history of one shard: each version once, from a quorum of distinct ranks."""
+    """Report versions that are missing, listed twice, out of order, or not made by a quorum of distinct ranks."""
     listed: dict[int, int] = {}
     newest = generation = 0
     for line in lines:
@@ -121,7 +121,10 @@ def _faults(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _miscounts(lines: Sequence[Line]) -> Iterator[str]:
-    """The totals of a line are those of the line before, plus the contributions that the line counts."""
+    """Report lines with wrong totals.
+
+    The totals of a line must be the totals of the previous line plus the contributions that the line counts.
+    """
     for before, line in itertools.pairwise(lines):
         if line.version != before.version + 1 or line.totals is None or before.totals is None:
             continue
@@ -130,7 +133,10 @@ def _miscounts(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _used_again(lines: Sequence[Line]) -> Iterator[str]:
-    """In asynchronous mode, a contribution is computed on a newer version than the last contribution of its rank."""
+    """In asynchronous mode, report contributions that were computed on old weights.
+
+    A rank must compute each contribution on a newer version than the rank's previous contribution.
+    """
     computed_on: dict[tuple[int, int], tuple[int, int]] = {}
     for line in lines:
         if line.staleness and len(line.staleness) != len(line.ranks):
@@ -146,10 +152,11 @@ def _used_again(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _too_few(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
-    """Report versions with fewer contributions than their view requires.
+    """Report versions with fewer contributions than the view requires.
 
-    The required number is the most frequent number of contributions among the versions of the view. The count omits the
-    first version of a view on each shard: more contributions than a lower quorum needs may already have arrived.
+    The required number is the most frequent number of contributions among the versions of the view. The first version
+    of a view on each shard is left out. If that view lowers the quorum, more contributions than the quorum may already
+    have arrived.
     """
     counts: defaultdict[tuple[int, int], Counter[int]] = defaultdict(Counter)
     for lines in histories.values():
@@ -171,7 +178,7 @@ def _too_few(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
 
 
 def _unequal(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
-    """All shards make a version in the same generation, and for the same progress of the run."""
+    """Report versions whose generation or progress of the run differs between shards."""
     seen: dict[int, tuple[int, Line]] = {}
     for shard, lines in histories.items():
         for line in lines:

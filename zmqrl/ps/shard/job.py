@@ -15,14 +15,14 @@ from zmqrl.ps.wire.sockets import SocketRole
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardJob:
-    """Everything that a shard process needs to start. It is sent as JSON."""
+    """Everything that a shard process needs to start. The job is sent as JSON."""
 
     run: str
     layout: Layout
     shard: int
     codec: m.Codec
     optimizer: OptimizerConfig
-    bind: dict[SocketRole, str]  # endpoint of each role. A frozen shard has control alone
+    bind: dict[SocketRole, str]  # endpoint of each role. A frozen shard has only the role control
     secret: str = field(repr=False)
     state_path: Path
     history_path: Path

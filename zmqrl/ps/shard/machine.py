@@ -1,6 +1,6 @@
 """The decisions of a shard: a state machine without sockets, clock, files or arithmetic.
 
-It takes events and returns actions. ``server.py`` carries out the actions in order.
+The machine handles events and returns actions. ``server.py`` carries out the actions in order.
 """
 
 from dataclasses import dataclass, replace
@@ -41,10 +41,10 @@ class About(TypedDict):
 class ShardMachine:
     """Decides which contributions make the next version of one slice.
 
-    ``asynchronous``: every contribution makes a new version, even if it was computed on an older one. The quorum must
-    be 1. ``frozen``: the state can be read, but the shard makes no versions. ``horizon``: the version at which
-    schedules end, if it is known beforehand.
-    ``now`` is monotonic time in seconds.
+    If ``asynchronous``, every contribution makes a new version, even if the contribution was computed on an older
+    version. The quorum must then be 1. If ``frozen``, the state can be read, but the shard makes no versions.
+    ``horizon`` is the version at which schedules end, or None if no such version is known in advance. ``now`` is
+    monotonic time in seconds.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class ShardMachine:
         return "used", ""
 
     def _close_if_complete(self, now: float) -> list[e.Action]:
-        """Make the next version if the quorum is complete."""
+        """Make the next version if the contributions reach the quorum."""
         if self.state != "open" or len(self.contributions.held) < self.view.quorum:
             return []
         assert self.last is not None
@@ -186,7 +186,7 @@ class ShardMachine:
         return [*actions, e.Update(self.making)]
 
     def _updated(self, event: e.Updated, now: float) -> list[e.Action]:
-        """Publish the new version. If its numbers are not finite, keep the old version and end the run."""
+        """Publish the new version. If the new numbers are not finite, keep the old version and end the run."""
         record, self.making = event.record, None
         if not event.finite:
             ranks = ", ".join(map(str, record.ranks[:RANKS_NAMED]))
@@ -205,7 +205,7 @@ class ShardMachine:
         return [e.PublishWeights(), *self._milestones()]
 
     def _milestones(self) -> list[e.Action]:
-        """Copy the newest version for a checkpoint if one is due, and end the run if it is at its last version."""
+        """Copy the newest version if a checkpoint is due, and end the run if this is the last version."""
         actions = self._checkpoint(self.version) if self.armed == self.version else []
         if self.stop is not None and self.version >= self.stop:
             if self.state == "open" and self.version == self.stop:
@@ -216,7 +216,7 @@ class ShardMachine:
         return actions
 
     def _checkpoint(self, version: int) -> list[e.Action]:
-        """Copy ``version`` for a checkpoint: now if the shard holds it, otherwise once the shard makes it."""
+        """Copy ``version`` for a checkpoint, now or when the shard has made ``version``."""
         self.armed = version if version > self.version else None
         if self.state == "empty" or version not in (self.version, self.previous) or version == self.captured:
             return []
@@ -245,7 +245,7 @@ class ShardMachine:
         self.roster.admit(view.members)
 
     def _publish_first(self, now: float) -> list[e.Action]:
-        """At the first start, do not publish until a quorum of workers has subscribed."""
+        """After a load, do not publish until a quorum of workers is present."""
         if self.state == "empty" or self.published or not self.roster.has_present(self.view.quorum, now):
             return []
         self.published = True
@@ -274,7 +274,7 @@ class ShardMachine:
         return self._reject()
 
     def _command(self, event: e.ControlArrived, now: float) -> list[e.Action]:
-        """Obey the supervisor. The shard answers each command with STATS, but not ELAPSED, FETCH or LOAD."""
+        """Carry out a command of the supervisor. Answer STATS to every command except ELAPSED, FETCH and LOAD."""
         peer, message = event.peer, event.message
         actions: list[e.Action] = []
         match message:
@@ -328,7 +328,7 @@ class ShardMachine:
         return [*actions, *(self._lost(ping) if known and ahead else []), e.Send(peer, pong)]
 
     def _lost(self, evidence: m.Gradient | m.Ping) -> list[e.Action]:
-        """Report to the supervisor that a worker has seen a newer version: this shard has lost state."""
+        """Report to the supervisor that a worker has seen a newer version, so this shard has lost state."""
         me = self.identity
         lost = m.Lost(run=me.run, shard=me.shard, rank=evidence.rank, version=evidence.version)
         return self.roster.to_supervisor(lost)
@@ -362,12 +362,15 @@ class ShardMachine:
         return [*actions, *self._milestones(), *self._close_if_complete(now), *self._tell_state(now)]
 
     def _commit_again(self, record: e.Record) -> list[e.Action]:
-        """Commit ``record`` with the newest version, so that a restarted process has the view and the stop version."""
+        """Commit ``record`` with the newest version, so that a restarted process has the view and the last version."""
         self.last = record
         return [e.CommitAgain(record)]
 
     def _tell_state(self, now: float) -> list[e.Action]:
-        """Publish the state of the shard, unless a new version is about to be published, which also shows the state."""
+        """Publish the state of the shard.
+
+        While the shard makes a new version, this does nothing, because that version will show the state, too.
+        """
         return [self._heartbeat(now)] if self.making is None else []
 
     # time
@@ -461,7 +464,7 @@ class ShardMachine:
         )
 
     def _totals(self, version: int) -> e.Totals:
-        """The totals of the history up to ``version``, which is the newest version or the one before."""
+        """The totals of the history up to ``version``, which is the newest version or the previous version."""
         if self.last is None:
             return 0, 0, 0, 0
         return self.last.totals if version == self.version else e.added(self.last.totals, self.last.counts(), -1)

@@ -1,8 +1,8 @@
-"""The update of a slice: Adam, RMSProp and SGD as in torch.optim, out of place and block by block.
+"""Updates a slice with Adam, RMSProp or SGD, as in torch.optim, out of place and block by block.
 
-Every operation is elementwise and rounded to float32, so the result is bit-identical for any number of slices. A
-pass over a block costs more than the arithmetic in it. So scalar factors are first multiplied together, and the block
-of new weights serves as scratch space.
+Every operation is elementwise and rounded to float32, so the result is bit-identical for any number of slices. A pass
+over a block costs more than the arithmetic in that pass. Therefore, scalar factors are first multiplied together, and
+the block of new weights serves as scratch space.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -78,10 +78,12 @@ def _option(name: str) -> str:
 
 
 class Optimizer:
-    """The update rule of a config. It is stateless: it computes the arrays of version v + 1 from those of version v.
+    """The update rule that a config describes.
 
-    ``averaged``: the parts of the arrays that hold running statistics. The new value is the old one minus the mean of
-    the gradients, and the state stays zero.
+    The class is stateless: it computes the arrays of version v + 1 from the arrays of version v.
+
+    ``averaged`` has the parts of the arrays that hold running statistics. In these parts, the new value is the old
+    value minus the mean of the gradients, and the optimizer state stays zero.
     """
 
     def __init__(self, config: OptimizerConfig, averaged: Sequence[slice] = ()) -> None:
@@ -120,8 +122,9 @@ class Optimizer:
         """Compute version ``version + 1`` from ``version`` and the sum of ``count`` gradients.
 
         All arrays are float32 (n,). The inputs must be finite, and outputs must not overlap the inputs. The state of
-        version 0 is all zeros. ``elapsed`` is the progress of the run, from 0 to 1, which the learning rate may follow.
-        The result equals that of torch.optim within float32 rounding. Returns whether the result is finite.
+        version 0 is all zeros. ``elapsed`` is the progress of the run, from 0 to 1. The learning rate may follow this
+        progress. The result equals the result of torch.optim within float32 rounding. Returns whether the result is
+        finite.
         """
         assert count >= 1
         assert gradient_sum.shape == weights.shape == new_weights.shape
@@ -148,8 +151,8 @@ class Optimizer:
     def _adam(self, version: int, learning_rate: float, scale: float) -> BlockUpdate:
         """Kingma and Ba 2015, algorithm 1 with t = version + 1, for ``scale`` times the gradient.
 
-        w - lr / (1 - beta1^t) * m / (sqrt(v) / r + epsilon), where r = sqrt(1 - beta2^t), is computed as
-        w - lr * r / (1 - beta1^t) * (m / (sqrt(v) + epsilon * r)).
+        With r = sqrt(1 - beta2^t), the new weight is w - lr / (1 - beta1^t) * m / (sqrt(v) / r + epsilon). It is
+        computed as w - lr * r / (1 - beta1^t) * (m / (sqrt(v) + epsilon * r)).
         """
         config = self.config
         root = (1 - config.beta2 ** (version + 1)) ** 0.5
@@ -220,7 +223,7 @@ class Optimizer:
     def _sgd(self, version: int, learning_rate: float, scale: float) -> BlockUpdate:
         """Gradient descent with ``scale`` times the gradient.
 
-        Momentum as in Sutskever et al. 2013, section 2, rescaled and initialized as in torch.
+        Momentum is as in Sutskever et al. 2013, section 2, but rescaled and initialized as in torch.
         """
         config = self.config
         gathers = config.momentum > 0

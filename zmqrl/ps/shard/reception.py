@@ -32,7 +32,7 @@ class Reception:
         return e.GradientArrived(header, payload, len(frames[1]), payload.is_finite)
 
     def presence(self, frames: list[zmq.Frame]) -> e.Event | None:
-        """The event for a subscription on XPUB. None for any other topic of the protocol."""
+        """The event for a subscription on XPUB. Returns None for any other topic of the protocol."""
         message = frames[0].bytes
         if len(frames) != 1 or message[:1] not in (b"\0", b"\1"):
             return e.MalformedArrived()
@@ -61,7 +61,7 @@ class Reception:
         return e.ControlArrived(peer, message, payload)
 
     def take_false_names(self) -> str:
-        """The number of messages with the key of another rank or role since the last call, as text. Empty if 0."""
+        """Describe how many messages since the last call came with the key of another rank or role. Empty if none."""
         text = ", ".join(f"{count} x {name}" for name, count in sorted(self.false_names.items()))
         self.false_names.clear()
         return text
@@ -98,7 +98,10 @@ class Reception:
         return False
 
     def _speaker(self, frame: zmq.Frame) -> Speaker | None:
-        """The owner of the key that ``frame`` was sent with. None if libzmq made the frame for a closed connection."""
+        """The owner of the key with which ``frame`` was sent.
+
+        Returns None if libzmq made the frame for a closed connection.
+        """
         assert self.speakers is not None
         try:
             return self.speakers[str(frame.get(USER_ID))]

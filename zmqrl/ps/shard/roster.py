@@ -1,4 +1,4 @@
-"""Keeps a shard's view of its workers and supervisor, and answers them when they join or leave."""
+"""Stores what a shard knows about its workers and its supervisor, and answers processes that join or leave."""
 
 import hmac
 from collections.abc import Iterable
@@ -9,17 +9,17 @@ from zmqrl.ps.wire import messages as m
 
 MOST_INCARNATIONS = 16
 SILENT_S = 8.0  # a worker sends a PING every second
-DOUBT_S = 2.5  # replaces SILENT_S once a subscription has ended that may have been the worker's
+DOUBT_S = 2.5  # applies instead of SILENT_S after the end of a subscription that may have been the worker's
 
 
 @dataclass(slots=True)
 class Worker:
-    """The shard's view of a rank: the process that has the rank (``incarnation``), and its connection (``peer``).
+    """What a shard knows about a rank.
 
-    ``doubted_at`` maps each incarnation that subscribed to the time when a subscription to its topic ended, or to None
-    if none has ended.
-    libzmq does not report whose subscription ended. A worker that reconnects may subscribe before its old subscription
-    ends.
+    ``incarnation`` identifies the process that has the rank, and ``peer`` is the connection of that process.
+    ``doubted_at`` has each incarnation that subscribed, and the time when a subscription to that incarnation's topic
+    ended, or None. ZeroMQ does not report which connection this subscription belonged to. A worker that reconnects may
+    subscribe again before the old subscription ends.
     """
 
     incarnation: int | None = None
@@ -34,7 +34,7 @@ class Worker:
     in_span_since: float = 0.0
 
     def is_alive(self, now: float) -> bool:
-        """Whether the process was heard recently and has not left."""
+        """Whether the shard has heard from the process recently and the process has not left."""
         if self.incarnation is None or self.left or self.heard_at is None:
             return False
         until, doubted_at = self.heard_at + SILENT_S, self.doubted_at.get(self.incarnation)
@@ -48,7 +48,7 @@ class Worker:
 
 
 class Roster:
-    """Knows which process has each rank, and which ranks are members and present.
+    """Records which process has each rank, which ranks are members, and which members are present.
 
     ``now`` is monotonic time in seconds. ``welcome`` is the WELCOME to send, with the current state of the shard.
     """
@@ -73,12 +73,12 @@ class Roster:
         return rank in self.workers and self.workers[rank].incarnation == incarnation
 
     def is_replaced(self, rank: int, incarnation: int, now: float) -> bool:
-        """Whether a newer process has the rank and is alive."""
+        """Whether a living process with a greater incarnation has the rank."""
         worker = self.workers.get(rank, Worker())
         return worker.incarnation is not None and incarnation < worker.incarnation and worker.is_alive(now)
 
     def rank_of(self, peer: bytes) -> int | None:
-        """The rank of the worker on this connection. None if the sender is not a worker."""
+        """The rank of the worker on this connection. Returns None if the sender is not a worker."""
         return next((rank for rank, worker in self.workers.items() if worker.peer == peer), None)
 
     def present(self, now: float) -> list[int]:
@@ -96,12 +96,15 @@ class Roster:
         return may_be_absent >= 0
 
     def silent_ms(self, rank: int, now: float) -> int:
-        """Milliseconds since a worker was last heard. 0 if it was never heard."""
+        """Milliseconds since a worker was last heard, or 0 if the worker was never heard."""
         heard_at = self.workers[rank].heard_at
         return 0 if heard_at is None else max(0, int(1000 * (now - heard_at)))
 
     def spans(self, ranks: Iterable[int], now: float) -> list[tuple[int, str, int]]:
-        """Rank, span and milliseconds in it, for each of ``ranks`` whose last PING has a span. Longest time first."""
+        """Rank, span and milliseconds in that span, for each of ``ranks`` whose last PING names a span.
+
+        The longest times come first.
+        """
         told = [(rank, self.workers[rank]) for rank in ranks if self.workers[rank].span]
         told.sort(key=lambda each: each[1].in_span_since)
         return [(rank, worker.span, max(0, int(1000 * (now - worker.in_span_since)))) for rank, worker in told]
@@ -122,7 +125,7 @@ class Roster:
     # joining and leaving
 
     def refusal(self, hello: m.Hello) -> m.Refuse | None:
-        """The refusal to send for this HELLO. None if the shard can accept it."""
+        """The refusal to send for this HELLO. Returns None if the shard can accept the HELLO."""
         me = self.identity
         if hello.code and me.code and hello.code != me.code:
             return self._refuse(
@@ -152,14 +155,17 @@ class Roster:
         )
 
     def tell_refused(self, refuse: m.Refuse) -> list[Action]:
-        """Report a worker with another zmqrl to the supervisor. Other refusals are not reported."""
+        """Tell the supervisor that a worker was refused because the worker uses another version of zmqrl.
+
+        Other refusals are not reported.
+        """
         if refuse.code not in ("code", "protocol"):
             return []
         me = self.identity
         return self.to_supervisor(m.Refused(run=me.run, shard=me.shard, reason=refuse.reason))
 
     def hello(self, peer: bytes, hello: m.Hello, welcome: m.Welcome, now: float) -> list[Action]:
-        """Accept a HELLO that ``refusal`` does not refuse."""
+        """Accept a HELLO for which ``refusal`` returned None."""
         if hello.role == "supervisor":
             self.supervisor = peer
             return [Send(peer, welcome)]
@@ -168,10 +174,10 @@ class Roster:
         return [*self._take_rank(peer, hello, now), *self._answer(hello.rank, welcome)]
 
     def _wait(self, peer: bytes, hello: m.Hello, now: float) -> list[Action]:
-        """Refuse a lower incarnation that has waited for ``SILENT_S``, if the newer process is still alive.
+        """Keep a process with a lower incarnation waiting, and refuse the process after ``SILENT_S``.
 
-        The lower incarnation must wait, because the newer process may have just died. If the clock was set
-        back, a successor has a lower incarnation.
+        The process that has the rank may have just died, and the waiting process may be the successor. A successor has
+        a lower incarnation if the clock was set back.
         """
         worker = self.workers[hello.rank]
         if worker.waiting is None or worker.waiting[0] != hello.incarnation:
@@ -181,8 +187,8 @@ class Roster:
     def _take_rank(self, peer: bytes, message: m.Hello | m.Ping, now: float) -> list[Action]:
         """Give the rank to the sender of ``message``. Tell a process with a lower incarnation that it was replaced.
 
-        Among living processes, the greatest incarnation has the rank. A dead process does not keep others out, even if
-        its incarnation was greater. If that process was alive but silent, its next PING takes the rank back.
+        Among living processes, the greatest incarnation has the rank. A process that seems dead does not keep others
+        out, even if its incarnation is greater. If that process was only silent, its next PING takes the rank back.
         """
         worker = self.workers.setdefault(message.rank, Worker())
         older = worker.incarnation is not None and worker.incarnation < message.incarnation
@@ -193,7 +199,10 @@ class Roster:
         return told
 
     def answer_all(self, welcome: m.Welcome) -> list[Action]:
-        """Answer every worker that sent HELLO. Some still wait for an answer, and the others need the new state."""
+        """Answer every worker that sent HELLO.
+
+        Some of these workers still wait for an answer, and the others need the new state.
+        """
         return [action for rank in sorted(self.workers) for action in self._answer(rank, welcome)]
 
     def presence(self, event: PresenceChanged, welcome: m.Welcome, now: float) -> list[Action]:
@@ -226,7 +235,7 @@ class Roster:
         self.workers[rank].heard_at = now
 
     def ping(self, peer: bytes, ping: m.Ping, now: float) -> list[Action]:
-        """Record a PING. Its sender takes the rank back from a process with a lower incarnation."""
+        """Record a PING. The sender takes the rank back from a process with a lower incarnation."""
         worker, actions = self.workers.get(ping.rank, Worker()), list[Action]()
         if worker.incarnation is not None and worker.incarnation < ping.incarnation:
             actions = self._take_rank(peer, ping, now)
@@ -239,7 +248,7 @@ class Roster:
         return actions
 
     def leave(self, peer: bytes, leave: m.Leave) -> list[Action]:
-        """Record that a worker leaves. Does nothing if ``peer`` is not the connection of that process."""
+        """Record that a worker leaves. Does nothing if ``peer`` is not the connection of that worker."""
         if not self.is_newest(leave.rank, leave.incarnation) or self.workers[leave.rank].peer != peer:
             return []
         worker = self.workers[leave.rank]

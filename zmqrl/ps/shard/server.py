@@ -1,4 +1,4 @@
-"""The process of one shard. It adds sockets, arithmetic and storage to the state machine in ``machine.py``.
+"""The process of one shard. The process adds sockets, arithmetic and storage to the state machine in ``machine.py``.
 
 ``python -m zmqrl.ps.shard.server`` reads its job from standard input and prints its endpoints to standard output.
 """
@@ -106,7 +106,9 @@ class ShardServer:
         self.endpoints: dict[SocketRole, str] = {}
 
     def bind(self) -> dict[SocketRole, str]:
-        """Bind the sockets in ``job.bind``. Port 0 picks a free port. Returns the endpoints.
+        """Bind the sockets to the endpoints in ``job.bind``. For port 0, the system chooses a free port.
+
+        Returns the endpoints.
 
         Raises ClusterError when binding keeps failing, for example because an address is in use.
         """
@@ -126,7 +128,7 @@ class ShardServer:
         return self.endpoints
 
     def serve(self) -> None:
-        """Serve until standard input ends, which means that the supervisor has died or wants us to stop."""
+        """Serve until standard input ends, which means that the supervisor has died or wants this shard to stop."""
         self._recover()
         poller = zmq.Poller()
         for socket in self.sockets.values():
@@ -225,7 +227,7 @@ class ShardServer:
     def _update(self, record: e.Record) -> bool:
         """Make and commit the version of ``record``.
 
-        If its numbers are not finite, returns False and stores nothing.
+        If the new numbers are not finite, returns False and stores nothing.
         """
         self.spans.version = record.version
         self.closed_us = self.handled_us
@@ -256,7 +258,7 @@ class ShardServer:
         self._commit(new, record)
 
     def _commit(self, slot: Slot, record: e.Record) -> int:
-        """Make ``slot`` the newest version. Returns the CRC-32 of its publication."""
+        """Make ``slot`` the newest version. Returns the CRC-32 of the published weights."""
         self.payload = self._encoded(slot)
         crc32 = zlib.crc32(self.payload.data)
         self.store.commit(
@@ -392,10 +394,12 @@ class ShardServer:
         self._handle(e.StateRestored(record, recovered=False))
 
     def _recover(self) -> None:
-        """Continue from the state that an earlier process committed, even one killed right after the commit.
+        """Continue from the state that an earlier process committed.
+
+        That process may have been killed right after the commit.
 
         If the newest version is lost, the shard stays empty until the supervisor loads a state. A frozen shard serves
-        the newest version that is left.
+        the newest version that is not lost.
         """
         slot = self.store.newest
         if slot is None:
@@ -456,7 +460,7 @@ def _stop(*_: object) -> None:
 
 
 def _has_no_state(path: Path) -> bool:
-    """Whether the file is missing or never held a version. False for an unreadable file."""
+    """Whether the file is missing or never held a version. Returns False for an unreadable file."""
     try:
         return is_blank(path)
     except FileNotFoundError:
@@ -466,7 +470,7 @@ def _has_no_state(path: Path) -> bool:
 
 
 def main() -> None:
-    """Run one shard, whose job comes on standard input."""
+    """Read a job from standard input and run that shard."""
     job = ShardJob.from_json(read_job(signal.SIGTERM))
     raise_open_files()
     log = log_to_stderr("zmqrl.ps.shard")

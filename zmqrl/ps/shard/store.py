@@ -1,11 +1,11 @@
 """Crash-safe state of one shard: a ring of memory-mapped slots in one file, each with one version.
 
-Writing a slot takes four steps: clear its commit mark, write weights and optimizer state in place, write its header,
-set the mark. The memory is the kernel's page cache. So if the process is killed, its writes survive in order, and the
+A slot is written in four steps: clear the commit mark, write weights and optimizer state in place, write the header,
+set the mark. The mapped memory is the kernel's page cache. So the writes of a killed process survive in order, and the
 newest version with a mark is complete. A crash of the host or a damaged disk can reorder or lose writes. Checksums
 detect such damage. No write waits for the disk.
 
-The file is little-endian. Its first page has the magic number, the number of slots and a digest of the identity. The
+The file is little-endian. The first page has the magic number, the number of slots and a digest of the identity. The
 slots follow. A slot begins with 64 KiB for mark, header and record. Weights and optimizer state follow, each at a
 multiple of 64 bytes. The slot is padded to a whole page.
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from zmqrl.errors import ClusterError, FullDiskError, is_full
+from zmqrl.json_lines import open_file
 from zmqrl.ps.wire.codec import FloatVector
 
 SLOTS = 5
@@ -43,10 +44,10 @@ HEADER_BYTES = 64 * 1024
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Slot:
-    """One version of a slice, as views of the mapping. The numbers in them change when the slot is reused.
+    """One version of a slice, as views of the mapping. The numbers in these views change when the slot is reused.
 
-    ``weights`` and each array of ``state``: float32 (count,), aligned to 64 bytes. ``crc32`` is the checksum of
-    the published payload. ``sequence`` numbers the commits. 0 means that the slot holds no version.
+    ``weights`` and each array of ``state``: float32 (count,), aligned to 64 bytes. ``crc32`` is the checksum of the
+    published payload. ``sequence`` is the number of the commit, or 0 if the slot holds no version.
     """
 
     index: int
@@ -66,9 +67,11 @@ class Slot:
 
 
 class SlotStore:
-    """The slots of one shard. ``newest`` is the last commit, and ``previous`` the version before it, if held.
+    """The slots of one shard. ``newest`` is the slot of the last commit.
 
-    To make a version, take a ``free_slot``, write its arrays and ``commit`` it.
+    ``previous`` is the slot of the version before ``newest``, or None if no slot holds that version.
+
+    To make a version, call ``free_slot``, write the arrays of this slot, and call ``commit``.
     """
 
     def __init__(self, mapping: mmap.mmap, count: int, state_names: Sequence[str], slots: int) -> None:
@@ -90,10 +93,10 @@ class SlotStore:
     def create(
         cls, path: Path, *, identity: bytes, count: int, state_names: Sequence[str], slots: int = SLOTS
     ) -> "SlotStore":
-        """Create an empty store for a slice of ``count`` parameters. It replaces any file at ``path``.
+        """Create an empty store for a slice of ``count`` parameters. The new store replaces any file at ``path``.
 
-        ``identity`` names the owner of the state: run, layout, shard, codec. Raises ClusterError when the file cannot
-        be created, for example because the disk is full.
+        ``identity`` names the owner of the state: run, layout, shard and codec. Raises ClusterError when the file
+        cannot be created, for example because the disk is full.
         """
         assert slots >= 3, "one being read, one being published, one being written"
         file_bytes = store_bytes(count, state_names, slots)
@@ -148,7 +151,7 @@ class SlotStore:
         return store
 
     def free_slot(self) -> Slot:
-        """Take a slot for the next version. Its old version is erased in the file too."""
+        """Take a slot for the next version. The old version in the slot is erased from the file, too."""
         slot = next(s for s in self._slots if s is not self.newest and s is not self.previous and not s.pinned())
         offset = self._offset(slot.index)
         self._mapping[offset : offset + MARK_BYTES] = bytes(MARK_BYTES)
@@ -174,7 +177,10 @@ class SlotStore:
         self._find_newest()
 
     def can_pin(self) -> bool:
-        """Whether one more slot can be pinned. Three slots must stay unpinned: newest, previous, and one to write."""
+        """Whether one more slot can be pinned.
+
+        Three slots must stay unpinned: the newest, the previous, and one to write.
+        """
         return sum(not slot.pinned() for slot in self._slots) > 3
 
     def pin(self, slot: Slot, released: Callable[[], bool]) -> None:
@@ -187,7 +193,7 @@ class SlotStore:
         slot.readers.append(released)
 
     def close(self) -> None:
-        """Close the file. Views that are still in use stay valid and keep the mapping open."""
+        """Close the file. Views of slots that are still in use stay valid and keep the mapping open."""
         self._slots = []
         self.newest = self.previous = None
         with contextlib.suppress(BufferError):
@@ -226,7 +232,7 @@ class SlotStore:
 
 def is_blank(path: Path) -> bool:
     """Whether no version was ever written to the store at ``path``. Raises OSError if the file cannot be read."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         header = file.read(FILE_HEADER.size)
         if len(header) < FILE_HEADER.size or header[: len(FILE_MAGIC)] != FILE_MAGIC:
             return False

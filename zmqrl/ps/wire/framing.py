@@ -12,7 +12,10 @@ from zmqrl.ps.wire.messages import MAX_HEADER_BYTES, MAX_REPORT_BYTES, MAX_WORKE
 
 
 class MalformedMessage(Exception):
-    """These bytes are not a message of this protocol. Users never see this error: the receiver drops the message."""
+    """The received bytes are not a message of this protocol.
+
+    Users never see this error: the receiver drops the message.
+    """
 
 
 class OtherProtocol(MalformedMessage):
@@ -24,7 +27,7 @@ class OtherProtocol(MalformedMessage):
 
 
 def kind_of(cls: type) -> str:
-    """The KIND of a message class on the wire: its name in upper case, with words joined by ``_``."""
+    """The KIND of a message class on the wire: the class name in upper case, with words joined by ``_``."""
     return "".join(f"_{c}" if c.isupper() and i else c for i, c in enumerate(cls.__name__)).upper()
 
 
@@ -105,7 +108,7 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 def presence_topic(rank: int, incarnation: int) -> bytes:
-    """The topic that a worker subscribes to, to show the shard that it is there: ``P/<rank>/<incarnation>``."""
+    """The presence topic ``P/<rank>/<incarnation>``. A worker subscribes to this topic to become present."""
     return b"P/%d/%d" % (rank, incarnation)
 
 

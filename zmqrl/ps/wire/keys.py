@@ -1,7 +1,7 @@
-"""Makes the CURVE keys of a run, and lets a shard admit only these keys.
+"""Makes the CURVE keys of a run, and restricts shards to connections with these keys.
 
-Every run makes new keys. A key is a string of 40 characters (Z85). Secret keys are passed on standard input or
-stored in files with mode 0600. ``repr`` hides them.
+Each session makes new keys. A key is a string of 40 characters (Z85). Secret keys are passed on standard input or
+stored in files with mode 0600. ``repr`` hides secret keys.
 """
 
 import threading
@@ -13,7 +13,7 @@ import zmq
 from zmq.utils import z85
 
 from zmqrl.errors import ClusterError, UsageError
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import read_json
 
 DOMAIN = "zmqrl"
 KEY_BYTES = 32
@@ -40,13 +40,16 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True)
 class ClientKeys:
-    """The keys of a worker or the supervisor: its own pair, and the public key of each shard."""
+    """The keys of a worker or of the supervisor: a key pair, and the public key of each shard."""
 
     own: KeyPair
     shards: tuple[str, ...]
 
     def secure(self, socket: "zmq.Socket[bytes]", shard: int) -> None:
-        """Keep ``socket`` from talking to any process but ``shard``. Call this before connecting the socket."""
+        """Make ``socket`` accept only the process that has the key of ``shard``.
+
+        Call this before you connect the socket.
+        """
         socket.curve_publickey, socket.curve_secretkey = self.own.public.encode(), self.own.secret.encode()
         socket.curve_serverkey = self.shards[shard].encode()
 
@@ -64,9 +67,9 @@ class ClientKeys:
 
     @classmethod
     def read(cls, path: Path, *, run: str, rank: int) -> "ClientKeys":
-        """Read the key file of ``rank``. Raises UsageError if the file is missing or of another rank or run."""
+        """Read the key file of ``rank``. Raises UsageError if the file is missing or belongs to another rank or run."""
         try:
-            data = parse_json(path.read_text(encoding="utf-8"))
+            data = read_json(path)
             keys, found = cls.from_json(data), (data["run"], data["rank"])
         except OSError as error:
             raise UsageError(f"cannot read {path}, the keys of rank {rank}: {error.strerror}.") from error
@@ -79,7 +82,7 @@ class ClientKeys:
 
 @dataclass(frozen=True, slots=True)
 class ShardKeys:
-    """The keys of a shard: its own pair, and the public keys that it admits. ``workers`` are indexed by rank."""
+    """The keys of a shard: a key pair, and the public keys that the shard admits. ``workers`` are indexed by rank."""
 
     own: KeyPair
     supervisor: str
@@ -90,7 +93,10 @@ class ShardKeys:
         return {key: rank for rank, key in enumerate(self.workers)} | {self.supervisor: "supervisor"}
 
     def secure(self, socket: "zmq.Socket[bytes]") -> None:
-        """Make ``socket`` admit only what an :class:`Authenticator` admits. Call this before binding the socket."""
+        """Make ``socket`` admit only keys that an :class:`Authenticator` admits.
+
+        Call this before you bind the socket.
+        """
         socket.curve_server = True
         socket.curve_publickey, socket.curve_secretkey = self.own.public.encode(), self.own.secret.encode()
         socket.zap_domain = DOMAIN.encode()
@@ -110,7 +116,7 @@ class ShardKeys:
 
 @dataclass(frozen=True, slots=True)
 class RunKeys:
-    """All keys of a run; ``workers`` are indexed by rank. No process but the one that starts the run has all keys."""
+    """All keys of a run. ``workers`` are indexed by rank. Only the process that starts the run has all keys."""
 
     supervisor: KeyPair
     workers: tuple[KeyPair, ...]
@@ -141,11 +147,11 @@ class RunKeys:
 
 
 class Authenticator:
-    """Admits only the keys of a run to the sockets of ``context``, until :meth:`stop`.
+    """Admits only the keys of a run to the sockets of ``context``, until :meth:`stop` is called.
 
-    libzmq asks about the key of each new connection, in the protocol ZAP (https://rfc.zeromq.org/spec/27). The thread
-    of an Authenticator answers several times faster than pyzmq's own thread. A flood of unknown keys would keep pyzmq's
-    thread busy.
+    ZeroMQ asks the Authenticator about the key of each new connection, through the protocol ZAP
+    (https://rfc.zeromq.org/spec/27). The thread of an Authenticator answers several times faster than pyzmq's own
+    thread. A flood of unknown keys would keep pyzmq's thread busy.
     """
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", keys: ShardKeys) -> None:
@@ -158,7 +164,7 @@ class Authenticator:
         self._thread.start()
 
     def stop(self) -> None:
-        """Admit no more connections."""
+        """Stop admitting connections."""
         self._stopping.set()
         self._thread.join()
 
@@ -169,7 +175,7 @@ class Authenticator:
                     self._questions.send_multipart(self._answer(self._questions.recv_multipart()))
 
     def _answer(self, question: list[bytes]) -> list[bytes]:
-        """The answer to ``[version, request id, domain, address, identity, mechanism, key]``."""
+        """The answer to a ZAP request, ``[version, request id, domain, address, identity, mechanism, key]``."""
         _, request, domain, _, _, mechanism, *key = question
         owner = self._admitted.get(key[0]) if (domain, mechanism) == (DOMAIN.encode(), b"CURVE") and key else None
         if owner is None:

@@ -24,14 +24,17 @@ TOPICS = (TOPIC_WEIGHTS, TOPIC_HEARTBEAT, TOPIC_NEED, TOPIC_BYE)
 
 @dataclass(frozen=True, slots=True)
 class Uint:
-    """An unsigned integer below ``2**bits``. At most 53 bits, which every language represents exactly."""
+    """An unsigned integer below ``2**bits``.
+
+    ``bits`` is at most 53, because every language represents such integers exactly.
+    """
 
     bits: int
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The maximum length: characters of a string, number of bytes, or items of a list."""
+    """The maximum length, in characters of a string, bytes, or items of a list."""
 
     most: int
 
@@ -71,9 +74,9 @@ class Gradient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """XPUB to SUB, topic ``W``, followed by the payload: the weights of ``version``, and the ranks used for it.
+    """XPUB to SUB, topic ``W``, followed by the payload: the weights of ``version``, and the ranks that contributed.
 
-    ``elapsed`` is the progress of the run in millionths, as this shard knows it, for the update from these weights.
+    ``elapsed`` is the progress of the run in millionths, according to this shard, for the update from these weights.
     """
 
     run: Name
@@ -92,7 +95,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """XPUB to SUB, topic ``H``: the shard is alive, and this is its state."""
+    """XPUB to SUB, topic ``H``: the shard is alive, and the message has the shard's state."""
 
     run: Name
     shard: U16
@@ -106,7 +109,10 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """XPUB to SUB, topic ``N``: ``version`` is still open. Ranks that are not in ``held`` resend."""
+    """XPUB to SUB, topic ``N``: the shard still accepts contributions to ``version``.
+
+    Ranks that are not in ``held`` must resend.
+    """
 
     run: Name
     shard: U16
@@ -119,7 +125,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bye:
-    """XPUB to SUB, topic ``X``: ``version`` is the last one of the run."""
+    """XPUB to SUB, topic ``X``: ``version`` is the last version of the run."""
 
     run: Name
     shard: U16
@@ -148,7 +154,10 @@ class Hello:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome:
-    """ROUTER to DEALER: the answer to HELLO. A worker gets it once it has subscribed to its presence topic."""
+    """ROUTER to DEALER: the answer to HELLO.
+
+    A shard sends WELCOME to a worker once the worker has subscribed to its presence topic.
+    """
 
     run: Name
     shard: U16
@@ -165,7 +174,7 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
-    """ROUTER to DEALER: the worker must end. This message is the same in every version of the protocol.
+    """ROUTER to DEALER: the worker must end. REFUSE is the same in every version of the protocol.
 
     ``code`` is one of ``Refusal``, or a code that a later zmqrl added. ``reason`` is a sentence for the user.
     """
@@ -285,13 +294,13 @@ class Stats:
     """Shard to supervisor: the state of the shard.
 
     ``tallies`` has one ``[rank, used, late, duplicate, rejected]`` for each rank. ``unattributed`` counts messages that
-    belong to no member. ``present`` lists the members that are present, and ``silent_ms`` the time since each of them
-    was last heard. ``totals`` are ``(used, late, duplicate, rejected)`` of the history up to ``version``.
-    ``captured_totals`` are the totals up to the ``captured`` version, or empty if there is none. ``stop`` is the
-    version to end at. ``failure`` says why the shard can make no more versions, and is empty until then.
-    ``span_ranks``, ``spans`` and ``span_ms`` list members that are present but have not contributed to the open
-    version. They hold the rank, its current span and the time in that span, the longest times first.
-    ``made_at`` is the progress of the run, in millionths, for which ``version`` was made.
+    belong to no member. ``present`` lists the members that are present. ``silent_ms`` has the time since each present
+    member was last heard. ``totals`` has the counts ``(used, late, duplicate, rejected)`` of the history up to
+    ``version``. ``captured_totals`` are the totals up to the ``captured`` version, or empty if no version is captured.
+    ``stop`` is the version at which the shard ends. ``failure`` says why the shard can make no more versions, or is
+    empty. ``span_ranks``, ``spans`` and ``span_ms`` list members that are present but have not contributed to the open
+    version. These lists hold the rank, the current span, and the time in that span. The member with the longest time
+    comes first. ``made_at`` is the progress of the run, in millionths, that the update to ``version`` used.
     """
 
     run: Name
@@ -338,7 +347,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elapsed:
-    """Supervisor to shard: the progress of the run by its clock and its agent steps, in millionths."""
+    """Supervisor to shard: the progress of the run in millionths, measured by training time and agent steps."""
 
     run: Name
     elapsed: U32
@@ -417,7 +426,10 @@ class Lost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """Shard to supervisor: a worker with another version of zmqrl was refused. ``reason`` is for the user."""
+    """Shard to supervisor: a worker with another version of zmqrl was refused.
+
+    ``reason`` is a sentence for the user.
+    """
 
     run: Name
     shard: U16

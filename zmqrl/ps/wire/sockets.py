@@ -16,7 +16,7 @@ SOCKET_ROLES: tuple[SocketRole, ...] = get_args(SocketRole)
 
 LIBZMQ = (4, 3, 5)
 MARGIN_BYTES = 64 * 1024
-MOST_EVENTS = 1 << 16  # of a monitor: a flood of connections ends with as many events at once
+MOST_EVENTS = 1 << 16  # in the queue of a monitor: when many connections close at once, each causes an event
 # Not EVENT_ACCEPT_FAILED: while a process has no free descriptor, libzmq sends this event in an endless loop.
 FAILURES = (
     zmq.EVENT_DISCONNECTED
@@ -27,7 +27,10 @@ FAILURES = (
 
 
 def new_context(io_threads: int = 1) -> "zmq.Context[zmq.Socket[bytes]]":
-    """Make a context for this process. Do not use it after a fork. Raises ClusterError when libzmq is too old."""
+    """Make a context for this process. Do not use this context after a fork.
+
+    Raises ClusterError when libzmq is too old.
+    """
     if zmq.zmq_version_info() < LIBZMQ:
         raise ClusterError(f"libzmq {zmq.zmq_version()} is too old: install pyzmq with libzmq 4.3.5 or newer.")
     context = zmq.Context(io_threads)
@@ -40,8 +43,8 @@ def new_socket(
 ) -> "zmq.Socket[bytes]":
     """Make a socket that queues at most ``send_most`` and ``receive_most`` (both above 0) messages for each peer.
 
-    libzmq disconnects a peer that sends more than ``most_bytes`` in one frame. -1 means no limit: sockets that connect
-    to a shard receive whole slices.
+    ZeroMQ disconnects a peer that sends more than ``most_bytes`` in one frame. The value -1 means no limit. Sockets
+    that receive whole slices from a shard have no limit.
     """
     assert send_most > 0
     assert receive_most > 0
@@ -110,7 +113,7 @@ def connect(sockets: "dict[SocketRole, zmq.Socket[bytes]]", endpoints: dict[Sock
 
 
 class FailureMonitor:
-    """Counts a socket's connections that were closed or failed their handshake."""
+    """Counts the connections of a socket that were closed, or whose handshake failed."""
 
     def __init__(self, socket: "zmq.Socket[bytes]") -> None:
         self.socket = socket
@@ -131,7 +134,7 @@ class FailureMonitor:
             return
 
     def take(self) -> str:
-        """The counts since the last call, as text. Empty when nothing was counted."""
+        """The counts since the last call, as text. Returns an empty text when nothing was counted."""
         named = {str(zmq.Event(event).name).lower().replace("_", " "): count for event, count in self.counts.items()}
         text = ", ".join(f"{count} x {name}" for name, count in sorted(named.items()))
         self.counts.clear()

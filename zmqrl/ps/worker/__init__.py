@@ -1,1 +1,1 @@
-"""The worker's side of the parameter server: its state machine, and its connection."""
+"""The worker's side of the parameter server: the state machine of a worker, and the worker's connection."""

@@ -1,4 +1,4 @@
-"""A worker's connection to every shard: ``pull`` the weights, ``push`` a gradient.
+"""A worker's connection to every shard, which pulls the weights and pushes gradients.
 
 A separate thread owns the sockets and the state machine of ``machine.py``. That thread answers the shards even while
 the computing thread plays a long rollout.
@@ -41,7 +41,7 @@ CLOSED_WITHIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class PulledWeights:
-    """The parameter vector of one version: float32 (count,). It is valid until the next ``pull``.
+    """The parameter vector of one version: float32 (count,). The vector is valid until the next ``pull``.
 
     ``elapsed`` is the progress of the run, from 0 to 1. All workers and shards use the same progress for a version.
     """
@@ -55,7 +55,7 @@ class PulledWeights:
 class Connection:
     """One worker's connection to all shards of a run.
 
-    Call ``pull`` and ``push`` from the same thread. Use it as a context manager, or ``close`` it.
+    Call ``pull`` and ``push`` from the same thread. Use the connection as a context manager, or call ``close``.
     """
 
     def __init__(
@@ -70,11 +70,13 @@ class Connection:
         timing: WorkerTiming | None = None,
         log: logging.Logger | None = None,
     ) -> None:
-        """``incarnation`` must be greater than that of the previous process of this rank. None: use the current time.
+        """``incarnation`` must be greater than the incarnation of the previous process of this rank.
 
-        ``code`` identifies the zmqrl source code of the worker. Shards refuse a worker whose code differs from theirs.
-        Leave ``code`` empty in your own program. With ``recorder``, the worker records how it spends its time. Raises
-        UsageError when the run uses CURVE and ``cluster`` has no keys.
+        If ``incarnation`` is None, the worker uses the current time.
+
+        ``code`` identifies the zmqrl source code of the worker. Shards refuse a worker whose ``code`` differs from the
+        code of the shards. Leave ``code`` empty in your own program. With ``recorder``, the worker records its time.
+        Raises UsageError when the run uses CURVE and ``cluster`` has no keys.
         """
         if cluster.key_files is not None and cluster.keys is None:
             raise UsageError(f"this run is encrypted: worker {rank} cannot join without its keys.")
@@ -131,10 +133,10 @@ class Connection:
     def pull(self, above: int = -1, *, timeout_s: float | None = None) -> PulledWeights | None:
         """Wait for a complete version above ``above`` and return it. Returns None when the run has ended.
 
-        A rollback makes version numbers smaller, so the first version after it is returned whatever the number. In
-        asynchronous mode ``above`` has no effect: ``pull`` waits for slices newer than those of the last contribution,
-        and ``version`` is that of the oldest. Raises ClusterError after ``timeout_s``, when a shard is silent for
-        ``WorkerTiming.lease_s``, and when a shard refuses this worker.
+        A rollback makes version numbers smaller, so the first version after a rollback is returned even if it is not
+        above ``above``. In asynchronous mode ``above`` has no effect, and ``pull`` waits for slices that are newer than
+        the slices of the last contribution. The result has the version of the oldest slice. Raises ClusterError after
+        ``timeout_s``, when a shard is silent for ``WorkerTiming.lease_s``, or when a shard refuses this worker.
         """
         if self._final is None:
             self._post(e.Pulling(above))
@@ -148,7 +150,7 @@ class Connection:
         return None
 
     def gradient_buffer(self) -> FloatVector:
-        """A float32 (count,) vector for the next gradient. Nothing else reads it before you push it."""
+        """A float32 (count,) vector for the next gradient. No other code uses this vector until you push it."""
         for i, (buffer, trackers) in enumerate(self._buffers):
             if buffer is not self._unreleased and all(tracker.done for tracker in trackers):
                 del self._buffers[i]
@@ -158,8 +160,8 @@ class Connection:
     def push(self, weights: PulledWeights, gradient: FloatVector) -> None:
         """Contribute ``gradient``, float32 (count,), computed on ``weights``. Does not block.
 
-        ``gradient`` is read in place until the next ``pull`` returns, or longer. So take a new ``gradient_buffer`` for
-        each push.
+        ``gradient`` is read in place until the next ``pull`` returns, or longer. Therefore, call ``gradient_buffer``
+        again for each push.
         """
         assert gradient.dtype == np.float32
         assert gradient.shape == self._vector.shape
@@ -183,7 +185,7 @@ class Connection:
         recorder.step(time.monotonic())
 
     def passed(self, version: int) -> bool:
-        """Whether every shard is past ``version``, so that a gradient computed on it is useless to all shards."""
+        """Whether every shard is past ``version``, so that no shard can use a gradient computed on ``version``."""
         with self._lock:
             return self._machine.passed(version)
 
@@ -228,7 +230,7 @@ class Connection:
             )
 
     def close(self, timeout_s: float = 2.0) -> None:
-        """Leave the shards, wait at most ``timeout_s`` for their answers, and close everything."""
+        """Tell the shards that this worker leaves, wait at most ``timeout_s`` for the answers, and close everything."""
         if self._thread.is_alive():
             self._post(e.Leaving())
             deadline = time.monotonic() + timeout_s

@@ -1,4 +1,4 @@
-"""The events that a worker's state machine handles, and the actions that it asks for."""
+"""The events that a worker's state machine handles, and the actions that the machine returns."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -41,7 +41,7 @@ class Pulling:
 
 @dataclass(frozen=True, slots=True)
 class Contributed:
-    """The gradient on ``version`` is ready. It stays readable until ``Release``."""
+    """The gradient on ``version`` is ready. The gradient stays readable until ``Release``."""
 
     generation: int
     version: int
@@ -56,14 +56,14 @@ class SendBlocked:
 
 @dataclass(frozen=True, slots=True)
 class Writable:
-    """The PUSH socket of ``shard`` can take a message."""
+    """The PUSH socket of ``shard`` can accept a message."""
 
     shard: int
 
 
 @dataclass(frozen=True, slots=True)
 class HandshakeFailed:
-    """A connection to ``shard`` failed its handshake: it was cut, or the keys do not match."""
+    """The handshake of a connection to ``shard`` failed: the connection was cut, or the keys do not match."""
 
     shard: int
 
@@ -95,7 +95,7 @@ Event: TypeAlias = (
 
 
 def gist(event: Event) -> object:
-    """The part of ``event`` to show in errors: its message without the payload, or the whole event."""
+    """The part of ``event`` to show in errors: the message without the payload, or the whole event."""
     match event:
         case PublicationArrived() | ControlArrived():
             return event.message
@@ -137,7 +137,7 @@ class Assembled:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """No shard needs the contribution any more: its gradient can be overwritten."""
+    """No shard needs the contribution any more, so the gradient can be overwritten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The worker cannot continue; ``reason`` is a sentence for the user."""
+    """The worker cannot continue. ``reason`` is a sentence for the user."""
 
     reason: str
 

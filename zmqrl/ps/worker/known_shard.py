@@ -1,4 +1,4 @@
-"""A worker's view of one shard: its version, its slices, and the state of the contribution there."""
+"""What a worker knows about one shard: the shard's version and slices, and the state of the worker's contribution."""
 
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
@@ -16,8 +16,8 @@ Statement: TypeAlias = m.Weights | m.Heartbeat | m.Need | m.Bye | m.Welcome | m.
 class Tally:
     """Counts the gradient slices of this worker by outcome, as far as the worker knows the outcomes.
 
-    ``sent`` slices were sent at least once. Each ends as ``used``, ``unused`` or ``unknown``. ``skipped`` slices were
-    never sent. ``resent`` counts the sends after the first.
+    ``sent`` counts the slices that were sent at least once. Each sent slice ends as ``used``, ``unused`` or
+    ``unknown``. ``skipped`` counts the slices that were never sent. ``resent`` counts the sends after the first.
     """
 
     sent: int = 0
@@ -41,9 +41,9 @@ class Kept(NamedTuple):
 
 @dataclass(slots=True)
 class KnownShard:
-    """One shard as the worker sees it. ``tally`` is shared by all shards. Times are in seconds.
+    """One shard as the worker sees it. All shards share one ``tally``. Times are in seconds.
 
-    ``asynchronous``: the shard accepts contributions computed on any version.
+    If ``asynchronous``, the shard accepts contributions computed on any version.
     """
 
     number: int
@@ -76,7 +76,10 @@ class KnownShard:
         return message.generation < self.generation or message.incarnation < self.incarnation
 
     def restart(self, incarnation: int) -> None:
-        """Record that a new process runs the shard. That process needs a HELLO, and has not seen our last request."""
+        """Record that a new process runs the shard.
+
+        That process needs a HELLO, and has not seen the worker's last request.
+        """
         self.incarnation = incarnation
         self.welcomed, self.needs_heard, self.snapshot_at, self.final = False, 0, None, None
 
@@ -97,7 +100,10 @@ class KnownShard:
         self.payloads[version] = Kept(payload, elapsed)
 
     def prune(self, slowest: int) -> None:
-        """Keep at most two slices, from version ``slowest`` on. The worker may need both to help the slowest shard."""
+        """Keep at most the two newest slices, and none older than version ``slowest``.
+
+        The worker may need both slices to help the slowest shard.
+        """
         oldest = max(slowest, self.version - 1)
         while self.payloads and min(self.payloads) < oldest:
             del self.payloads[min(self.payloads)]
@@ -108,11 +114,14 @@ class KnownShard:
         return self.payloads[version]
 
     def may_request(self, now: float) -> bool:
-        """Whether to ask for a snapshot now. False while the answer to the last request may still be on its way."""
+        """Whether to ask for a snapshot now. Returns False while the answer to the last request may still arrive."""
         return self.welcomed and (self.snapshot_at is None or now - self.snapshot_at >= self.snapshot_wait_s)
 
     def requested(self, now: float, wait_s: float) -> None:
-        """Record a request. The next one waits ``wait_s``, or twice the last wait if the last request got no answer."""
+        """Record a request.
+
+        The next request is possible after ``wait_s``, or after twice the last wait if the last request got no answer.
+        """
         again = self.snapshot_at is not None
         self.snapshot_wait_s = min(2 * self.snapshot_wait_s, SNAPSHOT_MOST_S) if again else wait_s
         self.snapshot_at = now
@@ -140,11 +149,11 @@ class KnownShard:
         return self.push in ("pending", "sent")
 
     def can_push(self) -> bool:
-        """Whether a slice waits to be sent and the shard has welcomed us."""
+        """Whether a slice waits to be sent and the shard has sent WELCOME to this worker."""
         return self.push == "pending" and self.welcomed
 
     def offer(self, generation: int) -> None:
-        """Begin a contribution. If the previous one is open, give it up: its gradient will be overwritten."""
+        """Begin a contribution. Give up an open previous contribution, because its gradient will be overwritten."""
         self.close("unknown")
         self.attempt = 0
         self.computed_on = self.handed_out
@@ -153,14 +162,16 @@ class KnownShard:
         self.tally.skipped += late
 
     def is_past(self) -> bool:
-        """Whether it is too late for a contribution computed on this slice."""
+        """Whether it is too late for the contribution at this shard."""
         return self.final is not None if self.asynchronous else self.version > self.computed_on
 
     def learns(self, version: int, *, named: bool) -> Literal["used", "unused"] | None:
-        """The outcome of our slice according to the record of ``version``. ``named``: this rank is in the record.
+        """The outcome of this worker's slice according to the record of ``version``.
 
-        Returns None if the record does not show the outcome. In asynchronous mode no record shows it, because the
-        record may refer to an earlier contribution.
+        ``named``: whether this rank is in the record.
+
+        Returns None if the record does not show the outcome. In asynchronous mode no record shows the outcome, because
+        the record may refer to an earlier contribution.
         """
         if self.asynchronous or version != self.computed_on + 1:
             return None
@@ -173,14 +184,17 @@ class KnownShard:
         self._count_attempt(1)
 
     def blocked(self) -> None:
-        """Record that the slice could not be sent after all."""
+        """Undo ``pushed``, because the slice could not be sent."""
         if self.push == "sent":
             self.push = "pending"
             self._count_attempt(-1)
             self.attempt -= 1
 
     def need(self, generation: int | None, *, wanted: bool) -> bool:
-        """Record a NEED. ``wanted``: the NEED asks for our contribution. Returns whether to resend the contribution."""
+        """Record a NEED. Returns whether to resend the contribution.
+
+        ``wanted``: whether the NEED asks for this worker's contribution.
+        """
         self.needs_heard += 1
         self.wanted = wanted
         again = wanted and self.push == "sent" and generation == self.generation and not self.is_past()
@@ -189,7 +203,7 @@ class KnownShard:
         return again
 
     def close(self, outcome: Literal["used", "unused", "unknown"]) -> bool:
-        """Close the contribution at this shard. Returns whether it was open."""
+        """Close the contribution at this shard. Returns whether the contribution was open."""
         if not self.is_open():
             return False
         self.tally.settle(outcome if self.attempt else "skipped")

@@ -1,6 +1,6 @@
 """The decisions of a worker's connection: a state machine without sockets, clock or arithmetic.
 
-It takes events and returns actions. ``connection.py`` carries out the actions in order.
+The machine handles events and returns actions. ``connection.py`` carries out the actions in order.
 """
 
 from bisect import bisect_left
@@ -28,7 +28,7 @@ class WorkerTiming:
 
 
 class WorkerMachine:
-    """Decides which weights a worker computes on, and what it sends to each shard and when.
+    """Decides which weights a worker computes on, and which messages the worker sends to each shard and when.
 
     ``now`` is monotonic time in seconds.
     """
@@ -49,7 +49,7 @@ class WorkerMachine:
         asynchronous: bool = False,
         code: str = "",
     ) -> None:
-        """``asynchronous``: each contribution makes a version, so the slices may have different versions."""
+        """If ``asynchronous``, each contribution makes a version, so the slices may have different versions."""
         self.run, self.layout, self.rank, self.incarnation = run, layout, rank, incarnation
         self.codec, self.host, self.pid, self.code = codec, host, pid, code
         self.timing = timing or WorkerTiming()
@@ -123,7 +123,7 @@ class WorkerMachine:
         return [shard for shard in order if self.shards[shard].welcomed]
 
     def passed(self, version: int) -> bool:
-        """Whether every shard is past ``version``, so that a gradient computed on it is useless to all shards."""
+        """Whether every shard is past ``version``, so that no shard can use a gradient computed on ``version``."""
         return all(shard.version > version for shard in self.shards)
 
     def where(self, now: float) -> str:
@@ -163,7 +163,10 @@ class WorkerMachine:
         return actions + self._assemble(now)
 
     def _heard(self, shard: KnownShard, message: Statement, now: float) -> list[e.Action]:
-        """Record the state of the sender. Send HELLO if the shard has restarted, and forget what a rollback undid."""
+        """Record the state of the sender.
+
+        Send HELLO if the shard has restarted, and forget the versions that a rollback undid.
+        """
         shard.heard_at = now
         actions: list[e.Action] = []
         if message.incarnation > shard.incarnation:
@@ -187,7 +190,7 @@ class WorkerMachine:
         return actions + (self._request(shard, None, now) if missed else [])
 
     def _slice(self, shard: KnownShard, message: m.Weights | m.Snapshot, payload: "zmq.Frame | None") -> list[e.Action]:
-        """Keep a slice, and learn the outcome of our contribution from its record."""
+        """Keep a slice, and learn the outcome of this worker's contribution from the record of the slice."""
         assert payload is not None, "weights without a payload"
         shard.keep(message.version, (message.codec, payload), message.elapsed)
         actions: list[e.Action] = []
@@ -212,7 +215,7 @@ class WorkerMachine:
         return [e.Release()] if closed and not any(other.is_open() for other in self.shards) else []
 
     def _assemble(self, now: float) -> list[e.Action]:
-        """Give the waiting worker a complete version, or request slices that it needs to help a stuck shard."""
+        """Give the waiting worker a complete version, or request slices so that the worker can help a stuck shard."""
         if self.pulling_above is None or self.ended or not all(shard.welcomed for shard in self.shards):
             return []
         generation = self.shards[0].generation
@@ -236,7 +239,7 @@ class WorkerMachine:
         return self._hand_out(generation, [low] * len(self.shards))
 
     def _assemble_newest(self, generation: int) -> list[e.Action]:
-        """Give the worker the newest slices, once all of them are newer than those of the last contribution."""
+        """Give the worker the newest slices, once each is newer than the slice that the last contribution used."""
         open_shards = [shard for shard in self.shards if shard.final is None]
         if not open_shards or any(shard.version <= shard.computed_on for shard in open_shards):
             return []
@@ -254,7 +257,10 @@ class WorkerMachine:
         return [e.Assembled(generation, min(versions), tuple(each.payload for each in kept), self.elapsed_then)]
 
     def _may_help(self, low: int, lagging: list[KnownShard]) -> bool:
-        """Whether this idle worker can help shards stuck at version ``low``: see Repair in docs/protocol.md."""
+        """Whether this idle worker can help the shards that are stuck at version ``low``.
+
+        See Repair in docs/protocol.md.
+        """
         stuck = all(shard.needs_heard >= 2 for shard in lagging) and any(shard.wanted for shard in lagging)
         return stuck and all(shard.version <= low + 1 for shard in self.shards)
 

@@ -59,7 +59,7 @@ class Observed:
 
 
 def live(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
-    """Run ``scenario`` in real time: see :func:`observe`."""
+    """Run ``scenario`` in real time, as :func:`observe` does."""
     return observe(scenario, compute=compute).result
 
 
@@ -70,12 +70,13 @@ def observe(
     address: str = "127.0.0.1",
     workers_through: Sequence[str] = (),
 ) -> Observed:
-    """Run ``scenario`` in real time. The result uses the times at which the shards publish, on the clock of this
-    machine.
+    """Run ``scenario`` in real time.
 
-    The shards listen at ``address``. Workers are started through the command ``workers_through``, such as ``ip netns
-    exec h1``, which can put the workers behind a network that is slower than loopback. Raises UsageError if the
-    scenario is not valid, ClusterError if a process fails or the run gets stuck.
+    The result uses the times at which the shards publish, as measured by the clock of this machine.
+
+    The shards listen at ``address``. The command ``workers_through`` starts the workers. For example, ``ip netns exec
+    h1`` can put the workers behind a network that is slower than loopback. Raises UsageError if the scenario is not
+    valid, and ClusterError if a process fails or the run gets stuck.
     """
     scenario.check()
     times = compute or times_of(without_ignored(scenario))
@@ -170,7 +171,7 @@ def _wait_ready(sleeper: _Sleeper) -> None:
 
 
 class _Run:
-    """The main loop of a live run. It kills and restarts processes as the scenario requires."""
+    """The main loop of a live run. The main loop kills and restarts processes as the scenario requires."""
 
     def __init__(self, scenario: Scenario, shards: StandaloneShards, sleepers: list[_Sleeper]) -> None:
         self.scenario, self.shards, self.sleepers = scenario, shards, sleepers
@@ -201,7 +202,7 @@ class _Run:
         return [sleeper.told for sleeper in self.sleepers if sleeper.told is not None]
 
     def _check_moving(self, now: float) -> None:
-        """Raise ClusterError if no shard has published a version for a long time."""
+        """Raise ClusterError if the slowest shard has made no version for ``STUCK_S``."""
         self.asked_at = now
         up = [n for n, process in enumerate(self.shards.processes) if process.poll() is None]
         stats = self.shards.control.stats(up, within_s=ANSWER_WITHIN_S, what="asking for the version")
@@ -209,7 +210,7 @@ class _Run:
         if version > self.seen:
             self.seen, self.seen_at = version, now
         elif now - self.seen_at > STUCK_S:
-            raise ClusterError(f"the live run is stuck: version {version} has not changed for {STUCK_S:g} s.")
+            raise ClusterError(f"the live run is stuck at version {version}: no new version for {STUCK_S:g} s.")
 
     def _kill(self, number: int) -> None:
         ranks, shards = self.scenario.processes_of(self.scenario.failures[number])
@@ -234,7 +235,7 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """The recording of a shard: the time at which it published each version, and the seconds in each span."""
+    """The recording of a shard: the time at which the shard published each version, and the seconds in each span."""
 
     published_at: dict[int, float]
     spans_s: dict[str, float]

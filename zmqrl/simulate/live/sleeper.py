@@ -1,7 +1,7 @@
 """A worker that sleeps instead of computing, but pulls real weights and pushes real gradients.
 
-``python -m zmqrl.simulate.live.sleeper`` reads its job from standard input, reports that it is up, and waits for the
-message to begin. At the end of the run, the worker reports its counts.
+``python -m zmqrl.simulate.live.sleeper`` reads a job from standard input, reports that the worker is up, and waits for
+the message to begin. At the end of the run, the worker reports its counts.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class Counts:
 def work(connection: Connection, job: dict[str, Any]) -> tuple[Counts, list[tuple[float, float]]]:
     """Contribute until the run ends, as ``zmqrl.worker.work`` does, but sleep instead of computing.
 
-    Returns the counts, and the start and end of each wait for weights in seconds of ``time.monotonic``. Raises
+    Returns the counts, and the start and end of each wait for weights, as values of ``time.monotonic``. Raises
     ClusterError.
     """
     gradient_s, rollout_s, per_rollout = job["gradient_s"], job["rollout_s"], job["updates_per_rollout"]

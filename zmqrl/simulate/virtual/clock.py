@@ -10,7 +10,10 @@ RESOLUTION_S = 1e-9
 
 
 class Clock:
-    """Virtual time in seconds. Calls that are due at the same time are made in the order of scheduling."""
+    """Virtual time in seconds.
+
+    Calls that are due at the same time are made in the order in which they were scheduled.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -19,11 +22,11 @@ class Clock:
         self._stopped = False
 
     def at(self, when: float, call: Callable[..., None], *arguments: Any) -> None:
-        """Make a call at time ``when``, or now if ``when`` has passed."""
+        """Schedule a call for the time ``when``, or for now if ``when`` has passed."""
         heapq.heappush(self._due, (max(when, self.now), next(self._order), call, arguments))
 
     def after(self, delay_s: float, call: Callable[..., None], *arguments: Any) -> None:
-        """Make a call ``delay_s`` from now."""
+        """Schedule a call for ``delay_s`` from now."""
         heapq.heappush(self._due, (self.now + delay_s, next(self._order), call, arguments))
 
     def run(self) -> None:
@@ -40,7 +43,7 @@ class Clock:
 
 
 class Job:
-    """Work under way at a :class:`Shared` resource."""
+    """Work in progress at a :class:`Shared` resource."""
 
     __slots__ = ("amount", "arguments", "cancelled", "done")
 
@@ -51,7 +54,7 @@ class Job:
 class Shared:
     """Processor sharing: all jobs are served at the same rate, at most ``each`` per job and ``capacity`` in total.
 
-    For cores, ``capacity`` is their number, ``each`` is 1, and amounts are in core-seconds. For a network card,
+    For cores, ``capacity`` is the number of cores, ``each`` is 1, and amounts are in core-seconds. For a network card,
     ``capacity`` and ``each`` are in bytes per second, and amounts in bytes. An infinite ``capacity`` needs a finite
     ``each``.
     """
@@ -69,7 +72,7 @@ class Shared:
         """The total work of all completed jobs."""
 
     def start(self, amount: float, done: Callable[..., None], *arguments: Any) -> Job:
-        """Begin a job. At its end, ``done`` is called."""
+        """Begin a job. At the end of the job, ``done`` is called."""
         if not self._active:  # starting at 0 again keeps the numbers small, and so exact
             self._service = 0.0
             self._jobs.clear()
@@ -87,7 +90,7 @@ class Shared:
         self._plan()
 
     def _serve(self, change: int) -> None:
-        """Serve the jobs until now. Then change the number of jobs by ``change``."""
+        """Serve the jobs up to the current time. Then change the number of jobs by ``change``."""
         now = self._clock.now
         if self._active:
             self._service += (now - self._served_at) * self._rate
@@ -98,7 +101,7 @@ class Shared:
             self._rate = min(self._each, share)
 
     def _plan(self) -> None:
-        """Schedule a wake-up for the end of the next job. A wake-up that is too early schedules another one."""
+        """Schedule a wake-up for the end of the next job. A wake-up that is too early schedules another wake-up."""
         jobs = self._jobs
         while jobs and jobs[0][2].cancelled:
             heapq.heappop(jobs)

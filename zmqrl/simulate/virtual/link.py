@@ -24,10 +24,10 @@ def is_finite() -> bool:
 
 
 class Link:
-    """The connections of three socket pairs between a worker and a shard.
+    """The three connections between a worker and a shard, one for each pair of sockets.
 
-    A heartbeat without new information is delivered only every ``REPEAT_S``. More heartbeats would change nothing
-    and take up most of a simulation.
+    A heartbeat without new information is delivered only every ``REPEAT_S``. More heartbeats would not change the
+    result, but would take most of the time of a simulation.
     """
 
     __slots__ = (
@@ -69,7 +69,7 @@ class Link:
                 self.worker.feed(worker_events.Writable(number))
 
     def disconnect(self) -> None:
-        """One of the processes has died."""
+        """Close the connections, because one of the processes has died."""
         if not self.up:
             return
         self.up = False
@@ -90,7 +90,7 @@ class Link:
             self._to_shard(shard_events.ControlArrived(self.peer, message))
 
     def push(self, header: m.Gradient) -> bool:
-        """Send a slice of a contribution. False if the queue is full."""
+        """Send a slice of a contribution. Returns False if the message could not be queued."""
         if not self.up or self.pushing >= MOST_PUSHED:
             return False
         self.pushing += 1
@@ -136,8 +136,9 @@ class Link:
                 self.worker.feed(each)
 
     def publish(self, event: worker_events.PublicationArrived, told: tuple[object, ...] | None) -> None:
-        """Send a publication without payload. ``told``: the contents if this is a heartbeat. They may be the same as in
-        the last heartbeat.
+        """Send a publication without payload. ``told`` is the contents of a heartbeat, or None for other messages.
+
+        Most heartbeats whose contents have not changed are dropped.
         """
         if not self.up:
             return

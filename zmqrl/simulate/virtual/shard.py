@@ -20,7 +20,7 @@ LOOK_S = 0.025  # the server checks its timers this often
 
 
 class SimulatedShard:
-    """One shard: its process, which can be killed and restarted, and its committed state, which survives."""
+    """One shard: a process, which can be killed and restarted, and the committed state, which survives."""
 
     def __init__(self, world: "World", number: int, host: Host, slice_bytes: int) -> None:
         self.world, self.number, self.host, self.slice_bytes = world, number, host, slice_bytes
@@ -47,7 +47,7 @@ class SimulatedShard:
         return self.slots[-1].version
 
     def start(self) -> None:
-        """Start the process. It continues from the committed state of the previous process."""
+        """Start the process. The new process continues from the committed state of the previous process."""
         self.life += 1
         self.alive = True
         self.incarnation = self.world.number()
@@ -70,7 +70,7 @@ class SimulatedShard:
         self._tick(self.life)
 
     def crash(self) -> None:
-        """Kill the process. The contributions that it held are lost."""
+        """Kill the process. The contributions that the shard held are lost."""
         self.alive = False
         self.life += 1
         self._inbox.clear()
@@ -116,7 +116,7 @@ class SimulatedShard:
                 yield self._pay()
 
     def _pay(self, cpu_s: float = 0.0) -> float:
-        """The CPU time to use now: ``cpu_s``, plus the costs of earlier work that were not yet paid."""
+        """The CPU time to use now, which is ``cpu_s`` plus the unpaid costs of earlier work."""
         owed_s, self._owed_s = self._owed_s + cpu_s, 0.0
         return owed_s
 

@@ -1,4 +1,4 @@
-"""A simulated worker: the real state machine of its connection, and ``zmqrl.worker.work`` with simulated work."""
+"""A simulated worker: the real state machine of the connection, and ``zmqrl.worker.work`` with simulated work."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -31,8 +31,9 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Work for ``cpu_s`` and ``idle_s``. The result is ``on``, the version of this work, or None if the work was
-    dropped.
+    """Work for ``cpu_s`` seconds on a core and ``idle_s`` seconds without a core.
+
+    The result is ``on``, the version on which this work is done, or None if the work was dropped.
     """
 
     cpu_s: float
@@ -45,7 +46,7 @@ Step: TypeAlias = Pull | Compute
 
 
 class SimulatedWorker:
-    """One worker: its process, which can be killed and restarted, and its counts, which survive."""
+    """One worker: a process, which can be killed and restarted, and the counts, which survive."""
 
     def __init__(self, world: "World", rank: int, host: Host) -> None:
         self.world, self.rank, self.host = world, rank, host
@@ -104,11 +105,11 @@ class SimulatedWorker:
 
     @property
     def computes(self) -> bool:
-        """Whether the worker is computing. If so, it will continue without a message."""
+        """Whether the worker is computing. A computing worker continues even if no message arrives."""
         return self._state == "computing"
 
     def totals(self) -> tuple[int, int]:
-        """The number of skipped slices, and of slices that were sent again."""
+        """The number of skipped slices, and the number of slices that were sent again."""
         now = self.machine.tally if self.alive else None
         skipped, resent = (now.skipped, now.resent) if now else (0, 0)
         return self.skipped + skipped + self.abandoned * len(self.links), self.resent + resent
@@ -236,6 +237,6 @@ class SimulatedWorker:
             self.world.clock.after(TIMING.ping_s, self._tick, life)
 
     def stop(self) -> None:
-        """The simulation ends."""
+        """End the current wait, because the simulation ends."""
         if self.alive:
             self._wait_ends()

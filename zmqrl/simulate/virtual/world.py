@@ -26,7 +26,7 @@ def simulate(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Resu
     """Run ``scenario`` in virtual time. The same arguments give the same result.
 
     ``compute`` replaces the times of work that ``scenario.compute`` and ``scenario.rollout`` describe. Raises
-    UsageError if the scenario is not valid, ClusterError if the run gets stuck.
+    UsageError if the scenario is not valid, and ClusterError if the run gets stuck.
     """
     scenario.check()
     return World(scenario, compute or times_of(scenario)).run()
@@ -90,7 +90,7 @@ class World:
             self.clock.stop()
 
     def _begin(self) -> None:
-        """Version 0 is published: the measurement begins, and the times of failures count from now."""
+        """Begin the measurement when version 0 is published. The times of failures count from this moment."""
         self.begun_at = self.clock.now
         for shard in self.shards:
             shard.busy_s = 0.0
@@ -104,7 +104,7 @@ class World:
         """
         self.clock.after(STUCK_S, self._check_moving)
         collects = gc.isenabled()
-        gc.disable()  # no objects here form reference cycles, and garbage collection takes a tenth of the time
+        gc.disable()  # events form no reference cycles, and garbage collection takes a tenth of the time
         try:
             self.clock.run()
         finally:
@@ -146,7 +146,7 @@ class World:
         self._reconnect()
 
     def _reconnect(self) -> None:
-        """Reconnect a restarted process. libzmq does this within a fraction of a second."""
+        """Reconnect a restarted process. A real process reconnects within a fraction of a second."""
         for worker in self.workers:
             for link in worker.links:
                 link.connect()

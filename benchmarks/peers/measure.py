@@ -1,0 +1,226 @@
+"""Measure how fast zmqrl and other libraries train Breakout on this machine, in agent steps per second.
+
+    python benchmarks/peers/measure.py [--seconds 60] [--rounds 3] [--only WORDS] [--output DIR] [--environments DIR]
+
+The first call installs every library in an environment of its own (about 1.3 GB each). In each round, the trainings run
+one at a time, with no other load on the machine. Two comparisons:
+
+- ``like for like``: PPO with the same network (nature, float32), epochs, batches, games and preprocessing.
+- ``as shipped``: each library with its own settings for Atari games. zmqrl uses its recipes.
+
+Writes ``results.json`` into the directory, and the tables of its ``README.md``.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zmqrl.observe.provenance import provenance
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results/peers"
+TABLES = re.compile(r"(?<=<!-- peers -->\n).*?(?=<!-- end -->)", re.DOTALL)
+TORCH, ALE = "torch==2.13.0", "ale-py==0.12.1"
+PACKAGES = {
+    "sb3": (TORCH, ALE, "stable-baselines3==2.9.2", "gymnasium==1.4.0", "opencv-python-headless==5.0.0.93"),
+    # Newer versions of ale-py need Gymnasium 1, and Sample Factory needs an older one.
+    "sample-factory": (TORCH, "ale-py==0.9.1", "sample-factory==2.1.1"),
+    "envpool": (TORCH, "envpool==1.2.5", "gymnasium==1.4.0"),
+    "gloo": (TORCH, ALE, "gymnasium==1.4.0", "opencv-python-headless==5.0.0.93"),
+}
+FIRST_WITHIN_S = 180.0  # until the first agent steps
+WARM_UP_S = 10.0
+ENDS_WITHIN_S = 10.0
+
+ZMQRL = ("-m", "zmqrl", "train")
+LIKE_FOR_LIKE = (
+    *("--algo", "ppo", "--model", "nature", "--network.compute", "float32", "--workers", "2", "--envs.num-envs", "4"),
+    *("--ppo.rollout-steps", "128", "--ppo.epochs", "4", "--ppo.minibatches", "4"),
+)
+SAMPLE_FACTORY = (
+    *("sample_factory_atari.py", "--env=atari_breakout", "--device=cpu", "--num_workers=2", "--log_to_file=False"),
+    *("--summaries_use_frameskip=False", "--decorrelate_envs_on_one_worker=False"),
+    *("--decorrelate_experience_max_seconds=0", "--train_dir={scratch}"),
+)
+SAME_AS_OTHERS = ("--num_envs_per_worker=4", "--async_rl=False", "--normalize_input=False", "--normalize_returns=False")
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A command, and the environment that runs it. The command prints its agent steps in lines that contain
+    ``pattern``.
+
+    ``{scratch}`` in the command stands for a temporary directory.
+    """
+
+    environment: str | None  # None: the environment of zmqrl
+    command: tuple[str, ...]
+    pattern: str = r"agent steps: (\d+)"
+
+
+COMPARISONS = {
+    "like for like": {
+        "zmqrl": Training(None, (*ZMQRL, "breakout-ppo", *LIKE_FOR_LIKE), r'"agent_steps": (\d+)'),
+        "PyTorch with gloo": Training("gloo", ("gloo_ppo.py",)),
+        "Stable-Baselines3 PPO": Training("sb3", ("sb3_atari.py", "ppo")),
+        "EnvPool and PPO in one file": Training("envpool", ("envpool_ppo.py",)),
+        "Sample Factory": Training("sample-factory", (*SAMPLE_FACTORY, *SAME_AS_OTHERS), r"Total num frames: (\d+)"),
+    },
+    "as shipped": {
+        "zmqrl breakout, small": Training(None, (*ZMQRL, "breakout", "--model", "small"), r'"agent_steps": (\d+)'),
+        "zmqrl breakout": Training(None, (*ZMQRL, "breakout"), r'"agent_steps": (\d+)'),
+        "zmqrl breakout-ppo": Training(None, (*ZMQRL, "breakout-ppo"), r'"agent_steps": (\d+)'),
+        "Stable-Baselines3 A2C": Training("sb3", ("sb3_atari.py", "a2c")),
+        "Stable-Baselines3 PPO": Training("sb3", ("sb3_atari.py", "ppo")),
+        "Sample Factory": Training(
+            "sample-factory",
+            (*SAMPLE_FACTORY, "--num_envs_per_worker=8", "--async_rl=True"),
+            r"Total num frames: (\d+)",
+        ),
+    },
+}
+
+
+def python_of(environment: str | None, environments: Path) -> Path:
+    """The Python of an environment. Makes the environment if it is missing."""
+    if environment is None:
+        return Path(sys.executable)
+    place = environments / environment
+    python = place / "bin" / "python"
+    if not (place / "ready").exists():
+        print(f"installing {', '.join(PACKAGES[environment])}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *PACKAGES[environment]], check=True)
+        (place / "ready").touch()
+    return python
+
+
+def measure(training: Training, python: Path, seconds: float) -> float:
+    """Train for ``seconds`` after the warm-up. Returns the agent steps per second."""
+    with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
+        output = Path(scratch) / "output"
+        command = [str(python), *(word.replace("{scratch}", scratch) for word in training.command)]
+        told = output
+        if training.environment is None:
+            command += ["--run-dir", f"{scratch}/run", "--trackers"]
+            told = Path(scratch) / "run/metrics.jsonl"
+        with started(command, output):
+            lines = steps_told(told, re.compile(training.pattern))
+            first = wait_for(lines, 0.0, FIRST_WITHIN_S, output)
+            begun = wait_for(lines, first[0] + WARM_UP_S, FIRST_WITHIN_S, output)
+            ended = wait_for(lines, begun[0] + seconds, 2 * seconds + FIRST_WITHIN_S, output)
+    return (ended[1] - begun[1]) / (ended[0] - begun[0])
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], output: Path) -> Iterator[None]:
+    """Run ``command`` with its output in a file. Ends the whole process group."""
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=HERE, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+        )
+    try:
+        yield
+    finally:
+        # Each library ends its processes when it gets SIGINT. The second signal is for those that do not.
+        for number in (signal.SIGINT, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(ENDS_WITHIN_S)
+
+
+def steps_told(path: Path, pattern: re.Pattern[str]) -> Iterator[tuple[float, int]]:
+    """Yield the time and the agent steps of each new line in a file that contains ``pattern``. Without such a line,
+    yield the time and -1.
+    """
+    read, torn = 0, ""
+    while True:
+        text = ""
+        with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
+            file.seek(read)
+            text = file.read()
+            read = file.tell()
+        *lines, torn = (torn + text).split("\n")
+        now = time.monotonic()
+        yield from ((now, int(found[1])) for line in lines if (found := pattern.search(line)) and int(found[1]))
+        yield now, -1
+        time.sleep(0.05)
+
+
+def wait_for(lines: Iterator[tuple[float, int]], at: float, within_s: float, output: Path) -> tuple[float, int]:
+    """The first line at the time ``at`` or later. Exits if there is no such line within ``within_s``."""
+    deadline = time.monotonic() + within_s
+    for now, steps in lines:
+        if steps >= 0 and now >= at:
+            return now, steps
+        if now > deadline:
+            sys.exit(f"no progress within {within_s:g} s:\n{output.read_text(errors='replace')[-2000:]}")
+    raise AssertionError
+
+
+def tables(rates: dict[str, dict[str, list[float]]]) -> str:
+    """One Markdown table for each comparison. The first row is the reference for the ratios."""
+    parts = []
+    for comparison, of in rates.items():
+        medians = {name: statistics.median(each) for name, each in of.items() if each}
+        ours = [rate for name, rate in medians.items() if name.startswith("zmqrl")]
+        lines = [f"| {comparison} | agent steps/s | lowest to highest | zmqrl is faster by |", "|---|---|---|---|"]
+        for name, rate in medians.items():
+            faster = "" if name.startswith("zmqrl") else ", ".join(f"{our / rate:.2f}" for our in ours)
+            lines.append(f"| {name} | {rate:.0f} | {min(of[name]):.0f} to {max(of[name]):.0f} | {faster} |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Measure every training in turn, and write the results after each round."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="measure only trainings whose name contains this")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--environments", type=Path, default=Path.home() / ".cache/zmqrl/peers")
+    arguments = parser.parse_args()
+    chosen = {
+        comparison: {name: training for name, training in of.items() if arguments.only in name}
+        for comparison, of in COMPARISONS.items()
+    }
+    output: Path = arguments.output
+    output.mkdir(parents=True, exist_ok=True)
+    trainings = [training for of in chosen.values() for training in of.values()]
+    pythons = {each: python_of(each, arguments.environments) for each in {of.environment for of in trainings}}
+    rates: dict[str, dict[str, list[float]]] = {
+        comparison: {name: [] for name in of} for comparison, of in chosen.items()
+    }
+    for number in range(1, arguments.rounds + 1):
+        for comparison, of in chosen.items():
+            for name, training in of.items():
+                rate = measure(training, pythons[training.environment], arguments.seconds)
+                rates[comparison][name].append(rate)
+                print(f"round {number}, {comparison}, {name}: {rate:.0f} agent steps/s", flush=True)
+        facts: dict[str, Any] = {"seconds": arguments.seconds, "packages_of_peers": PACKAGES, **provenance()}
+        result = {"agent_steps_per_s": rates, "load": os.getloadavg()[0], **facts}
+        (output / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    page = output / "README.md"
+    if page.exists():
+        text = page.read_text(encoding="utf-8")
+        page.write_text(TABLES.sub(lambda _: tables(rates), text), encoding="utf-8")
+    print(tables(rates))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The recipe may stand anywhere among the options of a run, and an error names the command that was called."""
+
+import re
+
+import pytest
+
+from zmqrl import cli
+from zmqrl.commands.options import operands, options_of
+from zmqrl.commands.run import launch, train
+from zmqrl.commands.run.train import config_from
+from zmqrl.config import Config
+from zmqrl.errors import UsageError
+from zmqrl.recipes import RECIPES
+
+PARTS = (
+    ["--detach"],
+    ["--minutes", "5"],
+    ["--trackers=wandb", "mlflow"],
+    ["--no-page"],
+    ["--profile"],
+    ["--run_dir", "pong"],
+    ["--recording.minutes", "0", "15"],
+    ["--stop-score", "-5"],
+    ["--envs.num-envs=4"],
+    ["--straggle", "0:1"],
+    ["--env-arg", "g=9.81"],
+)
+
+
+@pytest.mark.parametrize("place", range(len(PARTS) + 1))
+def test_the_recipe_may_stand_anywhere(place: int) -> None:
+    parts = [*PARTS[:place], ["cartpole"], *PARTS[place:]]
+    config = config_from([word for part in parts for word in part])
+    assert (config.recipe, config.env, config.detach, config.minutes) == ("cartpole", "CartPole-v1", True, 5.0)
+    assert (config.trackers, config.page, config.profile) == (("wandb", "mlflow"), False, 100)
+    assert (str(config.run_dir), config.recording.minutes, config.stop_score) == ("pong", (0.0, 15.0), -5.0)
+    assert (config.envs.num_envs, config.straggle, config.envs.args) == (4, ("0:1",), ("g=9.81",))
+
+
+@pytest.mark.parametrize("own", [train.Options, launch.Options])
+def test_no_option_takes_a_recipe_for_its_value_and_no_value_is_taken_for_a_recipe(own: type) -> None:
+    for option in (*options_of(own), *options_of(Config)):
+        values = [] if option.takes == "nothing" else ["two", "three"] if option.is_list else ["pong"]
+        for name in option.names:
+            line = [name, *values]
+            assert operands([*line, "cartpole"], (own, Config), RECIPES) == (["cartpole"], line)
+            assert operands(["cartpole", *line], (own, Config), RECIPES) == (["cartpole"], line)
+
+
+@pytest.mark.parametrize(
+    "line", ["--resume pong", "--resume --run-dir pong", "--run-dir pong --resume", "--resume pong --minutes 5"]
+)
+def test_the_word_after_resume_is_a_run(line: str) -> None:
+    with pytest.raises(UsageError, match=r"cannot read pong/config\.json"):
+        config_from(line.split())
+
+
+def test_a_run_to_resume_is_given_only_once() -> None:
+    with pytest.raises(UsageError, match="--run-dir is given 2 times"):
+        config_from(["--resume", "one", "--run-dir", "two"])
+    with pytest.raises(UsageError, match=r"cannot read two/config\.json"):
+        config_from(["--resume", "cartpole", "--run-dir", "two"])
+
+
+COMMANDS = ["train", "train --dry-run", "launch -H h1", "bench train", "doctor", "doctor -H h1"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            "--worker 3 cartpole",
+            "unknown option --worker (did you mean --workers?); zmqrl {} --help lists the options.",
+        ),
+        ("--workers two", "Error parsing --workers: .*'two'; zmqrl {} --help lists the options."),
+        ("--page cartpol", "unknown recipe 'cartpol' (did you mean cartpole?); choose one of breakout, .*"),
+        ("cartpole --page pong", "cartpole pong: a command takes only one recipe."),
+    ],
+)
+def test_an_error_names_the_command_that_was_called(command: str, words: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        cli.run([*command.split(), *words.split()])
+    called = re.sub(r" -.*", "", command)
+    pattern = re.escape(sentence.format(called)).replace(r"\.\*", ".*")
+    assert re.fullmatch(pattern, str(refused.value)), refused.value
+
+
+def test_an_error_suggests_an_option_of_the_command_itself() -> None:
+    with pytest.raises(UsageError, match=r"unknown option --dry-rn \(did you mean --dry-run\?\)"):
+        cli.run(["launch", "-H", "h1", "cartpole", "--dry-rn"])
+
+
+@pytest.mark.parametrize(
+    ("line", "env"),
+    [
+        ("train --detach cartpole --help", "CartPole-v1"),
+        ("train -h", "ALE/Breakout-v5"),
+        ("train --resume runs/first --help", "ALE/Breakout-v5"),
+        ("launch -H a,b cartpole --help", "CartPole-v1"),
+        ("launch --help -H a,b --via 'env' cartpole", "CartPole-v1"),
+    ],
+)
+def test_the_help_has_the_defaults_of_the_recipe_wherever_it_stands(
+    line: str, env: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(line.split()) == 0
+    assert f"(default: {env})" in capsys.readouterr().out
