@@ -26,7 +26,8 @@ CALL = re.compile(rf"(?:^|[\s/])zmqrl (?P<line>(?:{'|'.join(COMMANDS)})(?: .*|$)
 # Code between backticks is often only a part of a command line.
 IS_WHOLE = re.compile(rf" (?:{'|'.join(RECIPES)}|\S+/\S+)(?: |$)")
 PATTERNS = ("*.md", "docs/**/*.md", "docs/examples/*.py", "launch/**/*", "benchmarks/**/*.md", "packaging/**/*.yaml")
-PAGES = sorted({path for pattern in PATTERNS for path in ROOT.glob(pattern) if path.is_file()})
+FOUND = {path for pattern in PATTERNS for path in ROOT.glob(pattern) if path.is_file()}
+PAGES = sorted(path for path in FOUND if path.suffix != ".pyc")
 
 
 class Accepted(Exception):

@@ -236,11 +236,11 @@ def test_an_error_names_all_unusable_hosts_and_nothing_is_started(lab: Lab, tmp_
 
 def test_a_host_with_different_code_is_refused(lab: Lab, tmp_path: Path) -> None:
     package = Path(zmqrl.__file__).parent
-    shutil.copytree(package, lab.shared / "other" / "zmqrl", ignore=shutil.ignore_patterns("__pycache__"))
-    with (lab.shared / "other" / "zmqrl" / "errors.py").open("a") as file:
+    shutil.copytree(package, lab.shared / "changed" / "zmqrl", ignore=shutil.ignore_patterns("__pycache__"))
+    with (lab.shared / "changed" / "zmqrl" / "errors.py").open("a") as file:
         file.write("# another version\n")
     python = lab.shared / "python-of-others"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={lab.shared}/other exec {sys.executable} "$@"\n')
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={lab.shared}/changed exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     hosts = tmp_path / "hosts.toml"
     hosts.write_text(f'[[host]]\nname = "h1"\n[[host]]\nname = "h2"\npython = "{python}"\n')
