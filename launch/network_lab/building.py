@@ -3,6 +3,7 @@
 The names of all parts of a lab contain its name. So `netlab down` finds what a killed `netlab up` left.
 """
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -217,7 +218,8 @@ def end_processes(spaces: list[str]) -> None:
             # The pid may have been reused before we had a handle, but not from now on.
             if any(is_in(pid, netns) for netns in spaces):
                 ends.register(handle, select.POLLIN)
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has ended since
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
         ends.poll(100)
         for handle in handles:
             os.close(handle)

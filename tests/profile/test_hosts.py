@@ -56,6 +56,7 @@ def test_a_host_booted_at_another_time_is_on_the_same_timeline(lab: Lab, tmp_pat
     assert {name.rpartition(" on ")[2] for name in tracks.values()} == {"h1", "h2"}
 
 
+@pytest.mark.slow
 def test_a_slow_link_is_blamed_first(lab: Lab, tmp_path: Path) -> None:
     lab.rate("h3", "4mbit")
     try:
