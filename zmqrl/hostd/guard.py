@@ -78,14 +78,14 @@ def watch(daemon: int, frozen_s: float) -> int:
         still_s = still_s + turn_s if 0 < ran == before else 0.0
         if still_s >= frozen_s:
             _tell(f"the host daemon was {state(daemon)} for {frozen_s:g} s")
-            _send(exit_fd, signal.SIGKILL)
+            send_signal(exit_fd, signal.SIGKILL)
         elif still_s - turn_s < min(NOTICED_S, frozen_s / 2) <= still_s:
             _tell(f"the host daemon is {state(daemon)}")
     status = os.waitstatus_to_exitcode(os.waitpid(daemon, 0)[1])
     end_children(GRACE_S)
     if status < 0 and still_s < frozen_s:
         _tell(f"the host daemon was killed by signal {-status}")
-    return status if status >= 0 else 128 - status
+    return shell_status(status)
 
 
 def watch_user_code(process: int) -> int:
@@ -103,17 +103,23 @@ def watch_user_code(process: int) -> int:
                     os.waitpid(orphan, os.WNOHANG)
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     end_children(0)
+    return shell_status(status)
+
+
+def shell_status(status: int) -> int:
+    """An exit status as shells show it: 128 + N for -N, if signal N has killed the process."""
     return status if status >= 0 else 128 - status
 
 
 def _pass_on(exit_fd: int, signals: Mapping[int, int]) -> None:
     """Send a process the value in ``signals`` of each signal that arrives here, or has waited since the fork."""
     for number in signals:
-        signal.signal(number, lambda arrived, _: _send(exit_fd, signals[arrived]))
+        signal.signal(number, lambda arrived, _: send_signal(exit_fd, signals[arrived]))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, TO_USER_CODE)
 
 
-def _send(exit_fd: int, number: int) -> None:
+def send_signal(exit_fd: int, number: int) -> None:
+    """Send the signal ``number`` to the process with the pidfd ``exit_fd``, unless it has ended."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(exit_fd, number)
 

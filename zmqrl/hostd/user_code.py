@@ -5,13 +5,12 @@ their own. The host daemon ends the programs of its processes (:mod:`zmqrl.hostd
 without a host daemon. It uses only the standard library.
 """
 
-import contextlib
 import os
 import select
 import signal
 from types import FrameType
 
-from zmqrl.hostd.guard import END, fork_guard
+from zmqrl.hostd.guard import END, fork_guard, send_signal, shell_status
 from zmqrl.hostd.orphans import adopt_orphans
 from zmqrl.process import LOOK_UP_EVERY_S, die_with_parent
 
@@ -53,20 +52,15 @@ def in_guarded_child() -> int | None:
         return None
     exit_fd = os.pidfd_open(guard)
 
-    def send(number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(exit_fd, number)
-
     def pass_on(number: int, _: FrameType | None) -> None:
-        send(number)
+        send_signal(exit_fd, number)
         if number == signal.SIGTSTP:
             os.kill(parent, signal.SIGSTOP)
-            send(signal.SIGCONT)  # this process has been continued
+            send_signal(exit_fd, signal.SIGCONT)  # this process has been continued
 
     for number in PASSED_ON:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, pass_on)
     while not select.select([exit_fd], [], [], LOOK_UP_EVERY_S)[0]:
         pass
-    status = os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
-    return status if status >= 0 else 128 - status
+    return shell_status(os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1]))
