@@ -22,6 +22,7 @@ from zmqrl.observe.stalls import Stall
 from zmqrl.page.charts import COLUMNS
 from zmqrl.page.sampling import sample_lines
 from zmqrl.rundir import LOCK, RunDirectory, is_locked
+from zmqrl.words import escaped
 
 DEEPEST = 4  # levels of directories below the root
 LOOK_EVERY_S = 1.0
@@ -54,7 +55,7 @@ def text_of(name: str) -> str:
 
     So different names have different texts.
     """
-    return name.replace("\\", r"\\").encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return escaped(name.replace("\\", r"\\"))
 
 
 class UnknownRun(KeyError):
