@@ -165,12 +165,11 @@ class Learner:
             returns=rollout.returns.flatten()[indices],
             head=rollout.head,
         )
-        observations = rollout.gather_observations(indices)
         if rollout.activations is None:
-            outputs, values = self.model(observations)
+            outputs, values = self.model(rollout.gather_observations(indices))
         else:
             rollout.activations.begin_learning()
-            outputs, values = self.model(observations, rollout.activations)
+            outputs, values = self.model(rollout.observations.flatten(0, 1), rollout.activations)
         config, entropy_coefficient = self.config, entropy_coefficient_at(self.config, version, elapsed)
         if isinstance(config, PPOConfig) and config.final_clip is not None:
             config = replace(config, clip=clip_at(config, elapsed))
