@@ -82,7 +82,7 @@ def other_python(lab: Lab, name: str, changes: Callable[[Path], object]) -> Path
 
 
 def test_usable_hosts_are_shown_with_every_route(lab: Lab) -> None:
-    lab.rate("h3", "80mbit")
+    lab.rate("h3", "8mbit")
     done = run_doctor(lab, "h1,h2,h3", *PORTS, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
@@ -102,7 +102,7 @@ def test_usable_hosts_are_shown_with_every_route(lab: Lab) -> None:
         assert route["round_trip_s"] > 0
         assert route["bytes_per_s"] > 0
         if "h3" in (route["from"], route["to"]):
-            assert route["bytes_per_s"] < 20e6, route
+            assert route["bytes_per_s"] < 2e6, route
     slow = [text.partition(",")[0] for text in found["warnings"] if text.startswith("h3: it ")]
     assert [text.rpartition(" at most ")[0] for text in slow] == ["h3: it sends", "h3: it receives"]
     assert found["expected"]["updates_per_s"] > 0
