@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.decoders import DECODERS, HOSTILE, VALUES, message, single_changes, survives
+from support.decoders import DECODERS, HOSTILE, VALUES, large_counts, message, single_changes, survives
 from support.paths import ROOT, TESTS
 
 EACH = pytest.mark.parametrize("name", DECODERS)
@@ -35,6 +35,12 @@ def test_hostile_bytes_raise_only_the_declared_errors(name: str, tmp_path: Path)
 def test_a_message_with_a_wrong_value_raises_only_the_declared_errors(name: str, tmp_path: Path) -> None:
     changes = list(single_changes(DECODERS[name]))
     for variant in random.Random(1).sample(changes, min(len(changes), SAMPLE)):
+        survives(DECODERS[name], variant, tmp_path)
+
+
+@EACH
+def test_a_message_with_a_large_number_raises_only_the_declared_errors(name: str, tmp_path: Path) -> None:
+    for variant in large_counts(DECODERS[name]):
         survives(DECODERS[name], variant, tmp_path)
 
 

@@ -575,6 +575,16 @@ def single_changes(decoder: Decoder) -> Iterator[bytes]:
                 yield from (b"\1" + bytes([number, *divmod(item, 256), action, value]) for value in range(values))
 
 
+def large_counts(decoder: Decoder) -> Iterator[bytes]:
+    """Every variant that replaces one integer of a seed by a number that is too large for any loop."""
+    if decoder.form is None:
+        return
+    for number, seed in enumerate(decoder.seeds):
+        for item, (items, key) in enumerate(nodes([_read(decoder.form, seed)])):
+            if type(items[key]) is int:
+                yield b"\1" + bytes([number, *divmod(item, 256), 0, VALUES.index(2**53)])
+
+
 def survives(decoder: Decoder, variant: bytes, place: Path) -> None:
     """Decode a variant. Raises what the decoder raises, except its declared errors."""
     data = message(decoder, variant)

@@ -209,7 +209,7 @@ class _Left:
                 | {worker_id(each["rank"]): each["host"] for each in data.get("workers", [])}
                 | {ProcessId.parse(each["name"]): each["host"] for each in data.get("followers", [])},
             )
-            if set(found.shards) != set(map(shard_id, range(found.config.shards))):
+            if found.config.shards != len(shards) or set(shards) != set(map(shard_id, range(len(shards)))):
                 raise ValueError("it does not list all shards")
             if not (found.is_here or {host for host, _ in found.shards.values()} <= set(found.links)):
                 raise ValueError("it does not list all hosts")
