@@ -1,6 +1,7 @@
 """The origin of a result: the versions, the commit and the hardware that are needed to reproduce the result."""
 
 import contextlib
+import functools
 import hashlib
 import platform
 import subprocess
@@ -16,15 +17,37 @@ PACKAGES = ("torch", "numpy", "pyzmq", "gymnasium", "ale-py")
 
 
 def provenance() -> dict[str, Any]:
-    """Plain data: package versions, commit of the code (None outside a git checkout), processor and cores."""
+    """Plain data: package versions, the ``commit``, processor and cores."""
     return {
         "zmqrl": zmqrl.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "packages": {package: found for package in PACKAGES if (found := version_of(package)) is not None},
         "cpu": _cpu(),
         "cores": CORES,
     }
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of the package at the first call, with ``+`` if files differed from it. None outside a git checkout.
+
+    Long work calls this function when it begins, because the files can change later.
+    """
+    root = Path(zmqrl.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
 
 
 def version_of(package: str) -> str | None:
@@ -53,24 +76,6 @@ def code_hash() -> str:
 def code_id() -> str:
     """Version and hash of the code, for people to read. Shards also compare their own id with the ids of workers."""
     return f"{zmqrl.__version__}+{code_hash()[:12]}"
-
-
-def _commit() -> str | None:
-    """The commit of the imported package, with ``+`` if files differ from that commit."""
-    root = Path(zmqrl.__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()
 
 
 def _cpu() -> str:

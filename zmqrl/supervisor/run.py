@@ -23,6 +23,7 @@ from zmqrl.hosts.preflight import LOW_DISK_BYTES, size
 from zmqrl.local.extras import require_extra
 from zmqrl.observe.console import Console, LoggedConsole, console_for
 from zmqrl.observe.exporter import Exporter, exporter_at
+from zmqrl.observe.provenance import commit
 from zmqrl.observe.screen import never_waiting
 from zmqrl.page.beside import page_beside
 from zmqrl.process import interruptible
@@ -98,6 +99,7 @@ def train_on(
         stack.enter_context(interruptible())
         console = stack.enter_context(contextlib.closing(console_for(sys.stdout)))
         stages = stack.enter_context(Stages(console))
+        commit()  # for the summary
         stages.at("game", f"checking the game {config.env}")
         preparation = stack.enter_context(Preparation(config, needs_cuda=needs_cuda))
         flavour = preparation.flavour()

@@ -17,7 +17,7 @@ from zmqrl.commands.measure.play import Turn, whole_game
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json, prints_to_stderr, show_line
 from zmqrl.errors import UsageError, require
-from zmqrl.observe.provenance import provenance
+from zmqrl.observe.provenance import commit, provenance
 from zmqrl.process import CORES, LOOK_UP_EVERY_S, Messages, interruptible, log_to_stderr, read_job, say
 from zmqrl.results.bootstrap import mean_interval
 from zmqrl.words import counted
@@ -85,6 +85,7 @@ def evaluate(
     is the number of different games: without sticky actions and with greedy actions, different seeds can give the same
     game.
     """
+    origin = provenance()
     played = play_games(policy, seeds, greedy=greedy, threads=threads, on_game=on_game)
     games = [game.last for game in played]
     scores = [game.score for game in games]
@@ -105,7 +106,7 @@ def evaluate(
         "distinct": len({(game.last.score, game.actions) for game in played}),
         "scores": scores,
         "seeds": list(seeds),
-        "provenance": provenance(),
+        "provenance": origin,
     }
 
 
@@ -156,6 +157,7 @@ def main() -> None:
     """
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.commands.measure.evaluate")
+    commit()  # for each evaluation
     told = Messages()
     while True:
         message = told.get()
