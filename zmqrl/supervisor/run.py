@@ -99,7 +99,6 @@ def train_on(
         stack.enter_context(interruptible())
         console = stack.enter_context(contextlib.closing(console_for(sys.stdout)))
         stages = stack.enter_context(Stages(console))
-        commit()  # for the summary
         stages.at("game", f"checking the game {config.env}")
         preparation = stack.enter_context(Preparation(config, needs_cuda=needs_cuda))
         flavour = preparation.flavour()
@@ -265,6 +264,7 @@ def _supervise(
     stages: Stages,
 ) -> int:
     console = LoggedConsole(screen, directory.log("supervisor"))
+    commit()  # for the summary
     supervisor = None
 
     def leave() -> None:
