@@ -1,4 +1,4 @@
-"""The HTTP requests of the page. docs/page.md lists them."""
+"""The HTTP requests of the page."""
 
 import contextlib
 import hashlib
