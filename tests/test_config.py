@@ -72,6 +72,7 @@ def test_missing_settings_keep_their_defaults() -> None:
         ({"optimizer": {"learning_rate": -1.0}}, "learning-rate"),
         ({"optimizer": {}}, "learning_rate"),
         ({"wire": {"transport": ["ipc"]}}, "wire.transport"),
+        ({"stop_score": 10**400}, "stop_score"),
     ],
 )
 def test_an_error_names_a_setting_that_is_unknown_or_has_the_wrong_type(data: dict[str, Any], names: str) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import ipaddress
 import math
+import sys
 import types
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -488,7 +489,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         fits = isinstance(value, str)
         value = Path(value) if fits else value
     elif hint is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max)
     else:
         fits = type(value) is hint
     if not fits:

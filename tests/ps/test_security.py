@@ -465,7 +465,15 @@ def test_a_key_file_is_valid_only_for_its_rank_and_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"secret": "short"}, {"public": 7}, {"shards": None}, {"shards": ["x" * 41]}, {"secret": '"' * 40}]
+    "changes",
+    [
+        {"secret": "short"},
+        {"public": 7},
+        {"shards": None},
+        {"shards": ["x" * 41]},
+        {"secret": '"' * 40},
+        {"public": "#" * 40},
+    ],
 )
 def test_an_error_names_a_damaged_key_file_but_not_its_content(tmp_path: Path, changes: dict[str, object]) -> None:
     keys = RunKeys.make(workers=1, shards=1).of_worker(0)

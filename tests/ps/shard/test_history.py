@@ -117,6 +117,17 @@ def test_a_rewind_missed_because_of_a_kill_is_done_at_the_next_start(history: Hi
     assert versions(history.path.with_name("shard-0.before-generation-2.jsonl")) == [2, 3]
 
 
+def test_a_missing_line_is_written_even_if_a_rewind_was_missed_too(history: History) -> None:
+    for version in (1, 3):
+        history.append(record(version, generation=0), crc32=7)
+    history.close()
+    reopened = History(history.path)
+    reopened.recover(record(2), crc32=7)
+    reopened.close()
+    assert versions(history.path) == [1, 2]
+    assert versions(history.path.with_name("shard-0.before-generation-1.jsonl")) == [3]
+
+
 def test_totals_count_the_lines_up_to_a_version(history: History) -> None:
     for version in (1, 2, 3):
         history.append(record(version), crc32=7)

@@ -78,15 +78,16 @@ class History:
         rewind. Raises LostState when the file has versions made after ``record``, and ClusterError when the file cannot
         be written.
         """
-        version, generation = (0, 0) if self.last is None else (self.last["version"], self.last.get("generation", 0))
-        if version > record.version:
+        if self.last is not None and self.last["version"] > record.version:
+            version, generation = self.last["version"], self.last.get("generation", 0)
             if generation >= record.generation:
                 raise LostState(
                     f"version {version} of generation {generation} was made, but the newest version left is "
                     f"{record.version} of generation {record.generation}"
                 )
             self.rewind(record.version, record.generation)
-        elif version < record.version:
+        version = self.last_version or 0
+        if version < record.version:
             if version + 1 < record.version or not record.ranks:
                 last_missing = record.version - bool(record.ranks)
                 self.news.append(f"{self.path}: the lines of versions {version + 1} to {last_missing} are missing")

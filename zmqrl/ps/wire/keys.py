@@ -4,6 +4,7 @@ Each session makes new keys. A key is a string of 40 characters (Z85). Secret ke
 stored in files with mode 0600. ``repr`` hides secret keys.
 """
 
+import struct
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,11 @@ class ClientKeys:
     def from_json(cls, data: dict[str, Any]) -> "ClientKeys":
         """Inverse of :meth:`to_json`. Raises ValueError, KeyError or TypeError if the data is not valid."""
         for key in (data["public"], data["secret"], *data["shards"]):
-            if len(z85.decode(key)) != KEY_BYTES:
+            try:
+                length = len(z85.decode(key))
+            except struct.error as error:  # five characters above 2^32
+                raise ValueError("a key must be in Z85") from error
+            if length != KEY_BYTES:
                 raise ValueError("a key must have 40 characters")
         return cls(KeyPair(data["public"], data["secret"]), tuple(data["shards"]))
 
