@@ -42,6 +42,7 @@ BINDING = (
 GROUPS = ("cgroup", "mountinfo")  # files in /proc: the control groups of a process, and where they are mounted
 ESCAPED = re.compile(r"\\([0-7]{3})")  # a blank or a backslash in mountinfo
 
+unset: dict[str, str] = {}  # the variables that ``use_all_cores`` has unset
 _to_parent = 1  # file descriptor for ``say``
 
 
@@ -74,8 +75,7 @@ def use_all_cores() -> None:
     """Stop OpenMP from using fewer cores or threads in this process and its children. Call this before torch is
     imported.
     """
-    for name in BINDING:
-        os.environ.pop(name, None)
+    unset.update({name: os.environ.pop(name) for name in BINDING if name in os.environ})
 
 
 def usable_cores(proc: Path = Path("/proc/self")) -> int:
