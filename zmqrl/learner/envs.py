@@ -59,7 +59,8 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
 def try_env(env_id: str, config: EnvConfig) -> EnvSpec:
     """Describe the games of ``env_id`` like ``describe_env``, and play one step of a custom environment.
 
-    Raises UsageError like ``describe_env`` and :class:`zmqrl.learner.gymnasium_envs.CheckedEnv`.
+    Raises UsageError like ``describe_env`` and :class:`zmqrl.learner.gymnasium_envs.CheckedEnv`, and for settings that
+    would change only an Atari game.
     """
     return _describe(env_id, config, plays=True)
 
@@ -80,6 +81,8 @@ def _describe(env_id: str, config: EnvConfig, *, plays: bool) -> EnvSpec:
             normalizes_observations=config.normalize_observations,
             normalizes_rewards=config.normalize_rewards,
         )
+    if plays:
+        config.check_made(env_id)
     with closing(CheckedEnv(env_id, registered, config)) as env:
         if plays:
             env.try_out()

@@ -235,6 +235,12 @@ def test_a_name_that_ends_in_gif_writes_a_gif(tmp_path: Path, lamps: None) -> No
     assert [frame[..., :3].mean() for frame in imageio.mimread(path)] == pytest.approx(range(0, 200, 20), abs=2)
 
 
+def test_a_run_that_chose_a_render_mode_is_recorded(tmp_path: Path, lamps: None) -> None:
+    config = Config(env="zmqrl-test/Lamp-v0", model="mlp", envs=EnvConfig(args=("render_mode=None",)))
+    record(load_policy(write_run(tmp_path / "run", config, 0)), tmp_path / "lamp.gif", seed=0, greedy=True)
+    assert len(imageio.mimread(tmp_path / "lamp.gif")) == 10
+
+
 def test_a_game_longer_than_the_maximum_is_cut(tmp_path: Path, lamps: None, capsys: pytest.CaptureFixture[str]) -> None:
     run = lamp(tmp_path / "run")
     assert cli.run(["record", str(run), "--seconds", "1.2", "--output", str(tmp_path / "a.gif")]) == 0
