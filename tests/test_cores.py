@@ -61,12 +61,26 @@ V2 = "31 23 0:28 / {} rw,relatime - cgroup2 cgroup2 rw,nsdelegate"
         ("0::/docker/4f2", V2.replace(" / {}", " /docker/4f2 {}"), {"cpu.max": "100000 100000\n"}, 1),
         ("4:cpu:/docker/4f2", V1, {"cpu.cfs_quota_us": "100000\n", "cpu.cfs_period_us": "100000\n"}, 1),
         ("0::/a", V2, {"a/cpu.max": "no numbers\n"}, HERE),
+        ("0::/a", V2, {"a/cpu.max": "100000 0\n"}, HERE),
+        # In mountinfo, a blank and a backslash are written as octal numbers. Names of systemd contain backslashes.
+        ("0::/a\\x2db/in", V2.replace(" / {}", r" /a\134x2db {}"), {"in/cpu.max": "100000 100000\n"}, 1),
+        ("0::/my jobs/in", V2.replace(" / {}", r" /my\040jobs {}"), {"in/cpu.max": "100000 100000\n"}, 1),
     ],
 )
 def test_the_quota_of_a_control_group_limits_the_cores(
     tmp_path: Path, group: str, mount: str, files: dict[str, str], cores: int
 ) -> None:
     assert usable_cores(process(tmp_path, group, mount, files)) == cores
+
+
+def test_the_groups_can_be_mounted_at_a_path_with_a_blank(tmp_path: Path) -> None:
+    where = tmp_path / "my groups"
+    where.mkdir()
+    files = {"cpu.max": "100000 100000\n"}
+    process(where, "0::/", V2, files)
+    mountinfo = where / "mountinfo"
+    mountinfo.write_text(mountinfo.read_text("ascii").replace("my groups", r"my\040groups"), "ascii")
+    assert usable_cores(where) == 1
 
 
 def test_a_kernel_without_control_groups_has_no_quota(tmp_path: Path) -> None:

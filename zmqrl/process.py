@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import queue
+import re
 import resource
 import select
 import signal
@@ -32,10 +33,16 @@ LOG_LEVEL = "ZMQRL_LOG_LEVEL"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MOST_OPEN_FILES = 1 << 16  # a higher limit is useless, and some programs loop over every descriptor up to the limit
 HERE = "ZMQRL_HERE"  # the directory where the user started zmqrl
-# Variables that make OpenMP bind threads to cores. All workers on a host would be bound to the same cores.
-BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET", "KMP_PLACE_THREADS")
+# Variables that make OpenMP bind threads to cores, or use fewer threads than a run gives to a worker. All workers on a
+# host would be bound to the same cores.
+BINDING = (
+    *("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET", "KMP_PLACE_THREADS"),
+    *("OMP_THREAD_LIMIT", "OMP_DYNAMIC", "KMP_ALL_THREADS", "KMP_DEVICE_THREAD_LIMIT"),
+)
 GROUPS = ("cgroup", "mountinfo")  # files in /proc: the control groups of a process, and where they are mounted
+ESCAPED = re.compile(r"\\([0-7]{3})")  # a blank or a backslash in mountinfo
 
+unset: dict[str, str] = {}  # the variables that ``use_all_cores`` has unset
 _to_parent = 1  # file descriptor for ``say``
 
 
@@ -65,9 +72,10 @@ def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def use_all_cores() -> None:
-    """Stop OpenMP from binding this process and its children to fewer cores. Call this before torch is imported."""
-    for name in BINDING:
-        os.environ.pop(name, None)
+    """Stop OpenMP from using fewer cores or threads in this process and its children. Call this before torch is
+    imported.
+    """
+    unset.update({name: os.environ.pop(name) for name in BINDING if name in os.environ})
 
 
 def usable_cores(proc: Path = Path("/proc/self")) -> int:
@@ -79,27 +87,35 @@ def usable_cores(proc: Path = Path("/proc/self")) -> int:
 
 def quota(proc: Path) -> float:
     """The smallest quota, in cores, of a process's control groups (version 1 or 2) and their parents."""
-    quota = math.inf
+    return min(map(_quota_of, cpu_groups(proc)), default=math.inf)
+
+
+def cpu_groups(proc: Path) -> list[Path]:
+    """The directories of a process's control groups for the CPU (version 1 or 2) and of their parents.
+
+    A directory need not exist.
+    """
     try:
         groups, mounts = ((proc / name).read_text("utf-8", "surrogateescape").splitlines() for name in GROUPS)
     except OSError:
-        return quota
+        return []
+    found: dict[Path, None] = {}
     for _, controllers, group in (line.split(":", 2) for line in groups):
-        for _, _, _, root, place, *_, kind, _, options in (line.split(" ") for line in mounts):
+        for _, _, _, *places, kind, _, options in (line.split(" ") for line in mounts):
             if kind == ("cgroup" if controllers else "cgroup2") and (
                 not controllers or "cpu" in {*controllers.split(",")} & {*options.split(",")}
             ):
+                root, place = (ESCAPED.sub(lambda code: chr(int(code[1], 8)), text) for text in places[:2])
                 # In a container, this may be the group's path on the host, but the container's own group is mounted.
                 own = Path(group).relative_to(root) if Path(group).is_relative_to(root) else Path()
-                found = (_quota_of(Path(place) / within) for within in (own, *own.parents))
-                quota = min(quota, *found)
-    return quota
+                found |= dict.fromkeys(Path(place) / within for within in (own, *own.parents))
+    return list(found)
 
 
 def _quota_of(group: Path) -> float:
     """The quota of one control group, in cores."""
     for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
             quota, period = " ".join((group / name).read_text() for name in files).split()
             if quota not in ("max", "-1"):
                 return int(quota) / int(period)

@@ -5,6 +5,7 @@ import pytest
 from zmqrl.commands.options import parse
 from zmqrl.errors import UsageError
 from zmqrl.hosts.reach import HostOptions, read_exported
+from zmqrl.process import unset, use_all_cores
 
 SECRET = "a secret = 'value'"
 
@@ -20,6 +21,14 @@ def test_the_values_of_the_launcher_are_handed_on(monkeypatch: pytest.MonkeyPatc
     assert link.exported == reach.exported
     for shown in (options, reach, link.command, link.first, link.to_dict()):
         assert "secret" not in str(shown)
+
+
+def test_a_variable_that_zmqrl_has_unset_for_itself_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_PROC_BIND", "close")
+    monkeypatch.setitem(unset, "OMP_PROC_BIND", "")  # forgets the variable after the test
+    use_all_cores()
+    options = parse(HostOptions, ["-H", "h1", "-x", "OMP_PROC_BIND"], "zmqrl launch")
+    assert options.reach().exported == {"OMP_PROC_BIND": "close"}
 
 
 @pytest.mark.parametrize(

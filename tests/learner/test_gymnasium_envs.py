@@ -422,6 +422,46 @@ def test_a_wrapper_that_cannot_be_used_is_named(register: Any, wrapper: str, sen
     assert str(refused.value).removeprefix(f"--wrapper {wrapper}").removeprefix(":").strip().startswith(sentence)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "unchanged"),
+    [
+        ("sticky_actions", 0.25, 0.0),
+        ("frame_skip", 2, 1),
+        ("min_frame_skip", 2, None),
+        ("frame_stack", 3, 1),
+        ("screen_size", 64, 84),
+        ("noop_max", 5, 0),
+        ("max_frames", 1000, 108_000),
+    ],
+)
+def test_a_setting_of_atari_games_is_not_ignored(register: Any, name: str, value: Any, unchanged: Any) -> None:
+    env_id = register()
+    rules = {"noop_max": 0, "fire_reset": False}  # needed for a random frame skip
+    with pytest.raises(UsageError) as refused:
+        try_env(env_id, EnvConfig(**rules | {name: value}))
+    assert str(refused.value) == (
+        f"--envs.{name.replace('_', '-')} {value} has no effect on {env_id}, which Gymnasium makes: remove this "
+        "option. To change the environment, use --env-arg or --wrapper."
+    )
+    try_env(env_id, EnvConfig(**rules | {name: unchanged}))
+
+
+@pytest.mark.parametrize("name", ["env_id", "registered"])
+def test_an_argument_can_have_any_name(name: str) -> None:
+    given: dict[str, Any] = {}
+
+    def made(**settings: Any) -> User:
+        given.update(settings)
+        return User()
+
+    gymnasium.register("zmqrl-test/Any-v0", made)
+    try:
+        try_env("zmqrl-test/Any-v0", EnvConfig(args=(f"{name}=3",)))
+    finally:
+        del gymnasium.registry["zmqrl-test/Any-v0"]
+    assert given == {name: 3}
+
+
 def test_arguments_reach_the_environment_as_python_values() -> None:
     given: dict[str, Any] = {}
 

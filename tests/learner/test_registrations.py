@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 from gymnasium.envs.registration import WrapperSpec
 from support.games_rig import PLAIN, RANDOM_SKIP, play
@@ -120,6 +121,12 @@ GREY = WrapperSpec("GrayscaleObservation", "gymnasium.wrappers:GrayscaleObservat
         ({"game": "brekout"}, EnvConfig(), "game='brekout': no such Atari game (did you mean breakout?)."),
         ({"game": "combat"}, EnvConfig(), "game='combat': no such Atari game."),  # a game for two players
         ({"game": None}, EnvConfig(), "game=None: no such Atari game."),
+        ({"game": ["pong"]}, EnvConfig(), "game=['pong']: no such Atari game (did you mean pong?)."),
+        (
+            {"frameskip": np.array([2, 5])},
+            EnvConfig(),
+            "frameskip=array([2, 5]), but zmqrl uses frameskip=4: change the registration, or --envs.frame-skip.",
+        ),
     ],
 )
 def test_a_registration_with_other_settings_is_refused(
@@ -156,3 +163,21 @@ def test_a_registration_with_the_same_settings_is_played(
 @pytest.mark.parametrize("env_id", ["Breakout-v0", "Breakout-v4", "BreakoutNoFrameskip-v4", "ALE/KungFuMaster-v5"])
 def test_an_ale_py_id_chooses_the_game_but_no_settings(env_id: str) -> None:
     assert describe_env(env_id, EnvConfig()).flavour == EnvConfig().flavour()
+
+
+@pytest.mark.parametrize("env_id", ["Breakout-v7", "ALE/Breakout-v6", "ALE/Breakout-v5", "BreakoutNoFrameskip-v4"])
+@pytest.mark.parametrize("asked", [{"repeat_action_probability": 0.5}, {"frameskip": 2}])
+def test_an_id_that_only_looks_like_one_of_ale_py_is_taken_at_its_word(
+    monkeypatch: pytest.MonkeyPatch, env_id: str, asked: dict[str, Any]
+) -> None:
+    registered = gymnasium.envs.registration.EnvSpec(env_id, ATARI, kwargs={"game": "breakout"} | asked)
+    monkeypatch.setitem(gymnasium.registry, env_id, registered)
+    ((name, value),) = asked.items()
+    with pytest.raises(UsageError, match=f"{env_id} is registered with {name}={value}, but zmqrl uses {name}="):
+        describe_env(env_id, EnvConfig())
+
+
+def test_a_changed_setting_of_an_ale_py_id_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gymnasium.spec("ALE/Breakout-v5").kwargs, "frameskip", 1)
+    with pytest.raises(UsageError, match=r"ALE/Breakout-v5 is registered with frameskip=1, but zmqrl uses frameskip=4"):
+        describe_env("ALE/Breakout-v5", EnvConfig())

@@ -8,7 +8,7 @@ from zmqrl.observe.histogram import Histogram
 from zmqrl.observe.spans import FOLD_AT, Spans
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.profile import recorder as recorder_module
-from zmqrl.profile.recorder import SEGMENTS_KEPT, Recorder, RecorderJob, machine_totals, segments
+from zmqrl.profile.recorder import SEGMENTS_KEPT, Recorder, RecorderJob, machine_totals, segments, throttled_us
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.tables import COLUMNS
 from zmqrl.profile.trace import write_trace
@@ -36,6 +36,23 @@ def test_recorded_rows_are_read_back(tmp_path: Path) -> None:
     assert len(read.table("machine")["at_us"]) == 3
     assert read.histograms()["act"].count == 10
     assert read.span_names == ["act"]
+
+
+def test_the_recorded_cores_are_those_that_the_process_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "CORES", 77)  # a quota, for example
+    recorder(tmp_path).close()
+    (read,) = Recording.read(tmp_path).processes
+    assert read.cores == 77
+
+
+def test_a_process_is_throttled_by_the_quotas_of_its_group_and_of_their_parents(tmp_path: Path) -> None:
+    own, parent, root = tmp_path / "a/b", tmp_path / "a", tmp_path
+    own.mkdir(parents=True)
+    (own / "cpu.stat").write_text("usage_usec 9000\nnr_throttled 0\nthrottled_usec 0\n", encoding="ascii")
+    (parent / "cpu.stat").write_text("usage_usec 9000\nnr_throttled 2\nthrottled_usec 2500\n", encoding="ascii")
+    assert throttled_us([own, parent, root]) == 2500
+    (own / "cpu.stat").write_text("nr_periods 9\nnr_throttled 1\nthrottled_time 4000000\n", encoding="ascii")  # v1
+    assert throttled_us([own, root]) == 4000
 
 
 def test_every_block_has_the_spans_since_the_previous_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

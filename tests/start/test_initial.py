@@ -38,6 +38,7 @@ for line in sys.stdin:
             found.append(str(error))
     print(json.dumps([found, sorted({"torch", "gymnasium", "user_code"} & set(sys.modules))]))
 """
+CARTPOLE_CLASS = "gymnasium.envs.classic_control.cartpole:CartPoleEnv"
 BROKEN = "raise RuntimeError('broken on purpose')\n"
 # Each environment starts a server in a session of its own, which inherits the pipes, and notes the server's process id.
 SERVED = """
@@ -108,6 +109,17 @@ def test_the_users_code_runs_in_the_separate_process_only(tmp_path: Path) -> Non
     assert "cannot import user_code" in sentence
     _, sentence = prepared(dataclasses.replace(CARTPOLE, model="user_code:net"), tmp_path)
     assert "--model user_code:net: cannot import user_code" in sentence
+
+
+def test_a_consistent_run_needs_games_that_repeat(tmp_path: Path) -> None:
+    register = f"import gymnasium; gymnasium.register('Chance-v0', '{CARTPOLE_CLASS}', nondeterministic=True)\n"
+    (tmp_path / "user_code.py").write_text(register, encoding="utf-8")
+    config = dataclasses.replace(CARTPOLE, env="user_code:Chance-v0")
+    assert len(prepared(config, tmp_path)) == 5
+    assert prepared(dataclasses.replace(config, consistent=True), tmp_path) == [
+        "--consistent: user_code:Chance-v0 is registered as nondeterministic, so it does not repeat games. "
+        "Remove --consistent, or change the registration."
+    ]
 
 
 def test_a_missing_cuda_device_is_refused(tmp_path: Path) -> None:

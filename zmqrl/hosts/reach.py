@@ -28,6 +28,7 @@ from zmqrl.hosts.ways.ray_cluster import RayCluster
 from zmqrl.hosts.ways.slurm import allocation, own_address
 from zmqrl.hosts.ways.via import read_via, shown
 from zmqrl.hosts.ways.way import HERE, Way, command_on
+from zmqrl.process import unset
 
 NO_ADDRESS = WireConfig().address  # this value means that the user chose no address
 
@@ -221,7 +222,7 @@ class HostOptions:
             cores_given=cores_given if nodes is None else nodes.cores,
             addresses_given=read_addresses(self.address, hosts),
             iface=self.iface,
-            exported=read_exported(self.export),
+            exported=read_exported(self.export, unset | os.environ),
             job=None if job is None else job.job,
             ray=ray,
         )
@@ -250,7 +251,7 @@ def _changed(options: Any, but: Collection[str]) -> dict[str, Any]:
     return {name: value for name, (value, default) in values.items() if name not in but and value != default}
 
 
-def read_exported(names: Sequence[str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+def read_exported(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of ``environment`` that ``-x`` names.
 
     Raises UsageError for a wrong name, or for a variable that is not set.

@@ -1,6 +1,5 @@
 """Atari games, emulated by ``ale_py``."""
 
-import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -18,12 +17,17 @@ if not missing("atari"):  # without it, no Atari game is registered
     import ale_py
     from ale_py import roms
     from ale_py.env import AtariEnv
-    from ale_py.registration import rom_id_to_name
     from ale_py.vector_env import AtariVectorEnv
 
     gymnasium.register_envs(ale_py)
 
 ENTRY_POINT = "ale_py.env:AtariEnv"
+# The settings of each id of ale_py. The user's code can register such an id again, or change its settings.
+OF_ALE_PY = {
+    env_id: dict(registered.kwargs)
+    for env_id, registered in gymnasium.registry.items()
+    if registered.entry_point == ENTRY_POINT
+}
 # The zmqrl option for each setting that a registration can contain. From an id of ale_py, zmqrl takes only the game.
 OPTIONS = {
     "obs_type": "--envs.grayscale",
@@ -172,12 +176,12 @@ def game_of(registered: Registered, config: EnvConfig) -> str:
     zmqrl always plays the default mode and difficulty, with the game's own set of actions.
     """
     asked = dict(registered.kwargs)
-    game: str = asked.pop("game", None)
+    game: Any = asked.pop("game", None)
     where = f"{registered.id} is registered with"
-    if game not in _games():
+    if not isinstance(game, str) or game not in _games():
         raise UsageError(f"{where} game={game!r}: no such Atari game{did_you_mean(str(game), _games())}.")
-    if re.fullmatch(rf"(ALE/)?{rom_id_to_name(game)}(NoFrameskip)?-v\d+", registered.id):
-        asked = {name: value for name, value in asked.items() if name not in OPTIONS or name == "obs_type"}
+    usual = OF_ALE_PY.get(registered.id, {})
+    asked = {name: value for name, value in asked.items() if not (name in OPTIONS and _equal(value, usual.get(name)))}
     asked |= {
         "max_episode_steps": registered.max_episode_steps,
         "wrappers": [wrapper.name for wrapper in registered.additional_wrappers],
@@ -203,11 +207,17 @@ def game_of(registered: Registered, config: EnvConfig) -> str:
     for name, value in asked.items():
         if name not in played:
             raise UsageError(f"{where} {name}={value!r}, which Atari games do not have: change the registration.")
-        if value != played[name] and not (value is None and name in ("mode", "difficulty")):
+        if not _equal(value, played[name]) and not (value is None and name in ("mode", "difficulty")):
             option = f", or {OPTIONS[name]}" if name in OPTIONS else ""
             how = f"zmqrl uses {name}={played[name]!r}"
             raise UsageError(f"{where} {name}={value!r}, but {how}: change the registration{option}.")
-    return game
+    return str(game)
+
+
+def _equal(asked: Any, played: Any) -> bool:
+    """Whether two settings are the same. False for arrays, because comparing them gives no bool."""
+    same = asked == played
+    return isinstance(same, (bool, np.bool_)) and bool(same)
 
 
 @cache

@@ -19,7 +19,7 @@ from zmqrl.learner.games import DiscreteActions, EnvConfig, Envs, EnvSpec, Game,
 from zmqrl.learner.gymnasium_envs import CheckedEnv, GymnasiumEnvs
 from zmqrl.local.extras import lack
 
-__all__ = ["EnvConfig", "EnvSpec", "Envs", "Game", "Step", "describe_env", "make_envs", "try_env"]
+__all__ = ["EnvConfig", "EnvSpec", "Envs", "Game", "Step", "describe_env", "make_envs", "repeats_games", "try_env"]
 
 
 def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
@@ -59,9 +59,18 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
 def try_env(env_id: str, config: EnvConfig) -> EnvSpec:
     """Describe the games of ``env_id`` like ``describe_env``, and play one step of a custom environment.
 
-    Raises UsageError like ``describe_env`` and :class:`zmqrl.learner.gymnasium_envs.CheckedEnv`.
+    Raises UsageError like ``describe_env`` and :class:`zmqrl.learner.gymnasium_envs.CheckedEnv`, and for settings that
+    would change only an Atari game.
     """
     return _describe(env_id, config, plays=True)
+
+
+def repeats_games(env_id: str) -> bool:
+    """Whether games of ``env_id`` repeat for the same seed and actions, according to its registration.
+
+    Raises UsageError for an unknown id.
+    """
+    return env_id == DUMMY_ID or not find_env(env_id).nondeterministic
 
 
 def _describe(env_id: str, config: EnvConfig, *, plays: bool) -> EnvSpec:
@@ -80,6 +89,8 @@ def _describe(env_id: str, config: EnvConfig, *, plays: bool) -> EnvSpec:
             normalizes_observations=config.normalize_observations,
             normalizes_rewards=config.normalize_rewards,
         )
+    if plays:
+        config.check_made(env_id)
     with closing(CheckedEnv(env_id, registered, config)) as env:
         if plays:
             env.try_out()

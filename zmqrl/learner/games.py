@@ -12,6 +12,16 @@ import tyro
 from zmqrl.errors import UsageError, require
 
 WIDEST = 1e10  # environments write large numbers for bounds that they do not have
+# The settings of Atari games, with the values that ask for no change to a game.
+UNCHANGED = {
+    "frame_skip": 1,
+    "min_frame_skip": None,
+    "frame_stack": 1,
+    "screen_size": None,
+    "sticky_actions": 0.0,
+    "noop_max": 0,
+    "max_frames": None,
+}
 TEXT = re.compile(r"[\w./:@+-]+")  # a value of --env-arg that can be text without quotes
 
 
@@ -79,6 +89,17 @@ class EnvConfig:
             not (self.args or self.wrappers or self.images),
             f"{env_id} is not made by Gymnasium: remove --env-arg, --wrapper and --envs.images.",
         )
+
+    def check_made(self, env_id: str) -> None:
+        """Raise UsageError if a setting of Atari games asks for a change to an environment that Gymnasium makes."""
+        usual = EnvConfig()
+        for name, unchanged in UNCHANGED.items():
+            value = getattr(self, name)
+            require(
+                value in (unchanged, getattr(usual, name)),
+                f"--envs.{name.replace('_', '-')} {value} has no effect on {env_id}, which Gymnasium makes: "
+                "remove this option. To change the environment, use --env-arg or --wrapper.",
+            )
 
     def make_arguments(self) -> dict[str, Any]:
         """``args`` as keyword arguments.

@@ -41,7 +41,7 @@ class CheckedEnv:
         """
         self.env_id = env_id
         with blaming(f"{env_id} {failed}"):
-            self.env: gymnasium.Env[Any, Any] = _made(env_id, registered, **config.make_arguments(), **options)
+            self.env: gymnasium.Env[Any, Any] = _made(env_id, registered, **config.make_arguments() | options)
             for wrapper in config.wrappers:
                 self.env = _wrapped(self.env, wrapper)
             observations, self._actions = self.env.observation_space, self.env.action_space
@@ -163,7 +163,7 @@ class GymnasiumEnvs:
             env.close()
 
 
-def _made(env_id: str, registered: Registered, **options: Any) -> gymnasium.Env[Any, Any]:
+def _made(env_id: str, registered: Registered, /, **options: Any) -> gymnasium.Env[Any, Any]:
     """Make the environment.
 
     Raises UsageError if one of zmqrl's extras is missing. Other errors are raised as they are.

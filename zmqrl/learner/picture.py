@@ -19,8 +19,9 @@ from zmqrl.learner.games import EnvConfig, game_seeds
 from zmqrl.learner.gymnasium_envs import CheckedEnv
 
 EMULATOR_FRAMES_PER_S = 60.0
-USUAL_FRAMES_PER_S, MOST_FRAMES_PER_S = 30.0, 1000.0  # frame rates of environments
+USUAL_FRAMES_PER_S, LEAST_FRAMES_PER_S, MOST_FRAMES_PER_S = 30.0, 0.1, 1000.0  # frame rates of environments
 FULL = 255  # the highest level
+JUST_ABOVE = 1.01  # floats up to 1 can exceed 1 slightly, for example after a resize
 RGBA = 4  # channels
 
 Screen = npt.NDArray[np.uint8]
@@ -134,10 +135,10 @@ class _GymnasiumPicture:
         self._played = CheckedEnv(env_id, registered, config, failed="cannot be drawn", render_mode="rgb_array")
         with blaming(self._blame):
             self.frames_per_s = float(self._played.env.metadata.get("render_fps") or USUAL_FRAMES_PER_S)
-            if not 0 < self.frames_per_s <= MOST_FRAMES_PER_S:
+            if not LEAST_FRAMES_PER_S <= self.frames_per_s <= MOST_FRAMES_PER_S:
                 raise ValueError(f"its render_fps is {self.frames_per_s:g}")
         self._drawn: list[np.ndarray] = []  # the first picture
-        self._brightest = 0.0
+        self._brightest = 0.0  # of the floats so far
 
     def reset(self, seed: int) -> Shown:
         observation = self._played.reset(int(game_seeds(seed, 1)[0]))
@@ -155,10 +156,12 @@ class _GymnasiumPicture:
             drawn: Any = self._played.env.render()
             check_drawn(drawn)
             self._drawn = self._drawn or [drawn]
-            first = self._drawn[0].shape
-            if drawn.shape != first:
-                raise ValueError(f"render returned a picture of shape {drawn.shape} after one of {first}")
-            self._brightest = max(self._brightest, float(drawn.max()))
+            (first,) = self._drawn
+            if (drawn.shape, drawn.dtype.kind) != (first.shape, first.dtype.kind):
+                raise ValueError(f"render returned {drawn.dtype} {drawn.shape} after {first.dtype} {first.shape}")
+            before, self._brightest = self._brightest, max(self._brightest, float(drawn.max()))
+            if drawn.dtype.kind == "f" and 0 < before <= JUST_ABOVE < self._brightest:
+                raise ValueError(f"render returned levels up to {before:g}, and then up to {self._brightest:g}")
             return as_screen(drawn, self._brightest)
 
 
@@ -178,8 +181,8 @@ def as_screen(drawn: np.ndarray, brightest: float) -> Screen:
     """The picture ``drawn`` in RGB, with a black background. ``brightest`` is the highest level of this game so far."""
     if drawn.dtype == np.uint8 and drawn.shape[2:] == (3,):
         return drawn
-    full = 1 if drawn.dtype.kind == "b" or (drawn.dtype.kind == "f" and brightest <= 1) else FULL
-    levels = np.atleast_3d(drawn) * (FULL / full)
+    full = 1 if drawn.dtype.kind == "b" or (drawn.dtype.kind == "f" and brightest <= JUST_ABOVE) else FULL
+    levels = np.minimum(np.atleast_3d(drawn) * (FULL / full), FULL)
     if levels.shape[2] == RGBA:
         levels = levels[..., :3] * levels[..., 3:] / FULL
     return np.broadcast_to(levels, (*levels.shape[:2], 3)).round().astype(np.uint8)

@@ -8,13 +8,15 @@ import resource
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
 from zmqrl.observe.histogram import Histogram
 from zmqrl.observe.spans import SpanEvent, Spans
+from zmqrl.process import CORES, cpu_groups
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.tables import COLUMNS, FORMAT, pack
 
@@ -81,7 +83,7 @@ class Recorder:
             "incarnation": incarnation,
             "pid": os.getpid(),
             "clock": clock_id(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": CORES,
             "machine_cores": os.cpu_count(),
             "machine_memory_kb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 1024,
             "spans": list[str](),
@@ -257,7 +259,7 @@ def machine_totals() -> tuple[int, int, int, int, int]:
     The first two totals are the CPU time of this thread and its time in the run queue. The third is the CPU time of the
     process. The last two are the stolen time of the machine and the throttled time of the control group.
     """
-    return *_scheduled_us(), time.process_time_ns() // 1000, _stolen_us(), _throttled_us()
+    return *_scheduled_us(), time.process_time_ns() // 1000, _stolen_us(), throttled_us(_groups())
 
 
 def _scheduled_us() -> tuple[int, int]:
@@ -280,12 +282,19 @@ def _stolen_us() -> int:
     return 0
 
 
-def _throttled_us() -> int:
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/proc/self/cgroup").read_text(encoding="ascii").strip().rpartition("::")[2].lstrip("/")
-        facts = _facts(Path("/sys/fs/cgroup") / group / "cpu.stat")
-        return facts.get("throttled_usec", 0)
-    return 0
+def throttled_us(groups: Iterable[Path]) -> int:
+    """The time for which quotas stopped ``groups`` (version 1 or 2)."""
+    total = 0
+    for group in groups:
+        with contextlib.suppress(OSError, ValueError):
+            facts = _facts(group / "cpu.stat")
+            total += facts.get("throttled_usec", facts.get("throttled_time", 0) // 1000)
+    return total
+
+
+@cache
+def _groups() -> list[Path]:
+    return cpu_groups(Path("/proc/self"))
 
 
 def _memory_kb() -> int:

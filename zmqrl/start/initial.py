@@ -13,7 +13,7 @@ import numpy as np
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.child_process import ChildEnded, ChildProcess
 from zmqrl.config import Config
-from zmqrl.errors import UsageError
+from zmqrl.errors import UsageError, require
 from zmqrl.hostd.guard import END
 from zmqrl.hostd.user_code import take_guard
 from zmqrl.learner.games import EnvSpec
@@ -50,6 +50,7 @@ class Preparation:
         first.
 
         Raises UsageError in the same cases as :func:`zmqrl.learner.envs.try_env`, and if the game crashes the process.
+        Also raises UsageError if a consistent run would play a game that does not repeat.
         """
         flavour: str = self._answer(self._config.env)["flavour"]
         return flavour
@@ -110,9 +111,14 @@ def _version_0(config: Config, layout: Layout, vector: FloatVector) -> Checkpoin
 
 def _answers(config: Config, memory: int, needs_cuda: bool) -> Iterator[dict[str, Any]]:
     """The answers of a :class:`Preparation`. Writes the parameter vector to the file ``memory``."""
-    from zmqrl.learner.envs import try_env
+    from zmqrl.learner.envs import repeats_games, try_env
 
     spec = try_env(config.env, config.envs)
+    require(
+        not config.consistent or repeats_games(config.env),
+        f"--consistent: {config.env} is registered as nondeterministic, so it does not repeat games. "
+        "Remove --consistent, or change the registration.",
+    )
     yield {"flavour": spec.flavour}
     import torch
 

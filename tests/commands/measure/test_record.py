@@ -25,7 +25,7 @@ from support.policy_rig import BREAKOUT, write_run
 
 from zmqrl import cli
 from zmqrl.commands.measure.play import whole_game
-from zmqrl.commands.measure.record import record
+from zmqrl.commands.measure.record import record, video_at
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.learner.dummy import DUMMY_ID
@@ -65,6 +65,13 @@ DRAWN: dict[str, Any] = {
     "negative": lambda picture: -picture.astype(float),
     "bright": lambda picture: picture.astype(int) * 10,
     "larger later": doubled_later,
+    "float later": lambda picture: picture / 255 if picture.max() > 60 else picture,
+    "wide later": lambda picture: picture.astype(float) if picture.max() > 60 else picture / 255,
+    "none later": lambda picture: None if picture.max() > 60 else picture,
+    "slow": lambda picture: picture,
+    "above one": lambda picture: picture / picture.max() + 0.009 if picture.max() else picture / 255,
+    "line": lambda picture: picture[:1],
+    "long": lambda picture: picture.repeat(1000, 1),
     "empty": lambda picture: picture[:0],
 }
 
@@ -82,8 +89,8 @@ class Lamp(gymnasium.Env[np.ndarray, np.int64]):
     def __init__(self, render_mode: str | None = None, drawn: str = "rgb", chance: str = "none") -> None:
         self.render_mode, self.drawn, self.chance = render_mode, drawn, chance
         self.steps = next(LENGTHS) if chance == "end" else 9
-        if drawn == "speed":
-            self.metadata = {"render_modes": ["rgb_array"], "render_fps": "fast"}
+        if drawn in ("speed", "slow"):
+            self.metadata = {"render_modes": ["rgb_array"], "render_fps": "fast" if drawn == "speed" else 0.001}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -235,6 +242,12 @@ def test_a_name_that_ends_in_gif_writes_a_gif(tmp_path: Path, lamps: None) -> No
     assert [frame[..., :3].mean() for frame in imageio.mimread(path)] == pytest.approx(range(0, 200, 20), abs=2)
 
 
+def test_a_run_that_chose_a_render_mode_is_recorded(tmp_path: Path, lamps: None) -> None:
+    config = Config(env="zmqrl-test/Lamp-v0", model="mlp", envs=EnvConfig(args=("render_mode=None",)))
+    record(load_policy(write_run(tmp_path / "run", config, 0)), tmp_path / "lamp.gif", seed=0, greedy=True)
+    assert len(imageio.mimread(tmp_path / "lamp.gif")) == 10
+
+
 def test_a_game_longer_than_the_maximum_is_cut(tmp_path: Path, lamps: None, capsys: pytest.CaptureFixture[str]) -> None:
     run = lamp(tmp_path / "run")
     assert cli.run(["record", str(run), "--seconds", "1.2", "--output", str(tmp_path / "a.gif")]) == 0
@@ -256,8 +269,12 @@ def test_a_game_longer_than_the_maximum_is_cut(tmp_path: Path, lamps: None, caps
         ("BrightLamp", "drawn: ValueError: render returned levels from 400 to 400, not from 0 to 255."),
         (
             "LargerLaterLamp",
-            "drawn: ValueError: render returned a picture of shape (26, 20, 3) after one of (13, 20, 3).",
+            "drawn: ValueError: render returned uint8 (26, 20, 3) after uint8 (13, 20, 3).",
         ),
+        ("FloatLaterLamp", "drawn: ValueError: render returned float64 (13, 20, 3) after uint8 (13, 20, 3)."),
+        ("WideLaterLamp", "drawn: ValueError: render returned levels up to 0.235294, and then up to 80."),
+        ("NoneLaterLamp", "drawn: ValueError: render returned NoneType, not an array, in render_mode rgb_array."),
+        ("SlowLamp", "drawn: ValueError: its render_fps is 0.001."),
         ("EmptyLamp", "drawn: ValueError: render returned uint8 (0, 20, 3), not (height, width, 3)."),
         ("SpeedLamp", "drawn: ValueError: could not convert string to float: 'fast'."),
         ("RewardLottery", "recorded: it does not repeat a game for the same seed and actions."),
@@ -282,6 +299,35 @@ def test_pictures_of_every_kind_are_recorded(tmp_path: Path, lamps: None, drawn:
     frames = [frame[..., :3] for frame in imageio.mimread(path)]
     assert [frame.mean() for frame in frames] == pytest.approx(range(0, 200, 20), abs=2)
     assert {frame.shape for frame in frames} == {(13 * 49 - 1, 20 * 49, 3)}
+
+
+def test_a_very_flat_picture_is_enlarged_to_the_width_of_a_video(tmp_path: Path, lamps: None) -> None:
+    path = tmp_path / "lamp.mp4"
+    record(load_policy(lamp(tmp_path / "run", "LineLamp-v0")), path, seed=0, greedy=True)
+    assert len(frames_of_mp4(path, 64, 1280)) == 10
+
+
+@pytest.mark.parametrize(("size", "expected"), [((1, 2000), (2, 4000)), ((700, 1), (1400, 2)), ((1, 1), (640, 640))])
+def test_a_picture_of_a_single_line_makes_a_video(
+    tmp_path: Path, size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    screen = np.full((*size, 3), 99, np.uint8)
+    with video_at(tmp_path / "line.mp4", 5.0, screen) as video:
+        video.add(screen)
+    assert len(frames_of_mp4(tmp_path / "line.mp4", *expected)) == 2
+
+
+def test_a_picture_that_is_too_large_for_a_video_is_refused(tmp_path: Path, lamps: None) -> None:
+    with pytest.raises(UsageError) as refused:
+        record(load_policy(lamp(tmp_path / "run", "LongLamp-v0")), tmp_path / "a.mp4", seed=0, greedy=True)
+    assert str(refused.value) == "pictures of 20000 x 13 pixels are too large: the limit of .mp4 is 16384 per side."
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def test_floats_just_above_one_are_as_bright_as_one(tmp_path: Path, lamps: None) -> None:
+    path = tmp_path / "lamp.gif"
+    record(load_policy(lamp(tmp_path / "run", "AboveOneLamp-v0")), path, seed=0, greedy=True)
+    assert [frame[..., :3].mean() for frame in imageio.mimread(path)] == pytest.approx([0, 255], abs=2)
 
 
 LEVELS = arrays(np.uint8, (3, 4, 4))
@@ -331,6 +377,7 @@ def test_the_dummy_environment_cannot_be_recorded() -> None:
         ("--output a.avi", "--output a.avi: the name must end with .mp4 or .gif."),
         ("--seconds 0", "--seconds 0: must be above 0 and below 86400 (a day)."),
         ("--seconds nan", "--seconds nan: must be above 0 and below 86400 (a day)."),
+        ("--seconds 601 --output a.gif", "--seconds 601: a .gif can last 600 s at most. Use .mp4 for a longer video."),
         ("--seed -1", "--seed -1: must be at least 0 and below 2^32."),
         (
             "--output {run}/config.json/a.mp4",

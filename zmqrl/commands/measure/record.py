@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from zmqrl.learner.picture import Screen, Shown
     from zmqrl.policy import Policy
 
-HEIGHT = 640  # pixels: the largest height of an enlarged video
-FORMATS = (".mp4", ".gif")
+HEIGHT, WIDTH = 640, 1280  # pixels: the largest size of an enlarged video
+FORMATS = {".mp4": 16384, ".gif": 65535}  # pixels: the longest side of a picture
 ENOUGH_TO_FAIL_BYTES = 1 << 16
 OPENED_WITHIN_S = 60.0
+LONGEST_GIF_S = 600.0  # a picture of a gif can be shown for 655 s, and a game may never change its picture
 SHORTEST_MS = 20  # duration of a gif frame: browsers show shorter frames for a tenth of a second
 
 # Without this setting, imageio runs Python code in a fork while the emulator's threads run: the code gives ffmpeg a
@@ -71,6 +72,10 @@ def run(options: Options) -> int:
     require(0 <= options.seed < 2**32, f"--seed {options.seed}: must be at least 0 and below 2^32.")
     require(0 < seconds < 86_400, f"--seconds {seconds:g}: must be above 0 and below 86400 (a day).")
     require(output is None or output.suffix in FORMATS, f"--output {output}: the name must end with .mp4 or .gif.")
+    require(
+        output is None or output.suffix != ".gif" or seconds <= LONGEST_GIF_S,
+        f"--seconds {seconds:g}: a .gif can last {LONGEST_GIF_S:g} s at most. Use .mp4 for a longer video.",
+    )
     here = Path.cwd()  # the user's code may change the working directory
     with prints_to_stderr():
         policy = zmqrl.load_policy(options.run, options.checkpoint)
@@ -106,7 +111,7 @@ def record(
     whole = False
     with closing(picture), closing(whole_game(policy, seed, greedy=greedy)) as turns:
         shown = picture.reset(seed)
-        with _video(path, picture.frames_per_s, *shown.screens) as video:
+        with video_at(path, picture.frames_per_s, *shown.screens) as video:
             for turn in turns:
                 before, shown = shown, picture.step(turn.action)
                 if not _is_same(turn, before, shown):
@@ -160,12 +165,20 @@ def main() -> None:
 class _Video:
     """A video while it is being written. The picture is enlarged by an integer factor, so that it stays sharp."""
 
-    def __init__(self, path: Path, frames_per_s: float, height: int) -> None:
+    def __init__(self, path: Path, frames_per_s: float, first: "Screen") -> None:
+        """``first`` is the first picture. Raises UsageError if it is too large."""
         import imageio.v2 as imageio  # takes a second
 
+        height, width, _ = first.shape
+        longest = FORMATS[path.suffix]
+        require(
+            max(height, width) <= longest,
+            f"pictures of {width} x {height} pixels are too large: the limit of {path.suffix} is {longest} per side.",
+        )
         path.touch()  # raises a clearer error than ffmpeg
         self.frames = 0
-        self._path, self._scale = path, max(1, HEIGHT // height)
+        least = 1 if min(height, width) > 1 else 2  # the sides of a video are even
+        self._path, self._scale = path, max(least, min(HEIGHT // height, WIDTH // width))
         self._gif = io.BytesIO()  # on a full disk, a writer to the file would fail again when it is garbage-collected
         if path.suffix == ".gif":
             duration_ms = max(SHORTEST_MS, 1000 / frames_per_s)
@@ -207,13 +220,13 @@ class _Video:
 
 
 @contextmanager
-def _video(path: Path, frames_per_s: float, first: "Screen") -> Iterator[_Video]:
+def video_at(path: Path, frames_per_s: float, first: "Screen") -> Iterator[_Video]:
     """A video whose first picture is ``first``. The file appears at ``path`` complete or not at all."""
     unfinished = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with closing(_Video(unfinished, frames_per_s, len(first))) as video:
+            with closing(_Video(unfinished, frames_per_s, first)) as video:
                 video.add(first)
                 yield video
             video.finish()  # not after Ctrl-C, which ends ffmpeg, too

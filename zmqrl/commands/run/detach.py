@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from zmqrl.observe.screen import Screen
-from zmqrl.process import LOOK_UP_EVERY_S, interruptible
+from zmqrl.process import LOOK_UP_EVERY_S, interruptible, unset
 from zmqrl.rundir import RunDirectory
 from zmqrl.words import as_text, as_word
 
@@ -46,7 +46,7 @@ def detach(command: str, arguments: Sequence[str]) -> int:
     run = subprocess.Popen(
         program,
         stdin=subprocess.DEVNULL,
-        env=os.environ | {STARTER: str(writer)},
+        env=unset | os.environ | {STARTER: str(writer)},
         pass_fds=[writer],
         start_new_session=True,  # so that the run gets no signals from our terminal
     )
