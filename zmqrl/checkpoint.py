@@ -143,7 +143,7 @@ class Checkpoint:
                 optimizer=manifest["optimizer"]["name"],
                 state_names=names,
                 states=tuple(states),
-                counters=manifest["counters"],
+                counters=dict(manifest["counters"]),
                 versions=_versions(path / MANIFEST, manifest, weights),
             )
 

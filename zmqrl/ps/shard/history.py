@@ -187,7 +187,7 @@ def line_of(record: Record, crc32: int) -> Line:
     line = {
         "version": record.version,
         "view": record.view.id,
-        "quorum": record.quorum,
+        "quorum": record.view.quorum,
         "ranks": list(record.ranks),
         "late": record.late,
         "duplicate": record.duplicate,
