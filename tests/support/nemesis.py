@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -21,6 +22,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -106,30 +108,34 @@ class Attack:
         """Run until the process ends. Returns whether the run is complete."""
         self.faults = 0
         self.output = self.directory / f"session-{number}.out"
+        self.output.touch()
         self.clock_file.unlink(missing_ok=True)
         command = [sys.executable, "-m", "support.detoured", *TRAINING, *options, "--run-dir", str(self.path), *resume]
         self.tell(f"session {number} starts")
         with (
-            self.output.open("wb") as out,
             ending(
                 subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
-                    stdout=out,
+                    stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     env=self.environment,
                     cwd=ROOT,
                 )
             ) as self.process,
         ):
+            # A full disk must not hide what the supervisor prints.
+            copying = threading.Thread(target=self._copy_output, args=(self.process,), daemon=True)
+            copying.start()
             self._attack()
             status = self.process.wait()
-        self._undo_all()
+            self._undo_all()
+            copying.join(GONE_WITHIN_S)
         self.tell(f"session {number} ended with status {status} at version {self.files.version(self.shards)}")
         eventually(lambda: not marked(self.marker), f"the end of processes {marked(self.marker)}", GONE_WITHIN_S)
         said = self._said()
         assert "Traceback" not in said, said
-        self.seen += {"full disk": "is full" in said, "rollback": "go back to" in said, "resume": bool(resume)}
+        self.seen += {"full disk": bool(FULL.search(said)), "rollback": "go back to" in said, "resume": bool(resume)}
         if status == 0 or f"has already reached {UPDATES}" in said:
             return True
         if (self.path / "left.json").exists() and f"remove {self.path}/left.json" in said:
@@ -139,6 +145,12 @@ class Attack:
         else:
             assert self.faults, f"a session without faults ended with status {status}:\n{said}"
         return False
+
+    def _copy_output(self, process: "subprocess.Popen[bytes]") -> None:
+        assert process.stdout is not None
+        with self.output.open("wb", buffering=0) as file:
+            while piece := os.read(process.stdout.fileno(), 1 << 16):
+                file.write(piece)
 
     def _attack(self) -> None:
         """Wait for the phase of each burst, and undo faults in time, until the process ends."""
@@ -257,12 +269,12 @@ class Attack:
 
     def fill_the_disk(self) -> str:
         name, pid = self._writer()
-        limit, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (1024, hard))
 
         def free() -> None:
             with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, hard))
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))  # the limit may have been low already
 
         return f"fill the disk of {name} {self._undo(4.0, free)}"
 
@@ -341,6 +353,8 @@ EFFECTS = (
     *("connections reset", "connections refused", "pieces held", "pieces delayed", "pieces cut in half"),
     *("full disk", "rollback", "resume"),
 )
+
+FULL = re.compile("disk is full|disk of .* was full|cannot append|cannot write|postponed")
 
 
 def _never() -> bool:
