@@ -48,6 +48,20 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert {entry.name for entry in tmp_path.iterdir()} == {"v00000003"}
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power failure, a checkpoint is complete or does not exist."""
+    synced: list[tuple[str, bool]] = []
+    finished = tmp_path / "v00000003"
+
+    def sync(descriptor: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, finished.exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    path = example().write(tmp_path)
+    assert sorted(synced[:-2]) == sorted((file.name, False) for file in path.iterdir())
+    assert synced[-2:] == [(f".{finished.name}", False), (tmp_path.name, True)]
+
+
 def test_a_checkpoint_of_asynchronous_mode_has_the_version_of_each_shard(tmp_path: Path) -> None:
     checkpoint = replace(example(3), versions=(5, 3))
     path = checkpoint.write(tmp_path)

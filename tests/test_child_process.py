@@ -62,6 +62,19 @@ def test_messages_are_answered_in_their_order(tmp_path: Path, monkeypatch: pytes
             assert process.hear(WITHIN_S) == {"told": {"text": text}}
 
 
+def test_messages_that_arrive_together_are_heard_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example, this process was stopped while the child sent several messages."""
+    with child(tmp_path, monkeypatch) as process:
+        for number in range(3):
+            process.tell({"number": number})
+        process.tell({"end": True})
+        process.process.wait(WITHIN_S)
+        assert process.hear(0.0) == {"job": {"rank": 3}}
+        assert [process.hear(0.0) for _ in range(3)] == [{"told": {"number": number}} for number in range(3)]
+        with pytest.raises(ChildEnded):
+            process.hear(0.0)
+
+
 def test_an_error_names_a_process_that_ended_and_its_exit_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

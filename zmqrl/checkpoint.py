@@ -1,12 +1,12 @@
 """Writes and reads checkpoints: parameters and optimizer state as safetensors, then a manifest."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,6 +98,7 @@ class Checkpoint:
             _remove(replaced)
             finished.rename(replaced)
         path.rename(finished)
+        _sync_names(root)  # before the caller removes older checkpoints
         _remove(replaced)
         return finished
 
@@ -119,6 +120,7 @@ class Checkpoint:
         (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         for name in [*files, MANIFEST]:
             _sync(path / name)
+        _sync_names(path)
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
@@ -143,7 +145,7 @@ class Checkpoint:
                 optimizer=manifest["optimizer"]["name"],
                 state_names=names,
                 states=tuple(states),
-                counters=manifest["counters"],
+                counters=dict(manifest["counters"]),
                 versions=_versions(path / MANIFEST, manifest, weights),
             )
 
@@ -184,7 +186,7 @@ def _weights(path: Path, manifest: Mapping[str, Any]) -> PolicyWeights:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Turn every error from reading the checkpoint ``path`` into a UsageError."""
     try:
@@ -292,3 +294,13 @@ def _sha256(path: Path) -> str:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _sync_names(directory: Path) -> None:
+    """Make the names in a directory survive a power failure, if its file system can do so."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -43,6 +43,7 @@ class ChildProcess:
         guarded_by: int | None = None,
     ) -> None:
         self.name, self._guarded_by = name, guarded_by
+        self._unread = bytearray()  # messages that have arrived, and the first part of another one
         pipe = subprocess.PIPE
         command = [*through, sys.executable, "-P", *program]
         self.process = subprocess.Popen(
@@ -67,16 +68,17 @@ class ChildProcess:
         """
         assert self.process.stdout is not None
         deadline = time.monotonic() + within_s
-        line = bytearray()
-        while not line.endswith(b"\n"):
+        while (end := self._unread.find(b"\n") + 1) == 0:
             # After the first part of a line, the rest follows at once.
-            if not select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0] and not line:
+            left_s = max(0.0, deadline - time.monotonic())
+            if not select.select([self.process.stdout], [], [], left_s)[0] and not self._unread:
                 return None
             piece = os.read(self.process.stdout.fileno(), 1 << 16)
             if not piece:
                 raise self._ended()
-            line += piece
-        facts: dict[str, Any] = json.loads(line)
+            self._unread += piece
+        facts: dict[str, Any] = json.loads(self._unread[:end])
+        del self._unread[:end]
         return facts
 
     def hang_up(self) -> None:

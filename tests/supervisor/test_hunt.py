@@ -120,6 +120,14 @@ def ignores_lost_state(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Shards, "_must_roll_back", lambda self, why: None)
 
 
+def takes_a_shard_of_an_older_generation(patch: pytest.MonkeyPatch) -> None:
+    def welcomed(self: Shards, shard: int, welcome: m.Welcome, *arguments: Any) -> list[e.Action]:
+        return on_welcome(self, shard, replace(welcome, generation=self.generation), *arguments)
+
+    on_welcome = Shards.on_welcome
+    patch.setattr(Shards, "on_welcome", welcomed)
+
+
 def rolls_back_under_the_same_generation(patch: pytest.MonkeyPatch) -> None:
     roll_back = Shards.roll_back
 
@@ -166,6 +174,7 @@ PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "waits for the dead process of a rank": waits_for_the_dead_process_of_a_rank,
     "forgets late contributions": forgets_late_contributions,
     "ignores lost state": ignores_lost_state,
+    "takes a shard of an older generation": takes_a_shard_of_an_older_generation,
     "rolls back under the same generation": rolls_back_under_the_same_generation,
     "loads without a HELLO": loads_without_a_hello,
     "resumes one version too early": resumes_one_version_too_early,

@@ -66,15 +66,17 @@ def half_done(forks: Supervisors, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def hunt(calls: Iterable[Call], at: Hunt) -> None:
-    """Kill at each of ``calls``. All failures are reported together."""
-    failures, reached = [], 0
+    """Kill at each of ``calls``. All failures are reported together.
+
+    Every run makes the first call of each name. It may not reach a later call, whose number depends on the timing.
+    """
+    failures = []
     for call in calls:
         try:
-            reached += at.kill_at(call)
+            assert at.kill_at(call) or call.nth > 1, "no process was killed"
         except (AssertionError, OSError):
             failures.append(f"killed at {call}:\n{traceback.format_exc()}")
     assert not failures, "\n\n".join(failures)
-    assert reached, "no process was killed"
 
 
 def sampled(calls: list[Call]) -> list[Call]:

@@ -69,6 +69,15 @@ def test_an_empty_shard_is_loaded_even_after_a_late_message_from_its_old_process
     assert [action for action in shards.roll_back(VIEW, 1.0) if isinstance(action, e.Load)] == [e.Load(2, VIEW)]
 
 
+@pytest.mark.parametrize(("generation", "version"), [(0, 9), (1, 6)])
+def test_a_shard_that_comes_back_with_older_state_is_rolled_back(generation: int, version: int) -> None:
+    """A version of an older generation can have a higher number, but a rollback has undone this version."""
+    shards = loaded(7, 7)
+    shards.on_exit(0)
+    assert shards.on_welcome(0, welcome(0, 11, "open", generation=generation, version=version), VIEW) == []
+    assert shards.rollback == "shard 0 came back without the newest state"
+
+
 def test_a_repeated_welcome_changes_nothing(shards: Shards) -> None:
     shards.on_welcome(0, welcome(0, 10, "open"), VIEW)
     shards.on_welcome(0, welcome(0, 10, "open"), VIEW)

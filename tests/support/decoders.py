@@ -23,6 +23,7 @@ from support import shard_rig, worker_rig
 from support.paths import ROOT, TESTS
 
 from zmqrl.checkpoint import Checkpoint
+from zmqrl.commands.inspect.check_history import check
 from zmqrl.commands.inspect.living import Living
 from zmqrl.commands.measure import compare
 from zmqrl.config import Config
@@ -30,6 +31,7 @@ from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd import messages as h
 from zmqrl.hosts.inventory import read_hosts
 from zmqrl.hosts.reach import HostOptions
+from zmqrl.hosts.ways.login_node import Submitted
 from zmqrl.json_lines import nulled, parse_json
 from zmqrl.observe.exporter import Snapshot
 from zmqrl.observe.forms import HOSTS, read_object
@@ -409,6 +411,19 @@ DECODERS: dict[str, Decoder] = {
         seeds=tuple(line + b"\n" for line in lines_of(OLD_RUN / "history/shard-0.jsonl")),
         form="json",
     ),
+    "checked history": Decoder(
+        decode=in_a_run("history/shard-0.jsonl", check),
+        errors=FILES,
+        seeds=lines_of(OLD_RUN / "history/shard-0.jsonl"),
+        form="json",
+    ),
+    "checked left": Decoder(decode=in_a_run("left.json", check), errors=FILES, seeds=jsons(left()), form="json"),
+    "checked manifest": Decoder(
+        decode=in_a_run("checkpoints/v00000020/manifest.json", check),
+        errors=FILES,
+        seeds=((OLD_RUN / "checkpoints/v00000020/manifest.json").read_bytes(),),
+        form="json",
+    ),
     "slots": Decoder(decode=read_slots, seeds=(b"",)),
     "manifest": Decoder(
         decode=read_manifest,
@@ -422,6 +437,12 @@ DECODERS: dict[str, Decoder] = {
     ),
     "living": Decoder(decode=in_a_run("cluster.json", read_living), errors=FILES, seeds=jsons(cluster()), form="json"),
     "left": Decoder(decode=in_a_file("left.json", _Left.read), errors=FILES, seeds=jsons(left()), form="json"),
+    "submitted": Decoder(
+        decode=in_a_run("submitted.json", Submitted.read),
+        errors=FILES,
+        seeds=jsons(dict.fromkeys((each.name for each in fields(Submitted)), "x")),
+        form="json",
+    ),
     "stalled": Decoder(decode=in_a_run("stalled.json", read_stall), seeds=jsons(stalled()), form="json"),
     "live": Decoder(decode=in_a_run("live.json", read_live), seeds=jsons(live()), form="json"),
     "hosts.json": Decoder(

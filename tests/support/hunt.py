@@ -25,6 +25,7 @@ from zmqrl.errors import ClusterError, UsageError
 
 FAULTS_WITHIN_S = 45.0  # less than the time after which a supervisor gives up a shard that is down
 CHUNK = 250
+ROUNDS_TO_LOAD = 40
 
 
 class Schedule:
@@ -35,6 +36,7 @@ class Schedule:
         self.tell = tell
         self.counts: Counter[str] = Counter()
         self.until = 0.0  # when the faults end
+        self.again = False  # whether to damage the next version that a shard loads
         self.calm = chance.choice([4, 8, 16, 32])  # the number of ordinary events per fault
         self.steps = chance.choice([15, 30, 45, 80])
         workers = chance.choice([1, 1, 2, 2, 3])
@@ -109,7 +111,17 @@ class Schedule:
         self.world.kill_supervisor()
 
     def finish(self) -> None:
-        """Without faults, the run must make progress, and then end."""
+        """Without faults, the run must make progress, and then end.
+
+        Most shards that have lost their state load a checkpoint only now, and may lose their state again.
+        """
+        for _ in range(ROUNDS_TO_LOAD if self.again else 0):
+            self.world.heal()
+            self.world.supervisor.turn()
+            self._damage_again()
+            self.world.calm(0.25)
+            if self.world.supervisor.over or not self.again:
+                break
         self.world.must_get_on(versions=1)
         self.say("the run must end")
         self.world.must_end()
@@ -126,6 +138,7 @@ class Schedule:
 
     def step(self, ordinary: Sequence[Callable[[], None]]) -> None:
         self.steps -= 1
+        self._damage_again()
         if self.chance.random() * self.calm < 1:
             fault = self.chance.choice(self.faults)
             self.counts[fault.__name__] += 1
@@ -221,9 +234,18 @@ class Schedule:
 
     def damage_state(self) -> None:
         if self.chance.random() < 0.3:
-            shard = self.any_shard()
-            self.say(f"shard {shard.number} dies, and its newest version is damaged")
-            self.world.damage_state(shard)
+            self._damage(self.any_shard())
+
+    def _damage(self, shard: ShardHost) -> None:
+        self.say(f"shard {shard.number} dies, and its newest version is damaged")
+        self.world.damage_state(shard)
+        self.again = self.chance.random() < 0.5
+
+    def _damage_again(self) -> None:
+        """Damage the version that a shard has just loaded, because of earlier damage. An older version may be left."""
+        loaded = [shard for shard in self.world.shards if len(shard.slots) > 1 and not shard.slots[-1].record.ranks]
+        if self.again and loaded and not self.world.supervisor.loading:
+            self._damage(self.chance.choice(loaded))
 
     def kill_supervisor(self) -> None:
         if self.chance.random() < 0.5:

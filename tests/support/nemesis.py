@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -21,7 +22,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -42,6 +45,8 @@ TRAINING = (
 DETOURED = 1  # the rank of the worker whose connections pass through proxies
 STUCK_S = 180.0
 GONE_WITHIN_S = 30.0
+TRIES = 20  # to find a fault whose process, connection or file is there
+ENOUGH = 20  # so many runs must have had every phase and every fault
 
 # Raised by a fault if its process or its file is not there yet, or no longer.
 NOT_THERE = (ProcessLookupError, FileNotFoundError, ValueError, KeyError, IndexError)
@@ -66,6 +71,7 @@ class Attack:
         self.to_undo: list[tuple[float, int, Callable[[], None]]] = []  # when, a number, how
         self.damaged = False  # state was damaged since the last complete resume
         self.faults = 0  # in this session
+        self.seen: Counter[str] = Counter()  # phases that came, faults that found their victim, and their effects
 
     def tell(self, words: str) -> None:
         self._print(f"seed {self.seed} {time.monotonic() - self.began_at:6.1f} s  {words}")
@@ -93,35 +99,43 @@ class Attack:
                 assert session < 20, "the run was resumed twenty times"
                 if self._session(session, ("--resume",) if (self.path / "config.json").exists() else (), options):
                     break
+            for proxy in self.proxies.values():
+                assert proxy.overheard, f"worker {DETOURED} has made a detour around {proxy.endpoint}"
+                self.seen += proxy.hit
         self._judge(expected)
 
     def _session(self, number: int, resume: tuple[str, ...], options: tuple[str, ...]) -> bool:
         """Run until the process ends. Returns whether the run is complete."""
         self.faults = 0
         self.output = self.directory / f"session-{number}.out"
+        self.output.touch()
         self.clock_file.unlink(missing_ok=True)
         command = [sys.executable, "-m", "support.detoured", *TRAINING, *options, "--run-dir", str(self.path), *resume]
         self.tell(f"session {number} starts")
         with (
-            self.output.open("wb") as out,
             ending(
                 subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
-                    stdout=out,
+                    stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     env=self.environment,
                     cwd=ROOT,
                 )
             ) as self.process,
         ):
+            # A full disk must not hide what the supervisor prints.
+            copying = threading.Thread(target=self._copy_output, args=(self.process,), daemon=True)
+            copying.start()
             self._attack()
             status = self.process.wait()
-        self._undo_all()
+            self._undo_all()
+            copying.join(GONE_WITHIN_S)
         self.tell(f"session {number} ended with status {status} at version {self.files.version(self.shards)}")
         eventually(lambda: not marked(self.marker), f"the end of processes {marked(self.marker)}", GONE_WITHIN_S)
         said = self._said()
         assert "Traceback" not in said, said
+        self.seen += {"full disk": bool(FULL.search(said)), "rollback": "go back to" in said, "resume": bool(resume)}
         if status == 0 or f"has already reached {UPDATES}" in said:
             return True
         if (self.path / "left.json").exists() and f"remove {self.path}/left.json" in said:
@@ -132,6 +146,12 @@ class Attack:
             assert self.faults, f"a session without faults ended with status {status}:\n{said}"
         return False
 
+    def _copy_output(self, process: "subprocess.Popen[bytes]") -> None:
+        assert process.stdout is not None
+        with self.output.open("wb", buffering=0) as file:
+            while piece := os.read(process.stdout.fileno(), 1 << 16):
+                file.write(piece)
+
     def _attack(self) -> None:
         """Wait for the phase of each burst, and undo faults in time, until the process ends."""
         began_at, phase, ready = time.monotonic(), None, _never
@@ -140,6 +160,7 @@ class Attack:
                 phase = self.bursts.pop(0)
                 ready = PHASES[phase](self)
             if phase is not None and ready():
+                self.seen[phase] += 1
                 for _ in range(self.chance.choice([1, 1, 2, 3])):
                     self._fault(phase)
                 phase, began_at = None, time.monotonic()
@@ -149,10 +170,15 @@ class Attack:
             time.sleep(0.02)
 
     def _fault(self, phase: str) -> None:
-        fault = self.chance.choices(list(FAULTS), list(FAULTS.values()))[0]
-        self.faults += 1
-        with contextlib.suppress(*NOT_THERE):
-            self.tell(f"{phase}: {fault(self)}")
+        """Cause a fault whose victim exists now."""
+        for _ in range(TRIES):
+            fault = self.chance.choices(list(FAULTS), list(FAULTS.values()))[0]
+            with contextlib.suppress(*NOT_THERE):
+                what = fault(self)
+                self.faults += 1
+                self.seen[fault.__name__] += 1
+                return self.tell(f"{phase}: {what}")
+        return self.tell(f"{phase}: nothing can fail yet")
 
     def _undo(self, within_s: float, how: Callable[[], None]) -> str:
         seconds = self.chance.uniform(0.1, within_s)
@@ -174,16 +200,21 @@ class Attack:
 
     def _victim(self) -> tuple[str, int]:
         """A process of the run: its name and its id."""
-        who = self.chance.choice(["worker", "worker", "shard", "shard", "supervisor", "host daemon"])
+        who = self.chance.choice(["worker", "worker", "shard", "shard", "supervisor", *PROGRAMS])
         if who == "supervisor":
             return who, self.process.pid
-        if who == "host daemon":
-            pids = [pid for pid, command in marked(self.marker).items() if "hostd" in command]
+        if who in PROGRAMS:
+            pids = [pid for pid, command in marked(self.marker).items() if PROGRAMS[who] in command]
             if not pids:
                 raise ProcessLookupError
             return who, pids[0]
         number = self.chance.randrange(2 if who == "worker" else self.shards)
         return f"{who} {number}", self._pid(who, number)
+
+    def _writer(self) -> tuple[str, int]:
+        """A process that writes files of the run: its name and its id."""
+        shard = self.chance.randrange(-1, self.shards)
+        return ("supervisor", self.process.pid) if shard < 0 else (f"shard {shard}", self._pid("shard", shard))
 
     def _proxy(self) -> tuple[str, Proxy]:
         shard, role = self.chance.choice(list(self.proxies))
@@ -202,12 +233,15 @@ class Attack:
         return f"send {number.name} to the supervisor"
 
     def stop(self) -> str:
+        """Stop a process, sometimes for longer than the supervisor or a guard waits for it."""
         name, pid = self._victim()
         os.kill(pid, signal.SIGSTOP)
-        return f"stop {name} {self._undo(6.0, lambda: _continue(pid))}"
+        return f"stop {name} {self._undo(self.chance.choice([2.0, 6.0, 6.0, 50.0]), lambda: _continue(pid))}"
 
     def reset(self) -> str:
         name, proxy = self._proxy()
+        if not proxy.pairs:
+            raise ProcessLookupError
         proxy.cut(heal=True)
         return f"reset the {name}"
 
@@ -234,13 +268,13 @@ class Attack:
         return f"slow down the {name} {self._undo(4.0, lambda: setattr(proxy, 'delay_s', 0.0))}"
 
     def fill_the_disk(self) -> str:
-        name, pid = self._victim()
-        limit, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        name, pid = self._writer()
+        _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (1024, hard))
 
         def free() -> None:
             with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, hard))
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))  # the limit may have been low already
 
         return f"fill the disk of {name} {self._undo(4.0, free)}"
 
@@ -274,6 +308,7 @@ class Attack:
         """Stop a shard during the block, and kill this shard at the end."""
         pid = self._pid("shard", shard)
         os.kill(pid, signal.SIGSTOP)
+        self.faults += 1
         try:
             yield
         finally:
@@ -304,6 +339,22 @@ FAULTS: Mapping[Callable[[Attack], str], int] = {
     Attack.lose_state: 1,
     Attack.tear_history: 1,
 }
+
+
+# By name: a part of the command of a program on the host.
+PROGRAMS = {
+    "host daemon": "-m zmqrl.hostd.daemon",
+    "guard of the host daemon": "hostd/guard.py",
+    "fork server": "zmqrl.hostd.fork_server",
+}
+
+# What the faults do, apart from the death of processes. Each effect can be noticed without knowledge of the faults.
+EFFECTS = (
+    *("connections reset", "connections refused", "pieces held", "pieces delayed", "pieces cut in half"),
+    *("full disk", "rollback", "resume"),
+)
+
+FULL = re.compile("disk is full|disk of .* was full|cannot append|cannot write|postponed")
 
 
 def _never() -> bool:
@@ -340,7 +391,6 @@ def _while_rolling_back(attack: Attack) -> Callable[[], bool]:
         nonlocal begun
         if not begun and versions():
             begun = True
-            attack.faults += 1
             with contextlib.suppress(*NOT_THERE):
                 attack.tell(attack.damage_state())
         return begun and rolling_back()
@@ -399,27 +449,39 @@ def undisturbed(directory: Path) -> str:
     return str(RunFiles(path).summary()["params_sha256"])
 
 
-def attack(seed: int, directory: Path, expected: str, tell: Tell) -> None:
-    """Make the run of one seed. Raises AssertionError, with the command that replays the seed."""
+def attack(seed: int, directory: Path, expected: str, tell: Tell) -> Counter[str]:
+    """Make the run of one seed. Raises AssertionError, with the command that replays the seed.
+
+    Returns how often each phase came, and how often each fault and each effect happened.
+    """
     place = directory / f"seed-{seed}"
     place.mkdir(parents=True)
+    attack = Attack(seed, place, tell)
     try:
-        Attack(seed, place, tell).run(expected)
+        attack.run(expected)
     except BaseException:
         tell(f"seed {seed} failed; its files are in {place}; to replay it: {replay(seed)}")
         raise
     shutil.rmtree(place)
+    return attack.seen
 
 
 def soak(minutes: float, directory: Path, first: int, tell: Tell) -> int:
-    """Attack runs with the seeds from ``first`` on, for a number of minutes. Returns the number of runs."""
+    """Attack runs with the seeds from ``first`` on, for a number of minutes. Returns the number of runs.
+
+    Raises AssertionError if many runs did not have every phase, fault and effect: the nemesis has then become blind.
+    """
     until = time.monotonic() + 60 * minutes
-    expected = undisturbed(directory)
+    expected, seen = undisturbed(directory), Counter[str]()
     for seed in itertools.count(first):
         if time.monotonic() >= until:
-            return seed - first
-        attack(seed, directory, expected, tell)
-    raise AssertionError
+            break
+        seen += attack(seed, directory, expected, tell)
+    known = [*PHASES, *(fault.__name__ for fault in FAULTS), *EFFECTS]
+    tell(", ".join(f"{name}: {seen[name]}" for name in known))
+    never = [name for name in known if not seen[name]]
+    assert seed < first + ENOUGH or not never, f"never happened: {', '.join(never)}"
+    return seed - first
 
 
 def replay(seed: int) -> str:

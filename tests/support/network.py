@@ -6,6 +6,7 @@ import struct
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -148,6 +149,7 @@ class Proxy:
         self.delay_s = 0.0
         self.cut_after_bytes: int | None = None  # applies to data that the clients send from now on
         self.cuts = 0
+        self.hit: Counter[str] = Counter()  # what the failures have done to connections and data
         self.overheard = bytearray()  # the bytes that an eavesdropper would see, in both directions
         self.pairs: list[tuple[socket.socket, socket.socket]] = []
         self.threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -157,10 +159,11 @@ class Proxy:
         """Reset every connection. With ``heal``, new connections pass. Without it, they are also reset."""
         self.open = heal
         self.cuts += 1
-        for pair in self.pairs:
+        pairs, self.pairs = self.pairs, []
+        self.hit["connections reset"] += len(pairs)
+        for pair in pairs:
             for end in pair:
                 _reset(end)
-        self.pairs.clear()
 
     def heal(self) -> None:
         self.open = True
@@ -182,6 +185,7 @@ class Proxy:
             except OSError:
                 return
             if not self.open:
+                self.hit["connections refused"] += 1
                 _reset(client)
                 client.close()
                 continue
@@ -200,12 +204,17 @@ class Proxy:
         try:
             while data := source.recv(16 * 1024):
                 self.overheard += data
-                self.flowing.wait()
-                time.sleep(self.delay_s)
+                if not self.flowing.is_set():
+                    self.hit["pieces held"] += 1
+                    self.flowing.wait()
+                if self.delay_s:
+                    self.hit["pieces delayed"] += 1
+                    time.sleep(self.delay_s)
                 if counts and self.cut_after_bytes is not None:
                     self.cut_after_bytes -= len(data)
                     if self.cut_after_bytes <= 0:
                         self.cut_after_bytes = None
+                        self.hit["pieces cut in half"] += 1
                         sink.sendall(data[: len(data) // 2])
                         self.cut(heal=True)
                         return
@@ -219,6 +228,8 @@ class Proxy:
             if not counts:
                 source.close()
                 sink.close()
+                with contextlib.suppress(ValueError):  # cut
+                    self.pairs.remove((sink, source))
 
 
 def _reset(end: socket.socket) -> None:

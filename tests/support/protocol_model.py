@@ -79,9 +79,12 @@ class ShardHost:
     def __init__(self, world: "World", number: int) -> None:
         self.world, self.number = world, number
         self.machine: ShardMachine | None = None
-        self.slots: list[Slot] = []  # the previous version and the newest
+        self.slots: list[
+            Slot
+        ] = []  # the version before the newest commit, perhaps of an older generation, and the newest
         self.sum: list[Slice] = []
         self.history: list[dict[str, Any]] = []
+        self.undone_by = 0  # the newest generation whose rollback has removed lines
         self.captured: Slot | None = None
         self.incarnation = 0
         self.crash_after: int | None = None  # the number of actions
@@ -105,8 +108,10 @@ class ShardHost:
             identity, ShardTiming(), consistent=self.world.consistent, horizon=self.world.horizon, frozen=frozen
         )
         if self.slots and (self._mend_history() or frozen):
-            previous = self.slots[0].record.version if len(self.slots) > 1 else None
-            self.feed(shard_events.StateRestored(self.slots[-1].record, recovered=True, previous=previous))
+            newest, before = self.slots[-1].record, self.slots[0].record
+            is_before = (before.generation, before.version + 1) == (newest.generation, newest.version)
+            previous = before.version if is_before else None
+            self.feed(shard_events.StateRestored(newest, recovered=True, previous=previous))
         for link in self.links():
             link.connect()
 
@@ -116,13 +121,17 @@ class ShardHost:
         if version > record.version:
             if generation >= record.generation:
                 return False
-            self.rewind(record.version)
+            self.rewind(record.version, record.generation)
+        elif version < record.version and self.undone_by > record.generation:
+            return False
         elif version < record.version and record.ranks:
             self.history.append(line_of(record, self.slots[-1].weights))
         return True
 
-    def rewind(self, version: int) -> None:
+    def rewind(self, version: int, generation: int) -> None:
         """Stand-in for ``History.rewind``."""
+        if self.history and self.history[-1]["version"] > version:
+            self.undone_by = generation
         while self.history and self.history[-1]["version"] > version:
             self.history.pop()
 
@@ -207,7 +216,7 @@ class ShardHost:
                 snapshot = m.Snapshot(**self._describe(slot))
                 self._send(action.peer, worker_events.ControlArrived(self.number, snapshot, self._show(slot)))
             case shard_events.Capture():
-                self.captured = next(slot for slot in self.slots if slot.record.version == action.version)
+                self.captured = next(slot for slot in reversed(self.slots) if slot.record.version == action.version)
             case shard_events.SendChunk():
                 self._send_chunk(action.peer, action.request)
             case shard_events.TakeChunk():
@@ -246,11 +255,11 @@ class ShardHost:
         at = (load.generation, self.number)
         assert at not in self.world.journal.loaded
         self.world.journal.loaded[at] = load.version, weights
-        self.slots, self.captured = [Slot(record, weights)], None
+        self.slots, self.captured = [*self.slots[-1:], Slot(record, weights)], None
         if self.torn:
             self.crash()
             return
-        self.rewind(load.version)
+        self.rewind(load.version, load.generation)
         self.feed(shard_events.StateRestored(record, recovered=False))
 
     def _show(self, slot: Slot) -> "zmq.Frame":

@@ -167,7 +167,9 @@ class Served:
                     total += gradient(rank, version, layout.count)[part]
                 new_weights, new_state = np.empty_like(weights), {k: np.empty_like(v) for k, v in state.items()}
                 elapsed = line.get("made_at", 0) / WHOLE
-                optimizer.step(version, total, line["quorum"], weights, state, new_weights, new_state, elapsed=elapsed)
+                optimizer.step(
+                    version, total, len(line["ranks"]), weights, state, new_weights, new_state, elapsed=elapsed
+                )
                 weights, state = new_weights, new_state
                 assert zlib.crc32(codec.encode(self.cluster.codec, weights).data) == line["crc32"]
             vector[part] = weights

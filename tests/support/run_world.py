@@ -425,10 +425,12 @@ class RunWorld(World):
     def damage_state(self, shard: ShardHost) -> None:
         """The shard dies, and its newest version is damaged."""
         self.kill_shard(shard, arrived=True)
-        if shard.slots and shard.slots[-1].record.ranks:
+        if shard.slots:
             self.state_lost = True
             lost = shard.slots.pop().record
-            if not shard.history or shard.history[-1]["version"] < lost.version:  # it was not published
+            if lost.ranks and (
+                not shard.history or shard.history[-1]["version"] < lost.version
+            ):  # it was not published
                 del self.journal.committed[lost.generation, shard.number, lost.version]
 
     def kill_supervisor(self) -> None:
@@ -471,7 +473,9 @@ class RunWorld(World):
         for shard in self.shards:
             machines[shard.number]._checkpoint(version)
             totals.append(machines[shard.number].captured_totals)
-        weights = [next(s.weights for s in shard.slots if s.record.version == version) for shard in self.shards]
+        weights = [
+            next(s.weights for s in reversed(shard.slots) if s.record.version == version) for shard in self.shards
+        ]
         used, late, duplicate, rejected = map(sum, zip(*totals, strict=True))
         return Saved(version, welcomes[0].generation, tuple(weights), (used, late, duplicate, rejected))
 
@@ -549,7 +553,7 @@ class RunWorld(World):
             self.heal()
             self.round()
         for shard in self.shards:
-            shard.rewind(self.supervisor.checkpoint.version)
+            shard.rewind(self.supervisor.checkpoint.version, self.supervisor.generation + 1)
         self.judge(ended=True)
 
     def where(self) -> str:

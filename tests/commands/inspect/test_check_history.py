@@ -86,8 +86,19 @@ def again(lines: list[Line]) -> None:
         (change(9, ranks=[0, 1, 2]), "version 9 used 3 contributions, but its quorum is 2"),
         (
             change(9, ranks=[1], quorum=1),
-            "version 9 used 1 of the 2 contributions that view 1 of generation 2 requires",
+            "version 9 has the quorum 1, but view 1 of generation 2 requires 2",
         ),
+        (
+            change(9, ranks=[0, 1, 2], quorum=3),
+            "version 9 has the quorum 3, but view 1 of generation 2 requires 2",
+        ),
+        (change(9, ranks=[1]), "version 9 used 1 contribution, but its quorum is 2"),
+        (change(1, ranks=[1]), "version 1 used 1 contribution, but its quorum is 2"),
+        (change(9, view=2), "version 10 of view 1 comes after view 2"),
+        (change(9, made_at=10), "version 10 was made at the progress 0, after 10"),
+        (change(9, ranks=[], quorum=0), "line 9 cannot be read"),
+        (change(9, late=-1), "line 9 cannot be read"),
+        (change(9, rejected=1.5), "line 9 cannot be read"),
         (change(9, generation=1), "version 9 of generation 1 comes after generation 2"),
         (change(9, ranks="02"), "line 9 cannot be read"),
         (change(9, ranks=[0, None]), "line 9 cannot be read"),
@@ -148,8 +159,20 @@ def test_the_first_version_of_a_view_with_a_lower_quorum_can_use_more_ranks(tmp_
     for lines in histories:
         for each in lines[8:]:
             each |= {"view": 2, "quorum": 1, "ranks": [0]}
-        lines[8] |= {"quorum": 2, "ranks": [0, 2]}
+        lines[8] |= {"ranks": [0, 2]}
     assert violations(ended(tmp_path / "run", histories, used=2 * (9 * 2 + 3))) == []
+    for lines in histories:
+        lines[8] |= {"quorum": 2}  # as an older zmqrl wrote it
+    assert violations(ended(tmp_path / "old", histories, used=2 * (9 * 2 + 3))) == []
+    histories[1][9] |= {"ranks": [0, 2]}
+    assert violations(ended(tmp_path / "second", histories, used=2 * (9 * 2 + 3) + 1)) == [
+        "shard 1: version 10 used 2 contributions, but its quorum is 1"
+    ]
+
+
+def test_a_run_that_always_used_too_few_contributions_is_reported(tmp_path: Path) -> None:
+    histories = [[each | {"ranks": [2]} for each in lines] for lines in whole()]
+    assert len(violations(ended(tmp_path / "run", histories, used=2 * VERSIONS))) == 2 * VERSIONS
 
 
 def test_the_summary_of_an_unfinished_run_is_not_checked(tmp_path: Path) -> None:
@@ -193,9 +216,17 @@ def test_totals_that_are_not_the_sum_of_the_lines_are_reported(tmp_path: Path) -
     assert violations(ended(tmp_path / "run", histories)) == []
     for each in histories[1][8:]:
         each["totals"] = [each["totals"][0] + 2, *each["totals"][1:]]
+    for each in histories[0]:
+        each["totals"] = [*each["totals"][:3], 1]
     assert violations(ended(tmp_path / "other", histories)) == [
-        "shard 1: version 9 has the totals 20, 9, 0, 0 instead of 18, 9, 0, 0"
+        "shard 0: version 1 has the totals 2, 1, 0, 1 instead of 2, 1, 0, 0",
+        "shard 1: version 9 has the totals 20, 9, 0, 0 instead of 18, 9, 0, 0",
     ]
+    for each in histories[0][:6]:
+        del each["totals"]  # as an older zmqrl wrote it
+    assert violations(ended(tmp_path / "old", histories))[0] == (
+        "shard 0: version 7 has the totals 14, 7, 0, 1 instead of 14, 7, 0, 0"
+    )
 
 
 def test_a_version_that_one_shard_kept_through_a_rollback_is_reported(tmp_path: Path) -> None:
@@ -217,8 +248,77 @@ def test_a_contribution_that_an_asynchronous_shard_used_twice_is_reported(tmp_pa
     histories[1][8]["staleness"] = [0, 0]
     assert violations(ended(tmp_path / "other", histories, used=24, mode="async")) == [
         "shard 0: version 6 used a contribution of rank 0 that version 5 had already used",
+        "shard 1: version 8 lists 0 staleness values for 1 contribution",
         "shard 1: version 9 lists 2 staleness values for 1 contribution",
     ]
+
+
+def test_an_asynchronous_contribution_from_before_a_rollback_is_reported(tmp_path: Path) -> None:
+    histories = [
+        [
+            line(version, quorum=1, ranks=[version % 2], staleness=[min(1, (version - 1) % 7)])
+            for version in range(1, VERSIONS + 1)
+        ]
+        for _ in range(2)
+    ]
+    for lines in histories:
+        lines[6]["staleness"] = [0]
+    assert violations(ended(tmp_path / "run", histories, used=24, mode="async")) == []
+    histories[1][7]["staleness"] = [2]
+    assert violations(ended(tmp_path / "other", histories, used=24, mode="async")) == [
+        "shard 1: version 8 used a contribution of rank 0 that was computed on version 5, "
+        "but generation 2 began at version 6"
+    ]
+
+
+def killed(path: Path, histories: Histories, *, lease_s: float | None = None) -> Path:
+    """Write the files of a killed run. With ``lease_s``, it had another host."""
+    ended(path, histories)
+    (path / "summary.json").unlink()
+    hosts = [{"host": "here", "lease_s": None}, {"host": "there", "lease_s": lease_s}]
+    (path / "left.json").write_text(json.dumps({"hosts": hosts}), encoding="utf-8")
+    return path
+
+
+def test_shards_of_a_killed_run_that_are_more_than_one_version_apart_are_reported(tmp_path: Path) -> None:
+    histories = whole()
+    drop(VERSIONS)(histories[1])
+    assert violations(killed(tmp_path / "run", histories)) == []
+    drop(VERSIONS - 1)(histories[1])
+    path = killed(tmp_path / "other", histories)
+    assert violations(path) == ["shard 1: the history ends at version 10, but shard 0 made version 12"]
+    # The other host may have the newest lines.
+    assert violations(killed(tmp_path / "hosts", histories, lease_s=8.0)) == []
+    # The run may have been killed while its shards removed the lines that a rollback undid.
+    (path / "history" / "shard-1.before-generation-2.jsonl").touch()
+    assert len(violations(path)) == 1
+    (path / "history" / "shard-1.before-generation-3.jsonl").touch()
+    assert violations(path) == []
+
+
+def test_a_checkpoint_whose_versions_or_contributions_the_histories_lack_is_reported(tmp_path: Path) -> None:
+    layout = Layout.of([("w", (100,))], 2)
+    initial = Checkpoint.initial(layout, np.linspace(0, 1, 100, dtype=np.float32), "sgd", ("momentum",))
+    histories = whole()
+    for cut, lines in zip(layout.slices, histories, strict=True):
+        lines[10]["crc32"] = zlib.crc32(initial.vector()[cut.start : cut.stop].tobytes())
+    contributions = {"used": 44, "late": 22, "duplicate": 0, "rejected": 0, "skipped": 3}
+    checkpoint = replace(initial, version=11, counters={"contributions": contributions})
+    path = killed(tmp_path / "run", histories)
+    checkpoint.write(path / "checkpoints")
+    assert violations(path) == []
+    replace(checkpoint, counters={"contributions": contributions | {"used": 43}}).write(path / "checkpoints")
+    assert violations(path) == ["v00000011 counts 43 contributions as used, but the histories count 44"]
+    drop(11, 12)(histories[0])
+    drop(11, 12)(histories[1])
+    path = killed(tmp_path / "other", histories)
+    checkpoint.write(path / "checkpoints")
+    assert violations(path) == [
+        f"shard {shard}: the history ends at version 10, before v00000011" for shard in range(2)
+    ]
+    path = killed(tmp_path / "hosts", histories, lease_s=8.0)
+    checkpoint.write(path / "checkpoints")
+    assert violations(path) == []
 
 
 @pytest.mark.parametrize("codec", ["f32", "bf16"])

@@ -103,6 +103,21 @@ def test_a_history_ahead_of_the_store_means_that_state_is_lost(history: History,
     reopened.close()
 
 
+def test_a_version_that_a_rollback_undid_is_lost_state(history: History) -> None:
+    """The loaded version is damaged, so the newest version in the store is one that the rollback has undone."""
+    for version in (1, 2, 3):
+        history.append(record(version), crc32=7)
+    history.rewind(1, generation=2)
+    history.close()
+    reopened = History(history.path)
+    with pytest.raises(LostState, match="the rollback to generation 2 has undone version 3 of generation 1"):
+        reopened.recover(record(3), crc32=7)
+    assert versions(history.path) == [1]
+    reopened.recover(record(2, generation=2), crc32=7)
+    assert versions(history.path) == [1, 2]
+    reopened.close()
+
+
 def test_a_rewind_missed_because_of_a_kill_is_done_at_the_next_start(history: History) -> None:
     for version in (1, 2, 3):
         history.append(record(version), crc32=7)

@@ -13,10 +13,11 @@ from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json
 from zmqrl.errors import UsageError
-from zmqrl.json_lines import read_file
+from zmqrl.json_lines import read_file, read_json
 from zmqrl.observe.forms import SETTINGS, SUMMARY, read_object
 from zmqrl.observe.metrics import summed
 from zmqrl.process import interruptible
+from zmqrl.process_id import shard_id
 from zmqrl.ps.layout import MAX_SHARDS
 from zmqrl.ps.shard.history_rules import Line, broken_rules, newest, total
 from zmqrl.ps.wire.codec import encode
@@ -71,6 +72,8 @@ def check(path: Path) -> dict[str, Any]:
         raise UsageError(f"{directory.config} is damaged: {problem}; restore it, or use another run.")
     # If a run did not end properly, its summary describes its last checkpoint, but its shards had made later versions.
     ended = None if directory.left.exists() else read_object(directory.summary, SUMMARY, "remove it")
+    # While the run is alive, it may write more checkpoints and lines at any time, so look for the checkpoints first.
+    kept, is_whole = checkpoints(directory.checkpoints), _has_all_lines(directory)
     histories: dict[int, list[Line]] = {}
     violations: list[str] = []
     for shard in range(shards):
@@ -87,9 +90,12 @@ def check(path: Path) -> dict[str, Any]:
         violations += [f"shard {shard}: {sentence}" for sentence in found]
     together = settings.get("mode") != "async"
     violations += broken_rules(histories, together=together)
+    if is_whole and together:
+        violations += _far_apart(directory, histories)
     if ended is not None:
         violations += disagreements(histories, ended, together=together)
-    violations += _unlike_checkpoints(directory, histories, _codec(settings), ended)
+    for path_of_checkpoint in kept:
+        violations += _unlike_checkpoint(path_of_checkpoint, histories, _codec(settings), ended, is_whole=is_whole)
     return {
         "shards": len(histories),
         "versions": min((newest(lines) for lines in histories.values()), default=0),
@@ -115,6 +121,37 @@ def _read(path: Path) -> tuple[list[Line], list[int]]:
     return [line for _, line in read if line is not None], [number for number, line in read if line is None]
 
 
+def _has_all_lines(directory: RunDirectory) -> bool:
+    """Whether the run directory has every line of the histories.
+
+    During a run, and after a run was killed, the newest lines may still be on other hosts.
+    """
+    if directory.in_use():
+        return False
+    try:
+        return all(host["lease_s"] is None for host in read_json(directory.left)["hosts"])
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _far_apart(directory: RunDirectory, histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
+    """Shards that are more than one version ahead of another shard.
+
+    The run may have been killed during a rollback, when only some shards had removed their undone lines.
+    """
+    ahead = max(histories, key=lambda shard: newest(histories[shard]))
+    most = newest(histories[ahead])
+    generation = max((line.generation for line in histories[ahead]), default=0)
+    for shard, lines in histories.items():
+        undone = directory.history(shard).parent.glob(f"{shard_id(shard)}.before-generation-*.jsonl")
+        numbers = (path.stem.rpartition("-")[2] for path in undone)
+        went_back = any(int(number) > generation for number in numbers if number.isdecimal())
+        if (last := newest(lines)) + 1 < most and not went_back:
+            yield f"shard {shard}: the history ends at version {last}, but shard {ahead} made version {most}"
+
+
 def disagreements(
     histories: Mapping[int, Sequence[Line]], ended: Mapping[str, Any], *, together: bool
 ) -> Iterator[str]:
@@ -126,33 +163,51 @@ def disagreements(
         last, end = newest(lines), ended["updates"]
         if together and last != end:
             yield f"shard {shard}: the history ends at version {last}, but the run ended at {end}"
+    yield from _other_counts("summary.json", ended["contributions"], histories)
+
+
+def _other_counts(name: str, told: Mapping[str, Any], histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
+    """Contributions that the file or the checkpoint ``name`` counts differently than the histories."""
     for outcome, count in summed(list(total(lines)) for lines in histories.values()).items():
-        told = ended["contributions"].get(outcome)
-        if told != count:
-            yield f"summary.json counts {told} contributions as {outcome}, but the histories count {count}"
+        if told.get(outcome) != count:
+            yield f"{name} counts {told.get(outcome)} contributions as {outcome}, but the histories count {count}"
 
 
-def _unlike_checkpoints(
-    directory: RunDirectory, histories: Mapping[int, Sequence[Line]], codec: Codec, ended: Mapping[str, Any] | None
+def _unlike_checkpoint(
+    path: Path,
+    histories: Mapping[int, Sequence[Line]],
+    codec: Codec,
+    ended: Mapping[str, Any] | None,
+    *,
+    is_whole: bool,
 ) -> Iterator[str]:
-    """Checkpoints that cannot be read, or whose weights differ from the weights that the shards published."""
-    published = {(shard, line.version): line.crc32 for shard, lines in histories.items() for line in lines}
-    for path in checkpoints(directory.checkpoints):
-        try:
-            checkpoint = Checkpoint.read(path)
-        except UsageError as error:
-            if path.exists():  # otherwise, the run has just replaced this checkpoint by a newer one
-                yield str(error).rstrip(".")
-            continue
-        for shard, (cut, state) in enumerate(zip(checkpoint.layout.slices, checkpoint.states, strict=True)):
-            version = checkpoint.version_of(shard)
-            crc32 = zlib.crc32(encode(codec, np.frombuffer(state, "<f4", cut.count)).data)
-            if crc32 != published.get((shard, version), crc32):
-                yield f"shard {shard}: {path.name} does not hold the weights that were published as version {version}"
-        if ended is not None and checkpoint.version == ended["updates"]:
-            told, sha256 = ended.get("params_sha256"), checkpoint.params_sha256()
-            if told not in (None, sha256):
-                yield f"summary.json names parameters with the hash {told}, but those of {path.name} have {sha256}"
+    """Report a checkpoint that cannot be read, or that differs from the versions that the shards made.
+
+    If the histories are not whole, they may end before the checkpoint.
+    """
+    try:
+        checkpoint = Checkpoint.read(path)
+    except UsageError as error:
+        if path.exists():  # otherwise, the run has just replaced this checkpoint by a newer one
+            yield str(error).rstrip(".")
+        return
+    led_to: dict[int, list[Line]] = {}
+    for shard, (cut, state) in enumerate(zip(checkpoint.layout.slices, checkpoint.states, strict=True)):
+        version, lines = checkpoint.version_of(shard), histories.get(shard, [])
+        led_to[shard] = [line for line in lines if line.version <= version]
+        crc32 = zlib.crc32(encode(codec, np.frombuffer(state, "<f4", cut.count)).data)
+        if is_whole and newest(lines) < version:
+            yield f"shard {shard}: the history ends at version {newest(lines)}, before {path.name}"
+        elif any(line.crc32 != crc32 for line in lines if line.version == version):
+            yield f"shard {shard}: {path.name} does not hold the weights that were published as version {version}"
+    told = checkpoint.counters.get("contributions")
+    is_complete = all(newest(lines) == checkpoint.version_of(shard) for shard, lines in led_to.items())
+    if is_complete and isinstance(told, Mapping):
+        yield from _other_counts(path.name, told, led_to)
+    if ended is not None and checkpoint.version == ended["updates"]:
+        named, sha256 = ended.get("params_sha256"), checkpoint.params_sha256()
+        if named not in (None, sha256):
+            yield f"summary.json names parameters with the hash {named}, but those of {path.name} have {sha256}"
 
 
 def _report(found: Mapping[str, Any]) -> str:

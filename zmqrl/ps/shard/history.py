@@ -17,6 +17,7 @@ from zmqrl.json_lines import PIECE_BYTES, JsonLines, read_file
 from zmqrl.ps.shard.events import Record, Totals, View, added
 
 COUNTS = ("late", "duplicate", "rejected")
+UNDONE = ".before-generation-"
 
 Line: TypeAlias = dict[str, Any]
 
@@ -36,7 +37,7 @@ def unpack_record(packed: bytes) -> Record:
 
 
 class LostState(Exception):
-    """The history has versions that are newer than the newest version in the store."""
+    """The newest version in the store is not the newest version of the history, or was undone."""
 
 
 class History:
@@ -75,8 +76,8 @@ class History:
         """Make the file agree with ``record``, the newest commit.
 
         The previous process may have been killed at any point. Appends a missing line, or finishes an interrupted
-        rewind. Raises LostState when the file has versions made after ``record``, and ClusterError when the file cannot
-        be written.
+        rewind. Raises LostState when the file has versions made after ``record``, or when a rollback has undone
+        ``record``. Raises ClusterError when the file cannot be written.
         """
         if self.last is not None and self.last["version"] > record.version:
             version, generation = self.last["version"], self.last.get("generation", 0)
@@ -88,6 +89,11 @@ class History:
             self.rewind(record.version, record.generation)
         version = self.last_version or 0
         if version < record.version:
+            if (undone := self._newest_rollback()) > record.generation:
+                raise LostState(
+                    f"the rollback to generation {undone} has undone version {record.version} of generation "
+                    f"{record.generation}, which is the newest version left"
+                )
             if version + 1 < record.version or not record.ranks:
                 last_missing = record.version - bool(record.ranks)
                 self.news.append(f"{self.path}: the lines of versions {version + 1} to {last_missing} are missing")
@@ -122,12 +128,18 @@ class History:
             offset, lines = self._newest(version)
             first = next(i for i, (line, _) in enumerate(lines) if line["version"] > version)
             undone = b"".join(raw for _, raw in lines[first:])
-            with self.path.with_name(f"{self.path.stem}.before-generation-{generation}.jsonl").open("ab+") as file:
+            with self.path.with_name(f"{self.path.stem}{UNDONE}{generation}.jsonl").open("ab+") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - len(undone)))
                 if file.read() != undone:  # equal if an earlier process was killed after this write
                     file.write(undone)
             os.ftruncate(self._lines.file, offset + sum(len(raw) for _, raw in lines[:first]))
         self.last = lines[first - 1][0] if first else None
+
+    def _newest_rollback(self) -> int:
+        """The newest generation whose rollback has moved lines out of the file, or 0."""
+        names = (path.stem for path in self.path.parent.glob(f"{self.path.stem}{UNDONE}*.jsonl"))
+        numbers = (name.rpartition("-")[2] for name in names)
+        return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
     def close(self) -> None:
         """Close the file."""
@@ -188,7 +200,7 @@ def line_of(record: Record, crc32: int) -> Line:
     line = {
         "version": record.version,
         "view": record.view.id,
-        "quorum": record.quorum,
+        "quorum": record.view.quorum,
         "ranks": list(record.ranks),
         "late": record.late,
         "duplicate": record.duplicate,

@@ -17,9 +17,10 @@ COUNTED = {"late", "duplicate", "rejected", "crc32"}  # other checks cover the o
 class Line:
     """A line of a history, as a record of the making of one version.
 
-    ``number`` is the number of the line, from 1. ``totals`` counts the contributions up to this version, or is None in
-    a line that an older zmqrl wrote. ``made_at`` is the progress of the run that the update to this version used. In
-    asynchronous mode, ``staleness`` has the age of each contribution in versions.
+    ``number`` is the number of the line, from 1. ``quorum`` is K of ``view``. In the first line of a view that lowers
+    K, an older zmqrl wrote the number of ``ranks`` instead. ``totals`` counts the contributions up to this version, or
+    is None in a line that an older zmqrl wrote. ``made_at`` is the progress of the run that the update to this version
+    used. In asynchronous mode, ``staleness`` has the age of each contribution in versions.
     """
 
     number: int
@@ -49,9 +50,10 @@ class Line:
         generation, totals = found.get("generation", 0), found.get("totals")  # missing in lines of an older zmqrl
         made_at = found.get("made_at", 0)  # missing unless schedules follow the progress of the run
         staleness = found.get("staleness", [])
-        if not isinstance(ranks, list) or not isinstance(staleness, list) or not version:
+        if not isinstance(ranks, list) or not isinstance(staleness, list) or not version or not quorum:
             return None
-        numbers = (version, generation, view, quorum, made_at, found["crc32"], *ranks, *staleness, *(totals or ()))
+        counts = (found[name] for name in COUNTED)
+        numbers = (version, generation, view, quorum, made_at, *counts, *ranks, *staleness, *(totals or ()))
         if any(type(each) is not int or each < 0 for each in numbers):
             return None
         return cls(
@@ -88,7 +90,7 @@ def broken_rules(histories: Mapping[int, Sequence[Line]], *, together: bool) -> 
     for shard, lines in histories.items():
         for sentence in (*_faults(lines), *_miscounts(lines), *_used_again(lines)):
             yield f"shard {shard}: {sentence}"
-    yield from _too_few(histories)
+    yield from _other_quorums(histories)
     if together:
         yield from _unequal(histories)
 
@@ -96,7 +98,7 @@ def broken_rules(histories: Mapping[int, Sequence[Line]], *, together: bool) -> 
 def _faults(lines: Sequence[Line]) -> Iterator[str]:
     """Report versions that are missing, listed twice, out of order, or not made by a quorum of distinct ranks."""
     listed: dict[int, int] = {}
-    newest = generation = 0
+    newest = generation = view = made_at = 0
     for line in lines:
         version, ranks = f"version {line.version}", ", ".join(map(str, line.ranks))
         if line.version in listed:
@@ -105,14 +107,22 @@ def _faults(lines: Sequence[Line]) -> Iterator[str]:
             yield f"{version} in line {line.number} comes after version {newest}"
         if line.generation < generation:
             yield f"{version} of generation {line.generation} comes after generation {generation}"
+        is_first = line.generation > generation or line.view > view
+        if line.generation > generation:  # a new session begins with view 1, and perhaps with less progress
+            generation, view, made_at = line.generation, 0, 0
+        if line.view < view:
+            yield f"{version} of view {line.view} comes after view {view}"
+        if line.made_at < made_at:
+            yield f"{version} was made at the progress {line.made_at}, after {made_at}"
         if len(set(line.ranks)) < len(line.ranks):
             yield f"{version} used a rank twice: {ranks}"
         elif line.ranks != sorted(line.ranks):
             yield f"{version} has unsorted ranks: {ranks}"
-        if len(line.ranks) != line.quorum:
+        # When a view lowers the quorum, more contributions than the new quorum may already have arrived.
+        if len(line.ranks) < line.quorum or (len(line.ranks) > line.quorum and not is_first):
             yield f"{version} used {counted(len(line.ranks), 'contribution')}, but its quorum is {line.quorum}"
         listed.setdefault(line.version, line.number)
-        newest, generation = max(newest, line.version), max(generation, line.generation)
+        newest, view, made_at = max(newest, line.version), max(view, line.view), max(made_at, line.made_at)
     for before, after in itertools.pairwise([0, *sorted(listed)]):
         if after == before + 2:
             yield f"version {before + 1} is missing"
@@ -125,11 +135,12 @@ def _miscounts(lines: Sequence[Line]) -> Iterator[str]:
 
     The totals of a line must be the totals of the previous line plus the contributions that the line counts.
     """
-    for before, line in itertools.pairwise(lines):
-        if line.version != before.version + 1 or line.totals is None or before.totals is None:
-            continue
-        if line.totals != (right := added(before.totals, line.counts)):
+    before, known = 0, (0, 0, 0, 0)  # type: int, Totals | None
+    for line in lines:
+        right = added(known, line.counts) if line.version == before + 1 and known is not None else None
+        if line.totals is not None and right is not None and line.totals != right:
             yield f"version {line.version} has the totals {_listed(line.totals)} instead of {_listed(right)}"
+        before, known = line.version, line.totals or right
 
 
 def _used_again(lines: Sequence[Line]) -> Iterator[str]:
@@ -138,42 +149,54 @@ def _used_again(lines: Sequence[Line]) -> Iterator[str]:
     A rank must compute each contribution on a newer version than the rank's previous contribution.
     """
     computed_on: dict[tuple[int, int], tuple[int, int]] = {}
+    begins_at: dict[int, int] = {}  # by generation: the version that all shards loaded
+    before, lists = 0, False
     for line in lines:
-        if line.staleness and len(line.staleness) != len(line.ranks):
+        if line.version == before + 1 and line.generation not in begins_at:
+            begins_at[line.generation] = before
+        before, lists = line.version, lists or bool(line.staleness)
+        if lists and len(line.staleness) != len(line.ranks):  # an older zmqrl listed no staleness
             contributions = counted(len(line.ranks), "contribution")
             yield f"version {line.version} lists {counted(len(line.staleness), 'staleness value')} for {contributions}"
             continue
         for rank, age in zip(line.ranks, line.staleness, strict=False):
             on = line.version - 1 - age
-            before, by = computed_on.get((line.generation, rank), (-1, 0))
-            if on <= before:
+            last, by = computed_on.get((line.generation, rank), (-1, 0))
+            if on < (begin := begins_at.get(line.generation, 0)):
+                yield (
+                    f"version {line.version} used a contribution of rank {rank} that was computed on version {on}, "
+                    f"but generation {line.generation} began at version {begin}"
+                )
+            elif on <= last:
                 yield f"version {line.version} used a contribution of rank {rank} that version {by} had already used"
             computed_on[line.generation, rank] = on, line.version
 
 
-def _too_few(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
-    """Report versions with fewer contributions than the view requires.
+def _other_quorums(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
+    """Report versions whose quorum differs from that of their view.
 
-    The required number is the most frequent number of contributions among the versions of the view. The first version
-    of a view on each shard is left out. If that view lowers the quorum, more contributions than the quorum may already
-    have arrived.
+    The quorum of a view is the most frequent quorum among the versions of the view. The first version of a view on each
+    shard may have a higher quorum, because an older zmqrl wrote the number of contributions instead.
     """
     counts: defaultdict[tuple[int, int], Counter[int]] = defaultdict(Counter)
-    for lines in histories.values():
+    first: set[tuple[int, int]] = set()  # shard and line number
+    for shard, lines in histories.items():
         seen = set()
         for line in lines:
             view = line.generation, line.view
             if view in seen:
                 counts[view][line.quorum] += 1
+            else:
+                first.add((shard, line.number))
             seen.add(view)
     required = {view: max(found, key=lambda quorum: (found[quorum], -quorum)) for view, found in counts.items()}
     for shard, lines in histories.items():
         for line in lines:
-            quorum = required.get((line.generation, line.view), 0)
-            if line.quorum < quorum:
+            quorum = required.get((line.generation, line.view), line.quorum)
+            if line.quorum < quorum or (line.quorum > quorum and (shard, line.number) not in first):
                 yield (
-                    f"shard {shard}: version {line.version} used {line.quorum} of the {quorum} contributions "
-                    f"that view {line.view} of generation {line.generation} requires"
+                    f"shard {shard}: version {line.version} has the quorum {line.quorum}, but view {line.view} of "
+                    f"generation {line.generation} requires {quorum}"
                 )
 
 
