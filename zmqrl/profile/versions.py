@@ -25,8 +25,7 @@ def version_range(text: str) -> range:
 def held_up(steps: Sequence[Step], hosts: Mapping[ProcessId, str], shown: range) -> list[dict[str, Any]]:
     """The K-th rank, the last shard and the worst part of the path, for each version in ``shown`` with a known path.
 
-    The worst part is the part with the most time beyond the usual time. The worst part took ``part_ms`` milliseconds,
-    which is ``excess_ms`` more than usual.
+    The worst part has the most time beyond the usual time: ``part_ms`` in total, ``excess_ms`` more than usual.
     """
     rows = []
     for step in steps:

@@ -28,10 +28,7 @@ class WorkerTiming:
 
 
 class WorkerMachine:
-    """Decides which weights a worker computes on, and which messages the worker sends to each shard and when.
-
-    ``now`` is monotonic time in seconds.
-    """
+    """Decides which weights a worker computes on, and what to send to each shard. ``now`` is monotonic, in seconds."""
 
     def __init__(
         self,
@@ -163,10 +160,7 @@ class WorkerMachine:
         return actions + self._assemble(now)
 
     def _heard(self, shard: KnownShard, message: Statement, now: float) -> list[e.Action]:
-        """Record the state of the sender.
-
-        Send HELLO if the shard has restarted, and forget the versions that a rollback undid.
-        """
+        """Record the sender's state: send HELLO after a restart, and forget the versions that a rollback undid."""
         shard.heard_at = now
         actions: list[e.Action] = []
         if message.incarnation > shard.incarnation:
@@ -257,10 +251,7 @@ class WorkerMachine:
         return [e.Assembled(generation, min(versions), tuple(each.payload for each in kept), self.elapsed_then)]
 
     def _may_help(self, low: int, lagging: list[KnownShard]) -> bool:
-        """Whether this idle worker can help the shards that are stuck at version ``low``.
-
-        See Repair in docs/protocol.md.
-        """
+        """Whether this idle worker can help the shards stuck at version ``low``: see Repair in docs/protocol.md."""
         stuck = all(shard.needs_heard >= 2 for shard in lagging) and any(shard.wanted for shard in lagging)
         return stuck and all(shard.version <= low + 1 for shard in self.shards)
 
