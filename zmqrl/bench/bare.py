@@ -49,8 +49,8 @@ class BareGames:
 class _BareNetwork:
     """The network of a worker, and a minibatch of random observations, stored as the learner stores rollouts.
 
-    ``facts`` has the number format of the computation (``compute``), the number of samples (``batch``), and
-    ``backward_only``: a gradient needs no forward pass, because the learner keeps the activations of acting.
+    ``facts`` has ``compute`` (the number format), ``batch`` (the number of samples) and ``backward_only``: the learner
+    keeps the activations of acting, so a gradient needs no forward pass.
     """
 
     def __init__(self, *, config: dict[str, Any], rank: int, threads: int) -> None:
@@ -104,7 +104,7 @@ class BareForward(_BareNetwork):
 class BareGradient(_BareNetwork):
     """Computes gradients of minibatches, without a loss: the gradients of logits and values are given.
 
-    If ``backward_only``, only the backward pass counts, otherwise the forward pass, too.
+    If ``backward_only``, the forward pass does not count.
     """
 
     def __init__(self, *, config: dict[str, Any], rank: int, threads: int) -> None:

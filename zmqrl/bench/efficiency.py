@@ -67,7 +67,6 @@ class Efficiency:
         return Efficiency(workers=self.workers, rounds=[self.rounds[number]])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
         bare_s, split_s = self.bare_s, self.split_s
         each = [self.of_round(number) for number in range(len(self.rounds))]
         return {
@@ -99,7 +98,7 @@ def split_of(
 ) -> dict[str, float]:
     """The ``split_s`` of a round, from the table ``cycles`` of each worker.
 
-    Only whole iterations from ``first_version`` on count: a rollout takes much longer than a gradient, so part of an
+    Only whole iterations from ``first_version`` on count. A rollout takes much longer than a gradient, so part of an
     iteration would not be a fair sample. Raises ClusterError if there is no whole iteration.
     """
     spent_us, steps, window_us = dict.fromkeys(SPLIT[:-1], 0), 0, 0

@@ -48,8 +48,8 @@ class Clock:
 def measure(sent: Times, received: Times, answered: Times, returned: Times) -> Clock:
     """Measure, with round trips, the conversion from the clock of the asking to that of the answering process.
 
-    Times are in microseconds. A round trip gives the offset ``((received - sent) + (answered - returned)) / 2``, with
-    an error of at most half of ``(returned - sent) - (answered - received)`` (Mills, RFC 5905 §8). Offset and drift are
+    Times are in microseconds. A round trip gives the offset ``((received - sent) + (answered - returned)) / 2``. Its
+    error is at most half of ``(returned - sent) - (answered - received)`` (Mills, RFC 5905 §8). Offset and drift are
     fitted to the shortest round trip of each time window. ``error_us`` holds from the first to the last round trip.
     """
     at = (sent + returned) / 2

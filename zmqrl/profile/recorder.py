@@ -44,12 +44,10 @@ class RecorderJob:
     trace_below: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
         return asdict(self) | {"directory": str(self.directory)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of ``to_json``."""
         return cls(Path(data["directory"]), data["host"], data["trace_below"])
 
 
@@ -102,7 +100,6 @@ class Recorder:
         self._add_machine(time.monotonic())  # differences need two rows, even in a short run
 
     def add(self, table: str, *row: int) -> None:
-        """Record a row of ``table``."""
         self._rows[table].append(row)
 
     def spent_us(self, *names: str) -> tuple[int, ...]:
@@ -251,8 +248,8 @@ def clock_id() -> str:
 def machine_totals() -> tuple[int, int, int, int, int]:
     """Totals in microseconds, or 0 where the kernel reports none.
 
-    They are the CPU time of this thread, its time in the run queue, the CPU time of the process, the stolen time of the
-    machine, and the throttled time of the control group.
+    CPU time of this thread, its time in the run queue, CPU time of the process, stolen time of the machine, throttled
+    time of the control group.
     """
     return *_scheduled_us(), time.process_time_ns() // 1000, _stolen_us(), throttled_us(_groups())
 

@@ -54,7 +54,6 @@ class Profile:
         return cls(recording, clocks, timeline, steps, found, machine_use(recording), asynchronous)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
         seconds = [step.seconds for step in self.steps]
         found = self.accounts
         return {

@@ -23,9 +23,9 @@ PREFIX = struct.Struct("<II")
 
 # Columns in _at_us are times on the process's monotonic clock. All columns in _us, and all spans, are in microseconds.
 COLUMNS: dict[str, tuple[str, ...]] = {
-    # A row of a worker for each contribution, from the end of the previous push to the end of its own push. queued_us
-    # is
-    # how long the worker's thread was ready but had no core, outside the span wait.
+    # A row of a worker for each contribution, from the end of the previous push to the end of its own push. The
+    # worker's
+    # thread was ready but had no core for queued_us, outside the span wait.
     "cycles": (
         "generation",
         "version",
@@ -39,8 +39,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "major_faults",
         "queued_us",
     ),
-    # A row of a shard for each contribution that arrived. The shard waited for messages until polled_at_us, and was
-    # then
+    # A row of a shard for each contribution that arrived. The shard waited for messages until polled_at_us. Then it was
     # busy or did not run.
     "arrivals": ("generation", "version", "rank", "outcome", "polled_at_us", "arrived_at_us"),
     # A row of a shard for each publication. The closing rank is -1 if the shard did not make the version.

@@ -49,7 +49,6 @@ def held_up(steps: Sequence[Step], hosts: Mapping[ProcessId, str], shown: range)
 
 
 def print_versions(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """Print the rows of ``held_up`` as a table."""
     columns = ("version", "update ms", "K-th rank", "last shard", "waited most for", "of", "host", "ms", "beyond usual")
     table = plain_table("what each version waited for", *columns)
     for row in rows:

@@ -37,7 +37,7 @@ class RecordedRun:
     """
 
     def __init__(self, recording: Recording, timeline: Timeline, steps: Sequence[Step], scenario: Scenario) -> None:
-        """``scenario`` has the settings of the run. The recording has hosts and costs. Raises TooLittleRecorded."""
+        """``scenario`` has the settings of the run. Hosts and costs are recorded. Raises TooLittleRecorded."""
         if not steps:
             raise TooLittleRecorded("no complete update was recorded.")
         self.measured = 1 / fmean(step.seconds for step in steps)
@@ -186,7 +186,7 @@ def _beside_s(recording: Recording, rank: int) -> float:
 
 
 def _way_s(timeline: Timeline, rank: int) -> float:
-    """The median time of weights to the worker, plus the median time of a gradient to the last shard."""
+    """The median transfer time of weights to the worker, plus that of a gradient to the last shard."""
     down, up = [], []
     for (version, each), cycle in timeline.cycles.items():
         if each == rank:

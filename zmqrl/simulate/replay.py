@@ -71,7 +71,7 @@ def delays(recorded: RecordedRun) -> dict[int, float]:
     """For each rank, the seconds in the run queue, per second on a core, that the sharing of cores does not explain.
 
     This is the recorded time in the run queue minus that of the replay. The delays make the replay less crowded, so the
-    function then compares again.
+    function compares again with these delays.
     """
     scenario, found = recorded.scenario, dict[int, float]()
     for _ in range(COMPARISONS):

@@ -67,7 +67,7 @@ def recorded_run(run: Path) -> RecordedRun | None:
 
 
 def recorded_times(run: Path, updates: int, *, transfers: bool = True) -> ComputeTimes:
-    """The recorded times of the workers of a run, for ``updates`` updates, with or without those of ``transfers``.
+    """The recorded times of a run's workers, for ``updates`` updates. ``transfers``: whether to include transfer times.
 
     Without a recording, the times are means over the second half of the run's ``metrics.jsonl``, as CPU time. Raises
     UsageError if ``run`` is not a run, or has no times yet.

@@ -58,7 +58,6 @@ class ShardJob:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "ShardJob":
-        """Inverse of :meth:`to_json`."""
         return cls(
             **data
             | {

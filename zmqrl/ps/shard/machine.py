@@ -1,6 +1,6 @@
 """The decisions of a shard: a state machine without sockets, clock, files or arithmetic.
 
-The machine handles events and returns actions. ``server.py`` carries out the actions in order.
+``server.py`` carries out the actions.
 """
 
 from dataclasses import dataclass, replace

@@ -18,8 +18,8 @@ class Worker:
 
     ``incarnation`` identifies the process that has the rank, and ``peer`` is its connection. ``doubted_at`` maps each
     incarnation that subscribed to the time when a subscription to its topic ended, or to None. Such an end only raises
-    doubt: ZeroMQ does not report whose subscription ended, and a worker that reconnects may subscribe again before its
-    old subscription ends.
+    doubt. A worker that reconnects may subscribe again before its old subscription ends, and ZeroMQ does not report
+    which one ended.
     """
 
     incarnation: int | None = None

@@ -1,8 +1,8 @@
 """Crash-safe state of one shard: a ring of memory-mapped slots in one file, each with one version.
 
 A slot is written in four steps: clear the commit mark, write weights and optimizer state in place, write the header,
-set the mark. The mapped memory is the kernel's page cache, so the writes of a killed process survive in order, and a
-version with a mark is complete. A crash of the host or a damaged disk can reorder or lose writes, which checksums
+set the mark. The mapped memory is the kernel's page cache. The writes of a killed process therefore survive in order,
+and a version with a mark is complete. A crash of the host or a damaged disk can reorder or lose writes, which checksums
 detect. No write waits for the disk.
 
 The file is little-endian. The first page has the magic number, the number of slots and a digest of the identity. Each

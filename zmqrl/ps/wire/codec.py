@@ -20,7 +20,6 @@ ELEMENT_BYTES: dict[Codec, int] = {"f32": 4, "bf16": 2}
 
 
 def payload_bytes(codec: Codec, count: int) -> int:
-    """The length in bytes of a payload with ``count`` parameters."""
     return count * ELEMENT_BYTES[codec]
 
 

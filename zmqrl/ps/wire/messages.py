@@ -350,7 +350,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Shard to supervisor, followed by the payload: a piece, from byte ``offset``, of the ``total`` bytes to fetch."""
+    """Shard to supervisor, followed by the payload: a piece of the copy, from byte ``offset`` of ``total`` bytes."""
 
     run: Name
     shard: U16
@@ -361,7 +361,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Supervisor to shard, followed by the payload: a piece, from byte ``offset``, of the ``total`` bytes to load.
+    """Supervisor to shard, followed by the payload: a piece of a state, from byte ``offset`` of ``total`` bytes.
 
     Pieces are sent in order. After the last one, the shard commits ``version`` under ``generation`` and accepts
     contributions to it. ``elapsed`` is as in ELAPSED.

@@ -133,8 +133,8 @@ class Connection:
 
         A rollback makes version numbers smaller, so the first version after a rollback counts even if it is not above
         ``above``. In asynchronous mode, ``above`` has no effect: ``pull`` waits for slices that are newer than those of
-        the last contribution, and the result has the version of the oldest slice. Raises ClusterError after
-        ``timeout_s``, when a shard is silent for ``WorkerTiming.lease_s``, or when a shard refuses this worker.
+        the last contribution. The result has the version of the oldest slice. Raises ClusterError after ``timeout_s``,
+        when a shard is silent for ``WorkerTiming.lease_s``, or when a shard refuses this worker.
         """
         if self._final is None:
             self._post(e.Pulling(above))
@@ -174,7 +174,6 @@ class Connection:
             self._record_cycle(self._recorder, weights)
 
     def _record_cycle(self, recorder: Recorder, weights: PulledWeights) -> None:
-        """Record the work since the previous contribution."""
         began_us, self._cycle_began_us = self._cycle_began_us, now_us()
         pulled_us, shard = self._pulled
         times = (began_us, pulled_us, self._cycle_began_us)
@@ -433,7 +432,6 @@ def _decode(frame: zmq.Frame) -> m.Message | None:
 
 
 def _all_messages(socket: "zmq.Socket[bytes]") -> list[list[zmq.Frame]]:
-    """Every message that has arrived."""
     messages = []
     while True:
         try:

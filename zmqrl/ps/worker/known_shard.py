@@ -28,7 +28,6 @@ class Tally:
     skipped: int = 0
 
     def settle(self, outcome: Literal["used", "unused", "unknown", "skipped"]) -> None:
-        """Count a slice by its final outcome."""
         setattr(self, outcome, getattr(self, outcome) + 1)
 
 
@@ -105,7 +104,6 @@ class KnownShard:
             del self.payloads[min(self.payloads)]
 
     def hand_out(self, version: int) -> Kept:
-        """Give the slice of ``version`` to the worker."""
         self.handed_out = version
         return self.payloads[version]
 
@@ -120,7 +118,6 @@ class KnownShard:
         self.snapshot_at = now
 
     def where(self, now: float) -> str:
-        """Describe the state of the shard."""
         if self.is_locked_out():
             return self.locked_out()
         if not self.welcomed:

@@ -1,6 +1,6 @@
 """The decisions of a worker's connection: a state machine without sockets, clock or arithmetic.
 
-The machine handles events and returns actions. ``connection.py`` carries out the actions in order.
+``connection.py`` carries out the actions.
 """
 
 from bisect import bisect_left
@@ -120,11 +120,9 @@ class WorkerMachine:
         return [shard for shard in order if self.shards[shard].welcomed]
 
     def passed(self, version: int) -> bool:
-        """Whether every shard is past ``version``, so that no shard can use a gradient computed on ``version``."""
         return all(shard.version > version for shard in self.shards)
 
     def where(self, now: float) -> str:
-        """Describe the state of each shard."""
         return ", ".join(shard.where(now) for shard in self.shards)
 
     # weights

@@ -252,7 +252,6 @@ class _Shard:
 
 
 def _result(scenario: Scenario, shards: list[_Shard], stats: list[m.Stats], told: list[dict[str, Any]]) -> Result:
-    """Combine the reports of the processes."""
     done_at = []
     for version in range(scenario.updates + 1):
         known = [each.published_at[version] for each in shards if version in each.published_at]

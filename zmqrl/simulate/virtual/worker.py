@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 RESTART_S = 1.0  # time until a process that has given up restarts
 POLL_S = 0.05  # the connection checks its timers this often
-# Real workers send a PING every second. In a simulation, its only purpose is the answer, which shows that a shard
-# lives.
+# Real workers send a PING every second. In a simulation, PONG only has to show that a shard is not silent.
 TIMING = WorkerTiming(ping_s=10.0, stall_notice_s=float("inf"))
 
 
@@ -92,7 +91,6 @@ class SimulatedWorker:
             self.start()
 
     def crash(self) -> None:
-        """Kill the process."""
         self._wait_ends()
         self._stop_computing()
         self.alive, self._state = False, "ended"
