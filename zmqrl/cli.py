@@ -21,8 +21,8 @@ from zmqrl.words import ESCAPING, ended_how
 class Command(NamedTuple):
     """A command is a module under ``zmqrl.commands`` with a function ``command(arguments) -> exit status``.
 
-    If ``is_guarded``, everything that the command has started ends with the command. Commands that run the user's code
-    in their own process need this guard.
+    If ``is_guarded``, everything that the command has started ends with it. Commands that run the user's code in their
+    own process need this guard.
     """
 
     module: str
@@ -111,7 +111,6 @@ def main() -> None:
 
 
 def _run_and_print(arguments: Sequence[str]) -> int:
-    """Run a command line and flush what it prints."""
     try:
         status = run(arguments)
     except SystemExit as stop:  # raised by --help
@@ -123,7 +122,7 @@ def _run_and_print(arguments: Sequence[str]) -> int:
 def _open_standard_streams() -> None:
     """Open /dev/null for each closed standard stream, so that no other file gets its descriptor.
 
-    Make standard output and standard error write escapes for bytes and characters that they cannot encode.
+    Output streams write escapes for bytes and characters that they cannot encode.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -144,7 +143,7 @@ def _complain(sentence: str, status: int) -> int:
 
 
 def _drop_unwritable() -> None:
-    """Drop output that cannot be written. Python would try to write it again at exit, and change the exit status."""
+    """Drop output that cannot be written: at exit, Python would try again, and change the exit status."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
