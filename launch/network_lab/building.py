@@ -1,6 +1,6 @@
 """Make a lab and take it down.
 
-The names of all parts of a lab contain its name. So `netlab down` finds what a killed `netlab up` left.
+The names of all parts of a lab contain its name, so that `netlab down` finds what a killed `netlab up` left.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def bring_up(lab: Lab) -> None:
-    """Makes a lab. After a failure or a signal other than `kill -9`, removes what it has made so far.
+    """Makes a lab. After a failure or a signal other than `kill -9`, removes it again.
 
     Raises `Refusal` if the directory, the name or the addresses are taken, and `Failure` if a step does not work.
     """
@@ -74,9 +74,9 @@ def refuse_what_is_taken(lab: Lab) -> None:
 
 
 def shared_directories(asked: list[str]) -> list[str]:
-    """The directories that hosts must share, because their own directories would hide them.
+    """The directories that hosts must share, because their own would hide them.
 
-    These can be the checkout, the directories of Python, and the directories that the user `asked` for.
+    These can be the checkout, Python's directories, and those that the user `asked` for.
 
     Raises `Refusal` for a directory that cannot be shared.
     """
@@ -180,7 +180,7 @@ def take_down(name: str | None, directory: str) -> None:
     if name:
         spaces = namespaces(name)
         end_processes(spaces)
-        # The links of a namespace disappear some time after it. Until then they would block the next lab.
+        # Links disappear some time after their namespace. Until then, they would block the next lab.
         run("ip", "link", "delete", f"{name}-net", check=False)
         for netns in spaces:
             run("ip", "netns", "delete", netns)
@@ -201,7 +201,7 @@ def namespaces(name: str) -> list[str]:
 def end_processes(spaces: list[str]) -> None:
     """Kills the processes in these network namespaces.
 
-    When the first process of a host ends, the kernel ends all others of that host, whatever namespace they moved to.
+    With the first process of a host, the kernel ends all its others, whatever namespace they moved to.
     """
     deadline = time.monotonic() + DOWN_WITHIN_S
     while pids := {int(pid) for netns in spaces for pid in run("ip", "netns", "pids", netns).stdout.split()}:

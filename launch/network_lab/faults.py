@@ -12,7 +12,7 @@ UNITS = {1e9: "gbit", 1e6: "mbit", 1e3: "kbit", 1: "bit"}
 
 
 def set_link(lab: Lab, host: str, state: str) -> None:
-    """Pulls a host's cable at the switch (`down`), or plugs it in again (`up`). The host only loses the carrier."""
+    """Pulls a host's cable at the switch (`down`), or plugs it in (`up`). The host only loses the carrier."""
     first_process(lab, host)
     ip(f"link set {host} {state}", netns=lab.name)
 
@@ -44,12 +44,12 @@ def set_rules(lab: Lab, host: str, on: bool, *rules: tuple[str, ...]) -> None:
 
 
 def set_rate(lab: Lab, host: str, rate: str | None) -> None:
-    """Limits what a host sends and what it receives, each to this rate."""
+    """Limits what a host sends, and what it receives, to this rate."""
     shape(lab, host, rate, shaped(lab, host)[1])
 
 
 def set_delay(lab: Lab, host: str, delay: str | None) -> None:
-    """Delays what a host sends and what it receives. Raises `Refusal` if the kernel cannot delay packets."""
+    """Delays what a host sends and receives. Raises `Refusal` if the kernel cannot delay packets."""
     if delay:
         # Try it on an idle device first. If that fails, the host keeps its current limit.
         if run("tc", "-n", lab.name, "qdisc", "add", "dev", "lo", "root", "netem", check=False).returncode:

@@ -1,8 +1,8 @@
-"""The first process of a host of the network lab. `netlab up` starts this process in new namespaces:
+"""The first process of a host of the network lab. `netlab up` starts it in new namespaces:
 
     python host.py DIR HOST ADDRESS [SHARED ...]
 
-The process gives the host its own directories and name, starts the host's SSH server, and then sleeps.
+It gives the host its own directories and name, starts the host's SSH server, and sleeps.
 """
 
 import ctypes
@@ -46,13 +46,13 @@ def main() -> NoReturn:
     # /proc is still that of the machine, so this is the pid that the machine gives to this process.
     Path(lab, host, "pid").write_text(Path("/proc/self").readlink().name)
     files = host_files(Path(lab), host, address)
-    # The host's own directories may hide shared ones, which can still be reached through these descriptors.
+    # The host's own directories may hide shared ones. These descriptors still reach them.
     doors = {path: os.open(path, os.O_PATH) for path in shared}
     mount("proc", "/proc", "proc")
     for own, mode in OWN.items():
         mount("tmpfs", own, "tmpfs", options=f"mode={mode}")
     Path("/run/sshd").mkdir()
-    # Write these files before shared directories are mounted, so that none of them ends up in a shared directory.
+    # Write these files before shared directories are mounted, so that none ends up in there.
     for file, (permissions, text) in files.items():
         file.parent.mkdir(mode=0o700, exist_ok=True)
         file.touch(permissions)
@@ -72,7 +72,7 @@ def main() -> NoReturn:
 
 
 def host_files(lab: Path, host: str, address: str) -> dict[Path, tuple[int, str]]:
-    """The host's own files with their modes, read from the lab's directory before this directory is hidden."""
+    """The host's own files with their modes, read from the lab's directory before it is hidden."""
     ssh = Path(HOME, ".ssh")
     key = lab / "id_ed25519"
     return {

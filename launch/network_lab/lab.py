@@ -21,8 +21,8 @@ class Failure(Exception):
 class Lab:
     """The options of `netlab up`. `state.json` in the lab's directory holds them.
 
-    The switch is a network namespace named after the lab. It has one port per host, named after the host. So no packet
-    filter of the machine, such as Docker's, sees traffic between the hosts.
+    The switch is a network namespace named after the lab, where no packet filter of the machine, such as Docker's, sees
+    traffic between the hosts. It has one port per host, named after the host.
     """
 
     directory: str
@@ -48,7 +48,7 @@ class Lab:
 
 
 def run(*command: str, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs a program. If the program fails and `check` is on, raises `Failure` with the end of its output."""
+    """Runs a program. If it fails and `check` is on, raises `Failure` with the end of its output."""
     done = subprocess.run(command, input=stdin, capture_output=True, text=True)
     if check and done.returncode:
         raise Failure(f"`{shlex.join(command)}` failed: {' '.join(done.stderr.split())[-300:]}")
@@ -61,7 +61,7 @@ def ip(*lines: str, netns: str = "") -> None:
 
 
 def read_lab(directory: str) -> Lab | None:
-    """The lab in a directory, or None if there is no lab or its state was not written."""
+    """The lab in a directory, or None if there is none or its state was not written."""
     state = Path(directory, "state.json")
     try:
         # Anyone can make a directory in /tmp that looks like a lab. Root must not trust it.
@@ -79,7 +79,7 @@ def is_in(pid: int, netns: str) -> bool:
 
 
 def first_process(lab: Lab, host: str) -> int:
-    """The machine's pid of a host's first process. Raises `Refusal` if the host is not running."""
+    """The pid of a host's first process on the machine. Raises `Refusal` if the host is not running."""
     try:
         pid = int(lab.path(f"{host}/pid").read_text())
     except (OSError, ValueError):

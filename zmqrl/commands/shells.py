@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from zmqrl.commands.completion import Completed
 
-# $cur is the word to complete, and $previous is the word before it. bash splits `--mode=sync` into three words.
+# $cur is the word to complete, after $previous. bash splits `--mode=sync` into three words.
 BASH: Final = """\
 # Completes zmqrl in bash. Made by `zmqrl completion bash`.
 _zmqrl() {{

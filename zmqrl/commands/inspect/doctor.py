@@ -1,4 +1,4 @@
-"""``zmqrl doctor``: check all hosts of a run, and every route between these hosts, before the run starts.
+"""``zmqrl doctor``: check all hosts of a run, and every route between them, before the run starts.
 
 Without hosts, :mod:`zmqrl.commands.inspect.this_machine` checks this machine.
 """
@@ -102,8 +102,7 @@ def examine(
 ) -> tuple[dict[str, Up], Survey, Verdict, Expectation | None]:
     """Connect to the hosts and probe them.
 
-    Returns the reports of the daemons, the survey, the verdict, and the expected speed. The speed, for parameters with
-    this ``layout``, is None if it is unknown.
+    Returns the daemons' reports, the survey, the verdict, and the speed to expect with this ``layout``, or None.
     """
     hosts = reach.hosts
     work = f"doctor-{secrets.token_hex(6)}"
@@ -179,9 +178,7 @@ def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Ta
 
 
 def route_table(routes: Mapping[Route, Facts]) -> Table:
-    """A line for each route, in the order of ``routes``. If there are many routes, the table has lines only for the
-    failed routes and the slowest routes.
-    """
+    """A line for each route, in the order of ``routes``. Of many routes, only the failed and slowest ones."""
     shown = Table(box=box.SIMPLE_HEAD)
     for title in ("from", "to", "address", "round trip", "bandwidth"):
         shown.add_column(title, justify="left" if title in ("from", "to", "address") else "right")
@@ -201,7 +198,7 @@ def route_table(routes: Mapping[Route, Facts]) -> Table:
 
 
 def _speed(measured: Facts) -> tuple[float, ...]:
-    """The sort key of a route: lower for slower routes, and lowest for failed ones."""
+    """The sort key of a route: lower if slower, and lowest if failed."""
     if "error" in measured:
         return (0.0,)
     return measured.get("bytes_per_s", math.inf), -measured["round_trip_s"]

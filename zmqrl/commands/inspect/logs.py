@@ -82,13 +82,13 @@ def run(options: Options) -> int:
 
 
 def _hosts(living: Living) -> dict[str, str]:
-    """The host of each process. In a run of an older zmqrl, only ``cluster.json`` has the hosts."""
+    """The host of each process: in a run of an older zmqrl, only ``cluster.json`` has it."""
     hosts = {str(name): host for name, host, _ in living.processes()}
     return hosts | {name: each["host"] for each in hosts_of(living.directory) for name in each["processes"]}
 
 
 def _folded(parts: Iterable[Timed]) -> Iterator[Folded]:
-    """The lines in ``parts``. Equal lines that were logged within a second become one line."""
+    """The lines in ``parts``. Equal lines within a second become one."""
     folding = Folding(by_time=True)
     for part in parts:
         yield from folding.take(part.at)
@@ -98,7 +98,7 @@ def _folded(parts: Iterable[Timed]) -> Iterator[Folded]:
 
 
 def _logs(directory: RunDirectory) -> dict[str, Path]:
-    """Maps the name of each process whose log exists now to the path of that log."""
+    """The path of each existing log, by the name of its process."""
     logs = {path.stem: path for path in (directory.path / "logs").glob("*.log") if path.is_file()}
     return {name: logs[name] for name in sorted(logs, key=by_number)}
 
@@ -106,8 +106,8 @@ def _logs(directory: RunDirectory) -> dict[str, Path]:
 class Reader:
     """The lines of a growing file, from ``tail`` lines before its current end. The file may not exist yet.
 
-    If a shorter file replaces it, the lines that the shorter file already has are skipped. ``time_before`` is the last
-    time in the lines before the ``tail`` lines.
+    If a shorter file replaces it, the lines already in that file are skipped. ``time_before`` is the last time before
+    the ``tail`` lines.
     """
 
     def __init__(self, path: Path, tail: int) -> None:

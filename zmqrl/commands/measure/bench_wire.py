@@ -19,7 +19,7 @@ from zmqrl.process import interruptible, quiet_children
 from zmqrl.ps.wire.messages import Codec
 from zmqrl.words import counted
 
-# The numbers of parameters of the networks narrow, small and nature for Breakout.
+# Of the networks narrow, small and nature for Breakout.
 PARAMETERS = (480_165, 677_429, 1_686_693)
 
 

@@ -46,7 +46,7 @@ def run(options: Options) -> int:
 
 
 def write_page(path: Path, page: str, groups: list[Group]) -> None:
-    """Write a page, and the curves of ``groups`` as an SVG picture beside it. Raises UsageError."""
+    """Write a page, and the curves of ``groups`` as an SVG beside it. Raises UsageError."""
     try:
         write_picture(groups, ("minutes", "agent-steps"), ("score",), path.with_suffix(".svg"))
         with naming(path):

@@ -99,7 +99,7 @@ def _train(config: Config, run_dir: Path) -> int:
 
 
 def _evaluated(recorded: Result, run_dir: Path) -> tuple[Result, Evaluation]:
-    """The new run. The last checkpoint is evaluated in games with the seeds of the recorded evaluation."""
+    """The new run, with an evaluation of its last checkpoint on the recorded seeds."""
     greedy = bool(recorded.games.get("greedy"))
     found = evaluate(load_policy(run_dir), recorded.seeds, greedy=greedy, threads=CORES)
     write_json(run_dir / EVALUATION_FILE, found)

@@ -38,7 +38,7 @@ from zmqrl.supervisor import requeue
 from zmqrl.words import counted
 
 OF_ONE_START: Final = ("requeue", "dry_run", "preflight")  # options that a bare --resume does not repeat
-LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # a lease is renewed each second; a new daemon waits 20 s for the old one
+LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # renewed each second; a new daemon waits 20 s for the old one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,25 +172,23 @@ def _as_before(options: Options, config: Config) -> Options:
 
 
 def directory_name(directory: RunDirectory, home: str) -> str:
-    """The name of this run's directory on every host. All sessions of one run use the same name, and no other run uses
-    that name.
+    """The name of a run's directory on every host, the same for all its sessions, and different for other runs.
 
-    ``home`` is the machine that has the run directory.
+    ``home`` is that of :class:`zmqrl.hosts.reach.Reach`.
     """
     identity = f"{home}:{directory.path}"
     return f"{directory.path.name}-{hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()[:12]}"
 
 
 def other_code(up: Up, instead: str) -> str:
-    """A sentence about a host whose code differs from this code. The sentence ends with the advice ``instead``."""
+    """A sentence about a host with other code, with the advice ``instead``."""
     return f"{OTHER_CODE.format(f'{up.zmqrl}, code {up.code[:8]}', code_hash()[:8])}: {instead}"
 
 
 def _print_plan(options: Options, reach: Reach, config: Config) -> None:
-    """Print a dry run. No host is contacted.
+    """Print a dry run without contacting hosts.
 
-    A host is assumed to have as many cores as slots. A host without given slots is assumed to have the cores of this
-    machine.
+    Assume that a host has as many cores as given slots, or as this machine.
     """
     cores = {host.name: reach.cores_given.get(host.name, host.slots or CORES) for host in reach.hosts}
     placement = place_run(config, reach.hosts, cores)

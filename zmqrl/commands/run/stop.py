@@ -67,12 +67,12 @@ def run(options: Options) -> int:
 
 
 def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
-    """Signal the supervisor to end the run. Raises UsageError if this machine cannot send the signal."""
+    """Signal the supervisor to end the run. Raises UsageError if that is impossible from here."""
     if not living.is_here:
         raise UsageError(f"the supervisor of {run} is on {supervisor['host']}: stop the run there.")
     try:
         os.kill(supervisor["pid"], signal.SIGTERM)
-        os.kill(supervisor["pid"], signal.SIGCONT)  # a stopped supervisor, too, must handle the signal
+        os.kill(supervisor["pid"], signal.SIGCONT)  # for a stopped supervisor
     except ProcessLookupError:
         pass  # the supervisor has just ended
     except PermissionError as error:
@@ -80,8 +80,5 @@ def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
 
 
 def _may_have_processes(answer: Seen | str) -> bool:
-    """Whether a host may still have processes of the run.
-
-    If the host gave no answer, ``answer`` is a text with the reason.
-    """
+    """Whether a host may still have processes of the run. A text as ``answer`` says why there was none."""
     return not is_over(answer) if isinstance(answer, str) else answer.alive

@@ -1,4 +1,4 @@
-"""``zmqrl train``: a run on this machine. The module also parses the training options of other commands."""
+"""``zmqrl train``: a run on this machine. Also parses the training options of other commands."""
 
 import dataclasses
 import sys
@@ -65,8 +65,8 @@ def config_from(
     program: str = "zmqrl train",
     own: type[Any] = Options,
 ) -> Config:
-    """The settings of a command line, which no longer has the ``own`` options of its ``program``. ``adapt`` changes the
-    recipe before the options apply. Raises UsageError.
+    """The settings of a command line without the ``own`` options of its ``program``. ``adapt`` changes the recipe
+    before options apply. Raises UsageError.
     """
     recipe, options = _recipe(arguments)
     resumed, _ = parse_known(Resumed, options, program)
@@ -92,7 +92,7 @@ def config_from(
 
 
 def default_of(arguments: list[str], own: type[Any]) -> Config:
-    """The settings of the recipe in ``arguments``, or of breakout. These arguments still have the ``own`` options of a
+    """The settings of the recipe in ``arguments``, or of breakout. ``arguments`` can have the ``own`` options of a
     command. Raises UsageError for an unknown recipe.
     """
     return _named(_recipe(arguments, own)[0])
@@ -114,10 +114,7 @@ def _recipe(arguments: list[str], *own: type[Any]) -> tuple[str | None, list[str
 
 
 def under(config: Config, path: Path) -> Config:
-    """``config`` with the settings of a scenario file.
-
-    Prints the settings of the file that a real run ignores. Raises UsageError.
-    """
+    """``config`` with the settings of a scenario file. Prints those that a real run ignores. Raises UsageError."""
     scenario, named = Scenario.read_named(path)
     found: dict[str, Any] = {name: getattr(scenario, name) for name in SHARED & named}
     if "compute" in named and scenario.recorded_run is None:
@@ -139,7 +136,7 @@ def _print_plan(config: Config) -> None:
 
 
 def _with_run_dir(arguments: list[str]) -> list[str]:
-    """Change ``--resume RUN`` into ``--resume --run-dir RUN``, unless RUN can only be a recipe."""
+    """Turn ``--resume RUN`` into ``--resume --run-dir RUN``, unless RUN can only be a recipe."""
     completed, recipes = list[str](), RECIPES if "--run-dir" in option_names(arguments) else ()
     for argument in arguments:
         if completed[-1:] == ["--resume"] and not argument.startswith("-") and argument not in recipes:

@@ -67,8 +67,7 @@ def run(options: Options) -> int:
     with never_waiting():
         log = log_to_stderr("zmqrl.worker")
         log.info("worker %d of run %s, process %d", rank, cluster.run, os.getpid())
-        # The worker learns the version of the run only after it has joined, so the seed of the games comes from the
-        # time.
+        # The version of the run is known only after joining, so the time seeds the games.
         join(
             cluster,
             config,

@@ -1,12 +1,12 @@
 """How busy the processors of a machine are.
 
-This module is pure and uses only the standard library, because probes import it.
+Pure, with the standard library only, because probes import this module.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-BUSY_SHARE = 0.25  # share of the cores. System services and the probe itself can cause less than this
+BUSY_SHARE = 0.25  # of the cores: system services and the probe cause less
 STEAL_SHARE = 0.05
 
 
