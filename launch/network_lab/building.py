@@ -24,7 +24,7 @@ from network_lab import host as host_program
 from network_lab.faults import shape
 from network_lab.lab import Failure, Lab, Refusal, ip, is_in, run
 
-GATE = 254  # the last part of the machine's own address on the network
+GATE = 254  # the last part of the machine's own address
 UP_WITHIN_S = 30.0
 DOWN_WITHIN_S = 20.0
 POLL_S = 0.02
@@ -35,7 +35,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def bring_up(lab: Lab) -> None:
     """Makes a lab. After a failure or a signal other than `kill -9`, removes it again.
 
-    Raises `Refusal` if the directory, the name or the addresses are taken, and `Failure` if a step does not work.
+    Raises `Refusal` if the directory, the name or the addresses are taken, and `Failure` if a step fails.
     """
     refuse_what_is_taken(lab)
     for number in STOPPING:
@@ -93,7 +93,7 @@ def shared_directories(asked: list[str]) -> list[str]:
 
 
 def write_ssh_files(lab: Lab) -> None:
-    """Writes a key for the user, a key for each host, and the files that list all hosts with their keys."""
+    """Writes keys for the user and each host, and the files that list all hosts with their keys."""
     for host in lab.hosts:
         lab.path(host).mkdir()
     for key in ("id_ed25519", *(f"{host}/host_key" for host in lab.hosts)):
@@ -176,7 +176,7 @@ def has_ssh(address: str) -> bool:
 
 
 def take_down(name: str | None, directory: str) -> None:
-    """Ends and removes a lab of this name, or what is left of it, and its directory. Raises `Failure` if that fails."""
+    """Ends and removes a lab of this name, or what is left of it, and its directory. Raises `Failure`."""
     if name:
         spaces = namespaces(name)
         end_processes(spaces)
@@ -193,7 +193,7 @@ def take_down(name: str | None, directory: str) -> None:
 
 
 def namespaces(name: str) -> list[str]:
-    """The existing network namespaces of a lab of this name."""
+    """The network namespaces of a lab of this name."""
     listed = [line.split()[0] for line in run("ip", "netns", "list").stdout.splitlines()]
     return [netns for netns in listed if re.fullmatch(rf"{name}(-h\d)?", netns)]
 
@@ -215,7 +215,7 @@ def end_processes(spaces: list[str]) -> None:
             except ProcessLookupError:
                 continue
             handles.append(handle)
-            # The pid may have been reused before we had a handle, but not from now on.
+            # The pid may have been reused before, but not from now on.
             if any(is_in(pid, netns) for netns in spaces):
                 ends.register(handle, select.POLLIN)
                 with contextlib.suppress(ProcessLookupError):  # it has ended since

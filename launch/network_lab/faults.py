@@ -1,4 +1,4 @@
-"""Make faults in a host's network, undo them, and read the existing ones from the kernel."""
+"""Make and undo faults in a host's network, and read them from the kernel."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def set_reset(lab: Lab, host: str, on: bool) -> None:
 
 
 def set_refused(lab: Lab, host: str, ports: str, on: bool) -> None:
-    """Answers TCP packets to a range of a host's ports with a reset."""
+    """Answers TCP packets to a host's ports with a reset."""
     set_rules(lab, host, on, (*TO_HOST, "-p", "tcp", "--dport", ports, *RESET))
 
 
@@ -59,7 +59,7 @@ def set_delay(lab: Lab, host: str, delay: str | None) -> None:
 
 
 def shape(lab: Lab, host: str, rate: str | None, delay: str | None) -> None:
-    # A queue discipline acts on what a device sends, so each end of the cable needs one.
+    # A queue discipline acts on what a device sends, so each end needs one.
     for netns, device in ((lab.netns(host), "eth0"), (lab.name, host)):
         run("tc", "-n", netns, "qdisc", "delete", "dev", device, "root", check=False)
         add, parent = ("tc", "-n", netns, "qdisc", "add", "dev", device), ["root"]

@@ -43,7 +43,7 @@ def is_a_host() -> bool:
 def main() -> NoReturn:
     lab, host, address, *shared = sys.argv[1:]
     os.umask(0o022)
-    # /proc is still that of the machine, so this is the pid that the machine gives to this process.
+    # /proc is still that of the machine, and so is this pid.
     Path(lab, host, "pid").write_text(Path("/proc/self").readlink().name)
     files = host_files(Path(lab), host, address)
     # The host's own directories may hide shared ones. These descriptors still reach them.
@@ -52,7 +52,7 @@ def main() -> NoReturn:
     for own, mode in OWN.items():
         mount("tmpfs", own, "tmpfs", options=f"mode={mode}")
     Path("/run/sshd").mkdir()
-    # Write these files before shared directories are mounted, so that none ends up in there.
+    # Write these files before shared directories are mounted, so that none ends up in one.
     for file, (permissions, text) in files.items():
         file.parent.mkdir(mode=0o700, exist_ok=True)
         file.touch(permissions)
@@ -66,7 +66,7 @@ def main() -> NoReturn:
     socket.sethostname(host)
     os.chdir("/")
     subprocess.Popen([str(shutil.which("sshd")), "-D", "-e", "-f", str(FILES / "sshd_config")])
-    # With SIGCHLD ignored, the kernel reaps the orphans that this process inherits.
+    # The kernel then reaps the orphans that this process inherits.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     os.execvp("sleep", ["sleep", "infinity"])
 

@@ -21,8 +21,8 @@ class Failure(Exception):
 class Lab:
     """The options of `netlab up`. `state.json` in the lab's directory holds them.
 
-    The switch is a network namespace named after the lab, where no packet filter of the machine, such as Docker's, sees
-    traffic between the hosts. It has one port per host, named after the host.
+    The switch is a network namespace named after the lab, hidden from packet filters of the machine, such as Docker's.
+    It has a port per host, named after the host.
     """
 
     directory: str
@@ -34,7 +34,7 @@ class Lab:
 
     @property
     def cable(self) -> str:
-        """The machine's end of the cable between the machine and the switch."""
+        """The machine's end of its cable to the switch."""
         return f"{self.name}-net"
 
     def netns(self, host: str) -> str:
@@ -79,7 +79,7 @@ def is_in(pid: int, netns: str) -> bool:
 
 
 def first_process(lab: Lab, host: str) -> int:
-    """The pid of a host's first process on the machine. Raises `Refusal` if the host is not running."""
+    """The machine's pid of a host's first process. Raises `Refusal` if the host is not running."""
     try:
         pid = int(lab.path(f"{host}/pid").read_text())
     except (OSError, ValueError):
@@ -90,7 +90,7 @@ def first_process(lab: Lab, host: str) -> int:
 
 
 def processes(lab: Lab, host: str) -> Iterator[dict[str, Any]]:
-    """The processes on a host, with the host's own pids, except its first process and its SSH server."""
+    """The processes on a host, with its own pids, without its first process and its SSH server."""
     # The host's /proc also has processes in namespaces that the host made itself.
     proc = Path(f"/proc/{first_process(lab, host)}/root/proc")
     for pid in sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()):

@@ -66,7 +66,7 @@ class Options:
 
 
 def command(arguments: list[str], commands: Mapping[str, About]) -> int:
-    """Run ``zmqrl completion``. ``commands`` is the table of all commands. Raises UsageError."""
+    """Print the script. ``commands`` is the table of all commands."""
     options = parse(Options, arguments, "zmqrl completion")
     sys.stdout.write(SCRIPTS[options.shell](completions(commands)))
     return 0

@@ -86,7 +86,7 @@ def parse(
 
 
 def parse_known(cls: type[T], arguments: list[str], program: str) -> tuple[T, list[str]]:
-    """Parse the options of ``cls``. Also returns the other arguments, in their order. Raises UsageError."""
+    """Parse the options of ``cls``. Also returns the other arguments. Raises UsageError."""
     _refuse_repetition(arguments)
     with _one_sentence(program, arguments, (cls,)):
         return tyro.cli(cls, args=arguments, prog=program, return_unknown_args=True)
@@ -95,8 +95,7 @@ def parse_known(cls: type[T], arguments: list[str], program: str) -> tuple[T, li
 def operands(
     arguments: Iterable[str], of: Iterable[type[Any]], known: Collection[str] = ()
 ) -> tuple[list[str], list[str]]:
-    """The words of a command line that are neither options of the classes ``of`` nor their values, and the other
-    arguments.
+    """The words that are neither options of the classes ``of`` nor their values, and the other arguments.
 
     A ``known`` word is never a value of an unknown option, or of one that takes a list.
     """
@@ -158,9 +157,8 @@ def options_of(cls: type[Any], prefix: str | None = "") -> Iterator[Option]:
 
 
 def _unwrapped(hint: Any) -> tuple[Any, list[Any], bool]:
-    """The type of one value of ``hint``, tyro's marks around it, and whether ``hint`` is a tuple.
-
-    The type is neither None nor a tuple.
+    """The type of one value of ``hint`` (neither None nor a tuple), tyro's marks around it, and whether ``hint`` is a
+    tuple.
     """
     marks, is_tuple = list[Any](), False
     while True:
@@ -174,18 +172,17 @@ def _unwrapped(hint: Any) -> tuple[Any, list[Any], bool]:
 
 
 def asks_for_help(arguments: list[str]) -> bool:
-    """Whether a command line asks for help."""
     return not HELP.isdisjoint(arguments)
 
 
 def check_picture(option: str, path: Path) -> None:
-    """Raise UsageError unless ``path``, the value of ``option``, names a kind of picture that can be written here."""
+    """Raise UsageError if ``path``, the value of ``option``, cannot be a picture."""
     require_extra("plot", "pictures need")
     require(path.suffix in PICTURES, f"{option} {path}: the name must end with one of {', '.join(PICTURES)}.")
 
 
 def _refuse_repetition(arguments: list[str]) -> None:
-    """Raise UsageError for an option that is given twice: tyro would silently use only the last value."""
+    """Raise UsageError for a repeated option: tyro would silently use only the last value."""
     written = [argument.partition("=")[0] for argument in arguments if OPTION.match(argument)]
     given = Counter(map(_option, written))
     for text in written:
@@ -196,13 +193,11 @@ def _refuse_repetition(arguments: list[str]) -> None:
 
 
 def option_names(arguments: Iterable[str]) -> set[str]:
-    """The names of the options in ``arguments``."""
     return {_option(argument.partition("=")[0]) for argument in arguments if OPTION.match(argument)}
 
 
 def _option(text: str) -> str:
-    """The usual name of the option that ``text`` sets, for spellings such as ``--no-resume``, ``-H`` and ``--run_dir``.
-    """
+    """The usual name of an option in spellings such as ``--no-resume``, ``-H`` and ``--run_dir``."""
     name = re.sub(r"(^--|\.)no-", r"\1", text.replace("_", "-"))
     return ALIASES.get(name, name)
 

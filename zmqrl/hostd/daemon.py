@@ -1,4 +1,4 @@
-"""The daemon of a run on one host: it starts processes, forwards their output, and ends them before it ends itself.
+"""The daemon of a run on one host: it starts processes, forwards their output, and ends them.
 
 ``python -P -m zmqrl.hostd.daemon`` reads requests from standard input and writes events to standard output
 (:mod:`zmqrl.hostd.messages`). It ends everything that it has started when its input ends, its lease runs out, or a
@@ -144,7 +144,7 @@ class Daemon:
                 self.why_end = f"no message for {self._lease_s:g} s"
 
     def end(self) -> None:
-        """End all processes: close their input and send SIGTERM, then SIGKILL. Then kill the remaining descendants."""
+        """End all processes: close their input and send SIGTERM, then SIGKILL, also to other descendants."""
         for child in [child for child in self.children.values() if child.process is None]:
             self._forget(child)
         self._close_fork_server()
@@ -303,7 +303,7 @@ class Daemon:
                     stdout=child.streams[1],
                     stderr=child.streams[2],
                     env=environment,
-                    pass_fds=[self._lock],  # so that the next daemon also waits for these processes
+                    pass_fds=[self._lock],  # the next daemon also waits for these processes
                     start_new_session=True,  # to kill its whole group, and to keep signals of a terminal away
                 )
                 child.exit_fd = os.pidfd_open(child.process.pid)
@@ -406,7 +406,7 @@ class Daemon:
         self._send(h.Inspected(name=child.name, state=sight.state, kernel=sight.kernel, stack=stack))
 
     def _read(self, child: _Child, pipe: int, take: Callable[[_Child, bytes], None]) -> bool:
-        """Read the available data and forward its complete lines. Returns False if there was no data."""
+        """Forward the complete lines that are available. Returns False if there was no data."""
         try:
             piece = os.read(pipe, 65536)
         except BlockingIOError:
@@ -457,7 +457,7 @@ class Daemon:
         os.close(child.exit_fd)
         self._forget(child)
         self._orphans.died(child.mark, self._marks())
-        if self.why_end is None:  # otherwise the launcher loses this host, with its processes
+        if self.why_end is None:  # otherwise, the launcher loses the whole host
             self._exited(child.name, status, None)
 
     def _forget(self, child: _Child) -> None:
@@ -542,7 +542,7 @@ def main() -> None:
     """Serve until there is a reason to end, then end all processes."""
     raise_open_files()
     use_all_cores()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at a terminal: the launcher decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher handles Ctrl-C at a terminal
     _adopt_orphans_and_die_with_parent()
     parent = guard.fork_guard()
     _adopt_orphans_and_die_with_parent()

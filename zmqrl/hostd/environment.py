@@ -46,7 +46,7 @@ class CannotMake(Exception):
 
 
 def main(request: Mapping[str, Any]) -> None:
-    """Make the environment of ``request`` and report its Python. Then wait until the launcher hangs up."""
+    """Make the environment, report its Python, and wait until the launcher hangs up."""
     sys.stdout.write("\n")  # ends what the startup files of the shell may have printed
     os.environ.update(request["variables"])
     os.environ["PIP_USER"] = "0"  # with 1 in the user's configuration, pip cannot install into an environment
@@ -88,11 +88,11 @@ def _lacking(requires: Mapping[str, str]) -> list[str]:
 
 
 def _install(path: Path, request: Mapping[str, Any]) -> None:
-    """Install all packages, except those that this Python has in the right version."""
+    """Install all packages that this Python does not have in the right version."""
     requires, pins = request["requires"], request["pins"]
     _run([sys.executable, "-P", "-m", "venv", str(path)])
     pip = [str(_python_of(path)), "-P", "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    _run([*pip, "uninstall", "--yes", "setuptools"])  # a local copy would hide the version that packages require
+    _run([*pip, "uninstall", "--yes", "setuptools"])  # it would hide the version that packages require
     _let_see(path, sys.executable)
     constraints = path / "constraints.txt"
     constraints.write_text("".join(f"{name}=={pins[name]}\n" for name in sorted(pins.keys() - requires.keys())))
@@ -204,7 +204,7 @@ def _lock(lock: int, path: Path) -> None:
 
 
 def _run(argv: list[str]) -> None:
-    """Run a command and forward its output. The command ends when the launcher hangs up. Raises CannotMake."""
+    """Run a command and forward its output. It ends when the launcher hangs up. Raises CannotMake."""
     last: deque[str] = deque(maxlen=LINES_KEPT)
     with subprocess.Popen(
         argv,

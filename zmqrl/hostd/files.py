@@ -30,7 +30,7 @@ def _path(work: str) -> Path:
 
 
 def node_name() -> str:
-    """The name of this host as a node of a Ray cluster or of Slurm. One machine can act as several nodes."""
+    """The name of this host as a node of Ray or Slurm. One machine can be several nodes."""
     return os.environ.get("ZMQRL_NODE") or os.environ.get("SLURMD_NODENAME", "")
 
 
@@ -101,7 +101,7 @@ def leave(path: Path, lock: int) -> None:
 
 
 def leave_base() -> None:
-    """Remove the directories of this user and of this host if they are empty."""
+    """Remove this user's and this host's directories if they are empty."""
     for directory in (_path(""), _base()):
         with contextlib.suppress(OSError):
             directory.rmdir()
@@ -168,7 +168,7 @@ def read(root: Path, path: str, offset: int) -> Piece:
 def write(root: Path, path: str, offset: int, data: bytes, unless: int | None = None) -> str | None:
     """Write a piece of a file. A piece at offset 0 replaces the file. Returns the error in words, or None.
 
-    A file that already has ``unless`` bytes or more is left unchanged.
+    Leave a file with ``unless`` bytes or more unchanged.
     """
     try:
         (root / path).parent.mkdir(parents=True, exist_ok=True)

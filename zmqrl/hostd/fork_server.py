@@ -3,7 +3,7 @@
 Importing torch and the games takes seconds of processor time. A fork takes milliseconds, and shares the memory of the
 imports. The fork server only imports, so it has no threads, ZeroMQ sockets or CUDA state, which cannot be forked.
 
-The daemon starts a process the usual way if the fork server does not answer, has ended, or has another environment.
+Without its answer, or for another environment, the daemon starts a process the usual way.
 """
 
 import contextlib
@@ -163,7 +163,7 @@ class Forked:
 
 
 def serve(descriptor: int, module: str) -> str:
-    """Import ``module``, then fork a process for each request on the socket ``descriptor``.
+    """Import ``module``, then fork a process per request on the socket ``descriptor``.
 
     Returns only in forked processes, with the module to run.
     """
@@ -174,7 +174,7 @@ def serve(descriptor: int, module: str) -> str:
     del sys.modules[module]  # a forked process runs it as __main__
     _check_threads(module)
     gc.collect()
-    gc.freeze()  # a collection in a forked process would copy the memory of all objects
+    gc.freeze()  # collections in forked processes would copy all objects
     pid = 0
     while True:
         sys.stdout.flush()
@@ -252,7 +252,7 @@ def _in_memory(argument: str, variable: str) -> tuple[range, range]:
 
     ``/proc`` shows their content. Raises ValueError.
     """
-    # Fields 48 to 51 are the ends of both. The process name before them may contain spaces.
+    # Fields 48 to 51 are the bounds of both. The process name before them may contain spaces.
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     arguments, end_of_arguments, variables, end_of_variables = map(int, fields[45:49])
     return _rest(arguments, end_of_arguments, argument), _rest(variables, end_of_variables, variable)

@@ -1,7 +1,7 @@
 """The guard of a process is its parent. It ends everything that the process leaves.
 
 A host daemon that is stopped, or blocked by a disk, cannot end its processes, and they do not notice. Its guard
-therefore kills a daemon that has not run for ``FROZEN_S``. A process that runs the user's code has a guard, too
+therefore kills a daemon that has not run for ``FROZEN_S``. Other processes that run the user's code also have guards
 (:mod:`zmqrl.hostd.user_code`).
 
 When the process has ended, its descendants become children of the guard, which kills them. :func:`fork_guard` gives a
@@ -62,8 +62,7 @@ def watch(daemon: int, frozen_s: float) -> int:
 
     Then end its descendants. Returns the daemon's exit status. The reason for an unusual end goes to standard error.
 
-    Time counts only while the guard itself runs, so that it does not kill a daemon after both were suspended with their
-    machine.
+    Time counts only while the guard itself runs, so that a suspended machine does not end the daemon.
     """
     exit_fd = os.pidfd_open(daemon)
     _pass_on(exit_fd, TO_A_DAEMON)
@@ -104,13 +103,12 @@ def watch_user_code(process: int) -> int:
 
 
 def shell_status(status: int) -> int:
-    """An exit status as shells show it: 128 + N for -N, if signal N has killed the process."""
+    """An exit status as in shells: 128 + N if signal N has killed the process."""
     return status if status >= 0 else 128 - status
 
 
 def _pass_on(exit_fd: int, signals: Mapping[int, int]) -> None:
-    """Pass each signal that arrives here, or has waited since the fork, on to a process, as ``signals`` translates it.
-    """
+    """Pass on each signal that arrives here, or has waited since the fork, as ``signals`` translates it."""
     for number in signals:
         signal.signal(number, lambda arrived, _: send_signal(exit_fd, signals[arrived]))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, TO_USER_CODE)
@@ -123,7 +121,7 @@ def send_signal(exit_fd: int, number: int) -> None:
 
 
 def switches(pid: int) -> int:
-    """How often a process has begun to run, according to ``/proc``. 0 if the kernel does not count this."""
+    """How often a process has begun to run, from ``/proc``. 0 if the kernel does not count this."""
     with contextlib.suppress(OSError):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)

@@ -22,7 +22,7 @@ class Sight:
     ``state`` is ``running``, ``waiting``, ``blocked`` (in the kernel, mostly by a disk or a network file system),
     ``stopped`` (by a signal), ``traced`` (by a debugger) or ``dead``. ``kernel`` is the kernel function in which the
     process waits, or empty. ``cpu_s`` is the processor time of the main thread. ``answers`` says whether the process
-    handles the signals that ask for its stack. They end any other process.
+    handles the signals that ask for its stack. Without a handler, they end a process.
     """
 
     state: str

@@ -26,7 +26,7 @@ NO_INPUT = "the command that reaches this host does not pass standard input on: 
 class Begin:
     """Take over the run's directory ``work``. Without a lease, the daemon runs until its input ends.
 
-    ``launch`` is an id of the launcher, and ``host`` is the launcher's name for this host.
+    ``launch`` is an id of the launcher, and ``host`` its name for this host.
     """
 
     work: str
@@ -52,10 +52,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Start the fork server, unless that was done before, for processes that need the imports of ``module``.
-
-    The variables are as in :class:`Start`.
-    """
+    """Start the fork server, unless that was done before, for processes that need the imports of ``module``."""
 
     module: str
     before: Mapping[str, str]
@@ -209,8 +206,7 @@ class Exited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspected:
-    """What a process is doing: see ``inspection.Sight``. ``stack`` has the frames of the main thread, innermost first.
-    """
+    """What a process is doing: see ``inspection.Sight``. ``stack`` is that of the main thread, innermost first."""
 
     name: str
     state: str
@@ -266,9 +262,9 @@ class Making:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lacking:
-    """A host without a network lacks ``packages``. The other fields describe wheels for it.
+    """A host without a network lacks ``packages``, and waits for wheels that fit the other fields.
 
-    zmqrl/hostd/environment.py sends this, and waits for the wheels.
+    zmqrl/hostd/environment.py sends this.
     """
 
     packages: list[str]

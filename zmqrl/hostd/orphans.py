@@ -1,4 +1,4 @@
-"""Ends what a dead process of a run has left: programs that it started in sessions of their own, such as game servers.
+"""Ends what a dead process has left: programs in sessions of their own, such as game servers.
 
 A daemon becomes the parent of descendants whose own parent died. It must not end those of a living process, such as a
 server in the background. Each process therefore has a mark in its environment, which its descendants inherit.

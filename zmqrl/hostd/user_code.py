@@ -20,9 +20,9 @@ def take_guard(parent: int | None = None) -> None:
     """Continue in a child, and turn this process into the guard of that child.
 
     When the child ends, the guard kills everything that the child has started, and exits with the child's
-    :func:`shell_status`. END, or the death of its own parent, makes the guard kill the child. The child dies with the
-    guard. ``parent`` is the parent of this process. If it is None, the caller must check that this parent has not died
-    before. No thread continues in the child.
+    :func:`shell_status`. The guard kills the child when the guard gets END, or its own parent dies. The child dies with
+    the guard. ``parent`` is the parent of this process. If it is None, the caller must check that its parent did not
+    die before this call. No thread continues in the child.
     """
     adopt_orphans()
     die_with_parent(END)
@@ -38,8 +38,8 @@ def in_guarded_child() -> int | None:
     """Continue in a child with a guard, and return None there. Here, return the child's :func:`shell_status` at its
     end.
 
-    Until then, pass on the signals that end or stop a command. The child leads its own session, so that it gets each
-    signal only once.
+    Until then, pass on the signals that end or stop a command. The child has its own session, to get each signal only
+    once.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     parent = os.getpid()

@@ -50,8 +50,7 @@ def connect(links: Sequence[Link], news: News | None = None, *, instead: str | N
     """Open all ``links``, several at a time, and retry a server that drops connections. Returns the reason for each
     failure, by host, in the order of ``links``.
 
-    Each link has its own time limit. ``news`` gets each host and event. ``instead`` is the advice for a host without
-    the Python interpreter or a module.
+    ``news`` gets each host and event. ``instead`` is the advice for a host without the Python interpreter or a module.
     """
     waiting = {link.host: 0.0 for link in links}  # by host: the time of the next try
     tries = dict.fromkeys(waiting, 0)
@@ -66,7 +65,7 @@ def connect(links: Sequence[Link], news: News | None = None, *, instead: str | N
                     del waiting[link.host]
                     tries[link.host] += 1
                     link.open()
-                for event in link.poll():  # poll a link that is up, too: this keeps its connection alive
+                for event in link.poll():  # of a link that is up, too, to keep its connection alive
                     if news is not None:
                         news(link.host, event)
             except LinkLost as lost:

@@ -42,7 +42,7 @@ BLAMED_FOR_S = 10.0  # a pause explains the loss of a host for this long
 
 
 def environment_of(threads: int) -> dict[str, str]:
-    """The variables that make torch fast with ``threads`` threads. Every process of a run gets them."""
+    """The variables that make torch fast with ``threads`` threads, for every process of a run."""
     return MALLOC | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
@@ -111,7 +111,7 @@ class DaemonLauncher(Launcher):
             link.send(h.Prepare(module, PATIENCE, _environment(link, threads)))
 
     def _open(self, link: Link) -> None:
-        """Open a link that is not open. Raises LinkLost."""
+        """Open ``link`` if necessary. Raises LinkLost."""
         if link.process is None:
             link.open()
             if self.files is not None:
@@ -258,7 +258,7 @@ class Pulse:
     def __init__(self, clocks: Callable[[], tuple[float, float]] = _clocks) -> None:
         self._clocks, self._beating = clocks, threading.Lock()
         self._beat_at = clocks()
-        self._last: tuple[float, Paused] | None = None  # the last pause and its end
+        self._last: tuple[float, Paused] | None = None  # the end of the last pause, and this pause
         self._news: list[Paused] = []
 
     def beat(self) -> None:

@@ -1,4 +1,4 @@
-"""The deployment of a run: its launcher, and for each process the host, the directory on that host, and the threads."""
+"""The deployment of a run: its launcher, and the host, directory and threads of each process."""
 
 import socket as host_socket
 import sys
@@ -30,7 +30,7 @@ class Site:
     directory: RunDirectory
     """The run's directory on this host."""
     address: str
-    """The address that shards bind over TCP, and other hosts connect to."""
+    """The address for TCP: shards bind it, and other hosts connect to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

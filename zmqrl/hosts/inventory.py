@@ -17,7 +17,7 @@ from zmqrl.ps.wire.messages import MAX_WORKERS
 MAX_RANGE = 1024  # the most hosts that one pattern stands for
 SSH_PORT = 22
 
-# A name that neither ssh nor its ProxyCommand can mistake for an option or for shell syntax.
+# ssh and its ProxyCommand cannot mistake such a name for an option or shell syntax.
 _WORD: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _NUMBER: Final = r"[0-9]{1,9}"
 
@@ -33,17 +33,17 @@ class Host:
     via: tuple[str, ...] = ()
     """A command that reaches the host, as in :mod:`zmqrl.hosts.ways.via`. Empty: ssh."""
     address: str | None = None
-    """The address at which other hosts reach this host."""
+    """Its address for other hosts."""
     python: str | None = None
     """Its Python interpreter."""
     threads: int | None = None
-    """Threads of each worker, of the evaluator and of the recorder."""
+    """Threads of each worker, the evaluator and the recorder."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Additional environment variables of its processes."""
     shards: int | None = None
-    """Number of shards that must run here."""
+    """Shards that must run here."""
     workers: int | None = None
-    """Number of workers that must run here."""
+    """Workers that must run here."""
     evaluator: bool = False
     """The evaluator, if any, must run here."""
     recorder: bool = False
@@ -53,8 +53,8 @@ class Host:
 def read_hosts(text: str) -> tuple[Host, ...]:
     """The hosts that ``-H text`` names: a list such as ``h1,node[01-16]:4``, or a file as in ``launch/hosts/``.
 
-    A file whose name ends in .toml is TOML. Raises UsageError for files that cannot be read, unknown settings, bad
-    names and hosts that are listed twice. A hostfile can list a host on several lines, whose slots are added.
+    A file whose name ends in .toml is TOML. Raises UsageError for unreadable files, unknown settings, bad names and
+    repeated hosts. A hostfile can list a host on several lines, whose slots are added.
     """
     if is_file(text):
         where = text
@@ -112,7 +112,7 @@ def _members(text: str, known: list[str], option: str) -> list[str]:
 
 
 def is_file(text: str) -> bool:
-    """Whether ``-H text`` names a file, and not a list of hosts."""
+    """Whether ``-H text`` names a file."""
     try:
         # Not is_file(): the shell's <(...) is a pipe.
         return Path(text).exists() and not Path(text).is_dir()
@@ -137,7 +137,7 @@ def _from_list(text: str) -> Iterator[Host]:
 
 
 def _slots_behind(item: str, where: str) -> tuple[str, int | None]:
-    """The name and the slots in an item such as ``h1:4``. Raises UsageError for a number that looks like a port."""
+    """The name and slots in an item such as ``h1:4``. Raises UsageError for what looks like a port."""
     name, _, slots = item.rpartition(":")
     if not re.fullmatch(_NUMBER, slots):
         return item, None
@@ -153,7 +153,7 @@ def _slots_behind(item: str, where: str) -> tuple[str, int | None]:
 
 def _from_hostfile(path: str) -> Iterable[Host]:
     """The hosts of a hostfile. MPI can exceed the slots, up to max_slots, but zmqrl never does."""
-    listed: dict[str, list[int | None]] = {}  # the slots of each line that names a host
+    listed: dict[str, list[int | None]] = {}  # by name: the slots of each line
     for number, line in enumerate(_read(path).splitlines(), start=1):
         where = f"{path}, line {number}"
         words = re.sub(r"\s*=\s*", "=", line.partition("#")[0]).split()
@@ -252,7 +252,7 @@ _KINDS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
 
 
 def _check(table: Mapping[str, Any], where: str) -> None:
-    """Raise UsageError for an unknown key of a TOML table, or for a value of the wrong type."""
+    """Raise UsageError for an unknown key or a wrong type in a TOML table."""
     for key, value in table.items():
         if key not in _KINDS:
             raise UsageError(f"{where}: unknown key {key!r}{did_you_mean(key, _KINDS)}.")

@@ -1,4 +1,4 @@
-"""The contract of a launcher, which starts the processes of a run on hosts, reports their events, and ends them."""
+"""The contract of a launcher, which starts the processes of a run, reports their events, and ends them."""
 
 import signal
 from collections.abc import Collection, Mapping, Sequence
@@ -34,7 +34,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """The process wrote a JSON object to its standard output. The first object means that the process is up."""
+    """The process wrote a JSON object to its standard output. The first one means that it is up."""
 
     process: ProcessId
     facts: dict[str, Any]
@@ -66,7 +66,7 @@ class Exited:
         return self.process.role != "shard" and self.status == UsageError.exit_status
 
     def complaint(self) -> str:
-        """The last error in the log without its time, or else the last line. Empty if the log is empty."""
+        """The last error in the log without its time, or else the last line, or else nothing."""
         lines = self.log_tail.splitlines()
         errors = [text for _, level, text in (line.partition(" ERROR ") for line in lines) if level]
         return (errors or lines or [""])[-1]
@@ -133,13 +133,13 @@ class Launcher(Protocol):
     """Runs tasks on one host or on many."""
 
     def prepare(self, process: ProcessId, module: str, threads: int) -> None:
-        """Tell the host of ``process`` that ``forked`` tasks with this ``module`` will soon start there."""
+        """Announce ``forked`` tasks with this ``module`` to the host of ``process``."""
 
     def start(self, task: Task) -> None:
         """Start ``task``. If the start fails, ``poll`` returns an Exited."""
 
     def tell(self, process: ProcessId, message: Mapping[str, Any]) -> None:
-        """Write a message to the standard input of a process. Nothing happens if the process has ended."""
+        """Write a message to the standard input of a process, unless it has ended."""
 
     def receive(self) -> None:
         """Read the messages of the hosts: events for the next ``poll``, and files. Never waits."""
@@ -175,7 +175,7 @@ class Launcher(Protocol):
         """The host that runs a process."""
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """The hosts as plain data, for a command that must reach the hosts after this process has ended."""
+        """Plain data with which a command can reach the hosts after this process has ended."""
 
     def unreachable_s(self) -> float:
         """Seconds for which no host has been reachable. 0 while one is."""

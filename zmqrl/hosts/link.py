@@ -18,7 +18,7 @@ from zmqrl.hostd.lines import Lines
 DAEMON = ("-P", "-m", "zmqrl.hostd.daemon")
 LAUNCH = secrets.token_hex(8)  # the id by which daemons recognize this launcher
 UP_WITHIN_S = 30.0
-RENEW_EVERY_S = 1.0  # for the lease
+RENEW_EVERY_S = 1.0  # of a lease
 KILLED_WITHIN_S = 2.0
 WORDS_BYTES = 4096
 MOST_PRINTED_BYTES = 1 << 20
@@ -28,8 +28,8 @@ MOST_PIECES = 64  # of at most 64 KiB each, the capacity of a pipe
 class Link:
     """A connection to the daemon of one host. If it is lost, ``open`` makes a new one.
 
-    ``command`` runs the daemon, and ``work`` is the run's directory on that host. Without ``lease_s``, only the end of
-    the connection shows each side that the other has ended. ``environment`` has variables for the daemon's processes.
+    ``command`` runs the daemon. ``work`` is the run's directory there. Without ``lease_s``, only the end of the
+    connection shows each side that the other has ended. ``environment`` has variables for the daemon's processes.
     ``exported`` has more, which can be secret: :meth:`to_dict` leaves them out. ``shown`` is the part of the command
     that messages show, if any. ``up`` is the daemon's report about its host, or None without a connection.
 
@@ -60,7 +60,7 @@ class Link:
         self._unsent = bytearray()
         self._arrived = Lines()
         self._words = bytearray()  # the standard error of the daemon, or of ssh
-        self._printed, self._printed_bytes = b"", 0  # the last line of startup files, and all they printed
+        self._printed, self._printed_bytes = b"", 0  # the last line that startup files printed, and the length of all
         self._has_answered = False
         self._guard_is_here = False  # whether the command, such as `ip netns exec`, became the daemon's guard
         self._opened_at = self._heard_at = 0.0
@@ -79,7 +79,7 @@ class Link:
         return cls(data["host"], command, work=data["work"], lease_s=data["lease_s"], **known)
 
     def is_silent(self) -> bool:
-        """Whether the link was opened but the daemon has sent nothing yet."""
+        """Whether the link is open, but the daemon has sent nothing."""
         return self.process is not None and not self._has_answered
 
     @property
@@ -102,7 +102,7 @@ class Link:
         return self._lose(f"no answer within {within_s:g} s")
 
     def open(self) -> None:
-        """Start the daemon. ``poll`` returns Up once the daemon is up, and raises LinkLost if the start fails."""
+        """Start the daemon. ``poll`` then returns Up, or raises LinkLost."""
         self._run()
         self.send_line(self.first)
 
@@ -136,7 +136,7 @@ class Link:
         self.send_line(h.encode(request))
 
     def send_line(self, line: bytes) -> None:
-        """Like :meth:`send`, for a line to the program that makes an environment."""
+        """Send a line to the program that makes an environment, like :meth:`send`."""
         with self._sending:
             if self.process is None:
                 return
@@ -231,7 +231,7 @@ class Link:
             self._unsent.clear()
         if process is not None:
             # Kill the command that runs the daemon, such as ssh with its jump hosts. The daemon then ends by itself. A
-            # command that has become the guard must live on, to end what the daemon cannot end.
+            # command that has become the guard must live on, to end what the daemon cannot.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM if self._guard_is_here else signal.SIGKILL)
             if self._guard_is_here:
@@ -247,7 +247,7 @@ class Link:
     def _flush(self) -> None:
         if self.process is None or self.process.stdin is None or self.process.stdin.closed:
             return
-        with contextlib.suppress(OSError):  # the pipe is full, or the process has ended; poll notices either case
+        with contextlib.suppress(OSError):  # the pipe is full, or poll will notice the end
             while self._unsent:
                 del self._unsent[: os.write(self.process.stdin.fileno(), self._unsent)]
 

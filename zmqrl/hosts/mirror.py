@@ -31,7 +31,7 @@ OUTDATED = ""  # stands in ``_fetching`` for a file that a rollback made out of 
 
 
 class Mirror:
-    """Keeps ``home`` up to date with the files that processes on the hosts of ``links`` write.
+    """Keeps ``home`` up to date with what processes on the hosts of ``links`` write.
 
     ``links`` lacks hosts that write into ``home`` directly. The mirror copies the files of a process only from its host
     in ``host_of``.
@@ -45,7 +45,7 @@ class Mirror:
         self._begun = False  # whether processes of this session write, so that their files replace ours
         self._agrees: dict[tuple[str, str], bool] = {}  # before that, whether a host's history continues ours
         self._stuck: set[str] = set()  # hosts whose files could not be written here since their last listing
-        self._told: set[str] = set()  # folders that the user knows cannot be written
+        self._told: set[str] = set()  # unwritable folders that the user has been told about
         self._news: list[str] = []
         self._checkpoints: defaultdict[ProcessId, set[int]] = defaultdict(set)  # versions that a process needs
 
@@ -66,7 +66,7 @@ class Mirror:
             self._put(host, str(file.relative_to(self.home.path)))
 
     def drop_checkpoint(self, process: ProcessId, version: int) -> None:
-        """Remove a checkpoint that was copied to the host of ``process``."""
+        """Remove a checkpoint from the host of ``process``."""
         host = self.host_of[process]
         self._checkpoints[process].discard(version)
         if host in self.links:
@@ -91,7 +91,7 @@ class Mirror:
             link.send(h.Remove("state"))
 
     def _put(self, host: str, name: str, *, unless_longer: bool = False) -> None:
-        """Copy a file of the run directory to ``host``, if the file exists."""
+        """Copy a file of the run directory to ``host``, if it exists."""
         if host not in self.links or not (self.home.path / name).is_file():
             return
         offset, size = 0, 1
@@ -111,9 +111,9 @@ class Mirror:
                     link.send(h.List(COMES_HOME))
 
     def rewind(self, version_of: Callable[[int], int], generation: int) -> None:
-        """Roll back the copies of the histories, as shards roll back the originals.
+        """Roll back the copies of the histories, as shards do with the originals.
 
-        If that fails, for example on a full disk, remove the copy, so that the mirror fetches it again.
+        If that fails, as on a full disk, remove the copy, to fetch it again.
         """
         for process, host in self.host_of.items():
             if process.role != "shard" or host not in self.links:
@@ -155,8 +155,7 @@ class Mirror:
         self._sizes.pop(host, None)
 
     def take_news(self) -> list[str]:
-        """Sentences, returned once, about files that cannot be written here and histories that cannot be rolled back.
-        """
+        """Sentences, returned once, about files not written here and histories not rolled back."""
         news, self._news = self._news, []
         return news
 
@@ -209,14 +208,14 @@ class Mirror:
                 return
 
     def _lacks_from(self, host: str, name: str, size: int) -> int | None:
-        """The offset from which to fetch a file that has ``size`` bytes on ``host``. None if nothing is missing."""
+        """The offset from which to fetch a file of ``size`` bytes on ``host``. None if nothing is missing."""
         have = self._size(name)
         compare = not self._begun and have > 0
         if compare and size >= have and (host, name) not in self._agrees:
             return have - len(self._tail(name))
         if compare and not self._agrees.get((host, name)):  # the file on the host is out of date
             return None
-        # A rollback shortens a history here and on the host. Another file that is shorter there was replaced.
+        # A rollback shortens a history on both sides. Another file that is shorter there was replaced.
         if have > size and not compare and not name.startswith("history/"):
             return 0
         return have if have < size else None

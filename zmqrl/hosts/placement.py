@@ -29,7 +29,6 @@ class Placement:
         return [process for process, where in self.host_of.items() if where == host]
 
     def has(self, role: ProcessRole, host: str) -> bool:
-        """Whether ``host`` runs any process of ``role``."""
         return any(process.role == role for process in self.processes_on(host))
 
     def table(self) -> str:
@@ -43,7 +42,7 @@ class Placement:
 
 
 def place_run(config: Config, hosts: Sequence[Host], cores: Mapping[str, int]) -> Placement:
-    """Assign a host to each process that the run starts, as :func:`place` does."""
+    """Place the processes that the run starts, as :func:`place` does."""
     return place(
         hosts,
         cores,
@@ -63,8 +62,8 @@ def place(
     goes to the host whose load per slot stays lowest, but never above its given slots. Without given slots, each core
     is a slot. Evaluator and recorder go to the host with the lowest load per core. The load is the number of processes.
 
-    More workers than cores on a host cause a notice. Raises UsageError if the numbers in the hosts file do not match
-    the run, or if there are too few slots.
+    More workers than cores on a host cause a notice. Raises UsageError if the hosts file does not match the run, or has
+    too few slots.
     """
     assert hosts
     names = [host.name for host in hosts]

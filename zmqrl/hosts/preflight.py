@@ -1,4 +1,4 @@
-"""Checks, before a job starts, that the hosts can run this job: games, open files, disks, clocks, ports, networks."""
+"""Checks that hosts can run a job before it starts: games, open files, disks, clocks, ports, networks."""
 
 import dataclasses
 import errno
@@ -24,7 +24,7 @@ from zmqrl.words import counted
 
 LEAST_DISK_BYTES, LOW_DISK_BYTES = 100e6, 1e9
 LOW_SHM_BYTES = 16e6
-PLAYER_BYTES, SHARD_BYTES = 400e6, 60e6  # memory: with 32 games and a small network, most is for torch
+PLAYER_BYTES, SHARD_BYTES = 400e6, 60e6  # memory, mostly of torch, with 32 games and a small network
 PROCESS_FILES = 64  # of a process, besides its connections
 PORTS_OF_SHARD = 3
 PIPES_OF_PROCESS = 4  # of the daemon for each process: three streams and a pidfd
@@ -38,7 +38,7 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """The findings about hosts and routes. ``failed`` has the reason why the probe of a host failed.
+    """The findings about hosts and routes. ``failed`` says why the probe of a host failed.
 
     The facts about a host come from its daemon and :mod:`zmqrl.hosts.probe`, with ``clock_ahead_s`` added. ``loopback``
     has the address of each host that resolves it to loopback, so that other hosts cannot reach the host.
@@ -68,8 +68,7 @@ def survey(
     """Examine the hosts whose daemons are ``up``.
 
     ``addresses`` are those of the hosts that others connect to, and ``probes_on`` names the probe of each host. If
-    ``whole``, check every host for every role, and measure bandwidth. Otherwise, check each host for its roles in this
-    run.
+    ``whole``, check every host for every role, not only for its own, and measure bandwidth.
     """
     tokens = {host: secrets.token_hex(16) for host in addresses}
     game = {"env": config.env, "settings": dataclasses.asdict(config.envs)}

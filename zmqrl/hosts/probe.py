@@ -1,4 +1,4 @@
-"""Probes a host before a run starts: the resources of the host, and the routes from it to other hosts.
+"""Probes a host before a run starts: its resources, and its routes to other hosts.
 
 ``python -m zmqrl.hosts.probe`` reports the resources of its host and listens on the ports that shards would use. On
 request, it then reports the time or measures routes. It uses only the standard library, except to check games and
@@ -27,7 +27,7 @@ from zmqrl.process import Messages, read_job, say
 
 ANSWER_WITHIN_S = 3.0
 PINGS = 5
-FIRST_BYTES, MOST_BYTES = 1 << 16, 1 << 26  # of a transfer, each four times as long as the last
+FIRST_BYTES, MOST_BYTES = 1 << 16, 1 << 26  # each transfer is four times as long as the one before
 LONG_ENOUGH_S = 0.1  # for an accurate transfer
 LENGTH_BYTES = 8
 RECEIVED = b"\n"
@@ -180,13 +180,13 @@ def _memory_bytes() -> int | None:
 
 
 def game_error(env: str, settings: Mapping[str, Any]) -> str | None:
-    """Why the environment ``env`` cannot be played on this host, or None."""
+    """Why ``env`` cannot be played here, or None."""
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the launcher reads standard output
             from zmqrl.learner.envs import EnvConfig, try_env
 
             try_env(env, EnvConfig(**settings))
-    except Exception as error:  # a missing package or ROM, or any other error of the environment
+    except Exception as error:  # a missing package or ROM, or any other error
         return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return None
 
@@ -197,14 +197,13 @@ def lacks(extras: Mapping[str, str]) -> list[str]:
 
 
 def sees_cuda() -> bool:
-    """Whether torch sees a CUDA device on this host."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def main() -> None:
-    """Serve the requests on standard input until standard input ends."""
+    """Serve the requests on standard input until it ends."""
     job = read_job(signal.SIGKILL)
     asked = Messages()
     found = facts(job["work"])

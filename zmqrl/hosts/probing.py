@@ -1,4 +1,4 @@
-"""Runs probes on several hosts: starts them like processes of a run, asks all at once, and ends them."""
+"""Runs probes on hosts: starts them like processes of a run, asks all at once, and ends them."""
 
 import contextlib
 import tempfile
@@ -35,7 +35,7 @@ class Probes:
         self.failed: dict[str, str] = {}
 
     def answers(self, hosts: Collection[str], *, within_s: float = ANSWER_WITHIN_S) -> dict[str, dict[str, Any]]:
-        """The answer of each of ``hosts`` that does not fail, in this order. ``heard_s`` is when it arrived."""
+        """Wait for the answer of each of ``hosts`` that does not fail. ``heard_s`` is the time of arrival."""
         found: dict[str, dict[str, Any]] = {}
         deadline = time.monotonic() + within_s
         while missing := [host for host in hosts if host not in found and host not in self.failed]:
@@ -94,7 +94,7 @@ class Probes:
 
 
 def probe_ids(hosts: Iterable[str]) -> dict[str, ProcessId]:
-    """The id of the probe process for each of ``hosts``."""
+    """The id of the probe on each of ``hosts``."""
     return {host: ProcessId("probe", number) for number, host in enumerate(hosts)}
 
 
@@ -117,8 +117,7 @@ def probing(
 
 
 def rounds(routes: Sequence[Route]) -> list[list[Route]]:
-    """Split ``routes`` into rounds in which no host has two routes. All routes between N hosts need 2 N to 4 N rounds.
-    """
+    """Split ``routes`` into rounds in which no host has two. All routes between N hosts need 2 N to 4 N rounds."""
     places = {name: place for place, name in enumerate(dict.fromkeys(end for r in routes for end in r[:2]))}
     apart = sorted(routes, key=lambda route: (places[route.target] - places[route.source]) % len(places))
     busy: list[set[str]] = []

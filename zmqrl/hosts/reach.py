@@ -43,7 +43,7 @@ class Reach:
     cores_given: Mapping[str, int]
     """The cores that the run may use, if a batch system or Ray limits them."""
     addresses_given: Mapping[str, str]
-    """The addresses that ``--address`` gives, by host."""
+    """The addresses of ``--address``, by host."""
     iface: str | None
     exported: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Environment variables for all processes. Their values can be secret."""
@@ -54,7 +54,7 @@ class Reach:
 
     @property
     def instead(self) -> str:
-        """The remedy for a host without zmqrl, or with another version of zmqrl."""
+        """The remedy for a host without this zmqrl."""
         if self.job is not None:
             return "install this Python and its zmqrl where all nodes of the job can read them"
         if self.ray is not None:
@@ -250,10 +250,7 @@ def _changed(options: Any, but: Collection[str]) -> dict[str, Any]:
 
 
 def read_exported(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of ``environment`` that ``-x`` names.
-
-    Raises UsageError for a wrong name, or for a variable that is not set.
-    """
+    """The variables of ``environment`` that ``-x`` names. Raises UsageError for a bad name or an unset variable."""
     for name in names:
         if "=" in name:
             start = name.partition("=")[0]
@@ -307,7 +304,7 @@ def addresses_of(
     """The addresses of ``hosts``, by name, and a sentence for each host without a usable address.
 
     ``up`` has the reports of all daemons, and ``by_hand`` the addresses of ``--address``. ``iface`` is an interface or
-    network of all hosts.
+    network.
     """
     found: dict[str, str] = {}
     unknown = []
@@ -344,7 +341,7 @@ def _network(about: Up) -> tuple[str, ...]:
 def _by_interfaces(host: Host, up: Mapping[str, Up]) -> str | None:
     """The address of a host that is reached without ssh, if it has only one.
 
-    For this machine: the address from which it reaches another host, or loopback without another host.
+    For this machine: the address from which it reaches another host, or else loopback.
     """
     if host.name != HERE:
         return _sole(up[host.name].interfaces)

@@ -1,4 +1,4 @@
-"""Installs this zmqrl on other hosts: each host unpacks the same wheel into a Python environment."""
+"""Installs this zmqrl on other hosts: each unpacks the same wheel into a Python environment."""
 
 import base64
 import hashlib
@@ -46,9 +46,9 @@ def make_environments(
     """Make an environment with this zmqrl on all ``hosts`` at once. Returns the path of each environment's Python, by
     host.
 
-    ``way`` reaches a host. ``say`` gets the progress, and pip the environment ``variables``. With ``offline``, this
-    machine sends the packages that a host lacks. Raises UsageError if zmqrl is not installed here, and ClusterError,
-    which names each host that failed.
+    ``say`` gets the progress, and pip the environment ``variables``. With ``offline``, this machine sends the packages
+    that a host lacks. Raises UsageError if zmqrl is not installed here, and ClusterError, which names each host that
+    failed.
     """
     asked = request() | {"offline": offline}
     links = [

@@ -1,4 +1,4 @@
-"""Wheels for hosts without a network: pip downloads them here, and the link to the host carries them in pieces."""
+"""Wheels for hosts without a network: pip downloads them here, and links carry them in pieces."""
 
 import base64
 import hashlib

@@ -26,7 +26,7 @@ ON_HOSTS: Final = ("atari", "video")  # for processes on hosts. The launcher nee
 
 
 def missing(extra: str) -> list[str]:
-    """The pip names of the packages of ``extra`` that are not installed."""
+    """The pip names of the missing packages of ``extra``."""
     return [package for package, module in EXTRAS[extra].items() if not _is_installed(module)]
 
 

@@ -92,7 +92,7 @@ def resources(
 
 
 def torch_build() -> TorchBuild:
-    """The build of torch. The import of torch takes seconds."""
+    """The build of torch. Takes seconds for the import."""
     import torch
 
     name = "ATen parallel backend: "

@@ -31,7 +31,6 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl attach``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl attach"))
 
 

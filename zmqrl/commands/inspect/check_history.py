@@ -40,13 +40,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl check-history``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl check-history"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Print the violations in the histories of a run. Raises UsageError."""
+    """Print the violations in the histories of a run."""
     found = check(options.run)
     if options.json:
         print_json(found)
@@ -123,7 +122,7 @@ def _read(path: Path) -> tuple[list[Line], list[int]]:
 def _has_all_lines(directory: RunDirectory) -> bool:
     """Whether the run directory has every line of the histories.
 
-    During a run, and after it was killed, the newest lines may be on other hosts.
+    In a live or killed run, the newest may be on other hosts.
     """
     if directory.in_use():
         return False
@@ -166,7 +165,7 @@ def disagreements(
 
 
 def _other_counts(name: str, told: Mapping[str, Any], histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
-    """Contributions that the file or the checkpoint ``name`` counts differently than the histories."""
+    """Contributions that ``name`` counts differently than the histories."""
     for outcome, count in summed(list(total(lines)) for lines in histories.values()).items():
         if told.get(outcome) != count:
             yield f"{name} counts {told.get(outcome)} contributions as {outcome}, but the histories count {count}"

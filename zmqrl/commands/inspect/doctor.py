@@ -61,7 +61,6 @@ class Options(HostOptions):
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl doctor``. Raises ZmqrlError."""
     options, rest = parse_known(Options, arguments, f"zmqrl doctor {RECIPE}")
     settings = partial(config_from, rest, program="zmqrl doctor", own=Options)
     if options == Options(json=options.json):
@@ -71,7 +70,7 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options, config: Config) -> int:
-    """Check the hosts. Returns the exit status: 0 without problems, 3 with problems. Raises ZmqrlError."""
+    """Check the hosts. Returns 0 without problems, and 3 with problems."""
     reach = options.reach()
     hosts = reach.hosts
     with prints_to_stderr():
@@ -145,7 +144,7 @@ def known(host: Host, up: Mapping[str, Up], found: Survey) -> dict[str, Any]:
 
 
 def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Table:
-    """A line for each host. A dash stands for an unknown value."""
+    """A line for each host. A dash: unknown."""
     shown = Table(box=box.SIMPLE_HEAD)
     for title in (
         "host",
@@ -211,7 +210,7 @@ def to_json(
     verdict: Verdict,
     expected: Expectation | None = None,
 ) -> dict[str, Any]:
-    """The findings as plain data. An unknown value is null."""
+    """The findings as plain data. Unknown values are null."""
     return {
         "hosts": [
             {"host": host.name, **{key: about.get(key) for key in KEYS}}

@@ -31,7 +31,7 @@ def follow(node: LoginNode, job: Submitted, run: Path, *, read: int = 0, stops: 
     """Show the log of a job, after its first ``read`` bytes, until the job ends. Returns the exit status of the run.
 
     With ``stops``, the first Ctrl-C ends the run with a checkpoint. Any other Ctrl-C only ends the view. Raises
-    ClusterError when the connection is lost or the run has no result.
+    ClusterError if the connection is lost or the run has no result.
     """
     following = _Following(node, job, run, read)
     with _naming(job, run):
@@ -71,7 +71,7 @@ class _Following:
         self._fetched, self._fetch_at = 0, 0.0
 
     def until_the_end(self) -> None:
-        """Show the states and the log of the job until it is over."""
+        """Show the states and the log of the job."""
         while True:
             self.state, reason, news = self.node.look(self.job, self.read)
             shown = f"job {self.job.job}: {self.state}" + (f" ({reason})" if reason not in ("", "None") else "")
@@ -94,14 +94,13 @@ class _Following:
         self._fetch_at = time.monotonic() + FETCH_EVERY_S
 
     def stop(self) -> None:
-        """Ask the run to end."""
         print_line("ending the run with a checkpoint; Ctrl-C again leaves it alone")
         self.node.ask_to_stop(self.job, has_begun=self.state not in ("", *QUEUED))
 
 
 @contextlib.contextmanager
 def _naming(job: Submitted, run: Path) -> Iterator[None]:
-    """Add the command that shows the job again to an error."""
+    """Add to an error the command that shows the job again."""
     try:
         yield
     except ClusterError as error:

@@ -24,7 +24,7 @@ MOST_AT_A_TIME = 16  # hosts
 
 @dataclass(frozen=True, slots=True)
 class Living:
-    """The state of a run, as read from its run directory.
+    """The state of a run, from its run directory.
 
     ``cluster`` is the content of ``cluster.json``, or of ``left.json`` if the run was killed. It is None before the
     session is up, and after the run has ended.

@@ -40,13 +40,11 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl logs``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl logs"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Print logs. Raises UsageError."""
     living = Living.read(options.run)
     logs = _logs(living.directory)
     if options.process is not None and options.process not in logs:
@@ -119,7 +117,7 @@ class Reader:
         self.time_before = next((at for at in times if at is not None), None)
 
     def lines(self) -> list[str]:
-        """The lines that were completed since the last call."""
+        """The lines completed since the last call."""
         if not self._path.exists():
             return []
         with open_file(self._path) as file:

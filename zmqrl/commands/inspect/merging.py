@@ -14,7 +14,7 @@ HELD_S = 1.0 + SETTLED_S
 
 
 def time_of(line: str) -> float | None:
-    """The time at the start of a line of a log, in seconds. None if there is no time."""
+    """The time at the start of a log line, in seconds, or None."""
     found = TIME.match(line)
     if found is None:
         return None

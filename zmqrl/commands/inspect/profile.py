@@ -62,13 +62,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl profile``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl profile"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Print the profile of a run, or the difference between two profiles. Raises UsageError."""
+    """Print the profile of a run, or the difference between two."""
     console = page()
     if len(options.runs) == 2:
         return _compare(options, console)
@@ -128,10 +127,9 @@ def check_ranks(path: Path, record: RunRecord, ranks: Sequence[int]) -> None:
 def add_settings(
     path: Path, record: RunRecord, profile: Profile, found: dict[str, Any], without: Sequence[int] = ()
 ) -> None:
-    """Add predictions, bytes per shard and policy lag, from the settings and the rows of the run.
+    """Add predictions, bytes per shard and policy lag to ``found``.
 
-    If the run cannot be replayed, a warning replaces the predictions. An asynchronous run has neither predictions nor
-    bytes per shard.
+    If the run cannot be replayed, add a warning instead of predictions. An asynchronous run gets only the policy lag.
     """
     first = profile.first_version()
     rows = (row for row in record.rows if row["version"] >= first)
@@ -193,7 +191,7 @@ def share(text: str) -> float:
 
 
 def read(path: Path) -> Recording:
-    """The recording of a run. Raises UsageError if the run has no recording."""
+    """The recording of a run. Raises UsageError if there is none."""
     directory = RunDirectory(path)
     if not directory.config.exists():
         raise not_a_run(path)
@@ -210,7 +208,7 @@ def read(path: Path) -> Recording:
 
 
 def watch(path: Path, seconds: float) -> Recording:
-    """The recording of the next ``seconds`` of a run. Raises UsageError if the run is not in progress.
+    """The recording of the next ``seconds`` of a run. Raises UsageError if it is not running.
 
     Processes write at intervals, so the recording can start and end up to ``FLUSH_EVERY_S`` late.
     """

@@ -99,7 +99,6 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl recipes``. Raises UsageError."""
     options = parse(Options, arguments, "zmqrl recipes")
     found = [about(name) for name in RECIPES]
     if options.json:
@@ -114,7 +113,7 @@ def command(arguments: list[str]) -> int:
 
 
 def about(name: str) -> dict[str, Any]:
-    """The recipe ``name`` as plain data. ``results`` is empty if the recipe has not been measured."""
+    """The recipe ``name`` as plain data. ``results`` is empty without measurements."""
     config = RECIPES[name]()
     return {
         "recipe": name,

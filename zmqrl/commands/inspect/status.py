@@ -45,13 +45,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl status``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl status"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Print the state of a run. Raises UsageError."""
+    """Print the state of a run."""
     found = status(options.run)
     if options.json:
         print_json(found)
@@ -120,10 +119,10 @@ def _plain(answer: Seen | str) -> dict[str, Any] | str:
 
 
 def _process(process: Mapping[str, Any]) -> str:
-    """A line about a process, without a normal state."""
+    """A line about a process. Leaves out a normal state."""
     words = [] if process["pid"] is None else [f"process {process['pid']}"]
     told, presence = TOLD.get(process["state"] or ""), process.get("presence", "present")
-    if presence != "present" and process["state"] not in STATES_TOLD:  # with the time in this state
+    if presence != "present" and process["state"] not in STATES_TOLD:  # the supervisor knows for how long
         told = Presence.from_json(process).words()
     words += filter(None, [told])
     return f"{process['host']} {process['name']}" + (f" ({', '.join(words)})" if words else "")

@@ -28,7 +28,7 @@ HERE: Final = "this machine"
 
 
 def run(config: Config, *, json: bool) -> int:
-    """Check this machine. Returns the exit status: 0 if the run can start, 3 if not. Raises UsageError."""
+    """Check this machine. Returns 0 if the run can start, and 3 if not."""
     config.check()
     with prints_to_stderr():
         facts = facts_of(config)

@@ -72,13 +72,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl bench wire``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl bench wire"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Measure, and print the rows. Raises ZmqrlError."""
+    """Measure, and print the rows."""
     grid = options.grid()
     if options.plot is not None:
         check_picture("--plot", options.plot)

@@ -29,13 +29,11 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl compare``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl compare"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Print the comparison. Raises UsageError."""
     runs = read_runs(options.runs)
     names = _names(runs)
     settings = differing(runs)

@@ -47,13 +47,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl eval``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl eval"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Play one checkpoint and print its scores. Raises UsageError."""
+    """Play one checkpoint and print its scores."""
     threads = CORES if options.threads is None else options.threads
     require(options.episodes >= 1, f"--episodes {options.episodes}: must be 1 or more.")
     require(threads >= 1, f"--threads {threads}: must be 1 or more.")
@@ -78,7 +77,7 @@ def evaluate(
     threads: int,
     on_game: Callable[[Turn], None] = lambda last: None,
 ) -> dict[str, Any]:
-    """Play the game of each seed, ``threads`` games in parallel. Returns the result as ``--json`` prints it.
+    """Play a game per seed, ``threads`` in parallel. Returns the result as ``--json`` prints it.
 
     ``on_game`` gets the last turn of each game at its end. ``ci95`` is the bootstrap interval of the mean. ``cut_off``
     counts games that a time limit ended: their scores count, too. ``distinct`` counts different games: with greedy and
@@ -120,7 +119,7 @@ class Played:
 def play_games(
     policy: "Policy", seeds: Sequence[int], *, greedy: bool, threads: int, on_game: Callable[[Turn], None]
 ) -> list[Played]:
-    """Play one game per seed. Returns the games in the order of ``seeds``.
+    """Play a game per seed. Returns the games in the order of ``seeds``.
 
     Each thread plays one game at a time: in float64, batches are hardly faster than single frames.
     """
@@ -166,7 +165,7 @@ def main() -> None:
             first = message.get("seed", 0)
             seeds = range(first, first + message.get("episodes", job["episodes"]))
             say({"evaluation": evaluate(policy, seeds, greedy=job["greedy"], threads=job["threads"])})
-        except UsageError as error:  # perhaps the checkpoint was pruned
+        except UsageError as error:  # perhaps it was pruned
             log.info("skipping version %d: %s", version, error, exc_info=error.__cause__)
             say({"skipped": version, "reason": str(error)})
 

@@ -36,8 +36,8 @@ class Turn:
 def whole_game(policy: "Policy", seed: int, *, greedy: bool) -> Generator[Turn, None, None]:
     """Play the game of ``seed`` over all lives, turn by turn.
 
-    Each game gets a new environment, because some games keep memory across a reset. To leave a game before its end,
-    close the generator. The call sets torch to one thread. Raises UsageError if a custom environment fails.
+    Each game gets a new environment, because some keep memory across a reset. Close the generator to leave a game
+    early. Sets torch to one thread. Raises UsageError if a custom environment fails.
     """
     import torch  # torch and the games take seconds to import
 

@@ -50,13 +50,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl plot``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl plot"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Write the picture and print its path. Raises UsageError."""
+    """Write the picture and print its path."""
     panels = chosen_panels(options.panels)
     runs = read_runs(options.runs)
     output = options.output or options.runs[0] / "plot.png"
@@ -121,7 +120,7 @@ def layout(panels: Sequence[str], x_axes: Sequence[XAxis]) -> list[list[tuple[st
 
 
 def draw_score(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-    """The mean of the last 50 games as a line, and evaluations as points with their 95 % intervals."""
+    """The mean of the last 50 games as a line, and evaluations with their 95 % intervals as points."""
     _draw_curves(axes, groups, x, lambda run: run.column("score_mean_50"))
     evaluated = False
     for group, line in _looks(groups):
@@ -158,7 +157,7 @@ def draw_throughput(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
 
 
 def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-    """The share of each outcome of contributions. With several groups, only the share that was not used."""
+    """The share of each outcome of contributions. With several groups, only the share of those not used."""
     if len(groups) > 1:
         _draw_curves(axes, groups, x, lambda run: 100 - outcome_shares(run)["used"])
         _from_zero(axes)
@@ -264,7 +263,6 @@ def _draw_band(axes: Axes, lows: Curve, highs: Curve, colour: str) -> None:
 
 
 def _looks(groups: Sequence[Group]) -> Iterator[tuple[Group, dict[str, Any]]]:
-    """Each group with the colour and style of its lines."""
     for index, group in enumerate(groups):
         yield group, look(index)
 

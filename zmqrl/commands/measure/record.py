@@ -59,13 +59,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl record``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl record"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Record one game and print its result. Raises UsageError."""
+    """Record one game and print its result."""
     require_extra("video", "zmqrl record needs")
     output, seconds = options.output, options.seconds
     require(0 <= options.seed < 2**32, f"--seed {options.seed}: must be at least 0 and below 2^32.")
@@ -102,7 +101,7 @@ def record(
     """Play the game of ``seed`` and write it to ``path``. Returns the result as ``--json`` prints it.
 
     The policy sees its own frames. The video shows a second game in colour, with the same seed and actions. Raises
-    UsageError if the environment cannot be drawn or the file cannot be written.
+    UsageError if the environment cannot be drawn, or the file written.
     """
     from zmqrl.learner.picture import make_picture  # takes seconds
 
@@ -139,13 +138,13 @@ def record(
 
 
 def _is_same(turn: Turn, before: "Shown", shown: "Shown") -> bool:
-    """Whether the picture shows the same ``turn`` as the game that the policy plays."""
+    """Whether the picture shows the ``turn`` that the policy plays."""
     is_seen = before.observation is None or np.array_equal(before.observation, turn.observation)
     return is_seen and float(np.float32(shown.reward)) == turn.reward and shown.over == turn.over
 
 
 def main() -> None:
-    """Record a game for each checkpoint that the supervisor asks for, under the name that it gives."""
+    """Record a game for each checkpoint and name that the supervisor sends."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.commands.measure.record")
     told, run = Messages(), Path(job["run_dir"])
@@ -204,7 +203,7 @@ class _Video:
         self._writer.close()
 
     def finish(self) -> None:
-        """Write the rest of a closed video, and check that the file is whole. Raises OSError."""
+        """Write the rest of a closed video, and check that it is whole. Raises OSError."""
         if self._path.suffix == ".gif":
             self._path.write_bytes(self._gif.getvalue())
             return

@@ -28,13 +28,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl report``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl report"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Write the page and print its path. Raises UsageError."""
+    """Write the page and print its path."""
     require_extra("plot", "pictures need")
     output = options.output or options.run / "report.md"
     require(output.suffix == ".md", f"--output {output}: the name must end with .md.")

@@ -63,7 +63,6 @@ class Options(Source):
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl simulate``. Raises ZmqrlError."""
     return run(options_from(arguments))
 
 
@@ -105,7 +104,7 @@ def base(file: Path | None, known: Known) -> Scenario:
 
 @interruptible()
 def run(options: Options) -> int:
-    """Simulate, and print the result. Raises ZmqrlError."""
+    """Simulate, and print the result."""
     if options.plot is not None:
         check_picture("--plot", options.plot)
     axes = [Axis.parse(text) for text in options.sweep]
@@ -149,7 +148,7 @@ def tell_of_recording(scenario: Scenario, shards: Collection[int]) -> None:
 
 
 def tell_of_loss(scenarios: Iterable[Scenario]) -> None:
-    """Tell the user if lost packets do not slow down transfers, for lack of latency."""
+    """Warn if lost packets do not slow down transfers, for lack of latency."""
     if any(each.loss and not each.latency for each in scenarios):
         sys.stderr.write("--loss without --latency only adds timeouts: set --latency to also limit transfer rates.\n")
 

@@ -16,7 +16,7 @@ from zmqrl.process import LOOK_UP_EVERY_S, interruptible, unset
 from zmqrl.rundir import RunDirectory
 from zmqrl.words import as_text, as_word
 
-STARTER = "ZMQRL_STARTER"  # the descriptor of a pipe to which a detached run writes its directory when it is up
+STARTER = "ZMQRL_STARTER"  # descriptor of a pipe, to which a detached run writes its directory when it is up
 PIPE_BYTES = 4096  # more than any path
 
 
@@ -42,7 +42,7 @@ def detach(command: str, arguments: Sequence[str]) -> int:
         if callable(signal.getsignal(number)):  # false if the signal is ignored
             signal.signal(number, interrupt)
     if callable(signal.getsignal(signal.SIGHUP)):
-        signal.signal(signal.SIGHUP, lambda number, frame: None)  # unlike SIG_IGN, the run does not inherit this
+        signal.signal(signal.SIGHUP, lambda number, frame: None)  # unlike SIG_IGN, not inherited by the run
     run = subprocess.Popen(
         program,
         stdin=subprocess.DEVNULL,

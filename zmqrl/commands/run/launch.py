@@ -56,7 +56,6 @@ class Options(HostOptions, LoginOptions):
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl launch``. Raises ZmqrlError."""
     if asks_for_help(arguments):
         groups = (*help.HOSTS, *help.RUN)
         default = over_tcp(default_of(arguments, Options))
@@ -80,7 +79,6 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options, config: Config) -> int:
-    """Launch a run and return the exit status. Raises ZmqrlError."""
     if options.requeue and not options.slurm:
         raise UsageError("--requeue needs --slurm.")
     if options.ray is not None and config.device == "cuda":
@@ -104,7 +102,7 @@ def run(options: Options, config: Config) -> int:
 
 
 def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirectory, stages: Stages) -> Deployment:
-    """Connect to all hosts and choose the host of each process. Raises ClusterError, which names each failed host."""
+    """Connect to all hosts, and place the processes. Raises ClusterError, which names each failed host."""
     of_all = counted(len(reach.hosts), "host")
     if options.sync != "none":
         stages.at("installing", f"installing zmqrl on {of_all}")
@@ -130,7 +128,7 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
         preflight.Verdict(unknown).check()
         files = Mirror(links, directory, host_of)
         if not config.resume:
-            files.clean(whole=False)  # files of an earlier run may be in a directory of this name
+            files.clean(whole=False)  # an earlier run may have used a directory of this name
         probes = probe_ids(links)
         hosts_of_all = dict(host_of) | {probe: host for host, probe in probes.items()}
         launcher = DaemonLauncher(links, hosts_of_all.__getitem__, files=files)
@@ -188,7 +186,7 @@ def other_code(up: Up, instead: str) -> str:
 def _print_plan(options: Options, reach: Reach, config: Config) -> None:
     """Print a dry run without contacting hosts.
 
-    Assume that a host has as many cores as given slots, or as this machine.
+    Assume a core for each given slot of a host, or else the cores of this machine.
     """
     cores = {host.name: reach.cores_given.get(host.name, host.slots or CORES) for host in reach.hosts}
     placement = place_run(config, reach.hosts, cores)

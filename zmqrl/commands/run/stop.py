@@ -30,13 +30,11 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl stop``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl stop"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Stop a run. Raises ZmqrlError."""
     if job := Submitted.read(options.run):
         follow.stop(job)
         return 0
@@ -80,5 +78,5 @@ def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
 
 
 def _may_have_processes(answer: Seen | str) -> bool:
-    """Whether a host may still have processes of the run. A text as ``answer`` says why there was none."""
+    """Whether a host may still have processes of the run. A text says why there was no ``answer``."""
     return not is_over(answer) if isinstance(answer, str) else answer.alive

@@ -93,8 +93,7 @@ def submit(arguments: list[str], config: Config) -> int:
 
 
 def sbatch_options(directory: str, name: str, given: list[str]) -> list[str]:
-    """The options of sbatch for a run ``name`` below ``directory``. Those that the user has ``given`` override others.
-    """
+    """The options of sbatch for a run ``name`` below ``directory``. The user's own, ``given``, override the others."""
     return [*SBATCH, f"--job-name={name}", f"--chdir={directory}", f"--output={directory}/{name}.log", *given]
 
 

@@ -26,7 +26,7 @@ IN_A_RUN: Final = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Resumed:
-    """The options that select the base settings: those of an earlier run, or of a recipe and a scenario."""
+    """The options that select the base settings: an earlier run, or a scenario."""
 
     resume: bool = False
     run_dir: Path | None = None
@@ -42,7 +42,6 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Train on this machine. Raises ZmqrlError."""
     if asks_for_help(arguments):
         help.show(Options, default_of(arguments, Options), f"zmqrl train {RECIPE}", help.RUN, help.TRAIN)
         return 0
@@ -92,9 +91,7 @@ def config_from(
 
 
 def default_of(arguments: list[str], own: type[Any]) -> Config:
-    """The settings of the recipe in ``arguments``, or of breakout. ``arguments`` can have the ``own`` options of a
-    command. Raises UsageError for an unknown recipe.
-    """
+    """The settings of the recipe in ``arguments``, beside ``own`` options, or of breakout. Raises UsageError."""
     return _named(_recipe(arguments, own)[0])
 
 
@@ -103,7 +100,7 @@ def _named(recipe: str | None) -> Config:
 
 
 def _recipe(arguments: list[str], *own: type[Any]) -> tuple[str | None, list[str]]:
-    """The recipe, which may stand anywhere in ``arguments``, and the options. Raises UsageError."""
+    """The recipe, from anywhere in ``arguments``, and the options. Raises UsageError."""
     words, options = operands(_with_profile_default(_with_run_dir(arguments)), (*own, Config), RECIPES)
     if words and words[0] not in RECIPES:
         raise UsageError(
@@ -146,7 +143,7 @@ def _with_run_dir(arguments: list[str]) -> list[str]:
 
 
 def _with_profile_default(arguments: list[str]) -> list[str]:
-    """Add the default number of versions to a ``--profile`` without a number."""
+    """Complete a ``--profile`` without a number."""
     completed = []
     for argument, following in zip(arguments, [*arguments, "--end"][1:], strict=True):
         completed.append(argument)

@@ -40,13 +40,11 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl worker``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl worker"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Work as an external worker until the run ends. Raises ZmqrlError."""
     cluster, config = Cluster.read(options.cluster), Config.read(options.cluster)
     if options.threads < 1:
         raise UsageError(f"--threads {options.threads}: must be 1 or more.")
@@ -62,7 +60,7 @@ def run(options: Options) -> int:
     if cluster.key_files is not None:
         path = options.cluster.parent / cluster.key_files[rank]
         cluster = replace(cluster, keys=ClientKeys.read(path, run=cluster.run, rank=rank))
-    from zmqrl.worker import join  # takes seconds, because it imports torch
+    from zmqrl.worker import join  # takes seconds for torch
 
     with never_waiting():
         log = log_to_stderr("zmqrl.worker")

@@ -13,7 +13,7 @@ STEAL_SHARE = 0.05
 def cpu_use(before: str, after: str) -> dict[str, float]:
     """Compute ``machine_cores``, ``busy_cores`` and ``steal_share`` from two readings of ``/proc/stat``.
 
-    Steal is the time in which a hypervisor ran other machines. Raises ValueError if a reading has another form.
+    Steal is the time in which a hypervisor ran other machines. Raises ValueError for a malformed reading.
     """
     passed = [now - then for then, now in zip(_ticks(before), _ticks(after), strict=True)]
     cores = sum(line.startswith("cpu") for line in after.splitlines()) - 1

@@ -1,4 +1,4 @@
-"""Finds hosts and routes whose network is much slower than that of the others. Pure."""
+"""Finds hosts and routes that are much slower than the others. Pure."""
 
 from collections.abc import Iterator, Mapping
 from statistics import median

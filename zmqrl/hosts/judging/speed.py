@@ -67,9 +67,9 @@ class Expectation:
 
 
 def gradients(placement: Placement, layout: Layout, codec: Codec) -> dict[Pair, int]:
-    """The bytes of gradients that an update sends over each route between two hosts, without external workers.
+    """The bytes of gradients per update over each route between two hosts, without external workers.
 
-    The weights take the same number of bytes in the opposite direction.
+    Weights take as many in the opposite direction.
     """
     workers = Counter(host for process, host in placement.host_of.items() if process.role == "worker")
     found: Counter[Pair] = Counter()
@@ -90,7 +90,7 @@ def expect(
     *,
     together: bool = True,
 ) -> Expectation | None:
-    """The updates per second to expect if computing took no time. None if no route of the run has a known rate.
+    """The updates per second if computing took no time. None if no route of the run has a known rate.
 
     An update sends all gradients, then all weights, each over all routes at once, and costs the longest round trip.
     Routes share their hosts, which send and receive as fast as their fastest measured route. Without ``together``, as

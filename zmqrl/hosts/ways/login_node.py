@@ -1,4 +1,4 @@
-"""The login node of a Slurm cluster, over one ssh connection: submits a job, follows the job, and fetches its files."""
+"""The login node of a Slurm cluster, over one ssh connection: submits a job, follows it, and fetches its files."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ OVER: Final = frozenset(
 )
 # Files without a meaning elsewhere, and the keys of the run.
 KEPT_THERE: Final = ("./.lock", "./cluster.json", "./keys", "./left.json", "./sockets", "./state")
-LATE_S = 120  # files can appear this late on the login node, over a network
+LATE_S = 120  # on a network disk, files can appear this late on the login node
 MAKE_DIRECTORY = 'mkdir -p -- "$1" && cd -- "$1" && pwd && { stat -c %s -- "$2.log" 2>/dev/null || echo 0; }'
 LOOK = (
     '{ squeue --noheader --states=all --format="%T %r" --jobs "$1" 2>/dev/null || echo GONE; } | tail -n 1; '
@@ -138,12 +138,12 @@ class LoginNode:
         return state or GONE, reason, news
 
     def ask_to_stop(self, job: Submitted, *, has_begun: bool) -> None:
-        """End a job after a checkpoint, or at once if the job has not begun."""
+        """End a job after a checkpoint, or at once if it has not begun."""
         how = ["--batch", "--signal=TERM"] if has_begun else []
         self.run(["scancel", *how, job.job])
 
     def fetch(self, job: Submitted, to: Path, since: int) -> int:
-        """Copy the files of a run that have changed after ``since``, a time on the clock of the login node.
+        """Copy the files of a run that have changed after ``since``, a time on the login node's clock.
 
         Returns ``since`` for the next call. Leaves out the files in ``KEPT_THERE``. Raises ClusterError.
         """

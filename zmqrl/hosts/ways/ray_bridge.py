@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def _feed(relay: Any) -> None:
-    """Pass standard input on, one piece after the other."""
+    """Pass on standard input, piece by piece."""
     data = b"first"
     while data:
         data = os.read(0, PIECE_BYTES)

@@ -37,16 +37,12 @@ class RayCluster:
 
     @classmethod
     def at(cls, address: str) -> Self:
-        """Ask the cluster for its nodes.
-
-        Raises UsageError if Ray is not installed, and ClusterError if there is no answer.
-        """
+        """Ask the cluster for its nodes. Raises UsageError without Ray, and ClusterError without an answer."""
         require_extra("ray", "--ray needs")
         with _asked(address, {}, CONNECTED_WITHIN_S) as answer:
             return cls(address=address, nodes=_by_name(answer["nodes"]))
 
     def hosts(self) -> tuple[Host, ...]:
-        """The nodes as hosts."""
         return tuple(Host(name=name, address=node.address) for name, node in self.nodes.items())
 
     @property
@@ -67,7 +63,7 @@ class RayCluster:
     def reserved(self, hosts: Iterable[str]) -> Iterator[None]:
         """Reserve the free CPUs of ``hosts`` in the block, with one placement group.
 
-        Ray frees them if this process is killed. Raises ClusterError if other programs use some of them.
+        Ray frees them if this process is killed. Raises ClusterError if programs use some of them.
         """
         cpus = {self.nodes[name].id: self.nodes[name].free_cpus for name in hosts}
         with _asked(self.address, {"cpus": cpus, "within_s": RESERVED_WITHIN_S}, 2 * CONNECTED_WITHIN_S) as answer:

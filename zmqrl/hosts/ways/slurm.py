@@ -24,7 +24,7 @@ class Allocation:
     job: str
     cluster: str
     cores: Mapping[str, int]
-    """The cores of each node, in the order of the nodes."""
+    """The cores of each node, in order."""
 
     def hosts(self, node_address: str | None) -> tuple[Host, ...]:
         """The nodes as hosts, at the addresses that Slurm uses, or at ``node_address`` with the node's name for %N."""
@@ -42,7 +42,7 @@ class Allocation:
 
 
 def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
-    """The allocation of the job that runs this process.
+    """The job that runs this process.
 
     Raises UsageError outside a job and for malformed variables, and ClusterError if Slurm has no such nodes.
     """
@@ -101,8 +101,8 @@ def _number_in(environment: Mapping[str, str], name: str) -> int:
 def resolve(names: Mapping[str, str]) -> dict[str, str]:
     """The IPv4 addresses of nodes, from names or addresses. Raises UsageError for an unknown name.
 
-    Many machines resolve their own name to a loopback address. The result then has the address from which this machine
-    reaches another node.
+    Many machines resolve their own name to loopback. The result then has the address from which this machine reaches
+    another node.
     """
     addresses = {}
     for node, name in names.items():
@@ -124,7 +124,7 @@ def resolve(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def own_address(other: str) -> str:
-    """The address from which this machine reaches ``other``. Raises OSError if ``other`` cannot be reached."""
+    """The address from which this machine reaches ``other``. Raises OSError if there is none."""
     with host_socket.socket(host_socket.AF_INET, host_socket.SOCK_DGRAM) as probe:
         probe.connect((other, 9))  # with UDP, connect sends nothing
         return str(probe.getsockname()[0])
@@ -135,15 +135,14 @@ def _is_loopback(address: str) -> bool:
 
 
 def srun_command(job: str, node: str, words: Sequence[str]) -> list[str]:
-    """The command that runs ``words`` on a node of ``job``. It shares the node's resources with other steps of the job.
-    """
+    """The command that runs ``words`` on a node of ``job``, and shares its resources with other steps."""
     where = ["--jobid", job, "--nodelist", node, "--nodes", "1", "--ntasks", "1", "--ntasks-per-node", "1"]
     how = ["--overlap", "--cpu-bind", "none", "--mpi", "none", "--export", "ALL"]
     return ["srun", *where, *how, *words]
 
 
 def is_over(why: str) -> bool:
-    """Whether ``why`` says that srun could not start a daemon because the job has ended."""
+    """Whether srun failed, for the reason ``why``, because the job has ended."""
     return any(words in why for words in OVER)
 
 

@@ -22,7 +22,7 @@ def ssh_command(
     alive = ["-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=3"]
     # A connection shared with the user's other sessions would end with them.
     alive += ["-o", f"ControlMaster={'yes' if master else 'no'}", "-o", f"ControlPath={master or shared or 'none'}"]
-    # Configured ports and commands are for a shell. Another session may already have the ports.
+    # The user's forwarded ports and RemoteCommand are for a shell. Another session may already have the ports.
     alive += ["-o", "RemoteCommand=none", "-o", "ClearAllForwardings=yes", "-o", "ExitOnForwardFailure=no"]
     remote = f"exec {shlex.join(words)}"
     return ["ssh", *options, "-T", "-o", "BatchMode=yes", *alive, destination, remote]

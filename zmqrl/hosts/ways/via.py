@@ -1,4 +1,4 @@
-"""Hosts behind any command that connects to a host, such as ``docker exec -i {host}`` or ``kubectl exec -i {host} --``.
+"""Hosts behind any command, such as ``docker exec -i {host}`` or ``kubectl exec -i {host} --``.
 
 The command is a list of words. No shell on this machine reads it.
 """

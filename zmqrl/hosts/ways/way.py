@@ -1,4 +1,4 @@
-"""How the launcher reaches a host: the choice between this machine itself, ``via`` and ssh."""
+"""How the launcher reaches a host: directly, with ``via`` or with ssh."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
