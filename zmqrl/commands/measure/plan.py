@@ -44,7 +44,6 @@ class Chosen:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl plan``. Raises ZmqrlError."""
     settings, rest = settings_from(arguments, PROGRAM, Options)
     if not asks_for_help(rest):
         chosen, _ = parse_known(Chosen, rest, PROGRAM)
@@ -55,7 +54,7 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options) -> int:
-    """Search, and print every run that was tried. Raises ZmqrlError."""
+    """Search, and print every run that was tried."""
     tell_of_recording(options.settings, SHARDS)
     tell_of_loss([options.settings])
     if left_out := [name for name in LEFT_OUT if getattr(options.settings, name)]:
