@@ -61,7 +61,10 @@ COMMANDS = {
     "compare": Command("measure.compare", "RUN RUN [RUN ...]", "compare the settings and results of runs"),
     "report": Command("measure.report", "RUN [options]", "write a page about the result of a run"),
     "reproduce": Command(
-        "measure.reproduce", "RESULT [options]", "train again as a result did, and judge the new run", is_guarded=True
+        "measure.reproduce",
+        "RESULT [options]",
+        "train again with the settings of a result, and compare both runs",
+        is_guarded=True,
     ),
     "completion": Command("completion", "bash|zsh|fish", "print a script that completes commands in a shell"),
 }
@@ -81,7 +84,10 @@ def guarded_main() -> None:
     if name in COMMANDS and COMMANDS[name].is_guarded and (status := in_guarded_child()) is not None:
         crash = status - 128
         if crash in CRASHES:
-            sentence = f"zmqrl {name} ended ({ended_how(-crash)}): perhaps its environment or its network has crashed."
+            how = ended_how(-crash)
+            sentence = (
+                f"zmqrl {name} ended ({how}): perhaps native code of its environment or neural network has crashed."
+            )
             status = _complain(sentence, UsageError.exit_status)
         sys.exit(status)
     main()

@@ -60,7 +60,7 @@ class Efficiency:
 
     @property
     def efficiency(self) -> float:
-        """The speed of training as a fraction of the component limit."""
+        """``steps_per_s`` as a fraction of ``limit_steps_per_s``."""
         return self.steps_per_s / self.limit_steps_per_s
 
     def of_round(self, number: int) -> "Efficiency":
@@ -98,7 +98,7 @@ def split_of(
 ) -> dict[str, float]:
     """The ``split_s`` of a round, from the table ``cycles`` of each worker.
 
-    Only whole iterations from ``first_version`` on count. A rollout takes much longer than a gradient, so part of an
+    Counts only whole iterations, from ``first_version`` on. A rollout takes much longer than a gradient, so part of an
     iteration would not be a fair sample. Raises ClusterError if there is no whole iteration.
     """
     spent_us, steps, window_us = dict.fromkeys(SPLIT[:-1], 0), 0, 0

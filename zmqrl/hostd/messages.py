@@ -388,7 +388,9 @@ def _fields(cls: type[Any]) -> dict[str, tuple[Any, bool]]:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a decoded JSON value has the type ``hint``. Any fits all, because processes check their own messages."""
+    """Whether a decoded JSON value has the type ``hint``. If ``hint`` is ``Any``, every value fits, because processes
+    check their own messages.
+    """
     if hint is Any:
         return True
     origin, inner = get_origin(hint), get_args(hint)

@@ -39,7 +39,7 @@ class Reach:
     way: Way
     """How to run a command on a host."""
     home: str
-    """The machine or cluster within which a path means one run directory."""
+    """The machine or cluster on which the path of the run directory is valid. Both together identify the run."""
     cores_given: Mapping[str, int]
     """The cores that the run may use, if a batch system or Ray limits them."""
     addresses_given: Mapping[str, str]
@@ -165,7 +165,7 @@ class HostOptions:
         return {"options": options, "variables": variables}
 
     def resumed(self, given: Mapping[str, Any], where: Path) -> Self:
-        """The options ``given`` in an earlier session, as by :meth:`to_json`, overridden by these.
+        """The options of an earlier session, overridden by these options. ``given`` has the form of :meth:`to_json`.
 
         The hosts file has the values of environment variables. Raises UsageError, which names ``where``, if they cannot
         be read.

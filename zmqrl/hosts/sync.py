@@ -46,7 +46,7 @@ def make_environments(
     """Make an environment with this zmqrl on all ``hosts`` at once. Returns the path of each environment's Python, by
     host.
 
-    ``say`` gets the progress, and pip the environment ``variables``. With ``offline``, this machine sends the packages
+    ``say`` gets the progress. pip gets the environment ``variables``. With ``offline``, this machine sends the packages
     that a host lacks. Raises UsageError if zmqrl is not installed here, and ClusterError, which names each host that
     failed.
     """

@@ -54,7 +54,9 @@ class Histogram:
         return float(self.maximum if rank == self.count else min(_value(bucket), self.maximum))
 
     def to_json(self) -> dict[str, object]:
-        """Plain data, without empty buckets. The numbers of the others become differences, which compress well."""
+        """Plain data. Empty buckets are left out. The indices of the others are stored as differences, which compress
+        well.
+        """
         filled = np.flatnonzero(self.counts)
         return {
             "gaps": np.diff(filled, prepend=0).tolist(),

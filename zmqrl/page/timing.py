@@ -21,7 +21,7 @@ def read_timing(profile: Path, *, asynchronous: bool) -> dict[str, Any]:
     """The heat map, the blame table and the use of hosts over the newest versions in the directory ``profile``.
 
     - ``spans``: by rank, the mean seconds of each span per contribution.
-    - ``kth``: by rank, the share of versions in which the rank was the K-th.
+    - ``kth``: by rank, the share of versions that its contribution completed, as the K-th.
     - ``versions``: the last versions, each with the rank that was the K-th.
     - ``work``: by rank, the seconds of work for each of these versions, or null.
     """

@@ -36,9 +36,10 @@ class ProcessRecording:
     """The recording of one process.
 
     ``clock`` identifies the monotonic clock of the process. ``cores`` counts the cores that the process can use, and
-    ``machine_cores`` those of its machine. Older recordings lack ``machine_memory_kb``. ``parts`` has the end and the
-    histograms of each block. ``earlier`` has the histograms of all blocks before ``parts[covered:]``, including blocks
-    of removed files. ``untraced`` counts the spans of traced versions that had no room in the trace.
+    ``machine_cores`` those of its machine. Older recordings lack ``machine_memory_kb``. A process writes its recording
+    in blocks. ``parts`` has the end time and the histograms of each block. ``earlier`` has the sum of the histograms of
+    all blocks before ``parts[covered:]``, even if their files were removed. ``untraced`` counts the spans of traced
+    versions that had no room in the trace.
     """
 
     process: ProcessId
@@ -161,7 +162,7 @@ class Recording:
         processes = []
         for each in cls.read(
             directory, ALL[left_out:]
-        ).processes:  # one more version, whose end is where the others begin
+        ).processes:  # also version `left_out`: the times of the later versions begin at its end
             rest = each.after(left_out)
             processes.append(replace(rest, earlier=each.earlier, parts=each.parts, covered=each.covered))
         return cls(tuple(processes), left_out)
@@ -195,7 +196,7 @@ class Recording:
                     if about is None or not about.keys() >= ABOUT or about["format"] != FORMAT:
                         break
                     _add_block(found, about, block, versions)
-                except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # of another program
+                except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # a damaged block
                     break
         return cls(tuple(found[key] for key in sorted(found)))
 

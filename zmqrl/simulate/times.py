@@ -23,7 +23,7 @@ from zmqrl.simulate.scenario import RECORDED, Scenario
 def scenario_of(run: Path) -> Scenario:
     """The scenario of a run: its workers, shards, parameters and work. Raises UsageError if ``run`` is not a run.
 
-    If the run has a recording, hosts, cores and the costs of the shards come from it.
+    Hosts, cores and the costs of the shards come from the run's recording, if it has one.
     """
     recorded = recorded_run(run)
     if recorded is None:
@@ -69,8 +69,8 @@ def recorded_run(run: Path) -> RecordedRun | None:
 def recorded_times(run: Path, updates: int, *, transfers: bool = True) -> ComputeTimes:
     """The recorded times of a run's workers, for ``updates`` updates. ``transfers``: whether to include transfer times.
 
-    Without a recording, the times are means over the second half of the run's ``metrics.jsonl``, as CPU time. Raises
-    UsageError if ``run`` is not a run, or has no times yet.
+    Without a recording, the times are means over the second half of the run's ``metrics.jsonl``, and count as CPU time.
+    Raises UsageError if ``run`` is not a run, or has no times yet.
     """
     recorded = recorded_run(run)
     if recorded is not None:

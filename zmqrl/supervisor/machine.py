@@ -98,7 +98,7 @@ class SupervisorMachine:
         return [process for process in map(shard_id, sorted(self.shards.down)) if self.processes.was_full(process)]
 
     def begin(self, now: float) -> list[e.Action]:
-        """Start all shards and workers, which import their modules while the shards come up."""
+        """Start all shards and workers at once: the workers import their modules while the shards come up."""
         self._start_by = now + START_WITHIN_S
         self.stalls.made(min(self.shards.checkpoint), now)
         first = [*map(shard_id, self.shards.numbers), *map(worker_id, self.local_ranks)]

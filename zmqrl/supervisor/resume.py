@@ -68,7 +68,7 @@ def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None
     """
     if config.env != stored.env:
         raise UsageError(f"{path} was trained on {stored.env}, not on {config.env}: start a new run for {config.env}.")
-    now, then = config.envs, stored.envs  # the game is of the same kind in both
+    now, then = config.envs, stored.envs  # both are Atari games, or both are other environments
     kinds = {now.flavour(): then.flavour(), now.gymnasium_flavour(): then.gymnasium_flavour()}
     if (before := kinds.get(flavour, flavour)) != flavour:
         raise UsageError(f"{path} was trained on games of another flavour ({before}; not {flavour}): start a new run.")
@@ -77,9 +77,9 @@ def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None
 def mend_histories(directory: RunDirectory, checkpoint: Checkpoint) -> tuple[int, list[str]]:
     """Remove unreadable lines from the histories before the run continues from ``checkpoint``. Raises ClusterError.
 
-    Returns the newest generation of the run, and sentences about problems in the histories. If the run used the older
-    generation of ``checkpoint`` again, a shard could not tell the lines that this resume undoes from versions that it
-    lost.
+    Returns the newest generation of the run, and sentences about problems in the histories. The run must continue in a
+    generation above all generations in the histories. Otherwise, a shard could take lines that this resume undoes for
+    versions that it has lost.
     """
     generation, news = checkpoint.generation, []
     for shard in range(checkpoint.layout.shards):

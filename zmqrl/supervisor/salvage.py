@@ -37,7 +37,7 @@ PAUSE_S = 1.0
 START_WITHIN_S = 60.0
 GREET_WITHIN_S = 20.0
 COPY_WITHIN_S = 30.0
-UP_WITHIN_S = 10.0  # for a host that is no longer needed
+UP_WITHIN_S = 10.0  # for a host that is needed only to copy and remove its old files
 
 Notice = Callable[[str], None]
 

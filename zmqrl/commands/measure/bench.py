@@ -33,6 +33,7 @@ def machine() -> str:
     about = provenance()
     load = os.getloadavg()[0]
     return (
-        f"{about['cpu']}, {counted(about['cores'], 'core')}, load {load:.1f} before; Python {about['python']}, "
+        f"{about['cpu']}, {counted(about['cores'], 'core')}, load {load:.1f} before the "
+        f"benchmark; Python {about['python']}, "
         f"torch {about['packages']['torch']}, zmqrl {about['commit'] or about['zmqrl']}"
     )

@@ -21,7 +21,7 @@ LEFT_OUT = ("failures", "worker_hosts", "shard_hosts")
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Source):
-    """Find the numbers of workers, backups and shards with which a run uses the most agent steps per second.
+    """Find the numbers of workers, backups and shards with which a run learns from the most agent steps per second.
 
     zmqrl plan [FILE] --workers-up-to N [options]. Options describe hosts, network and work, as in zmqrl simulate.
     """

@@ -73,7 +73,9 @@ def run(options: Options) -> int:
 
 
 def chosen_panels(words: Sequence[str]) -> list[str]:
-    """The panel names in ``words``, which commas can join. Without words: all. Raises UsageError."""
+    """The panel names in ``words``. A word can hold several names, separated by commas. Without words: all. Raises
+    UsageError.
+    """
     names = [name for word in words for name in word.split(",") if name]
     for name in names:
         if name not in PANELS:
@@ -107,7 +109,8 @@ def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequ
 def layout(panels: Sequence[str], x_axes: Sequence[XAxis]) -> list[list[tuple[str, XAxis]]]:
     """The panel and the x-axis of each cell of the picture, row by row.
 
-    Two x-axes are side by side. With one, the panels fill two columns, and the first of an odd number has its own row.
+    Two x-axes are side by side. With one x-axis, the panels fill two columns. If their number is odd, the first panel
+    has its own row.
     """
     if len(x_axes) > 1:
         return [[(panel, x) for x in x_axes] for panel in panels]
@@ -241,7 +244,7 @@ def _draw_curves(
     for group, line in _looks(groups):
         gradients = [run.column("gradients") for run in group.runs] if of_gradients else None
         found = curve([(positions(run, x), column(run)) for run in group.runs], gradients)
-        single = len(found.x) == 1  # a line of one point is invisible, and the edge would clip it
+        single = len(found.x) == 1  # a line of one point needs a marker, which the edge must not clip
         axes.plot(found.x, found.mean, marker="o" if single else None, markersize=4, clip_on=not single, **line)
         for beyond in found.beyond:
             axes.plot(*beyond, **(line | {"linewidth": 0.8, "alpha": 0.6}))

@@ -101,7 +101,7 @@ def record(
     """Play the game of ``seed`` and write it to ``path``. Returns the result as ``--json`` prints it.
 
     The policy sees its own frames. The video shows a second game in colour, with the same seed and actions. Raises
-    UsageError if the environment cannot be drawn, or the file written.
+    UsageError if the environment cannot be drawn, or if the file cannot be written.
     """
     from zmqrl.learner.picture import make_picture  # takes seconds
 

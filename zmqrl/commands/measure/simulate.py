@@ -37,7 +37,8 @@ class Source:
 class Known(Source):
     """Options that change the base settings.
 
-    ``--compute run:DIR`` takes some from the rollouts of that run. ``--shards`` changes the costs of a slice.
+    With ``--compute run:DIR``, some of them come from the rollouts of that run. ``--shards`` changes the costs of a
+    slice.
     """
 
     compute: str | None = None
@@ -134,7 +135,7 @@ def _live(scenario: Scenario) -> Callable[[Scenario], Result]:
 
 
 def tell_of_recording(scenario: Scenario, shards: Collection[int]) -> None:
-    """Warn if the recorded run has only mean times, or its transfers cannot predict these ``shards``."""
+    """Warn if the recorded run has only mean times, or if its transfers do not show the effect of these ``shards``."""
     run = scenario.recorded_run
     if run is None:
         return

@@ -78,5 +78,7 @@ def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
 
 
 def _may_have_processes(answer: Seen | str) -> bool:
-    """Whether a host may still have processes of the run. A text says why there was no ``answer``."""
+    """Whether a host may still have processes of the run. ``answer`` can also be a text that says why the host did not
+    answer.
+    """
     return not is_over(answer) if isinstance(answer, str) else answer.alive

@@ -64,8 +64,8 @@ def config_from(
     program: str = "zmqrl train",
     own: type[Any] = Options,
 ) -> Config:
-    """The settings of a command line without the ``own`` options of its ``program``. ``adapt`` changes the recipe
-    before options apply. Raises UsageError.
+    """The settings of a command line of ``program``, whose ``own`` options have been removed. ``adapt`` changes the
+    recipe before options apply. Raises UsageError.
     """
     recipe, options = _recipe(arguments)
     resumed, _ = parse_known(Resumed, options, program)
@@ -91,7 +91,7 @@ def config_from(
 
 
 def default_of(arguments: list[str], own: type[Any]) -> Config:
-    """The settings of the recipe in ``arguments``, beside ``own`` options, or of breakout. Raises UsageError."""
+    """The settings of the recipe named in ``arguments``, or of breakout if none is named. Raises UsageError."""
     return _named(_recipe(arguments, own)[0])
 
 

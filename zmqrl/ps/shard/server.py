@@ -442,7 +442,9 @@ class ShardServer:
         except OSError:
             self.log.warning("no new connection can be accepted: all descriptors of this process are in use")
         if false_names := self.reception.take_false_names():
-            self.log.warning("sent with the key of another rank or role: %s", false_names)
+            self.log.warning(
+                "messages in the name of another rank or role than that of the sender's key: %s", false_names
+            )
 
 
 def _stop(*_: object) -> None:

@@ -53,7 +53,7 @@ class WorkerMachine:
         self.tally = Tally()
         self.asynchronous = asynchronous
         self.shards = [KnownShard(shard, self.tally, asynchronous, heard_at=now) for shard in range(shards)]
-        self.contribution: int | None = None  # its generation; `KnownShard.computed_on` is its version at a shard
+        self.contribution: int | None = None  # its generation. `KnownShard.computed_on` has the version at each shard
         self.elapsed = 0  # progress of the run for the contribution, in millionths
         self.elapsed_then = 0  # the same, for the weights handed out last
         self.slowest = -1  # version that every shard has reached
@@ -311,7 +311,7 @@ class WorkerMachine:
                 if shard.is_outdated(message) or message.state == "empty":
                     return actions
                 shard.welcomed, shard.view = True, message.view
-                # A new process that welcomes us needs no HELLO.
+                # A restarted shard that has already welcomed us needs no HELLO.
                 actions = [a for a in actions if not (isinstance(a, e.SendControl) and isinstance(a.message, m.Hello))]
                 return [*actions, *self._catch_up(shard, message, now), *self._push(shard), *self._assemble(now)]
             case m.Snapshot():
