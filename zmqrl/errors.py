@@ -104,7 +104,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def blaming(what: str) -> Iterator[None]:
     """Turn exceptions and SystemExit of user code into a UsageError of one sentence.
 
-    If the cause may pass, this is a UserCodeError.
+    If the cause may be temporary, this is a UserCodeError.
     """
     try:
         yield

@@ -74,7 +74,7 @@ def refuse_what_is_taken(lab: Lab) -> None:
 
 
 def shared_directories(asked: list[str]) -> list[str]:
-    """The directories that hosts must share, because their own would hide them.
+    """The directories that hosts must share, because each host's own directories would hide them.
 
     These can be the checkout, Python's directories, and those that the user `asked` for.
 
@@ -201,7 +201,7 @@ def namespaces(name: str) -> list[str]:
 def end_processes(spaces: list[str]) -> None:
     """Kills the processes in these network namespaces.
 
-    With the first process of a host, the kernel ends all its others, whatever namespace they moved to.
+    When the first process of a host ends, the kernel ends its other processes, whatever namespace they moved to.
     """
     deadline = time.monotonic() + DOWN_WITHIN_S
     while pids := {int(pid) for netns in spaces for pid in run("ip", "netns", "pids", netns).stdout.split()}:

@@ -52,7 +52,7 @@ def main() -> NoReturn:
     for own, mode in OWN.items():
         mount("tmpfs", own, "tmpfs", options=f"mode={mode}")
     Path("/run/sshd").mkdir()
-    # Write these files before shared directories are mounted, so that none ends up in one.
+    # Write these files before shared directories are mounted, so that no file ends up in one of them.
     for file, (permissions, text) in files.items():
         file.parent.mkdir(mode=0o700, exist_ok=True)
         file.touch(permissions)

@@ -90,7 +90,7 @@ def first_process(lab: Lab, host: str) -> int:
 
 
 def processes(lab: Lab, host: str) -> Iterator[dict[str, Any]]:
-    """The processes on a host, with its own pids, without its first process and its SSH server."""
+    """The processes on a host, except its first one and its SSH server. The pids are those that the host sees."""
     # The host's /proc also has processes in namespaces that the host made itself.
     proc = Path(f"/proc/{first_process(lab, host)}/root/proc")
     for pid in sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()):

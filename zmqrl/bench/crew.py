@@ -20,7 +20,7 @@ ANSWER_WITHIN_S: Final = 300.0
 
 
 class Part(Protocol):
-    """The part of a process in one variant. Its arguments are plain data. ``facts`` holds data for other parts."""
+    """What a process does in one variant. The arguments of a part are plain data. ``facts`` is for other parts."""
 
     facts: Facts
 

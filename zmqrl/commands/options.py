@@ -76,7 +76,7 @@ def parse(
     The arguments override ``default``. Raises UsageError, which can also suggest an option of the classes ``beside``.
     """
     _refuse_repetition(arguments)
-    if _has_operands(cls):  # after an option, tyro takes no words for a list of operands
+    if _has_operands(cls):  # tyro accepts no list of operands after an option
         words, others = operands(arguments, [cls])
         arguments = [*others, "--", *words]
     with _one_sentence(program, arguments, (cls, *beside)):
@@ -131,8 +131,9 @@ def _has_operands(cls: type[Any]) -> bool:
 
 
 def options_of(cls: type[Any], prefix: str | None = "") -> Iterator[Option]:
-    """The options that tyro makes of a dataclass. Those of nested dataclasses have their path as ``prefix``, unless it
-    is None.
+    """The options that tyro makes of a dataclass, with ``prefix`` before each name.
+
+    Names in a nested dataclass also get the path of that dataclass, unless ``prefix`` is None.
     """
     path = prefix or ""
     hints = get_type_hints(cls, include_extras=True)
@@ -215,7 +216,7 @@ def _one_sentence(program: str, arguments: Iterable[str], of: Iterable[type[Any]
     except SystemExit as stop:
         if not stop.code:
             raise
-    # tyro prints the sentence in a box, between title and line. Boxes depend on the encoding.
+    # tyro prints the sentence in a box, between a title and a rule. The characters of the box depend on the encoding.
     lines = [line.strip("│╭╮╰╯|+ ") for line in complaint.getvalue().splitlines()]
     after_title = dropwhile(_is_rule, lines[1:])
     sentence = " ".join(takewhile(lambda line: not _is_rule(line), after_title)).rstrip(".")

@@ -50,7 +50,7 @@ MOST_UNSENT_BYTES = 64 << 20  # for a slow launcher, before log lines are droppe
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """A request for the stack of a process, which writes it to its log."""
+    """A request to a process to write its stack to its log."""
 
     sight: inspection.Sight
     since: float
@@ -386,7 +386,7 @@ class Daemon:
             self._pass_on_stack(child, child.asked)
 
     def _pass_on_stacks(self) -> None:
-        """Forward the stacks of processes. Ask a process again that does not answer because it runs no Python code."""
+        """Forward the stacks of processes. Ask again if a process does not answer because it runs no Python code."""
         now = time.monotonic()
         for child in self.children.values():
             asked = child.asked

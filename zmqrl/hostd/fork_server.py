@@ -3,7 +3,7 @@
 Importing torch and the games takes seconds of processor time. A fork takes milliseconds, and shares the memory of the
 imports. The fork server only imports, so it has no threads, ZeroMQ sockets or CUDA state, which cannot be forked.
 
-Without its answer, or for another environment, the daemon starts a process the usual way.
+If it does not answer, or a process needs another environment, the daemon starts the process the usual way.
 """
 
 import contextlib

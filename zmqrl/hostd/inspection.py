@@ -31,8 +31,9 @@ class Sight:
     answers: bool
 
     def is_past_python(self, before: "Sight") -> bool:
-        """Whether the main thread runs no Python code: it would have answered since ``before``, when it was asked for
-        its stack.
+        """Whether the main thread runs no Python code.
+
+        Python code would have answered since ``before``, when the process was asked for its stack.
         """
         return self.state in ("waiting", "blocked") or self.cpu_s - before.cpu_s >= BLOCKED_CPU_S
 

@@ -1,7 +1,7 @@
 """Gives a process that runs the user's code a guard, which ends everything that this code starts.
 
-The user's code can start programs, such as game servers, even in sessions of their own. A host daemon ends those of its
-processes (:mod:`zmqrl.hostd.orphans`). This module serves processes without a host daemon.
+The user's code can start programs, such as game servers, even in sessions of their own. A host daemon ends the programs
+that its processes leave (:mod:`zmqrl.hostd.orphans`). This module serves processes without a host daemon.
 """
 
 import os

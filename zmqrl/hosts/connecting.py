@@ -65,7 +65,7 @@ def connect(links: Sequence[Link], news: News | None = None, *, instead: str | N
                     del waiting[link.host]
                     tries[link.host] += 1
                     link.open()
-                for event in link.poll():  # of a link that is up, too, to keep its connection alive
+                for event in link.poll():  # even if the link is up, to keep its connection alive
                     if news is not None:
                         news(link.host, event)
             except LinkLost as lost:

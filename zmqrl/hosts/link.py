@@ -252,7 +252,7 @@ class Link:
                 del self._unsent[: os.write(self.process.stdin.fileno(), self._unsent)]
 
     def _last_words(self) -> str:
-        """The last line of standard error, after that of standard output if no event has arrived."""
+        """The last line of standard error. If no event has arrived, the last line of standard output comes first."""
         printed = b"" if self._has_answered else self._arrived.rest.strip()[:WORDS_BYTES] or self._printed
         last = self._words.strip().rpartition(b"\n")[2]
         return " / ".join(line.decode(errors="replace") for line in (printed, last) if line)

@@ -215,7 +215,7 @@ class Mirror:
             return have - len(self._tail(name))
         if compare and not self._agrees.get((host, name)):  # the file on the host is out of date
             return None
-        # A rollback shortens a history on both sides. Another file that is shorter there was replaced.
+        # A rollback shortens a history on both sides. Any other file that is shorter on the host has been replaced.
         if have > size and not compare and not name.startswith("history/"):
             return 0
         return have if have < size else None

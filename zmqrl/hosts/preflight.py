@@ -41,7 +41,7 @@ class Survey:
     """The findings about hosts and routes. ``failed`` says why the probe of a host failed.
 
     The facts about a host come from its daemon and :mod:`zmqrl.hosts.probe`, with ``clock_ahead_s`` added. ``loopback``
-    has the address of each host that resolves it to loopback, so that other hosts cannot reach the host.
+    has, by host, each address that the host itself resolves to loopback: other hosts cannot reach that host.
     """
 
     facts: Mapping[str, Facts]
@@ -111,7 +111,7 @@ def survey(
 
 
 def loopbacks(facts: Mapping[str, Facts], addresses: Mapping[str, str]) -> dict[str, str]:
-    """The address of each host that resolves it to loopback, as Debian does with a host's own name.
+    """By host, each address that the host itself resolves to loopback, as Debian does with a host's own name.
 
     Empty if there is only one machine.
     """

@@ -64,7 +64,7 @@ def try_env(env_id: str, config: EnvConfig) -> EnvSpec:
 
 
 def repeats_games(env_id: str) -> bool:
-    """Whether games of ``env_id`` repeat for the same seed and actions, as registered.
+    """Whether games of ``env_id`` repeat for the same seed and actions, according to its registration.
 
     Raises UsageError for an unknown id.
     """

@@ -116,7 +116,7 @@ class Learner:
 
     @property
     def uses_whole_rollouts(self) -> bool:
-        """Whether each gradient is that of a whole rollout, in order, as ``Rollout.activations`` need."""
+        """Whether each minibatch is a whole rollout, in its order, as ``Rollout.activations`` requires."""
         return isinstance(self.config, BA3CConfig)
 
     def prepare(self, rollout: Rollout) -> None:

@@ -94,7 +94,7 @@ class _Following:
         self._fetch_at = time.monotonic() + FETCH_EVERY_S
 
     def stop(self) -> None:
-        print_line("ending the run with a checkpoint; Ctrl-C again leaves it alone")
+        print_line("ending the run with a checkpoint; Ctrl-C again leaves the view")
         self.node.ask_to_stop(self.job, has_begun=self.state not in ("", *QUEUED))
 
 

@@ -98,7 +98,7 @@ class Living:
 
 
 def state_of(host: str, pid: int | None) -> str | None:
-    """The state of a process from ``/proc``: that of ``Sight``, or ``gone``. None on another host."""
+    """The state of a process, as in ``Sight.state``, or ``gone``. None on another host."""
     if pid is None or host != host_socket.gethostname():
         return None
     sight = inspection.look(pid)

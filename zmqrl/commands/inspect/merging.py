@@ -28,7 +28,7 @@ def time_of(line: str) -> float | None:
 class Timed:
     """A line of ``source``, and the lines after it without a time, such as a traceback.
 
-    ``at`` is the time of the line in seconds, or that of an earlier line of ``source`` if it is later.
+    ``at`` is the latest time, in seconds, of this line and all earlier lines of ``source``.
     """
 
     source: Source
@@ -43,7 +43,7 @@ class Merging:
     def __init__(self) -> None:
         self._held: list[Timed] = []
         self._newest: dict[Source, float] = {}
-        self._growing: dict[Source, Timed] = {}  # the held part that lines without a time belong to
+        self._growing: dict[Source, Timed] = {}  # to which the next lines without a time are added
 
     def begin(self, source: Source, at: float) -> None:
         """Give the time ``at`` to lines of ``source`` before its next line with a time."""

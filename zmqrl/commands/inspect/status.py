@@ -25,7 +25,7 @@ FIGURES: Final = (
     *("workers_present", "quorum"),
 )
 FILES_SHOWN: Final = 8
-# The state of a run whose lock is held, by that of its supervisor. Without an entry: running.
+# Maps the supervisor's state to the state of a run whose lock is held. All other states mean running.
 ALIVE: Final = {"stopped": "stopped", "traced": "stopped", "gone": "killed", "dead": "killed"}
 TOLD: Final = STATES_TOLD | {
     "gone": "gone",
@@ -67,9 +67,9 @@ def status(path: Path) -> dict[str, Any]:
     waits for, as in ``stalled.json``. ``unreachable_s`` says for how long each lost host has been unreachable.
     ``placement`` has the software versions and processes of each host.
 
-    A process without an id is unreachable, like its host, or restarting. With an id on another machine, its ``state``
-    is null. If the run is running, processes that the supervisor reports also have ``presence``, ``for_s`` and
-    ``restarts`` of :class:`zmqrl.observe.live.presence.Presence`.
+    A process without an id is restarting, or its host is unreachable. If a process has an id but runs on another
+    machine, its ``state`` is null. If the run is running, processes that the supervisor reports also have ``presence``,
+    ``for_s`` and ``restarts`` of :class:`zmqrl.observe.live.presence.Presence`.
     """
     living = Living.read(path)
     cluster = living.cluster or {}
@@ -146,7 +146,7 @@ def _placed(host: Mapping[str, Any]) -> str:
 
 
 def _files(names: Sequence[str]) -> str:
-    """The names of a few files, or of many files the number in each directory."""
+    """The names of the files. If there are many, the number of files in each directory."""
     if len(names) <= FILES_SHOWN:
         return ", ".join(sorted(names, key=by_number))
     counts = Counter(name.partition("/")[0] for name in names if "/" in name)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from zmqrl.policy import Policy
 
 LONGEST = 100_000  # agent steps, because some environments have no time limit
-ACTIONS = 1  # second part of the seed for actions, which then differs from the game's
+ACTIONS = 1  # second part of the seed for actions, so that this seed differs from the game's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

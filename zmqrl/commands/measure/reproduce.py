@@ -40,7 +40,7 @@ class Options:
     result: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RESULT")]
     """A run directory with an evaluation, such as benchmarks/results/cartpole."""
     by: By | None = None
-    """Train for the same minutes or agent steps. None: minutes if they limited the recorded run on an equal machine."""
+    """Limit to repeat. None: minutes if they ended the recorded run and its machine was equal, else agent steps."""
     minutes: float | None = None
     """Stop the new run after this many minutes, even if the recorded run was longer. None: no such limit."""
     agent_steps: int | None = None

@@ -32,7 +32,7 @@ def detach(command: str, arguments: Sequence[str]) -> int:
     run: subprocess.Popen[bytes] | None = None
     early = list[int]()
 
-    def interrupt(number: int, frame: FrameType | None) -> None:  # raises nothing: no run is lost at its start
+    def interrupt(number: int, frame: FrameType | None) -> None:  # must not raise, or a starting run is lost
         if run is None:
             early.append(number)
         else:

@@ -34,8 +34,8 @@ def via_command(via: Sequence[str], host: str, words: Sequence[str]) -> list[str
     """The command that runs ``words`` on ``host``.
 
     The name of the host replaces ``{host}``. ``words``, joined and quoted for a shell, replace ``{command}``. Without
-    ``{command}``, they follow: joined and quoted after ssh, or after a last option such as ``--command`` or ``-c``, and
-    otherwise separately.
+    ``{command}``, they come last: as one quoted word for ssh, or after a final option such as ``--command`` or ``-c``.
+    Other commands get them as separate words.
     """
     one = shlex.join(words)
     filled = [re.sub(r"\{(host|command)\}", lambda found: host if found[1] == "host" else one, word) for word in via]
