@@ -32,8 +32,8 @@ LOG_LEVEL = "ZMQRL_LOG_LEVEL"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MOST_OPEN_FILES = 1 << 16  # a higher limit is useless, and some programs loop over all descriptors
 HERE = "ZMQRL_HERE"  # the directory where the user started zmqrl
-# Variables that make OpenMP bind threads to cores, the same for all workers on a host, or use fewer threads than a run
-# gives to a worker.
+# Variables that make OpenMP bind the threads of all workers on a host to the same cores, or use fewer threads than a
+# run gives to a worker.
 BINDING = (
     *("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET", "KMP_PLACE_THREADS"),
     *("OMP_THREAD_LIMIT", "OMP_DYNAMIC", "KMP_ALL_THREADS", "KMP_DEVICE_THREAD_LIMIT"),

@@ -99,7 +99,7 @@ class ActorLearner:
     """The games, network, loss and rollout memory of a worker. Creating them takes seconds."""
 
     def __init__(self, config: Config, rank: int, version: int, *, threads: int, spans: Spans) -> None:
-        """``version``, about that of the run, seeds the games: a restarted worker plays different games."""
+        """``version``, roughly the run's version, seeds the games, so that a restarted worker plays different ones."""
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
         torch.set_num_threads(threads)

@@ -31,8 +31,8 @@ Screen = npt.NDArray[np.uint8]
 class Shown:
     """The result of a step: the ``screens`` that show it, its unclipped reward, and whether the game is over.
 
-    ``observation`` (*shape) can be compared with that of the game that the policy plays. Atari games need none: the
-    same seed and actions always give the same game.
+    ``observation`` (*shape) can be compared with that of the game that the policy plays. It is None for Atari games:
+    the same seed and actions always give the same game.
     """
 
     screens: list[Screen]
@@ -112,7 +112,7 @@ class _RandomSkipPicture:
         return Shown([np.asarray(screen)], 0.0, over=False)
 
     def step(self, action: np.ndarray | int) -> Shown:
-        # An emulator that skips frames itself draws the same number from the same generator.
+        # The emulator's own frame skip would draw the same number from the same generator.
         frames = int(self._emulator.np_random.integers(*self._skips))
         played = [self._emulator.step(action) for _ in range(frames)]
         _, _, terminated, truncated, _ = played[-1]

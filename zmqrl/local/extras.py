@@ -53,7 +53,7 @@ def install_command(extra: str) -> str:
 
 
 def _is_installed(module: str) -> bool:
-    # A directory with the name of a package looks like a package without a file. W&B leaves a directory wandb/, for
+    # Python treats any directory with the right name as a package that has no file. W&B leaves a directory wandb/, for
     # example.
     spec = find_spec(module)
     return spec is not None and spec.origin is not None

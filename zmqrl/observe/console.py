@@ -32,7 +32,7 @@ NOTICES_SHOWN = 8
 RANKS_SHOWN = 6
 HOSTS_SHOWN = 12
 
-# A worker that contributes to every update is still missing while it computes, which is most of the time.
+# Even a worker that is never late is missing while it computes, which is most of the time.
 MISSING_AFTER_S = 2.0
 
 _LEARNING = {
@@ -284,8 +284,8 @@ class LiveConsole:
             title_align="left",
             box=box.ROUNDED,
             border_style="dim",
-            # Leave room for the ^C that the terminal echoes: on a new line, it would keep the next panel from covering
-            # this one.
+            # Leave room for the ^C that the terminal echoes. If the ^C wrapped to a new line, the next panel would not
+            # cover this one.
             width=max(8, self._console.width - 2),
         )
 

@@ -84,8 +84,8 @@ def _common_name(runs: Sequence[RunRecord]) -> str:
 def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] | None = None) -> Curve:
     """Compute one curve from the ``(x, y)`` of each run of a group, smoothed over 1 % of its points. Skips NaN.
 
-    If each y is a mean of several figures, ``weights`` has their number for each y, by run. By default, all points
-    count equally.
+    If the y are means, ``weights`` has, for each run, the number of figures in each mean. By default, all points count
+    equally.
     """
     counts: Sequence[Figures | None] = [None] * len(series) if weights is None else weights
     known = [smoothed(x, y, count) for (x, y), count in zip(series, counts, strict=True)]

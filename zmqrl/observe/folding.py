@@ -49,7 +49,7 @@ class Folding:
         if not self._held:
             self._opened_at = now
         newest = self._newest.get(source)
-        # Before the newest line of this process, the new line would be out of order.
+        # Folding into a line before the newest line of this process would break the order.
         since = 0 if newest is None else self._held.index(newest)
         words = _words(line)
         folded = next((each for each in self._held[since:] if _words(each.line) == words), None)
@@ -80,7 +80,7 @@ class Folding:
 def ranges(names: Iterable[str], *, short: bool = False) -> str:
     """A short list of names: ``h1..h4,h7`` for h1 to h4 and h7, or ``h1..4,h7`` if ``short``.
 
-    The list has only a few ranges. It then ends with ``and 9 more``.
+    The list has only a few ranges. If there are more, it ends with ``and 9 more``.
     """
     parts: list[str] = []
     told, names = 0, set(names)

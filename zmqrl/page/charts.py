@@ -90,7 +90,7 @@ def _on(grid: Figures, found: Curve) -> dict[str, Any]:
 
 
 def at(grid: Figures, x: Figures, y: Figures) -> Figures:
-    """A curve at the points of ``grid``, with NaN outside. The point nearest to the end of the curve has a value."""
+    """A curve at the points of ``grid``, with NaN outside. The grid point nearest to the end always has a value."""
     if not len(x):
         return np.full(len(grid), np.nan)
     within = (grid >= x[0]) & (grid <= x[-1])

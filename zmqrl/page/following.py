@@ -19,7 +19,7 @@ def follow(path: Path, offset: int | None) -> dict[str, Any]:
     try:
         size = os.fstat(file).st_size
         if offset is None or not 0 <= offset <= size:
-            # One more byte: the line is complete if the byte before it is a newline.
+            # Skip the first line, because its beginning may be cut off.
             offset = max(0, size - TAIL_BYTES)
             if offset:
                 offset += os.pread(file, TAIL_BYTES, offset).find(b"\n") + 1

@@ -13,8 +13,8 @@ DENSE_BYTES = 1 << 16  # the disk also reads what is between two lines if they a
 def sample_lines(path: Path, most: int) -> list[bytes]:
     """About ``most`` complete lines of a growing file, in order, with the first and the last line.
 
-    Reads a file of at most ``most`` blocks whole. Leaves out an incomplete last line. Empty if the file cannot be
-    opened, is a symbolic link, or is not a regular file.
+    Reads the whole file if it has at most ``most`` blocks. Leaves out an incomplete last line. Empty if the file
+    cannot be opened, is a symbolic link, or is not a regular file.
     """
     try:
         file = open_regular(path, os.O_NOFOLLOW)

@@ -168,7 +168,7 @@ class Traffic:
 
 
 def traffic(timeline: Timeline, slice_bytes: int) -> dict[int, Traffic]:
-    """The traffic of each shard, if each worker gets every version to which it contributes once.
+    """The traffic of each shard, if each worker gets only the versions to which it contributes, and each only once.
 
     Slices that arrive again count, too.
     """

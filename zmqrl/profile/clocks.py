@@ -46,7 +46,7 @@ class Clock:
 
 
 def measure(sent: Times, received: Times, answered: Times, returned: Times) -> Clock:
-    """Measure, with round trips, the conversion from the clock of the asking to that of the answering process.
+    """Measure, with round trips, the conversion from the asking process's clock to the answering process's clock.
 
     Times are in microseconds. A round trip gives the offset ``((received - sent) + (answered - returned)) / 2``. Its
     error is at most half of ``(returned - sent) - (answered - received)`` (Mills, RFC 5905 §8). Offset and drift are

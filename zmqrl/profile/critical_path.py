@@ -345,7 +345,10 @@ class Usual:
     def __call__(
         self, cause: str, process: ProcessId, shard: ProcessId, seconds: float, *, with_rollout: bool
     ) -> float:
-        """The usual seconds of a part, or 0 for an overrun. ``shard`` is at the other end of a transfer."""
+        """The usual seconds of a part. ``shard`` is at the other end of a transfer.
+
+        Returns 0 for an overrun, in which the worker is still busy with an earlier version.
+        """
         if cause == OVERRUN:
             return 0.0
         if cause in TRANSFERS:

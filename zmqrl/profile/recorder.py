@@ -54,8 +54,8 @@ class RecorderJob:
 class Recorder:
     """Records rows of the tables in :mod:`zmqrl.profile.tables`, and the histograms of ``spans``.
 
-    Any thread can call ``add``, and only the thread of ``spans`` the other methods. If a file cannot be written, the
-    recording ends, but the process continues.
+    Any thread can call ``add``. Only the thread of ``spans`` can call the other methods. If a file cannot be written,
+    the recording ends, but the process continues.
     """
 
     def __init__(

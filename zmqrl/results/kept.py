@@ -117,7 +117,7 @@ def reproducible(path: Path, limits: Limits = NO_LIMITS) -> tuple[Result, Evalua
     )
     doubt = _doubt(result.evaluation, result.games, result.summary)
     require(doubt is None, f"{path} cannot be reproduced, because its evaluation {doubt}: evaluate the run again.")
-    # An evaluation without these figures has those of a row, which can be of a later version.
+    # If the evaluation lacks these figures, they come from a row of metrics, which can be of a later version.
     wall_s = min(result.evaluation.wall_s, result.summary["wall_s"])
     agent_steps = min(result.evaluation.agent_steps, result.summary["agent_steps"])
     return result, dataclasses.replace(result.evaluation, wall_s=wall_s, agent_steps=agent_steps)

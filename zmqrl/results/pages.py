@@ -20,7 +20,7 @@ from zmqrl.results.kept import Result
 from zmqrl.results.rerun import AXES, By, Verdict
 from zmqrl.words import counted
 
-ROWS: Final = 10  # of a table of scores, about
+ROWS: Final = 10  # in a table of scores, approximately
 VERDICTS: Final = {"within": "reproduced", "outside": "not reproduced", "undecided": "undecided"}
 # The characters that Markdown or HTML gives a meaning. An underscore inside a word has none.
 MARKS: Final = re.compile(r"[\\`*\[\]{}<>&|~$]|(?<![^\W_])_|_(?![^\W_])")

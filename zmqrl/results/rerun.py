@@ -20,7 +20,11 @@ ENOUGH: Final = 0.98  # share of the training before the recorded evaluation
 
 
 def default_axis(result: Result, machine: tuple[str, int | None]) -> By:
-    """The axis to repeat: minutes if they ended the recorded run, on an equal ``machine``, else agent steps."""
+    """The axis on which to repeat a run.
+
+    Minutes if a limit in minutes ended the recorded run, and that run's machine equals ``machine``. Otherwise agent
+    steps.
+    """
     is_by_minutes = result.summary["exit_reason"] == "minutes" and result.machine == machine
     return "minutes" if is_by_minutes else "agent-steps"
 

@@ -67,7 +67,7 @@ class RecordedRun:
         )
 
     def typical_rank(self) -> int:
-        """The rank with the median working time, or the faster of two. Stands in for a worker that the run lacked."""
+        """The rank with the median working time (of two, the faster). Stands in for a worker that the run lacked."""
         ranks = sorted(self._cycles, key=lambda rank: fmean(each.worked_s for each in self._cycles[rank].values()))
         return ranks[(len(ranks) - 1) // 2]
 
@@ -106,8 +106,8 @@ class RecordedRun:
         """The recorded work of the ranks. Transfers of weights and gradients count as time that needs no core.
 
         A recording with more than ``updates`` updates is used in stretches: see :func:`spread`. ``spans`` has a factor
-        for the time of each span, and ``link`` is the factor for transfers. ``delays`` has, by rank, the additional
-        seconds without a core per second on a core.
+        for the time of each span, and ``link`` is the factor for transfers. ``delays`` has, by rank, the seconds
+        to add in the run queue for each second on a core.
         """
         spans, delays = spans or {}, delays or {}
         replayed = set(spread(self._versions, updates))

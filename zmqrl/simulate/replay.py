@@ -116,7 +116,7 @@ def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int]
 
 
 def most_blamed(steps: Sequence[Step]) -> list[int]:
-    """The ranks that caused the most time beyond the usual time, each at least the share ``BLAMED_FROM`` of it."""
+    """The ranks that caused the most time beyond the usual time. Each caused at least ``BLAMED_FROM`` of it."""
     lost_s: defaultdict[ProcessId, float] = defaultdict(float)
     for step in steps:
         for part in step.parts:

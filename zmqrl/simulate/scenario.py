@@ -149,7 +149,7 @@ class Scenario:
         return self.worker_hosts or tuple(rank % (self.hosts or self.ranks) for rank in range(self.ranks))
 
     def host_of_shard(self) -> tuple[int, ...]:
-        """The host of each shard. By default, shards are spread evenly, or have own hosts if ``hosts`` is None."""
+        """The host of each shard. By default, shards are spread evenly. If ``hosts`` is None, each has its own."""
         if self.shard_hosts:
             return self.shard_hosts
         if self.hosts is None:

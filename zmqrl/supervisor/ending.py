@@ -148,8 +148,8 @@ def summary(reason: Reason, status: int, config: Config, last: Checkpoint, flavo
 def explained(error: ClusterError, first: Exited, host: str, log: Path, *, begun: bool) -> ZmqrlError:
     """Add the ``first`` death in a failed run to its ``error``: the host, the cause and the end of the log.
 
-    Returns a UsageError if the dead process ended with one. Before the run had ``begun``, also if it ended with a
-    ClusterError or because of a full disk.
+    Returns a UsageError if the dead process ended with one. If the run had not ``begun``, a ClusterError or a full disk
+    also becomes a UsageError.
     """
     is_misuse = first.status in (UsageError.exit_status, USER_CODE_FAILED)
     at_start = not begun and (first.is_full or first.status == ClusterError.exit_status)

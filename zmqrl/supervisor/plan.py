@@ -110,7 +110,7 @@ class Plan:
         return self._task(worker_id(rank), WORKER, job)
 
     def worker_job(self, rank: int, version: int, cluster: Mapping[str, Any]) -> dict[str, Any]:
-        """The job of a worker. ``cluster`` has the addresses of the shards, ``version`` is about that of the run."""
+        """The job of a worker. ``cluster`` has the shards' addresses. ``version`` is roughly the run's version."""
         process = worker_id(rank)
         return {
             "cluster": cluster,

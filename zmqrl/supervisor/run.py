@@ -88,7 +88,7 @@ def train_on(
     """Train on a deployment. Raises ZmqrlError. ``needs_cuda``: whether this machine must have a CUDA device.
 
     Returns 0 if the run reached a limit. Returns INTERRUPTED or TIME_IS_UP if an interrupt ended the run with a
-    checkpoint. Once the run is up, it stops all output and calls ``on_up``, if given.
+    checkpoint. With ``on_up``, it prints nothing more once the run is up, and calls ``on_up``.
     """
     config.check()
     config = config.with_schedule()

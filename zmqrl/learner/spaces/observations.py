@@ -19,11 +19,11 @@ Vector: TypeAlias = npt.NDArray[np.float32]
 
 
 class Unfit(Exception):
-    """Why an observation does not belong to its space, or why zmqrl cannot read any of that space."""
+    """Why an observation does not belong to its space, or why zmqrl cannot read observations of that space."""
 
 
 class Vectors:
-    """Reads observations as vectors float32 (n,), laid out as by Gymnasium's ``flatten``: a discrete one is one-hot."""
+    """Reads observations as vectors float32 (n,), in the layout of Gymnasium's ``flatten``: choices are one-hot."""
 
     dtype = np.dtype(np.float32)
 
@@ -203,7 +203,7 @@ def _numbers(space: Box, keys: str) -> _Array:
 
 
 def _choices(keys: str, start: np.ndarray, counts: np.ndarray) -> _Array:
-    """Choices, each of ``counts`` whole numbers from ``start``, which become one-hot."""
+    """Choices, which become one-hot. Each is a whole number from ``start``, and has ``counts`` possible values."""
     low, counts = start.astype(np.int64), counts.astype(np.int64)
     places = np.cumsum(counts) - counts.ravel() - low.ravel()
     return replace(_whole(keys, low, low + counts - 1), size=int(counts.sum()), places=places)

@@ -155,7 +155,9 @@ class History:
             raise ClusterError(f"cannot write {self.path}: {error.strerror}.") from error
 
     def _newest(self, version: int = sys.maxsize) -> tuple[int, list[tuple[Line, bytes]]]:
-        """The newest lines, parsed and raw, back to ``version`` or an earlier version, and their offset in the file.
+        """The offset in the file where the newest lines begin, and these lines, parsed and raw.
+
+        They go back at least to the line of ``version``, or to an earlier version if there is no such line.
 
         If a line cannot be read, the file is kept under another name and replaced by a file without that line.
         """

@@ -16,10 +16,10 @@ DOUBT_S = 2.5  # applies instead of SILENT_S after the end of a subscription tha
 class Worker:
     """What a shard knows about a rank.
 
-    ``incarnation`` identifies the process that has the rank, and ``peer`` is its connection. ``doubted_at`` maps each
-    incarnation that subscribed to the time when a subscription to its topic ended, or to None. Such an end only raises
-    doubt. A worker that reconnects may subscribe again before its old subscription ends, and ZeroMQ does not report
-    which one ended.
+    ``incarnation`` identifies the process that has the rank, and ``peer`` is its connection. ``doubted_at`` has,
+    for each incarnation that subscribed, the time when a subscription to its topic ended, or None. Such an end only
+    raises doubt. A worker that reconnects may subscribe again before its old subscription ends, and ZeroMQ does not
+    report which one ended.
     """
 
     incarnation: int | None = None
