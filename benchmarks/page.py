@@ -1,4 +1,4 @@
-"""Measure how long the live page of many runs takes to open, from the first request to the figures of its curves.
+"""Measure how long the live page takes to open with many runs, from the first request to the data of its curves.
 
     sudo .venv/bin/python benchmarks/page.py [--runs 100] [--hours 1] [--rounds 3] [--browser] [--output DIR]
 

@@ -31,7 +31,7 @@ PAGE = ROOT / "docs/reliability.md"
 TABLE = re.compile(r"(?<=<!-- recovery -->\n).*?(?=<!-- end -->)", re.DOTALL)
 SHARDS = 2
 WITHIN_S = 120.0
-LINE_BYTES = 300  # of a history: more than any line in these runs has
+LINE_BYTES = 300  # longer than any line of a history in these runs
 QUICKLY = ["--ppo.rollout-steps", "32", "--checkpoint.every-minutes", "0.1"]
 
 Made: TypeAlias = tuple[int, int]

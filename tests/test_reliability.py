@@ -24,7 +24,7 @@ ENDS_WITHIN_S = daemon.GRACE_S + daemon.KILLED_WITHIN_S
         f"| a shard is stopped | no answer for {SILENCE_S:g} s |",
         f"After {HUNG_S:g} s, it kills and restarts the shard |",
         f"A process that hangs is killed after {HUNG_S:g} s.",
-        f"the first one after {fork_server.FORKS_WITHIN_S:g} s if it was stopped |",
+        f"If it was stopped, the first of them starts after {fork_server.FORKS_WITHIN_S:g} s |",
         f"`--lease-s` is {Options.lease_s:g} s by default.",
         f"After {WorkerTiming().lease_s:g} s, it ends and is restarted |",
         f"every process on every host ends within `--lease-s` plus {ENDS_WITHIN_S:g} s.",

@@ -41,7 +41,7 @@ def main() -> None:
     from zmqrl import cli
 
     for number in ANSWERED:
-        # This runs last. Without it, Python would restore the default handler, and Ctrl-C could change the exit status.
+        # Runs last: otherwise Python restores the default handler, and Ctrl-C can change the exit status.
         atexit.register(_signal.signal, number, _signal.SIG_IGN)
     try:
         cli.guarded_main()

@@ -30,9 +30,9 @@ _NAME = re.compile(r"v\d{8,}(\.replaced)?", re.ASCII)
 class Checkpoint:
     """The complete state of a run at one version.
 
-    ``states`` has, for each shard, the weights of its slice, and then its optimizer state in the order of
-    ``state_names``. Both are little-endian float32, as shards send them to the supervisor. ``versions`` has the version
-    of each shard if the versions differ, as in asynchronous mode. ``version`` is then the lowest of them.
+    ``states`` has, for each shard, the weights of its slice, then its optimizer state in the order of ``state_names``,
+    all as little-endian float32. ``versions`` has the version of each shard if they differ, as in asynchronous mode.
+    ``version`` is then the lowest.
     """
 
     layout: Layout
@@ -46,7 +46,7 @@ class Checkpoint:
 
     @classmethod
     def initial(cls, layout: Layout, vector: FloatVector, optimizer: str, state_names: tuple[str, ...]) -> "Checkpoint":
-        """Make version 0: the given parameters, and an optimizer state of zeros."""
+        """Version 0: the given parameters, and an optimizer state of zeros."""
         zeros = [np.zeros(cut.count * len(state_names), np.float32) for cut in layout.slices]
         states = [
             vector[cut.start : cut.stop].tobytes() + zero.tobytes()
@@ -64,11 +64,9 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The name of the directory of this checkpoint."""
         return name_of(self.version)
 
     def version_of(self, shard: int) -> int:
-        """The version of a shard's state."""
         return self.versions[shard] if self.versions else self.version
 
     def vector(self) -> FloatVector:
@@ -83,7 +81,7 @@ class Checkpoint:
         return hashlib.sha256(self.vector().tobytes()).hexdigest()
 
     def write(self, root: Path) -> Path:
-        """Write the directory ``root/v<version>``. When it is complete, it replaces an old directory of this name."""
+        """Write the directory ``root/v<version>``. Once complete, it replaces an old directory of this name."""
         finished = root / self.name
         path = root / f".{finished.name}"
         _remove(path)
@@ -154,8 +152,7 @@ class Checkpoint:
 class PolicyWeights:
     """The part of a checkpoint that a policy needs. The files with the optimizer state need not exist.
 
-    ``vector`` is the parameter vector, float32 (count,). ``wall_s`` and ``agent_steps`` are the training time and the
-    agent steps so far.
+    ``vector`` is the parameter vector, float32 (count,). ``wall_s`` is the training time so far.
     """
 
     layout: Layout
@@ -228,14 +225,13 @@ def _read_layout(path: Path, layout: Any) -> Layout:
 
 
 def name_of(version: int) -> str:
-    """The directory name of the checkpoint of ``version``."""
     return f"v{version:08d}"
 
 
 def checkpoints(root: Path) -> list[Path]:
     """The finished checkpoints under ``root``, oldest first.
 
-    If the writer was killed while it replaced a checkpoint, the old checkpoint is listed.
+    Lists the old checkpoint if the writer was killed while it replaced one.
     """
     named = (path.parent for path in root.glob(f"v*/{MANIFEST}") if _NAME.fullmatch(path.parent.name))
     found = sorted(named, key=lambda path: int(path.stem[1:]))  # as text, v100000000 would come before v99999999
@@ -245,8 +241,7 @@ def checkpoints(root: Path) -> list[Path]:
 def newest(root: Path, read: Callable[[Path], T], advice: Callable[[Path, Sequence[Path]], str]) -> T | None:
     """Read the newest checkpoint under ``root`` with ``read``. Returns None if there is no checkpoint.
 
-    Raises UsageError if the newest one is damaged. If an older checkpoint is intact, the error ends with the text that
-    ``advice`` makes from the intact checkpoint and the newer, damaged ones.
+    Raises UsageError if it is damaged. If an older one is intact, the error ends with ``advice(intact, damaged)``.
     """
     damaged: list[Path] = []
     first: UsageError | None = None

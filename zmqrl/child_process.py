@@ -1,4 +1,4 @@
-"""Starts a process that uses :mod:`zmqrl.process`, sends it a job and messages, and receives its answers."""
+"""Starts a process that uses :mod:`zmqrl.process`, and exchanges messages with it."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ GUARD_ENDS_WITHIN_S = 10.0
 
 
 class ChildEnded(ClusterError):
-    """A child process has ended. ``how`` is the exit status of the process in words."""
+    """A child process has ended. ``how`` is its exit status in words."""
 
     def __init__(self, name: str, status: int) -> None:
         self.how = ended_how(status)
@@ -27,9 +27,9 @@ class ChildEnded(ClusterError):
 class ChildProcess:
     """A running ``python -P PROGRAM``. The program gets its job at once, and shares the standard error of this process.
 
-    Errors contain the ``name`` of the process, such as ``worker 3``. ``through`` is a prefix of the command, such as
-    ``ip netns exec h1``. The process also gets the file descriptors in ``pass_fds``. If the program has a guard
-    (:mod:`zmqrl.hostd.user_code`), ``guarded_by`` is the signal that makes this guard end everything.
+    Errors contain the ``name``, such as ``worker 3``. ``through`` is a prefix of the command, such as ``ip netns exec
+    h1``. The process also gets the file descriptors ``pass_fds``. ``guarded_by`` is the signal that makes the program's
+    guard (:mod:`zmqrl.hostd.user_code`), if any, end everything.
     """
 
     def __init__(
@@ -62,10 +62,7 @@ class ChildProcess:
             raise self._ended() from None
 
     def hear(self, within_s: float) -> dict[str, Any] | None:
-        """Wait for the next message of the process. Returns None if no message comes within ``within_s``.
-
-        Raises ChildEnded.
-        """
+        """The next message of the process, or None if none comes within ``within_s``. Raises ChildEnded."""
         assert self.process.stdout is not None
         deadline = time.monotonic() + within_s
         while (end := self._unread.find(b"\n") + 1) == 0:
@@ -88,7 +85,7 @@ class ChildProcess:
             pipe.close()
 
     def kill(self) -> None:
-        """Kill the process if it still runs, with everything that its guard finds, and close the pipes."""
+        """Kill the process, with everything that its guard finds, and close the pipes."""
         if self._guarded_by is not None:
             self.process.send_signal(self._guarded_by)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -21,8 +21,8 @@ from zmqrl.words import ESCAPING, ended_how
 class Command(NamedTuple):
     """A command is a module under ``zmqrl.commands`` with a function ``command(arguments) -> exit status``.
 
-    If ``is_guarded``, everything that the command has started ends with the command. Commands that run the user's code
-    in their own process need this guard.
+    If ``is_guarded``, everything that the command has started ends with it. Commands that run the user's code in their
+    own process need this guard.
     """
 
     module: str
@@ -61,7 +61,10 @@ COMMANDS = {
     "compare": Command("measure.compare", "RUN RUN [RUN ...]", "compare the settings and results of runs"),
     "report": Command("measure.report", "RUN [options]", "write a page about the result of a run"),
     "reproduce": Command(
-        "measure.reproduce", "RESULT [options]", "train again as a result did, and judge the new run", is_guarded=True
+        "measure.reproduce",
+        "RESULT [options]",
+        "train again with the settings of a result, and compare both runs",
+        is_guarded=True,
     ),
     "completion": Command("completion", "bash|zsh|fish", "print a script that completes commands in a shell"),
 }
@@ -81,7 +84,10 @@ def guarded_main() -> None:
     if name in COMMANDS and COMMANDS[name].is_guarded and (status := in_guarded_child()) is not None:
         crash = status - 128
         if crash in CRASHES:
-            sentence = f"zmqrl {name} ended ({ended_how(-crash)}): perhaps its environment or its network has crashed."
+            how = ended_how(-crash)
+            sentence = (
+                f"zmqrl {name} ended ({how}): perhaps native code of its environment or neural network has crashed."
+            )
             status = _complain(sentence, UsageError.exit_status)
         sys.exit(status)
     main()
@@ -111,7 +117,6 @@ def main() -> None:
 
 
 def _run_and_print(arguments: Sequence[str]) -> int:
-    """Run a command line and flush what it prints."""
     try:
         status = run(arguments)
     except SystemExit as stop:  # raised by --help
@@ -123,7 +128,7 @@ def _run_and_print(arguments: Sequence[str]) -> int:
 def _open_standard_streams() -> None:
     """Open /dev/null for each closed standard stream, so that no other file gets its descriptor.
 
-    Make standard output and standard error write escapes for bytes and characters that they cannot encode.
+    Output streams write escapes for bytes and characters that they cannot encode.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -144,7 +149,7 @@ def _complain(sentence: str, status: int) -> int:
 
 
 def _drop_unwritable() -> None:
-    """Drop output that cannot be written. Python would try to write it again at exit, and change the exit status."""
+    """Drop output that cannot be written: at exit, Python would try again, and change the exit status."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -47,11 +47,10 @@ class WireConfig:
 
     @property
     def tcp(self) -> bool:
-        """Whether processes reach each other over TCP."""
         return self.transport == "tcp" or self.port_range is not None
 
     def encrypts(self, addresses: Iterable[str]) -> bool:
-        """Whether shards at ``addresses`` use CURVE: true if ``curve`` is set or an address is not loopback."""
+        """Whether shards at ``addresses`` use CURVE: if ``curve`` is set, or an address is not loopback."""
         return self.tcp and (self.curve or not (self.insecure_plaintext or all(map(is_loopback, addresses))))
 
     def ports(self) -> range | None:
@@ -64,7 +63,6 @@ class WireConfig:
         return range(int(first), int(last) + 1)
 
     def check(self) -> None:
-        """Raise UsageError for the first invalid setting."""
         _require_positive("--wire.need-s", self.need_s)
         self.ports()
         try:
@@ -103,13 +101,11 @@ class ScheduleConfig:
     """The recipe's value for ``minutes`` if the run has no limit."""
 
     def check(self) -> None:
-        """Raise UsageError for the first invalid setting."""
         for name in ("updates", "agent_steps", "minutes", "default_minutes"):
             _require_positive(f"--schedule.{name.replace('_', '-')}", getattr(self, name))
 
     @property
     def has_end(self) -> bool:
-        """Whether schedules have an end."""
         return any(end is not None for end in (self.updates, self.agent_steps, self.minutes))
 
 
@@ -123,7 +119,6 @@ class CheckpointConfig:
     """Number of checkpoints to keep. Older ones are removed."""
 
     def check(self) -> None:
-        """Raise UsageError for the first invalid setting."""
         _require_positive("--checkpoint.every-minutes", self.every_minutes)
         require(self.keep >= 1, f"--checkpoint.keep {self.keep}: must be 1 or more.")
 
@@ -140,7 +135,6 @@ class EvaluationConfig:
     """Take the most probable action instead of sampling one."""
 
     def check(self) -> None:
-        """Raise UsageError for the first invalid setting."""
         require(self.episodes >= 1, f"--evaluation.episodes {self.episodes}: must be 1 or more.")
         _require_positive("--evaluation.every-minutes", self.every_minutes)
 
@@ -153,7 +147,6 @@ class RecordingConfig:
     """Times of training, in minutes, at which to record a game."""
 
     def check(self) -> None:
-        """Raise UsageError for the first invalid setting."""
         for minute in self.minutes:
             require(0 <= minute < math.inf, f"--recording.minutes {minute}: must be 0 or more and finite.")
 
@@ -244,7 +237,6 @@ class Config:
 
     @property
     def algorithm(self) -> PPOConfig | BA3CConfig:
-        """The settings of the chosen algorithm."""
         return self.ppo if self.algo == "ppo" else self.ba3c
 
     def effective_quorum(self) -> int:
@@ -259,10 +251,9 @@ class Config:
         return self.optimizer.follows_progress or self.algorithm.follows_progress
 
     def with_schedule(self) -> "Config":
-        """These settings, with an end for schedules.
+        """These settings, with an end for schedules: from ``schedule``, the limits of the run, or the default.
 
-        The end comes from ``schedule``, from the limits of the run, or from the default. Raises UsageError when a
-        schedule has no end, or an end that a consistent run cannot follow.
+        Raises UsageError if a schedule has no end, or an end that a consistent run cannot follow.
         """
         if not self.follows_progress:
             return self
@@ -293,8 +284,7 @@ class Config:
     def horizon(self) -> float | None:
         """The version at which schedules end, if it is known beforehand.
 
-        Agent steps are counted during the run. All versions have the same number of steps in a consistent run, but not
-        in other runs.
+        Only in a consistent run do all versions have the same number of agent steps.
         """
         schedule, horizons = self.schedule, list[float]()
         if schedule.updates is not None:
@@ -326,7 +316,7 @@ class Config:
         return found
 
     def pace_of(self, rank: int) -> Pace:
-        """The pace of worker ``rank``, which slows the worker down."""
+        """The pace that slows down worker ``rank``."""
         straggler = self.stragglers().get(rank, Straggler(rank=rank))
         return Pace(law=self.pace, seed=self.seed, rank=rank, factor=straggler.factor, seconds=straggler.seconds)
 
@@ -346,7 +336,7 @@ class Config:
         return self.evaluator or self.stop_score is not None
 
     def metrics_place(self) -> tuple[str, int] | None:
-        """Address and port of ``metrics_port``. Raises UsageError if the value is not valid."""
+        """Address and port of ``metrics_port``. Raises UsageError for an invalid value."""
         if self.metrics_port is None:
             return None
         address, _, port = self.metrics_port.rpartition(":")
@@ -452,8 +442,9 @@ def _require_positive(option: str, value: float | None) -> None:
 
 
 def build(cls: type[Any], data: object, path: str) -> Any:
-    """Build a dataclass and its nested dataclasses from plain data. Missing settings keep their defaults. Raises a
-    UsageError that names an unknown or invalid setting, below ``path``.
+    """Build a dataclass and its nested dataclasses from plain data. Missing settings keep their defaults.
+
+    Raises a UsageError that names an unknown or invalid setting, below ``path``.
     """
     if not isinstance(data, dict):
         raise UsageError(f"{path or 'the file'} is {data!r:.60}: it must be a group of settings.")

@@ -47,7 +47,6 @@ SETTLED = (ImportError, NameError, NotImplementedError, SyntaxError)
 
 
 def cannot_listen(error: OSError, address: str, port: int) -> str:
-    """Why this machine cannot listen on a port, in words."""
     what = f"port {port} is in use" if error.errno == errno.EADDRINUSE else f"cannot bind {address}:{port}"
     return f"{what} ({error.strerror})"
 
@@ -73,7 +72,6 @@ _REMEDIES = {
 
 
 def is_full(error: OSError) -> bool:
-    """Whether a disk or a quota is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -89,7 +87,7 @@ def refusal(error: OSError, place: object, otherwise: str | None = None) -> str:
 
 @contextmanager
 def naming(place: object) -> Iterator[None]:
-    """Make every OSError in the block name ``place``. Otherwise the error may name a temporary file, or no file."""
+    """Make every OSError in the block name ``place``. Otherwise, it may name a temporary file, or none."""
     try:
         yield
     except OSError as error:
@@ -106,7 +104,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def blaming(what: str) -> Iterator[None]:
     """Turn exceptions and SystemExit of user code into a UsageError of one sentence.
 
-    It is a UserCodeError if the cause may pass.
+    If the cause may be temporary, this is a UserCodeError.
     """
     try:
         yield
@@ -119,10 +117,7 @@ def blaming(what: str) -> Iterator[None]:
 
 
 def load_function(blame: str, reference: str) -> Callable[..., Any]:
-    """Load the user's function ``reference``, such as ``module:function``.
-
-    Raises a UsageError that begins with ``blame``.
-    """
+    """Load the user's function ``reference``, as ``module:function``. A UsageError begins with ``blame``."""
     module_name, _, name = reference.partition(":")
     if not module_name or not name:
         raise UsageError(f"{blame}: must be module:function.")

@@ -19,10 +19,7 @@ SHALLOW = 100  # data with at most this many nested levels can always be printed
 
 
 class JsonLines:
-    """Appends to ``path``.
-
-    Each line is one write, so a reader never sees half a line. ``file`` is the descriptor of the file.
-    """
+    """Appends to ``path``, one write per line, so that a reader never sees half a line. ``file`` is its descriptor."""
 
     def __init__(self, path: Path) -> None:
         """Open or create the file, and remove a line that a killed process left unfinished. Raises OSError."""
@@ -37,10 +34,7 @@ class JsonLines:
             os.ftruncate(self.file, end)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append ``record``, with null for numbers that are not finite.
-
-        When that fails, raises OSError and writes nothing.
-        """
+        """Append ``record``, with null for numbers that are not finite. Writes nothing if it raises OSError."""
         line = json.dumps(nulled(record), allow_nan=False).encode() + b"\n"
         written = os.write(self.file, line)
         if written < len(line):
@@ -60,8 +54,8 @@ class JsonLines:
     def rewind(self, version: int, generation: int) -> None:
         """Keep the valid rows up to ``version``. Move all other rows to a separate file.
 
-        A row cancels the earlier rows of the same or a higher version. If the move fails, raises OSError and leaves the
-        file unchanged.
+        A row cancels earlier rows of the same or a higher version. If the move fails, raises OSError and changes
+        nothing.
         """
         kept: list[tuple[int, bytes]] = []
         undone: list[bytes] = []
@@ -94,7 +88,7 @@ class JsonLines:
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     """Open a file that somebody else may have made, and return its descriptor. Never waits, not even for a pipe.
 
-    The ``flags`` are those of :func:`os.open`. Raises OSError, for example if ``path`` is not a regular file.
+    ``flags`` are those of :func:`os.open`. Raises OSError, for example if ``path`` is not a regular file.
     """
     file = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o644)
     kind = os.fstat(file).st_mode
@@ -112,7 +106,6 @@ def open_file(path: Path) -> io.BufferedReader:
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a regular file. Raises OSError."""
     with open_file(path) as file:
         return file.read()
 
@@ -134,10 +127,7 @@ def line_start(file: int, end: int, piece_bytes: int = PIECE_BYTES) -> int:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON of any origin.
-
-    Raises ValueError for invalid JSON, and for data that is nested too deeply to be parsed or printed.
-    """
+    """Parse JSON of any origin. Raises ValueError if it is invalid, or nested too deeply to be parsed or printed."""
     try:
         data = json.loads(text)
         if _brackets(text) > SHALLOW:  # only then, because printing takes as long as parsing

@@ -23,8 +23,8 @@ class Policy:
 
     The policy computes in float64 on the CPU, so that the same seeds give the same games on every machine. In float32,
     the last digits of a logit depend on the processor's vector width, the number of threads and the rest of the batch.
-    These digits sometimes change an action, and so the rest of the game. In float64 such differences are about 1e-15. A
-    user's own network computes with the dtype of training, because its code may require float32.
+    They sometimes change an action, and so the rest of the game. In float64, such differences are about 1e-15. A user's
+    own network computes with the dtype of training, because its code may require float32.
     """
 
     config: Config
@@ -47,11 +47,11 @@ class Policy:
         Images are uint8 (B, channels, height, width) from 0 to 255. Other observations are vectors (B, n). Actions are
         sampled with ``rng`` (default: unseeded). With ``greedy``, each action is the most probable one.
 
-        Discrete actions are int64 (B,) or one int. They are counted from 0, even if the environment counts its actions
-        from another number. Actions with several choices are int64 (B, k). Box actions are float32 (B, D), in the units
-        and bounds of the environment.
+        Discrete actions are int64 (B,) or one int, counted from 0 even if the environment counts from another number.
+        Actions with several choices are int64 (B, k). Box actions are float32 (B, D), in the units and bounds of the
+        environment.
 
-        Raises UsageError for observations of another shape or dtype, and when a user's own network fails.
+        Raises UsageError for observations of another shape or dtype, and if a user's own network fails.
         """
         import torch
 
@@ -90,14 +90,13 @@ class Policy:
 
 
 def load_policy(run: str | Path, version: int | None = None) -> Policy:
-    """Load the policy of the run directory ``run`` from its newest checkpoint, or from the checkpoint of ``version`` if
-    given.
+    """Load the policy of the run directory ``run`` from its newest checkpoint, or from that of ``version``.
 
-    To find the spaces of the run's environment, this function makes the environment in the calling process, and closes
-    it again. If the environment leaves programs behind, these are children of the caller, and zmqrl does not end them.
+    This makes the environment of the run in the calling process, to find its spaces, and closes it again. Programs that
+    the environment leaves behind are children of the caller, and zmqrl does not end them.
 
-    Raises UsageError when the run or the checkpoint does not exist, when a file is damaged, and when a user's own
-    network fails.
+    Raises UsageError if the run or the checkpoint does not exist, if a file is damaged, and if a user's own network
+    fails.
     """
     directory = RunDirectory(Path(run))
     if not directory.config.exists():
@@ -129,12 +128,11 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
 
 
 def _is_own(config: Config) -> bool:
-    """Whether the user wrote the network. False for the networks of zmqrl."""
     return ":" in config.model
 
 
 def _weights(root: Path, version: int | None) -> PolicyWeights:
-    """Read the weights of ``version`` from the checkpoints under ``root``. None: read the newest checkpoint."""
+    """Read the weights of ``version`` from the checkpoints under ``root``, by default of the newest one."""
 
     def advice(whole: Path, _: object) -> str:
         return f"Checkpoint {whole.stem} is intact: use it with --checkpoint {int(whole.stem[1:])}."

@@ -1,5 +1,4 @@
-"""Functions for every zmqrl process. They handle Ctrl-C, limits, cores, custom modules, logs, the job, and the parent's
-messages.
+"""Functions for every zmqrl process: Ctrl-C, limits, cores, the user's modules, logs, the job, and messages.
 
 This module uses only the standard library.
 """
@@ -31,10 +30,10 @@ LOOK_UP_EVERY_S = 1.0  # waits are this short, because a signal that arrives jus
 FEWEST_OPEN_FILES = 256  # a process of a small run opens about 40
 LOG_LEVEL = "ZMQRL_LOG_LEVEL"
 LOG_LEVELS = ("debug", "info", "warning", "error")
-MOST_OPEN_FILES = 1 << 16  # a higher limit is useless, and some programs loop over every descriptor up to the limit
+MOST_OPEN_FILES = 1 << 16  # a higher limit is useless, and some programs loop over all descriptors
 HERE = "ZMQRL_HERE"  # the directory where the user started zmqrl
-# Variables that make OpenMP bind threads to cores, or use fewer threads than a run gives to a worker. All workers on a
-# host would be bound to the same cores.
+# Variables that make OpenMP bind the threads of all workers on a host to the same cores, or use fewer threads than a
+# run gives to a worker.
 BINDING = (
     *("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET", "KMP_PLACE_THREADS"),
     *("OMP_THREAD_LIMIT", "OMP_DYNAMIC", "KMP_ALL_THREADS", "KMP_DEVICE_THREAD_LIMIT"),
@@ -50,8 +49,7 @@ _to_parent = 1  # file descriptor for ``say``
 def interruptible() -> Iterator[None]:
     """Make Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt in the block, which can then clean up.
 
-    Outside the block, these signals end the process at once. A signal that was ignored when zmqrl started stays
-    ignored.
+    Outside, these signals end the process at once. A signal that was ignored when zmqrl started stays ignored.
     """
     outside = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
     for number, before in outside.items():
@@ -72,16 +70,12 @@ def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def use_all_cores() -> None:
-    """Stop OpenMP from using fewer cores or threads in this process and its children. Call this before torch is
-    imported.
-    """
+    """Stop OpenMP from using fewer cores or threads, here and in children. Call this before importing torch."""
     unset.update({name: os.environ.pop(name) for name in BINDING if name in os.environ})
 
 
 def usable_cores(proc: Path = Path("/proc/self")) -> int:
-    """The number of cores that this process may use: the cores it is bound to, up to the quota of its control
-    groups.
-    """
+    """The number of cores that this process may use: those it is bound to, up to the quota of its control groups."""
     return max(1, math.floor(min(len(os.sched_getaffinity(0)), quota(proc))))
 
 
@@ -113,7 +107,6 @@ def cpu_groups(proc: Path) -> list[Path]:
 
 
 def _quota_of(group: Path) -> float:
-    """The quota of one control group, in cores."""
     for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
         with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
             quota, period = " ".join((group / name).read_text() for name in files).split()
@@ -126,7 +119,7 @@ CORES = usable_cores()  # before torch is imported: the import may bind this thr
 
 
 def look_for_modules(*directories: str) -> None:
-    """Make the user's modules in ``directories`` importable. They are searched last, to avoid hiding other modules."""
+    """Make the user's modules in ``directories`` importable. They are searched last, so as not to hide others."""
     sys.path += [directory for directory in dict.fromkeys(directories) if directory not in sys.path]
 
 
@@ -151,7 +144,7 @@ def look_for_modules_there() -> None:
 
 @contextlib.contextmanager
 def staying_here() -> Iterator[None]:
-    """Return to the current directory after the block, because the user's code in the block may change it."""
+    """Return to the current directory after the block, in which the user's code may change it."""
     here = os.open(".", os.O_PATH | os.O_DIRECTORY)
     try:
         yield
@@ -161,9 +154,7 @@ def staying_here() -> Iterator[None]:
 
 
 def raise_open_files() -> None:
-    """Raise the soft limit of open files to the hard limit, or to ``MOST_OPEN_FILES``. Child processes inherit the new
-    limit.
-    """
+    """Raise the soft limit of open files to the hard limit, up to ``MOST_OPEN_FILES``. Children inherit the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -186,8 +177,8 @@ def die_with_parent(number: int) -> None:
 def read_job(die_with: signal.Signals) -> dict[str, Any]:
     """Read the job, one line of JSON, from standard input. Make the kernel send ``die_with`` when the parent dies.
 
-    Standard input stays open. The end of standard input shows that the parent is gone, even if the signal was lost.
-    Only ``say`` writes to standard output: other prints go to standard error.
+    Standard input stays open: its end shows that the parent is gone, even if the signal was lost. Only ``say`` writes
+    to standard output. Other prints go to standard error.
     """
     die_with_parent(die_with)
     parent = select.poll()
@@ -231,7 +222,7 @@ def log_level() -> int:
 
 @contextlib.contextmanager
 def quiet_children() -> Iterator[None]:
-    """Make processes started in the block log nothing below warnings, unless the user has set ``ZMQRL_LOG_LEVEL``."""
+    """Make processes started in the block log only warnings and errors, unless the user has set ``ZMQRL_LOG_LEVEL``."""
     if LOG_LEVEL in os.environ:
         yield
         return
@@ -245,7 +236,7 @@ def quiet_children() -> Iterator[None]:
 def log_to_stderr(name: str) -> logging.Logger:
     """Set up a log of plain lines with time and level on standard error, which the parent stores in a file.
 
-    The level is the result of :func:`log_level`, or info if this function fails. Other packages log no debug lines.
+    The level is that of :func:`log_level`, or info if this fails. Other packages log no debug lines.
     """
     level = logging.INFO
     with contextlib.suppress(UsageError):  # checked by the command line, but a remote host can have another value
@@ -263,9 +254,9 @@ def log_to_stderr(name: str) -> logging.Logger:
 class Messages:
     """The parent's messages after the job, one line of JSON each. When the parent hangs up, this process ends.
 
-    A thread reads the messages. At their end, this thread sends SIGTERM to the process, so that the main thread cleans
-    up and ends. The thread also puts None into the queue, because a signal that arrives just before ``get`` waits
-    does not end the wait.
+    A thread reads the messages. At their end, the thread sends SIGTERM to the process, so that the main thread cleans
+    up and ends. The thread also puts None into the queue: a signal that arrives just before ``get`` waits does not end
+    the wait.
     """
 
     def __init__(self) -> None:
@@ -302,9 +293,7 @@ def _leave(*_: object) -> None:
 
 
 def say(facts: dict[str, Any]) -> None:
-    """Send ``facts`` to the parent as one line of JSON on standard output. The first line also says that this process
-    is ready.
-    """
+    """Send ``facts`` to the parent as one line of JSON. The first line also says that this process is ready."""
     line = json.dumps(facts).encode() + b"\n"
     while line:
         line = line[os.write(_to_parent, line) :]

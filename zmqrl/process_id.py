@@ -34,10 +34,8 @@ EVALUATOR, RECORDER = ProcessId("evaluator", 0), ProcessId("recorder", 0)
 
 
 def shard_id(shard: int) -> ProcessId:
-    """The id of the process that runs ``shard``."""
     return ProcessId("shard", shard)
 
 
 def worker_id(rank: int) -> ProcessId:
-    """The id of the process that runs worker ``rank``."""
     return ProcessId("worker", rank)

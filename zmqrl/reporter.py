@@ -12,7 +12,7 @@ GAMES_IN_A_REPORT = 32
 
 
 class Reporter:
-    """Reports the metrics of this worker to the supervisor. Sums are cumulative, so a lost report costs nothing."""
+    """Adds up the metrics of this worker and reports them. Sums are cumulative, so a lost report costs nothing."""
 
     def __init__(self, connection: Connection, steps_per_rollout: int, version: int) -> None:
         """``version`` is the first version that this worker pulled."""
@@ -27,8 +27,9 @@ class Reporter:
         self.sent_at = 0.0
 
     def played(self, games: list[Game], first_games: int) -> None:
-        """Count a complete rollout, in which ``games`` ended. ``first_games`` is the number of the worker's first games
-        that have not ended yet.
+        """Count a complete rollout, in which ``games`` ended.
+
+        ``first_games`` is the number of the worker's first games that have not ended yet.
         """
         self.first_games = first_games
         self.agent_steps += self.steps_per_rollout
@@ -37,16 +38,16 @@ class Reporter:
             self.games.append((self.games_played, game.score, game.agent_steps))
             if self.games_played % GAMES_IN_A_REPORT == 0:
                 self.send()
-        self.send()  # now, so that the steps of a rollout are reported before its gradients are pushed
+        self.send()  # report the steps of a rollout before its gradients are pushed
 
     def abandoned(self) -> None:
-        """Count the last rollout as abandoned, because it was too late to learn from that rollout."""
+        """Count the last rollout as abandoned: it was too late to learn from."""
         self.abandoned_steps += self.steps_per_rollout
 
     def learned(self, weights: PulledWeights, losses: dict[str, float], *, lag: int) -> None:
         """Count a pushed gradient, and report if the last report is old enough.
 
-        Skip losses that are not finite, because they would stay in the sum.
+        Skip losses that are not finite: they would stay in the sum.
         """
         self.version = weights.version
         self.gradients += 1
@@ -60,7 +61,6 @@ class Reporter:
             self.send()
 
     def send(self) -> None:
-        """Report now."""
         self.sent_at = time.monotonic()
         self.connection.report(
             {

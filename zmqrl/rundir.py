@@ -52,11 +52,9 @@ class RunDirectory:
     summary = property(lambda self: self.path / "summary.json")
 
     def log(self, process: ProcessId | Literal["supervisor"]) -> Path:
-        """The log of a process."""
         return self.path / "logs" / f"{process}.log"
 
     def history(self, shard: int) -> Path:
-        """The history of a shard."""
         return self.path / "history" / f"shard-{shard}.jsonl"
 
     def state(self, shard: int) -> Path:
@@ -64,7 +62,7 @@ class RunDirectory:
         return self.path / "state" / f"shard-{shard}.slots"
 
     def key_file(self, rank: int) -> Path:
-        """The key file of ``rank``, if external workers may take that rank."""
+        """The key file of ``rank``, if external workers may take it."""
         return Path(self.keys / f"worker-{rank}.json")
 
     def sockets(self) -> Path:
@@ -132,12 +130,12 @@ class RunDirectory:
         self._remove_what_needs_a_living_run()
 
     def in_use(self) -> bool:
-        """Whether a run uses the directory now."""
         return is_locked(self.path / LOCK)
 
     def release(self) -> None:
-        """Release the lock, and remove files that only a live run needs. If no run began, remove the directories that
-        :meth:`claim` made.
+        """Release the lock, and remove files that only a live run needs.
+
+        If no run began, also remove the directories that :meth:`claim` made.
         """
         with contextlib.suppress(OSError):  # the lock must be released even if this fails
             self._remove_what_needs_a_living_run()
@@ -210,9 +208,7 @@ def is_locked(path: Path) -> bool:
 
 
 def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644) -> None:
-    """Write ``data`` so that readers see either the old or the new file, never a partial one. An OSError names
-    ``path``.
-    """
+    """Write ``data`` so that readers see either the old or the new file, never a part. An OSError names ``path``."""
     unfinished = _unfinished(path)
     with naming(path):
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT, mode)
@@ -227,7 +223,8 @@ def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644) -> None:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Reserve ``size`` bytes of the disk, so that this process can call :func:`write_json` once, even on a full disk.
+    """Reserve ``size`` bytes, so that this process can call :func:`write_json` once, even on a full disk.
+
     Does nothing if that is not possible.
     """
     with contextlib.suppress(OSError):

@@ -31,9 +31,9 @@ from zmqrl.reporter import Reporter
 def work(connection: Connection, actor_learner: "ActorLearner", config: Config, log: logging.Logger) -> None:
     """Contribute to every version until the run ends.
 
-    An iteration learns from one rollout in U updates: iteration i is versions i*U to (i+1)*U - 1. If the run is more
-    than one iteration ahead when a rollout is complete, the worker drops the rollout. In asynchronous mode, U
-    contributions of this worker make an iteration.
+    An iteration learns from one rollout in U updates: iteration i is versions i*U to (i+1)*U - 1. In asynchronous mode,
+    U contributions of this worker make an iteration. If the run is more than one iteration ahead when a rollout is
+    complete, the worker drops the rollout.
     """
     parameters, player, learner = actor_learner.parameters, actor_learner.player, actor_learner.learner
     rollout, spans = actor_learner.rollout, connection.spans
@@ -89,8 +89,8 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
 def keeps_activations(config: Config, model: nn.Module, learner: Learner | NoLearner) -> bool:
     """Whether a worker keeps the activations from acting, and learns with them.
 
-    False in asynchronous mode: the weights are joined from slices of several versions, and weights with the same number
-    can differ. False for a subclass of our network: the subclass may call its layers in another way.
+    Not in asynchronous mode: slices of several versions are joined, so weights with the same number can differ. Not
+    with a subclass of our network, which may call its layers in another way.
     """
     return type(model) is ConvPolicy and learner.uses_whole_rollouts and config.mode == "sync"
 
@@ -99,9 +99,7 @@ class ActorLearner:
     """The games, network, loss and rollout memory of a worker. Creating them takes seconds."""
 
     def __init__(self, config: Config, rank: int, version: int, *, threads: int, spans: Spans) -> None:
-        """``version`` is approximately the current version of the run. It seeds the games, so that a restarted worker
-        plays different games.
-        """
+        """``version``, roughly the run's version, seeds the games, so that a restarted worker plays different ones."""
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
         torch.set_num_threads(threads)
@@ -109,7 +107,7 @@ class ActorLearner:
         seed = int(np.random.SeedSequence((config.seed, rank, version)).generate_state(1)[0])
         self.envs = make_envs(config.env, config.envs, threads=threads)
         spec = self.envs.spec
-        # Shards send no buffers of a user's own model. The seed makes these buffers equal on all workers.
+        # Shards send no buffers of a user's own model. The seed makes them equal on all workers.
         torch.manual_seed(config.seed)
         model = make_model(config.model, spec, config.network, device=device)
         self.parameters = FlatParameters(model)
@@ -157,7 +155,6 @@ def join(
 
 
 def main() -> None:
-    """Run one worker. Read its job from standard input."""
     imported_s = lived_s()
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.worker")

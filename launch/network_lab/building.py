@@ -1,6 +1,6 @@
 """Make a lab and take it down.
 
-The names of all parts of a lab contain its name. So `netlab down` finds what a killed `netlab up` left.
+The names of all parts of a lab contain its name, so that `netlab down` finds what a killed `netlab up` left.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from network_lab import host as host_program
 from network_lab.faults import shape
 from network_lab.lab import Failure, Lab, Refusal, ip, is_in, run
 
-GATE = 254  # the last part of the machine's own address on the network
+GATE = 254  # the last part of the machine's own address
 UP_WITHIN_S = 30.0
 DOWN_WITHIN_S = 20.0
 POLL_S = 0.02
@@ -33,9 +33,9 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def bring_up(lab: Lab) -> None:
-    """Makes a lab. After a failure or a signal other than `kill -9`, removes what it has made so far.
+    """Makes a lab. After a failure or a signal other than `kill -9`, removes it again.
 
-    Raises `Refusal` if the directory, the name or the addresses are taken, and `Failure` if a step does not work.
+    Raises `Refusal` if the directory, the name or the addresses are taken, and `Failure` if a step fails.
     """
     refuse_what_is_taken(lab)
     for number in STOPPING:
@@ -74,9 +74,9 @@ def refuse_what_is_taken(lab: Lab) -> None:
 
 
 def shared_directories(asked: list[str]) -> list[str]:
-    """The directories that hosts must share, because their own directories would hide them.
+    """The directories that hosts must share, because each host's own directories would hide them.
 
-    These can be the checkout, the directories of Python, and the directories that the user `asked` for.
+    These can be the checkout, Python's directories, and those that the user `asked` for.
 
     Raises `Refusal` for a directory that cannot be shared.
     """
@@ -93,7 +93,7 @@ def shared_directories(asked: list[str]) -> list[str]:
 
 
 def write_ssh_files(lab: Lab) -> None:
-    """Writes a key for the user, a key for each host, and the files that list all hosts with their keys."""
+    """Writes keys for the user and each host, and the files that list all hosts with their keys."""
     for host in lab.hosts:
         lab.path(host).mkdir()
     for key in ("id_ed25519", *(f"{host}/host_key" for host in lab.hosts)):
@@ -176,11 +176,11 @@ def has_ssh(address: str) -> bool:
 
 
 def take_down(name: str | None, directory: str) -> None:
-    """Ends and removes a lab of this name, or what is left of it, and its directory. Raises `Failure` if that fails."""
+    """Ends and removes a lab of this name, or what is left of it, and its directory. Raises `Failure`."""
     if name:
         spaces = namespaces(name)
         end_processes(spaces)
-        # The links of a namespace disappear some time after it. Until then they would block the next lab.
+        # Links disappear some time after their namespace. Until then, they would block the next lab.
         run("ip", "link", "delete", f"{name}-net", check=False)
         for netns in spaces:
             run("ip", "netns", "delete", netns)
@@ -193,7 +193,7 @@ def take_down(name: str | None, directory: str) -> None:
 
 
 def namespaces(name: str) -> list[str]:
-    """The existing network namespaces of a lab of this name."""
+    """The network namespaces of a lab of this name."""
     listed = [line.split()[0] for line in run("ip", "netns", "list").stdout.splitlines()]
     return [netns for netns in listed if re.fullmatch(rf"{name}(-h\d)?", netns)]
 
@@ -201,7 +201,7 @@ def namespaces(name: str) -> list[str]:
 def end_processes(spaces: list[str]) -> None:
     """Kills the processes in these network namespaces.
 
-    When the first process of a host ends, the kernel ends all others of that host, whatever namespace they moved to.
+    When the first process of a host ends, the kernel ends its other processes, whatever namespace they moved to.
     """
     deadline = time.monotonic() + DOWN_WITHIN_S
     while pids := {int(pid) for netns in spaces for pid in run("ip", "netns", "pids", netns).stdout.split()}:
@@ -215,7 +215,7 @@ def end_processes(spaces: list[str]) -> None:
             except ProcessLookupError:
                 continue
             handles.append(handle)
-            # The pid may have been reused before we had a handle, but not from now on.
+            # The pid may have been reused before, but not from now on.
             if any(is_in(pid, netns) for netns in spaces):
                 ends.register(handle, select.POLLIN)
                 with contextlib.suppress(ProcessLookupError):  # it has ended since

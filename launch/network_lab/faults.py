@@ -1,4 +1,4 @@
-"""Make faults in a host's network, undo them, and read the existing ones from the kernel."""
+"""Make and undo faults in a host's network, and read them from the kernel."""
 
 import json
 import re
@@ -12,7 +12,7 @@ UNITS = {1e9: "gbit", 1e6: "mbit", 1e3: "kbit", 1: "bit"}
 
 
 def set_link(lab: Lab, host: str, state: str) -> None:
-    """Pulls a host's cable at the switch (`down`), or plugs it in again (`up`). The host only loses the carrier."""
+    """Pulls a host's cable at the switch (`down`), or plugs it in (`up`). The host only loses the carrier."""
     first_process(lab, host)
     ip(f"link set {host} {state}", netns=lab.name)
 
@@ -30,7 +30,7 @@ def set_reset(lab: Lab, host: str, on: bool) -> None:
 
 
 def set_refused(lab: Lab, host: str, ports: str, on: bool) -> None:
-    """Answers TCP packets to a range of a host's ports with a reset."""
+    """Answers TCP packets to a host's ports with a reset."""
     set_rules(lab, host, on, (*TO_HOST, "-p", "tcp", "--dport", ports, *RESET))
 
 
@@ -44,12 +44,12 @@ def set_rules(lab: Lab, host: str, on: bool, *rules: tuple[str, ...]) -> None:
 
 
 def set_rate(lab: Lab, host: str, rate: str | None) -> None:
-    """Limits what a host sends and what it receives, each to this rate."""
+    """Limits what a host sends, and what it receives, to this rate."""
     shape(lab, host, rate, shaped(lab, host)[1])
 
 
 def set_delay(lab: Lab, host: str, delay: str | None) -> None:
-    """Delays what a host sends and what it receives. Raises `Refusal` if the kernel cannot delay packets."""
+    """Delays what a host sends and receives. Raises `Refusal` if the kernel cannot delay packets."""
     if delay:
         # Try it on an idle device first. If that fails, the host keeps its current limit.
         if run("tc", "-n", lab.name, "qdisc", "add", "dev", "lo", "root", "netem", check=False).returncode:
@@ -59,7 +59,7 @@ def set_delay(lab: Lab, host: str, delay: str | None) -> None:
 
 
 def shape(lab: Lab, host: str, rate: str | None, delay: str | None) -> None:
-    # A queue discipline acts on what a device sends, so each end of the cable needs one.
+    # A queue discipline acts on what a device sends, so each end needs one.
     for netns, device in ((lab.netns(host), "eth0"), (lab.name, host)):
         run("tc", "-n", netns, "qdisc", "delete", "dev", device, "root", check=False)
         add, parent = ("tc", "-n", netns, "qdisc", "add", "dev", device), ["root"]

@@ -1,8 +1,8 @@
-"""The first process of a host of the network lab. `netlab up` starts this process in new namespaces:
+"""The first process of a host of the network lab. `netlab up` starts it in new namespaces:
 
     python host.py DIR HOST ADDRESS [SHARED ...]
 
-The process gives the host its own directories and name, starts the host's SSH server, and then sleeps.
+It gives the host its own directories and name, starts the host's SSH server, and sleeps.
 """
 
 import ctypes
@@ -43,16 +43,16 @@ def is_a_host() -> bool:
 def main() -> NoReturn:
     lab, host, address, *shared = sys.argv[1:]
     os.umask(0o022)
-    # /proc is still that of the machine, so this is the pid that the machine gives to this process.
+    # /proc is still that of the machine, and so is this pid.
     Path(lab, host, "pid").write_text(Path("/proc/self").readlink().name)
     files = host_files(Path(lab), host, address)
-    # The host's own directories may hide shared ones, which can still be reached through these descriptors.
+    # The host's own directories may hide shared ones. These descriptors still reach them.
     doors = {path: os.open(path, os.O_PATH) for path in shared}
     mount("proc", "/proc", "proc")
     for own, mode in OWN.items():
         mount("tmpfs", own, "tmpfs", options=f"mode={mode}")
     Path("/run/sshd").mkdir()
-    # Write these files before shared directories are mounted, so that none of them ends up in a shared directory.
+    # Write these files before shared directories are mounted, so that no file ends up in one of them.
     for file, (permissions, text) in files.items():
         file.parent.mkdir(mode=0o700, exist_ok=True)
         file.touch(permissions)
@@ -66,13 +66,13 @@ def main() -> NoReturn:
     socket.sethostname(host)
     os.chdir("/")
     subprocess.Popen([str(shutil.which("sshd")), "-D", "-e", "-f", str(FILES / "sshd_config")])
-    # With SIGCHLD ignored, the kernel reaps the orphans that this process inherits.
+    # The kernel then reaps the orphans that this process inherits.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     os.execvp("sleep", ["sleep", "infinity"])
 
 
 def host_files(lab: Path, host: str, address: str) -> dict[Path, tuple[int, str]]:
-    """The host's own files with their modes, read from the lab's directory before this directory is hidden."""
+    """The host's own files with their modes, read from the lab's directory before it is hidden."""
     ssh = Path(HOME, ".ssh")
     key = lab / "id_ed25519"
     return {

@@ -21,8 +21,8 @@ class Failure(Exception):
 class Lab:
     """The options of `netlab up`. `state.json` in the lab's directory holds them.
 
-    The switch is a network namespace named after the lab. It has one port per host, named after the host. So no packet
-    filter of the machine, such as Docker's, sees traffic between the hosts.
+    The switch is a network namespace named after the lab, hidden from packet filters of the machine, such as Docker's.
+    It has a port per host, named after the host.
     """
 
     directory: str
@@ -34,7 +34,7 @@ class Lab:
 
     @property
     def cable(self) -> str:
-        """The machine's end of the cable between the machine and the switch."""
+        """The machine's end of its cable to the switch."""
         return f"{self.name}-net"
 
     def netns(self, host: str) -> str:
@@ -48,7 +48,7 @@ class Lab:
 
 
 def run(*command: str, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs a program. If the program fails and `check` is on, raises `Failure` with the end of its output."""
+    """Runs a program. If it fails and `check` is on, raises `Failure` with the end of its output."""
     done = subprocess.run(command, input=stdin, capture_output=True, text=True)
     if check and done.returncode:
         raise Failure(f"`{shlex.join(command)}` failed: {' '.join(done.stderr.split())[-300:]}")
@@ -61,7 +61,7 @@ def ip(*lines: str, netns: str = "") -> None:
 
 
 def read_lab(directory: str) -> Lab | None:
-    """The lab in a directory, or None if there is no lab or its state was not written."""
+    """The lab in a directory, or None if there is none or its state was not written."""
     state = Path(directory, "state.json")
     try:
         # Anyone can make a directory in /tmp that looks like a lab. Root must not trust it.
@@ -90,7 +90,7 @@ def first_process(lab: Lab, host: str) -> int:
 
 
 def processes(lab: Lab, host: str) -> Iterator[dict[str, Any]]:
-    """The processes on a host, with the host's own pids, except its first process and its SSH server."""
+    """The processes on a host, except its first one and its SSH server. The pids are those that the host sees."""
     # The host's /proc also has processes in namespaces that the host made itself.
     proc = Path(f"/proc/{first_process(lab, host)}/root/proc")
     for pid in sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()):

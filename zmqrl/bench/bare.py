@@ -1,7 +1,7 @@
-"""The parts of ``zmqrl bench train``. Each part is one thing that a worker does, without everything around it.
+"""The parts of ``zmqrl bench train``: each is one thing that a worker does, without everything around it.
 
-``run(seconds)`` repeats the work for this time. It returns the ``seconds`` that the work took, and ``steps``, the
-number of agent steps or samples.
+``run(seconds)`` repeats the work for this time. It returns the ``seconds`` of the work, and the ``steps``: agent steps
+or samples.
 """
 
 import time
@@ -47,11 +47,10 @@ class BareGames:
 
 
 class _BareNetwork:
-    """The network of a worker, and a minibatch of random observations.
+    """The network of a worker, and a minibatch of random observations, stored as the learner stores rollouts.
 
-    The observations are stored as the learner stores rollouts. ``facts`` has the number format of the computation, the
-    number of samples in the batch, and ``backward_only``. If ``backward_only``, a gradient needs no forward pass,
-    because the learner keeps the activations of acting.
+    ``facts`` has ``compute`` (the number format), ``batch`` (the number of samples) and ``backward_only``: the learner
+    keeps the activations of acting, so a gradient needs no forward pass.
     """
 
     def __init__(self, *, config: dict[str, Any], rank: int, threads: int) -> None:
@@ -103,10 +102,9 @@ class BareForward(_BareNetwork):
 
 
 class BareGradient(_BareNetwork):
-    """Computes gradients of minibatches, with a forward and a backward pass.
+    """Computes gradients of minibatches, without a loss: the gradients of logits and values are given.
 
-    If ``backward_only``, only the backward pass counts. The gradients of logits and values are given, so there is no
-    loss.
+    If ``backward_only``, the forward pass does not count.
     """
 
     def __init__(self, *, config: dict[str, Any], rank: int, threads: int) -> None:
@@ -124,9 +122,7 @@ class BareGradient(_BareNetwork):
 
 
 def _repeated(work: Callable[[], float], seconds: float, steps: int) -> dict[str, Any]:
-    """Call ``work`` until ``seconds`` have passed. Each call makes ``steps`` steps and returns the seconds that they
-    took.
-    """
+    """Call ``work`` until ``seconds`` have passed. Each call takes ``steps`` steps and returns their seconds."""
     work()  # does not count: the caches hold the data of another part
     end_at = time.monotonic() + seconds
     took, repeated = 0.0, 0

@@ -1,6 +1,6 @@
-"""The processes of a benchmark. Until the benchmark ends, they run the parts of all variants in turn.
+"""The processes of a benchmark, which run the parts of all variants in turn.
 
-``python -m zmqrl.bench.crew`` runs such a process. The process reads messages from its parent and answers each message.
+``python -m zmqrl.bench.crew`` runs such a process. It answers each message of its parent.
 """
 
 import importlib
@@ -20,22 +20,19 @@ ANSWER_WITHIN_S: Final = 300.0
 
 
 class Part(Protocol):
-    """The part of a process in one variant.
-
-    The arguments of the part are plain data. ``facts`` holds the data that other parts need.
-    """
+    """What a process does in one variant. The arguments of a part are plain data. ``facts`` is for other parts."""
 
     facts: Facts
 
     def run(self, *args: Any, **given: Any) -> Facts:
-        """Run with the arguments of :meth:`Crew.run` or :meth:`Crew.run_for`. Returns the measurements."""
+        """Run, as :meth:`Crew.run` or :meth:`Crew.run_for` asks. Returns the measurements."""
 
     def close(self) -> None:
         """End the part."""
 
 
 class Role(NamedTuple):
-    """A process that runs the part ``name``. ``facts`` holds the data that other parts need."""
+    """A process that runs the part ``name``, with the ``facts`` of that part."""
 
     name: str
     process: int
@@ -43,7 +40,7 @@ class Role(NamedTuple):
 
 
 class Crew:
-    """Processes that run parts. A crew is a context manager, which kills the processes at the end."""
+    """Processes that run parts. The end of the ``with`` block kills them."""
 
     def __init__(self, size: int, environment: Mapping[str, str] | None = None) -> None:
         """``environment`` adds variables to the environment of the processes."""
@@ -54,7 +51,6 @@ class Crew:
 
     @property
     def pids(self) -> list[int]:
-        """The process ids."""
         return [child.process.pid for child in self._children]
 
     def __enter__(self) -> Self:
@@ -66,18 +62,17 @@ class Crew:
 
     @contextmanager
     def playing(self, name: str, part: type[Part], jobs: Mapping[int, Facts]) -> Iterator[list[Role]]:
-        """Make processes run ``part`` during the block, each with its job. Raises ClusterError if a process fails."""
+        """Let processes play ``part`` during the block, each with its job. Raises ClusterError if a process fails."""
         about = {"join": name, "module": part.__module__, "part": part.__name__}
         joining = {process: {**about, "job": job} for process, job in jobs.items()}
         yield [Role(name, process, facts) for process, facts in self._ask(joining).items()]
-        # Skip this after an error, because a process that waits for a dead process does not answer.
+        # Not after an error: a process that waits for a dead process does not answer.
         self._ask({process: {"leave": name} for process in jobs})
 
     def run(self, roles: Sequence[Role], rounds: int, pauses_s: Sequence[float] = ()) -> list[Facts]:
         """Run ``rounds`` rounds of all ``roles`` at the same time. Returns the measurements of each role.
 
-        Before each round, role i pauses for ``pauses_s[i]``. Roles without an entry there do not pause.
-        Raises ClusterError if a process fails.
+        Before each round, role i pauses for ``pauses_s[i]``, or not at all. Raises ClusterError if a process fails.
         """
         pauses = [*pauses_s, *[0.0] * (len(roles) - len(pauses_s))]
         return self._run(roles, [{"rounds": rounds, "pause_s": pause} for pause in pauses])
@@ -108,7 +103,6 @@ class Crew:
 
 
 def main() -> None:
-    """Run parts until the parent hangs up."""
     look_for_modules_there()
     read_job(signal.SIGKILL)
     messages = Messages()

@@ -18,8 +18,8 @@ SPLIT: Final = (*PARTS, "wait", "rest")
 class Round:
     """The times of an agent step of one worker, in seconds.
 
-    ``bare_s`` has the time that each of ``PARTS`` takes alone. ``split_s`` divides the time in training into ``SPLIT``:
-    the spans of these names, and the rest.
+    ``bare_s`` has the time of each of ``PARTS`` alone. ``split_s`` divides the time in training into the spans and the
+    rest, as in ``SPLIT``.
     """
 
     bare_s: Mapping[str, float]
@@ -28,7 +28,7 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Efficiency:
-    """The result for ``workers`` workers. The figures are means over ``rounds``. There is at least one round."""
+    """The result for ``workers`` workers. The figures are means over ``rounds``, at least one."""
 
     workers: int
     rounds: Sequence[Round]
@@ -60,15 +60,13 @@ class Efficiency:
 
     @property
     def efficiency(self) -> float:
-        """The speed of training as a fraction of the component limit."""
+        """``steps_per_s`` as a fraction of ``limit_steps_per_s``."""
         return self.steps_per_s / self.limit_steps_per_s
 
     def of_round(self, number: int) -> "Efficiency":
-        """The result of one round."""
         return Efficiency(workers=self.workers, rounds=[self.rounds[number]])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
         bare_s, split_s = self.bare_s, self.split_s
         each = [self.of_round(number) for number in range(len(self.rounds))]
         return {
@@ -90,7 +88,7 @@ class Efficiency:
 
 
 def per_step_s(measured: Iterable[Mapping[str, float]]) -> float:
-    """Seconds per agent step of one worker. Each worker measured ``steps`` agent steps in ``seconds``."""
+    """Seconds per agent step of one worker, from the ``steps`` and ``seconds`` of each worker."""
     each = list(measured)
     return sum(one["seconds"] for one in each) / sum(one["steps"] for one in each)
 
@@ -100,13 +98,12 @@ def split_of(
 ) -> dict[str, float]:
     """The ``split_s`` of a round, from the table ``cycles`` of each worker.
 
-    The result covers only whole iterations, from the first rollout for ``first_version`` or a later version. A rollout
-    takes much longer than a gradient, so part of an iteration would not be a fair sample. Raises ClusterError if there
-    is no whole iteration.
+    Counts only whole iterations, from ``first_version`` on. A rollout takes much longer than a gradient, so part of an
+    iteration would not be a fair sample. Raises ClusterError if there is no whole iteration.
     """
     spent_us, steps, window_us = dict.fromkeys(SPLIT[:-1], 0), 0, 0
     for cycles in tables:
-        # The cycle in which a worker acted contains the rollout and the first gradient of an iteration.
+        # A cycle in which a worker acted has the rollout and the first gradient of an iteration.
         begins = np.flatnonzero((cycles["act"] > 0) & (cycles["version"] >= first_version))
         if not len(begins):
             continue

@@ -27,8 +27,8 @@ TRIP_BYTES = 140  # about the size of PING and PONG together
 class Case:
     """A case to measure: ``workers`` share one vector through ``shards``. The fields are columns of the result.
 
-    gloo has no shards, so its cases have 1 shard. Only cases of zmqrl use encryption. memcpy has no network, so
-    its transport is ``memory``.
+    Only zmqrl uses encryption. gloo has no shards, so its cases have 1. memcpy has no network, so its transport is
+    ``memory``.
     """
 
     transport: Transport | Literal["memory"]
@@ -40,7 +40,7 @@ class Case:
 
     @property
     def layout(self) -> Layout:
-        """The vector, cut for the shards. Raises UsageError if the vector is too short for so many shards."""
+        """The vector, cut for the shards. Raises UsageError if it is too short."""
         return Layout.of([("vector", (self.parameters,))], self.shards)
 
     def pieces(self, operation: Operation) -> tuple[int, int]:
@@ -65,7 +65,7 @@ class Case:
 class Grid:
     """Every combination of these values. Raises UsageError for values that cannot be measured.
 
-    Fewer than ``rounds`` rounds are measured if the benchmark would take longer than ``minutes``.
+    If ``rounds`` rounds would take longer than ``minutes``, fewer are measured.
     """
 
     transport: tuple[Transport, ...]
@@ -92,12 +92,12 @@ class Grid:
             Layout.of([("vector", (parameters,))], shards)
 
     def groups(self) -> Iterator[Case]:
-        """Group the cases by bytes and workers. The cases of a group take turns."""
+        """The groups of cases with the same bytes and workers. The cases of a group take turns."""
         for parameters, workers, codec in _each(self.parameters, self.workers, self.codec):
             yield Case(transport="tcp", codec=codec, curve=False, parameters=parameters, workers=workers, shards=1)
 
     def variants(self, group: Case) -> Iterator[tuple[Implementation, Case]]:
-        """The variants of ``group``, which take turns when they are measured."""
+        """The variants of ``group``: implementations and their cases."""
         for implementation in _once(self.implementation):
             match implementation:
                 case "zmqrl":

@@ -1,7 +1,7 @@
 """The parts of ``zmqrl bench wire``: a worker for each implementation, and a hub for plain sockets.
 
-``run(rounds, pause_s)`` runs ``rounds`` rounds, each after a pause. It returns the start and end of each round, in ns
-on the monotonic clock.
+``run(rounds, pause_s)`` runs rounds, each after a pause. It returns their starts and ends, in ns on the monotonic
+clock.
 """
 
 import os
@@ -31,7 +31,7 @@ def gradient(count: int) -> FloatVector:
 
 
 class ZmqrlWorker:
-    """A worker with the same connection as in training. Like a backward pass, each round writes a gradient."""
+    """A worker with the connection of training. Like a backward pass, each round writes a gradient."""
 
     def __init__(self, *, cluster: dict[str, Any], keys: dict[str, Any] | None, rank: int) -> None:
         self.facts: dict[str, Any] = {}
@@ -86,10 +86,7 @@ class ZmqrlPinger:
 
 
 class GlooRank:
-    """A worker without shards. The workers sum their gradients, then each worker takes the same optimizer step.
-
-    With bf16, the workers exchange and add bfloat16 numbers.
-    """
+    """A worker without shards: the workers sum their gradients (bf16: in bfloat16), then each takes the same step."""
 
     def __init__(self, *, store: str, rank: int, workers: int, count: int, codec: m.Codec) -> None:
         self.facts: dict[str, Any] = {}
@@ -141,7 +138,7 @@ class GlooRank:
 
 
 class RawHub:
-    """Acts as a shard on plain sockets. It receives a slice from each worker, then sends a slice to each worker."""
+    """A shard on plain sockets: receives a slice from each worker, then sends a slice to each worker."""
 
     def __init__(self, *, workers: int, slice_bytes: int) -> None:
         self.listener = socket.create_server((HOST, 0), backlog=workers)
@@ -183,7 +180,7 @@ class RawHub:
 
 
 class RawWorker:
-    """Sends a slice to each hub and receives a slice from each hub, on plain sockets. This worker computes nothing."""
+    """Sends a slice to each hub and receives a slice from each hub, on plain sockets."""
 
     def __init__(self, *, ports: list[int], slices_bytes: list[int]) -> None:
         self.facts: dict[str, Any] = {}
@@ -242,7 +239,7 @@ def _quick(connection: socket.socket) -> socket.socket:
 
 
 def _received(connection: socket.socket, buffer: memoryview) -> memoryview:
-    """Receive into ``buffer``. Returns the unfilled part of the buffer."""
+    """Receive into ``buffer``. Returns its unfilled part."""
     count = connection.recv_into(buffer)
     if not count:
         raise ConnectionError("the other end has closed a plain socket")

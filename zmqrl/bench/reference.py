@@ -1,4 +1,4 @@
-"""Times of the bare parts that were measured earlier. They show whether a machine, or a part, has become slow."""
+"""Earlier times of the bare parts, which show whether a machine or a part has become slow."""
 
 from typing import Final, NamedTuple
 
@@ -32,7 +32,7 @@ def references(
 ) -> dict[str, Reference]:
     """The known references for the parts of ``config``, by part.
 
-    A gradient needs ``passes`` passes per agent step. If ``backward_only``, a pass has no forward part.
+    A gradient needs ``passes`` passes per agent step, which have no forward part if ``backward_only``.
     """
     found: dict[str, Reference] = {}
     default, envs = EnvConfig(), config.envs

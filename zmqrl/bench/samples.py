@@ -1,4 +1,4 @@
-"""Turns the instants of rounds into durations of operations, and the durations into the rows of the result."""
+"""Turns the instants of rounds into durations of operations, and these into the rows of the result."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,10 +19,8 @@ Row: TypeAlias = dict[str, Any]
 class Round:
     """The instants of one round, in ns on the monotonic clock, which all processes of this machine share.
 
-    ``begun`` has the instants at which the workers began to push, and ``done`` those at which they had the weights of
-    ``version`` + 1. ``arrived`` has, for each shard, the instants at which it had added each gradient. ``published``
-    has the instants at which the shards began to publish. ``arrived`` and ``published`` are empty if they are not
-    known.
+    The workers began to push at ``begun``, and had the weights of ``version`` + 1 at ``done``. Each shard had added the
+    gradients at ``arrived``, and began to publish at ``published``. ``arrived`` and ``published`` are empty if unknown.
     """
 
     begun: tuple[int, ...]
@@ -38,7 +36,7 @@ Blocks: TypeAlias = Mapping[Kind, Sequence[Sequence[Round]]]
 def samples(blocks: Blocks) -> dict[Operation, list[float]]:
     """The durations of each operation in ms. The first round of each block is a warm-up and does not count.
 
-    An update round lasts from the end of the previous round to its own end. An early start therefore gains nothing.
+    An update round lasts from the end of the previous round to its own end, so an early start gains nothing.
     """
     together, alone = list(_rounds(blocks, "together")), list(_rounds(blocks, "alone"))
     found: dict[Operation, list[int]] = {
@@ -61,8 +59,8 @@ def _rounds(blocks: Blocks, kind: Kind) -> Iterator[Round]:
 def rows(measured: Sequence[tuple[Implementation, Case, Mapping[Operation, Sequence[float]]]]) -> list[Row]:
     """One row for each operation of each variant, as ``--json`` prints it. Samples are in ms.
 
-    ``fraction_of_memcpy`` is the time that memcpy takes for the same pieces, divided by the time of the row. 1 means
-    as fast as memcpy. The fraction is None if memcpy was not measured.
+    ``fraction_of_memcpy`` is the time of memcpy for the same pieces, divided by the time of the row. None if memcpy was
+    not measured.
     """
     copied_ms = {
         (operation, case.pieces(operation)): float(np.median(found[operation]))

@@ -1,7 +1,4 @@
-"""Measures training and its parts alone, in turn.
-
-While one of the two is measured, the processes of the other are idle.
-"""
+"""Measures training and its parts alone, in turn. While one is measured, the processes of the other are idle."""
 
 import contextlib
 import dataclasses
@@ -28,8 +25,7 @@ from zmqrl.start.initial import Preparation
 from zmqrl.supervisor.run import check_extras, check_here, train
 
 WARM_UP_S: Final = 2.0  # training before the measurement: libraries choose their code, and memory is touched
-# These options are refused: the run of a benchmark has its own end, starts from version 0, starts all its workers, and
-# learns.
+# Options that a benchmark refuses: its run has its own end, starts from version 0, starts all its workers, and learns.
 NOT_MEASURED: Final = (
     "updates",
     "agent_steps",
@@ -44,8 +40,7 @@ NOT_MEASURED: Final = (
 class Measured(NamedTuple):
     """The result of a benchmark, and what was measured.
 
-    ``passes`` is the number of gradient passes over each sample. ``facts`` describes the network: its number format,
-    its batch size and ``backward_only``.
+    ``passes`` is the number of gradient passes over each sample. ``facts`` describes the network, as in ``bare.py``.
     """
 
     efficiency: Efficiency
@@ -56,7 +51,7 @@ class Measured(NamedTuple):
 
 
 def check(config: Config, *, seconds: float, rounds: int) -> None:
-    """Raise UsageError if ``config`` cannot be trained, or cannot be measured."""
+    """Raise UsageError if ``config`` cannot be trained or measured."""
     require(0 < seconds < math.inf, f"--seconds {seconds:g}: must be above 0 and finite.")
     require(1 <= rounds <= 1000, f"--rounds {rounds}: must be from 1 to 1000.")
     default = Config()
@@ -76,7 +71,7 @@ def check(config: Config, *, seconds: float, rounds: int) -> None:
 def measure(config: Config, *, seconds: float, rounds: int, begin: Callable[[str], object]) -> Measured:
     """Measure training for at least ``seconds`` in total, in ``rounds`` rounds. Call ``check`` first.
 
-    Each round measures the parts before training. ``begin`` gets a description of each measurement before it starts.
+    Each round measures the parts, then training. ``begin`` gets a description of each measurement before it starts.
     Raises ClusterError.
     """
     from zmqrl.bench.bare import BareForward, BareGames, BareGradient  # takes seconds, because it imports torch
@@ -113,13 +108,13 @@ def _passes(config: Config) -> float:
 
 
 def _measure_parts(crew: Crew, parts: Mapping[str, list[Role]], seconds: float, passes: float) -> dict[str, float]:
-    """Measure each part alone, on all workers at once. Returns seconds per agent step and worker."""
+    """Measure each part alone, on all workers at once, in seconds per agent step and worker."""
     took_s = {name: per_step_s(crew.run_for(roles, seconds / len(parts))) for name, roles in parts.items()}
     return took_s | {"gradient": passes * took_s["gradient"]}
 
 
 def _measure_training(config: Config, directory: Path, seconds: float, bare_s: float) -> dict[str, float]:
-    """Train for at least ``seconds`` after the warm-up. ``bare_s`` is the shortest possible time of an agent step.
+    """Train for at least ``seconds`` after the warm-up. ``bare_s`` is the least possible time of an agent step.
 
     Returns seconds per agent step and worker. Raises KeyboardInterrupt if the run was interrupted.
     """

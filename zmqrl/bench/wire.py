@@ -1,6 +1,6 @@
 """Measures the transport alone, and compares it with gloo, plain sockets and memcpy.
 
-The implementations take turns, so noise affects all implementations equally.
+The implementations take turns, so noise affects all of them equally.
 """
 
 import functools
@@ -29,7 +29,7 @@ from zmqrl.ps.wire.codec import payload_bytes
 BLOCK: Final = 10  # rounds of one variant before the next variant's turn
 WARM_UP: Final = 5
 ALONE_FOR: Final = 1.5  # how long worker 0 has the network to itself, in durations of an update round
-# Workers are idle while other variants have their turn. Shards must neither ask for gradients nor log stalls then.
+# While other variants have their turn, workers are idle. Shards must then neither ask for gradients nor log stalls.
 PATIENT: Final = ShardTiming(need_s=3600.0, need_most_s=3600.0, stall_notice_s=3600.0)
 KINDS: Final[dict[Operation, Kind]] = {
     "update_round": "together",
@@ -51,7 +51,7 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where the variants of one group run. Workers are the first processes of ``crew``, and hubs are the last."""
+    """Where the variants of one group run. Workers are the first processes of ``crew``, and hubs the last."""
 
     crew: Crew
     first_hub: int
@@ -60,10 +60,7 @@ class Stage:
 
 
 def measure(grid: Grid, begin: Callable[[Case], None]) -> Iterator[list[Row]]:
-    """Measure each group of ``grid``.
-
-    Yields the rows of each group. Calls ``begin`` before each group. Raises ClusterError.
-    """
+    """Call ``begin``, then measure, for each group of ``grid``. Yields the rows of the group. Raises ClusterError."""
     first_hub = max(grid.workers)
     hubs = max(grid.shards) + 1 if "raw_tcp" in grid.implementation else 0
     groups, end_at = list(grid.groups()), time.monotonic() + 60 * grid.minutes
@@ -94,7 +91,7 @@ def _measure_group(grid: Grid, group: Case, stage: Stage, end_at: float) -> list
                 break
             for variant, mine in turns:
                 for kind, make in variant.measures.items():
-                    # Run one extra round, because in the first round the caches still hold another variant's data.
+                    # One extra round: in the first one, the caches still hold another variant's data.
                     mine.setdefault(kind, []).append(make(min(BLOCK, grid.rounds - begun) + 1))
             turns.append(turns.pop(0))
     measured = []
@@ -144,7 +141,7 @@ def _job(shards: StandaloneShards, rank: int) -> Facts:
 
 
 def _recorded(directory: Path, case: Case) -> Callable[[Round], Round]:
-    """Make a function that adds the shards' instants to a round. Call that function once the shards have ended."""
+    """Make a function that adds the shards' instants to a round, once the shards have ended."""
 
     @functools.cache
     def shards() -> list[tuple[dict[int, list[int]], dict[int, int]]]:
@@ -189,10 +186,7 @@ def _raw_tcp(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
 def _connected(
     stack: ExitStack, crew: Crew, name: str, workers: int, hubs_bytes: dict[int, int]
 ) -> tuple[list[Role], list[Role]]:
-    """Start workers and hubs, which run until ``stack`` is closed.
-
-    ``hubs_bytes`` maps the process number of each hub to the bytes of its slice.
-    """
+    """Start workers and hubs, until ``stack`` is closed. ``hubs_bytes`` has the bytes of a slice by process number."""
     jobs = {hub: {"workers": workers, "slice_bytes": size} for hub, size in hubs_bytes.items()}
     hubs = stack.enter_context(crew.playing(f"{name}-hub", RawHub, jobs))
     job = {"ports": [hub.facts["port"] for hub in hubs], "slices_bytes": list(hubs_bytes.values())}
@@ -257,7 +251,7 @@ def _measures(stage: Stage, players: Sequence[Role], trip: Sequence[Role]) -> di
 
 
 def _made(crew: Crew, roles: Sequence[Role], rounds: int, pauses_s: Sequence[float] = ()) -> list[Round]:
-    """Run ``rounds`` rounds of ``roles``. The roles that return ``published`` are hubs."""
+    """Run ``rounds`` rounds of ``roles``. Roles that return ``published`` are hubs."""
     answers = crew.run(roles, rounds, pauses_s)
     workers, hubs = ([answer for answer in answers if key in answer] for key in ("begun", "published"))
     version = workers[0].get("version", 0)

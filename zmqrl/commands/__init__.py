@@ -1,1 +1,5 @@
-"""The commands of the command line. Each command has its own module."""
+"""The commands of the command line.
+
+In the module of a command, ``command`` parses the arguments, and usually ``run`` does the work. Both return the exit
+status, and raise ZmqrlError.
+"""

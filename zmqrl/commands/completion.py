@@ -1,4 +1,4 @@
-"""``zmqrl completion``: a script with which a shell completes the commands, options and values of zmqrl.
+"""``zmqrl completion``: a script that makes a shell complete commands, options and values of zmqrl.
 
 The script contains all words, so completion starts no Python.
 """
@@ -41,7 +41,7 @@ class About(Protocol):
 class Completed:
     """What can follow ``zmqrl COMMAND``: options and operands.
 
-    The operands are ``words``, paths of ``runs``, or ``files``.
+    The ``kind`` of operands: ``words``, paths of runs, or files.
     """
 
     purpose: str
@@ -66,7 +66,7 @@ class Options:
 
 
 def command(arguments: list[str], commands: Mapping[str, About]) -> int:
-    """Run ``zmqrl completion``. ``commands`` is the table of all commands. Raises UsageError."""
+    """Print the script. ``commands`` is the table of all commands."""
     options = parse(Options, arguments, "zmqrl completion")
     sys.stdout.write(SCRIPTS[options.shell](completions(commands)))
     return 0
@@ -82,10 +82,7 @@ def completions(commands: Mapping[str, About]) -> dict[str, Completed]:
 
 
 def completed(module: str, arguments: str, purpose: str) -> Completed:
-    """What can follow one command.
-
-    ``module`` below ``zmqrl.commands`` runs the command, and the usage line of the command shows ``arguments``.
-    """
+    """What can follow the command of ``module`` below ``zmqrl.commands``, whose usage line shows ``arguments``."""
     cls = getattr(importlib.import_module(f"zmqrl.commands.{module}"), "Options", None)
     options = [] if cls is None else list(options_of(cls))
     kind: Kind | None = None

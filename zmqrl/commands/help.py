@@ -1,4 +1,4 @@
-"""The help of commands with many options. tyro writes the text, and this module sorts the options into named groups."""
+"""The help of commands with many options: tyro writes it, and this module sorts the options into groups."""
 
 import contextlib
 import io
@@ -21,8 +21,8 @@ STYLE: Final = re.compile(r"\x1b\[[0-9;]*m")
 class Group(NamedTuple):
     """A group of options under a ``title``.
 
-    ``options`` are names without dashes, in the order of the help. ``parts`` are nested settings, which follow the
-    options. For example, ``ppo`` stands for all options ``--ppo.*``.
+    ``options`` are names without dashes, in order. ``parts`` are nested settings, which follow: ``ppo`` stands for
+    ``--ppo.*``.
     """
 
     title: str
@@ -31,9 +31,10 @@ class Group(NamedTuple):
 
 
 def help_of(own: type[Any], settings: Any, program: str) -> str:
-    """The help that tyro prints for the options of ``own`` and ``settings``. ``settings`` has the default values.
+    """The help that tyro prints for the dataclasses ``own`` and ``settings``, with the values of ``settings`` as
+    defaults.
 
-    Both are dataclasses. The help begins with the docstring of ``own``.
+    It begins with the docstring of ``own``.
     """
     about = {"__doc__": own.__doc__}
     both: Any = make_dataclass("Both", [], bases=(own, type(settings)), namespace=about, frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def grouped(page: str, groups: Sequence[Group], examples: Mapping[str, str]) -> 
 
 
 def _boxes(page: str) -> Iterator[tuple[str, list[str]]]:
-    """The title and the lines of each box that tyro has drawn. The lines keep their styles."""
+    """The title and the styled lines of each box that tyro has drawn."""
     title, lines = "", list[str]()
     for line in page.splitlines():
         plain = STYLE.sub("", line)
@@ -84,14 +85,14 @@ def _boxes(page: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _without_frame(inside: str) -> str:
-    """The content of a line in a box, without the padding and the styles of the frame."""
+    """The content of a line in a box, without padding and frame styles."""
     content = re.sub(r"^(?:\x1b\[[0-9;]*m)+", "", inside)
     content = re.sub(r"(?:\s|\x1b\[[0-9;]*m)+$", "", content)
     return content + RESET if STYLE.search(content) else content
 
 
 def _entries(lines: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """The long name and the lines of each option in a box. ``lines`` are the lines of this box."""
+    """The long name and the lines of each option in the ``lines`` of a box."""
     entry: list[str] = []
     for line in [*lines, "  -"]:
         if STYLE.sub("", line).startswith("  -"):

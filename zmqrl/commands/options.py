@@ -1,4 +1,4 @@
-"""Parses command lines into dataclasses of options, and turns a parse error into one sentence."""
+"""Parses command lines into dataclasses of options, and turns errors into one sentence."""
 
 import contextlib
 import dataclasses
@@ -59,8 +59,7 @@ RunPaths: TypeAlias = Annotated[
 class Option(NamedTuple):
     """An option, with its spellings ``names``.
 
-    ``takes`` says what follows the option, and ``values`` lists possible words. If ``is_list``, any number of words can
-    follow the option.
+    ``takes`` says what follows, and ``values`` lists possible words. With ``is_list``, any number can follow.
     """
 
     names: tuple[str, ...]
@@ -74,11 +73,10 @@ def parse(
 ) -> T:
     """Parse ``arguments`` into an instance of ``cls``.
 
-    The arguments override the values of ``default``, if given. Raises UsageError, which can also suggest an option of
-    the classes ``beside``.
+    The arguments override ``default``. Raises UsageError, which can also suggest an option of the classes ``beside``.
     """
     _refuse_repetition(arguments)
-    if _has_operands(cls):  # after an option, tyro would take no further word for a list of operands
+    if _has_operands(cls):  # tyro accepts no list of operands after an option
         words, others = operands(arguments, [cls])
         arguments = [*others, "--", *words]
     with _one_sentence(program, arguments, (cls, *beside)):
@@ -88,7 +86,7 @@ def parse(
 
 
 def parse_known(cls: type[T], arguments: list[str], program: str) -> tuple[T, list[str]]:
-    """Parse the options of ``cls``. Also returns the other arguments, in their order. Raises UsageError."""
+    """Parse the options of ``cls``. Also returns the other arguments. Raises UsageError."""
     _refuse_repetition(arguments)
     with _one_sentence(program, arguments, (cls,)):
         return tyro.cli(cls, args=arguments, prog=program, return_unknown_args=True)
@@ -97,14 +95,13 @@ def parse_known(cls: type[T], arguments: list[str], program: str) -> tuple[T, li
 def operands(
     arguments: Iterable[str], of: Iterable[type[Any]], known: Collection[str] = ()
 ) -> tuple[list[str], list[str]]:
-    """The words of a command line that are neither options of the classes ``of`` nor values of these options. Also
-    returns the other arguments, in their order.
+    """The words that are neither options of the classes ``of`` nor their values, and the other arguments.
 
-    A ``known`` word is never a value of an option that takes a list, or of an unknown option.
+    A ``known`` word is never a value of an unknown option, or of one that takes a list.
     """
     table = {_option(option.names[0]): option for cls in of for option in options_of(cls)}
     words, others = list[str](), list[str]()
-    expected = 0.0  # the number of words that still belong to the last option
+    expected = 0.0  # words that still belong to the last option
     left = iter(arguments)
     for argument in left:
         if argument == "--":
@@ -134,9 +131,9 @@ def _has_operands(cls: type[Any]) -> bool:
 
 
 def options_of(cls: type[Any], prefix: str | None = "") -> Iterator[Option]:
-    """The options that tyro makes of a dataclass. Fields of nested dataclasses have their path as ``prefix``.
+    """The options that tyro makes of a dataclass, with ``prefix`` before each name.
 
-    If ``prefix`` is None, neither these fields nor those of nested dataclasses have a prefix.
+    Names in a nested dataclass also get the path of that dataclass, unless ``prefix`` is None.
     """
     path = prefix or ""
     hints = get_type_hints(cls, include_extras=True)
@@ -161,9 +158,8 @@ def options_of(cls: type[Any], prefix: str | None = "") -> Iterator[Option]:
 
 
 def _unwrapped(hint: Any) -> tuple[Any, list[Any], bool]:
-    """The type of one value of ``hint``, the marks of tyro around this type, and whether ``hint`` is a tuple.
-
-    The type is neither None nor a tuple.
+    """The type of one value of ``hint`` (neither None nor a tuple), tyro's marks around it, and whether ``hint`` is a
+    tuple.
     """
     marks, is_tuple = list[Any](), False
     while True:
@@ -177,18 +173,17 @@ def _unwrapped(hint: Any) -> tuple[Any, list[Any], bool]:
 
 
 def asks_for_help(arguments: list[str]) -> bool:
-    """Whether a command line asks for help."""
     return not HELP.isdisjoint(arguments)
 
 
 def check_picture(option: str, path: Path) -> None:
-    """Raise UsageError unless the value of ``option`` names a kind of picture that can be written here."""
+    """Raise UsageError if ``path``, the value of ``option``, cannot be a picture."""
     require_extra("plot", "pictures need")
     require(path.suffix in PICTURES, f"{option} {path}: the name must end with one of {', '.join(PICTURES)}.")
 
 
 def _refuse_repetition(arguments: list[str]) -> None:
-    """Raise UsageError for an option that is given twice: tyro would silently use only the last of the two values."""
+    """Raise UsageError for a repeated option: tyro would silently use only the last value."""
     written = [argument.partition("=")[0] for argument in arguments if OPTION.match(argument)]
     given = Counter(map(_option, written))
     for text in written:
@@ -199,15 +194,11 @@ def _refuse_repetition(arguments: list[str]) -> None:
 
 
 def option_names(arguments: Iterable[str]) -> set[str]:
-    """The names of the options in ``arguments``."""
     return {_option(argument.partition("=")[0]) for argument in arguments if OPTION.match(argument)}
 
 
 def _option(text: str) -> str:
-    """The name of the option that ``text`` sets.
-
-    Spellings such as ``--no-resume``, ``-H`` and ``--run_dir`` give the usual name of the option.
-    """
+    """The usual name of an option in spellings such as ``--no-resume``, ``-H`` and ``--run_dir``."""
     name = re.sub(r"(^--|\.)no-", r"\1", text.replace("_", "-"))
     return ALIASES.get(name, name)
 
@@ -215,7 +206,7 @@ def _option(text: str) -> str:
 @contextlib.contextmanager
 def _one_sentence(program: str, arguments: Iterable[str], of: Iterable[type[Any]]) -> Iterator[None]:
     """Turn tyro's complaint about ``arguments`` into one sentence, which can suggest an option of the classes ``of``.
-    With ``--help``, tyro still prints the help and exits.
+    For ``--help``, tyro still prints and exits.
     """
     complaint = io.StringIO()
     try:
@@ -225,7 +216,7 @@ def _one_sentence(program: str, arguments: Iterable[str], of: Iterable[type[Any]
     except SystemExit as stop:
         if not stop.code:
             raise
-    # tyro prints the sentence in a box, between the title and a horizontal line. The encoding decides how boxes look.
+    # tyro prints the sentence in a box, between a title and a rule. The characters of the box depend on the encoding.
     lines = [line.strip("│╭╮╰╯|+ ") for line in complaint.getvalue().splitlines()]
     after_title = dropwhile(_is_rule, lines[1:])
     sentence = " ".join(takewhile(lambda line: not _is_rule(line), after_title)).rstrip(".")
@@ -234,7 +225,7 @@ def _one_sentence(program: str, arguments: Iterable[str], of: Iterable[type[Any]
 
 
 def _unknown(arguments: Iterable[str], of: Iterable[type[Any]]) -> str | None:
-    """A sentence about the first unknown option. None if every option belongs to one of the classes ``of``."""
+    """A sentence about the first option that belongs to none of the classes ``of``, if any."""
     names = [name for cls in of for option in options_of(cls) for name in option.names]
     known = set(map(_option, names))
     written = (argument.partition("=")[0] for argument in arguments if OPTION.match(argument))

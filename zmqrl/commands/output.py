@@ -1,4 +1,4 @@
-"""What commands print. Standard output can be reserved for a result: other output then goes to standard error."""
+"""What commands print. A command can reserve standard output for its result."""
 
 import contextlib
 import ctypes
@@ -31,7 +31,7 @@ def show_line(line: str) -> None:
 
 @contextlib.contextmanager
 def prints_to_stderr() -> Iterator[None]:
-    """Redirect to standard error what the user's code and C libraries print on standard output in the block."""
+    """Redirect standard output to standard error in the block, even for C libraries and the user's code."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

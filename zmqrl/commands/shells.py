@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from zmqrl.commands.completion import Completed
 
-# $cur is the word to complete, and $previous is the word before it. bash splits `--mode=sync` into three words.
+# $cur is the word to complete, after $previous. bash splits `--mode=sync` into three words.
 BASH: Final = """\
 # Completes zmqrl in bash. Made by `zmqrl completion bash`.
 _zmqrl() {{
@@ -57,12 +57,11 @@ autoload -U +X bashcompinit && bashcompinit
 
 
 def bash(found: Mapping[str, "Completed"]) -> str:
-    """The script for bash."""
     return f"{_function(found)}complete -F _zmqrl zmqrl\n"
 
 
 def zsh(found: Mapping[str, "Completed"]) -> str:
-    """The script for zsh, which runs the function for bash."""
+    """The script for zsh, with the function for bash."""
     function = _function(found).replace("in bash", "in zsh").replace("completion bash", "completion zsh")
     return f"{function}{ZSH}complete -F _zmqrl zmqrl\n"
 
@@ -87,7 +86,6 @@ def _function(found: Mapping[str, "Completed"]) -> str:
 
 
 def fish(found: Mapping[str, "Completed"]) -> str:
-    """The script for fish."""
     lines = ["# Completes zmqrl in fish. Made by `zmqrl completion fish`.", "complete -c zmqrl -f"]
     for name, about in found.items():
         command, _, second = name.partition(" ")

@@ -1,9 +1,8 @@
 """``python -P -m zmqrl.hostd.child MODULE``: run MODULE as ``python -m`` would, in a process that can report its stack.
 
-If MODULE is the fork server, each process that it forks runs its own module in this way.
+Forked processes run their modules in this way, too.
 
-The process writes its stack to standard error when it gets one of two signals. Their handlers are installed before
-MODULE imports anything, because imports can hang too.
+The process writes its stack to standard error when it gets one of two signals, even during imports, which can hang.
 
 - ASK: a Python handler writes the stacks of all threads, as soon as the main thread runs Python code.
 - ASK_BLOCKED: a C handler writes the stack of the main thread at once. Send this signal only if the main thread runs no

@@ -1,9 +1,8 @@
-"""The daemon of a run on one host: it starts processes, forwards their output, and ends them before it ends itself.
+"""The daemon of a run on one host: it starts processes, forwards their output, and ends them.
 
 ``python -P -m zmqrl.hostd.daemon`` reads requests from standard input and writes events to standard output
-(:mod:`zmqrl.hostd.messages`). The daemon ends everything that it has started when its input ends, when its lease runs
-out, or when a signal arrives. This module uses only the standard library, because all other processes of the run wait
-until the daemon has started.
+(:mod:`zmqrl.hostd.messages`). It ends everything that it has started when its input ends, its lease runs out, or a
+signal arrives.
 """
 
 import contextlib
@@ -38,20 +37,20 @@ from zmqrl.process import die_with_parent, raise_open_files, use_all_cores
 PREDECESSOR_ENDS_WITHIN_S = 20.0
 GRACE_S = 3.0
 KILLED_WITHIN_S = 2.0
-TURN_S = 0.25  # signals are handled between two turns of the loop
+TURN_S = 0.25  # signals are handled between turns
 READ_BYTES = 1 << 20
 READS_AT_THE_END = 64
 LONGEST_LINE_BYTES = 1 << 20
-PYTHON_ANSWERS_WITHIN_S = 1.0  # how soon running Python code answers a request for its stack
+PYTHON_ANSWERS_WITHIN_S = 1.0  # how soon running Python code writes its stack
 ANSWERS_WITHIN_S = 4.0
 MOST_LINES_OF_STACKS = 10_000
-STACK_ENDS_AFTER_S = 0.2  # a stack is complete after this time without a line
-MOST_UNSENT_BYTES = 64 << 20  # output for a slow launcher; beyond this, log lines are dropped
+STACK_ENDS_AFTER_S = 0.2  # after this time without a line, a stack is complete
+MOST_UNSENT_BYTES = 64 << 20  # for a slow launcher, before log lines are dropped
 
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """A request for the stack of a process. The process writes the stack to its log."""
+    """A request to a process to write its stack to its log."""
 
     sight: inspection.Sight
     since: float
@@ -60,13 +59,13 @@ class _Asked:
     heard_at: float | None = None
 
     def take(self, line: str) -> None:
-        """Keep ``line`` of the log if a stack begins with this line or with an earlier one."""
+        """Keep ``line`` of the log if a stack has begun."""
         if (self.lines or inspection.begins_stack(line)) and len(self.lines) < MOST_LINES_OF_STACKS:
             self.lines.append(line)
             self.heard_at = time.monotonic()
 
     def is_over(self, now: float) -> bool:
-        """Whether the process has answered, or its time to answer has passed."""
+        """Whether the process has answered, or has had enough time."""
         ended = self.heard_at is not None and now - self.heard_at >= STACK_ENDS_AFTER_S
         return ended or now - self.since >= ANSWERS_WITHIN_S
 
@@ -77,17 +76,17 @@ class _Child:
     stdout: int
     stderr: int
     streams: tuple[int, ...]  # the other ends of these pipes, until the process has them
-    lines: dict[int, Lines]  # by the pipe that the lines come from
+    lines: dict[int, Lines]  # by pipe
     name: str = ""
     mark: str = ""
     process: "subprocess.Popen[bytes] | Forked | None" = None  # None until the fork server has forked it
     exit_fd: int = -1
-    unsent: bytearray = field(default_factory=bytearray)  # data for its standard input
+    unsent: bytearray = field(default_factory=bytearray)  # for its standard input
     asked: _Asked | None = None
 
     @classmethod
     def waiting(cls) -> "_Child":
-        """A process that has pipes but has not started. Raises OSError."""
+        """A process with pipes that has not started. Raises OSError."""
         pipes: list[int] = []
         try:
             for _ in range(3):
@@ -102,20 +101,20 @@ class _Child:
         return cls(stdin, stdout, stderr, (read_in, write_out, write_err), lines)
 
     def let_go(self) -> None:
-        """Close the ends of the pipes that belong to the process."""
+        """Close the process's ends of the pipes."""
         _close(self.streams)
         self.streams = ()
 
 
 class Daemon:
-    """The processes of one run on this host, by name. Events are written to the descriptor ``out``."""
+    """The processes of one run on this host, by name. Events go to the descriptor ``out``."""
 
     def __init__(self, out: int) -> None:
         self.out = out
         self.children: dict[str, _Child] = {}
         self._orphans = Orphans()
-        self._fork_server: ForkServer | None = None  # a run has at most one: after its end, processes start without it
-        self._first: _Child | None = None  # the next forked process, whose log gets the output of the fork server
+        self._fork_server: ForkServer | None = None  # at most one: after its end, processes start without it
+        self._first: _Child | None = None  # the next forked process: its log gets the output of the fork server
         self._starts = 0
         self.why_end: str | None = None
         self.work, self._lock = Path("/nowhere"), -1
@@ -129,7 +128,7 @@ class Daemon:
         os.set_blocking(out, False)
 
     def serve(self, requests: int) -> None:
-        """Serve the requests that arrive on the descriptor ``requests`` until there is a reason to end."""
+        """Serve requests from the descriptor ``requests`` until there is a reason to end."""
         os.set_blocking(requests, False)
         try:
             self._selector.register(requests, selectors.EVENT_READ, partial(self._hear, requests))
@@ -145,7 +144,7 @@ class Daemon:
                 self.why_end = f"no message for {self._lease_s:g} s"
 
     def end(self) -> None:
-        """End all processes: close their input and send SIGTERM, then SIGKILL. Then kill the remaining descendants."""
+        """End all processes: close their input and send SIGTERM, then SIGKILL, also to other descendants."""
         for child in [child for child in self.children.values() if child.process is None]:
             self._forget(child)
         self._close_fork_server()
@@ -216,7 +215,7 @@ class Daemon:
                 assert_never(request)
 
     def _begin(self, begin: h.Begin) -> None:
-        """Take over the directory of this run on this host from a daemon that may still be ending."""
+        """Take over the run's directory from an earlier daemon, which may still be ending."""
         self._lease_s = begin.lease_s
         deadline = time.monotonic() + PREDECESSOR_ENDS_WITHIN_S
         while self.why_end is None and not _hung_up(0):
@@ -244,7 +243,7 @@ class Daemon:
         self.why_end = why
 
     def _environment(self, request: h.Start | h.Prepare) -> dict[str, str]:
-        """The variables of a process, with a new mark."""
+        """The environment of a process, with a new mark."""
         self._starts += 1
         mark = f"{os.getpid()}.{self._starts:06}"
         return {**request.before, **os.environ, **request.environment, MARK: mark}
@@ -274,7 +273,7 @@ class Daemon:
         return begin(0, -1)
 
     def _prepare(self, module: str, environment: Mapping[str, str]) -> None:
-        """Start the fork server, unless a fork server has been started before."""
+        """Start the fork server, unless one was started before."""
         if self._fork_server is not None:
             return
         with contextlib.suppress(OSError):  # without the fork server, processes start the usual way
@@ -293,7 +292,7 @@ class Daemon:
             self._fork_server.close()
 
     def _begin_process(self, child: _Child, module: str, environment: Mapping[str, str], pid: int, go: int) -> None:
-        """Take over the process ``pid`` that was forked for ``child``. If no process was forked, start one."""
+        """Take over ``pid``, which was forked for ``child``. If no process was forked, start one."""
         try:
             if self.children.get(child.name) is not child:
                 return None
@@ -304,8 +303,8 @@ class Daemon:
                     stdout=child.streams[1],
                     stderr=child.streams[2],
                     env=environment,
-                    pass_fds=[self._lock],  # so that the next daemon also waits for these processes
-                    start_new_session=True,  # its whole group can be killed, and it gets no signals from a terminal
+                    pass_fds=[self._lock],  # the next daemon also waits for these processes
+                    start_new_session=True,  # to kill its whole group, and to keep signals of a terminal away
                 )
                 child.exit_fd = os.pidfd_open(child.process.pid)
         except OSError as error:
@@ -361,7 +360,7 @@ class Daemon:
         return marks
 
     def _pid(self, child: _Child) -> int:
-        """The id of a process. A process that was not forked yet is still a part of the fork server."""
+        """The id of a process, or of the fork server until the process is forked."""
         if child.process is not None:
             return child.process.pid
         assert self._fork_server is not None
@@ -387,10 +386,7 @@ class Daemon:
             self._pass_on_stack(child, child.asked)
 
     def _pass_on_stacks(self) -> None:
-        """Forward the answers of processes.
-
-        If a process does not answer because it runs no Python code, ask it again.
-        """
+        """Forward the stacks of processes. Ask again if a process does not answer because it runs no Python code."""
         now = time.monotonic()
         for child in self.children.values():
             asked = child.asked
@@ -410,7 +406,7 @@ class Daemon:
         self._send(h.Inspected(name=child.name, state=sight.state, kernel=sight.kernel, stack=stack))
 
     def _read(self, child: _Child, pipe: int, take: Callable[[_Child, bytes], None]) -> bool:
-        """Read the available data and forward its complete lines. Returns False if there was no data."""
+        """Forward the complete lines that are available. Returns False if there was no data."""
         try:
             piece = os.read(pipe, 65536)
         except BlockingIOError:
@@ -447,12 +443,12 @@ class Daemon:
         self._send(h.Log(child.name, line.decode(errors="replace")))
 
     def _take_exit(self, child: _Child) -> None:
-        # Kill the child's session before the child is reaped: until then, no other process can get the child's id.
+        # Kill the child's group before reaping the child: until then, no other process can get its id.
         self._signal(child, signal.SIGKILL)
         assert child.process is not None
         status = child.process.wait()
         for pipe, take in ((child.stdout, self._take_said), (child.stderr, self._take_log)):
-            for _ in range(READS_AT_THE_END):  # its children may live on and write forever
+            for _ in range(READS_AT_THE_END):  # its children may write forever
                 if not self._read(child, pipe, take):
                     break
             if rest := bytes(child.lines[pipe].rest):
@@ -461,7 +457,7 @@ class Daemon:
         os.close(child.exit_fd)
         self._forget(child)
         self._orphans.died(child.mark, self._marks())
-        if self.why_end is None:  # otherwise the launcher loses this host, with its processes
+        if self.why_end is None:  # otherwise, the launcher loses the whole host
             self._exited(child.name, status, None)
 
     def _forget(self, child: _Child) -> None:
@@ -525,7 +521,7 @@ def _about_this_host(work: Path) -> h.Up:
 
 
 def _machine() -> str:
-    """An id of this machine until its next boot. Each container and each node has its own id."""
+    """An id of this machine until its next boot. Each container and node has its own."""
     kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     spaces = [str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("pid", "net")]
     return " ".join([kernel, *spaces, files.node_name()])
@@ -546,11 +542,11 @@ def main() -> None:
     """Serve until there is a reason to end, then end all processes."""
     raise_open_files()
     use_all_cores()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at a terminal: the launcher decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher handles Ctrl-C at a terminal
     _adopt_orphans_and_die_with_parent()
     parent = guard.fork_guard()
     _adopt_orphans_and_die_with_parent()
-    # Events go to this copy of standard output. Anything that is printed by mistake goes to standard error.
+    # Events go to this copy of standard output. What is printed by mistake goes to standard error.
     out = os.dup(1)
     os.dup2(2, 1)
     daemon = Daemon(out)

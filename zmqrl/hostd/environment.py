@@ -1,9 +1,9 @@
 """Makes an environment for this zmqrl on another host.
 
-The host's own Python runs this file, so the file uses only the standard library. The launcher sends this source with
-the request, because zmqrl may not be installed on the host. Each directory in ``~/.cache/zmqrl/envs`` is an
-environment. Its name is a hash of its content, and runs with the same needs share the environment. If the host's Python
-lacks packages, one environment adds them. A second, small environment on top of the first one adds zmqrl.
+The host may lack zmqrl, so the launcher sends this file with the request, and the host's own Python runs it. It uses
+only the standard library. Each directory in ``~/.cache/zmqrl/envs`` is an environment, named by a hash of its content,
+so that runs with the same needs share it. One environment adds packages that the host's Python lacks. A second, small
+one on top of it adds zmqrl.
 """
 
 import base64
@@ -28,8 +28,8 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 READY = "ready"  # the file that marks an environment as complete
-LINES_KEPT, LINES_TOLD = 30, 3  # of the output of a failed command: the lines with ERROR, or otherwise the last lines
-WHEELS = "wheels"  # a directory of an environment that is being made
+LINES_KEPT, LINES_TOLD = 30, 3  # of a failed command's output: lines with ERROR, or else the last ones
+WHEELS = "wheels"  # of an unfinished environment
 ANSWER_WITHIN_S = 60.0
 # Which wheels fit, in the words of `pip download`.
 FITS = (
@@ -46,10 +46,10 @@ class CannotMake(Exception):
 
 
 def main(request: Mapping[str, Any]) -> None:
-    """Make the environment of ``request`` and report its Python. Then wait until the launcher hangs up."""
+    """Make the environment, report its Python, and wait until the launcher hangs up."""
     sys.stdout.write("\n")  # ends what the startup files of the shell may have printed
     os.environ.update(request["variables"])
-    os.environ["PIP_USER"] = "0"  # if the user's pip configuration sets 1, pip cannot install into an environment
+    os.environ["PIP_USER"] = "0"  # with 1 in the user's configuration, pip cannot install into an environment
     try:
         python = environment(request)
     except CannotMake as error:
@@ -88,11 +88,11 @@ def _lacking(requires: Mapping[str, str]) -> list[str]:
 
 
 def _install(path: Path, request: Mapping[str, Any]) -> None:
-    """Install all packages, except those that this Python has in the right version."""
+    """Install all packages that this Python does not have in the right version."""
     requires, pins = request["requires"], request["pins"]
     _run([sys.executable, "-P", "-m", "venv", str(path)])
     pip = [str(_python_of(path)), "-P", "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    _run([*pip, "uninstall", "--yes", "setuptools"])  # a local copy would hide the version that packages require
+    _run([*pip, "uninstall", "--yes", "setuptools"])  # it would hide the version that packages require
     _let_see(path, sys.executable)
     constraints = path / "constraints.txt"
     constraints.write_text("".join(f"{name}=={pins[name]}\n" for name in sorted(pins.keys() - requires.keys())))
@@ -103,7 +103,7 @@ def _install(path: Path, request: Mapping[str, Any]) -> None:
 
 
 def _receive(path: Path, pins: Mapping[str, str]) -> Path:
-    """Ask the launcher for the wheels of all packages that this Python lacks. Returns the directory with the wheels."""
+    """Ask the launcher for wheels of all packages that this Python lacks. Returns their directory."""
     place = path / WHEELS
     place.mkdir()
     fits = subprocess.run([_python_of(path), "-P", "-c", FITS], capture_output=True, text=True, timeout=ANSWER_WITHIN_S)
@@ -169,16 +169,13 @@ def _root() -> Path:
 
 
 def _key(name: str, *made_of: Any) -> Path:
-    """The directory of an environment.
-
-    Its name contains a hash of this Python and of ``made_of``, the content of the environment.
-    """
+    """The directory of an environment. Its name has a hash of this Python and of the content ``made_of``."""
     about = json.dumps([sys.executable, sys.version, sysconfig.get_platform(), *made_of], sort_keys=True)
     return _root() / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
 
 
 def _made(path: Path, make: Callable[[Path], None]) -> Path:
-    """Call ``make`` for the environment ``path``, unless it is complete. Only one process at a time does this."""
+    """Call ``make`` for the environment ``path``, unless it is complete. Only one process does this at a time."""
     with Path(f"{path}.lock").open("ab") as lock:
         _lock(lock.fileno(), path)
         if not (path / READY).exists():
@@ -189,7 +186,7 @@ def _made(path: Path, make: Callable[[Path], None]) -> Path:
             except (CannotMake, OSError):
                 shutil.rmtree(path, ignore_errors=True)
                 raise
-        (path / READY).touch()  # its modification time is the time of its last use
+        (path / READY).touch()  # its modification time shows the last use
     return path
 
 
@@ -207,7 +204,7 @@ def _lock(lock: int, path: Path) -> None:
 
 
 def _run(argv: list[str]) -> None:
-    """Run a command and forward its output. The command ends when the launcher hangs up. Raises CannotMake."""
+    """Run a command and forward its output. It ends when the launcher hangs up. Raises CannotMake."""
     last: deque[str] = deque(maxlen=LINES_KEPT)
     with subprocess.Popen(
         argv,
@@ -226,7 +223,7 @@ def _run(argv: list[str]) -> None:
                 if _hung_up(100):
                     raise CannotMake("the launcher hung up")
         except CannotMake:
-            os.killpg(process.pid, signal.SIGKILL)  # no other process can get its id before this one is reaped
+            os.killpg(process.pid, signal.SIGKILL)  # no other process can get its id before it is reaped
             raise
     if process.returncode != 0:
         told = [line for line in last if line.startswith("ERROR")] or list(last)
@@ -257,7 +254,7 @@ def _ready(*descriptors: int, within_ms: int = 1000) -> set[int]:
 
 
 def _hung_up(within_ms: int) -> bool:
-    """Whether the launcher has hung up. The launcher sends nothing after the request."""
+    """Whether the launcher has hung up. Call this only while the launcher sends nothing."""
     return bool(_ready(0, within_ms=within_ms))
 
 

@@ -1,4 +1,4 @@
-"""The directory of a run on a host, the lock on it, and the files in it. This module uses only the standard library.
+"""The directory of a run on a host, its lock and its files.
 
 Paths of files are relative to the run's directory.
 """
@@ -30,22 +30,22 @@ def _path(work: str) -> Path:
 
 
 def node_name() -> str:
-    """The name of this host as a node of a Ray cluster or of Slurm. One machine can act as several nodes."""
+    """The name of this host as a node of Ray or Slurm. One machine can be several nodes."""
     return os.environ.get("ZMQRL_NODE") or os.environ.get("SLURMD_NODENAME", "")
 
 
 def open_directory(work: str) -> tuple[Path, int]:
-    """Create the directory if necessary.
+    """Create the directory if necessary. Returns its path, and a descriptor of the file to lock. Raises OSError.
 
-    Returns the path of the directory, and a descriptor of the file to lock. Raises OSError. ``work`` is a path, or a
-    name in the user's directory on this host. Hosts that share a disk have different directories.
+    ``work`` is a path, or a name in the user's directory on this host. Hosts that share a disk have different
+    directories.
     """
     path = _path(work)
     for tries_left in reversed(range(TRIES)):
         try:
             _make(path)
             return path, _open_lock(path)
-        except FileNotFoundError:  # a daemon that ends may have just removed the directory, or one that contains it
+        except FileNotFoundError:  # an ending daemon may have just removed the directory or a parent
             if tries_left == 0:
                 raise
     raise AssertionError
@@ -61,7 +61,7 @@ def _make(path: Path) -> None:
         raise PermissionError(errno.EPERM, "it belongs to another user", str(base))
     within = path.relative_to(base)
     for directory in (*reversed(within.parents), within):
-        if directory != Path():  # the base exists, and was checked above
+        if directory != Path():  # checked above
             (base / directory).mkdir(mode=0o700, exist_ok=True)
 
 
@@ -76,10 +76,7 @@ def _open_lock(path: Path) -> int:
 
 
 def take(path: Path, lock: int) -> bool:
-    """Take the lock of a directory.
-
-    Returns False if another process has the lock, or has just removed the directory.
-    """
+    """Take the lock of a directory. Returns False if another process has it, or has just removed the directory."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return _is_lock_of(path, lock)
@@ -88,15 +85,12 @@ def take(path: Path, lock: int) -> bool:
 
 
 def _is_lock_of(path: Path, lock: int) -> bool:
-    """Whether ``lock`` is the lock that is in the directory now.
-
-    After the lock was removed, another process can have made a new one.
-    """
+    """Whether ``lock`` is still the lock in the directory. Another process may have removed or replaced it."""
     return os.path.samestat((path / DAEMON_LOCK).stat(), os.fstat(lock))
 
 
 def leave(path: Path, lock: int) -> None:
-    """Remove a directory, which the caller has locked, if it has no files. A directory that the user chose stays."""
+    """Remove a directory that the caller has locked, unless it has files or the user chose it."""
     if path.is_relative_to(_base()):
         with contextlib.suppress(OSError):
             has_no_files = all(
@@ -107,26 +101,26 @@ def leave(path: Path, lock: int) -> None:
 
 
 def leave_base() -> None:
-    """Remove the directories of this user and of this host if they are empty."""
+    """Remove this user's and this host's directories if they are empty."""
     for directory in (_path(""), _base()):
         with contextlib.suppress(OSError):
             directory.rmdir()
 
 
 def set_user(lock: int, user: str) -> None:
-    """Write ``user`` into the file ``lock``, for waiting daemons. If the disk is full, those daemons wait longer."""
+    """Write ``user`` into the file ``lock``, for waiting daemons. If the disk is full, they wait longer."""
     with contextlib.suppress(OSError):
         os.ftruncate(lock, 0)
         os.pwrite(lock, user.encode(errors="surrogateescape"), 0)
 
 
 def user_of(lock: int) -> str:
-    """The user who locked the file ``lock`` last, or an empty string if the user is unknown."""
+    """The last user of the file ``lock``, or an empty string."""
     return os.pread(lock, 4096, 0).decode(errors="surrogateescape")
 
 
 def look(work: str) -> Seen:
-    """The run's directory, whether a daemon uses it now, and the files in it."""
+    """The run's directory, whether a daemon uses it, and its files."""
     path = _path(work)
     alive, files = is_locked(path / DAEMON_LOCK), list[str]()
     with contextlib.suppress(OSError):
@@ -137,7 +131,7 @@ def look(work: str) -> Seen:
 
 
 def clean(root: Path, *, whole: bool) -> None:
-    """Remove the content of the run's directory. If ``whole``, also remove its lock and the directory itself."""
+    """Remove the content of the run's directory, and if ``whole`` also its lock and the directory itself."""
     with contextlib.suppress(OSError):
         for path in root.iterdir():
             if path.name == DAEMON_LOCK:
@@ -152,7 +146,7 @@ def clean(root: Path, *, whole: bool) -> None:
 
 
 def sizes(root: Path, under: Sequence[str]) -> dict[str, int]:
-    """The files in these directories, but not in subdirectories, with their sizes in bytes."""
+    """The sizes in bytes of the files in these directories, without subdirectories."""
     found = {}
     for directory in under:
         with contextlib.suppress(OSError):
@@ -174,7 +168,7 @@ def read(root: Path, path: str, offset: int) -> Piece:
 def write(root: Path, path: str, offset: int, data: bytes, unless: int | None = None) -> str | None:
     """Write a piece of a file. A piece at offset 0 replaces the file. Returns the error in words, or None.
 
-    A file that already has ``unless`` bytes or more is left unchanged.
+    Leave a file with ``unless`` bytes or more unchanged.
     """
     try:
         (root / path).parent.mkdir(parents=True, exist_ok=True)

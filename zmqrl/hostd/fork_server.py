@@ -1,11 +1,9 @@
 """The fork server of a host daemon: a process that imports a module once, and then forks processes that need it.
 
-Importing torch and the games takes seconds of processor time. A fork takes milliseconds, and the processes share the
-memory of what was imported. The fork server runs no other code of these modules. It therefore has no threads, ZeroMQ
-sockets or CUDA state, which cannot be forked.
+Importing torch and the games takes seconds of processor time. A fork takes milliseconds, and shares the memory of the
+imports. The fork server only imports, so it has no threads, ZeroMQ sockets or CUDA state, which cannot be forked.
 
-The daemon starts a process the usual way if the fork server does not answer, has ended, or has another environment.
-This module uses only the standard library.
+If it does not answer, or a process needs another environment, the daemon starts the process the usual way.
 """
 
 import contextlib
@@ -41,8 +39,7 @@ STREAMS = 3  # standard input, output and error
 class _Request:
     """A process to fork.
 
-    ``done`` gets the id of the process, and the pipe ``go``. The id is 0 if the process was not forked. A byte in the
-    pipe starts the process.
+    ``done`` gets the id of the process, or 0 if it was not forked, and the pipe ``go``. A byte in the pipe starts it.
     """
 
     message: bytes
@@ -51,7 +48,7 @@ class _Request:
     go: int = -1
 
     def finish(self, pid: int) -> None:
-        """Report the process, then close ``go``. The process ends if no byte was written to ``go``."""
+        """Report the process, then close ``go``. Without a byte in ``go``, the process ends."""
         try:
             self.done(pid, self.go)
         finally:
@@ -62,7 +59,7 @@ class _Request:
 class ForkServer:
     """The daemon's side of a fork server, which imports ``module`` in ``environment``.
 
-    The output of the imports goes to ``log``. ``inherited`` are descriptors that all forked processes keep open. When
+    The output of the imports goes to ``log``. Forked processes keep the descriptors ``inherited`` open. When
     ``channel`` is readable, the daemon calls ``hear``. Raises OSError if the fork server cannot be started.
     """
 
@@ -74,7 +71,7 @@ class ForkServer:
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "zmqrl.hostd.child", NAME, str(theirs.fileno()), module],
-                stdin=subprocess.PIPE,  # imports see a pipe, as in the processes that it forks
+                stdin=subprocess.PIPE,  # a pipe, as in the forked processes
                 stdout=log,
                 stderr=log,
                 env=environment,
@@ -91,8 +88,8 @@ class ForkServer:
         self._answers_until = time.monotonic() + IMPORTS_WITHIN_S
 
     def fits(self, environment: Mapping[str, str]) -> bool:
-        """Whether the fork server can fork a process with this environment."""
-        same_length = len(environment[MARK]) == len(self.mark)  # the mark is overwritten in place
+        """Whether this environment can be forked."""
+        same_length = len(environment[MARK]) == len(self.mark)  # marks are overwritten in place
         return self.is_open and same_length and self._environment == _relevant(environment)
 
     def fork(
@@ -135,7 +132,7 @@ class ForkServer:
             request.finish(0)
 
     def _ask(self) -> None:
-        """Send the next request. Only one request is open at a time, so an answer does not name its request."""
+        """Send the next request. Only one is open at a time, so answers do not name requests."""
         while self._is_ready and self._asked is None and self._requests:
             request = self._requests.popleft()
             try:
@@ -153,12 +150,12 @@ def _relevant(environment: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Forked:
-    """A process that a fork server has forked. It is a child of the daemon, like a ``Popen``."""
+    """A forked process: a child of the daemon, like a ``Popen``."""
 
     pid: int
 
     def wait(self) -> int:
-        """Wait until the process has ended. Returns the status as ``Popen.wait`` does."""
+        """Wait for the end of the process. Returns the status as ``Popen.wait`` does."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
@@ -166,9 +163,9 @@ class Forked:
 
 
 def serve(descriptor: int, module: str) -> str:
-    """Import ``module``, then fork a process for each request on the socket ``descriptor``.
+    """Import ``module``, then fork a process per request on the socket ``descriptor``.
 
-    Returns only in the forked processes, with the module that the process must run.
+    Returns only in forked processes, with the module to run.
     """
     die_with_parent(signal.SIGKILL)
     channel = socket.socket(fileno=descriptor)
@@ -177,7 +174,7 @@ def serve(descriptor: int, module: str) -> str:
     del sys.modules[module]  # a forked process runs it as __main__
     _check_threads(module)
     gc.collect()
-    gc.freeze()  # a collection in a forked process would copy the memory of all objects
+    gc.freeze()  # collections in forked processes would copy all objects
     pid = 0
     while True:
         sys.stdout.flush()
@@ -200,10 +197,7 @@ def serve(descriptor: int, module: str) -> str:
 
 
 def _check_threads(module: str) -> None:
-    """Exit if the imports have started threads.
-
-    Fork once before the check, because some libraries end their threads at a fork.
-    """
+    """Exit if the imports have started threads. Fork once first, because some libraries end their threads at a fork."""
     if not (pid := os.fork()):
         os._exit(0)
     os.waitpid(pid, 0)
@@ -217,8 +211,8 @@ def _check_threads(module: str) -> None:
 def _fork() -> tuple[int, int | None]:
     """Fork a process that becomes a child of the daemon, because its own parent ends at once.
 
-    In the fork server, returns the id of the process, or 0 if it could not be forked. In the new process, returns 0
-    and a descriptor. The fork server waits until the process has closed that descriptor.
+    In the fork server, returns the id of the process, or 0 if the fork failed. In the new process, returns 0 and a
+    descriptor: the fork server waits until the process closes it.
     """
     told, tell = os.pipe()
     if between := os.fork():
@@ -236,11 +230,8 @@ def _fork() -> tuple[int, int | None]:
 
 
 def _become(environment: Mapping[str, str], descriptors: Sequence[int], born: int) -> None:
-    """Make this process like one that the daemon has started.
-
-    Exit if the daemon does not want this process any more.
-    """
-    os.setsid()  # before the daemon knows it, and may send a signal to its group
+    """Make this process like one that the daemon has started. Exit if the daemon no longer wants it."""
+    os.setsid()  # before the daemon can signal its group
     *streams, go = descriptors
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -259,9 +250,9 @@ def _become(environment: Mapping[str, str], descriptors: Sequence[int], born: in
 def _in_memory(argument: str, variable: str) -> tuple[range, range]:
     """The addresses of the command line from ``argument`` on, and of the first environment from ``variable`` on.
 
-    ``/proc`` shows the content of these addresses. Raises ValueError.
+    ``/proc`` shows their content. Raises ValueError.
     """
-    # Fields 48 to 51: where the two begin and end. Split after the process name, which may contain spaces.
+    # Fields 48 to 51 are the bounds of both. The process name before them may contain spaces.
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     arguments, end_of_arguments, variables, end_of_variables = map(int, fields[45:49])
     return _rest(arguments, end_of_arguments, argument), _rest(variables, end_of_variables, variable)

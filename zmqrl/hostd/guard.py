@@ -1,11 +1,11 @@
-"""The guard of a process is its parent. The guard ends everything that the process has started and left.
+"""The guard of a process is its parent. It ends everything that the process leaves.
 
-A host daemon has a guard, because a daemon that is stopped, or blocked by a disk, cannot end the processes that it has
-started. These processes do not notice that the daemon has stopped. The guard therefore kills a daemon that has not run
-for ``FROZEN_S``. A process that runs the user's code has a guard, too (:mod:`zmqrl.hostd.user_code`).
+A host daemon that is stopped, or blocked by a disk, cannot end its processes, and they do not notice. Its guard
+therefore kills a daemon that has not run for ``FROZEN_S``. Other processes that run the user's code also have guards
+(:mod:`zmqrl.hostd.user_code`).
 
-When the process has ended, its descendants become children of the guard, and the guard kills them. A process becomes
-the child of a guard with :func:`fork_guard`. The guard runs as a script that needs only the standard library.
+When the process has ended, its descendants become children of the guard, which kills them. :func:`fork_guard` gives a
+process a guard, which runs as a script with the standard library only.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from pathlib import Path
 
 TURN_S = 1.0
 FROZEN_S = 8.0
-NOTICED_S = 3.0  # before any lease runs out, so that the launcher can report why it receives nothing
+NOTICED_S = 3.0  # before any lease runs out, so that the launcher can report the cause
 GRACE_S = 3.0
 KILLED_WITHIN_S = 2.0
 STATES = {
@@ -27,7 +27,7 @@ STATES = {
     "t": "stopped by a debugger",
     "D": "blocked in the kernel, perhaps by a disk or network file system",
 }
-END = signal.SIGRTMIN + 5  # makes the guard of the user's code end it. Batch systems do not send this signal
+END = signal.SIGRTMIN + 5  # ends the user's code. Batch systems do not send this signal
 TO_A_DAEMON: dict[int, int] = {number: number for number in (signal.SIGTERM, signal.SIGHUP)}
 # The user's code runs in a session of its own, where SIGTSTP stops no process.
 TO_USER_CODE: dict[int, int] = {
@@ -38,13 +38,12 @@ TO_USER_CODE: dict[int, int] = {
 
 
 def fork_guard(frozen_s: float | None = FROZEN_S) -> int:
-    """Continue in a child of this process, and turn this process into the guard of that child.
+    """Continue in a child, and turn this process into the guard of that child.
 
-    If the child is a host daemon, ``frozen_s`` is passed to :func:`watch`. If the child runs the user's code,
-    ``frozen_s`` is None. Returns the process id of the guard. The guard keeps everything that survives exec, such as
-    the parent-death signal and ignored signals.
+    ``frozen_s`` is that of :func:`watch` for a host daemon, or None for the user's code. Returns the process id of the
+    guard. The guard keeps what survives exec, such as the parent-death signal and ignored signals.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, the exit status of a child is lost
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignoring it would lose the exit status of the child
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, TO_USER_CODE)  # until the guard can pass them on
     guard, child = os.getpid(), os.fork()
     if child:
@@ -61,11 +60,9 @@ def fork_guard(frozen_s: float | None = FROZEN_S) -> int:
 def watch(daemon: int, frozen_s: float) -> int:
     """Wait until the child ``daemon`` has ended, and kill it if it has not run for ``frozen_s``. Forward signals to it.
 
-    After the end of the daemon, end its descendants. Returns the daemon's exit status. The reason for an unusual end
-    goes to standard error.
+    Then end its descendants. Returns the daemon's exit status. The reason for an unusual end goes to standard error.
 
-    Time counts only while the guard itself runs. The guard therefore does not kill the daemon if both were suspended,
-    for example with their machine.
+    Time counts only while the guard itself runs, so that a suspended machine does not end the daemon.
     """
     exit_fd = os.pidfd_open(daemon)
     _pass_on(exit_fd, TO_A_DAEMON)
@@ -89,10 +86,9 @@ def watch(daemon: int, frozen_s: float) -> int:
 
 
 def watch_user_code(process: int) -> int:
-    """Wait for the end of the child ``process``, which runs the user's code.
+    """Wait for the end of the child ``process``, which runs the user's code, and pass signals on to it.
 
-    Pass signals on to the child. Then kill what the child has left. Returns the exit status of the child, or 128 + N if
-    signal N has killed the child.
+    Then kill what it has left. Returns its :func:`shell_status`.
     """
     exit_fd = os.pidfd_open(process)
     _pass_on(exit_fd, TO_USER_CODE)
@@ -107,25 +103,25 @@ def watch_user_code(process: int) -> int:
 
 
 def shell_status(status: int) -> int:
-    """An exit status as shells show it: 128 + N for -N, if signal N has killed the process."""
+    """An exit status as in shells: 128 + N if signal N has killed the process."""
     return status if status >= 0 else 128 - status
 
 
 def _pass_on(exit_fd: int, signals: Mapping[int, int]) -> None:
-    """Send a process the value in ``signals`` of each signal that arrives here, or has waited since the fork."""
+    """Pass on each signal that arrives here, or has waited since the fork, as ``signals`` translates it."""
     for number in signals:
         signal.signal(number, lambda arrived, _: send_signal(exit_fd, signals[arrived]))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, TO_USER_CODE)
 
 
 def send_signal(exit_fd: int, number: int) -> None:
-    """Send the signal ``number`` to the process with the pidfd ``exit_fd``, unless it has ended."""
+    """Send a signal to the process with the pidfd ``exit_fd``, unless it has ended."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(exit_fd, number)
 
 
 def switches(pid: int) -> int:
-    """How often a process has begun to run, according to ``/proc``. 0 if the kernel does not count this."""
+    """How often a process has begun to run, from ``/proc``. 0 if the kernel does not count this."""
     with contextlib.suppress(OSError):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
@@ -140,7 +136,7 @@ def state(pid: int) -> str:
 
 
 def children(pid: int) -> list[int]:
-    """The process ids of the children of a process. They include descendants whose own parent has died."""
+    """The process ids of a process's children, with adopted orphans."""
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:  # a kernel without this file
@@ -148,7 +144,7 @@ def children(pid: int) -> list[int]:
 
 
 def end_children(grace_s: float) -> None:
-    """Wait for the end of our children, and kill the children that still live after ``grace_s``."""
+    """Wait for the end of our children, and kill those that still live after ``grace_s``."""
     since = time.monotonic()
     while (pids := children(os.getpid())) and (waited_s := time.monotonic() - since) < grace_s + KILLED_WITHIN_S:
         if waited_s >= grace_s:

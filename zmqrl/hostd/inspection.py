@@ -1,4 +1,4 @@
-"""Finds out what a process is doing, from the kernel and the process itself. This needs neither root nor ptrace."""
+"""Finds out what a process is doing, from the kernel and the process itself, without root or ptrace."""
 
 import contextlib
 import os
@@ -19,11 +19,10 @@ NOT_OF_THE_MODULE = ("/zmqrl/hostd/child.py", "/zmqrl/hostd/fork_server.py", "<f
 class Sight:
     """The state of a process according to ``/proc``.
 
-    ``state`` is ``running``, ``waiting``, ``blocked``, ``stopped``, ``traced`` or ``dead``. A blocked process waits in
-    the kernel, mostly for a disk or a network file system. A signal has stopped a stopped process. A debugger stops a
-    traced process. ``kernel`` is the kernel function in which the process waits, or empty if this is unknown. ``cpu_s``
-    is the processor time of the main thread. ``answers`` says whether the process handles the signals that ask for its
-    stack. These signals end a process that does not handle them.
+    ``state`` is ``running``, ``waiting``, ``blocked`` (in the kernel, mostly by a disk or a network file system),
+    ``stopped`` (by a signal), ``traced`` (by a debugger) or ``dead``. ``kernel`` is the kernel function in which the
+    process waits, or empty. ``cpu_s`` is the processor time of the main thread. ``answers`` says whether the process
+    handles the signals that ask for its stack. Without a handler, they end a process.
     """
 
     state: str
@@ -34,13 +33,13 @@ class Sight:
     def is_past_python(self, before: "Sight") -> bool:
         """Whether the main thread runs no Python code.
 
-        ``before`` is the state when the process was asked for its stack. Python code would have answered since then.
+        Python code would have answered since ``before``, when the process was asked for its stack.
         """
         return self.state in ("waiting", "blocked") or self.cpu_s - before.cpu_s >= BLOCKED_CPU_S
 
 
 def look(pid: int) -> Sight | None:
-    """The state of a process according to ``/proc``. None if the process is gone, or belongs to another user."""
+    """The state of a process according to ``/proc``. None if it is gone, or belongs to another user."""
     place = Path("/proc") / str(pid)
     try:
         own, cpu_s = _state(place / "task" / str(pid))
@@ -51,7 +50,7 @@ def look(pid: int) -> Sight | None:
     # One thread that waits for a disk can hold up all others.
     state, where = ("blocked", blocked[0]) if blocked and own in ("running", "waiting") else (own, place)
     kernel = ""
-    with contextlib.suppress(OSError):  # some kernels do not have this file
+    with contextlib.suppress(OSError):  # not in all kernels
         kernel = (where / "wchan").read_text()
     caught = next((int(line.split()[1], 16) for line in status if line.startswith("SigCgt:")), 0)
     answers = all(caught >> (number - 1) & 1 for number in (ASK, ASK_BLOCKED))
@@ -59,7 +58,7 @@ def look(pid: int) -> Sight | None:
 
 
 def _state(place: Path) -> tuple[str, float]:
-    """The state and the processor time, in seconds, of a thread. In ``stat``, both follow the name in brackets."""
+    """The state and the processor time in seconds of a thread. In ``stat``, both follow the name in brackets."""
     fields = (place / "stat").read_text().rpartition(")")[2].split()
     return STATES.get(fields[0], "waiting"), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -71,15 +70,12 @@ def ask(pid: int, question: int) -> None:
 
 
 def begins_stack(line: str) -> bool:
-    """Whether a line of a log is the first one of the stack of a thread."""
+    """Whether a line of a log begins the stack of a thread."""
     return line.endswith("(most recent call first):")
 
 
 def frames(lines: Iterable[str]) -> list[str]:
-    """The frames of the main thread, innermost first, from the answer of a process.
-
-    Each frame has the form ``File "game.py", line 12 in step``.
-    """
+    """The frames of the main thread, innermost first, such as ``File "game.py", line 12 in step``."""
     found: list[str] = []
     is_main = False
     for line in lines:

@@ -1,7 +1,4 @@
-"""The IPv4 addresses of this machine, by the name of their network interface.
-
-This module uses only the standard library.
-"""
+"""The IPv4 addresses of this machine, by network interface."""
 
 import ctypes
 import socket
@@ -30,17 +27,14 @@ _Entry._fields_ = [
 
 
 def interfaces() -> dict[str, list[str]]:
-    """The addresses by interface, such as ``{"lo": ["127.0.0.1"]}``.
-
-    Empty if the system does not list the interfaces.
-    """
+    """The addresses by interface, such as ``{"lo": ["127.0.0.1"]}``. Empty if the system does not list them."""
     library = ctypes.CDLL(None)
     first = ctypes.POINTER(_Entry)()
     if library.getifaddrs(ctypes.byref(first)):
         return {}
     found: dict[str, list[str]] = {}
     entry: Any = first  # a null pointer is false
-    while bool(entry):  # not the null pointer
+    while bool(entry):
         about = entry.contents
         if about.flags & UP and about.address and about.address.contents.family == socket.AF_INET:
             address = socket.inet_ntoa(bytes(about.address.contents.ipv4))

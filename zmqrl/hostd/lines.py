@@ -1,4 +1,4 @@
-"""Splits a stream that arrives in pieces into lines. This module uses only the standard library."""
+"""Splits a stream that arrives in pieces into lines."""
 
 
 class Lines:

@@ -1,8 +1,7 @@
-"""The messages between a launcher and the daemon of a host: a JSON object per line.
+"""The messages between a launcher and a host daemon: a JSON object per line.
 
-This module uses only the standard library. A launcher sends requests, whose key ``do`` holds their type. A daemon sends
-events, whose key ``is`` holds their type. Messages name processes, such as ``worker-3``. Paths are relative to
-the run's directory on the host.
+A launcher sends requests, with their type under ``do``. A daemon sends events, with their type under ``is``. Messages
+name processes, such as ``worker-3``. Paths are relative to the run's directory on the host.
 """
 
 import json
@@ -27,7 +26,7 @@ NO_INPUT = "the command that reaches this host does not pass standard input on: 
 class Begin:
     """Take over the run's directory ``work``. Without a lease, the daemon runs until its input ends.
 
-    ``launch`` is an id of the launcher, and ``host`` is the launcher's name for this host.
+    ``launch`` is an id of the launcher, and ``host`` its name for this host.
     """
 
     work: str
@@ -40,7 +39,7 @@ class Begin:
 class Start:
     """Start ``python -m module`` and send it ``messages``. Variables of the host override those in ``before``.
 
-    If ``forked``, a fork server may fork the process (see :mod:`zmqrl.hostd.fork_server`).
+    If ``forked``, the fork server may fork the process.
     """
 
     name: str
@@ -53,10 +52,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Start the fork server, because processes that need the imports of ``module`` will soon start.
-
-    The variables are as in :class:`Start`. Nothing happens if a fork server has been started before.
-    """
+    """Start the fork server, unless that was done before, for processes that need the imports of ``module``."""
 
     module: str
     before: Mapping[str, str]
@@ -110,7 +106,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Write base64 ``data`` into a file at ``offset``, unless the file already has ``unless`` bytes or more."""
+    """Write base64 ``data`` into a file at ``offset``, unless the file has ``unless`` bytes or more."""
 
     path: str
     offset: int
@@ -127,7 +123,7 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Clean:
-    """Remove everything from the run's directory, and also the directory itself if ``whole``."""
+    """Remove everything from the run's directory, and if ``whole`` the directory itself."""
 
     whole: bool
 
@@ -151,9 +147,8 @@ class Look:
 class Up:
     """The daemon is up.
 
-    ``address`` is the address at which ssh reached this host. ``interfaces`` has the IPv4 addresses by interface.
-    ``machine`` is an id of this machine, the same for all its names. ``torch`` is the version of torch, or None if
-    torch is missing.
+    ``address`` is where ssh reached this host. ``interfaces`` has the IPv4 addresses. ``machine`` is an id of this
+    machine, the same for all its names. ``torch`` is the version of torch, or None.
     """
 
     host: str
@@ -211,10 +206,7 @@ class Exited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspected:
-    """What a process is doing: see ``inspection.Sight``.
-
-    ``stack`` has the frames of the main thread, innermost first.
-    """
+    """What a process is doing: see ``inspection.Sight``. ``stack`` is that of the main thread, innermost first."""
 
     name: str
     state: str
@@ -236,7 +228,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of a file in base64. ``size`` is the size of the whole file in bytes, or 0 if the file does not exist."""
+    """A piece of a file in base64. ``size`` is that of the whole file in bytes, or 0 without a file."""
 
     path: str
     offset: int
@@ -263,16 +255,16 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """A line about the progress of an environment. zmqrl/hostd/environment.py sends this message."""
+    """A line about the progress of an environment, from zmqrl/hostd/environment.py."""
 
     line: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lacking:
-    """The host has no network and lacks ``packages``. The other fields describe the wheels that this host can use.
+    """A host without a network lacks ``packages``, and waits for wheels that fit the other fields.
 
-    zmqrl/hostd/environment.py sends this message, and waits for the wheels.
+    zmqrl/hostd/environment.py sends this.
     """
 
     packages: list[str]
@@ -396,9 +388,8 @@ def _fields(cls: type[Any]) -> dict[str, tuple[Any, bool]]:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a decoded JSON value has the type ``hint``.
-
-    Every value has the type Any, because processes check their own messages.
+    """Whether a decoded JSON value has the type ``hint``. If ``hint`` is ``Any``, every value fits, because processes
+    check their own messages.
     """
     if hint is Any:
         return True

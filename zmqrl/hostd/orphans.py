@@ -1,8 +1,7 @@
-"""Ends what a dead process of a run has left: programs that it started in sessions of their own, such as game servers.
+"""Ends what a dead process has left: programs in sessions of their own, such as game servers.
 
-A daemon becomes the parent of descendants whose own parent died. The daemon must not end a descendant of a process that
-is still alive, such as a server in the background. Each process therefore has a mark in its environment, which its
-descendants inherit. This module uses only the standard library.
+A daemon becomes the parent of descendants whose own parent died. It must not end those of a living process, such as a
+server in the background. Each process therefore has a mark in its environment, which its descendants inherit.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ from zmqrl.hostd.guard import children
 
 PR_SET_CHILD_SUBREAPER = 36
 MARK = "ZMQRL_PROCESS"
-DEATH_IS_SEEN_WITHIN_S = 1.0  # a daemon may see the orphans of a process before it sees the death
+DEATH_IS_SEEN_WITHIN_S = 1.0  # a daemon may see orphans before the death of their process
 
 
 def adopt_orphans() -> None:
@@ -28,15 +27,15 @@ def adopt_orphans() -> None:
 
 @dataclass(slots=True)
 class _Orphan:
-    mark: str  # empty if the process that it belongs to is unknown
+    mark: str  # empty if its process is unknown
     seen_at: float
 
 
 class Orphans:
-    """The children that this process did not start. Each has the mark of the run's process from which it descends.
+    """The children that this process did not start. Each has the mark of its process.
 
-    An orphan has no mark if a program replaced its environment. If such an orphan appears within a second of the death
-    of a process, it counts as an orphan of that process. Otherwise, the orphan lives until the daemon ends.
+    An orphan has no mark if a program replaced its environment. If it appears within a second of the death of a
+    process, it counts as that process's orphan. Otherwise, it lives until the daemon ends.
     """
 
     def __init__(self) -> None:
@@ -53,7 +52,7 @@ class Orphans:
         self.step(living)
 
     def step(self, living: Mapping[int, str]) -> None:
-        """Kill the orphans of dead processes, and reap dead orphans. Call this method repeatedly."""
+        """Kill the orphans of dead processes, and reap dead orphans. Call this repeatedly."""
         now, marks = time.monotonic(), {"", *living.values()}
         found = [pid for pid in children(os.getpid()) if pid not in living]
         self._orphans = {pid: self._orphans.get(pid) or _Orphan(mark_of(pid) or self._died, now) for pid in found}
@@ -62,7 +61,7 @@ class Orphans:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         if not left or now - self._died_at >= DEATH_IS_SEEN_WITHIN_S:  # some orphans cannot be killed
-            self._died = ""  # orphans that appear later do not belong to the dead process
+            self._died = ""  # later orphans do not belong to the dead process
         for pid in found:
             with contextlib.suppress(ChildProcessError):
                 if os.waitpid(pid, os.WNOHANG)[0]:
@@ -70,10 +69,7 @@ class Orphans:
 
 
 def mark_of(pid: int) -> str:
-    """The mark in the environment with which a program began.
-
-    Empty if there is no mark, or if the mark cannot be read.
-    """
+    """The mark in the first environment of a program. Empty if there is none, or it cannot be read."""
     start = f"{MARK}=".encode()
     with contextlib.suppress(OSError):
         for variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):

@@ -1,8 +1,7 @@
 """Gives a process that runs the user's code a guard, which ends everything that this code starts.
 
-An environment, a network or another function of the user can start programs, such as game servers, even in sessions of
-their own. The host daemon ends the programs of its processes (:mod:`zmqrl.hostd.orphans`). This module serves processes
-without a host daemon. It uses only the standard library.
+The user's code can start programs, such as game servers, even in sessions of their own. A host daemon ends the programs
+that its processes leave (:mod:`zmqrl.hostd.orphans`). This module serves processes without a host daemon.
 """
 
 import os
@@ -18,13 +17,12 @@ PASSED_ON = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP)
 
 
 def take_guard(parent: int | None = None) -> None:
-    """Continue in a child of this process, and turn this process into the guard of that child.
+    """Continue in a child, and turn this process into the guard of that child.
 
-    The guard waits for the child, and kills everything that the child has started. It then exits with the status of the
-    child, or with 128 + N if signal N has killed the child. The guard kills the child when the guard gets END, or when
-    the parent of the guard dies. The child dies with the guard. ``parent`` is the parent of this process. If ``parent``
-    is None, the caller must itself check that its parent has not died before this call. No thread of this process
-    continues in the child.
+    When the child ends, the guard kills everything that the child has started, and exits with the child's
+    :func:`shell_status`. The guard kills the child when the guard gets END, or its own parent dies. The child dies with
+    the guard. ``parent`` is the parent of this process. If it is None, the caller must check that its parent did not
+    die before this call. No thread continues in the child.
     """
     adopt_orphans()
     die_with_parent(END)
@@ -37,11 +35,11 @@ def take_guard(parent: int | None = None) -> None:
 
 
 def in_guarded_child() -> int | None:
-    """Continue in a child with a guard, and return None there. This process returns when everything has ended.
+    """Continue in a child with a guard, and return None there. Here, return the child's :func:`shell_status` at its
+    end.
 
-    The result is the exit status of the child, or 128 + N if signal N has killed the child. Until then, this process
-    passes on the signals that end or stop a command. The child leads a session of its own, so that it gets each signal
-    only once.
+    Until then, pass on the signals that end or stop a command. The child has its own session, to get each signal only
+    once.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     parent = os.getpid()

@@ -16,18 +16,17 @@ News = Callable[[str, h.Event], None]
 AT_A_TIME = 16
 TRIES = 5
 FIRST_PAUSE_S = 0.5
-# ssh prints one of these if a server drops connections because too many clients have not logged in yet (MaxStartups).
+# ssh prints one of these if too many clients of a server have not logged in yet (MaxStartups).
 CROWDED = ("kex_exchange_identification", "Connection closed by", "Connection reset by")
 OLDER = "No module named 'zmqrl.hostd'"  # in older code, the daemon is in another module
 OTHER_CODE = "zmqrl there ({}) differs from zmqrl here (code {})"
-# A shell prints the first of these if there is no such Python. Python prints the others if there is no such module, or
-# if it is too old for -P.
+# The first two: a shell finds no such Python. The others: Python lacks the module, or is too old for -P.
 NOT_THERE = re.compile(r"python\S*: |: \S*python\S*$|No module named|python -h")
 NO_SHELL = "account is currently not available"  # printed by nologin
 
 
 def connect_all(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> None:
-    """Open all ``links``, as :func:`connect` does. Raises ClusterError, which names each host that failed."""
+    """Open all ``links`` with :func:`connect`. Raises ClusterError, which names each host that failed."""
     failed = connect(links, news, instead=instead)
     failed |= listed_twice({link.host: link.up for link in links if link.up is not None})
     if failed:
@@ -38,7 +37,7 @@ def connect_all(links: Sequence[Link], news: News | None = None, *, instead: str
 def listed_twice(up: Mapping[str, h.Up]) -> dict[str, str]:
     """A sentence, by host, for each host that is the same machine as an earlier host.
 
-    On one machine, each user has a separate daemon.
+    Daemons themselves notice this only if they have the same user.
     """
     first: dict[str, str] = {}
     for host, about in up.items():
@@ -48,11 +47,10 @@ def listed_twice(up: Mapping[str, h.Up]) -> dict[str, str]:
 
 
 def connect(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> dict[str, str]:
-    """Open all ``links``, several at a time. Retry a host whose server drops connections. Returns the reason for each
+    """Open all ``links``, several at a time, and retry a server that drops connections. Returns the reason for each
     failure, by host, in the order of ``links``.
 
-    Every link has its own time limit, so the call cannot wait forever. ``news`` is called with each host and event.
-    ``instead`` is the advice for a host that lacks the Python interpreter, or whose interpreter lacks a module.
+    ``news`` gets each host and event. ``instead`` is the advice for a host without the Python interpreter or a module.
     """
     waiting = {link.host: 0.0 for link in links}  # by host: the time of the next try
     tries = dict.fromkeys(waiting, 0)
@@ -67,7 +65,7 @@ def connect(links: Sequence[Link], news: News | None = None, *, instead: str | N
                     del waiting[link.host]
                     tries[link.host] += 1
                     link.open()
-                for event in link.poll():  # poll a link that is up, too: this keeps its connection alive
+                for event in link.poll():  # even if the link is up, to keep its connection alive
                     if news is not None:
                         news(link.host, event)
             except LinkLost as lost:

@@ -1,6 +1,4 @@
-"""The launcher of a run: sends tasks to the daemons on the hosts, and turns the daemons' messages into events and
-logs.
-"""
+"""The launcher of a run: sends tasks to the host daemons, and turns their messages into events and logs."""
 
 import contextlib
 import os
@@ -33,18 +31,18 @@ from zmqrl.process_id import ProcessId
 # By default, glibc returns the memory of a freed large tensor to the kernel, so the next large tensor causes page
 # faults.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_ARENA_MAX": "2"}
-# OpenMP threads spin while they wait. On a busy host, this makes a small network fifty times slower.
+# OpenMP threads spin while they wait, which makes a small network fifty times slower on a busy host.
 PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE"}
-# A daemon takes some seconds to kill processes that do not end by themselves. If it is stopped, its guard takes up to
-# 15 s: it notices after 8 to 10 s, and then ends the processes.
+# A daemon needs some seconds to kill processes. The guard of a stopped daemon needs up to 15 s: it notices after 8 to
+# 10 s, and then ends the processes.
 END_WITHIN_S = 16.0
-LOST = -int(signal.SIGKILL)  # the status of a process on a lost host: the process counts as killed
-PAUSE_S = 3.0  # a busy machine can cause shorter times without a beat
-BLAMED_FOR_S = 10.0  # a pause explains the loss of a host only if the loss is found within this time after it
+LOST = -int(signal.SIGKILL)  # the status of a process on a lost host
+PAUSE_S = 3.0  # a busy machine can cause shorter gaps between beats
+BLAMED_FOR_S = 10.0  # a pause explains the loss of a host for this long
 
 
 def environment_of(threads: int) -> dict[str, str]:
-    """The variables that every process of a run gets. They affect how fast torch computes with ``threads`` threads."""
+    """The variables that make torch fast with ``threads`` threads, for every process of a run."""
     return MALLOC | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
@@ -66,8 +64,8 @@ class _Running:
 class DaemonLauncher(Launcher):
     """Runs tasks on the hosts of ``links``. ``place`` returns the host that runs a process.
 
-    If a host is lost, its processes count as killed. The next start of a process on that host makes the launcher
-    contact the host again. The messages of a daemon about files go to ``files``.
+    If a host is lost, its processes count as killed. The next start of a process there contacts the host again.
+    Messages about files go to ``files``.
     """
 
     def __init__(
@@ -113,7 +111,7 @@ class DaemonLauncher(Launcher):
             link.send(h.Prepare(module, PATIENCE, _environment(link, threads)))
 
     def _open(self, link: Link) -> None:
-        """Open a link that is not open. Raises LinkLost."""
+        """Open ``link`` if necessary. Raises LinkLost."""
         if link.process is None:
             link.open()
             if self.files is not None:
@@ -245,23 +243,22 @@ class DaemonLauncher(Launcher):
 
 
 def _environment(link: Link, threads: int) -> dict[str, str]:
-    """The variables of a process on the host of ``link``."""
     ours = environment_of(threads) | {name: os.environ[name] for name in (HERE, LOG_LEVEL) if name in os.environ}
     return ours | link.environment | link.exported
 
 
 def _clocks() -> tuple[float, float]:
-    """Seconds on a clock that stops while the machine is asleep, and on a clock that does not stop."""
+    """Seconds on a clock that stops while the machine sleeps, and on one that does not."""
     return time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Pulse:
-    """Finds the times when this process did not run at all. Two threads call ``beat`` at least once a second."""
+    """Finds pauses, in which this process did not run at all. Two threads call ``beat`` at least once a second."""
 
     def __init__(self, clocks: Callable[[], tuple[float, float]] = _clocks) -> None:
         self._clocks, self._beating = clocks, threading.Lock()
         self._beat_at = clocks()
-        self._last: tuple[float, Paused] | None = None  # the last pause and its end
+        self._last: tuple[float, Paused] | None = None  # the end of the last pause, and this pause
         self._news: list[Paused] = []
 
     def beat(self) -> None:
@@ -281,9 +278,8 @@ class Pulse:
         return news
 
     def blamed(self, lease_s: float | None) -> str | None:
-        """The sentence about the last pause, if that pause explains why a host was lost just now.
-
-        A pause explains this if it was recent, and long enough for the lease to run out.
+        """The sentence about the last pause, if that explains why a host was lost just now: it was recent, and
+        outlasted the lease.
         """
         if self._last is None or lease_s is None:
             return None

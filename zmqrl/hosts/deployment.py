@@ -1,4 +1,4 @@
-"""The deployment of a run: its launcher, and for each process the host, the directory on that host, and the threads."""
+"""The deployment of a run: its launcher, and the host, directory and threads of each process."""
 
 import socket as host_socket
 import sys
@@ -24,13 +24,13 @@ from zmqrl.rundir import RunDirectory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """A host of a run, with the run's directory on that host and the host's address."""
+    """What a process knows about its host."""
 
     host: str
     directory: RunDirectory
-    """The run's directory on that host."""
+    """The run's directory on this host."""
     address: str
-    """The address that shards bind over TCP. Other hosts connect to it."""
+    """The address for TCP: shards bind it, and other hosts connect to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +42,11 @@ class Deployment:
     threads: Mapping[ProcessId, int]
     files: Mirror
     versions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """For each host, what :func:`zmqrl.observe.provenance.versions` finds there."""
+    """What :func:`zmqrl.observe.provenance.versions` finds on each host."""
     given: Mapping[str, Any] | None = None
     """How the user named the hosts, as in :meth:`zmqrl.hosts.reach.HostOptions.to_json`. None: this machine."""
     notices: tuple[str, ...] = ()
-    """Sentences that the user should read."""
+    """Sentences for the user."""
 
     def to_json(self) -> dict[str, Any]:
         """The contents of ``hosts.json``."""
@@ -63,8 +63,8 @@ def placed_here(config: Config) -> Placement:
 
 
 def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
-    """Deploy a whole run on this machine. Raises UsageError if a process needs more open files than the limit of this
-    machine.
+    """Deploy a whole run on this machine. Raises UsageError if a process needs more open files than this machine
+    allows.
     """
     here = Site(host=host_socket.gethostname(), directory=directory, address=config.wire.address)
     placement = placed_here(config)
@@ -79,6 +79,6 @@ def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
 
 
 def local_launcher(work: Path) -> Launcher:
-    """A launcher for this machine. Its daemon is a child of this process. ``work`` is the run's directory."""
+    """A launcher for this machine, whose daemon is a child of this process. ``work`` is the run's directory."""
     command = [sys.executable, *DAEMON]
     return DaemonLauncher({HERE: Link(HERE, command, work=str(work), lease_s=None)}, lambda process: HERE)

@@ -10,9 +10,7 @@ from zmqrl.simulate.scenario import Failure
 
 
 class Faults:
-    """The failures of the scenario that have not happened yet. The supervisor restarts the killed processes, as after
-    any death.
-    """
+    """The failures of the scenario that have not happened yet. The supervisor restarts the killed processes."""
 
     def __init__(
         self,

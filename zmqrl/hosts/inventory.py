@@ -14,36 +14,36 @@ from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.hosts.ways.via import HOST, check_via
 from zmqrl.ps.wire.messages import MAX_WORKERS
 
-MAX_RANGE = 1024  # the maximum number of hosts for a name with ranges
+MAX_RANGE = 1024  # the most hosts that one pattern stands for
 SSH_PORT = 22
 
-# A name that neither ssh nor its ProxyCommand can mistake for an option or for shell syntax.
+# ssh and its ProxyCommand cannot mistake such a name for an option or shell syntax.
 _WORD: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _NUMBER: Final = r"[0-9]{1,9}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A machine, and the processes that may run on it. A setting that is None has its default."""
+    """A machine, and the processes that may run on it."""
 
     name: str
-    """The name for ssh, such as ``me@node1`` or a name from the user's ssh_config, or else the name for ``via``."""
+    """The name for ssh, such as ``me@node1`` or a name in ssh_config, or the name for ``via``."""
     slots: int | None = None
-    """Maximum number of workers on this host. By default, there is no limit, and hosts are filled by their cores."""
+    """Maximum number of workers. None: no limit, and workers are spread by cores."""
     via: tuple[str, ...] = ()
-    """The words of a command that reaches the host, as in :mod:`zmqrl.hosts.ways.via`. Default: ssh."""
+    """A command that reaches the host, as in :mod:`zmqrl.hosts.ways.via`. Empty: ssh."""
     address: str | None = None
-    """The address at which other hosts reach this host."""
+    """Its address for other hosts."""
     python: str | None = None
-    """The Python interpreter of this host."""
+    """Its Python interpreter."""
     threads: int | None = None
-    """Threads of each worker, of the evaluator and of the recorder."""
+    """Threads of each worker, the evaluator and the recorder."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Additional environment variables of the processes on this host."""
+    """Additional environment variables of its processes."""
     shards: int | None = None
-    """Number of shards that must run here."""
+    """Shards that must run here."""
     workers: int | None = None
-    """Number of workers that must run here."""
+    """Workers that must run here."""
     evaluator: bool = False
     """The evaluator, if any, must run here."""
     recorder: bool = False
@@ -53,8 +53,8 @@ class Host:
 def read_hosts(text: str) -> tuple[Host, ...]:
     """The hosts that ``-H text`` names: a list such as ``h1,node[01-16]:4``, or a file as in ``launch/hosts/``.
 
-    A file whose name ends in .toml is TOML. Raises UsageError for files that cannot be read, unknown settings, bad
-    names and hosts that are listed twice. In a hostfile, the slots of all lines of a host are added.
+    A file whose name ends in .toml is TOML. Raises UsageError for unreadable files, unknown settings, bad names and
+    repeated hosts. A hostfile can list a host on several lines, whose slots are added.
     """
     if is_file(text):
         where = text
@@ -73,11 +73,10 @@ def read_hosts(text: str) -> tuple[Host, ...]:
 
 
 def select(hosts: Iterable[Host], include: str | None, exclude: str | None) -> tuple[Host, ...]:
-    """Keep the ``hosts`` that the list ``include`` names (None: all), and drop the hosts that the list ``exclude``
-    names.
+    """The ``hosts`` that ``include`` names (None: all), without those that ``exclude`` names.
 
-    The order does not change. The lists have the form of :func:`read_hosts`, but without slots. Raises UsageError for
-    an unknown name, or if no host is left.
+    Both are lists as in :func:`read_hosts`, without slots. Raises UsageError for an unknown name, or if no host is
+    left.
     """
     hosts = tuple(hosts)
     known = [host.name for host in hosts]
@@ -113,7 +112,7 @@ def _members(text: str, known: list[str], option: str) -> list[str]:
 
 
 def is_file(text: str) -> bool:
-    """Whether ``-H text`` names a file, and not a list of hosts."""
+    """Whether ``-H text`` names a file."""
     try:
         # Not is_file(): the shell's <(...) is a pipe.
         return Path(text).exists() and not Path(text).is_dir()
@@ -138,7 +137,7 @@ def _from_list(text: str) -> Iterator[Host]:
 
 
 def _slots_behind(item: str, where: str) -> tuple[str, int | None]:
-    """The name and the slots in an item such as ``h1:4``. Raises UsageError for a number that looks like a port."""
+    """The name and slots in an item such as ``h1:4``. Raises UsageError for what looks like a port."""
     name, _, slots = item.rpartition(":")
     if not re.fullmatch(_NUMBER, slots):
         return item, None
@@ -153,10 +152,8 @@ def _slots_behind(item: str, where: str) -> tuple[str, int | None]:
 
 
 def _from_hostfile(path: str) -> Iterable[Host]:
-    """The hosts of a hostfile. MPI can run more processes than slots, up to max_slots. zmqrl never exceeds the
-    slots.
-    """
-    listed: dict[str, list[int | None]] = {}  # the slots of each line that names a host
+    """The hosts of a hostfile. MPI can exceed the slots, up to max_slots, but zmqrl never does."""
+    listed: dict[str, list[int | None]] = {}  # by name: the slots of each line
     for number, line in enumerate(_read(path).splitlines(), start=1):
         where = f"{path}, line {number}"
         words = re.sub(r"\s*=\s*", "=", line.partition("#")[0]).split()
@@ -175,8 +172,7 @@ def _from_hostfile(path: str) -> Iterable[Host]:
         for name in host_names(pattern, where):
             listed.setdefault(name, []).append(min(limits, default=None))
     for name, lines in listed.items():
-        # As in MPI and in files of batch systems: if several lines name a host, a line without slots counts as one
-        # slot.
+        # As in MPI and batch systems: if several lines name a host, a line without slots is one slot.
         yield Host(name=name, slots=lines[0] if len(lines) == 1 else sum(1 if n is None else n for n in lines))
 
 
@@ -256,7 +252,7 @@ _KINDS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
 
 
 def _check(table: Mapping[str, Any], where: str) -> None:
-    """Raise UsageError for an unknown key of a TOML table, or for a value of the wrong type."""
+    """Raise UsageError for an unknown key or a wrong type in a TOML table."""
     for key, value in table.items():
         if key not in _KINDS:
             raise UsageError(f"{where}: unknown key {key!r}{did_you_mean(key, _KINDS)}.")
@@ -283,7 +279,7 @@ def host_names(pattern: str, where: str) -> list[str]:
 
 
 def _addresses(pattern: str, names: list[str], where: str) -> list[str]:
-    """The addresses of the hosts ``names``. A range of hosts needs a range with the same number of addresses."""
+    """An address for each of ``names``. A range of hosts needs a range of as many addresses."""
     addresses = _expand(pattern, where)
     for address in addresses:
         if not re.fullmatch(_WORD, address):
@@ -308,7 +304,7 @@ def _split(text: str, where: str) -> list[str]:
 
 
 def _expand(pattern: str, where: str) -> list[str]:
-    """Expand a pattern such as ``node[01-16]``. If there are several brackets, the last one varies fastest."""
+    """Expand a pattern such as ``node[01-16]``. The last of several brackets varies fastest."""
     pieces = re.split(r"\[([^\[\]]*)\]", pattern)
     if any(bracket in text for text in pieces[::2] for bracket in "[]"):
         raise UsageError(f"{where}: the brackets in {pattern} do not match.")

@@ -1,4 +1,4 @@
-"""The contract of a launcher, which starts the processes of a run on hosts, reports their events, and ends them."""
+"""The contract of a launcher, which starts the processes of a run, reports their events, and ends them."""
 
 import signal
 from collections.abc import Collection, Mapping, Sequence
@@ -16,11 +16,11 @@ LIBZMQ_ASSERTION = "Assertion failed: "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A process to run: ``python -m module`` with ``job`` on standard input. Its log is ``log_path`` on this machine.
+    """A process to run: ``python -m module`` with ``job``, then ``messages``, on standard input.
 
-    Without a ``job``, the process waits for one. ``messages`` follow the job. ``threads`` is the number of threads that
-    the numeric libraries of the process may use. If ``forked``, the process may begin as a fork. The forking process
-    has already imported ``module``, or another module whose imports take as long.
+    Without a ``job``, the process waits for one. Its log is ``log_path`` on this machine. ``threads`` limits its
+    numeric libraries. If ``forked``, the process may begin as a fork of a process that has imported ``module``, or a
+    module with the same slow imports.
     """
 
     process: ProcessId
@@ -34,7 +34,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """The process wrote a JSON object to its standard output. The first object means that the process is up."""
+    """The process wrote a JSON object to its standard output. The first one means that it is up."""
 
     process: ProcessId
     facts: dict[str, Any]
@@ -44,7 +44,7 @@ class Said:
 class Exited:
     """The process ended with ``status``, as in ``Popen.returncode``: negative for a signal.
 
-    ``why`` is a cause outside the process. ``with_host`` says that the host was lost, or could not be reached, so
+    ``why`` is a cause outside the process. If ``with_host``, the host was lost or could not be reached, and
     ``HostLost`` follows.
     """
 
@@ -57,16 +57,16 @@ class Exited:
 
     @property
     def is_full(self) -> bool:
-        """Whether the process ended because its disk is full. The status says so only if the process is a shard."""
+        """Whether a shard ended because its disk is full. Other processes have no such status."""
         return self.process.role == "shard" and self.status == DISK_IS_FULL
 
     @property
     def is_misuse(self) -> bool:
-        """Whether the process ended with a UsageError, so that a restart does not help. Shards have no such errors."""
+        """Whether the process ended with a UsageError, so that a restart does not help. Shards never do."""
         return self.process.role != "shard" and self.status == UsageError.exit_status
 
     def complaint(self) -> str:
-        """The last error in the log without its time, or else the last line. Empty if the log is empty."""
+        """The last error in the log without its time, or else the last line, or else nothing."""
         lines = self.log_tail.splitlines()
         errors = [text for _, level, text in (line.partition(" ERROR ") for line in lines) if level]
         return (errors or lines or [""])[-1]
@@ -88,8 +88,8 @@ class Exited:
 class Inspected:
     """A host's report on what a process is doing.
 
-    For ``state`` and ``kernel``, see :class:`zmqrl.hostd.inspection.Sight`. ``stack`` has the frames of the process's
-    main thread, innermost first. Empty if the process has not answered.
+    For ``state`` and ``kernel``, see :class:`zmqrl.hostd.inspection.Sight`. ``stack`` has the frames of the main
+    thread, innermost first, or nothing without an answer.
     """
 
     process: ProcessId
@@ -133,29 +133,28 @@ class Launcher(Protocol):
     """Runs tasks on one host or on many."""
 
     def prepare(self, process: ProcessId, module: str, threads: int) -> None:
-        """Tell the host of ``process`` that ``forked`` tasks with this ``module`` will soon start there."""
+        """Announce ``forked`` tasks with this ``module`` to the host of ``process``."""
 
     def start(self, task: Task) -> None:
         """Start ``task``. If the start fails, ``poll`` returns an Exited."""
 
     def tell(self, process: ProcessId, message: Mapping[str, Any]) -> None:
-        """Write a message to the standard input of a process. Nothing happens if the process has ended."""
+        """Write a message to the standard input of a process, unless it has ended."""
 
     def receive(self) -> None:
         """Read the messages of the hosts: events for the next ``poll``, and files. Never waits."""
 
     def inspect(self, process: ProcessId) -> None:
-        """Ask the host of a process what the process is doing. ``poll`` returns an Inspected. The process also logs its
-        stack.
+        """Ask a host what a process is doing. ``poll`` returns an Inspected, and the process logs its stack.
 
-        There is no answer if the process has ended or its host is lost.
+        No answer comes if the process has ended or its host is lost.
         """
 
     def poll(self) -> list[Event]:
         """Return the events since the last call. Never waits."""
 
     def signal(self, process: ProcessId, number: signal.Signals) -> None:
-        """Send a signal to a process and to all processes that it has started."""
+        """Send a signal to a process and all that it has started."""
 
     def stop(self, processes: Collection[ProcessId], *, grace_s: float) -> None:
         """End processes: close their standard input, wait ``grace_s``, send SIGTERM, and 2 s later SIGKILL.
@@ -167,19 +166,19 @@ class Launcher(Protocol):
         """Wait at most ``within_s`` until the processes have ended. ``poll`` does not return an Exited for them."""
 
     def running(self) -> list[ProcessId]:
-        """The processes that the launcher has started and that have not ended, as far as the launcher knows."""
+        """The started processes that have not ended, as far as the launcher knows."""
 
     def pids(self) -> dict[ProcessId, int]:
-        """The process id of each process on the host of that process."""
+        """The process id of each process, on its own host."""
 
     def host_of(self, process: ProcessId) -> str:
         """The host that runs a process."""
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """The hosts as plain data, for a command that must reach the hosts after this process has ended."""
+        """Plain data with which a command can reach the hosts after this process has ended."""
 
     def unreachable_s(self) -> float:
-        """Seconds for which no host has been reachable. 0 while at least one host is reachable."""
+        """Seconds for which no host has been reachable. 0 while one is."""
 
     def close(self) -> None:
-        """End all processes that still run, and end the daemons."""
+        """End all processes, and the daemons."""

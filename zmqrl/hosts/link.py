@@ -14,28 +14,26 @@ from typing import Any, NoReturn
 from zmqrl.hostd import messages as h
 from zmqrl.hostd.lines import Lines
 
-# Arguments for the interpreter. Without -P, files in Python's working directory would hide modules of the same name.
+# Without -P, files in the working directory would hide modules of the same name.
 DAEMON = ("-P", "-m", "zmqrl.hostd.daemon")
 LAUNCH = secrets.token_hex(8)  # the id by which daemons recognize this launcher
 UP_WITHIN_S = 30.0
-RENEW_EVERY_S = 1.0  # time between two renewals of a lease
+RENEW_EVERY_S = 1.0  # of a lease
 KILLED_WITHIN_S = 2.0
 WORDS_BYTES = 4096
 MOST_PRINTED_BYTES = 1 << 20
-MOST_PIECES = 64  # pieces of at most 64 KiB each, which is the capacity of a pipe
+MOST_PIECES = 64  # of at most 64 KiB each, the capacity of a pipe
 
 
 class Link:
-    """A connection to the daemon of one host. After the connection is lost, ``open`` makes a new connection.
+    """A connection to the daemon of one host. If it is lost, ``open`` makes a new one.
 
-    ``command`` runs the daemon, and ``work`` is the run's directory on that host. Without ``lease_s``, each side
-    learns that the other has ended only from the end of the connection. ``environment`` holds variables for the
-    processes that the daemon starts. ``exported`` holds more such variables, whose values can be secret:
-    :meth:`to_dict` leaves them out. ``shown`` is the part of the command that messages show, if any. ``up`` is the
-    daemon's report about its host, and None without a connection.
+    ``command`` runs the daemon. ``work`` is the run's directory there. Without ``lease_s``, only the end of the
+    connection shows each side that the other has ended. ``environment`` has variables for the daemon's processes.
+    ``exported`` has more, which can be secret: :meth:`to_dict` leaves them out. ``shown`` is the part of the command
+    that messages show, if any. ``up`` is the daemon's report about its host, or None without a connection.
 
-    A link can also request a Python environment. Then ``first`` is the line with the request, and ``made`` is the
-    answer.
+    A link can also request a Python environment, with the line ``first``. Then ``made`` is the answer.
     """
 
     def __init__(
@@ -62,9 +60,9 @@ class Link:
         self._unsent = bytearray()
         self._arrived = Lines()
         self._words = bytearray()  # the standard error of the daemon, or of ssh
-        self._printed, self._printed_bytes = b"", 0  # the last line that startup files printed, and its length so far
+        self._printed, self._printed_bytes = b"", 0  # the last line that startup files printed, and the length of all
         self._has_answered = False
-        self._guard_is_here = False  # whether the command, such as `ip netns exec`, became the guard of the daemon
+        self._guard_is_here = False  # whether the command, such as `ip netns exec`, became the daemon's guard
         self._opened_at = self._heard_at = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,13 +73,13 @@ class Link:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Link":
-        """Inverse of :meth:`to_dict`. Accepts data that older code wrote, in which the daemon was another module."""
+        """Inverse of :meth:`to_dict`. In data of older code, the daemon is another module."""
         command = [word.replace("zmqrl.cluster.agent", "zmqrl.hostd.daemon") for word in data["command"]]
         known = {name: data[name] for name in ("environment", "shown") if name in data}
         return cls(data["host"], command, work=data["work"], lease_s=data["lease_s"], **known)
 
     def is_silent(self) -> bool:
-        """Whether the link was opened but the daemon has sent nothing yet."""
+        """Whether the link is open, but the daemon has sent nothing."""
         return self.process is not None and not self._has_answered
 
     @property
@@ -104,7 +102,7 @@ class Link:
         return self._lose(f"no answer within {within_s:g} s")
 
     def open(self) -> None:
-        """Start the daemon. ``poll`` returns Up once the daemon is up, and raises LinkLost if the start fails."""
+        """Start the daemon. ``poll`` then returns Up, or raises LinkLost."""
         self._run()
         self.send_line(self.first)
 
@@ -113,7 +111,8 @@ class Link:
         try:
             self.process = subprocess.Popen(
                 self.command,
-                env={name: value for name, value in os.environ.items() if name != "SSH_CONNECTION"},  # of this machine
+                # SSH_CONNECTION would describe this machine, not the host.
+                env={name: value for name, value in os.environ.items() if name != "SSH_CONNECTION"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -130,16 +129,14 @@ class Link:
         self._opened_at = self._heard_at = time.monotonic()
 
     def send(self, request: h.Request) -> None:
-        """Send a request as soon as the daemon can be reached. Requests keep their order. Any thread may call this
-        method.
+        """Send a request, in order, as soon as the daemon can be reached. Any thread can call this.
 
-        While the link is lost, requests are dropped. After ``open``, the caller repeats the requests that are still
-        needed.
+        A lost link drops requests. After ``open``, the caller repeats those that are still needed.
         """
         self.send_line(h.encode(request))
 
     def send_line(self, line: bytes) -> None:
-        """Like :meth:`send`, for a line to the program that makes an environment."""
+        """Send a line to the program that makes an environment, like :meth:`send`."""
         with self._sending:
             if self.process is None:
                 return
@@ -184,12 +181,12 @@ class Link:
         return events
 
     def renew(self) -> None:
-        """Renew the lease of the daemon. Any thread may call this method."""
+        """Renew the lease of the daemon. Any thread can call this."""
         if self.lease_s is not None and self.up is not None:
             self.send(h.Renew())
 
     def hang_up(self) -> None:
-        """Close the connection. The daemon then ends all processes that it has started."""
+        """Close the connection. The daemon then ends its processes."""
         with self._sending:
             if self.process is not None and self.process.stdin is not None:
                 with contextlib.suppress(OSError):
@@ -201,7 +198,7 @@ class Link:
         self._forget()
 
     def _events(self, piece: bytes) -> list[h.Event]:
-        """The events in a piece of output. Skip what startup files of the shell print before the first event."""
+        """The events in a piece of output, without what startup files of the shell print before them."""
         events: list[h.Event] = []
         if not self._has_answered:
             self._printed_bytes += len(piece)
@@ -233,8 +230,8 @@ class Link:
             process, self.process, self.up, self.made = self.process, None, None, None
             self._unsent.clear()
         if process is not None:
-            # Kill the command that runs the daemon, such as ssh with its jump hosts. The daemon then ends by itself.
-            # But if the command is now the guard, it must live until it has ended what the daemon cannot end.
+            # Kill the command that runs the daemon, such as ssh with its jump hosts. The daemon then ends by itself. A
+            # command that has become the guard must live on, to end what the daemon cannot.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM if self._guard_is_here else signal.SIGKILL)
             if self._guard_is_here:
@@ -250,12 +247,12 @@ class Link:
     def _flush(self) -> None:
         if self.process is None or self.process.stdin is None or self.process.stdin.closed:
             return
-        with contextlib.suppress(OSError):  # the pipe is full, or the process has ended; poll notices either case
+        with contextlib.suppress(OSError):  # the pipe is full, or poll will notice the end
             while self._unsent:
                 del self._unsent[: os.write(self.process.stdin.fileno(), self._unsent)]
 
     def _last_words(self) -> str:
-        """The last line of standard error. Before the first event, the last line of standard output comes first."""
+        """The last line of standard error. If no event has arrived, the last line of standard output comes first."""
         printed = b"" if self._has_answered else self._arrived.rest.strip()[:WORDS_BYTES] or self._printed
         last = self._words.strip().rpartition(b"\n")[2]
         return " / ".join(line.decode(errors="replace") for line in (printed, last) if line)
@@ -277,7 +274,7 @@ def _group_of_parent(pid: int) -> int | None:
 
 
 def _read_all(pipe: int) -> bytes:
-    """Read the available data, but at most a few MiB, because other pipes may have data too."""
+    """Read the available data, but at most a few MiB: other pipes may have data too."""
     pieces: list[bytes] = []
     with contextlib.suppress(BlockingIOError):
         while len(pieces) < MOST_PIECES and (piece := os.read(pipe, 1 << 20)):

@@ -1,4 +1,4 @@
-"""Copies files between the run directory and the hosts of a run. It fetches histories and sends checkpoints."""
+"""Copies files between the run directory and the hosts of a run, such as histories and checkpoints."""
 
 import base64
 import contextlib
@@ -19,22 +19,22 @@ from zmqrl.ps.shard.history import History
 from zmqrl.rundir import RunDirectory
 
 COMES_HOME = ("history", "profile", "videos")
-# The hosts choose the names of the files that this machine writes. These names cannot lead out of the run directory.
+# Hosts choose the names of the files that this machine writes. Names that match stay within the run directory.
 _HARMLESS = re.compile(
     r"history/(?P<shard>shard-\d+)\.[a-z0-9.-]*jsonl|profile/(?P<process>[a-z]+-\d+)\.\d+\.\d+(?:\.trace)?\.blocks"
     r"|videos/\w[\w.-]*",
     re.ASCII,
 )
 LIST_EVERY_S = 5.0
-TAIL_BYTES = 4096  # this much of a history identifies its run, because the lines contain checksums
-OUTDATED = ""  # replaces the name of a file in ``_fetching`` if a rollback makes the file out of date
+TAIL_BYTES = 4096  # enough of a history to identify its run, because lines contain checksums
+OUTDATED = ""  # stands in ``_fetching`` for a file that a rollback made out of date
 
 
 class Mirror:
-    """Keeps ``home`` up to date with the files that processes on the hosts of ``links`` write.
+    """Keeps ``home`` up to date with what processes on the hosts of ``links`` write.
 
-    ``links`` lacks hosts that write into ``home`` directly. The mirror copies a file from only one host. ``host_of``
-    names this host, which runs the process that writes the file.
+    ``links`` lacks hosts that write into ``home`` directly. The mirror copies the files of a process only from its host
+    in ``host_of``.
     """
 
     def __init__(self, links: Mapping[str, Link], home: RunDirectory, host_of: Mapping[ProcessId, str]) -> None:
@@ -42,43 +42,38 @@ class Mirror:
         self._listed_at = 0.0
         self._sizes: dict[str, dict[str, int]] = {}  # by host: file sizes in its last listing
         self._fetching: dict[str, str] = {}  # by host: the file that is being fetched
-        self._begun = False  # whether this session's processes write. Their files then replace ours
+        self._begun = False  # whether processes of this session write, so that their files replace ours
         self._agrees: dict[tuple[str, str], bool] = {}  # before that, whether a host's history continues ours
-        self._stuck: set[str] = set()  # hosts whose files this machine could not write since their last listing
-        self._told: set[str] = set()  # folders that this machine cannot write, as the user has been told
+        self._stuck: set[str] = set()  # hosts whose files could not be written here since their last listing
+        self._told: set[str] = set()  # unwritable folders that the user has been told about
         self._news: list[str] = []
         self._checkpoints: defaultdict[ProcessId, set[int]] = defaultdict(set)  # versions that a process needs
 
     # to the hosts
 
     def put_history(self, shard: int) -> None:
-        """Copy the history of a shard to the shard's host, before any later request reaches that host."""
+        """Copy the history of a shard to its host, ahead of later requests."""
         self._begun = True
         host, name = self.host_of[shard_id(shard)], _history(shard)
         if not self._agrees.get((host, name)):
             self._put(host, name)
 
     def put_checkpoint(self, process: ProcessId, version: int) -> None:
-        """Copy ``config.json`` and the checkpoint of ``version`` to a follower's host. The optimizer state is left
-        out.
-        """
+        """Copy ``config.json`` and the checkpoint of ``version``, without optimizer state, to a follower's host."""
         host, path = self.host_of[process], self.home.checkpoints / name_of(version)
         self._checkpoints[process].add(version)
         for file in (self.home.config, path / MODEL, path / MANIFEST):  # the manifest completes a checkpoint
             self._put(host, str(file.relative_to(self.home.path)))
 
     def drop_checkpoint(self, process: ProcessId, version: int) -> None:
-        """Remove a checkpoint that was copied to the host of ``process``."""
+        """Remove a checkpoint from the host of ``process``."""
         host = self.host_of[process]
         self._checkpoints[process].discard(version)
         if host in self.links:
             self.links[host].send(h.Remove(f"checkpoints/{name_of(version)}"))
 
     def reopened(self, host: str) -> None:
-        """Copy the files that the processes of a host need.
-
-        The host was lost and is back, perhaps without its files.
-        """
+        """Copy the files that the processes of a host need: it was lost, and is back, perhaps without them."""
         for process in [process for process, at in self.host_of.items() if at == host]:
             if process.role == "shard":  # the host's own copy, if it still exists, is longer
                 self._put(host, _history(process.number), unless_longer=True)
@@ -86,21 +81,17 @@ class Mirror:
                 self.put_checkpoint(process, version)
 
     def clean(self, *, whole: bool, but: Collection[str] = ()) -> None:
-        """Remove the run's files from all hosts except ``but``. If ``whole``, also remove the run's directory from
-        these hosts.
-        """
+        """Remove the run's files, or if ``whole`` its directory, from all hosts except ``but``."""
         for host in self.links.keys() - set(but):
             self.links[host].send(h.Clean(whole))
 
     def remove_state(self) -> None:
-        """Remove the slots of the shards from the hosts. Call this only when a checkpoint has the content of the
-        slots.
-        """
+        """Remove the shards' slots from the hosts. Call this only when a checkpoint has their content."""
         for link in self.links.values():
             link.send(h.Remove("state"))
 
     def _put(self, host: str, name: str, *, unless_longer: bool = False) -> None:
-        """Copy a file of the run directory to ``host``, if the file exists."""
+        """Copy a file of the run directory to ``host``, if it exists."""
         if host not in self.links or not (self.home.path / name).is_file():
             return
         offset, size = 0, 1
@@ -120,10 +111,9 @@ class Mirror:
                     link.send(h.List(COMES_HOME))
 
     def rewind(self, version_of: Callable[[int], int], generation: int) -> None:
-        """Roll back the copies of the histories, as each shard rolls back its own history.
+        """Roll back the copies of the histories, as shards do with the originals.
 
-        If that fails, for example on a full disk, remove the copy. The mirror then copies the history again from the
-        host of the shard.
+        If that fails, as on a full disk, remove the copy, to fetch it again.
         """
         for process, host in self.host_of.items():
             if process.role != "shard" or host not in self.links:
@@ -142,10 +132,9 @@ class Mirror:
                 self._news.append(f"{why.rstrip('.')}; it is copied again from {host}")
 
     def copy_back(self, receive: Callable[[], None], *, within_s: float) -> list[str]:
-        """Wait at most ``within_s`` until this machine has all files of the hosts. Returns the hosts whose files are
-        still missing on this machine.
+        """Wait at most ``within_s`` for all files of the hosts. Returns the hosts whose files are still missing here.
 
-        ``receive`` is the method of the launcher. The call does not wait for lost hosts, or for space on this machine.
+        ``receive`` is the launcher's method. The call waits neither for lost hosts nor for space on this machine.
         """
         self._sizes.clear()
         self._stuck.clear()
@@ -166,10 +155,7 @@ class Mirror:
         self._sizes.pop(host, None)
 
     def take_news(self) -> list[str]:
-        """Sentences about failures, each returned once.
-
-        Each one says that this machine cannot write a file, which the hosts keep, or cannot roll back a history.
-        """
+        """Sentences, returned once, about files not written here and histories not rolled back."""
         news, self._news = self._news, []
         return news
 
@@ -200,7 +186,7 @@ class Mirror:
     def _is_from(self, name: str, host: str) -> bool:
         """Whether ``host`` runs the process that writes the file ``name``.
 
-        A host where a shard ran earlier can also have a file of this name.
+        Before this session's processes write, any host may have the history, because shards may have run there.
         """
         found = _HARMLESS.fullmatch(name)
         if found is None:
@@ -222,14 +208,14 @@ class Mirror:
                 return
 
     def _lacks_from(self, host: str, name: str, size: int) -> int | None:
-        """The offset from which to fetch a file that has ``size`` bytes on ``host``. None if nothing is missing."""
+        """The offset from which to fetch a file of ``size`` bytes on ``host``. None if nothing is missing."""
         have = self._size(name)
         compare = not self._begun and have > 0
         if compare and size >= have and (host, name) not in self._agrees:
             return have - len(self._tail(name))
         if compare and not self._agrees.get((host, name)):  # the file on the host is out of date
             return None
-        # A rollback shortens a history here and on the host. Any other file that is shorter on the host was replaced.
+        # A rollback shortens a history on both sides. Any other file that is shorter on the host has been replaced.
         if have > size and not compare and not name.startswith("history/"):
             return 0
         return have if have < size else None
@@ -246,7 +232,6 @@ class Mirror:
             self._news.append(f"cannot write {self.home.path / name}: {error}; {host} keeps it until it can be written")
 
     def _tail(self, name: str) -> bytes:
-        """The last bytes of a file of the run directory."""
         with open_file(self.home.path / name) as file:
             file.seek(max(0, self._size(name) - TAIL_BYTES))
             return file.read()

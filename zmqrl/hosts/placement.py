@@ -1,6 +1,4 @@
-"""Decides which host runs which process. It follows the hosts file, and balances the roles that the file leaves out.
-Pure.
-"""
+"""Decides which host runs which process, by the hosts file or else by load. Pure."""
 
 import heapq
 import itertools
@@ -24,18 +22,17 @@ class Placement:
     host_of: Mapping[ProcessId, str]
     threads: Mapping[ProcessId, int]
     notices: tuple[str, ...] = ()
-    """Sentences that the user should read."""
+    """Sentences for the user."""
 
     def processes_on(self, host: str) -> list[ProcessId]:
         """The processes of ``host``: shards, workers, evaluator, recorder."""
         return [process for process, where in self.host_of.items() if where == host]
 
     def has(self, role: ProcessRole, host: str) -> bool:
-        """Whether ``host`` runs any process of ``role``."""
         return any(process.role == role for process in self.processes_on(host))
 
     def table(self) -> str:
-        """A text with a line for each role on each host."""
+        """A line for each role on each host."""
         rows = [("host", "processes", "threads each")]
         for host in self.hosts:
             roles = [list(group) for _, group in itertools.groupby(self.processes_on(host), key=lambda each: each.role)]
@@ -45,7 +42,7 @@ class Placement:
 
 
 def place_run(config: Config, hosts: Sequence[Host], cores: Mapping[str, int]) -> Placement:
-    """Assign a host to each process that the run starts, as :func:`place` does."""
+    """Place the processes that the run starts, as :func:`place` does."""
     return place(
         hosts,
         cores,
@@ -61,11 +58,13 @@ def place(
 ) -> Placement:
     """Decide which of ``hosts`` runs which process. ``cores`` holds the cores of each host, by name.
 
-    A role with hosts in the hosts file runs exactly on these hosts. Otherwise, shards go to the hosts in turn. Then
-    each worker goes to the host whose load per slot stays lowest. A host without given slots counts each core as a
-    slot. Evaluator and recorder go to the host with the lowest load per core. The load of a host is the number of its
-    processes. The workers of a host never exceed its given slots. A host with more workers than cores causes a notice.
-    Raises UsageError if the numbers in the hosts file do not match the run, or when there are too few slots.
+    A role with hosts in the hosts file runs exactly there. Otherwise, shards go to the hosts in turn. Each worker then
+    goes to the host whose load per slot stays lowest. A host gets at most as many workers as it has given slots.
+    Without given slots, each core is a slot. Evaluator and recorder go to the host with the lowest load per core. The
+    load is the number of processes.
+
+    More workers than cores on a host cause a notice. Raises UsageError if the hosts file does not match the run, or has
+    too few slots.
     """
     assert hosts
     names = [host.name for host in hosts]
@@ -78,14 +77,14 @@ def place(
     on: dict[ProcessRole, Counter[str]] = {
         "shard": Counter({host.name: host.shards for host in hosts if host.shards is not None}),
         "worker": Counter({host.name: host.workers for host in hosts if host.workers is not None}),
-        # A hosts file may name a host for an evaluator although this run has no evaluator.
+        # A hosts file may place an evaluator that this run does not have.
         "evaluator": Counter([host.name for host in hosts if host.evaluator and evaluator]),
         "recorder": Counter([host.name for host in hosts if host.recorder and recorder]),
     }
     for role, numbers in on.items():
         if numbers and numbers.total() != wanted[role]:
             raise UsageError(f"the hosts file places {counted(numbers.total(), role)}, but the run has {wanted[role]}.")
-    # Processes whose hosts the hosts file names count as load from the start.
+    # Processes that the hosts file places count as load from the start.
     load = sum(on.values(), Counter[str]())
     notices: tuple[str, ...] = ()
     if not on["shard"]:
@@ -112,17 +111,14 @@ def place(
 
 
 def _spread(workers: int, hosts: Sequence[Host], cores: Mapping[str, int], load: Mapping[str, int]) -> Counter[str]:
-    """The number of workers that each host gets in addition to ``load``.
-
-    Of equally loaded hosts, the first gets the next worker.
-    """
+    """The workers of each host, in addition to ``load``. Of equally loaded hosts, the first gets the next worker."""
     slots = [host.slots for host in hosts if host.slots is not None]
     if len(slots) == len(hosts) and sum(slots) < workers:
         raise UsageError(
             f"the run has {counted(workers, 'worker')}, but the hosts have {counted(sum(slots), 'slot')}: "
             "add slots, or use fewer workers."
         )
-    # The load per slot or core that a host would have with one worker, with two workers, and so on.
+    # The load per slot or core of a host with one worker, with two, and so on.
     places = (
         ((load[host.name] + nth) / (cores[host.name] if host.slots is None else host.slots), index)
         for index, host in enumerate(hosts)

@@ -1,4 +1,4 @@
-"""Checks, before a job starts, that the hosts can run this job: games, open files, disks, clocks, ports, networks."""
+"""Checks that hosts can run a job before it starts: games, open files, disks, clocks, ports, networks."""
 
 import dataclasses
 import errno
@@ -24,13 +24,13 @@ from zmqrl.words import counted
 
 LEAST_DISK_BYTES, LOW_DISK_BYTES = 100e6, 1e9
 LOW_SHM_BYTES = 16e6
-PLAYER_BYTES, SHARD_BYTES = 400e6, 60e6  # memory of a process with 32 games and a small network, most of it for torch
-PROCESS_FILES = 64  # files that a process opens besides its connections
+PLAYER_BYTES, SHARD_BYTES = 400e6, 60e6  # memory, mostly of torch, with 32 games and a small network
+PROCESS_FILES = 64  # of a process, besides its connections
 PORTS_OF_SHARD = 3
-PIPES_OF_PROCESS = 4  # files that the daemon opens for each process: three streams and a pidfd
+PIPES_OF_PROCESS = 4  # of the daemon for each process: three streams and a pidfd
 CLOCK_OFF_S = 1.0
 TRANSFERS_WITHIN_S = 60.0
-NAMED = 4  # a sentence lists at most this many hosts by name, and counts the others
+NAMED = 4  # hosts that a sentence names before it counts the others
 PLAYERS: tuple[ProcessRole, ...] = ("worker", "evaluator", "recorder")
 
 Facts = Mapping[str, Any]
@@ -38,11 +38,10 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """The findings about hosts and routes. ``failed`` has the reason why the probe of a host failed.
+    """The findings about hosts and routes. ``failed`` says why the probe of a host failed.
 
-    The facts about a host come from its daemon and from :mod:`zmqrl.hosts.probe`. The survey adds ``clock_ahead_s`` to
-    these facts. ``loopback`` holds, by host, the address of a host that resolves this address to loopback. Other hosts
-    cannot reach such a host.
+    The facts about a host come from its daemon and :mod:`zmqrl.hosts.probe`, with ``clock_ahead_s`` added. ``loopback``
+    has, by host, each address that the host itself resolves to loopback: other hosts cannot reach that host.
     """
 
     facts: Mapping[str, Facts]
@@ -51,10 +50,7 @@ class Survey:
     loopback: Mapping[str, str] = field(default_factory=dict)
 
     def measured(self, key: str) -> dict[tuple[str, str], float]:
-        """Maps the source and the target of a route to its measurement ``key``.
-
-        Routes without this measurement are left out.
-        """
+        """The measurement ``key`` of each route that has it, by source and target."""
         return {route[:2]: found[key] for route, found in self.routes.items() if key in found}
 
 
@@ -71,9 +67,8 @@ def survey(
 ) -> Survey:
     """Examine the hosts whose daemons are ``up``.
 
-    ``addresses`` are the addresses of the hosts that run shards, and ``probes_on`` names the probe of each host. If
-    ``whole``, check every host for every role and measure the bandwidth of the routes. Otherwise, check each host only
-    for its roles in this run.
+    ``addresses`` are those of the hosts that others connect to, and ``probes_on`` names the probe of each host. If
+    ``whole``, check every host for every role, not only for its own, and measure bandwidth.
     """
     tokens = {host: secrets.token_hex(16) for host in addresses}
     game = {"env": config.env, "settings": dataclasses.asdict(config.envs)}
@@ -116,9 +111,9 @@ def survey(
 
 
 def loopbacks(facts: Mapping[str, Facts], addresses: Mapping[str, str]) -> dict[str, str]:
-    """Find hosts that resolve their own address to loopback, as Debian does with a host's own name.
+    """By host, each address that the host itself resolves to loopback, as Debian does with a host's own name.
 
-    The result maps each such host to its address. The result is empty if there is only one machine.
+    Empty if there is only one machine.
     """
     if len({about["host"] for about in facts.values()}) < 2:
         return {}
@@ -127,10 +122,7 @@ def loopbacks(facts: Mapping[str, Facts], addresses: Mapping[str, str]) -> dict[
 
 
 def ports_on(host: str, config: Config, placement: Placement) -> list[int]:
-    """The ports of the shards on ``host``.
-
-    If the host has no shards, the result has the ports of shard 0. Port 0 means any free port.
-    """
+    """The ports of the shards on ``host``, or those of shard 0 if it has none. Port 0 means any free port."""
     ports = config.ports()
     if ports is None:
         return [0]
@@ -139,7 +131,7 @@ def ports_on(host: str, config: Config, placement: Placement) -> list[int]:
 
 
 def _transfers(probes: Probes, routes: Sequence[Route], say: Callable[[str], None]) -> dict[Route, dict[str, Any]]:
-    """Measure the bandwidth of ``routes`` until time is up. No host takes part in two transfers at the same time."""
+    """Measure the bandwidth of ``routes`` until time is up. No host takes part in two transfers at once."""
     found: dict[Route, dict[str, Any]] = {}
     apart = rounds(routes)
     say(f"sending data over {len(routes)} routes, in {len(apart)} rounds, for at most {TRANSFERS_WITHIN_S:g} s")
@@ -165,7 +157,7 @@ class Verdict:
             raise ClusterError("the run cannot start:" + "".join(f"\n  {text}" for text in self.problems))
 
     def lines(self) -> list[str]:
-        """The warnings, and then the problems. Each line begins with its kind."""
+        """The warnings, then the problems. Each line begins with its kind."""
         return [*(f"warning: {text}" for text in self.warnings), *(f"problem: {text}" for text in self.problems)]
 
 
@@ -229,7 +221,7 @@ def _host_warnings(facts: Facts, processes: Sequence[ProcessId]) -> Iterator[str
 
 
 def files_needed(config: Config, processes: Sequence[ProcessId]) -> int:
-    """The largest number of files that any one of ``processes`` opens, or that their daemon opens if that is more.
+    """The most files that one of ``processes``, or their daemon, opens.
 
     Every shard has connections to every worker. A daemon has pipes to each process.
     """
@@ -259,7 +251,7 @@ def _way_out(sources: str, target: str, error: str, config: Config) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """A list of names in words. A long list ends with the number of the rest."""
+    """Names in words. A long list ends with the number of the rest."""
     more = [counted(len(names) - NAMED, "other")] if len(names) > NAMED else []
     return ", ".join([*names[:NAMED], *more])
 

@@ -1,8 +1,8 @@
-"""Probes a host before a run starts: the resources of the host, and the routes from it to other hosts.
+"""Probes a host before a run starts: its resources, and its routes to other hosts.
 
-``python -m zmqrl.hosts.probe`` reports the resources of its host and listens on the ports that shards would use. Then,
-on each request, it reports the time or measures routes to other hosts. It uses only the standard library, except to
-check the games and torch.
+``python -m zmqrl.hosts.probe`` reports the resources of its host and listens on the ports that shards would use. On
+request, it then reports the time or measures routes. It uses only the standard library, except to check games and
+torch.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from zmqrl.process import Messages, read_job, say
 
 ANSWER_WITHIN_S = 3.0
 PINGS = 5
-FIRST_BYTES, MOST_BYTES = 1 << 16, 1 << 26  # of one transfer, each four times as long as the one before
-LONG_ENOUGH_S = 0.1  # a transfer that takes this long is accurate enough
+FIRST_BYTES, MOST_BYTES = 1 << 16, 1 << 26  # each transfer is four times as long as the one before
+LONG_ENOUGH_S = 0.1  # for an accurate transfer
 LENGTH_BYTES = 8
 RECEIVED = b"\n"
 ROUTES_AT_A_TIME = 64
@@ -43,11 +43,10 @@ Route = Mapping[str, Any]
 def measure(route: Route) -> dict[str, Any]:
     """Connect to all ports of ``route``.
 
-    Returns ``round_trip_s``, and also ``bytes_per_s`` if there was a transfer. If a port fails, returns that ``port``
-    and the ``error`` instead.
+    Returns ``round_trip_s``, and with ``transfer`` also ``bytes_per_s``. If a port fails, returns that ``port`` and the
+    ``error`` instead.
 
-    ``route`` has ``address``, ``ports``, the ``token`` of its target, and ``transfer``, which says whether to measure
-    bandwidth.
+    ``route`` has ``address``, ``ports``, ``transfer`` and the ``token`` of its target.
     """
     found: dict[str, Any] = {}
     for port in route["ports"]:
@@ -68,7 +67,7 @@ def measure(route: Route) -> dict[str, Any]:
 
 
 def _send(connection: socket.socket, count: int) -> float:
-    """Send ``count`` bytes. Returns the seconds until the receipt for these bytes has arrived."""
+    """Send ``count`` bytes. Returns the seconds until their receipt has arrived."""
     data = bytes(count)
     began_at = time.perf_counter()
     connection.sendall(count.to_bytes(LENGTH_BYTES, "big") + data)
@@ -82,7 +81,7 @@ def _wait_for_receipt(connection: socket.socket) -> None:
 
 
 def _send_packets(connection: socket.socket) -> None:
-    """Send packets of full length, which get lost if a network on the way has a smaller MTU."""
+    """Send packets of full length, which a network with a smaller MTU loses."""
     try:
         _send(connection, FIRST_BYTES)
     except TimeoutError:
@@ -130,9 +129,7 @@ def _accept(listener: socket.socket, token: bytes) -> None:
 
 
 def _answer(connection: socket.socket, token: bytes) -> None:
-    """Confirm everything that a client sends after ``token``. A client that does not begin with ``token`` gets no
-    answer.
-    """
+    """Confirm what a client sends after ``token``. Clients without ``token`` get no answer."""
     with connection, contextlib.suppress(OSError):
         connection.settimeout(ANSWER_WITHIN_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -161,9 +158,7 @@ def _receive(connection: socket.socket, count: int) -> bytes:
 
 
 def facts(work: str) -> dict[str, Any]:
-    """The resources of this host, and of the disk with the directory ``work``. ``open_files`` is None without a
-    limit.
-    """
+    """The resources of this host and of the disk of ``work``. ``open_files`` is None without a limit."""
     before = STAT.read_text(encoding="ascii")
     time.sleep(LOAD_OVER_S)
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -185,34 +180,30 @@ def _memory_bytes() -> int | None:
 
 
 def game_error(env: str, settings: Mapping[str, Any]) -> str | None:
-    """Why the environment ``env`` cannot be played on this host, or None."""
+    """Why ``env`` cannot be played here, or None."""
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the launcher reads standard output
             from zmqrl.learner.envs import EnvConfig, try_env
 
             try_env(env, EnvConfig(**settings))
-    except Exception as error:  # a missing package or ROM, or any other error of the environment
+    except Exception as error:  # a missing package or ROM, or any other error
         return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return None
 
 
 def lacks(extras: Mapping[str, str]) -> list[str]:
-    """A clause for each of ``extras`` that is not installed on this host.
-
-    The values of ``extras`` say what needs each extra.
-    """
+    """A clause for each missing extra. ``extras`` maps each extra to what needs it."""
     return [clause for extra, what in extras.items() if (clause := lack(extra, what))]
 
 
 def sees_cuda() -> bool:
-    """Whether torch sees a CUDA device on this host."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def main() -> None:
-    """Serve the requests on standard input until standard input ends."""
+    """Serve the requests on standard input until it ends."""
     job = read_job(signal.SIGKILL)
     asked = Messages()
     found = facts(job["work"])

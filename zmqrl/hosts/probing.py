@@ -1,4 +1,4 @@
-"""Runs probes on several hosts: starts the probes like processes of a run, asks all probes at once, and ends them."""
+"""Runs probes on hosts: starts them like processes of a run, asks all at once, and ends them."""
 
 import contextlib
 import tempfile
@@ -14,12 +14,12 @@ from zmqrl.process_id import ProcessId
 
 LAUNCHER = "launcher"  # this machine as the source of a route
 FIRST_ANSWER_WITHIN_S = 60.0  # the probe imports the games, perhaps from a slow network disk
-ANSWER_WITHIN_S = 15.0  # a port that does not answer costs 3 s at most, and a transfer ends at the first slow piece
+ANSWER_WITHIN_S = 15.0  # a silent port costs 3 s at most, and a transfer ends at the first slow piece
 TURN_S = 0.005
 
 
 class Route(NamedTuple):
-    """A TCP route from one host to ``ports`` of another host, which has the address ``address``."""
+    """A TCP route from the host ``source`` to ``ports`` of the host ``target`` at ``address``."""
 
     source: str
     target: str
@@ -28,18 +28,14 @@ class Route(NamedTuple):
 
 
 class Probes:
-    """The running probes. ``failed`` holds, by host, the reason for a failure: the probe has not answered, or has
-    ended.
-    """
+    """The running probes. ``failed`` says, by host, why a probe has not answered or has ended."""
 
     def __init__(self, launcher: Launcher, tokens: Mapping[str, str], probes: Mapping[str, ProcessId]) -> None:
         self.launcher, self.tokens, self.probes = launcher, tokens, probes
         self.failed: dict[str, str] = {}
 
     def answers(self, hosts: Collection[str], *, within_s: float = ANSWER_WITHIN_S) -> dict[str, dict[str, Any]]:
-        """Wait for an answer from each of ``hosts`` that has not failed. The result is in the order of
-        ``hosts``, and ``heard_s`` is the time at which the answer arrived.
-        """
+        """Wait for the answer of each of ``hosts`` that does not fail. ``heard_s`` is the time of arrival."""
         found: dict[str, dict[str, Any]] = {}
         deadline = time.monotonic() + within_s
         while missing := [host for host in hosts if host not in found and host not in self.failed]:
@@ -56,9 +52,7 @@ class Probes:
         return {host: found[host] for host in hosts if host in found}
 
     def clocks(self, hosts: Collection[str], times: int = 3) -> dict[str, float]:
-        """How far each host's clock is ahead of ours, in seconds. The result is from the shortest of several round
-        trips.
-        """
+        """Seconds by which each host's clock is ahead of ours, from the shortest of several round trips."""
         shortest: dict[str, tuple[float, float]] = {}
         for _ in range(times):
             for host in hosts:
@@ -71,7 +65,7 @@ class Probes:
         return {host: ahead_s for host, (_, ahead_s) in shortest.items()}
 
     def measure(self, routes: Sequence[Route], *, transfer: bool) -> dict[Route, dict[str, Any]]:
-        """Measure all ``routes`` at once, with :func:`zmqrl.hosts.probe.measure`. Skip routes whose source fails."""
+        """Measure all ``routes`` at once, as in :func:`zmqrl.hosts.probe.measure`. Skip those whose source fails."""
         by_source: dict[str, list[Route]] = {}
         for route in routes:
             by_source.setdefault(route.source, []).append(route)
@@ -100,7 +94,7 @@ class Probes:
 
 
 def probe_ids(hosts: Iterable[str]) -> dict[str, ProcessId]:
-    """The id of the probe process for each of ``hosts``."""
+    """The id of the probe on each of ``hosts``."""
     return {host: ProcessId("probe", number) for number, host in enumerate(hosts)}
 
 
@@ -119,13 +113,11 @@ def probing(
             yield probes, probes.answers(on, within_s=FIRST_ANSWER_WITHIN_S)
         finally:
             launcher.stop(list(jobs), grace_s=2.0)
-            launcher.poll()  # the output of the probes is not needed any more
+            launcher.poll()  # drop the output of the probes
 
 
 def rounds(routes: Sequence[Route]) -> list[list[Route]]:
-    """Split ``routes`` into rounds in which no host has two routes. With routes from each host to each other host, N
-    hosts need 2 N to 4 N rounds.
-    """
+    """Split ``routes`` into rounds in which no host has two. All routes between N hosts need 2 N to 4 N rounds."""
     places = {name: place for place, name in enumerate(dict.fromkeys(end for r in routes for end in r[:2]))}
     apart = sorted(routes, key=lambda route: (places[route.target] - places[route.source]) % len(places))
     busy: list[set[str]] = []

@@ -1,6 +1,4 @@
-"""The hosts of a command, how the launcher reaches these hosts, and the addresses at which the hosts reach each
-other.
-"""
+"""The hosts of a command: how the launcher reaches them, and at which addresses they reach each other."""
 
 import contextlib
 import ipaddress
@@ -30,7 +28,7 @@ from zmqrl.hosts.ways.via import read_via, shown
 from zmqrl.hosts.ways.way import HERE, Way, command_on
 from zmqrl.process import unset
 
-NO_ADDRESS = WireConfig().address  # this value means that the user chose no address
+NO_ADDRESS = WireConfig().address  # the user chose no address
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,22 +39,22 @@ class Reach:
     way: Way
     """How to run a command on a host."""
     home: str
-    """The machine or cluster within which a path always means the same run directory."""
+    """The machine or cluster on which the path of the run directory is valid. Both together identify the run."""
     cores_given: Mapping[str, int]
-    """The cores of a host that the run may use, if a batch system or Ray limits them."""
+    """The cores that the run may use, if a batch system or Ray limits them."""
     addresses_given: Mapping[str, str]
-    """The addresses that ``--address`` gives, by host."""
+    """The addresses of ``--address``, by host."""
     iface: str | None
     exported: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Environment variables for the processes on all hosts. Their values can be secret."""
+    """Environment variables for all processes. Their values can be secret."""
     job: str | None = None
-    """The Slurm job that the hosts are nodes of, if any."""
+    """The Slurm job of the hosts, if any."""
     ray: RayCluster | None = None
-    """The Ray cluster that the hosts are nodes of, if any."""
+    """The Ray cluster of the hosts, if any."""
 
     @property
     def instead(self) -> str:
-        """The remedy for a host without zmqrl, or with another version of zmqrl."""
+        """The remedy for a host without this zmqrl."""
         if self.job is not None:
             return "install this Python and its zmqrl where all nodes of the job can read them"
         if self.ray is not None:
@@ -64,12 +62,12 @@ class Reach:
         return f"install it there with --sync wheel, or {ANOTHER_PYTHON}"
 
     def reserved(self) -> contextlib.AbstractContextManager[None]:
-        """Reserve the cores of the hosts for the block, if they are nodes of a Ray cluster. Raises ZmqrlError."""
+        """Reserve the cores of hosts in a Ray cluster for the block. Raises ZmqrlError."""
         names = [host.name for host in self.hosts]
         return contextlib.nullcontext() if self.ray is None else self.ray.reserved(names)
 
     def link(self, host: Host, *, work: str, lease_s: float) -> Link:
-        """A link to the daemon of ``host``, not opened yet."""
+        """An unopened link to the daemon of ``host``."""
         return Link(
             host.name,
             self.command(host),
@@ -85,8 +83,8 @@ class Reach:
         return self.way(host, [host.python or sys.executable, *DAEMON])
 
     def cores(self, up: Mapping[str, Up]) -> dict[str, int]:
-        """Cores that a run may use, by host: the cores in ``up``. A host without a daemon counts each slot as a
-        core.
+        """The cores that a run may use, by host: those in ``up``, at most ``cores_given``. Without a daemon, each slot
+        counts as a core.
         """
         found = {host.name: up[host.name].cores if host.name in up else host.slots or 1 for host in self.hosts}
         return {host: min(cores, self.cores_given.get(host, cores)) for host, cores in found.items()}
@@ -150,12 +148,12 @@ class HostOptions:
         return bool(self._sources)
 
     def read(self) -> Self:
-        """The same options, after reading the hosts. ``hosts`` can be a pipe, which can be read only once."""
+        """These options after reading ``hosts``, which can be a pipe that is read only once."""
         return replace(self, named=self.named or (read_hosts(self.hosts) if self.hosts is not None else ()))
 
     def to_json(self, but: Collection[str] = ()) -> dict[str, Any]:
-        """How the user named the hosts: the ``options`` except ``but``, for :meth:`resumed`. ``variables`` has only the
-        names of environment variables, because their values can be secret.
+        """How the user named the hosts, for :meth:`resumed`: the ``options`` except ``but``. ``variables`` has only the
+        names of environment variables, because values can be secret.
         """
         options = _changed(self, but)
         if self.hosts is not None and is_file(self.hosts):
@@ -167,10 +165,10 @@ class HostOptions:
         return {"options": options, "variables": variables}
 
     def resumed(self, given: Mapping[str, Any], where: Path) -> Self:
-        """The options ``given`` to an earlier session, in the form of :meth:`to_json`, overridden by these options.
+        """The options of an earlier session, overridden by these options. ``given`` has the form of :meth:`to_json`.
 
-        Values of environment variables are read from the hosts file again. Raises UsageError, which names ``where``, if
-        that is not possible.
+        The hosts file has the values of environment variables. Raises UsageError, which names ``where``, if they cannot
+        be read.
         """
         earlier: Self = build(type(self), given.get("options"), str(where))
         kept = replace(earlier, **_changed(self, ()))
@@ -217,7 +215,7 @@ class HostOptions:
         return Reach(
             hosts=hosts,
             way=partial(command_on, ssh_config=self.ssh_config) if nodes is None else nodes.command_on,
-            # A requeued job may start on other nodes, with the same file systems.
+            # A requeued job may start on other nodes of the cluster.
             home=job.cluster if job is not None else "pbs" if self.pbs else "lsf" if self.lsf else gethostname(),
             cores_given=cores_given if nodes is None else nodes.cores,
             addresses_given=read_addresses(self.address, hosts),
@@ -235,7 +233,7 @@ class HostOptions:
         return tuple(replace(host, via=read_via(self.via)) for host in hosts)
 
     def bring(self, reach: Reach, say: Callable[[str], None]) -> Reach:
-        """The same hosts, on which this zmqrl is installed first if ``--sync`` requires that. Raises ClusterError."""
+        """The same hosts, after installing this zmqrl on them if ``--sync`` says so. Raises ClusterError."""
         if self.sync == "none":
             return reach
         others = [host for host in reach.hosts if host.name != HERE]
@@ -252,10 +250,7 @@ def _changed(options: Any, but: Collection[str]) -> dict[str, Any]:
 
 
 def read_exported(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of ``environment`` that ``-x`` names.
-
-    Raises UsageError for a wrong name, or for a variable that is not set.
-    """
+    """The variables of ``environment`` that ``-x`` names. Raises UsageError for a bad name or an unset variable."""
     for name in names:
         if "=" in name:
             start = name.partition("=")[0]
@@ -271,9 +266,7 @@ def read_exported(names: Sequence[str], environment: Mapping[str, str]) -> dict[
 
 
 def over_tcp(config: Config) -> Config:
-    """``config`` with TCP as the default transport, for a run on several hosts. The user's options can still override
-    this default.
-    """
+    """``config`` with TCP as the default transport, which options can still override."""
     return replace(config, wire=replace(config.wire, transport="tcp", address=NO_ADDRESS))
 
 
@@ -291,9 +284,7 @@ def check(config: Config, hosts: Sequence[Host]) -> None:
 
 
 def check_interface(iface: str | None) -> None:
-    """Raise UsageError if ``iface`` is a malformed network or a plain IP address. A correct network looks like
-    ``10.0.0.0/24``.
-    """
+    """Raise UsageError if ``iface`` is neither the name of an interface nor a network such as ``10.0.0.0/24``."""
     if iface is None:
         return
     try:
@@ -312,8 +303,8 @@ def addresses_of(
 ) -> tuple[dict[str, str], list[str]]:
     """The addresses of ``hosts``, by name, and a sentence for each host without a usable address.
 
-    ``up`` holds the report of each daemon of the run. ``by_hand`` holds the addresses that ``--address`` gives.
-    ``iface`` is an interface or a network that all hosts have.
+    ``up`` has the reports of all daemons, and ``by_hand`` the addresses of ``--address``. ``iface`` is an interface or
+    network.
     """
     found: dict[str, str] = {}
     unknown = []
@@ -342,15 +333,15 @@ def addresses_of(
 
 
 def _network(about: Up) -> tuple[str, ...]:
-    """An id of the network that the loopback addresses of a host belong to. One machine can act as several nodes."""
+    """An id of a host's network. Nodes on one machine can share it, and reach each other at loopback addresses."""
     words = about.machine.split(" ")
     return (words[0], words[2]) if len(words) > 2 else (about.host,)
 
 
 def _by_interfaces(host: Host, up: Mapping[str, Up]) -> str | None:
-    """The address of a host that is reached without ssh, if the host has only one.
+    """The address of a host that is reached without ssh, if it has only one.
 
-    This machine gets the address from which it reaches another host, or the loopback address if there is no other host.
+    For this machine: the address from which it reaches another host, or else loopback.
     """
     if host.name != HERE:
         return _sole(up[host.name].interfaces)
@@ -367,7 +358,7 @@ def _sole(interfaces: Mapping[str, list[str]]) -> str | None:
 
 
 def only_itself(host: str, address: str) -> str:
-    """A sentence that explains the problem with a loopback ``address`` of ``host``."""
+    """A sentence about a loopback ``address`` of ``host``."""
     return f"{host}: {address} is a loopback address that other hosts cannot reach: {_instead(host)}."
 
 

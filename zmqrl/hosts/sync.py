@@ -1,4 +1,4 @@
-"""Installs this zmqrl on other hosts: each host unpacks the same wheel into a Python environment."""
+"""Installs this zmqrl on other hosts: each unpacks the same wheel into a Python environment."""
 
 import base64
 import hashlib
@@ -28,8 +28,7 @@ PYTHON = "python3"  # if the hosts file names no Python
 ANOTHER_PYTHON = "set `python` in the hosts file to a Python that has it"
 MADE_WITHIN_S = 1200.0  # torch is large, and some networks are slow
 TELL_EVERY_S = 10.0
-# The code that the host's Python runs, which works in every version of Python. The rest of the program comes on
-# standard input.
+# The host's Python, of any version, runs this code. The rest of the program comes on standard input.
 BOOTSTRAP = (
     "import sys; sys.path[:] = filter(None, sys.path); "  # files in the working directory would hide modules
     "import json; sys.version_info < (3, 11) and sys.exit('its Python is %s, but zmqrl needs 3.11 or newer: "
@@ -38,17 +37,18 @@ BOOTSTRAP = (
     "exec(ask.pop('program'), its); its['main'](ask)"
 )
 EXTRA = re.compile(r"""extra == ["'](.*?)["']""")
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the date of all files, so that the same code makes the same wheel
+EPOCH = (1980, 1, 1, 0, 0, 0)  # of all files, so that the same code makes the same wheel
 
 
 def make_environments(
     hosts: Sequence[Host], way: Way, say: Callable[[str], None], variables: Mapping[str, str], *, offline: bool = False
 ) -> dict[str, str]:
-    """Make an environment with this zmqrl on each of ``hosts``, on all hosts at once.
+    """Make an environment with this zmqrl on all ``hosts`` at once. Returns the path of each environment's Python, by
+    host.
 
-    Returns the path of the Python interpreter of each environment, by host. ``way`` reaches a host. ``say`` gets the
-    progress. pip gets the environment ``variables``. With ``offline``, this machine sends the packages that a host
-    lacks. Raises UsageError if zmqrl is not installed here. Raises ClusterError, which names each host that failed.
+    ``say`` gets the progress. pip gets the environment ``variables``. With ``offline``, this machine sends the packages
+    that a host lacks. Raises UsageError if zmqrl is not installed here, and ClusterError, which names each host that
+    failed.
     """
     asked = request() | {"offline": offline}
     links = [
@@ -101,12 +101,12 @@ def wheel() -> bytes:
 
 
 def requirements() -> dict[str, str]:
-    """The direct requirements of zmqrl, in the versions that are installed here."""
+    """The direct requirements of zmqrl, in the versions here."""
     return _versions(_required("zmqrl"))
 
 
 def pins() -> dict[str, str]:
-    """All direct and indirect requirements of zmqrl, in the versions that are installed here."""
+    """The direct and indirect requirements of zmqrl, in the versions here."""
     found: dict[str, str] = {}
     news = requirements()
     while news:
@@ -121,7 +121,7 @@ def exact_versions() -> dict[str, str]:
 
 
 def request() -> dict[str, Any]:
-    """The request for an environment, the same for all hosts. Raises UsageError if zmqrl is not installed here."""
+    """The request for an environment. Raises UsageError if zmqrl is not installed here."""
     try:
         packed = wheel()
     except metadata.PackageNotFoundError as error:
@@ -137,10 +137,7 @@ def request() -> dict[str, Any]:
 
 
 def _required(package: str) -> list[str]:
-    """The names of the requirements of an installed package.
-
-    For zmqrl, the result includes the requirements of the extras that hosts can need.
-    """
+    """The names of the requirements of an installed package, for zmqrl with the extras that hosts can need."""
     kept = ON_HOSTS if package == "zmqrl" else ()
     found = metadata.requires(package) or ()
     lines = [line for line in found if (extra := EXTRA.search(line)) is None or extra[1] in kept]
@@ -148,12 +145,12 @@ def _required(package: str) -> list[str]:
 
 
 def _versions(names: Iterable[str]) -> dict[str, str]:
-    """The versions of those packages in ``names`` that are installed. Local parts such as +cpu are left out."""
+    """The versions of the installed packages in ``names``, without local parts such as +cpu."""
     found = {}
     for name in names:
         try:
             found[name] = metadata.version(name).partition("+")[0]
-        except metadata.PackageNotFoundError:  # a requirement for another platform or another Python
+        except metadata.PackageNotFoundError:  # for another platform or Python
             continue
     return found
 

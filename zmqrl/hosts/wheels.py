@@ -1,4 +1,4 @@
-"""Wheels for hosts without a network: pip downloads them here, and the link to the host carries them in pieces."""
+"""Wheels for hosts without a network: pip downloads them here, and links carry them in pieces."""
 
 import base64
 import hashlib
@@ -17,13 +17,13 @@ from zmqrl.hosts.link import Link
 from zmqrl.words import counted
 
 PIECE_BYTES = 1 << 20
-PIECES_AHEAD = 4  # pieces that are on their way to a host at the same time
+PIECES_AHEAD = 4  # pieces on their way to a host
 DOWNLOAD_WITHIN_S = 1200.0
 PYTORCH = "https://download.pytorch.org/whl/"
 
 
 class Supplier:
-    """Sends the wheels of the packages that hosts lack, in the exact ``versions``. ``say`` gets the progress."""
+    """Sends wheels of packages that hosts lack, in the exact ``versions``. ``say`` gets the progress."""
 
     def __init__(self, links: Mapping[str, Link], versions: Mapping[str, str], say: Callable[[str], None]) -> None:
         self._links, self._versions, self._say = links, versions, say
@@ -57,9 +57,8 @@ def pieces(files: Sequence[Path]) -> Iterator[bytes]:
 
 
 def wheels_for(host: str, lacking: h.Lacking, versions: Mapping[str, str], say: Callable[[str], None]) -> list[Path]:
-    """The wheels of the packages that ``host`` lacks, for its Python. pip downloads those that are not in the cache.
-
-    Raises ClusterError.
+    """The wheels of the packages that ``host`` lacks. pip downloads those that are not in the cache. Raises
+    ClusterError.
     """
     about = json.dumps([lacking.python, lacking.abis, lacking.platforms])
     place = cache() / hashlib.sha256(about.encode()).hexdigest()[:16]
@@ -80,7 +79,7 @@ def cache() -> Path:
 
 
 def _found(place: Path, name: str, version: str) -> Path | None:
-    """The wheel of a package in ``place``. A wheel's file name can spell the package in another way."""
+    """The wheel of a package in ``place``. Its file name can spell the package differently."""
     wanted = _normal(name), version
     names = ((path, path.name.split("-")) for path in sorted(place.glob("*.whl")))
     return next((path for path, parts in names if (_normal(parts[0]), parts[1]) == wanted), None)
@@ -91,7 +90,7 @@ def _normal(name: str) -> str:
 
 
 def _download(wanted: Sequence[str], lacking: h.Lacking, into: str, host: str) -> None:
-    """Download wheels for the Python of a host. pip uses its own configuration here. Raises ClusterError."""
+    """Download wheels for the Python of a host, with pip's configuration here. Raises ClusterError."""
     fits = [f"--python-version={lacking.python}", "--implementation=cp"]
     fits += [f"--abi={abi}" for abi in lacking.abis] + [f"--platform={name}" for name in lacking.platforms]
     command = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]

@@ -1,1 +1,1 @@
-"""The computation of a worker: games, networks, rollouts, returns and losses. It uses no sockets."""
+"""The computation of a worker, without sockets: games, networks, rollouts, returns and losses."""

@@ -1,4 +1,4 @@
-"""Stores the activations of acting, so that learning with the same parameters and observations can use them."""
+"""Keeps the activations of acting, for learning with the same parameters and observations."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +11,9 @@ from torch import Tensor
 class Activations:
     """Stores the outputs of a network's layers during acting, so that learning computes only the gradients.
 
-    During acting, each layer computes one batch at a time, and writes its result into memory for all batches. During
-    learning, each layer returns this memory: the results of one large batch. The gradients are those of this large
-    batch, up to rounding, as long as the parameters are the same. The memory is allocated once, and stores images
-    channels-last.
+    In acting, each layer writes its result for each batch into memory for all batches. In learning, each layer returns
+    this memory: the result of one large batch. While the parameters stay the same, the gradients are those of this
+    batch, up to rounding. The memory is allocated once, and stores images channels-last.
     """
 
     def __init__(self, samples: int) -> None:
@@ -25,7 +24,6 @@ class Activations:
         self._learns = False
 
     def restart(self) -> None:
-        """Forget all batches."""
         self._begun = self._ended = 0
 
     def begin_batch(self, samples: int) -> None:
@@ -75,16 +73,13 @@ class Plain:
     """The layers of a network that keeps no activations. The methods are those of ``Activations``."""
 
     def converted(self, observations: Tensor, dtype: torch.dtype) -> Tensor:
-        """See :class:`Activations`."""
         return observations.to(dtype, memory_format=torch.channels_last)
 
     def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], *, relu: bool) -> Tensor:
-        """See :class:`Activations`."""
         x = F.conv2d(x, weight, bias, stride)
         return F.relu_(x) if relu else x
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
-        """See :class:`Activations`."""
         x = F.linear(x, weight, bias)
         return F.relu_(x) if relu else x
 

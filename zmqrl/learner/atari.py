@@ -66,18 +66,18 @@ class AtariEnvs:
         return _channels_together(observations)
 
     def step(self, actions: np.ndarray) -> Step:
-        # An unknown action makes an emulator thread fail without a result, so that step would never return.
+        # An unknown action makes an emulator thread fail, and then step never returns.
         assert actions.min() >= 0
         assert actions.max() < self.spec.actions.outputs
         observations, rewards, terminated, truncated, info = self._vector.step(actions)
-        # The frame number at which a game began changes at every reset, and at no other time. The number of lives is
-        # not enough to detect a reset: a life lost at the time limit looks like any other lost life. Pong has no lives.
-        # Amidar shows 0 lives at the start and 8 at the end.
+        # The frame number at which a game began changes only at a reset. The number of lives does not show a reset: a
+        # life lost at the time limit looks like any other, Pong has no lives, and Amidar shows 0 at the start and 8 at
+        # the end.
         first_frames = info["frame_number"] - info["episode_frame_number"]
         over = first_frames != self._first_frames
         self._first_frames = first_frames
         if self._life_loss:
-            # In some games, the count is 0 during the last life. ale_py does not signal that it fell from 1 to 0.
+            # In some games, the count is 0 during the last life. ale_py does not signal the fall from 1 to 0.
             terminated = terminated | ((info["lives"] < self._lives) & ~over)
         self._lives = info["lives"]
         learned_from = rewards.clip(-1, 1) if self._clip_rewards else rewards
@@ -173,7 +173,7 @@ class RandomSkipEnvs:
 def game_of(registered: Registered, config: EnvConfig) -> str:
     """The game that ``registered`` names. Raises UsageError if its settings differ from those of ``config``.
 
-    zmqrl always plays the default mode and difficulty, with the game's own set of actions.
+    zmqrl always plays the default mode and difficulty, with the game's own actions.
     """
     asked = dict(registered.kwargs)
     game: Any = asked.pop("game", None)
@@ -222,7 +222,6 @@ def _equal(asked: Any, played: Any) -> bool:
 
 @cache
 def _defaults(game: str) -> tuple[int, int]:
-    """The default mode and difficulty of a game."""
     state = _loaded(game).cloneState()
     return state.getCurrentMode(), state.getDifficulty()
 

@@ -16,7 +16,7 @@ def describe_dummy(config: EnvConfig) -> EnvSpec:
         observation_shape=config.atari_shape,
         observation_dtype=np.dtype(np.uint8),
         actions=DiscreteActions(4),
-        flavour="no game: always the same random frames, random rewards and ends whatever is done",
+        flavour="no game: always the same random frames; rewards and ends are random and ignore the actions",
         normalizes_observations=config.normalize_observations,
         normalizes_rewards=config.normalize_rewards,
     )

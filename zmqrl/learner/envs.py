@@ -23,14 +23,12 @@ __all__ = ["EnvConfig", "EnvSpec", "Envs", "Game", "Step", "describe_env", "make
 
 
 def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
-    """Make ``config.num_envs`` games of ``env_id``.
+    """Make ``config.num_envs`` games of ``env_id``. Raises UsageError like ``describe_env``.
 
     An Atari id of ``ale_py`` determines only the game: ``ALE/Breakout-v5``, ``BreakoutNoFrameskip-v4`` and
-    ``Breakout-v0`` are the same here. Frame skip, sticky actions and time limit come from ``config``. ``threads`` is
-    the number of threads that emulate Atari games. Atari games with random frame skip and all other environments run in
-    the calling thread. ``zmqrl/Dummy-v0`` is not a game: it returns frames in the shape of an Atari game at no cost.
-
-    Raises UsageError like ``describe_env``.
+    ``Breakout-v0`` are the same here. Frame skip, sticky actions and time limit come from ``config``. ``threads``
+    threads emulate Atari games. Atari games with random frame skip, and all other environments, run in the calling
+    thread. ``zmqrl/Dummy-v0`` is not a game: it returns frames in the shape of an Atari game at no cost.
     """
     config.check()
     if env_id == DUMMY_ID:
@@ -49,15 +47,15 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
 
     ``env_id`` can be ``module:id``, as in Gymnasium: ``module``, which registers ``id``, is imported first.
 
-    Raises UsageError for invalid settings, an unknown id, or an Atari game that is registered with other settings. The
-    same error is raised if the environment does not start, or if its observations, such as graphs, cannot be flattened
-    into a vector. The space of its actions must be Discrete, MultiDiscrete, MultiBinary or Box.
+    Raises UsageError for invalid settings, an unknown id, an Atari game that is registered with other settings, and an
+    environment that does not start. Also raises UsageError if the observations, such as graphs, cannot be flattened
+    into a vector, or if the actions are not Discrete, MultiDiscrete, MultiBinary or Box.
     """
     return _describe(env_id, config, plays=False)
 
 
 def try_env(env_id: str, config: EnvConfig) -> EnvSpec:
-    """Describe the games of ``env_id`` like ``describe_env``, and play one step of a custom environment.
+    """Describe ``env_id`` like ``describe_env``, and play one step of a custom environment.
 
     Raises UsageError like ``describe_env`` and :class:`zmqrl.learner.gymnasium_envs.CheckedEnv`, and for settings that
     would change only an Atari game.
@@ -74,7 +72,7 @@ def repeats_games(env_id: str) -> bool:
 
 
 def _describe(env_id: str, config: EnvConfig, *, plays: bool) -> EnvSpec:
-    """Like ``describe_env``. If ``plays``, also play one step of a custom environment."""
+    """Like ``describe_env``, and like ``try_env`` if ``plays``."""
     config.check()
     if env_id == DUMMY_ID:
         return describe_dummy(config)
@@ -115,7 +113,7 @@ def find_env(env_id: str) -> gymnasium.envs.registration.EnvSpec:
 
 
 def _closest(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three ``known`` ids with the most similar names. Only the newest version of a name counts."""
+    """Up to three ``known`` ids with similar names, of which only the newest versions count."""
     newest = {_stem(env_id): env_id for env_id in known}
     stem = _stem(name)
     return [newest[stem]] if stem in newest else [newest[close] for close in difflib.get_close_matches(stem, newest)]

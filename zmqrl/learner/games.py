@@ -12,7 +12,7 @@ import tyro
 from zmqrl.errors import UsageError, require
 
 WIDEST = 1e10  # environments write large numbers for bounds that they do not have
-# The settings of Atari games, with the values that ask for no change to a game.
+# Settings of Atari games, with the values that change nothing.
 UNCHANGED = {
     "frame_skip": 1,
     "min_frame_skip": None,
@@ -70,12 +70,10 @@ class EnvConfig:
 
     @property
     def frame_channels(self) -> int:
-        """Channels of one frame."""
         return 1 if self.grayscale else 3
 
     @property
     def atari_shape(self) -> tuple[int, int, int]:
-        """The shape of one observation of an Atari game."""
         return self.frame_stack * self.frame_channels, self.screen_size, self.screen_size
 
     @property
@@ -84,14 +82,14 @@ class EnvConfig:
         return self.frame_skip if self.min_frame_skip is None else (self.min_frame_skip + self.frame_skip) / 2
 
     def check_emulated(self, env_id: str) -> None:
-        """Raise UsageError if there are settings that apply only to environments that Gymnasium makes."""
+        """Raise UsageError for settings that apply only to environments that Gymnasium makes."""
         require(
             not (self.args or self.wrappers or self.images),
             f"{env_id} is not made by Gymnasium: remove --env-arg, --wrapper and --envs.images.",
         )
 
     def check_made(self, env_id: str) -> None:
-        """Raise UsageError if a setting of Atari games asks for a change to an environment that Gymnasium makes."""
+        """Raise UsageError for changed settings of Atari games, which have no effect on environments of Gymnasium."""
         usual = EnvConfig()
         for name, unchanged in UNCHANGED.items():
             value = getattr(self, name)
@@ -102,10 +100,7 @@ class EnvConfig:
             )
 
     def make_arguments(self) -> dict[str, Any]:
-        """``args`` as keyword arguments.
-
-        The values are Python literals or plain text. Raises UsageError for anything else.
-        """
+        """``args`` as keyword arguments: Python literals or plain text. Raises UsageError for anything else."""
         found: dict[str, Any] = {}
         for text in self.args:
             name, equals, value = text.partition("=")
@@ -149,7 +144,6 @@ class EnvConfig:
         return f"played {', '.join(changes)}, scores are sums of {'' if self.wrappers else 'true '}rewards"
 
     def check(self) -> None:
-        """Raise UsageError for the first invalid setting."""
         require(self.num_envs >= 1, f"--envs.num-envs {self.num_envs}: must be 1 or more.")
         require(self.frame_skip >= 1, f"--envs.frame-skip {self.frame_skip}: must be 1 or more.")
         least = self.min_frame_skip
@@ -207,20 +201,16 @@ class FactoredActions:
 
     @property
     def shape(self) -> tuple[int]:
-        """The shape of one action."""
         return (len(self.counts),)
 
     @property
     def outputs(self) -> int:
-        """The length of a network's output."""
         return sum(self.counts)
 
     def played(self, actions: np.ndarray) -> np.ndarray:
-        """The policy's ``actions`` (B, *shape), in the form that games accept."""
         return actions
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
-        """Random actions (*batch, *shape), in the form that games accept."""
         return rng.integers(self.counts, size=(*batch, len(self.counts)))
 
 
@@ -228,8 +218,8 @@ class FactoredActions:
 class BoxActions:
     """An action is D numbers, each from its ``low`` to its ``high``: float32 (D,).
 
-    A network returns D means, then D log standard deviations. Both are in units in which the bounds are -1 and 1. A
-    number that lacks a bound has the units of the environment.
+    A network returns D means, then D log standard deviations, in units in which the bounds are -1 and 1. A number that
+    lacks a bound keeps the units of the environment.
     """
 
     low: tuple[float, ...]
@@ -238,12 +228,10 @@ class BoxActions:
 
     @property
     def shape(self) -> tuple[int]:
-        """The shape of one action."""
         return (len(self.low),)
 
     @property
     def outputs(self) -> int:
-        """The length of a network's output."""
         return 2 * len(self.low)
 
     def played(self, actions: np.ndarray) -> np.ndarray:
@@ -254,7 +242,6 @@ class BoxActions:
         return played.astype(np.float32)
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
-        """Random actions (*batch, D), in the form that games accept."""
         return self.played(rng.uniform(-1, 1, size=(*batch, len(self.low))))
 
 
@@ -265,7 +252,7 @@ ActionSpace: TypeAlias = DiscreteActions | FactoredActions | BoxActions
 class EnvSpec:
     """The observations and actions of a game. ``flavour`` is a line to print with the scores of the game.
 
-    ``normalizes_observations`` and ``normalizes_rewards`` say whether a policy learns from scaled observations and
+    ``normalizes_observations`` and ``normalizes_rewards``: whether a policy learns from scaled observations and
     rewards.
     """
 
@@ -296,12 +283,13 @@ class Game:
 class Step:
     """The result of one agent step of B games.
 
-    ``observations`` (B, *shape) are those after the step. Where a game ended, the observation is the first one of the
-    new game. ``rewards``, float32 (B,), are for learning. They are clipped if ``EnvConfig.clip_rewards`` is set.
-    ``terminated``, bool (B,), is true where a return ends, so do not bootstrap there. ``truncated``, bool (B,), is true
-    where a time limit cut a game off, so bootstrap there from ``final_observations``. A game is never both terminated
-    and truncated. ``final_observations`` has the last observation (*shape) of each truncated game, by index. ``games``
-    are the full games that ended in this step.
+    - ``observations`` (B, *shape), after the step. Where a game ended, the first observation of the next game.
+    - ``rewards``, float32 (B,), for learning: clipped if ``EnvConfig.clip_rewards`` is set.
+    - ``terminated``, bool (B,): where a return ends. Do not bootstrap there.
+    - ``truncated``, bool (B,): where a time limit cut off a game that is not terminated. Bootstrap there from
+      ``final_observations``.
+    - ``final_observations``: the last observation (*shape) of each truncated game, by index.
+    - ``games``: the full games that ended in this step.
     """
 
     observations: np.ndarray
@@ -325,7 +313,7 @@ class Envs(Protocol):
         """
 
     def step(self, actions: np.ndarray) -> Step:
-        """Play ``actions`` (B, *shape), of the shape, dtype and units of ``spec.actions``.
+        """Play ``actions`` (B, *shape), with the shape, dtype and units of ``spec.actions``.
 
         The result stays valid after the next step.
         """

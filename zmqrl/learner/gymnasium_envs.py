@@ -1,4 +1,4 @@
-"""Games of any Gymnasium environment. The environment's results are checked at every step."""
+"""Games of any Gymnasium environment, with checks of its results at every step."""
 
 import inspect
 from typing import Any, NoReturn
@@ -22,22 +22,21 @@ OLDER_API = (
 
 
 class CheckedEnv:
-    """One environment ``env``. Its observations become vectors float32 (n,). A discrete observation becomes one-hot.
+    """One environment ``env``, whose observations become vectors float32 (n,). Discrete observations become one-hot.
 
     With ``config.images``, images stay uint8 and become (channels, height, width).
 
-    Every method raises UsageError when the environment raises anything, even SystemExit. Every observation must belong
-    to its space, every reward must be one number, and all numbers must be finite. It must also be clear whether the
-    game is over. Otherwise, the method raises UsageError. The bounds of a Box and ``info`` are ignored.
+    Every method raises UsageError when the environment raises anything, even SystemExit, and when a result is invalid:
+    an observation outside its space, a reward that is not one number, a number that is not finite, or an end that is
+    neither True nor False. The bounds of a Box and ``info`` are ignored.
     """
 
     def __init__(
         self, env_id: str, registered: Registered, config: EnvConfig, *, failed: str = "does not start", **options: Any
     ) -> None:
-        """Errors name the environment ``env_id``.
+        """If the environment cannot be made, the error begins with ``env_id`` and ``failed``.
 
-        If it cannot be made, the error begins with ``env_id`` and ``failed``. ``config.args`` and ``options`` are added
-        to the options of the registration.
+        ``config.args`` and ``options`` extend the options of the registration.
         """
         self.env_id = env_id
         with blaming(f"{env_id} {failed}"):
@@ -64,7 +63,6 @@ class CheckedEnv:
         self._steps = 0
 
     def reset(self, seed: int | None = None) -> np.ndarray:
-        """Start a game. Returns the first observation."""
         self._steps = 0
         with blaming(f"{self.env_id} fails"):
             observation, _ = self.env.reset(seed=seed)
@@ -131,7 +129,7 @@ class GymnasiumEnvs:
     """Games of one Gymnasium environment, stepped one after another."""
 
     def __init__(self, env_id: str, registered: Registered, config: EnvConfig) -> None:
-        """Raises UsageError like :class:`CheckedEnv`, and when the games have different spaces."""
+        """Raises UsageError like :class:`CheckedEnv`, and if the games have different spaces."""
         self.num_envs = config.num_envs
         self._envs = [CheckedEnv(env_id, registered, config) for _ in range(config.num_envs)]
         self.spec = self._envs[0].spec
@@ -164,10 +162,7 @@ class GymnasiumEnvs:
 
 
 def _made(env_id: str, registered: Registered, /, **options: Any) -> gymnasium.Env[Any, Any]:
-    """Make the environment.
-
-    Raises UsageError if one of zmqrl's extras is missing. Other errors are raised as they are.
-    """
+    """Make the environment. Raises UsageError if an extra of zmqrl is missing, and other errors as they are."""
     try:
         # Where CheckedEnv raises, Gymnasium's checker would only print a warning.
         return gymnasium.make(registered, disable_env_checker=True, **options)
@@ -196,7 +191,7 @@ def _wrapped(env: gymnasium.Env[Any, Any], wrapper: str) -> gymnasium.Env[Any, A
 
 
 def _has_older_api(env: gymnasium.Env[Any, Any], action: Any) -> bool:
-    """Whether ``reset`` or ``step`` has the form that it had in Gym before 0.26."""
+    """Whether ``reset`` or ``step`` has the form of Gym before 0.26."""
     try:
         inspect.signature(env.reset).bind(seed=0, options=None)
     except TypeError:

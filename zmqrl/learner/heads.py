@@ -28,32 +28,29 @@ class Head(Protocol):
         """The most probable actions (B, *shape)."""
 
     def drawn(self, outputs: Tensor, rng: np.random.Generator) -> np.ndarray:
-        """Random actions (B, *shape), in float64. ``rng`` gives one number for each number of an action."""
+        """Random actions (B, *shape), computed in float64. Takes one number from ``rng`` per number of an action."""
 
 
 class Categorical:
-    """One choice. Outputs are logits (B, A), and actions are int64 (B,)."""
+    """The :class:`Head` for one choice. Outputs are logits (B, A), and actions are int64 (B,)."""
 
     def sample(self, outputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """See :class:`Head`."""
         log_probs = outputs.log_softmax(-1)
         actions = torch.multinomial(log_probs.exp(), 1, generator=generator)
         return actions.squeeze(1), log_probs.gather(1, actions).squeeze(1)
 
     def log_probs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`Head`."""
         log_probs = outputs.log_softmax(-1)
         entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
         return log_probs.gather(1, actions[:, None]).squeeze(1), entropy
 
     def best(self, outputs: Tensor) -> np.ndarray:
-        """See :class:`Head`."""
         return outputs.argmax(-1).numpy()
 
     def drawn(self, outputs: Tensor, rng: np.random.Generator) -> np.ndarray:
-        """See :class:`Head`. In each row, takes the first action whose cumulative probability exceeds a random draw."""
+        """In each row, take the first action whose cumulative probability exceeds a random number."""
         numbers = rng.random(len(outputs))
-        # Leave out the last sum, because rounding can make that sum smaller than the number.
+        # Leave out the last sum: rounding can make it smaller than the random number.
         sums = outputs.double().softmax(-1).numpy().cumsum(1)[:, :-1]
         actions: np.ndarray = (sums <= numbers[:, np.newaxis]).sum(1)
         return actions
@@ -63,28 +60,25 @@ CATEGORICAL = Categorical()
 
 
 class Factored:
-    """Independent choices. Outputs are the logits of all choices (B, sum of ``counts``), actions int64 (B, k)."""
+    """The :class:`Head` for independent choices. Outputs are logits (B, sum of ``counts``), actions int64 (B, k)."""
 
     def __init__(self, counts: tuple[int, ...]) -> None:
         self._counts = counts
 
     def sample(self, outputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """See :class:`Head`."""
         actions, log_probs = zip(*(CATEGORICAL.sample(part, generator) for part in self._parts(outputs)), strict=True)
         return torch.stack(actions, 1), torch.stack(log_probs).sum(0)
 
     def log_probs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`Head`. The choices are independent, so log-probabilities and entropies add up."""
+        """Log-probabilities and entropies add up, because the choices are independent."""
         pairs = zip(self._parts(outputs), actions.unbind(1), strict=True)
         log_probs, entropies = zip(*(CATEGORICAL.log_probs_and_entropy(*pair) for pair in pairs), strict=True)
         return torch.stack(log_probs).sum(0), torch.stack(entropies).sum()
 
     def best(self, outputs: Tensor) -> np.ndarray:
-        """See :class:`Head`."""
         return np.stack([CATEGORICAL.best(part) for part in self._parts(outputs)], 1)
 
     def drawn(self, outputs: Tensor, rng: np.random.Generator) -> np.ndarray:
-        """See :class:`Head`."""
         return np.stack([CATEGORICAL.drawn(part, rng) for part in self._parts(outputs)], 1)
 
     def _parts(self, outputs: Tensor) -> tuple[Tensor, ...]:
@@ -92,29 +86,26 @@ class Factored:
 
 
 class Gaussian:
-    """Independent normal distributions.
+    """The :class:`Head` of independent normal distributions.
 
     Outputs are D means, then D log standard deviations. Actions are float (B, D).
     """
 
     def sample(self, outputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """See :class:`Head`."""
         mean, log_std = outputs.chunk(2, -1)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         actions = mean + log_std.exp() * noise
         return actions, self._log_probs(mean, log_std, actions)
 
     def log_probs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`Head`. The entropy of a normal distribution is ln(std) + (1 + ln(2 pi)) / 2."""
+        """The entropy of a normal distribution is ln(std) + (1 + ln(2 pi)) / 2."""
         mean, log_std = outputs.chunk(2, -1)
         return self._log_probs(mean, log_std, actions), (log_std + 0.5 + LOG_SQRT_2PI).sum(-1).mean()
 
     def best(self, outputs: Tensor) -> np.ndarray:
-        """See :class:`Head`."""
         return outputs.chunk(2, -1)[0].numpy()
 
     def drawn(self, outputs: Tensor, rng: np.random.Generator) -> np.ndarray:
-        """See :class:`Head`."""
         mean, log_std = outputs.double().numpy().reshape(len(outputs), 2, -1).swapaxes(0, 1)
         actions: np.ndarray = mean + np.exp(log_std) * rng.standard_normal(mean.shape)
         return actions
@@ -124,7 +115,6 @@ class Gaussian:
 
 
 def head_of(actions: ActionSpace) -> Head:
-    """The policy over ``actions``."""
     match actions:
         case DiscreteActions():
             return CATEGORICAL

@@ -19,8 +19,8 @@ from zmqrl.learner.statistics import statistics_of
 class Batch:
     """The M samples of one minibatch. Tensors are float32 (M,), except ``actions`` (M, *shape).
 
-    ``log_probs`` are those of the policy that acted. ``advantages`` weight the actions, and ``returns`` are
-    the targets of the values. ``head`` gives the log-probabilities of actions from the outputs of the network.
+    ``log_probs`` are those of the policy that acted. ``advantages`` weight the actions, and ``returns`` are the targets
+    of the values. ``head`` turns network outputs into log-probabilities.
     """
 
     actions: Tensor
@@ -33,8 +33,8 @@ class Batch:
 # Metrics that the learner reports in addition to the statistics of the loss.
 LEARNER_METRICS = ("loss", "grad_norm", "grad_norm_clipped", "explained_variance", "entropy_coefficient")
 
-# A loss takes outputs of the network (M, A), such as logits, values (M,), the batch, the settings of the algorithm, and
-# the current coefficient of the entropy bonus. It returns the loss, a scalar, and detached scalars to report.
+# A loss takes network outputs (M, A), values (M,), the batch, the settings of the algorithm, and the coefficient of the
+# entropy bonus. It returns the loss, a scalar, and detached scalars to report.
 Loss: TypeAlias = Callable[[Tensor, Tensor, Batch, Any, float], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -43,8 +43,8 @@ def ppo_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped surrogate, the value loss and the entropy bonus of network outputs (M, A) and values (M,).
 
-    Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 9. The value loss is the mean of (V - R)^2,
-    not clipped. The statistics are detached scalars.
+    Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 9. The value loss is the mean of (V - R)^2, not
+    clipped.
     """
     log_probs, entropy = batch.head.log_probs_and_entropy(outputs, batch.actions)
     log_ratio = log_probs - batch.log_probs
@@ -67,9 +67,8 @@ def ba3c_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Policy gradient, value loss and entropy bonus of network outputs (M, A) and values (M,), as means over the batch.
 
-    Mnih et al. 2016, section 4: -log pi(a) (R - V), with V held constant. The value loss is the mean of (V - R)^2. The
-    loss does not correct for the lag between the policy that acted and the policy that learns. The statistics are
-    detached scalars.
+    Mnih et al. 2016, section 4: -log pi(a) (R - V), with V held constant. The value loss is the mean of (V - R)^2.
+    Nothing corrects for the lag between the policy that acted and the policy that learns.
     """
     log_probs, entropy = batch.head.log_probs_and_entropy(outputs, batch.actions)
     advantages = batch.returns - values.detach()
@@ -83,10 +82,7 @@ def ba3c_loss(
 
 
 def entropy_coefficient_at(config: PPOConfig | BA3CConfig, version: int, elapsed: float = 0.0) -> float:
-    """The coefficient of the entropy bonus for the update of ``version``.
-
-    ``elapsed`` is the progress of the run, from 0 to 1.
-    """
+    """The coefficient of the entropy bonus for the update of ``version``, at progress ``elapsed`` (0 to 1)."""
     if config.final_entropy_coefficient is None:
         return config.entropy_coefficient
     done = min(1.0, version / config.entropy_schedule_updates if config.entropy_schedule_updates else elapsed)
@@ -94,7 +90,7 @@ def entropy_coefficient_at(config: PPOConfig | BA3CConfig, version: int, elapsed
 
 
 def clip_at(config: PPOConfig, elapsed: float) -> float:
-    """The clip range of the probability ratio. ``elapsed`` is the progress of the run, from 0 to 1."""
+    """The clip range of the probability ratio at progress ``elapsed`` (0 to 1) of the run."""
     return config.clip if config.final_clip is None else config.clip + elapsed * (config.final_clip - config.clip)
 
 
@@ -104,7 +100,7 @@ class Learner:
     def __init__(
         self, model: nn.Module, config: PPOConfig | BA3CConfig, *, seed: int, loss: Loss | None = None
     ) -> None:
-        """The order of the samples depends on ``seed``, on the number of the rollout, and on the epoch.
+        """The order of the samples depends on ``seed``, the number of the rollout, and the epoch.
 
         ``loss`` replaces the loss of the algorithm.
         """
@@ -120,14 +116,11 @@ class Learner:
 
     @property
     def uses_whole_rollouts(self) -> bool:
-        """Whether each gradient is that of a whole rollout, in order.
-
-        Only then can the learner use ``Rollout.activations``.
-        """
+        """Whether each minibatch is a whole rollout, in its order, as ``Rollout.activations`` requires."""
         return isinstance(self.config, BA3CConfig)
 
     def prepare(self, rollout: Rollout) -> None:
-        """Compute ``advantages`` and ``returns`` of the rollout. Call this method once, before ``gradient``."""
+        """Compute ``advantages`` and ``returns`` of the rollout, once, before ``gradient``."""
         ends = (rollout.terminated, rollout.truncated, rollout.bootstrap_values, rollout.last_values)
         match self.config:
             case PPOConfig(gamma=gamma, gae_lambda=lam):
@@ -144,11 +137,12 @@ class Learner:
     def gradient(self, rollout: Rollout, index: int, version: int, elapsed: float = 0.0) -> dict[str, float]:
         """Write the gradient of minibatch ``index``, 0 to updates_per_rollout - 1, to the parameters' ``.grad``.
 
-        An existing ``.grad`` is overwritten in place, so it may be a view of a longer vector. ``version`` is that of
-        the gradient, and ``elapsed`` is the progress of the run at that version, from 0 to 1. Each schedule follows one
-        of the two. The gradient of minibatch 0 updates the running statistics with the rollout. Returns the metrics.
-        Advantages and values are in units of reward. ``explained_variance`` covers the whole rollout, with the values
-        of the policy that acted.
+        An existing ``.grad`` is overwritten in place, so it may be a view of a longer vector. Each schedule follows
+        ``version`` or ``elapsed``, the progress of the run from 0 to 1. The gradient of minibatch 0 includes that of
+        the running statistics.
+
+        Returns the metrics. Advantages and values are in units of reward. ``explained_variance`` covers the whole
+        rollout, with the values of the policy that acted.
         """
         for parameter in self._tensors:
             if parameter.grad is None:
@@ -207,10 +201,9 @@ class NoLearner:
     uses_whole_rollouts = False
 
     def prepare(self, rollout: Rollout) -> None:
-        """Learn nothing from ``rollout``."""
+        """Learn nothing."""
 
     def gradient(self, rollout: Rollout, index: int, version: int, elapsed: float = 0.0) -> dict[str, float]:
-        """Report nothing."""
         return {}
 
 
@@ -222,10 +215,7 @@ def _stats(
     values: Tensor,
     advantages: Tensor,
 ) -> dict[str, Tensor]:
-    """The metrics of both algorithms.
-
-    ``approx_kl`` is the mean of (r - 1) - log r (Schulman 2020, "Approximating KL").
-    """
+    """The metrics of both algorithms. ``approx_kl``: mean of (r - 1) - log r (Schulman 2020, "Approximating KL")."""
     return {
         "policy_loss": policy_loss.detach(),
         "value_loss": value_loss.detach(),

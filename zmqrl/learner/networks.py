@@ -1,4 +1,4 @@
-"""The networks. They map observations to state values and to the outputs for a policy over actions."""
+"""The networks: from observations to state values and to the outputs for a policy over actions."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -57,11 +57,11 @@ CONVOLUTIONS = {
 
 
 class ConvPolicy(nn.Module):
-    """Convolutions and one hidden layer, shared by two heads, and ``log_std`` for box actions.
+    """Convolutions and one hidden layer, shared by actor and critic, and ``log_std`` for box actions.
 
-    The parameters are float32. With bfloat16, each forward pass makes bfloat16 copies of the parameters, and
-    the heads compute in float32. After ``double()``, everything is float64. The hidden layer reads the output of the
-    last convolution in the order height, width, channel.
+    The parameters are float32. With bfloat16, each forward pass makes bfloat16 copies of the parameters, except those
+    of actor and critic. After ``double()``, everything is float64. The hidden layer reads the output of the last
+    convolution in the order height, width, channel.
     """
 
     def __init__(
@@ -98,13 +98,12 @@ class ConvPolicy(nn.Module):
     def forward(self, observations: Tensor, activations: Activations | None = None) -> tuple[Tensor, Tensor]:
         """Outputs float32 (B, A) and values float32 (B,) of observations uint8 or float (B, C, H, W).
 
-        ``activations`` keeps the outputs of the layers, or provides them.
-
-        uint8 observations are scaled from 0..255 to 0..1. Float observations are not scaled. The call is fastest
-        if observations are channels-last in memory, as in ``Rollout``: then the cast is the only pass over the data.
+        ``activations`` keeps the outputs of the layers, or provides them. uint8 observations are scaled from 0..255 to
+        0..1, float observations are not. The call is fastest if observations are channels-last in memory, as in
+        ``Rollout``: then the cast is the only pass over the data.
         """
-        # Scaling the few weights costs nothing. Scaling the frames would take a pass over 28 KB per sample. The stored
-        # weights stay unscaled, because Adam's steps do not scale with the weights.
+        # Scale the few weights instead of 28 KB of frames per sample. The stored weights stay unscaled, because Adam's
+        # steps do not scale with the weights.
         layers = PLAIN if activations is None else activations
         scale = 1 / 255 if observations.dtype == torch.uint8 else 1.0
         x = layers.converted(observations, self.dtype)
@@ -181,10 +180,10 @@ def make_model(
     """The network ``name`` for the games of ``spec`` on ``device``, initialized from torch's global random state.
 
     A name like ``module:function`` is a user-defined function: see ``load_model``. One CPU thread draws the parameters,
-    so that a seed gives the same parameters on every device and with any number of cores.
+    so that a seed gives the same parameters on every device and with any number of cores. The network has the running
+    statistics that ``spec`` uses.
 
-    The network also has the running statistics that ``spec`` uses. Raises UsageError if the network does not exist,
-    cannot read the observations, or does not compute in bfloat16.
+    Raises UsageError if the network does not exist, cannot read the observations, or does not compute in bfloat16.
     """
     model = _bare_model(name, spec, network, device)
     add_statistics(model, spec)
@@ -234,7 +233,7 @@ def fastest_compute(device: torch.device) -> Compute:
     """bfloat16 if the hardware supports it (about twice as fast), float32 if bfloat16 would be emulated."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    # Torch's own check (mkldnn) also accepts AVX-512 without the bf16 instructions, but bf16 is slow without them.
+    # Torch's own check (mkldnn) also accepts AVX-512 without the bf16 instructions, which is slow.
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Draws one game for people, in colour and full size. The policy plays another copy of the game, and sees other frames.
+"""Draws one game for people, in colour and full size. The policy plays another copy, and sees other frames.
 
 With the same seed and actions, this game is the same as the first game of ``make_envs``.
 """
@@ -31,9 +31,8 @@ Screen = npt.NDArray[np.uint8]
 class Shown:
     """The result of a step: the ``screens`` that show it, its unclipped reward, and whether the game is over.
 
-    ``observation`` (*shape) can be compared with that of the game that the policy plays. Atari games have no
-    observation: their screens differ from what the policy sees, but the same seed and actions always give the same
-    game.
+    ``observation`` (*shape) can be compared with that of the game that the policy plays. It is None for Atari games:
+    the same seed and actions always give the same game.
     """
 
     screens: list[Screen]
@@ -48,13 +47,10 @@ class Picture(Protocol):
     frames_per_s: float
 
     def reset(self, seed: int) -> Shown:
-        """Start the game of ``seed``.
-
-        Call this method only once, because in some games a reset does not clear all state.
-        """
+        """Start the game of ``seed``. Call this only once: in some games, a reset does not clear all state."""
 
     def step(self, action: np.ndarray | int) -> Shown:
-        """Play ``action`` (*shape). Do not call this method after the end of the game."""
+        """Play ``action`` (*shape). Do not call this after the end of the game."""
 
     def close(self) -> None:
         """End the game."""
@@ -116,7 +112,7 @@ class _RandomSkipPicture:
         return Shown([np.asarray(screen)], 0.0, over=False)
 
     def step(self, action: np.ndarray | int) -> Shown:
-        # An emulator that skips frames itself draws the same number from the same generator.
+        # The emulator's own frame skip would draw the same number from the same generator.
         frames = int(self._emulator.np_random.integers(*self._skips))
         played = [self._emulator.step(action) for _ in range(frames)]
         _, _, terminated, truncated, _ = played[-1]

@@ -21,8 +21,8 @@ MOST_STATS = MOST_FIGURES - len(LEARNER_METRICS)
 def load_model(reference: str, observation_shape: Sequence[int], num_actions: int) -> nn.Module:
     """The network that the function ``reference`` returns for ``(observation_shape, num_actions)``.
 
-    Its ``forward`` accepts observations. They are uint8 (B, C, H, W) from 0 to 255, channels-last in memory, or float32
-    (B, n). It returns outputs float32 (B, num_actions), as ``ActionSpace`` describes them, and values float32 (B,).
+    Its ``forward`` takes observations: uint8 (B, C, H, W) from 0 to 255, channels-last in memory, or float32 (B, n). It
+    returns outputs float32 (B, num_actions), as ``ActionSpace`` describes them, and values float32 (B,).
 
     Raises UsageError if a test call fails.
     """
@@ -55,7 +55,7 @@ def load_model(reference: str, observation_shape: Sequence[int], num_actions: in
 
 
 def outputs_of(reference: str, model: nn.Module, observations: Tensor, num_actions: int) -> Tensor:
-    """Outputs float32 (B, num_actions) for ``observations`` (B, ...), computed by the ``model`` of ``reference``.
+    """Outputs float32 (B, num_actions) of the ``model`` of ``reference`` for ``observations`` (B, ...).
 
     B can be 1, which ``load_model`` does not test. Raises UsageError if the user's code raises an exception, or if the
     outputs have another shape.
@@ -73,9 +73,9 @@ def outputs_of(reference: str, model: nn.Module, observations: Tensor, num_actio
 
 
 def load_loss(reference: str, config: PPOConfig | BA3CConfig, actions: ActionSpace) -> Loss:
-    """The function ``reference``, with the signature of ``ppo_loss``. Raises UsageError if a test call fails.
+    """The function ``reference``, with the signature of ``ppo_loss``.
 
-    The test call uses actions from the space ``actions``.
+    Raises UsageError if a call with ``actions`` fails.
     """
     blame = f"--loss {reference}"
     loss = load_function(blame, reference)
@@ -120,7 +120,7 @@ def _shape(output: object) -> tuple[int, ...] | None:
 
 
 def _kind(value: object) -> str:
-    """Describe ``value`` in a few words: ``a tuple of Tensor float32 (4, 2) and NoneType``."""
+    """``value`` in a few words: ``a tuple of Tensor float32 (4, 2) and NoneType``."""
     if isinstance(value, Tensor):
         return f"Tensor {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     if isinstance(value, tuple) and len(value) in (1, 2, 3):

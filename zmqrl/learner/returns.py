@@ -1,9 +1,9 @@
 """Returns and advantages of one rollout.
 
-The arguments have the same meaning in all functions. ``rewards`` and ``values`` are float32 (T, B). ``terminated`` and
-``truncated`` are bool (T, B). ``bootstrap_values``, float32 (T, B), has V(final observation) where truncated.
-``last_values``, float32 (B,), has V(the observation after the last step). A step that is both terminated and truncated
-counts as terminated.
+- ``rewards``, ``values``, float32 (T, B), and ``terminated``, ``truncated``, bool (T, B). A step that is both
+  terminated and truncated counts as terminated.
+- ``bootstrap_values``, float32 (T, B): V(final observation) where truncated.
+- ``last_values``, float32 (B,): V(observation after the last step).
 """
 
 import torch

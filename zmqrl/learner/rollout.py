@@ -18,18 +18,22 @@ CPU = torch.device("cpu")
 class Rollout:
     """T steps of B environments. Each ``Player.play`` fills the rollout again.
 
-    ``observations`` (T, B, *shape), uint8 or float32, are the inputs of the policy. ``last_observations`` (B, *shape)
-    are those after the last step. ``actions`` (T, B, *shape) have the units of ``head``, the policy over actions.
-    ``log_probs`` and ``values``, float32 (T, B), are those of the policy that acted. ``rewards``, float32 (T, B), are
-    for learning. ``terminated`` and ``truncated`` are bool (T, B). ``bootstrap_values``, float32 (T, B), has V(final
-    observation) where truncated, and 0 elsewhere. ``last_values`` are float32 (B,). ``Learner.prepare`` fills
-    ``advantages`` and ``returns``, float32 (T, B), and ``explained_variance``, a scalar. ``number`` is the number of
-    earlier rollouts of the player. ``activations`` are those of the policy that acted, for a learner with the same
-    parameters, or None. ``moments`` has, for each of the model's running statistics, the mean and variance in this
-    rollout. With statistics, ``observations`` and ``rewards`` are scaled.
+    - ``observations`` (T, B, *shape), uint8 or float32: the inputs of the policy.
+    - ``last_observations`` (B, *shape), after the last step.
+    - ``actions`` (T, B, *shape), in the units of ``head``, the policy over actions.
+    - ``log_probs``, ``values``, float32 (T, B): those of the policy that acted.
+    - ``rewards``, float32 (T, B), for learning.
+    - ``terminated``, ``truncated``, bool (T, B).
+    - ``bootstrap_values``, float32 (T, B): V(final observation) where truncated, 0 elsewhere.
+    - ``last_values``, float32 (B,): V(last observations).
+    - ``advantages``, ``returns``, float32 (T, B), and ``explained_variance``, a scalar: set by ``Learner.prepare``.
+    - ``number``: the number of earlier rollouts of the player.
+    - ``activations``: those of the policy that acted, for a learner with the same parameters, or None.
+    - ``moments``: mean and variance in this rollout, for each of the model's running statistics. With statistics,
+      ``observations`` and ``rewards`` are scaled.
 
-    Images have the shape (channels, height, width) and are channels-last in memory. The conversion here takes
-    about 10 us per sample. A conversion before each forward pass would take 35 us.
+    Images have the shape (channels, height, width) and are channels-last in memory. The conversion here takes about 10
+    us per sample. Before each forward pass, it would take 35 us.
     """
 
     def __init__(
@@ -76,7 +80,7 @@ class Rollout:
         """
         if len(self._gathered) != len(indices):
             self._gathered = self._stored.new_empty((len(indices), *self._stored.shape[1:]))
-        # Selecting rows of contiguous bytes takes 1.5 us per stack of frames. Indexing the images takes 17 us.
+        # Selecting rows of bytes takes 1.5 us per stack of frames, indexing the images 17 us.
         torch.index_select(self._stored.flatten(1), 0, indices, out=self._gathered.flatten(1))
         return self._channels_first(self._gathered)
 
@@ -87,7 +91,7 @@ class Rollout:
 class Player:
     """Plays ``envs`` with ``model``. The games continue from one rollout to the next.
 
-    ``first_games`` is the number of games that were started with the player and have not ended yet.
+    ``first_games`` is the number of games that began with the player and have not ended yet.
     """
 
     def __init__(
@@ -124,10 +128,7 @@ class Player:
         self._returns = np.zeros(envs.num_envs)
 
     def play(self, rollout: Rollout) -> list[Game]:
-        """Fill ``rollout`` with the next steps of every game, played with the current parameters.
-
-        Returns the games that ended.
-        """
+        """Play the next steps of every game into ``rollout``. Returns the games that ended."""
         games: list[Game] = []
         rollout.number = self._rollouts
         self._rollouts += 1

@@ -113,21 +113,20 @@ class BA3CConfig:
 
     @property
     def follows_progress(self) -> bool:
-        """Whether a schedule follows the progress of the run."""
         return _entropy_follows_progress(self)
 
     @property
     def updates_per_rollout(self) -> int:
-        """The number of updates that learn from one rollout: always one."""
+        """Always one."""
         return 1
 
     def minibatch_samples(self, num_envs: int) -> int:
-        """Samples in the only minibatch: the whole rollout."""
+        """Samples in the only minibatch, the whole rollout."""
         return num_envs * self.rollout_steps
 
 
 def _check_shared(group: str, config: PPOConfig | BA3CConfig) -> None:
-    """Check the settings that both algorithms share. Raises UsageError for the first invalid one."""
+    """Raise UsageError for the first invalid setting among those that both algorithms share."""
     steps, gamma, norm = config.rollout_steps, config.gamma, config.max_grad_norm
     final = config.final_entropy_coefficient
     require(steps >= 1, f"{group}.rollout-steps {steps}: must be 1 or more.")

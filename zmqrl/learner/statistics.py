@@ -1,7 +1,7 @@
 """Running means and variances of observations and returns, to scale what a policy sees and learns from.
 
-They are tensors of the network, so they travel with its weights: all workers play a version with the same statistics,
-and checkpoints contain them.
+They are tensors of the network and travel with its weights: all workers play a version with the same statistics, and
+checkpoints contain them.
 """
 
 from collections.abc import Mapping
@@ -25,9 +25,8 @@ MeanAndVariance: TypeAlias = tuple[npt.NDArray[np.float64], npt.NDArray[np.float
 class Moments(nn.Module):
     """The ``mean`` (n,) and ``variance`` (n,) of n numbers over all rollouts so far.
 
-    ``count`` (1,) is the number of rollouts. The gradient of each tensor is its value minus the value that one more
-    rollout leads to. A shard subtracts the mean of the gradients of K workers. The new value is therefore the mean of
-    the values that these K rollouts lead to.
+    ``count`` (1,) is the number of rollouts. The gradient of each tensor is its value minus the value after one more
+    rollout. A shard subtracts the mean of K gradients, so the new value is the mean of these K values.
     """
 
     def __init__(self, length: int) -> None:
@@ -41,7 +40,7 @@ class Moments(nn.Module):
         return ((numbers - self.mean) / (self.variance + EPSILON).sqrt()).clamp(-LIMIT, LIMIT)
 
     def scaled_rewards(self, rewards: Tensor, rollout: MeanAndVariance) -> Tensor:
-        """``rewards`` divided by the standard deviation of returns up to and including their ``rollout``, clipped."""
+        """``rewards`` divided by the standard deviation of returns, including those of ``rollout``, and clipped."""
         _, _, variance = self.merged(rollout)
         return (rewards / (variance + EPSILON).sqrt()).clamp(-LIMIT, LIMIT)
 
@@ -72,7 +71,6 @@ class Statistics(nn.Module):
         self.returns = Moments(1) if spec.normalizes_rewards else None
 
     def set_gradients(self, rollout: Mapping[str, MeanAndVariance]) -> None:
-        """Write the gradients for a rollout with these moments, by name."""
         for name, moments in self.named_children():
             assert isinstance(moments, Moments)
             moments.set_gradient(rollout[name])
@@ -86,12 +84,11 @@ def add_statistics(model: nn.Module, spec: EnvSpec) -> None:
 
 
 def statistics_of(model: nn.Module) -> Statistics | None:
-    """The statistics in ``model``, or None."""
     return getattr(model, NAME, None)
 
 
 def scaled_observations(model: nn.Module, observations: Tensor) -> Tensor:
-    """``observations`` (B, *shape) as the network reads them: scaled if ``model`` has statistics of them."""
+    """``observations`` (B, *shape) as the network reads them: scaled if ``model`` has their statistics."""
     statistics = statistics_of(model)
     moments = None if statistics is None else statistics.observations
     return observations if moments is None else moments.scaled(observations)
@@ -105,11 +102,11 @@ def moments_of(numbers: np.ndarray) -> MeanAndVariance:
 def discounted_returns(
     rewards: np.ndarray, over: npt.NDArray[np.bool_], gamma: float, before: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Discounted sums (T, B) of the ``rewards`` (T, B) of a game up to each step, and the sums to continue with (B,).
+    """Discounted sums (T, B) of ``rewards`` (T, B) up to each step, and the sums (B,) to continue with.
 
-    ``over`` (T, B) says where a game ended. ``before`` (B,) has the sums before the first step. The standard deviation
-    of the sums is the scale of rewards in Engstrom et al. 2020, "Implementation Matters in Deep Policy Gradients",
-    algorithm 1.
+    ``over`` (T, B): where a game ended. ``before`` (B,): the sums before the first step. The standard deviation of the
+    sums is the scale of rewards in Engstrom et al. 2020, "Implementation Matters in Deep Policy Gradients", algorithm
+    1.
     """
     sums = np.empty(rewards.shape)
     for t, (reward, ended) in enumerate(zip(rewards, over, strict=True)):

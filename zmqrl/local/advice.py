@@ -1,4 +1,4 @@
-"""What to change on this machine so that a run is faster: one sentence each. Pure."""
+"""What to change on this machine for a faster run: one sentence each. Pure."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -6,14 +6,14 @@ from typing import Final
 from zmqrl.local.resources import Resources, TorchBuild
 
 FAST_CLOCKS: Final = frozenset({"tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter"})
-OTHER_LOAD: Final = 0.25  # share of a run's cores
+OTHER_LOAD: Final = 0.25  # of a run's cores
 # Variables that limit libraries to older instructions.
 LIMITS: Final = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 KERNELS: Final = {"avx2": "AVX2", "avx512f": "AVX512"}  # the best kernels of torch for the instructions of a processor
 
 
 def advice(found: Resources, torch: TorchBuild, *, cuda: bool) -> list[str]:
-    """Sentences for the user, without a full stop. ``cuda`` says that the run computes on a CUDA device."""
+    """Sentences without a full stop. ``cuda``: the run computes on a CUDA device."""
     return [*_about_cores(found), *_about_speed(found), *_about_torch(found, torch, cuda=cuda)]
 
 

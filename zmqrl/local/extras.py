@@ -1,6 +1,6 @@
-"""Finds missing optional packages.
+"""Finds missing optional packages. ``pip install 'zmqrl[EXTRA]'`` installs those of one feature.
 
-``pip install 'zmqrl[EXTRA]'`` installs the packages of one feature. This module uses only the standard library.
+This module uses only the standard library.
 """
 
 import shutil
@@ -11,7 +11,7 @@ from typing import Final
 
 from zmqrl.errors import UsageError
 
-# The packages of each extra: the name that pip uses, and the name that Python imports.
+# The packages of each extra: their names for pip, and for import.
 EXTRAS: Final = {
     "atari": {"ale-py": "ale_py"},
     "plot": {"matplotlib": "matplotlib"},
@@ -22,18 +22,17 @@ EXTRAS: Final = {
     "wandb": {"wandb": "wandb"},
     "ray": {"ray": "ray"},
 }
-ON_HOSTS: Final = ("atari", "video")  # what processes on hosts can need. The launcher needs the others
+ON_HOSTS: Final = ("atari", "video")  # for processes on hosts. The launcher needs the others
 
 
 def missing(extra: str) -> list[str]:
-    """The pip names of the packages of ``extra`` that are not installed."""
+    """The pip names of the missing packages of ``extra``."""
     return [package for package, module in EXTRAS[extra].items() if not _is_installed(module)]
 
 
 def lack(extra: str, what: str) -> str | None:
-    """A clause that names the missing packages of ``extra`` and the remedy. None if none is missing.
-
-    The clause begins with ``what``, as in ``--page needs``.
+    """A clause with the missing packages of ``extra`` and the remedy, or None. It begins with ``what``, as in ``--page
+    needs``.
     """
     packages = missing(extra)
     return f"{what} {' and '.join(packages)}: run {install_command(extra)}" if packages else None
@@ -54,7 +53,7 @@ def install_command(extra: str) -> str:
 
 
 def _is_installed(module: str) -> bool:
-    # A directory with the name of a package looks like a package without a file. W&B, for example, leaves a directory
-    # wandb/ behind.
+    # Python treats any directory with the right name as a package that has no file. W&B leaves a directory wandb/, for
+    # example.
     spec = find_spec(module)
     return spec is not None and spec.origin is not None

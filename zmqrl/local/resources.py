@@ -1,6 +1,4 @@
-"""What this machine offers a run: its processor, its cores, its clock, and the variables that affect the speed of
-libraries.
-"""
+"""What this machine offers a run: processor, cores, clock, and variables that affect the speed of libraries."""
 
 import contextlib
 import math
@@ -12,7 +10,7 @@ from typing import Any, Final
 
 from zmqrl.process import CORES, quota
 
-# The instructions that decide how fast networks compute, as /proc/cpuinfo names them, and as people do.
+# The instructions that make networks fast: their names in /proc/cpuinfo and for people.
 INSTRUCTIONS: Final = {
     "avx2": "AVX2",
     "avx512f": "AVX-512",
@@ -35,10 +33,10 @@ VARIABLES: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """The resources of a machine. None stands for an unknown value, and for a quota that is not set.
+    """The resources of a machine. None: an unknown value, or no quota.
 
-    ``bound_cores`` is the number of cores that this process is bound to. ``usable_cores`` is the number of cores that a
-    run uses. ``busy_cores`` is the number of cores that all other programs together used a moment ago.
+    This process is bound to ``bound_cores``, and a run uses ``usable_cores``. All other programs together used
+    ``busy_cores`` a moment ago.
     """
 
     processor: str
@@ -59,10 +57,10 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TorchBuild:
-    """The build of torch: the CUDA version that it was built for, its threading library, and its vector kernels.
+    """The build of torch.
 
-    ``capability``: the vector kernels that torch uses on this machine, such as AVX2. ``onednn``: whether the build has
-    oneDNN, which computes convolutions.
+    ``cuda``: the CUDA version that it was built for. ``threading``: its threading library. ``capability``: its vector
+    kernels for this machine, such as AVX2. ``onednn``: whether it has oneDNN, which computes convolutions.
     """
 
     version: str
@@ -94,7 +92,7 @@ def resources(
 
 
 def torch_build() -> TorchBuild:
-    """The build of torch. The import of torch takes seconds."""
+    """The build of torch. Takes seconds for the import."""
     import torch
 
     name = "ATen parallel backend: "

@@ -32,7 +32,7 @@ NOTICES_SHOWN = 8
 RANKS_SHOWN = 6
 HOSTS_SHOWN = 12
 
-# A worker that contributes to every update is still missing while it computes, which is most of the time.
+# Even a worker that is never late is missing while it computes, which is most of the time.
 MISSING_AFTER_S = 2.0
 
 _LEARNING = {
@@ -47,10 +47,9 @@ _LEARNING = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LiveFigures:
-    """The content of the console: the newest row of ``metrics.jsonl``, and values that are not in this row.
+    """The content of the console: the newest row of ``metrics.jsonl``, and values that this row lacks.
 
-    ``frames_per_agent_step`` is 4 for most runs of Atari games. ``left_s`` is the time until the run ends, or None if
-    this time is unknown. The console shows ``hosts`` if there are several.
+    ``left_s`` is the time until the run ends, or None if unknown. The console shows ``hosts`` if there are several.
     """
 
     title: str
@@ -61,17 +60,16 @@ class LiveFigures:
 
 
 class Console(Protocol):
-    """Shows a run to the user. If the pipe or the terminal closes, the console shows nothing more and raises no
-    error.
-    """
+    """Shows a run to the user. After the pipe or terminal has closed, shows nothing and raises no error."""
 
     def starting(self, stage: str, line: str) -> None:
-        """Show the progress of the start until there are figures: the current ``stage``, and a ``line`` about all
-        stages. Another thread may call this method.
+        """Show the progress of the start, until there are figures. Any thread may call this method.
+
+        ``stage`` describes the current stage, and ``line`` all stages.
         """
 
     def update(self, figures: LiveFigures) -> None:
-        """Show ``figures``, at once or at the next refresh. Call this whenever the figures change."""
+        """Show ``figures`` at once or at the next refresh."""
 
     def notice(self, text: str) -> None:
         """Show an event at once, such as a restarted worker or a new checkpoint."""
@@ -126,7 +124,7 @@ class _Terminal(RichConsole):
 def console_for(stream: TextIO, *, stamps: bool = True) -> Console:
     """A live panel if ``stream`` is a terminal that can move its cursor, else plain lines.
 
-    Without ``stamps``, the panel shows notices as they are, because they begin with a time.
+    Without ``stamps``, the panel adds no times to notices, which already begin with one.
     """
     if stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
         terminal = _Terminal(file=stream, markup=False, emoji=False, highlight=False)
@@ -135,7 +133,7 @@ def console_for(stream: TextIO, *, stamps: bool = True) -> Console:
 
 
 class PlainConsole:
-    """Writes a line for each stage of the start and for each notice, and a line of figures every ten seconds."""
+    """Writes each stage of the start and each notice, and a line of figures every ten seconds."""
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -186,8 +184,8 @@ class PlainConsole:
 class LiveConsole:
     """A panel that is redrawn in place, at most four times a second. The last few notices are below the figures.
 
-    Before there are figures or notices, one line shows the progress of the start. The caller's thread draws the panel
-    if ``is_idle()`` is true. So a slow terminal skips panels, and then gets the newest panel.
+    Before there are figures or notices, one line shows the progress of the start. The caller's thread draws the panel,
+    but only while ``is_idle()``: a slow terminal skips panels.
     """
 
     def __init__(
@@ -243,7 +241,6 @@ class LiveConsole:
 
     @property
     def _is_starting(self) -> bool:
-        """Whether the progress of the start is the only thing to show."""
         return self._figures is None and not self._notices
 
     def _draw_if_due(self) -> None:
@@ -287,14 +284,14 @@ class LiveConsole:
             title_align="left",
             box=box.ROUNDED,
             border_style="dim",
-            # The terminal echoes ^C after the last line. If ^C continued on a new line, the next panel would not cover
-            # this one.
+            # Leave room for the ^C that the terminal echoes. If the ^C wrapped to a new line, the next panel would not
+            # cover this one.
             width=max(8, self._console.width - 2),
         )
 
 
 def _host_table(hosts: Sequence[HostLine]) -> Table:
-    """A line for each host. If there are too many hosts, hosts without remarks are left out first."""
+    """A line for each host. If there are too many, hosts without remarks are left out first."""
     shown = hosts
     if len(hosts) > HOSTS_SHOWN:
         first = sorted(range(len(hosts)), key=lambda index: not hosts[index].remarks)[:HOSTS_SHOWN]
@@ -316,12 +313,12 @@ def _style(line: HostLine) -> str:
 
 
 def _told(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics in ``row`` that are not null. For the null metrics, the console still shows the last known values."""
+    """The metrics in ``row`` that are not null: for the others, the console still shows the last known values."""
     return {key: value for key, value in row.items() if value is not None}
 
 
 def _facts(figures: LiveFigures, row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """``(label, text)`` in display order. Values that are not known yet are left out, or shown as a dash."""
+    """``(label, text)`` in display order. Unknown values are left out, or shown as a dash."""
     left = "" if figures.left_s is None else f", {_duration(figures.left_s)} left"
     facts = [
         ("time", _duration(row.get("wall_s", 0.0)) + left),

@@ -13,12 +13,12 @@ from zmqrl.observe.records import ASIDE, Evaluation, Figures, RunRecord, differi
 
 GRID_POINTS = 200
 SETTINGS_IN_A_LABEL = 3
-MIN_MAX_SEEDS = 4  # above this number, the extremes depend more on the number of seeds than on the spread
+MIN_MAX_SEEDS = 4  # above it, the extremes depend more on the number of seeds than on the spread
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Runs of the same experiment: all settings of these runs are equal, except the settings in ``ASIDE``."""
+    """Runs of one experiment: all settings are equal, except those in ``ASIDE``."""
 
     label: str
     runs: tuple[RunRecord, ...]
@@ -26,11 +26,10 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """A metric of a group on the grid ``x``, which ends where the shortest run ends. ``beyond`` has the rest of each
-    longer run.
+    """A metric of a group on the grid ``x``, which ends with the shortest run.
 
-    ``low`` and ``high`` are the minimum and the maximum for two to four runs. For more runs, ``low`` is the mean minus
-    one standard deviation, and ``high`` is the mean plus one standard deviation. For one run, both are None.
+    ``beyond`` has the rest of each longer run. ``low`` and ``high`` are the minimum and maximum of two to four runs, or
+    one standard deviation below and above the mean of more runs. For one run, both are None.
     """
 
     x: Figures
@@ -46,16 +45,14 @@ def positions(run: RunRecord, x: str) -> Figures:
 
 
 def position(evaluation: Evaluation, x: str) -> float:
-    """The position of an evaluation on the x-axis, as in :func:`positions`."""
     return evaluation.wall_s / 60 if x == "minutes" else evaluation.agent_steps
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
-    """Group the runs of each experiment. The runs of a group can differ only in the settings in ``ASIDE``, such as the
-    seed. Groups are in the order of their first runs.
+    """Group runs that differ only in the settings in ``ASIDE``, such as the seed, in the order of their first runs.
 
-    The label of a group has the settings that differ between groups. If no settings or too many settings differ, the
-    label is the common name of the group's runs.
+    The label of a group has the settings that differ between groups. If none or too many differ, the label is the
+    common name of the runs.
     """
     found: dict[str, list[RunRecord]] = {}
     for run in runs:
@@ -85,11 +82,10 @@ def _common_name(runs: Sequence[RunRecord]) -> str:
 
 
 def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] | None = None) -> Curve:
-    """Compute one curve from the ``(x, y)`` of each run of a group. NaN is skipped. Each y is smoothed over 1 % of the
-    points of its run.
+    """Compute one curve from the ``(x, y)`` of each run of a group, smoothed over 1 % of its points. Skips NaN.
 
-    Each y can itself be a mean of several figures. ``weights`` then has, for each run, the number of figures behind
-    each y. Without ``weights``, all points count equally.
+    If the y are means, ``weights`` has, for each run, the number of figures in each mean. By default, all points count
+    equally.
     """
     counts: Sequence[Figures | None] = [None] * len(series) if weights is None else weights
     known = [smoothed(x, y, count) for (x, y), count in zip(series, counts, strict=True)]
@@ -112,8 +108,8 @@ def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] 
 def smoothed(x: Figures, y: Figures, weight: Figures | None = None) -> tuple[Figures, Figures]:
     """Moving means of the known points, over 1 % of the points. The result has one point for each x.
 
-    The moving mean is applied twice, which amounts to a triangular window. Losses and policy lag rise and fall in each
-    iteration, and a flat window would show this as slow waves.
+    Two passes amount to a triangular window. A flat window would turn losses and policy lag, which rise and fall in
+    each iteration, into slow waves.
     """
     weight = np.ones(len(y)) if weight is None else np.nan_to_num(weight, nan=1.0)
     known = np.isfinite(x) & np.isfinite(y) & (weight > 0)
@@ -130,8 +126,7 @@ def smoothed(x: Figures, y: Figures, weight: Figures | None = None) -> tuple[Fig
 def outcome_shares(run: RunRecord) -> dict[str, Figures]:
     """The share of each outcome in recent contributions, in percent, by outcome: (rows,) each.
 
-    The counts in a row are cumulative. Recent counts are the differences between two rows that are 1 % of the run
-    apart.
+    Counts in a row are cumulative. Recent counts are differences between rows that are 1 % of the run apart.
     """
     columns = {outcome: np.nan_to_num(run.column("contributions", outcome)) for outcome in OUTCOMES}
     counts = {outcome: np.concatenate([[0.0], column]) for outcome, column in columns.items()}
@@ -142,8 +137,6 @@ def outcome_shares(run: RunRecord) -> dict[str, Figures]:
 
 
 def _window(points: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last (exclusive) index of the window around each of ``points`` points. A window has 1 % of the
-    points.
-    """
+    """First and last (exclusive) index of the window around each of ``points`` points: 1 % of the points."""
     index, half = np.arange(points), points // 200
     return np.maximum(index - half, 0), np.minimum(index + half + 1, points)

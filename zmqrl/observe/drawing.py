@@ -1,4 +1,4 @@
-"""The style of plots, and a function that writes plots to files."""
+"""The style of plots, and how to write them to files."""
 
 import io
 from pathlib import Path
@@ -9,8 +9,7 @@ from zmqrl.errors import naming
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The colours of Okabe and Ito, which colour-blind readers can tell apart. Yellow is left out: it is faint on white
-# paper.
+# The colours of Okabe and Ito, which colour-blind readers can tell apart, without yellow, which is faint on paper.
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES: Final = ("-", "--", ":", "-.")  # once all colours are used, lines take the next style
 STYLE: Final[dict[Any, Any]] = {
@@ -29,7 +28,6 @@ STYLE: Final[dict[Any, Any]] = {
 
 
 def look(number: int) -> dict[str, Any]:
-    """The colour and style of line ``number`` of a plot."""
     again, colour = divmod(number, len(COLOURS))
     return {"color": COLOURS[colour], "linestyle": LINES[again % len(LINES)]}
 

@@ -1,4 +1,4 @@
-"""Serves the figures of a run over HTTP, for Prometheus. Separate threads serve the newest snapshot."""
+"""Serves the figures of a run over HTTP, for Prometheus, from separate threads."""
 
 import contextlib
 import time
@@ -39,11 +39,10 @@ BY_RANK = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The figures of a run at one moment. ``row``: the newest row of ``metrics.jsonl``.
+    """The figures of a run at one moment. ``row`` is the newest row of ``metrics.jsonl``.
 
-    ``shard_versions`` and ``shard_held`` have one number per shard. ``shard_held`` counts the contributions to the open
-    version. ``silent_s`` has the time since the last message of each present worker, by rank. ``about`` has the labels
-    that identify the run.
+    ``shard_held`` has the number of contributions to the open version, by shard. ``silent_s`` has the time since the
+    last message, by rank of the present workers. ``about`` has the labels that identify the run.
     """
 
     row: Mapping[str, Any]
@@ -88,7 +87,6 @@ class Exporter:
         self._snapshot = snapshot
 
     def close(self) -> None:
-        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -100,7 +98,6 @@ class Exporter:
         return iter(())
 
     def collect(self) -> "Iterator[Metric]":
-        """The metrics of the newest snapshot."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
         snapshot, contributions = self._snapshot, dict(self._contributions)
@@ -150,9 +147,7 @@ class Exporter:
 
 
 def _filled(family: "GaugeMetricFamily | CounterMetricFamily", values: Mapping[Any, Any]) -> "Metric":
-    """Add each value that is a number. Each key holds the labels of a value: a tuple of texts, or one number or
-    text.
-    """
+    """Add each value that is a number. A key is a tuple of labels (texts), or one label (a number or text)."""
     for labels, value in values.items():
         if isinstance(value, int | float):
             family.add_metric(labels if isinstance(labels, tuple) else [str(labels)], value)
@@ -161,7 +156,7 @@ def _filled(family: "GaugeMetricFamily | CounterMetricFamily", values: Mapping[A
 
 @contextlib.contextmanager
 def exporter_at(place: tuple[str, int] | None) -> Iterator[Exporter | None]:
-    """An exporter at ``place``, which is an address and a port. Yields None if ``place`` is None. Raises UsageError."""
+    """An exporter at the address and port ``place``, or None if ``place`` is None. Raises UsageError."""
     if place is None:
         yield None
     else:

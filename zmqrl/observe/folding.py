@@ -17,7 +17,7 @@ Source: TypeAlias = tuple[str, str]  # host (empty if not needed) and process, s
 
 @dataclass(slots=True, eq=False)
 class Folded:
-    """A line, its sources, and how often the sources wrote the line."""
+    """A line, its sources, and how often they wrote it."""
 
     line: str
     sources: dict[Source, None] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Folding:
     """Holds lines until ``WINDOW_S`` after the first held line, and folds equal lines into one.
 
     The lines of each process stay in order. Lines are equal even if the times at their starts differ. Without
-    ``by_time``, each line comes directly after the previous line of its process. So nothing interrupts a traceback.
+    ``by_time``, each line directly follows the previous one of its process, so that nothing interrupts a traceback.
     """
 
     def __init__(self, *, by_time: bool = False) -> None:
@@ -44,13 +44,12 @@ class Folding:
         self._over: list[Folded] = []
 
     def add(self, source: Source, line: str, now: float) -> None:
-        """Add a line that ``source`` wrote at the time ``now``."""
         if len(self._held) >= MOST_HELD:
             self._close()
         if not self._held:
             self._opened_at = now
         newest = self._newest.get(source)
-        # A position before the newest line of this process would put the lines of the process out of order.
+        # Folding into a line before the newest line of this process would break the order.
         since = 0 if newest is None else self._held.index(newest)
         words = _words(line)
         folded = next((each for each in self._held[since:] if _words(each.line) == words), None)
@@ -62,14 +61,13 @@ class Folding:
         self._newest[source] = folded
 
     def take(self, now: float) -> list[Folded]:
-        """Remove and return the lines that need not be held any longer."""
+        """Remove and return the lines that have been held long enough."""
         if self._held and now - self._opened_at >= WINDOW_S:
             self._close()
         over, self._over = self._over, []
         return over
 
     def take_all(self) -> list[Folded]:
-        """Remove and return all lines."""
         self._close()
         return self.take(self._opened_at)
 
@@ -80,8 +78,9 @@ class Folding:
 
 
 def ranges(names: Iterable[str], *, short: bool = False) -> str:
-    """A short list of names: ``h1..h4,h7`` for h1 to h4 and h7, or ``h1..4,h7`` if ``short``. The list names only a few
-    ranges, and then ends with ``and 9 more``.
+    """A short list of names: ``h1..h4,h7`` for h1 to h4 and h7, or ``h1..4,h7`` if ``short``.
+
+    The list has only a few ranges. If there are more, it ends with ``and 9 more``.
     """
     parts: list[str] = []
     told, names = 0, set(names)
@@ -123,19 +122,19 @@ def _split(name: str) -> tuple[str, str, str]:
 
 
 def _words(line: str) -> str:
-    """A line without the time at its start, because this time differs between processes."""
+    """A line without the time at its start, which differs between processes."""
     date, _, rest = line.partition(" ")
     clock, _, words = rest.partition(" ")
     return words if date[:2].isdigit() and ":" in clock else line
 
 
 def printable(text: str) -> str:
-    """Replace control characters with spaces: ``text`` can quote untrusted data, which must not forge lines. Escapes
-    bytes that are not text.
+    """Replace control characters with spaces, and escape bytes that are not text.
+
+    ``text`` can quote untrusted data, which must not forge lines.
     """
     return "".join(character if character.isprintable() else " " for character in escaped(text))
 
 
 def quoted(lines: Iterable[str]) -> str:
-    """Lines of a log, marked as a quotation."""
     return "".join(f"\n  | {printable(line)}" for line in lines)

@@ -9,7 +9,7 @@ from zmqrl.json_lines import parse_json, read_file
 
 
 class _Kind(NamedTuple):
-    """The requirement for a value: a description in words, and a test function."""
+    """A requirement for a value: words that describe it, and a test."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -76,7 +76,7 @@ class Form(NamedTuple):
     others: _Kind | None = None
 
     def complaint(self, found: object) -> str | None:
-        """A description of the problem with ``found``. None if ``found`` is valid."""
+        """What is wrong with ``found``, or None."""
         if not isinstance(found, dict):
             return "there is no JSON object"
         for name in self.must:
@@ -142,8 +142,9 @@ HOSTS: Final = Form(must={"hosts": _HOSTS, "given": _OBJECT_OR_NULL})
 
 
 def read_object(path: Path, form: Form, remedy: str) -> dict[str, Any] | None:
-    """Read the object in a file. None if the file does not exist. Raises UsageError, which names ``remedy`` if the file
-    is damaged.
+    """Read the object in a file, or return None if the file does not exist.
+
+    Raises a UsageError with the ``remedy`` if the file is damaged.
     """
     content = _content(path)
     return None if content is None else _checked(_parsed(content), form, path, "", remedy)
@@ -152,7 +153,7 @@ def read_object(path: Path, form: Form, remedy: str) -> dict[str, Any] | None:
 def read_lines(path: Path, form: Form) -> Iterator[dict[str, Any]]:
     """Read the objects in a file of JSON lines, if the file exists. Raises UsageError, which names the damaged line.
 
-    An incomplete last line is left out: a running run is still writing this line, or a killed run could not finish it.
+    Leaves out an incomplete last line, which a run is still writing, or was writing when it was killed.
     """
     for number, found in _numbered(path):
         yield _checked(found, form, path, f"in line {number} ", "repair that line, or remove it")
@@ -176,9 +177,7 @@ def readable_lines(path: Path, form: Form, notice: Callable[[str], None]) -> lis
 
 
 def parsed_lines(lines: Iterable[bytes], form: Form, keys: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Parse lines of a file of JSON lines. Leaves out damaged lines. With ``keys``, checks and returns only the values
-    of these keys.
-    """
+    """Parse JSON lines, without damaged ones. With ``keys``, check and return only the values of these keys."""
     for found in map(_parsed, lines):
         if isinstance(found, dict):
             kept = found if keys is None else {key: found[key] for key in keys if key in found}
@@ -187,7 +186,7 @@ def parsed_lines(lines: Iterable[bytes], form: Form, keys: Sequence[str] | None 
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, object]]:
-    """The number and the content of each line. The content is None if the line is not JSON."""
+    """The number of each line and its content, or None if this is not JSON."""
     *whole, last = (_content(path) or b"").split(b"\n")
     for number, line in enumerate([*whole, last], start=1):
         found = _parsed(line)
@@ -206,7 +205,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _parsed(text: bytes) -> object:
-    """Parse ``text`` as JSON. Returns plain data, or None if ``text`` is not JSON."""
+    """The plain data in ``text``, or None if ``text`` is not JSON."""
     try:
         found: object = parse_json(text)
     except ValueError:

@@ -1,6 +1,4 @@
-"""A histogram of durations, which can be merged with others. Its memory is bounded, and its percentiles have an error
-of at most 1.6 %.
-"""
+"""A histogram of durations that can be merged. Its memory is bounded, and its percentiles are within 1.6 %."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
@@ -15,9 +13,8 @@ SUB_BUCKETS = 64  # for each power of two: the width of a bucket is at most 1/64
 class Histogram:
     """Counts non-negative integers in buckets, like an HDR histogram (G. Tene, hdrhistogram.org).
 
-    Each value below 64 has its own bucket. From 64 on, each range from a power of two to the next has 64 buckets of
-    equal width. So the middle of a bucket differs from any value in the bucket by at most 1.6 %. ``maximum`` and
-    ``total`` are exact.
+    Each value below 64 has its own bucket. From there, each range from a power of two to the next has 64 buckets of
+    equal width, so a value differs from the middle of its bucket by at most 1.6 %. ``maximum`` and ``total`` are exact.
     """
 
     def __init__(self) -> None:
@@ -27,12 +24,11 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """Number of values."""
         return int(self.counts.sum())
 
     @property
     def mean(self) -> float:
-        """Exact mean of the values. NaN without values."""
+        """Exact. NaN without values."""
         return self.total / self.count if self.count else float("nan")
 
     def add(self, values: Sequence[int] | NDArray[np.int64]) -> None:
@@ -45,15 +41,12 @@ class Histogram:
         self._add_counts(np.bincount(_buckets(numbers)))
 
     def merge(self, other: "Histogram") -> None:
-        """Add the values of ``other``."""
         self.maximum = max(self.maximum, other.maximum)
         self.total += other.total
         self._add_counts(other.counts)
 
     def percentile(self, percent: float) -> float:
-        """The percentile ``percent`` (0 to 100) by the nearest-rank method, with an error of at most 1.6 %. NaN without
-        values.
-        """
+        """The percentile ``percent`` (0 to 100) by the nearest-rank method, within 1.6 %. NaN without values."""
         if not self.count:
             return float("nan")
         rank = max(1, int(np.ceil(self.count * percent / 100)))
@@ -61,8 +54,8 @@ class Histogram:
         return float(self.maximum if rank == self.count else min(_value(bucket), self.maximum))
 
     def to_json(self) -> dict[str, object]:
-        """Plain data. Empty buckets are left out. The numbers of the other buckets are stored as differences, which
-        compress well.
+        """Plain data. Empty buckets are left out. The indices of the others are stored as differences, which compress
+        well.
         """
         filled = np.flatnonzero(self.counts)
         return {
@@ -97,7 +90,7 @@ class Histogram:
 
 
 def statistics_ms(seconds: Sequence[float]) -> Mapping[str, float | None]:
-    """Exact mean and percentiles of durations, in milliseconds. All are None if there are no durations."""
+    """Exact mean and percentiles of durations, in milliseconds, or None without durations."""
     if not seconds:
         return dict.fromkeys(("mean", *(f"p{percent}" for percent in PERCENTS)))
     in_ms = 1e3 * np.asarray(seconds)
@@ -105,7 +98,6 @@ def statistics_ms(seconds: Sequence[float]) -> Mapping[str, float | None]:
 
 
 def merged(histograms: Iterable[Histogram]) -> Histogram:
-    """One histogram with all values of ``histograms``."""
     whole = Histogram()
     for histogram in histograms:
         whole.merge(histogram)
@@ -113,9 +105,7 @@ def merged(histograms: Iterable[Histogram]) -> Histogram:
 
 
 def _buckets(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The bucket of each value: ``shift * 64 + (value >> shift)``. The shift is such that ``value >> shift`` is below
-    128.
-    """
+    """The bucket of each value: ``shift * 64 + (value >> shift)``, where ``value >> shift`` is below 128."""
     _, bits = np.frexp(values.astype(np.float64))  # number of bits, exact up to 2**53 ns (104 days) as a double
     shift = np.maximum(bits.astype(np.int64) - 7, 0)
     buckets: NDArray[np.int64] = shift * SUB_BUCKETS + (values >> shift)

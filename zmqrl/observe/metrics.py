@@ -25,10 +25,10 @@ INCARNATIONS_KEPT = 16  # per rank: usually one process, or two while a new one 
 class ShardStats(TypedDict):
     """The state of a shard.
 
-    ``totals`` are ``(used, late, duplicate, rejected)`` over the lines of the shard's history up to ``version``.
-    ``outcomes`` is ``{rank: [used, late, duplicate, rejected]}``, counted since the shard process ``incarnation``
-    began. ``held`` has the ranks whose contribution to the open version has arrived. ``present`` has the subscribed
-    ranks.
+    - ``totals``: ``(used, late, duplicate, rejected)`` over the lines of the shard's history up to ``version``.
+    - ``outcomes``: the same counts for each rank, since the shard process ``incarnation`` began.
+    - ``held``: the ranks whose contribution to the open version has arrived.
+    - ``present``: the subscribed ranks.
     """
 
     incarnation: int
@@ -41,7 +41,7 @@ class ShardStats(TypedDict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counters:
-    """The counts that a resumed run continues. The manifest of a checkpoint stores these counts.
+    """The counts that a resumed run continues, as in the manifest of a checkpoint.
 
     ``scores`` has the scores of at most the last 50 games, oldest first.
     """
@@ -55,7 +55,7 @@ class Counters:
     scores: tuple[float, ...] = ()
 
     def not_below(self, row: Mapping[str, Any]) -> Self:
-        """Take each count from ``row`` if the count in ``row`` is higher: the row can be newer than the checkpoint."""
+        """Take each count that is higher in ``row``, which can be newer than the checkpoint."""
         higher = {
             name: row[name]
             for name in ("agent_steps", "abandoned_steps", "episodes", "wall_s")
@@ -116,14 +116,13 @@ def _mean(values: Collection[float]) -> float:
 
 
 class RunMetrics:
-    """Adds up the reports of workers and shards. The counts and sums in a report are cumulative, so a lost report does
-    no harm.
+    """Adds up the reports of workers and shards. Pure: no clock. The caller passes ``wall_s``.
 
-    Pure: no clock. The caller passes ``wall_s``.
+    Counts and sums in a report are cumulative, so a lost report does no harm.
     """
 
     def __init__(self, *, start: Counters) -> None:
-        """``start`` is ``Counters()`` for a new run. For a resumed run, it has the counters of the checkpoint."""
+        """``start`` has the counters of the checkpoint. For a new run, it is ``Counters()``."""
         self._start = start
         self._version = start.version
         self._wall_s = start.wall_s
@@ -171,8 +170,7 @@ class RunMetrics:
         self._skipped_by_rank[report.rank] += max(0, report.skipped - worker.skipped)
         if report.gradients is not None:
             self._cumulative(worker, report, report.gradients)
-        # After a rollback, the version falls, but the number of steps still grows. If neither grows, the report is out
-        # of date.
+        # After a rollback, the version falls, but the steps grow. If neither grows, the report is out of date.
         elif worker.version is None or report.version > worker.version or report.agent_steps > worker.agent_steps:
             self._since_last(worker, report)
             worker.version = report.version
@@ -182,9 +180,7 @@ class RunMetrics:
         return takes_over
 
     def _cumulative(self, worker: _Worker, report: WorkerReport, gradients: int) -> None:
-        """Add the differences between the sums in ``report`` and the known sums. A report that is out of date adds
-        nothing.
-        """
+        """Add what the sums in ``report`` have grown by. A report that is out of date adds nothing."""
         for name, (total, count) in report.loss_sums.items():
             known_total, known_count = worker.loss_sums.get(name, (0.0, 0))
             if count > known_count and (known_count or len(worker.loss_sums) < FIGURES_KEPT):
@@ -205,7 +201,7 @@ class RunMetrics:
                 worker.span_sums[name] = seconds
 
     def _since_last(self, worker: _Worker, report: WorkerReport) -> None:
-        """Add the means in ``report``. The weight of each mean is the number of versions since the last report."""
+        """Add the means in ``report``, each weighted by the number of versions since the last report."""
         updates = 1 if worker.version is None else max(0, report.version - worker.version)
         for name, value in report.losses.items():
             self._figures.add(name, value * max(1, updates), max(1, updates))
@@ -228,8 +224,7 @@ class RunMetrics:
     def _finished(self, worker: _Worker, report: WorkerReport) -> None:
         for seq, score, _ in report.games:
             if seq > worker.last_seq:
-                # A report has room for a limited number of games. Games that do not fit are counted, but their scores
-                # are unknown.
+                # A report has room for a limited number of games. The others count, but their scores are unknown.
                 self._episodes += seq - worker.last_seq if worker.last_seq >= 0 else max(1, seq)
                 self._scores.append(score)
                 worker.last_seq = seq
@@ -237,8 +232,8 @@ class RunMetrics:
     def on_shards(self, stats: Sequence[ShardStats | None], members: Iterable[int] | None = None) -> None:
         """Add the statistics of all shards, in order. None stands for a shard that has not answered.
 
-        If a shard has not answered, version and contributions do not change. ``members`` are the current member ranks.
-        Default: every rank that was ever present.
+        Version and contributions change only if all shards have answered. ``members`` are the member ranks (default:
+        every rank that was ever present).
         """
         told = [each for each in stats if each is not None]
         for shard, now in enumerate(stats):
@@ -253,12 +248,13 @@ class RunMetrics:
             self._contributions |= summed(each["totals"] for each in told)
 
     def go_back(self, version: int) -> None:
-        """All shards went back to ``version``. The shards' counts at that version are not known yet."""
+        """All shards went back to ``version``. Their counts at that version are not known yet."""
         self._version = version
 
     def _tally(self, shard: int, now: ShardStats) -> None:
-        """Find the ranks whose contributions arrived, even late, since the last call. A new shard process can have
-        lower counts.
+        """Find the ranks whose contributions arrived, even late, since the last call.
+
+        A new shard process can have lower counts.
         """
         incarnation, known = self._tallies.get(shard, (now["incarnation"], {}))
         newest = dict(known) if incarnation == now["incarnation"] else {}
@@ -272,20 +268,21 @@ class RunMetrics:
 
     @property
     def version(self) -> int:
-        """The version of the next row."""
         return self._version
 
     def row(self, wall_s: float, *, written: bool = True) -> dict[str, Any]:
         """The next row of ``metrics.jsonl``. ``wall_s`` is the time since the start of this session.
 
-        The ``wall_s`` in the row adds the time of earlier sessions, up to the checkpoint. Means are over all
-        ``gradients`` that workers have reported since the last row that was ``written``. ``split_s`` is the mean time
-        of a worker per gradient, by span. Rates and ``split_s`` cover about 30 s, because workers report complete
-        rollouts. ``score_mean_50`` is None until every game that was begun at the start of the run has ended. Until
-        then, only short games have scores. ``missing_s`` has an entry for each member whose contribution to the open
-        version is missing: the time since the last contribution of this member. ``contributions`` and ``agent_steps``
-        are cumulative over the run. A rollback undoes contributions, but not steps. Counts by rank cover only this
-        session.
+        - ``wall_s`` in the row adds the time of earlier sessions, up to the checkpoint.
+        - Means are over all ``gradients`` that workers have reported since the last row that was ``written``.
+        - ``split_s`` is the mean time of a worker per gradient, by span. Like rates, it covers about 30 s, because
+          workers report complete rollouts.
+        - ``score_mean_50`` is None until every game that began with the run has ended. Before, only short games have
+          scores.
+        - ``missing_s`` has the time since the last contribution of each member whose contribution to the open version
+          is missing.
+        - ``contributions`` and ``agent_steps`` cover the whole run. A rollback undoes contributions, but not steps.
+        - Counts by rank cover only this session.
         """
         elapsed_s = max(0.0, self._start.wall_s + wall_s - self._wall_s)
         self._wall_s += elapsed_s
@@ -298,7 +295,7 @@ class RunMetrics:
         lag = self._lags.means().get("policy_lag")
         lags = [] if lag is None else [*self._lag_range, lag]  # the extremes may have been in a lost report
         row = {
-            # Workers choose these names. If a name is also one of our own keys below, our own value counts.
+            # Workers choose these names. Our own keys come later, so that they win.
             **dict.fromkeys(LOSSES),
             **self._figures.means(),
             "version": self._version,
@@ -333,7 +330,6 @@ class RunMetrics:
         return {name: seconds / self._worker_updates for name, seconds in self._span_s.items()}
 
     def _present(self) -> int:
-        """Number of workers that every shard sees."""
         present = [set(shard["present"]) for shard in self._shards.values()]
         return len(set.intersection(*present)) if present else 0
 
@@ -349,14 +345,12 @@ class RunMetrics:
         return _by_rank({rank: self._wall_s - self._contributed_at_s[rank] for rank in self._members - held})
 
     def mean_score(self, games: int) -> float:
-        """Mean score of the last games. -inf until ``games`` games, and all games begun at the start of the run, have
-        ended.
-        """
+        """Mean score of the last games. -inf until ``games`` games, and all that began with the run, have ended."""
         scores = self._fair_scores()
         return _mean(scores) if len(scores) >= games else -math.inf
 
     def _fair_scores(self) -> Collection[float]:
-        """The scores of the last games. Empty until every game that was begun at the start of the run has ended."""
+        """The scores of the last games. Empty until every game that began with the run has ended."""
         if self._first_games is not None:
             gone = self._first_games.keys() - {rank for shard in self._shards.values() for rank in shard["present"]}
             if any(left for rank, left in self._first_games.items() if rank not in gone or not self._shards):
@@ -388,5 +382,4 @@ def _rate(amount: float, seconds: float) -> float | None:
 
 
 def _by_rank(figures: Mapping[int, float]) -> dict[str, float]:
-    """``figures`` with text as keys, as JSON requires."""
     return {str(rank): figure for rank, figure in sorted(figures.items())}

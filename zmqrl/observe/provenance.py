@@ -1,4 +1,4 @@
-"""The origin of a result: the versions, the commit and the hardware that are needed to reproduce the result."""
+"""The origin of a result: the versions, commit and hardware that are needed to reproduce it."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ PACKAGES = ("torch", "numpy", "pyzmq", "gymnasium", "ale-py")
 
 
 def provenance() -> dict[str, Any]:
-    """Plain data: package versions, the ``commit``, processor and cores."""
+    """Package versions, commit, processor and cores."""
     return {
         "zmqrl": zmqrl.__version__,
         "commit": commit(),
@@ -32,7 +32,7 @@ def provenance() -> dict[str, Any]:
 def commit() -> str | None:
     """The commit of the package at the first call, with ``+`` if files differed from it. None outside a git checkout.
 
-    Long work calls this function when it begins, because the files can change later.
+    Long work calls this when it begins, because the files can change later.
     """
     root = Path(zmqrl.__file__).parent.parent
     if not (root / ".git").exists():
@@ -51,7 +51,6 @@ def commit() -> str | None:
 
 
 def version_of(package: str) -> str | None:
-    """The version of an installed package. None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -59,7 +58,6 @@ def version_of(package: str) -> str | None:
 
 
 def versions() -> dict[str, Any]:
-    """The values of ``VERSIONS`` for this machine. ``torch`` is None if it is not installed."""
     found = zmqrl.__version__, code_hash(), platform.python_version(), version_of("torch"), CORES
     return dict(zip(VERSIONS, found, strict=True))
 
@@ -74,7 +72,7 @@ def code_hash() -> str:
 
 
 def code_id() -> str:
-    """Version and hash of the code, for people to read. Shards also compare their own id with the ids of workers."""
+    """Version and hash of the code, for people to read. Shards compare their own id with those of workers."""
     return f"{zmqrl.__version__}+{code_hash()[:12]}"
 
 

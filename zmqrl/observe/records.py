@@ -58,11 +58,11 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
-    """A run, read from its files. The run may still be running.
+    """A run, which may still be running, read from its files.
 
-    ``settings`` holds the settings in ``config.json`` by dotted path (``envs.num_envs``). The settings are plain data,
-    so that runs of other versions of zmqrl can be read. ``rows`` holds the rows of ``metrics.jsonl``, oldest first,
-    without the rows that a resumed run has undone. ``summary`` is None while the run is running, and after a kill.
+    ``settings`` has the settings in ``config.json`` by dotted path (``envs.num_envs``), as plain data, so that runs of
+    other versions of zmqrl can be read. ``rows`` has the rows of ``metrics.jsonl``, oldest first, without those that a
+    resumed run has undone. ``summary`` is None while the run is running, and after a kill.
     """
 
     path: Path
@@ -73,14 +73,11 @@ class RunRecord:
 
     @property
     def is_asynchronous(self) -> bool:
-        """Whether the run has ``--mode async``."""
         return bool(self.settings.get("mode") == "async")
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the run directory ``path``. Raises UsageError if ``path`` is not a run directory, or has a damaged
-        file.
-        """
+        """Read the run directory ``path``. Raises UsageError if it is not one, or has a damaged file."""
         directory = RunDirectory(path.resolve())
         settings = read_object(directory.config, SETTINGS, "restore it, or use other runs")
         if settings is None:
@@ -96,7 +93,6 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """The name of the run directory."""
         return self.path.name
 
     def settings_but(self, names: frozenset[str]) -> dict[str, Any]:
@@ -109,9 +105,7 @@ class RunRecord:
         }
 
     def column(self, *keys: str) -> Figures:
-        """A metric over time, such as ``column("contributions", "late")``: (rows,), with NaN for null or missing
-        values.
-        """
+        """A metric over time, such as ``column("contributions", "late")``: (rows,), with NaN for missing values."""
         *above, key = keys
         objects: Iterable[Any] = self.rows
         for name in above:
@@ -121,9 +115,7 @@ class RunRecord:
 
 
 def hosts_of(directory: RunDirectory) -> list[dict[str, Any]]:
-    """The hosts in ``hosts.json``: their versions and ``processes``. Empty if there is no readable file, as in older
-    runs.
-    """
+    """The hosts in ``hosts.json``, with versions and ``processes``. Empty without a readable file, as in older runs."""
     try:
         found = read_object(directory.hosts, HOSTS, "")
     except UsageError:
@@ -132,9 +124,7 @@ def hosts_of(directory: RunDirectory) -> list[dict[str, Any]]:
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
-    """Read run directories. A directory that is listed twice is read once. Raises UsageError if there are no paths, or
-    if a path is not a run directory.
-    """
+    """Read run directories, each once. Raises UsageError without paths, or if a path is not a run directory."""
     if not paths:
         raise UsageError("no run directory given: name at least one, such as runs/first.")
     return [RunRecord.read(path) for path in {path.resolve(): path for path in paths}.values()]
@@ -143,7 +133,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
 def differing(runs: Sequence[RunRecord], *, but: frozenset[str] = frozenset()) -> dict[str, list[Any]]:
     """The settings that differ between ``runs``, except ``PLACE`` and ``but``.
 
-    Maps the name of each such setting to its values, one per run. The value is None for a run without the setting.
+    Maps the name of a setting to its values, one per run, with None for a run without it.
     """
     settings = [run.settings_but(but) for run in runs]
     values = {name: [each.get(name) for each in settings] for name in dict.fromkeys(itertools.chain(*settings))}
@@ -160,7 +150,7 @@ def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
 
 
 def lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Remove rows that a later session undid. In the rows, time goes back when a session resumes from a checkpoint."""
+    """Remove rows that a later session undid: time goes back when a session resumes from a checkpoint."""
     kept: list[dict[str, Any]] = []
     for row in rows:
         while kept and kept[-1]["wall_s"] >= row["wall_s"]:
@@ -170,7 +160,7 @@ def lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Merge consecutive rows into the last one. Each mean in the result is over the gradients of all rows."""
+    """Merge consecutive rows into the last one. Each mean is over the gradients of all rows."""
     merged = dict(rows[-1])
     for name in set().union(*rows) - COUNTED:
         known = [(row[name], row.get("gradients", 1)) for row in rows if isinstance(row.get(name), int | float)]

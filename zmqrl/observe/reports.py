@@ -12,14 +12,18 @@ MOST_FIGURES = 64
 class WorkerReport:
     """The metrics of a worker.
 
-    Counts and sums are cumulative over the incarnation, so that a lost or late report does no harm. ``gradients`` is
-    the number of gradients pushed. ``loss_sums`` has ``(sum, count)`` for each figure, over the gradients that had this
-    figure. ``policy_lag_sum`` is the sum of the policy lag over all gradients, in versions. ``span_sums`` has seconds
-    by span. ``games`` are ``(seq, score, agent_steps)`` with seq 1, 2, ... over the incarnation. ``first_games`` is the
-    number of games that the worker began at its start and that have not ended.
+    Counts and sums are cumulative over the incarnation, so that a lost or late report does no harm.
 
-    ``policy_lag_min`` and ``policy_lag_max`` are the extremes since the last report. A worker without ``gradients``
-    sends means since the last report instead of sums: ``losses``, ``policy_lag`` and, in seconds, ``spans``.
+    - ``gradients``: the number of gradients pushed.
+    - ``loss_sums``: ``(sum, count)`` for each figure, over the gradients that had this figure.
+    - ``policy_lag_sum``: the sum of the policy lag over all gradients, in versions.
+    - ``policy_lag_min``, ``policy_lag_max``: the extremes since the last report.
+    - ``span_sums``: seconds by span.
+    - ``games``: ``(seq, score, agent_steps)`` with seq 1, 2, ... over the incarnation.
+    - ``first_games``: how many of the games that the worker began at its start have not ended.
+
+    A worker without ``gradients`` sends means since the last report instead of sums: ``losses``, ``policy_lag`` and, in
+    seconds, ``spans``.
     """
 
     rank: int
@@ -42,7 +46,7 @@ class WorkerReport:
 
     @classmethod
     def parse(cls, report: object) -> Self:
-        """Check ``report``. Unknown keys are ignored, and optional keys can be missing. Raises ValueError."""
+        """Check ``report``. Ignores unknown keys. Raises ValueError."""
         if not isinstance(report, dict):
             raise ValueError(f"a report must be a map, not {type(report).__name__}")
         gradients, lag_sum = report.get("gradients"), report.get("policy_lag_sum")
@@ -66,7 +70,7 @@ class WorkerReport:
 
 
 def _kind(value: object) -> str:
-    """Describe a number by its value, and anything else by its type: other values can be too nested to print."""
+    """Describe a number by its value, and anything else by its type, because it can be too nested to print."""
     return str(value)[:40] if isinstance(value, int | float) else f"a {type(value).__name__}"
 
 
@@ -84,7 +88,6 @@ def _finite(value: object) -> float:
 
 
 def _named(value: object) -> dict[str, object]:
-    """The figures with a valid name."""
     if not isinstance(value, dict) or len(value) > MOST_FIGURES:
         raise ValueError(f"metrics must be a map of at most {MOST_FIGURES} names")
     return {name: x for name, x in value.items() if isinstance(name, str) and NAME.fullmatch(name)}

@@ -1,6 +1,6 @@
-"""The output of a run.
+"""The output of a run: writes do not block, even if nothing reads the terminal or pipe.
 
-Writes do not block if nothing reads the terminal or pipe. This module uses only the standard library.
+This module uses only the standard library.
 """
 
 import contextlib
@@ -22,11 +22,10 @@ MOST_WAITING_BYTES = 1 << 16
 
 
 class Screen(io.TextIOWrapper):
-    """A text stream that writes to the file descriptor of another stream. Writes return at once: a separate thread does
-    the writing.
+    """A text stream to the file descriptor of another stream. A separate thread writes, so that writes return at once.
 
-    If too much is queued, new writes are dropped. After the queue is written, a notice says how many lines were
-    dropped. If the reader is gone, all writes are dropped.
+    If too much is queued, new writes are dropped, and a notice says how many lines. If the reader is gone, all writes
+    are dropped.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -36,7 +35,6 @@ class Screen(io.TextIOWrapper):
 
     @property
     def is_idle(self) -> bool:
-        """Whether all queued writes are done."""
         return self._waiting.is_idle
 
     def close(self, within_s: float = CLOSE_WITHIN_S) -> None:
@@ -45,7 +43,7 @@ class Screen(io.TextIOWrapper):
 
 
 class _Waiting(io.RawIOBase):
-    """The queue of writes, and the thread that empties it."""
+    """The queue of writes, and the thread that empties the queue."""
 
     def __init__(self, descriptor: int) -> None:
         self.name = self._descriptor = descriptor
@@ -53,8 +51,7 @@ class _Waiting(io.RawIOBase):
         self._bytes = self._lines_dropped = 0
         self._over = False
         self._changed = threading.Condition()
-        # A daemon thread, because a write may never return. It holds no lock while it writes, so Python can still shut
-        # down.
+        # A daemon thread, because a write may never return. It writes without a lock, so that Python can shut down.
         threading.Thread(target=self._write_all, name="screen", daemon=True).start()
 
     def writable(self) -> bool:
@@ -73,7 +70,7 @@ class _Waiting(io.RawIOBase):
     def write(self, data: Any) -> int:
         text = bytes(data)
         with self._changed:
-            # After a dropped line, all lines are dropped until the notice about the dropped lines is queued.
+            # After a dropped line, drop all lines until the notice about them is queued.
             if self._lines_dropped or (self._writes and self._bytes + len(text) > MOST_WAITING_BYTES):
                 self._lines_dropped += text.count(b"\n")
             elif text and not self._over:
@@ -84,7 +81,7 @@ class _Waiting(io.RawIOBase):
 
     def finish(self, within_s: float) -> None:
         if self._over:
-            return  # Python closes a stream again when it frees it. At shutdown, a dead thread can still hold the lock.
+            return  # Python also closes a stream when it frees it. At shutdown, a dead thread can hold the lock.
         with self._changed:
             self._changed.wait_for(lambda: self._over or self.is_idle, within_s)
             self._end()
@@ -134,8 +131,9 @@ class _Waiting(io.RawIOBase):
 
 @contextlib.contextmanager
 def never_waiting() -> Iterator[None]:
-    """Make writes to standard output and standard error return at once. At the end of the block, wait at most 2 s for
-    the queued writes.
+    """Make writes to standard output and standard error return at once.
+
+    At the end of the block, waits at most 2 s for the queued writes.
     """
     streams = sys.stdout, sys.stderr
     screens: list[Screen] = []

@@ -1,4 +1,4 @@
-"""Shows where a process spends its time: named spans, which are always recorded."""
+"""Shows where a process spends its time, in named spans, which are always recorded."""
 
 import time
 from collections import deque
@@ -55,12 +55,10 @@ class Spans:
     Names are the same in every process, report, row and trace: ``WORKER_SPANS`` in a worker, ``SHARD_SPANS`` in a
     shard.
 
-    Spans of different names can nest: the time of the outer span includes the time of the inner span. A span must not
-    nest in a span of the same name, because each name has only one context object. A single context object per name
-    keeps the cost of a span at about a microsecond.
+    Spans of different names can nest: the outer time includes the inner time. Spans of the same name must not nest:
+    each name has only one context object, which keeps the cost of a span at about a microsecond.
 
-    The clock is ``time.monotonic_ns``, which is the same clock as ``perf_counter_ns`` on Linux. PING and PONG compare
-    this clock between hosts.
+    The clock is ``time.monotonic_ns``. PING and PONG compare this clock between hosts.
     """
 
     def __init__(self) -> None:
@@ -79,7 +77,7 @@ class Spans:
 
     @property
     def current(self) -> tuple[str, int] | None:
-        """Name and start (``time.monotonic_ns``) of the innermost open span. Any thread may read this property."""
+        """Name and start (``time.monotonic_ns``) of the innermost open span. Any thread may read it."""
         span = self.innermost
         return None if span is None else (span.name, span.started_ns)
 
@@ -94,12 +92,11 @@ class Spans:
         return {span.name: (span.count, span.total_ns / 1e9) for span in self._spans.values()}
 
     def total_ns(self, name: str) -> int:
-        """Nanoseconds in spans of this name since the process began."""
         span = self._spans.get(name)
         return span.total_ns if span is not None else 0
 
     def keep(self, event: SpanEvent) -> None:
-        """Keep a span until ``fold`` adds it to the histograms and the newest spans."""
+        """Keep a span for the next ``fold``."""
         self._new.append(event)
         if len(self._new) >= FOLD_AT:
             self.when_full()

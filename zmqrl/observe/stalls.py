@@ -1,6 +1,4 @@
-"""Finds versions that stall: which processes are missing, since when, and what these processes are doing. Pure: no
-clock, no files.
-"""
+"""Finds versions that stall: the missing processes, since when, and what they are doing. Pure: no clock, no files."""
 
 import re
 import statistics
@@ -39,7 +37,7 @@ STATES_TOLD = {
 class Doing:
     """A host's report on what a process is doing: see :class:`zmqrl.hostd.inspection.Sight`.
 
-    ``stack`` has the frames of the process's main thread, innermost first, such as ``File "game.py", line 12 in step``.
+    ``stack`` has the frames of its main thread, innermost first, such as ``File "game.py", line 12 in step``.
     """
 
     state: str
@@ -49,12 +47,12 @@ class Doing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Awaited:
-    """A process that a version waits for, and the known facts about that process.
+    """A process that a version waits for, and what is known about the process.
 
-    ``is_external``: the supervisor did not start the process, and cannot ask the host of the process. ``is_there``: the
-    process is connected, or has sent a message before. ``unreachable_s``: how long this host has been unreachable, or
-    None if the host can be reached. ``span``: the span that a worker reports. It is empty if the worker reports no
-    span. ``span_s``: how long the worker has been in that span.
+    - ``is_external``: the supervisor did not start the process, and cannot ask its host.
+    - ``is_there``: the process is connected, or has sent a message before.
+    - ``unreachable_s``: how long its host has been unreachable, or None.
+    - ``span``: the span that a worker reports, or empty. ``span_s``: how long the worker has been in that span.
     """
 
     process: ProcessId
@@ -87,16 +85,13 @@ class Awaited:
         return ", ".join(words or ["it makes no progress"]) + (f"; stack: {stack}" if stack else "")
 
     def likeness(self) -> object:
-        """A key that is equal for processes that do the same thing, even if some have done it for longer than
-        others.
-        """
+        """A key that is equal for processes that do the same thing, no matter for how long."""
         silent = self.is_there and self.silent_s >= SILENT_S
         doing = (self.doing.state, self.doing.stack[:FRAMES_TOLD]) if self.doing else None
         is_away = self.unreachable_s is not None
         return self.process.role, self.is_external, is_away, self.is_running, self.is_there, silent, self.span, doing
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
         doing = asdict(self.doing) | {"stack": list(self.doing.stack)} if self.doing else None
         return asdict(self) | {"process": str(self.process), "doing": doing}
 
@@ -113,8 +108,7 @@ class Awaited:
 class Stall:
     """A version that has waited ``waited_s`` seconds for the processes ``awaited``.
 
-    ``awaited`` is sorted by the time that a process has been in its span, longest first. ``others`` is the number of
-    processes that ``awaited`` leaves out.
+    ``awaited`` is sorted by the time in a span, longest first. ``others`` counts the processes that it leaves out.
     """
 
     version: int
@@ -123,7 +117,7 @@ class Stall:
     others: int = 0
 
     def sentence(self) -> str:
-        """The sentence for the user. Processes that do the same thing form one group in this sentence."""
+        """The sentence for the user, which groups processes that do the same thing."""
         groups: dict[object, list[Awaited]] = {}
         for each in self.awaited:
             groups.setdefault(each.likeness(), []).append(each)
@@ -152,10 +146,10 @@ class Stall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class News:
-    """The response to a stall.
+    """What to do about stalls.
 
-    ``ask``: the hosts of these processes must report what the processes are doing. ``stall``: a stall to show.
-    ``over``: a stall that has ended. ``tell``: whether to notify the user about ``stall`` or ``over``.
+    ``ask``: the processes whose hosts must report what they are doing. ``stall``: a stall to show. ``over``: a stall
+    that has ended. ``tell``: whether to notify the user about ``stall`` or ``over``.
     """
 
     ask: Sequence[ProcessId] = ()
@@ -168,13 +162,14 @@ NOTHING = News()
 
 
 class Stalls:
-    """Finds stalls, and decides which process to ask, and when. ``per_iteration``: the number of versions learned from
-    one rollout.
+    """Finds stalls, and decides which processes to ask, and when.
 
     A version stalls when it takes longer than 5 s and longer than three times the usual time. The usual time is the
-    median, over the last iterations, of the longest time for one version. The longest time counts, because the first
-    version of an iteration can include a whole rollout. A median is used so that a single stall does not change the
-    usual time. Until the usual time is known, the limit is 20 s.
+    longest time for one version of an iteration, as a median over the last iterations. The first version of an
+    iteration can include a whole rollout, and a single stall does not change a median. Until the usual time is known,
+    the limit is 20 s.
+
+    ``per_iteration`` is the number of versions learned from one rollout.
     """
 
     def __init__(self, per_iteration: int) -> None:
@@ -212,12 +207,11 @@ class Stalls:
         self._at = None if self._at is None else self._at + seconds
 
     def answered(self, process: ProcessId, doing: Doing) -> None:
-        """The host of a process reports what the process is doing."""
         self._unanswered.discard(process)
         self._answers[process] = doing
 
     def forget(self, process: ProcessId) -> None:
-        """A process has died: discard its data, which does not apply to the new process."""
+        """A process has died: discard its data."""
         self._unanswered.discard(process)
         for known in (self._asked_at, self._answers, self._spans):
             known.pop(process, None)
@@ -229,16 +223,16 @@ class Stalls:
         return max(LEAST_PATIENCE_S, USUAL_TIMES * statistics.median(self._usual_s))
 
     def waited_s(self, now: float) -> float:
-        """Seconds that a stalled version has taken so far. 0 if no version has stalled."""
+        """Seconds that a stalled version has taken so far. 0 without a stall."""
         return 0.0 if self.stall is None or self._at is None else now - self._at
 
     def is_stopped(self, process: ProcessId) -> bool:
-        """Whether a signal has stopped a process that a version waits for, according to the host of the process."""
+        """Whether a signal has stopped a process that a version waits for, according to its host."""
         doing = self._answers.get(process)
         return doing is not None and doing.state == "stopped"
 
     def look(self, awaited: Sequence[Awaited], now: float) -> News:
-        """Check the processes that the open version waits for now. Without such processes, no version stalls."""
+        """Check the processes that the open version waits for now. Without any, no version stalls."""
         if self._at is None or not awaited:
             self._at = now
         waited_s = now - self._at
@@ -280,9 +274,7 @@ class Stalls:
         return ask
 
     def _with_answer(self, awaited: Awaited, now: float) -> Awaited:
-        """Add the host's report about the process. If the process has gone silent, also add the last known span of the
-        process.
-        """
+        """Add the report of the host and, if the process has gone silent, its last known span."""
         process, span, span_s = awaited.process, awaited.span, awaited.span_s
         if span:
             self._spans[process] = span, now - span_s
@@ -299,7 +291,6 @@ def _short(frame: str) -> str:
 
 
 def _names(group: Sequence[Awaited]) -> str:
-    """The names of processes, and their hosts."""
     names = ranges((str(each.process) for each in group), short=True)
     hosts = {each.host for each in group if each.host}
     place = "external" if group[0].is_external else f"host{'s' if len(hosts) > 1 else ''} {ranges(hosts)}"

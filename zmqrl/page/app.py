@@ -31,7 +31,7 @@ OFFSET_DIGITS = 20  # more than an offset in a file can have
 
 
 def make_app(root: Path, *, token: str, base: str, address: str) -> Starlette:
-    """The application that shows the runs at and below ``root``. The paths of all its requests begin with ``base``."""
+    """The application that shows the runs at and below ``root``. All its paths begin with ``base``."""
     page = Page(Runs(root))
     # Videos are not compressed: a browser asks for ranges of their bytes.
     compressed = [Middleware(GZipMiddleware, minimum_size=1000, compresslevel=4)]
@@ -65,7 +65,6 @@ class Page:
         self._static = {str(path.relative_to(STATIC)): path.read_bytes() for path in files}
 
     def static(self, request: Request) -> Response:
-        """A file of the page."""
         name = request.path_params.get("name", "index.html")
         content = self._static.get(name)
         if content is None:
@@ -75,7 +74,6 @@ class Page:
         return _unless_known(request, tag, lambda: Response(content, media_type=kind))
 
     def runs(self, request: Request) -> Response:
-        """One line for each run."""
         return _json(request, None, lambda: {"root": str(self._runs.root), "runs": list(self._runs.overviews())})
 
     def charts(self, request: Request) -> Response:
@@ -93,7 +91,6 @@ class Page:
         return _json(request, changed, lambda: charts(known, [runs.record(name) for name in known], x, fold=fold))
 
     def run(self, request: Request) -> Response:
-        """Everything about one run except its curves."""
         (name,) = self._named(request, 1)
         return _json(request, None, lambda: self._runs.details(name))
 
@@ -122,7 +119,7 @@ class Page:
         return _json(request, None, lambda: lines | {"process": process})
 
     def settings(self, request: Request) -> Response:
-        """The settings of runs side by side, and the names of the settings that differ."""
+        """The settings of runs side by side, and the names of those that differ."""
         names = self._named(request)
         runs = [self._runs.record(name) for name in names]
         settings = sorted(set().union(*(run.settings for run in runs)))
@@ -147,7 +144,6 @@ class Page:
         raise HTTPException(404, f"{name} has no video {wanted}.")
 
     def _named(self, request: Request, count: int | None = None) -> list[str]:
-        """The runs that a request names. Some of these runs may not exist."""
         names = list(dict.fromkeys(request.query_params.getlist("run")))
         if not 1 <= len(names) <= (count or MOST_RUNS):
             raise HTTPException(400, f"name 1 to {count or MOST_RUNS} runs, not {len(names)}.")
@@ -155,15 +151,13 @@ class Page:
 
 
 def _gone(request: Request, error: Exception) -> Response:
-    """The answer for a run that does not exist, or that is deleted while the page reads it."""
+    """The answer for a run that does not exist, or that was deleted during the request."""
     what = f"there is no run {error.args[0]}" if isinstance(error, UnknownRun) else f"the run cannot be read: {error}"
     return PlainTextResponse(f"{what}.", 404)
 
 
 def _json(request: Request, changed: Hashable, make: Callable[[], Any]) -> Response:
-    """An answer in JSON. With ``changed``, the answer is made and sent only if the browser does not have this state
-    yet.
-    """
+    """An answer in JSON. With ``changed``, it is made only if the browser does not have this state yet."""
     if changed is not None:
         tag = hashlib.sha256(repr((request.url.query, changed)).encode()).hexdigest()[:16]
         return _unless_known(request, tag, lambda: _as_json(make()))

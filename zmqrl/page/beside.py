@@ -18,7 +18,7 @@ START_WITHIN_S = 30.0
 
 @contextlib.contextmanager
 def page_beside(directory: RunDirectory) -> Iterator[str]:
-    """Serve the page of a run during the block, on 127.0.0.1. Yields the address of the page, which contains a token.
+    """Serve the page of a run on 127.0.0.1 during the block. Yields its address, which contains a token.
 
     Raises ClusterError if the page does not start.
     """
@@ -33,7 +33,6 @@ def page_beside(directory: RunDirectory) -> Iterator[str]:
 
 
 def main() -> None:
-    """Serve the page until the parent ends."""
     job = read_job(signal.SIGKILL)
     directory = RunDirectory(Path(job["run_dir"]))
     _log_to(directory.path / "logs" / "page.log")

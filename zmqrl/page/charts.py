@@ -26,9 +26,9 @@ COLUMNS: Final = {
 def charts(names: Sequence[str], runs: Sequence[RunRecord], x: XAxis, *, fold: bool = True) -> dict[str, Any]:
     """The object ``{"x", "groups", "charts"}`` for ``runs``. If ``fold``, the seeds of one experiment become one group.
 
-    ``x`` has the positions of all points, in minutes or agent steps. Each chart has ``lines``. A line has the mean and
-    the spread (``low`` and ``high``, or null). For each longer run of the group, a line also has the part ``beyond``
-    the shortest run. Missing values are null.
+    ``x`` has the positions of all points, in minutes or agent steps. Each chart has ``lines``: the mean, the spread
+    (``low`` and ``high``, or null), and for each longer run of the group its part ``beyond`` the shortest run. Missing
+    values are null.
     """
     groups = grouped(runs) if fold else [Group(label=name, runs=(run,)) for name, run in zip(names, runs, strict=True)]
     name_of = {run.path: name for name, run in zip(names, runs, strict=True)}
@@ -65,7 +65,7 @@ def _line(group: Group, x: XAxis, column: str, grid: Figures) -> dict[str, Any]:
 
 
 def _contributions(groups: Sequence[Group], x: XAxis, grid: Figures) -> dict[str, Any]:
-    """For one group, the share of each outcome. For several groups, the share of contributions that were not used."""
+    """For one group, the share of each outcome. For several, the share of contributions that were not used."""
     shares = [[(positions(run, x), outcome_shares(run)) for run in group.runs if run.rows] for group in groups]
     if len(groups) == 1:
         lines = [
@@ -81,7 +81,6 @@ def _contributions(groups: Sequence[Group], x: XAxis, grid: Figures) -> dict[str
 
 
 def _on(grid: Figures, found: Curve) -> dict[str, Any]:
-    """A curve on the common grid."""
     return {
         "mean": _plain(at(grid, found.x, found.mean)),
         "low": None if found.low is None else _plain(at(grid, found.x, found.low)),
@@ -91,9 +90,7 @@ def _on(grid: Figures, found: Curve) -> dict[str, Any]:
 
 
 def at(grid: Figures, x: Figures, y: Figures) -> Figures:
-    """A curve at the points of ``grid``, with NaN outside the curve. The point nearest to the end of the curve has a
-    value.
-    """
+    """A curve at the points of ``grid``, with NaN outside. The grid point nearest to the end always has a value."""
     if not len(x):
         return np.full(len(grid), np.nan)
     within = (grid >= x[0]) & (grid <= x[-1])

@@ -11,16 +11,15 @@ MOST_BYTES = 1 << 18  # in one answer
 
 
 def follow(path: Path, offset: int | None) -> dict[str, Any]:
-    """The lines that were completed after ``offset``: ``{"from", "to", "lines"}``. ``from`` and ``to`` are in bytes.
+    """The lines that were completed after ``offset``: ``{"from", "to", "lines"}``, with offsets in bytes.
 
-    Without ``offset``, or if the file is now shorter than ``offset``, the answer has the last lines of the file. Raises
-    OSError.
+    Without ``offset``, or if the file has become shorter, the answer has its last lines. Raises OSError.
     """
     file = open_regular(path, os.O_NOFOLLOW)
     try:
         size = os.fstat(file).st_size
         if offset is None or not 0 <= offset <= size:
-            # One more byte: the line is complete if the byte before it is a newline.
+            # Skip the first line, because its beginning may be cut off.
             offset = max(0, size - TAIL_BYTES)
             if offset:
                 offset += os.pread(file, TAIL_BYTES, offset).find(b"\n") + 1

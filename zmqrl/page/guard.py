@@ -35,9 +35,9 @@ class Guard:
     page without the token. Scripts cannot read the cookie, and other sites cannot use it. Host names other than
     ``LOCAL`` and ``address`` are refused: another site can make its own name point to this machine (DNS rebinding).
 
-    A browser sends a cookie to every port of a host name. So all paths begin with ``base``, a random path that starts
-    and ends with a slash, and the cookie is valid only there. Other servers do not get the cookie, because the browser
-    asks them for other paths. The token cannot be computed from the cookie.
+    A browser sends a cookie to every port of a host name. To keep the cookie from other servers, all paths begin with
+    ``base``, a random path that starts and ends with a slash, and the cookie is valid only there. The token cannot be
+    computed from the cookie.
     """
 
     def __init__(self, app: ASGIApp, *, token: str, base: str, address: str) -> None:
@@ -46,7 +46,6 @@ class Guard:
         self._proof = hmac.digest(token.encode(), b"cookie", "sha256").hex()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer or refuse a request."""
         if scope["type"] != "http":  # an application without web sockets
             return
 
@@ -82,7 +81,7 @@ class Guard:
 
 
 def _same(text: str, secret: str) -> bool:
-    """Whether ``text`` equals ``secret``. The time of the comparison does not show how much of ``text`` is right."""
+    """Whether ``text`` equals ``secret``, in a time that does not show how much of ``text`` is right."""
     return hmac.compare_digest(text.encode(errors="surrogateescape"), secret.encode())
 
 

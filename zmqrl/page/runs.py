@@ -1,4 +1,4 @@
-"""The runs below a directory, read from their files. Each file is read again only after it has changed."""
+"""The runs below a directory. Each file is read again only after a change."""
 
 import contextlib
 import os
@@ -42,7 +42,6 @@ Stamp = tuple[int, ...]
 
 
 def stamp(path: Path) -> Stamp:
-    """The stamp of a file or directory."""
     try:
         found = path.stat()
     except OSError:
@@ -65,8 +64,7 @@ class UnknownRun(KeyError):
 class Runs:
     """The runs at and below ``root``, by name: the texts of their paths relative to ``root``.
 
-    Only runs that a search has found can be named, so that no name leads out of ``root``. Any thread may call any
-    method.
+    Only runs that a search has found have names, so that no name leads out of ``root``. Any thread may call any method.
     """
 
     def __init__(self, root: Path) -> None:
@@ -76,7 +74,6 @@ class Runs:
         self._kept: dict[tuple[str, Hashable], tuple[Hashable, Any]] = {}
 
     def found(self) -> dict[str, RunDirectory]:
-        """The runs, by name."""
         began = time.monotonic()
         if began >= self._look_at:
             self._found = {name: RunDirectory(path) for name, path in self._search()}
@@ -85,14 +82,14 @@ class Runs:
         return self._found
 
     def find(self, name: str) -> RunDirectory:
-        """The run of this name. Raises UnknownRun if the newest search has not found the run."""
+        """The run of this name. Raises UnknownRun if the newest search has not found it."""
         run = self.found().get(name)
         if run is None:
             raise UnknownRun(name)
         return run
 
     def kept(self, kind: str, key: Hashable, changed: Hashable, make: Callable[[], T]) -> T:
-        """The result of ``make``. Calls ``make`` again only if ``changed`` is not the same as in the last call."""
+        """The result of ``make``, which is called again only if ``changed`` differs from the last call."""
         known = self._kept.get((kind, key))
         if known is None or known[0] != changed:
             known = self._kept[kind, key] = changed, make()
@@ -105,12 +102,10 @@ class Runs:
         return tuple(map(stamp, (run.config, run.metrics, run.evaluations, run.summary)))
 
     def state(self, name: str) -> str:
-        """The state of a run: ``running``, ``ended``, ``killed`` (the supervisor died before the end) or
-        ``starting``.
-        """
+        """``running``, ``ended``, ``killed`` (the supervisor died before the end) or ``starting``."""
         run = self.find(name)
         if alive := stamp(run.cluster):
-            # Test the lock of a dead run only once: the test takes the lock, and could stop a session that resumes.
+            # Test a dead run only once: the test takes the lock, and could stop a session that resumes.
             dead = self._kept.get(("dead", name)) == (alive, None)
             if not dead and is_locked(run.path / LOCK):
                 return "running"
@@ -124,8 +119,9 @@ class Runs:
         return "starting" if is_new and not run.left.exists() else "killed"
 
     def record(self, name: str) -> RunRecord:
-        """The settings, about ``POINTS`` rows, the evaluations and the summary of a run. Leaves out damaged lines, and
-        the metrics that the page does not show.
+        """The settings, about ``POINTS`` rows, the evaluations and the summary of a run.
+
+        Leaves out damaged lines, and metrics that the page does not show.
         """
         run = self.find(name)
 
@@ -143,13 +139,12 @@ class Runs:
         return self.kept("record", name, self.stamp(name), read)
 
     def overviews(self) -> Iterator[dict[str, Any]]:
-        """One line about each run. Skips runs that cannot be read, because the user may be deleting them."""
+        """One line about each run. Skips unreadable runs, which the user may be deleting."""
         for name in self.found():
             with contextlib.suppress(UnknownRun, OSError):
                 yield self.overview(name)
 
     def overview(self, name: str) -> dict[str, Any]:
-        """One line about a run, from the last row of its metrics."""
         run = self.find(name)
 
         def read() -> dict[str, Any]:
@@ -174,9 +169,7 @@ class Runs:
         return found | {"state": state} | ({"exit_reason": None} if state != "ended" else {})
 
     def details(self, name: str) -> dict[str, Any]:
-        """Everything about one run except its curves: its end, its newest row, its evaluations, videos, logs and
-        hosts.
-        """
+        """Everything about one run except its curves."""
         run, record = self.find(name), self.record(name)
         found = self.overview(name)
         stall = _object(run.stalled, SETTINGS) if found["state"] == "running" else None
@@ -240,7 +233,7 @@ def _object(path: Path, form: Any) -> dict[str, Any] | None:
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether this is a file, and not a symbolic link to one."""
+    """Whether ``path`` is a file, and not a symbolic link."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -275,7 +268,7 @@ def logs(run: Path) -> dict[str, int]:
 
 
 def files_in(directory: Path) -> list[Path]:
-    """The files in a directory, without symbolic links and hidden files, in the order of their names and numbers.
+    """The files in a directory, without symbolic links and hidden files, in the order of names and numbers.
 
     Empty if the directory itself is a symbolic link.
     """
@@ -290,7 +283,7 @@ def files_in(directory: Path) -> list[Path]:
 
 
 def _videos(directory: Path, record: RunRecord) -> Iterator[dict[str, Any]]:
-    """Each video with the time of its version. The time is unknown if the name of the video has no version."""
+    """Each video with the time of its version, which is unknown if its name has no version."""
     known = [[0.0, *record.column(key).tolist()] for key in ("version", "wall_s", "agent_steps")]
     for path in files_in(directory):
         if path.suffix in VIDEOS:

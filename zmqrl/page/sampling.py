@@ -13,8 +13,8 @@ DENSE_BYTES = 1 << 16  # the disk also reads what is between two lines if they a
 def sample_lines(path: Path, most: int) -> list[bytes]:
     """About ``most`` complete lines of a growing file, in order, with the first and the last line.
 
-    A file of at most ``most`` blocks is read whole. An incomplete last line is left out. Returns an empty list if the
-    file cannot be opened, is a symbolic link, or is not a regular file.
+    Reads the whole file if it has at most ``most`` blocks. Leaves out an incomplete last line. Empty if the file
+    cannot be opened, is a symbolic link, or is not a regular file.
     """
     try:
         file = open_regular(path, os.O_NOFOLLOW)
@@ -46,8 +46,9 @@ def _sampled(file: int, end: int, most: int) -> Iterator[bytes]:
 
 
 def _next_line(file: int, offset: int, end: int) -> tuple[int, bytes]:
-    """The offset and the text of the first line that begins after ``offset``, or at 0. The part of the file before
-    ``end`` has only complete lines.
+    """The offset and the text of the first line that begins after ``offset``, or at 0.
+
+    Before ``end``, the file has only complete lines.
     """
     size = 2 * BLOCK_BYTES  # most lines need only one read
     while True:

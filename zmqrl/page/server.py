@@ -21,11 +21,7 @@ REQUEST_BYTES = 1 << 20  # one request names all runs of a chart: 500 names can 
 
 
 def listen(address: str, port: int | None) -> socket.socket:
-    """A socket that listens on ``address``. Without ``port``, the socket uses ``PORT``, or a free port if ``PORT`` is
-    in use.
-
-    Raises UsageError.
-    """
+    """A socket on ``address`` and ``port``. Default: ``PORT``, or any free port if it is in use. Raises UsageError."""
     try:
         known = ipaddress.ip_address(address)
     except ValueError:
@@ -63,7 +59,7 @@ class PageServer:
         """Serve until a signal, such as Ctrl-C, raises an exception. Call this in the main thread.
 
         The process then ends within ``CLOSE_WITHIN_S``, even if the thread of an answer hangs. The page runs at a low
-        priority, so that it does not slow down runs. Raises ClusterError if the server fails.
+        priority, so as not to slow down runs. Raises ClusterError if the server fails.
         """
         import uvicorn  # a quarter of a second, which a run without a page does not need
 

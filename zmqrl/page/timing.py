@@ -1,4 +1,4 @@
-"""Where the time of a run's newest versions went: the heat map, the blame table and the hosts, as plain data."""
+"""Where the time of a run's newest versions went, as plain data."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,9 +20,10 @@ SPANS = ("env_step", "act", OTHER, "gradient", "straggle", "encode", "push", "wa
 def read_timing(profile: Path, *, asynchronous: bool) -> dict[str, Any]:
     """The heat map, the blame table and the use of hosts over the newest versions in the directory ``profile``.
 
-    ``spans`` has, by rank, the mean seconds of each span per contribution. ``kth`` has, by rank, the share of versions
-    in which the rank was the K-th. ``versions`` lists the last versions, each with the rank that was the K-th. ``work``
-    has, by rank, the seconds of work for each of these versions, or null.
+    - ``spans``: by rank, the mean seconds of each span per contribution.
+    - ``kth``: by rank, the share of versions that its contribution completed, as the K-th.
+    - ``versions``: the last versions, each with the rank that was the K-th.
+    - ``work``: by rank, the seconds of work for each of these versions, or null.
     """
     recording = Recording.tail(profile, BLOCKS)
     newest = min((_newest(each) for each in recording.of_role("shard")), default=-1)
@@ -62,15 +63,13 @@ def _newest(shard: ProcessRecording) -> int:
 
 
 def _spans(cycles: Sequence[Cycle]) -> dict[str, float]:
-    """Mean seconds of each span of a rank's contributions. Spans that took no time are left out."""
+    """Mean seconds of each span of a rank's contributions, without spans that took no time."""
     means = {name: fmean(cycle.spans.get(name, 0.0) for cycle in cycles) for name in SPANS if cycles}
     return {name: mean for name, mean in means.items() if mean > 0}
 
 
 def _hosts(processes: Iterable[ProcessRecording]) -> dict[str, Any]:
-    """By host: the cores and the memory of the host, and the cores and the memory that each process used in its newest
-    recording.
-    """
+    """By host: its cores and memory, and those that each process used in its newest recording."""
     newest: dict[str, ProcessRecording] = {}
     for each in processes:
         newest[str(each.process)] = max(each, newest.get(str(each.process), each), key=lambda one: one.incarnation)

@@ -1,1 +1,1 @@
-"""Profiles of a run: the times that each process records, and the reports on these times."""
+"""Profiles of a run: the times that processes record, and the reports on these times."""

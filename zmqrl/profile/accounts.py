@@ -1,4 +1,4 @@
-"""Costs and benefits of a run's contributions: inclusion per rank, wasted work, and time saved by backups."""
+"""Costs and benefits of contributions: inclusion per rank, wasted work, and time saved by backups."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from zmqrl.process_id import worker_id
 from zmqrl.profile.critical_path import Step, Timeline, Version
 from zmqrl.words import counted, numbered
 
-AGAIN_ABOVE = 0.05  # share of a rank's slices that arrived again: above this, resends load the network
-LEFT_OUT_BELOW = 0.5  # share of the median inclusion: a rank below this hardly affects what is learned
+AGAIN_ABOVE = 0.05  # share of a rank's slices that arrived again: above, resends load the network
+LEFT_OUT_BELOW = 0.5  # share of the median inclusion: below, a rank hardly affects what is learned
 USED, LATE = SHARD_OUTCOMES.index("used"), SHARD_OUTCOMES.index("late")
 
 
@@ -19,10 +19,10 @@ USED, LATE = SHARD_OUTCOMES.index("used"), SHARD_OUTCOMES.index("late")
 class RankAccount:
     """The account of one rank.
 
-    ``inclusion`` is the share of versions that used the rank's contribution, and ``kth`` is the share of versions in
-    which the rank was the K-th. ``again`` counts the slices that arrived more than once. ``worked_s`` excludes the wait
-    for weights. ``wasted_s`` is the part of ``worked_s`` that went into contributions that no shard used. ``staleness``
-    is the mean age, in versions, of the rank's contributions to an asynchronous run.
+    ``inclusion`` is the share of versions that used the rank's contribution, and ``kth`` the share in which the rank
+    was the K-th. ``again`` counts repeated arrivals of a slice. ``worked_s`` excludes the wait for weights.
+    ``wasted_s`` is the part of ``worked_s`` for contributions that no shard used. ``staleness`` is the mean age, in
+    versions, of contributions to an asynchronous run.
     """
 
     host: str
@@ -42,8 +42,8 @@ class RankAccount:
 class Accounts:
     """The account of each rank of a run, and the findings for the user.
 
-    ``backup_gain_s`` is the mean number of seconds that the last backup saves per update, or None without backups.
-    ``backup_gain_s`` assumes that this backup takes no core away from the other workers.
+    ``backup_gain_s`` is the mean number of seconds that the last backup saves per update, if it takes no core away from
+    the other workers. None without backups.
     """
 
     ranks: dict[int, RankAccount]
@@ -76,9 +76,9 @@ def accounts(timeline: Timeline, steps: Sequence[Step]) -> Accounts:
 
 
 def asynchronous_accounts(timeline: Timeline) -> Accounts:
-    """Add up the contributions of every rank to an asynchronous run, in which each contribution makes a version.
+    """Add up the contributions of every rank to an asynchronous run. None of them is late or skipped.
 
-    The inclusion of a rank is the share of versions that this rank made. No contribution is late or skipped.
+    Each contribution makes a version, so the inclusion of a rank is the share of versions that it made.
     """
     ranks: defaultdict[int, RankAccount] = defaultdict(lambda: RankAccount(""))
     for (_, rank), cycle in timeline.cycles.items():
@@ -114,9 +114,8 @@ def _found(timeline: Timeline, ranks: dict[int, RankAccount], backup_gain_s: flo
 def _backup_gain_s(timeline: Timeline, versions: set[Version]) -> float | None:
     """Mean seconds by which each update would take longer without one worker, if the other workers became no faster.
 
-    The result is the time between contributions K and K + 1, multiplied by the probability that the removed worker was
-    among the first K. The time of a contribution is the time at which the worker finished its work. So contributions
-    that were never sent, because they were too late, count, too.
+    This is the time between contributions K and K + 1, times the probability that the removed worker was among the
+    first K. A contribution counts from the end of its work, even if it was skipped.
     """
     pushed_by_version: defaultdict[Version, list[float]] = defaultdict(list)
     for (version, _), cycle in timeline.cycles.items():
@@ -162,16 +161,16 @@ def _resends(timeline: Timeline) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Payload bytes of a shard: bytes of received contributions, and bytes of messages that were sent to workers."""
+    """Payload bytes of a shard, received from workers and sent to them."""
 
     received: int
     sent: int
 
 
 def traffic(timeline: Timeline, slice_bytes: int) -> dict[int, Traffic]:
-    """The traffic of each shard, if each worker gets all versions to which it contributed.
+    """The traffic of each shard, if each worker gets only the versions to which it contributes, and each only once.
 
-    Slices that arrive again are counted. Weights that are sent again are not counted.
+    Slices that arrive again count, too.
     """
     received, sent = Counter[int](), Counter[int]()
     for arrivals in timeline.arrivals.values():

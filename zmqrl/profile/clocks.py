@@ -1,4 +1,4 @@
-"""Uses PING and PONG round trips to convert the clocks of all hosts to one clock, with a limit for the error."""
+"""Converts the clocks of all hosts to one clock, with a limit for the error, from round trips of PING and PONG."""
 
 import heapq
 from collections import defaultdict
@@ -13,7 +13,7 @@ from zmqrl.profile.recording import ProcessRecording, Recording
 
 WINDOWS = 64
 FEWEST_WINDOWS = 4
-DRIFT_FROM_S = 10.0  # round trips over a shorter period do not show the drift of the clocks
+DRIFT_FROM_S = 10.0  # round trips over a shorter period do not show the drift
 MOST_DRIFT = 100e-6  # assumed between two clocks without a measured drift: each crystal is accurate to 50 ppm
 
 Times = NDArray[np.float64]
@@ -21,10 +21,7 @@ Times = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Converts times from one clock to another.
-
-    The other time is ``time + offset_us + drift * (time - at_us)``, within ``error_us``.
-    """
+    """Converts times of one clock to another: ``time + offset_us + drift * (time - at_us)``, within ``error_us``."""
 
     at_us: float = 0.0
     offset_us: float = 0.0
@@ -32,16 +29,16 @@ class Clock:
     error_us: float = 0.0
 
     def to_other(self, times_us: Times) -> Times:
-        """Convert times of this clock to the other clock, in microseconds."""
+        """The times of the other clock, in microseconds."""
         return times_us + self.offset_us + self.drift * (times_us - self.at_us)
 
     def inverse(self) -> "Clock":
-        """The conversion from the other clock to this one."""
+        """The conversion back."""
         slope = 1 + self.drift
         return Clock(self.at_us + self.offset_us, -self.offset_us, 1 / slope - 1, self.error_us)
 
     def then(self, other: "Clock") -> "Clock":
-        """This conversion followed by ``other``, as one conversion."""
+        """This conversion followed by ``other``."""
         middle = self.at_us + self.offset_us
         offset = float(other.to_other(np.array([middle]))[0]) - self.at_us
         slope = (1 + self.drift) * (1 + other.drift)
@@ -49,13 +46,11 @@ class Clock:
 
 
 def measure(sent: Times, received: Times, answered: Times, returned: Times) -> Clock:
-    """Use round trips to measure the conversion from the clock of the asking process to the clock of the answering
-    process.
+    """Measure, with round trips, the conversion from the asking process's clock to the answering process's clock.
 
-    Times are in microseconds. A round trip gives the offset ``((received - sent) + (answered - returned)) / 2``. The
-    error of this offset is at most half of ``(returned - sent) - (answered - received)`` (Mills, RFC 5905 §8). The
-    shortest round trip of each time window is used to fit offset and drift. ``error_us`` is valid from the first to the
-    last round trip.
+    Times are in microseconds. A round trip gives the offset ``((received - sent) + (answered - returned)) / 2``. Its
+    error is at most half of ``(returned - sent) - (answered - received)`` (Mills, RFC 5905 §8). Offset and drift are
+    fitted to the shortest round trip of each time window. ``error_us`` holds from the first to the last round trip.
     """
     at = (sent + returned) / 2
     offsets = ((received - sent) + (answered - returned)) / 2
@@ -88,8 +83,8 @@ def _error_us(drift: float, offset: float, at: Times, offsets: Times, halves: Ti
     """The largest possible deviation of a fitted line from the true clock, between the two times in ``ends``.
 
     The drift is assumed constant, so the deviation is largest at one of the ends. Each round trip limits the deviation
-    at the time of the round trip. From that time to an end, the deviation grows by at most the possible difference of
-    the drifts. Two round trips together also limit the deviation, by extrapolation.
+    at its own time. From there to an end, the deviation grows by at most the possible difference of the drifts. Two
+    round trips together also limit the deviation, by extrapolation.
     """
     misfits = np.abs(offset + drift * at - offsets)
     near = misfits + halves
@@ -106,16 +101,16 @@ def _error_us(drift: float, offset: float, at: Times, offsets: Times, halves: Ti
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """The conversions from the clocks of all processes to the clock ``reference``. The key is the clock id."""
+    """The conversions from all clocks, by clock id, to the clock ``reference``."""
 
     reference: str
     by_id: Mapping[str, Clock]
 
     @classmethod
     def of(cls, recording: Recording) -> Self:
-        """Measure the clocks of a run. The reference is the clock of the shard with the lowest number.
+        """Measure the clocks of a run against that of the shard with the lowest number.
 
-        A clock that no chain of round trips connects to the reference is left out.
+        A clock that no chain of round trips connects to this reference is left out.
         """
         reference = min(recording.processes, key=lambda each: each.process).clock if recording.processes else ""
         steps: defaultdict[str, list[tuple[str, Clock]]] = defaultdict(list)
@@ -136,13 +131,11 @@ class Clocks:
         return cls(reference, known)
 
     def knows(self, recording: ProcessRecording) -> bool:
-        """Whether the clock of a process can be converted to the reference clock."""
+        """Whether the clock of a process can be converted."""
         return recording.clock in self.by_id
 
     def times_us(self, recording: ProcessRecording, times_us: NDArray[np.int64]) -> Times:
-        """Convert times of a process to the reference clock, in microseconds. Raises KeyError if the process's clock is
-        not known.
-        """
+        """Times of a process on the reference clock, in microseconds. Raises KeyError if its clock is not known."""
         return self.by_id[recording.clock].to_other(times_us.astype(np.float64))
 
     def by_host(self, processes: Iterable[ProcessRecording]) -> dict[str, Clock]:
@@ -159,7 +152,7 @@ class Clocks:
 
 
 def _pairs(recording: Recording) -> dict[tuple[str, str], Clock]:
-    """The measured conversions between different clocks. The key is the asking clock and the answering clock."""
+    """The measured conversions, by asking clock and answering clock."""
     shards: defaultdict[tuple[str, int], list[ProcessRecording]] = defaultdict(list)
     for shard in recording.of_role("shard"):
         shards[shard.run, shard.process.number].append(shard)

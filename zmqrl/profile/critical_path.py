@@ -1,9 +1,9 @@
 """Finds the critical path of every version: the worker, the shard and the spans that the update waited for.
 
-An update begins when the last shard has published version v, and ends when the last shard has published v+1. The path
-leads through the shard that published last, and through the worker whose contribution completed the quorum of that
-shard. The first parts of the path are the transfer of the weights to the worker and the worker's spans. The last parts
-are the transfer of the gradient to the shard and the shard's spans. The parts add up to the time of the update.
+An update begins when the last shard has published version v, and ends when the last shard has published v+1. Its path
+leads through the shard that published last, and through the worker whose contribution completed that
+shard's quorum. Its parts are the transfer of the weights, the worker's spans, the transfer of the gradient and the
+shard's spans. They add up to the time of the update.
 """
 
 from collections import Counter, defaultdict
@@ -21,7 +21,7 @@ from zmqrl.profile.recording import ProcessRecording, Recording
 
 WEIGHTS, GRADIENT, OVERRUN, OTHER = "weights_transfer", "gradient_transfer", "overrun", "other"
 TRANSFERS = (WEIGHTS, GRADIENT)
-# In the order of a worker's loop. The time between these spans is shown as one part, before the gradient.
+# In the order of a worker's loop. OTHER is all time between the other spans, shown as one part.
 WORK = ("wait", "assemble", "env_step", "act", OTHER, "gradient", "straggle", "encode", "push")
 AT_THE_SHARD = ("optimize", "commit", "publish")
 
@@ -41,16 +41,15 @@ class Part(NamedTuple):
 
     @property
     def excess_s(self) -> float:
-        """The time beyond the usual time, or 0 if the part took no longer than usual."""
+        """The time beyond the usual time, or 0."""
         return max(0.0, self.seconds - self.usual_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One update: from the publication of ``version`` to the publication of the next version. Times are in seconds.
+    """One update: from the publication of ``version`` to that of the next version. Times are in seconds.
 
-    ``shard`` is the shard that published last. ``kth`` is the worker whose contribution completed the quorum of
-    ``shard``.
+    ``shard`` published last. ``kth`` is the worker whose contribution completed the quorum of ``shard``.
     """
 
     generation: int
@@ -61,15 +60,14 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """The time of the update."""
         return sum(part.seconds for part in self.parts)
 
 
 class Cycle(NamedTuple):
     """The work of a worker for one contribution. Times and ``spans`` (by name) are in seconds on the reference clock.
 
-    ``queued_s`` is the time for which the worker was ready but had no core. ``queued_s`` excludes waits for weights,
-    and is None in older recordings.
+    ``queued_s`` is the time for which the worker was ready but had no core, without waits for weights. None in older
+    recordings.
     """
 
     began: float
@@ -87,7 +85,7 @@ class Cycle(NamedTuple):
 
     @property
     def worked_s(self) -> float:
-        """The time that was not spent waiting for weights."""
+        """The time outside the wait for weights."""
         return max(0.0, self.pushed - self.began - self.spans["wait"])
 
 
@@ -102,7 +100,7 @@ class Publication(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """The arrival of a contribution at a shard, and the index of the contribution's outcome.
+    """The arrival of a contribution at a shard, and the index of its outcome.
 
     Times are in seconds on the reference clock. The shard was busy from ``polled`` to ``at``.
     """
@@ -116,8 +114,7 @@ class Arrival(NamedTuple):
 class Timeline:
     """All recordings, with times on the reference clock. Processes whose clocks cannot be converted are left out.
 
-    ``arrivals`` has the first arrival of each slice at each shard. ``again`` counts all later arrivals for each rank
-    and shard.
+    ``arrivals`` has the first arrival of each slice at each shard. ``again`` counts the later ones by rank and shard.
     """
 
     cycles: dict[tuple[Version, int], Cycle]
@@ -130,7 +127,6 @@ class Timeline:
 
     @classmethod
     def of(cls, recording: Recording, clocks: Clocks) -> "Timeline":
-        """Join the recordings of all processes."""
         timeline = cls({}, defaultdict(dict), defaultdict(dict), {})
         for each in recording.processes:
             timeline.hosts[each.process] = each.host
@@ -157,10 +153,7 @@ class Timeline:
 def _columns(
     each: ProcessRecording, clocks: Clocks, table: str, spans: Iterable[str]
 ) -> tuple[dict[str, list[float]], list[dict[str, float]]]:
-    """The columns of a table, with times in seconds on the reference clock.
-
-    Also returns the spans of each row in seconds.
-    """
+    """The columns of a table, with times in seconds on the reference clock, and the spans of each row in seconds."""
     found = each.table(table)
     columns = {
         name: (clocks.times_us(each, column) / 1e6).tolist() if name.endswith("_at_us") else column.tolist()
@@ -206,11 +199,7 @@ def _arrivals(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[tuple[Ve
 
 
 class _Update(NamedTuple):
-    """One update: its start, the shard that published last, the publication of this shard, and the version at the
-    start.
-
-    The publication names the rank whose contribution completed the quorum.
-    """
+    """One update: its start, the shard that published last, that shard's publication, and the version at the start."""
 
     began: float
     last: int
@@ -230,7 +219,7 @@ def _updates(timeline: Timeline) -> Iterator[_Update]:
 
 
 def without_path(timeline: Timeline) -> Counter[int]:
-    """The number of updates without a critical path, for each K-th worker whose work is not recorded."""
+    """How many updates have no critical path because their K-th worker recorded no work, by that worker's rank."""
     ranks = ((update.version, update.made.closing_rank) for update in _updates(timeline))
     return Counter(rank for version, rank in ranks if rank >= 0 and (version, rank) not in timeline.cycles)
 
@@ -280,9 +269,9 @@ def _parts(
 def _caused_by_shard_s(
     timeline: Timeline, version: Version, cause: str, rank: int, shard: int, usual_s: float
 ) -> float:
-    """The seconds of a transfer's delay that were caused by the shard, not by the worker or the worker's link.
+    """The seconds of a transfer's delay that the shard caused, not the worker or its link.
 
-    Late weights are caused by the shard if all workers received the weights late.
+    The shard causes late weights if all workers received them late.
     """
     cycle = timeline.cycles[version, rank]
     if cause == GRADIENT:
@@ -299,7 +288,7 @@ def _caused_by_shard_s(
 
 
 def _busy_s(timeline: Timeline, version: Version, rank: int, shard: int) -> float:
-    """Seconds that the last slice of a gradient waited because the shard was busy."""
+    """Seconds for which the last slice of a gradient waited for a busy shard."""
     arrivals = timeline.arrivals.get((version, rank), {})
     if shard not in arrivals:
         return 0.0
@@ -309,12 +298,10 @@ def _busy_s(timeline: Timeline, version: Version, rank: int, shard: int) -> floa
 
 
 def _late_for_all_s(timeline: Timeline, version: Version, shard: int) -> float:
-    """The seconds by which the slice for ``shard`` arrived later than the other slices, as the minimum over all
-    workers.
+    """The seconds by which, for every worker, the slice for ``shard`` arrived later than the worker's other slices.
 
-    The slices of a worker share the worker's link, so one of them always arrives last. The link explains a delay that
-    is no longer than the time that the other slices took together. If the link explains the delay of at least one
-    worker, the result is 0.
+    The slices of a worker share its link, so one of them always arrives last. The link explains a delay that is no
+    longer than the time of all other slices together. If the link explains the delay of any worker, the result is 0.
     """
     delays = []
     for rank in range(timeline.ranks):
@@ -327,12 +314,10 @@ def _late_for_all_s(timeline: Timeline, version: Version, shard: int) -> float:
 
 
 class Usual:
-    """The usual duration of each part of a path.
+    """The usual duration of each part: the median of its process or that of all other processes, whichever is lower.
 
-    The usual duration is the median of the part's process or the median of all other processes, whichever is lower.
-
-    A process that is always slow exceeds the median of all other processes. A process that is sometimes slow exceeds
-    its own median. For transfers, each pair of worker and shard counts as one process.
+    A process that is always slow exceeds the median of the others. A process that is sometimes slow exceeds its own
+    median. For transfers, each pair of worker and shard counts as one process.
     """
 
     def __init__(self, timeline: Timeline) -> None:
@@ -360,9 +345,9 @@ class Usual:
     def __call__(
         self, cause: str, process: ProcessId, shard: ProcessId, seconds: float, *, with_rollout: bool
     ) -> float:
-        """The usual duration of a part in seconds, or 0 for an overrun.
+        """The usual seconds of a part. ``shard`` is at the other end of a transfer.
 
-        ``shard`` is the shard at the other end of a transfer.
+        Returns 0 for an overrun, in which the worker is still busy with an earlier version.
         """
         if cause == OVERRUN:
             return 0.0
@@ -381,19 +366,13 @@ def _medians(by_process: Mapping[T, list[float]]) -> dict[T, float]:
 
 
 def _usual(medians: Mapping[T, float], process: T, seconds: float) -> float:
-    """The median of ``process`` or the median of all other processes, whichever is lower.
-
-    Returns ``seconds`` if no median is known.
-    """
+    """The lower of two medians, as in ``Usual``. Returns ``seconds`` if none is known."""
     others = [median for other, median in medians.items() if other != process]
     return min([medians.get(process, seconds), *([median_low(others)] if others else [])])
 
 
 def _shard_parts(made: Publication, shard: ProcessId, took_s: float) -> Iterator[tuple[str, ProcessId, float]]:
-    """The parts of the ``took_s`` seconds from the quorum to the publication.
-
-    Time outside all spans counts as accumulation.
-    """
+    """The parts of the ``took_s`` seconds from quorum to publication. Time outside all spans counts as accumulation."""
     known = [(name, made.spans[name]) for name in AT_THE_SHARD]
     yield "accumulate", shard, max(0.0, took_s - sum(seconds for _, seconds in known))
     yield from ((name, shard, seconds) for name, seconds in known)

@@ -13,10 +13,9 @@ UPDATE, PATH = "update", "path"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One span of a role, or one part of the critical path (role ``path``), with the milliseconds per update in two
-    runs.
+    """A span of a role, or a part of the critical path (role ``path``): milliseconds per update in two runs.
 
-    ``growth`` is the increase of this time, as a fraction of the first run's time per update.
+    ``growth`` is the increase, as a fraction of the first run's time per update.
     """
 
     role: str
@@ -27,9 +26,7 @@ class Change:
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
-    """Compare two results of ``Profile.to_json``. The update comes first, then parts of the path and spans, sorted by
-    growth.
-    """
+    """Compare two results of ``Profile.to_json``. The update comes first, then parts and spans by growth."""
     update_ms: float = before["update_ms"]["mean"]
 
     def change(role: str, span: str, one: float, other: float) -> Change:
@@ -45,14 +42,11 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
 
 
 def grown(found: Sequence[Change], limit: float) -> list[Change]:
-    """The spans and parts that grew by more than ``limit``. The span ``wait`` is left out, because other processes
-    cause waits.
-    """
+    """The spans and parts that grew by more than ``limit``, except ``wait``, which other processes cause."""
     return [change for change in found if change.growth > limit and change.span != "wait"]
 
 
 def print_changes(found: Sequence[Change], console: Console) -> None:
-    """Print the changes as a table."""
     table = plain_table("difference, ms per update", "", "span", "before", "after", "of an update")
     for each in found:
         numbers = (f"{each.before_ms:.3f}", f"{each.after_ms:.3f}", f"{each.growth:+.1%}")

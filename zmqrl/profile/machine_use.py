@@ -7,21 +7,20 @@ from zmqrl.observe.folding import ranges
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.recording import Columns, ProcessRecording, Recording, named
 
-QUEUED_ABOVE = 0.1  # share of the time in the run queue: above this, a process lacks a core
+QUEUED_ABOVE = 0.1  # share of time in the run queue: above, a process lacks a core
 STOLEN_ABOVE = 0.02
 THROTTLED_ABOVE = 0.02
-PAGED_ABOVE = 10  # major page faults per second: the machine lacks memory
+PAGED_ABOVE = 10  # major page faults per second: above, the machine lacks memory
 
 
 @dataclass(slots=True)
 class MachineUse:
     """The machine use of one process. All shares except ``core_share`` are fractions of the recorded time.
 
-    ``core_share`` is the CPU time of a worker as a fraction of its working time. ``queued_share`` is the time for which
-    the recording thread waited for a core. ``stolen_share`` is the time for which the hypervisor ran something else, on
-    all cores of the machine together. ``throttled_share`` is the time for which the control group of the process had no
-    CPU quota left. ``preempted_per_s`` and ``major_faults_per_s`` count preemptions and major page faults of the
-    computing thread of a worker.
+    ``core_share`` is the CPU time of a worker as a fraction of its working time. During ``queued_share``, the recording
+    thread waited for a core. During ``stolen_share``, the hypervisor ran something else (mean of all cores of the
+    machine). During ``throttled_share``, the control group of the process had no CPU quota left. ``preempted_per_s``
+    and ``major_faults_per_s`` are of a worker's computing thread.
     """
 
     host: str
@@ -34,10 +33,7 @@ class MachineUse:
 
 
 def machine_use(recording: Recording) -> dict[ProcessId, MachineUse]:
-    """The machine use of each process.
-
-    For a restarted process, the result is from the longest recording of that process.
-    """
+    """The machine use of each process. For a restarted process, the longest recording counts."""
     longest: dict[ProcessId, ProcessRecording] = {}
     for each in recording.processes:
         known = longest.get(each.process)
@@ -47,7 +43,7 @@ def machine_use(recording: Recording) -> dict[ProcessId, MachineUse]:
 
 
 def warnings(uses: Mapping[ProcessId, MachineUse]) -> list[str]:
-    """The findings for the user. Each sentence names one problem, and all processes of a role that have the problem."""
+    """The findings for the user. Each sentence names one problem, and all processes of a role that have it."""
     found = []
 
     def affected(name: str, above: float, role: str) -> dict[ProcessId, float]:

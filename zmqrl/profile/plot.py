@@ -18,10 +18,7 @@ BESIDE: Final[dict[str, Any]] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.
 
 
 def plot_profile(profile: Profile, found: dict[str, Any], path: Path, title: str) -> None:
-    """Draw the critical path over the versions, the times of updates, the causes of delay, and the shares of each rank.
-
-    ``found`` is ``profile.to_json()``. Raises OSError.
-    """
+    """Draw four plots of a profile into ``path``. ``found`` is ``profile.to_json()``. Raises OSError."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(13, 8))
         axes = figure.subplots(2, 2)

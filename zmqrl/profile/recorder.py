@@ -25,18 +25,16 @@ FLUSH_AT_ROWS = 1024
 SEGMENT_BYTES = 4 << 20
 SEGMENTS_KEPT = 8  # per process, at most 32 MiB without the trace: older files are removed
 SEGMENT = re.compile(r"([a-z]+-\d+)\.(\d+)\.(\d+)(\.trace)?\.blocks", re.ASCII)
-RECENT_WRITTEN = 256  # maximum number of single spans in a block without --profile
-TRACE_SPANS = 200_000  # maximum number of spans in the trace of a process, about 2 MB
-NEWEST_EVERY_S = 60.0  # time between two blocks with recent spans
+RECENT_WRITTEN = 256  # most single spans in a block without --profile
+TRACE_SPANS = 200_000  # most spans in the trace of a process, about 2 MB
+NEWEST_EVERY_S = 60.0  # between two blocks with recent spans
 
 _this_thread = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
 class RecorderJob:
-    """The instructions for a process to record its profile.
-
-    ``host`` is the name that this run uses for the host of the process.
+    """The instructions for a process to record its profile. ``host`` is the run's name for the host of the process.
 
     The recorder keeps each span of the versions below ``trace_below``, but at most ``TRACE_SPANS`` spans.
     """
@@ -46,19 +44,17 @@ class RecorderJob:
     trace_below: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
         return asdict(self) | {"directory": str(self.directory)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of ``to_json``."""
         return cls(Path(data["directory"]), data["host"], data["trace_below"])
 
 
 class Recorder:
     """Records rows of the tables in :mod:`zmqrl.profile.tables`, and the histograms of ``spans``.
 
-    Any thread may call ``add``. Only the thread of ``spans`` may call the other methods. If a file cannot be written,
+    Any thread can call ``add``. Only the thread of ``spans`` can call the other methods. If a file cannot be written,
     the recording ends, but the process continues.
     """
 
@@ -104,11 +100,10 @@ class Recorder:
         self._add_machine(time.monotonic())  # differences need two rows, even in a short run
 
     def add(self, table: str, *row: int) -> None:
-        """Record a row of ``table``."""
         self._rows[table].append(row)
 
     def spent_us(self, *names: str) -> tuple[int, ...]:
-        """Microseconds in the spans of each name, since the last call with that name."""
+        """Microseconds in the spans of each name since the last call with that name."""
         spent = []
         for name in names:
             total_ns = self.spans.total_ns(name)
@@ -133,7 +128,7 @@ class Recorder:
             self._queued_us += _scheduled_us()[1] - began_us
 
     def queued_us(self) -> int:
-        """How long this thread was ready but had no core, in microseconds since the last call. Waits do not count."""
+        """Microseconds, since the last call, for which this thread was ready but had no core. Waits do not count."""
         then, self._queued_us = self._queued_us, _scheduled_us()[1]
         return self._queued_us - then
 
@@ -178,10 +173,7 @@ class Recorder:
         self.add("machine", int(now * 1e6), *machine_totals(), _memory_kb())
 
     def _fold(self) -> None:
-        """Add the new spans to the histograms.
-
-        Record the spans of traced versions, and count the spans for which the trace has no room.
-        """
+        """Add the new spans to the histograms, and those of traced versions to the trace while it has room."""
         new = self.spans.fold()
         if self._failed or not new:
             return
@@ -225,7 +217,7 @@ class Recorder:
 
 
 def segments(directory: Path, process: ProcessId | None = None) -> list[Path]:
-    """The files of all processes, or of one process. The files of a process are sorted oldest first."""
+    """The files of all processes, or of one process, each process's oldest first."""
     name = "*" if process is None else str(process)
     found = ((path, SEGMENT.fullmatch(path.name)) for path in directory.glob(f"{name}.*.*.blocks"))
     numbered = [(each[1], int(each[2]), int(each[3]), path) for path, each in found if each is not None]
@@ -233,19 +225,19 @@ def segments(directory: Path, process: ProcessId | None = None) -> list[Path]:
 
 
 def prune(directory: Path, process: ProcessId) -> None:
-    """Remove files of ``process``. The ``SEGMENTS_KEPT`` newest files and the files of a trace are kept."""
+    """Remove files of ``process``, except the ``SEGMENTS_KEPT`` newest ones and those of a trace."""
     ordinary = [path for path in segments(directory, process) if not path.name.endswith(".trace.blocks")]
     for old in ordinary[:-SEGMENTS_KEPT]:
         old.unlink(missing_ok=True)
 
 
 def now_us() -> int:
-    """The current time as in the tables: the value of ``time.monotonic_ns`` in microseconds."""
+    """The current time as in the tables: ``time.monotonic_ns`` in microseconds."""
     return time.monotonic_ns() // 1000
 
 
 def clock_id() -> str:
-    """The id of this process's monotonic clock: the boot id of the machine, and the time namespace of the process."""
+    """The id of the monotonic clock: the boot id of the machine, and the time namespace of the process."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     namespace = ""
     with contextlib.suppress(OSError):  # a kernel without time namespaces
@@ -254,10 +246,10 @@ def clock_id() -> str:
 
 
 def machine_totals() -> tuple[int, int, int, int, int]:
-    """Totals in microseconds. Values that the kernel does not report are 0.
+    """Totals in microseconds, or 0 where the kernel reports none.
 
-    The first two totals are the CPU time of this thread and its time in the run queue. The third is the CPU time of the
-    process. The last two are the stolen time of the machine and the throttled time of the control group.
+    CPU time of this thread, its time in the run queue, CPU time of the process, stolen time of the machine, throttled
+    time of the control group.
     """
     return *_scheduled_us(), time.process_time_ns() // 1000, _stolen_us(), throttled_us(_groups())
 
@@ -265,8 +257,8 @@ def machine_totals() -> tuple[int, int, int, int, int]:
 def _scheduled_us() -> tuple[int, int]:
     """CPU time of this thread, and its time in the run queue.
 
-    A worker calls this function three times for each contribution. The file stays open, because opening the file takes
-    ten times as long as reading it.
+    A worker calls this three times for each contribution. The file stays open, because opening takes ten times as long
+    as reading.
     """
     with contextlib.suppress(OSError, ValueError):
         if not hasattr(_this_thread, "schedstat"):
@@ -298,7 +290,6 @@ def _groups() -> list[Path]:
 
 
 def _memory_kb() -> int:
-    """The resident memory of this process."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") // 1024
@@ -315,7 +306,7 @@ def _json(histograms: Mapping[str, Histogram]) -> dict[str, Any]:
 
 
 def _drain(rows: deque[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Remove and return all rows. Another thread may append rows during the call."""
+    """Remove and return all rows. Another thread can append rows meanwhile."""
     taken = []
     with contextlib.suppress(IndexError):
         while True:

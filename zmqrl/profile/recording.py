@@ -19,7 +19,7 @@ from zmqrl.profile.tables import COLUMNS, FORMAT, Table, unpack
 from zmqrl.words import numbered
 
 ABOUT = {"format", "process", "incarnation", "run", "host", "clock", "cores", "spans"}
-MOST_CYCLES = 300_000  # contributions of all workers: a profile needs 1.1 KB of memory and 0.1 ms for each
+MOST_CYCLES = 300_000  # contributions of all workers: each costs a profile 1.1 KB of memory and 0.1 ms
 ALL = range(sys.maxsize)
 Columns: TypeAlias = Mapping[str, "NDArray[np.int64]"]
 """One table by column."""
@@ -35,11 +35,11 @@ def named(hosts: Mapping[ProcessId, str]) -> str:
 class ProcessRecording:
     """The recording of one process.
 
-    ``clock`` identifies the monotonic clock of the process. ``cores`` is the number of cores that the process may use,
-    and ``machine_cores`` is the number of cores of its machine. Older recordings lack ``machine_memory_kb``. ``parts``
-    has the histograms of each block, with the time at which the block ends. ``earlier`` has the histograms of all
-    blocks before ``parts[covered:]``, including blocks of removed files. ``untraced`` counts the spans that belong to
-    traced versions but had no room in the trace.
+    ``clock`` identifies the monotonic clock of the process. ``cores`` counts the cores that the process can use, and
+    ``machine_cores`` those of its machine. Older recordings lack ``machine_memory_kb``. A process writes its recording
+    in blocks. ``parts`` has the end time and the histograms of each block. ``earlier`` has the sum of the histograms of
+    all blocks before ``parts[covered:]``, even if their files were removed. ``untraced`` counts the spans of traced
+    versions that had no room in the trace.
     """
 
     process: ProcessId
@@ -67,7 +67,7 @@ class ProcessRecording:
         return found
 
     def table(self, name: str) -> Columns:
-        """The columns of a table, by name. Rows are in the order of recording."""
+        """The columns of a table, by name, with rows in the order of recording."""
         columns = COLUMNS[name]
         parts = self.tables.get(name, [])
         rows = np.concatenate(parts) if parts else np.empty((0, len(columns)), np.int64)
@@ -76,8 +76,8 @@ class ProcessRecording:
     def after(self, version: int) -> "ProcessRecording":
         """This recording without the rows of versions up to ``version``. All pings are kept.
 
-        The totals of the machine begin at the time when this process had finished ``version``. The histograms begin
-        with the block that was open at that time, which began at most 5 s earlier.
+        The totals of the machine begin when the process had finished ``version``. The histograms begin with the block
+        of that time, at most 5 s earlier.
         """
         tables = {}
         for name, parts in self.tables.items():
@@ -91,10 +91,7 @@ class ProcessRecording:
         return replace(self, tables=tables, earlier={}, parts=since, covered=0)
 
     def _finished_us(self, version: int) -> int | None:
-        """The time at which this process finished its work for the versions up to ``version``.
-
-        Returns None if the process recorded none of these versions.
-        """
+        """When this process finished its work for the versions up to ``version``. None if it recorded none of them."""
         name, at = ("cycles", "pushed_at_us") if self.process.role == "worker" else ("versions", "published_at_us")
         table = self.table(name)
         ends = table[at][table["version"] <= version]
@@ -104,7 +101,7 @@ class ProcessRecording:
 def _add_block(
     found: dict[tuple[str, int], ProcessRecording], about: Mapping[str, Any], block: Mapping[str, Any], versions: range
 ) -> None:
-    """Add a block to the recording of the process that wrote the block. ``about`` describes the process."""
+    """Add a block to the recording of its process, which ``about`` describes."""
     process, earlier, new = ProcessId.parse(about["process"]), {**block.get("earlier", {})}, {**block.get("new", {})}
     recording = found.setdefault(
         (str(process), int(about["incarnation"])),
@@ -130,7 +127,7 @@ def _add_block(
 
 
 def _of_versions(name: str, table: Table, versions: range) -> Table:
-    """The rows of a table that belong to ``versions``. If the table has no version column, returns all rows."""
+    """The rows of a table that belong to ``versions``: all rows if the table has no version column."""
     columns = COLUMNS[name]
     if "version" not in columns or versions == ALL:
         return table
@@ -149,7 +146,7 @@ def _since(machine: Table, at_us: int) -> Table:
 class Recording:
     """The recordings of all processes of a run. A restarted process has several recordings.
 
-    ``left_out`` is the newest version that was left out to save memory, or -1 if no version was left out.
+    ``left_out`` is the newest version that was left out to save memory, or -1.
     """
 
     processes: tuple[ProcessRecording, ...]
@@ -157,10 +154,7 @@ class Recording:
 
     @classmethod
     def newest(cls, directory: Path) -> Self:
-        """Read the newest versions of ``DIR/profile``, with at most ``MOST_CYCLES`` contributions.
-
-        The histograms still cover all versions.
-        """
+        """Read the newest versions, with at most ``MOST_CYCLES`` contributions, and the histograms of all versions."""
         workers = {path.name.partition(".")[0] for path in segments(directory) if path.name.startswith("worker-")}
         left_out = newest_version(directory) - MOST_CYCLES // max(len(workers), 1)
         if left_out < 0:
@@ -168,21 +162,21 @@ class Recording:
         processes = []
         for each in cls.read(
             directory, ALL[left_out:]
-        ).processes:  # one more version, which ends where the other versions begin
+        ).processes:  # also version `left_out`: the times of the later versions begin at its end
             rest = each.after(left_out)
             processes.append(replace(rest, earlier=each.earlier, parts=each.parts, covered=each.covered))
         return cls(tuple(processes), left_out)
 
     @classmethod
     def read(cls, directory: Path, versions: range = ALL) -> Self:
-        """Read ``versions`` of ``DIR/profile``. A file that is cut off or damaged is read up to the damage."""
+        """Read ``versions``. A file that is cut off or damaged is read up to the damage."""
         return cls._of(((path, None) for path in segments(directory)), versions)
 
     @classmethod
     def tail(cls, directory: Path, blocks: int) -> Self:
-        """Read only the newest blocks of each process, approximately ``blocks`` per process.
+        """Read only the newest blocks of each process, approximately ``blocks``, so that long runs cost no more.
 
-        The cost does not depend on the length of the run. Only regular files are read, and symbolic links are left out.
+        Only regular files are read, and no symbolic links.
         """
         by_process: dict[str, list[Path]] = {}
         found = [] if directory.is_symlink() else segments(directory)
@@ -192,7 +186,7 @@ class Recording:
 
     @classmethod
     def _of(cls, files: Iterable[tuple[Path, int | None]], versions: range = ALL) -> Self:
-        """Read each file completely, or only the given number of its newest blocks."""
+        """Read each file, or only the given number of its newest blocks."""
         found: dict[tuple[str, int], ProcessRecording] = {}
         for path, newest in files:
             about = None
@@ -202,16 +196,16 @@ class Recording:
                     if about is None or not about.keys() >= ABOUT or about["format"] != FORMAT:
                         break
                     _add_block(found, about, block, versions)
-                except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # of another program
+                except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # a damaged block
                     break
         return cls(tuple(found[key] for key in sorted(found)))
 
     def after(self, version: int) -> "Recording":
-        """The recording restricted to versions above ``version``."""
+        """The part of the recording for versions above ``version``."""
         return Recording(tuple(each.after(version) for each in self.processes))
 
     def last(self, seconds: float) -> "Recording":
-        """The recording restricted to the last ``seconds`` before the newest version that all shards recorded."""
+        """The part of the recording for the last ``seconds`` before the newest version that all shards recorded."""
         newest: dict[int, tuple[int, Columns]] = {}
         for shard in self.of_role("shard"):
             table = shard.table("versions")
@@ -226,15 +220,12 @@ class Recording:
         return self.after(int(early.max(initial=-1)))
 
     def of_role(self, role: str) -> Iterable[ProcessRecording]:
-        """The recordings of the processes of a role, sorted by number and incarnation."""
+        """The recordings of a role, sorted by number and incarnation."""
         return (each for each in self.processes if each.process.role == role)
 
 
 def newest_version(directory: Path) -> int:
-    """The newest version that a shard recorded in ``DIR/profile``, or -1 if no shard recorded a version.
-
-    Reads only the newest files.
-    """
+    """The newest version that a shard recorded, or -1. Reads only the newest files."""
     newest = -1
     shards = {path.name.partition(".")[0] for path in segments(directory) if path.name.startswith("shard-")}
     for shard in shards:

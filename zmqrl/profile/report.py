@@ -43,9 +43,9 @@ class Profile:
 
     @classmethod
     def of(cls, recording: Recording, *, asynchronous: bool = False) -> "Profile":
-        """Find the critical path of every version in a recording, and add up the contributions of each rank.
+        """Find the critical path of every version, and add up the contributions of each rank.
 
-        An ``asynchronous`` run has no critical path, so the profile of this run has no steps.
+        An ``asynchronous`` run has no critical path, so its profile has no steps.
         """
         clocks = Clocks.of(recording)
         timeline = Timeline.of(recording, clocks)
@@ -54,7 +54,6 @@ class Profile:
         return cls(recording, clocks, timeline, steps, found, machine_use(recording), asynchronous)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
         seconds = [step.seconds for step in self.steps]
         found = self.accounts
         return {
@@ -85,7 +84,7 @@ class Profile:
         }
 
     def first_version(self) -> int:
-        """The lowest version for which a shard recorded the update, or 0 if no update is recorded."""
+        """The lowest version whose update a shard recorded, or 0."""
         made = (
             version
             for (_, version), shards in self.timeline.publications.items()
@@ -114,7 +113,7 @@ class Profile:
         return {str(rank): updates for rank, updates in sorted(without_path(self.timeline).items())}
 
     def _budget(self) -> dict[str, dict[str, float]]:
-        """Mean milliseconds by role and span. The mean is per contribution for workers, and per version for shards."""
+        """Mean milliseconds by role and span: per contribution for workers, and per version for shards."""
         workers: defaultdict[str, float] = defaultdict(float)
         for cycle in self.timeline.cycles.values():
             for name, seconds in cycle.spans.items():
@@ -139,10 +138,7 @@ class Profile:
         return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
     def _blame(self) -> list[dict[str, Any]]:
-        """Seconds beyond the usual time for each cause and process, summed over all updates.
-
-        The largest values come first.
-        """
+        """Seconds beyond the usual time by cause and process, over all updates, largest first."""
         lost: defaultdict[tuple[str, ProcessId], float] = defaultdict(float)
         for step in self.steps:
             for part in step.parts:
@@ -162,7 +158,7 @@ class Profile:
         ]
 
     def _spans(self) -> Iterable[tuple[str, str, Histogram]]:
-        """Process, span, and durations in nanoseconds. The rows are sorted by role, host and process."""
+        """Process or group, span, and durations in nanoseconds: per role, then per host, then per process."""
         for role, names in (("worker", WORKER_SPANS), ("shard", SHARD_SPANS)):
             processes = list(self.recording.of_role(role))
             histograms = [each.histograms() for each in processes]
@@ -188,7 +184,7 @@ def span_statistics(who: str, span: str, durations: Histogram) -> dict[str, Any]
 
 
 def print_report(found: dict[str, Any], console: Console, *, processes: bool = False) -> None:
-    """Print the data of ``Profile.to_json`` as text. ``processes`` adds the spans and machine use of every process."""
+    """Print the data of ``Profile.to_json``. ``processes`` adds the spans and machine use of every process."""
     if found["mode"] == "async":
         console.print(f"{NO_PATH}\n\neach shard made up to {counted(found['updates'], 'version')}\n", soft_wrap=True)
     elif not found["updates"] and not found["without_path"]:
@@ -246,7 +242,7 @@ def _print_bars(title: str, values: dict[str, float], console: Console) -> None:
 
 
 def who(row: Mapping[str, Any]) -> str:
-    """Describe the process in a row of the blame."""
+    """The process in a row of the blame, in words."""
     return f"rank {row['rank']}" if row["rank"] is not None else f"shard {row['shard']}"
 
 
@@ -283,7 +279,7 @@ def _print_ranks(found: dict[str, Any], console: Console) -> None:
 
 
 def _last_backup(found: dict[str, Any]) -> str:
-    """Describe how long the last backup works, and how much time it saves with its own cores and in the replay."""
+    """What the last backup costs, and what it saves with cores of its own and in the replay, in words."""
     gain_ms, cost_s = 1e3 * found["backup_gain_s"], sum(each["worked_s"] for each in found["ranks"].values())
     cost_ms = 1e3 * cost_s / len(found["ranks"]) / max(found["updates"], 1)
     text = f"the last backup works {cost_ms:.2f} ms per update. With cores of its own, it saves {gain_ms:.2f} ms"

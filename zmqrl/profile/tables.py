@@ -1,7 +1,7 @@
 """The tables that processes record, and their encoding in the files of ``DIR/profile``.
 
-A file is a series of blocks. A block begins with the length and the CRC-32 of the body (two little-endian uint32). The
-body follows: a MessagePack map, compressed with zlib. Readers of a file stop at a block that is cut off or damaged.
+A file is a series of blocks. A block is the length and the CRC-32 of its body (two little-endian uint32), and the body:
+a MessagePack map, compressed with zlib. Readers stop at a block that is cut off or damaged.
 """
 
 import struct
@@ -21,11 +21,11 @@ Table: TypeAlias = "NDArray[np.int64]"
 FORMAT = 1
 PREFIX = struct.Struct("<II")
 
-# Columns that end in _at_us are times on the process's monotonic clock. All columns that end in _us, and all spans, are
-# in microseconds.
+# Columns in _at_us are times on the process's monotonic clock. All columns in _us, and all spans, are in microseconds.
 COLUMNS: dict[str, tuple[str, ...]] = {
-    # A worker has a row for each contribution. The row covers the time from the end of the previous push to the end of
-    # its own push. queued_us is how long the worker's thread was ready but had no core, outside the span wait.
+    # A row of a worker for each contribution, from the end of the previous push to the end of its own push. The
+    # worker's
+    # thread was ready but had no core for queued_us, outside the span wait.
     "cycles": (
         "generation",
         "version",
@@ -39,10 +39,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "major_faults",
         "queued_us",
     ),
-    # A shard has a row for each contribution that arrived. The shard waited for messages until polled_at_us. After
-    # that, the shard was busy or did not run.
+    # A row of a shard for each contribution that arrived. The shard waited for messages until polled_at_us. Then it was
+    # busy or did not run.
     "arrivals": ("generation", "version", "rank", "outcome", "polled_at_us", "arrived_at_us"),
-    # A shard has a row for each publication. The closing rank is -1 if the shard did not make the version.
+    # A row of a shard for each publication. The closing rank is -1 if the shard did not make the version.
     "versions": (
         "generation",
         "version",
@@ -53,17 +53,15 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *SHARD_SPANS,
         "cpu_us",
     ),
-    # A worker has a row for each PONG. Sent and returned are on the worker's clock, received and answered on the
-    # shard's clock.
+    # A row of a worker for each PONG. Sent and returned are on the worker's clock, the others on the shard's clock.
     "pings": ("shard", "sent_at_us", "received_at_us", "answered_at_us", "returned_at_us"),
-    # A process adds a row at intervals: totals of the recording thread, the process, the machine and the control group,
-    # and the resident memory of the process.
+    # A row at intervals: ``recorder.machine_totals``, and the resident memory of the process.
     "machine": ("at_us", "cpu_us", "queued_us", "process_cpu_us", "stolen_us", "throttled_us", "memory_kb"),
     # Single spans in nanoseconds: every span with --profile, otherwise only the newest spans at intervals.
     "spans": ("name", "start_ns", "duration_ns", "version"),
 }
 
-# Columns that older recordings lack. When such a recording is read, their values are -1.
+# Columns that older recordings lack. Their values are then read as -1.
 ADDED: dict[str, tuple[str, ...]] = {"cycles": ("queued_us",), "machine": ("memory_kb",)}
 
 
@@ -75,10 +73,9 @@ def pack(block: Mapping[str, Any], tables: Mapping[str, Sequence[Sequence[int]]]
 
 
 def unpack(data: bytes, newest: int | None = None) -> Iterator[dict[str, Any]]:
-    """The blocks of a file, up to the first block that is cut off, damaged or not of this format.
+    """The blocks of a file, up to the first one that is cut off, damaged or not of this format.
 
-    If ``newest`` is given, returns only the first block, which describes the process, and that number of the newest
-    blocks.
+    With ``newest``: only the first block, which describes the process, and that number of the newest ones.
     """
     bodies = list(_bodies(data))
     if newest is not None:
@@ -114,7 +111,7 @@ def _with_added(name: str, table: Table) -> Table:
 
 
 def _pack_table(rows: Sequence[Sequence[int]]) -> list[Any]:
-    """Encode the differences between rows as byte planes. Neighbouring bytes are then similar and compress well."""
+    """Encode the differences between rows as byte planes, whose neighbouring bytes are similar and compress well."""
     table = np.asarray(rows, np.int64)
     differences = np.diff(table, axis=0, prepend=table[:1] * 0)
     planes = np.ascontiguousarray(differences.T.astype("<i8")).view(np.uint8)

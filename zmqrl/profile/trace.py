@@ -1,4 +1,4 @@
-"""The recording of a run as a trace for https://ui.perfetto.dev: all hosts on one clock, one track per process."""
+"""Recordings as traces for https://ui.perfetto.dev: all hosts on one clock, one track per process."""
 
 import json
 import os
@@ -19,17 +19,14 @@ VERSIONS_SHOWN = 2000
 Event: TypeAlias = dict[str, Any]
 """One event of the Trace Event Format (docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU)."""
 Starts: TypeAlias = dict[tuple[int, int, int], tuple[int, float, float]]
-"""The track, the begin and the end of the Perfetto slice from which an arrow starts, by message."""
+"""Track, begin and end of the trace slice from which an arrow starts, by message."""
 
 
 def write_trace(recording: Recording, path: Path, shown: range, *, arrows: bool = True) -> list[str]:
-    """Write the recording of the versions ``shown`` to ``path``.
+    """Write the recording of the versions ``shown``, with its single spans, to ``path``: completely or not at all.
 
-    The trace includes the single spans that the processes recorded.
-
-    In an asynchronous run, versions do not show which messages belong together, so call this function without
-    ``arrows``. The function writes a complete file or no file. Returns a sentence for each role with missing processes
-    or spans.
+    Do not draw ``arrows`` for an asynchronous run, whose versions do not show which messages belong together. Returns a
+    sentence for each role with missing processes or spans.
     """
     clocks = Clocks.of(recording)
     events = list(_events(recording, clocks, shown))
@@ -51,7 +48,7 @@ def write_trace(recording: Recording, path: Path, shown: range, *, arrows: bool 
 
 
 def cut_short(recording: Recording) -> list[str]:
-    """A sentence for each role with processes that recorded more spans than a trace can hold."""
+    """A sentence for each role with processes that had more spans than a trace can hold."""
     return [
         f"the trace holds the first {counted(TRACE_SPANS, 'span')} of each process: "
         f"it lacks {counted(sum(each.untraced for each in cut), 'span')} of {_names(cut)}"
@@ -60,7 +57,7 @@ def cut_short(recording: Recording) -> list[str]:
 
 
 def left_out(recording: Recording, clocks: Clocks) -> list[str]:
-    """A sentence for each role with processes whose clocks could not be compared with the other clocks."""
+    """A sentence for each role with processes whose clocks cannot be compared with the others."""
     return [
         f"the timeline leaves out {_names(unknown)}: without a PING, clocks cannot be compared"
         for unknown in _by_role(each for each in recording.processes if not clocks.knows(each))
@@ -110,7 +107,7 @@ def _arrow(name: str, key: str, start: tuple[int, float, float], end: tuple[int,
     """An arrow from the end of the trace slice ``start`` to the track and time ``end``.
 
     A message can arrive before the sender has recorded the end of sending. The arrow then starts earlier in the slice.
-    If a clock error makes the message seem to arrive before the slice begins, there is no arrow.
+    There is no arrow if a clock error lets the message arrive before the slice begins.
     """
     track, begin_us, end_us = start
     start_us = max(begin_us, min(end_us - 0.001, end[1]))

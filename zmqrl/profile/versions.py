@@ -25,8 +25,7 @@ def version_range(text: str) -> range:
 def held_up(steps: Sequence[Step], hosts: Mapping[ProcessId, str], shown: range) -> list[dict[str, Any]]:
     """The K-th rank, the last shard and the worst part of the path, for each version in ``shown`` with a known path.
 
-    The worst part is the part with the most time beyond the usual time. The worst part took ``part_ms`` milliseconds,
-    which is ``excess_ms`` more than usual.
+    The worst part has the most time beyond the usual time: ``part_ms`` in total, ``excess_ms`` more than usual.
     """
     rows = []
     for step in steps:
@@ -50,7 +49,6 @@ def held_up(steps: Sequence[Step], hosts: Mapping[ProcessId, str], shown: range)
 
 
 def print_versions(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """Print the rows of ``held_up`` as a table."""
     columns = ("version", "update ms", "K-th rank", "last shard", "waited most for", "of", "host", "ms", "beyond usual")
     table = plain_table("what each version waited for", *columns)
     for row in rows:

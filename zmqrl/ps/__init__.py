@@ -1,8 +1,7 @@
 """The parameter server: shards that own slices of a parameter vector, and the workers that push gradients to them.
 
-This package exports the names that a program needs to use only the parameter server of zmqrl. An example is
-docs/examples/plain_torch.py. A module is imported when one of its names is first used, so that a shard process does not
-import torch.
+A program can use this package without the rest of zmqrl, as docs/examples/plain_torch.py does. A module is imported
+when one of its names is first used, so that a shard process does not import torch.
 """
 
 from importlib import import_module

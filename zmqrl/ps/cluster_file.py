@@ -15,7 +15,7 @@ from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Everything that a worker needs to join a run."""
+    """The contents of ``cluster.json``, and the keys of one worker."""
 
     run: str
     layout: Layout
@@ -26,7 +26,7 @@ class Cluster:
     key_files: Mapping[int, str] | None = None
     """With CURVE: the key file of each open rank, in the directory of ``cluster.json``."""
     keys: ClientKeys | None = None
-    """With CURVE: the keys of the worker that connects."""
+    """With CURVE: the keys of the worker that connects. They are never in ``cluster.json``."""
 
     @classmethod
     def read(cls, path: Path) -> "Cluster":
@@ -42,9 +42,7 @@ class Cluster:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], keys: ClientKeys | None = None) -> "Cluster":
-        """Build a cluster from the parsed file, and ignore unknown fields.
-
-        The file names key files, but does not contain ``keys``.
+        """Build a cluster from the parsed file, whose unknown fields are ignored.
 
         Raises UsageError when the run uses another version of the protocol.
         """
@@ -66,7 +64,7 @@ class Cluster:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for ``from_json``, but without the keys and the open ranks."""
+        """Plain data for ``from_json``, without keys and open ranks."""
         return {
             "protocol": m.PROTOCOL,
             "run": self.run,

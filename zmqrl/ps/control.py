@@ -20,7 +20,7 @@ ASK_AGAIN_S = 0.5
 
 
 class NoAnswer(ClusterError):
-    """The shards in ``shards`` did not answer a question, although the supervisor repeated the question."""
+    """``shards`` did not answer a repeated question in time."""
 
     def __init__(self, sentence: str, shards: Collection[int]) -> None:
         super().__init__(sentence)
@@ -30,7 +30,7 @@ class NoAnswer(ClusterError):
 class ShardControl:
     """Sends the supervisor's messages to all shards of a run, and receives the answers.
 
-    ``other`` handles each message that is not an answer to the current request. ``other`` must not call ``ask``.
+    ``other`` gets each message that does not answer the current question. ``other`` must not call ``ask``.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ShardControl:
             self.sockets.append(socket)
 
     def hello(self) -> m.Hello:
-        """The HELLO of this supervisor, with the secret that proves the supervisor's identity."""
+        """The supervisor's HELLO. Its secret proves the identity of the sender."""
         return m.Hello(
             run=self.run,
             layout=self.layout,
@@ -71,10 +71,7 @@ class ShardControl:
     def greet(
         self, shards: Iterable[int], *, within_s: float, meanwhile: Callable[[], None] = lambda: None
     ) -> dict[int, m.Welcome]:
-        """Send HELLO to ``shards`` and wait for each WELCOME.
-
-        Raises ClusterError under the same conditions as ``ask``.
-        """
+        """Send HELLO to ``shards`` and wait for each WELCOME. Raises NoAnswer, as ``ask`` does."""
         what = "connecting to the shards"
         return self.ask(
             shards, lambda _: self.hello(), only(m.Welcome), within_s=within_s, what=what, meanwhile=meanwhile
@@ -106,11 +103,11 @@ class ShardControl:
         what: str,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> dict[int, T]:
-        """Send each shard its ``question`` and wait for all answers. All other messages are passed to ``other``.
+        """Send each shard its ``question`` and wait for all answers. Other messages go to ``other``.
 
-        ``answer`` returns None for a message that is not the answer. The question is repeated, because the question or
-        the answer may be lost. ``meanwhile`` is called repeatedly during the wait. If answers are missing after
-        ``within_s``, raises a NoAnswer that names the silent shards.
+        ``answer`` returns None for a message that is not the answer. A message may be lost, so ``ask`` repeats the
+        question. ``meanwhile`` is called repeatedly during the wait. Raises NoAnswer, which names the silent shards,
+        after ``within_s``.
         """
         waiting = set(shards)
         answers: dict[int, T] = {}
@@ -129,7 +126,7 @@ class ShardControl:
                 for shard in waiting:
                     asked = question(shard)
                     if again and not isinstance(asked, m.Hello):
-                        # After a reconnect, a shard does not know who we are until we send HELLO.
+                        # After a reconnect, a shard does not know us until we send HELLO.
                         self.send(shard, self.hello())
                     self.send(shard, asked)
                 again = True
@@ -147,7 +144,7 @@ class ShardControl:
     def stats(
         self, shards: Iterable[int], *, within_s: float, what: str, meanwhile: Callable[[], None] = lambda: None
     ) -> dict[int, m.Stats]:
-        """Ask ``shards`` for their STATS. Raises ClusterError under the same conditions as ``ask``."""
+        """Ask ``shards`` for their STATS. Raises NoAnswer, as ``ask`` does."""
         question = m.StatsRequest(run=self.run)
         return self.ask(shards, lambda _: question, only(m.Stats), within_s=within_s, what=what, meanwhile=meanwhile)
 
@@ -202,7 +199,6 @@ class ShardControl:
         return bytes(state)
 
     def close(self) -> None:
-        """Close every connection."""
         self.context.destroy(linger=0)
 
     def _exchange(
@@ -214,10 +210,9 @@ class ShardControl:
         *,
         within_s: float = 10.0,
     ) -> tuple[m.Message, bytes | None]:
-        """Send one message to one shard and wait for the answer.
+        """Send ``message`` once and wait for the answer. Raises ClusterError when no answer arrives in time.
 
-        The message is not repeated. HELLO is sent first, because after a reconnect the shard does not know who the
-        sender is. Raises ClusterError when the answer does not arrive in time.
+        HELLO goes first, because the shard does not know the sender after a reconnect.
         """
         socket = self.sockets[shard]
         deadline = time.monotonic() + within_s
@@ -252,7 +247,7 @@ class ShardControl:
 
 
 def only(kind: type[T]) -> Callable[[object], T | None]:
-    """Make an ``answer`` function for ``ask``. The function accepts only messages of class ``kind``."""
+    """Make an ``answer`` function for ``ask`` that accepts only messages of class ``kind``."""
     return lambda message: message if isinstance(message, kind) else None
 
 

@@ -1,4 +1,4 @@
-"""Presents the parameters and gradients of a torch module as two flat vectors, for the parameter server."""
+"""Presents the parameters and the gradients of a torch module as two flat vectors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ class FlatParameters:
             return torch.cat([p.detach().reshape(-1).cpu() for _, p in self.named]).numpy()
 
     def load(self, vector: FloatVector) -> None:
-        """Set the parameters to ``vector``: float32 (count,). On the CPU the parameters become views of ``vector``."""
+        """Set the parameters to ``vector``: float32 (count,)."""
         if self.device.type != "cpu":
             if self._on_device is None:
                 self._on_device = torch.empty(vector.size, device=self.device)
@@ -48,10 +48,7 @@ class FlatParameters:
 
     @contextmanager
     def gradient_in(self, buffer: FloatVector) -> Iterator[None]:
-        """Collect the gradients of the ``with`` block in ``buffer``: float32 (count,).
-
-        The buffer is first set to zero.
-        """
+        """Clear ``buffer``, float32 (count,), and collect the gradients of the ``with`` block in it."""
         if self.device.type == "cpu":
             gradient = torch.from_numpy(buffer)
         else:

@@ -1,4 +1,4 @@
-"""The layout of the parameter vector, with the cuts that divide the vector into one slice per shard."""
+"""The layout of the parameter vector: its tensors, and the cuts between the slices of the shards."""
 
 import hashlib
 import json
@@ -68,8 +68,7 @@ class Layout:
     def slices(self) -> tuple[Slice, ...]:
         """The slices, which are contiguous and 64-byte aligned. Their lengths differ by at most 64 bytes.
 
-        If the number of blocks is not a multiple of the number of shards, each of the last few shards gets one more
-        block. The last block of the vector may be short.
+        If the shards cannot get equal numbers of blocks, the last ones get one block more.
         """
         small, extra = divmod(self.blocks, self.shards)
         slices = []
@@ -90,10 +89,9 @@ class Layout:
             start = stop
 
     def averaged(self, shard: int) -> tuple[slice, ...]:
-        """The parts of a shard's slice that belong to tensors named ``running_statistics.*``.
+        """The parts of a shard's slice that hold running statistics, as positions in the slice.
 
-        Positions count from the start of the slice. The parts contain no weights. An update subtracts from each element
-        the mean of the element's gradients.
+        An update subtracts from each element the mean of its gradients.
         """
         cut, parts = self.slices[shard], list[slice]()
         for name, _, piece in self.pieces():
@@ -125,10 +123,7 @@ class Layout:
 
     @classmethod
     def from_json(cls, data: dict[str, object]) -> "Layout":
-        """Inverse of :meth:`to_json`.
-
-        Raises UsageError when the data is unreadable or does not match its own hash.
-        """
+        """Inverse of :meth:`to_json`. Raises UsageError when the data is unreadable or does not match its own hash."""
         try:
             tensors, shards = data["tensors"], data["shards"]
             if not isinstance(tensors, list) or not isinstance(shards, int):

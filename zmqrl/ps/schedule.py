@@ -1,4 +1,4 @@
-"""The progress of a run, which schedules follow: an integer in millionths of the run, from 0 to ``WHOLE``."""
+"""The progress of a run, which schedules follow: an integer in millionths, from 0 to ``WHOLE``."""
 
 WHOLE = 1_000_000
 
@@ -6,9 +6,8 @@ WHOLE = 1_000_000
 def elapsed_at(version: int, *, horizon: float | None, told: int) -> int:
     """The progress that a shard publishes with ``version``.
 
-    The result is the progress that the supervisor has measured (``told``) or the progress in versions, whichever is
-    greater. ``horizon`` is the version at which the progress is ``WHOLE``, or None if no such version is known in
-    advance.
+    This is the progress that the supervisor has measured (``told``) or the progress in versions, whichever is greater.
+    ``horizon`` is the version at which the progress is ``WHOLE``, or None if unknown.
     """
     by_version = 0 if horizon is None else round(WHOLE * min(1.0, version / horizon))
     return min(WHOLE, max(told, by_version))

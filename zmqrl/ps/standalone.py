@@ -1,4 +1,4 @@
-"""A parameter server for programs without a supervisor. A ``with`` block starts the shard processes on this host."""
+"""A parameter server for programs without a supervisor: a ``with`` block runs the shard processes on this host."""
 
 import secrets
 import subprocess
@@ -32,7 +32,7 @@ SERVER = ["-m", "zmqrl.ps.shard.server"]
 
 @dataclass(slots=True)
 class StandaloneShards:
-    """Running shards. ``control`` sends the messages of a supervisor to these shards.
+    """Running shards. ``control`` sends them the messages of a supervisor.
 
     A worker connects with ``cluster_for(rank)``. Without ``keys``, all workers can use ``cluster``.
     """
@@ -81,12 +81,12 @@ def standalone_shards(
 ) -> Iterator[StandaloneShards]:
     """Run one process for each shard of ``layout``, with ``vector`` (float32 (count,)) as version 0.
 
-    An update needs contributions from ``quorum`` of the ``workers``. The default is all workers, or 1 in asynchronous
-    mode. State and history are written to ``directory``. Without a directory, state and history are deleted when the
-    block ends. With ``transport`` tcp, the shards listen at ``address``: an address of this host, not a wildcard.
-    ``curve`` encrypts the connections and authenticates each worker by the worker's key. With ``recorder``, each shard
-    records its time. Schedules that follow the progress of the run end at version ``horizon``. Raises UsageError when
-    such a schedule has no end, and ClusterError when a shard does not start.
+    An update needs contributions from ``quorum`` of the ``workers``: by default from all, or from 1 in asynchronous
+    mode. The shards keep state and history in ``directory``, or in a directory that is deleted when the block ends.
+    With ``transport`` tcp, they listen at ``address``: an address of this host, not a wildcard. ``curve`` encrypts the
+    connections and authenticates each worker by its key. With ``recorder``, each shard records its time. Schedules that
+    follow the progress of the run end at version ``horizon``. Raises UsageError when such a schedule has no end, and
+    ClusterError when a shard does not start.
     """
     require(
         horizon is not None or not optimizer.follows_progress,

@@ -7,7 +7,7 @@ MOST_CHARACTERS = 400  # of the text of one event
 
 
 class BrokenInvariant(AssertionError):
-    """A state machine is in a state that it must never reach. The message lists the events that led to this state."""
+    """A state machine is in a state that it must never reach. The message lists the events that led there."""
 
 
 class Story:
@@ -17,14 +17,11 @@ class Story:
         self._events: deque[tuple[float, type, object]] = deque(maxlen=EVENTS)
 
     def add(self, now: float, kind: type, gist: object) -> None:
-        """Record the kind of an event and its gist. The gist identifies the event and has no payload."""
+        """Record the kind of an event, and its gist: what identifies the event, without a payload."""
         self._events.append((now, kind, gist))
 
     def broken(self, where: str, error: AssertionError, **ids: int | None) -> BrokenInvariant:
-        """Make the error to raise for ``error``.
-
-        The message lists the events that match one of ``ids`` and the events that carry no id.
-        """
+        """The error to raise for ``error``. It lists the events that match one of ``ids`` or carry no id."""
         what = f"{where}: {str(error) or 'an assertion failed'}. The last events:"
         events = [_line(*event) for event in self._events if _concerns(event[2], ids)]
         return BrokenInvariant("\n    ".join([what, *events]))

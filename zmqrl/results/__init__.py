@@ -1,1 +1,1 @@
-"""Shows the results of runs that have ended, repeats these runs, and judges whether a repetition agrees."""
+"""Shows the results of runs, repeats these runs, and judges whether a repetition agrees."""

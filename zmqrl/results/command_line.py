@@ -16,7 +16,7 @@ WITHOUT_OPTION: Final = frozenset({"recipe", "schedule.default_minutes", "scenar
 def train_command(config: Config) -> list[str]:
     """The command that trains with the settings of ``config``: ``zmqrl train RECIPE ...``.
 
-    The command does not set where the run is stored and shown, and does not repeat the failures of a scenario file.
+    It does not set where the run is stored and shown, and does not repeat the failures of a scenario file.
     """
     recipe = RECIPES[config.recipe]()
     before, left_out = dict(flat(recipe.to_json())), PLACE | WITHOUT_OPTION
@@ -30,7 +30,7 @@ def train_command(config: Config) -> list[str]:
 
 
 def _implies_schedule(recipe: Config, config: Config) -> bool:
-    """Whether the other settings of ``config`` imply its schedule, so that the command needs no option for it."""
+    """Whether the other settings of ``config`` imply its schedule, which then needs no option."""
     try:
         implied = dataclasses.replace(config, schedule=recipe.schedule).with_schedule().schedule
     except UsageError:

@@ -1,4 +1,4 @@
-"""Reads the result of a run that has ended: its settings, its record and the evaluation of its policy."""
+"""Reads the result of a run: its settings, its record and the evaluation of its policy."""
 
 import dataclasses
 import itertools
@@ -28,7 +28,6 @@ class Limits:
     agent_steps: int | None = None
 
     def allow(self, wall_s: float, agent_steps: float) -> bool:
-        """Whether a run of this length is within the limits."""
         return (self.minutes is None or wall_s <= 60 * self.minutes) and (
             self.agent_steps is None or agent_steps <= self.agent_steps
         )
@@ -39,7 +38,7 @@ NO_LIMITS: Final = Limits()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """The result of a run that has ended. ``evaluation`` belongs to the newest evaluated version, or is None.
+    """The result of a run. ``evaluation`` belongs to the newest evaluated version, or is None.
 
     ``games`` is the evaluation as ``zmqrl eval --json`` prints it, possibly without keys that older versions did not
     write. ``generation`` is above 1 if the run was resumed or rolled back.
@@ -56,8 +55,7 @@ class Result:
     def read(cls, path: Path, limits: Limits = NO_LIMITS) -> Self:
         """Read the run directory ``path``. ``evaluation`` is the newest one within ``limits``, else the newest of all.
 
-        Raises UsageError if the run has not ended, or if this version of zmqrl does not have its recipe or one of its
-        settings.
+        Raises UsageError if the run has not ended, or if this version of zmqrl lacks its recipe or one of its settings.
         """
         record = RunRecord.read(path)
         if record.summary is None or not record.rows:
@@ -82,18 +80,16 @@ class Result:
 
     @property
     def machine(self) -> tuple[str, int | None]:
-        """The processor and the number of cores."""
         origin = self.summary.get("provenance", {})
         return origin.get("cpu") or "unknown processor", origin.get("cores")
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds of the evaluated games."""
         episodes = self.games.get("episodes") or len(self.games.get("scores", []))
         return [int(seed) for seed in self.games.get("seeds") or range(int(episodes))]
 
     def steps_at(self, minutes: float) -> int:
-        """The agent steps of the run after some minutes of training. Extrapolates beyond the end of the run."""
+        """The agent steps after some minutes of training, extrapolated beyond the end of the run."""
         points = [(0.0, 0.0), *((row["wall_s"] / 60, row["agent_steps"]) for row in self.record.rows)]
         for (before, first), (after, last) in itertools.pairwise(points):
             if before <= minutes <= after and before < after:
@@ -121,14 +117,14 @@ def reproducible(path: Path, limits: Limits = NO_LIMITS) -> tuple[Result, Evalua
     )
     doubt = _doubt(result.evaluation, result.games, result.summary)
     require(doubt is None, f"{path} cannot be reproduced, because its evaluation {doubt}: evaluate the run again.")
-    # An evaluation without these figures has those of a row, which can be of a later version.
+    # If the evaluation lacks these figures, they come from a row of metrics, which can be of a later version.
     wall_s = min(result.evaluation.wall_s, result.summary["wall_s"])
     agent_steps = min(result.evaluation.agent_steps, result.summary["agent_steps"])
     return result, dataclasses.replace(result.evaluation, wall_s=wall_s, agent_steps=agent_steps)
 
 
 def _doubt(evaluation: Evaluation, games: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
-    """The reason why ``games`` cannot be an evaluation of the run with ``summary``. None if there is no such reason."""
+    """Why ``games`` cannot be an evaluation of the run with ``summary``, or None."""
     for key, total_key, unit in (
         ("version", "updates", "updates"),
         ("agent_steps", "agent_steps", "agent steps"),
@@ -150,8 +146,7 @@ def _doubt(evaluation: Evaluation, games: Mapping[str, Any], summary: Mapping[st
 def _newest_evaluation(path: Path, limits: Limits) -> dict[str, Any]:
     """The evaluation of the highest version, with the 95 % interval if it has several scores. Empty if there is none.
 
-    If any evaluations are within ``limits``, only these count. Of two evaluations of the same version, the one in
-    ``evaluation.json`` counts.
+    If any are within ``limits``, only these count. Of two of the same version, the one in ``evaluation.json`` counts.
     """
     kept = read_object(path / EVALUATION_FILE, EVALUATION, "restore it, or write it again with zmqrl eval --json")
     found = [*([] if kept is None else [kept]), *read_lines(RunDirectory(path).evaluations, EVALUATION)]

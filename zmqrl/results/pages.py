@@ -20,7 +20,7 @@ from zmqrl.results.kept import Result
 from zmqrl.results.rerun import AXES, By, Verdict
 from zmqrl.words import counted
 
-ROWS: Final = 10  # of a table of scores, about
+ROWS: Final = 10  # in a table of scores, approximately
 VERDICTS: Final = {"within": "reproduced", "outside": "not reproduced", "undecided": "undecided"}
 # The characters that Markdown or HTML gives a meaning. An underscore inside a word has none.
 MARKS: Final = re.compile(r"[\\`*\[\]{}<>&|~$]|(?<![^\W_])_|_(?![^\W_])")
@@ -88,7 +88,6 @@ def reproduction_page(result: Result, again: Result, by: By, verdict: Verdict, p
 
 
 def facts(result: Result) -> dict[str, str]:
-    """The facts about a result that a reader needs, by name."""
     summary, settings = result.summary, result.config
     origin = summary.get("provenance", {})
     processor, cores = result.machine
@@ -134,9 +133,7 @@ def score_table(records: Mapping[str, RunRecord], x: By) -> list[str]:
 
 
 def _at(run: RunRecord, x: By, other: By, point: float) -> tuple[str, str]:
-    """The position on the axis ``other`` and the score of a run, in the row that is nearest to ``point`` on the axis
-    ``x``.
-    """
+    """The position of a run on the axis ``other`` and its score, in the row nearest to ``point`` on the axis ``x``."""
     along = positions(run, x)
     if point > along[-1]:
         return "-", "-"
@@ -145,7 +142,7 @@ def _at(run: RunRecord, x: By, other: By, point: float) -> tuple[str, str]:
 
 
 def _round_points(*ends: float) -> list[float]:
-    """About ``ROWS`` round positive numbers up to the largest of ``ends``. No point is close to one of ``ends``."""
+    """About ``ROWS`` round positive numbers up to the largest of ``ends``, none of them close to one of ``ends``."""
     farthest = max(ends)
     if farthest < 1e-9:  # a tenth of the smallest numbers is 0
         return []
@@ -192,7 +189,7 @@ def _evaluation(result: Result) -> list[str]:
 
 
 def _command(config: Config) -> list[str]:
-    """The command of a run, between fences that are longer than any other backticks in it."""
+    """The command of a run, between fences that are longer than any backticks in it."""
     line = shlex.join(train_command(config))
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", line)), default=0))
     return [f"{fence}sh", line, fence]

@@ -20,8 +20,10 @@ ENOUGH: Final = 0.98  # share of the training before the recorded evaluation
 
 
 def default_axis(result: Result, machine: tuple[str, int | None]) -> By:
-    """The axis to repeat: minutes if a limit of minutes ended the recorded run on a machine equal to ``machine``, else
-    agent steps.
+    """The axis on which to repeat a run.
+
+    Minutes if a limit in minutes ended the recorded run, and that run's machine equals ``machine``. Otherwise agent
+    steps.
     """
     is_by_minutes = result.summary["exit_reason"] == "minutes" and result.machine == machine
     return "minutes" if is_by_minutes else "agent-steps"
@@ -64,8 +66,7 @@ def rerun_config(result: Result, evaluated: Evaluation, by: By, run_dir: Path, g
 class Verdict:
     """Whether the mean of a repetition lies within the 95 % interval of the recorded evaluation, and why.
 
-    ``difference`` is the 95 % interval of the repeated mean minus the recorded mean. None if one of the evaluations has
-    no scores.
+    ``difference`` is the 95 % interval of the repeated mean minus the recorded mean, or None without scores.
     """
 
     word: Word
@@ -76,7 +77,7 @@ class Verdict:
 def judge(
     recorded: Mapping[str, Any], again: Mapping[str, Any], evaluated: Evaluation, repeated: Evaluation, by: By
 ) -> Verdict:
-    """Judge a repetition by the evaluations of both runs. ``recorded`` and ``again`` have the scores of their games.
+    """Judge a repetition by both evaluations. ``recorded`` and ``again`` have the scores of their games.
 
     A repetition that trained less than the recorded run is undecided.
     """

@@ -1,4 +1,4 @@
-"""The durations of the work of each rank, which are drawn from laws or recorded."""
+"""The durations of the work of each rank, drawn from laws or recorded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,16 +9,15 @@ import numpy as np
 from zmqrl.simulate.laws import Law
 
 CHUNK = 1024  # number of durations that are drawn at once
-STRIDE = 7919  # ranks that share a recording start at different offsets in this recording
+STRIDE = 7919  # between the offsets at which ranks start in a shared recording
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """The durations of successive pieces of work, in seconds.
 
-    For ``cpu_s`` seconds, a piece of work needs one of the cores that the processes of a host share. For ``idle_s``
-    seconds, a piece of work needs no core, because the process sleeps or is blocked. Either sequence may be empty. A
-    sequence that is too short is repeated.
+    A piece needs one of the host's cores for ``cpu_s`` seconds, and then no core for ``idle_s`` seconds, because the
+    process sleeps or is blocked. Either sequence may be empty. A sequence that is too short is repeated.
     """
 
     cpu_s: Sequence[float]
@@ -33,9 +32,7 @@ class Work:
 
 
 class Draws:
-    """The random durations of one rank, in seconds. The durations depend only on ``law``, ``seed``, ``rank`` and
-    ``what``.
-    """
+    """The random durations of one rank, in seconds. They depend only on the arguments."""
 
     def __init__(self, law: Law, seed: int, rank: int, what: int = 0) -> None:
         self._law, self._seed = law, (seed, rank, what)
@@ -54,9 +51,9 @@ class Draws:
 class ComputeTimes:
     """The work of each rank.
 
-    ``gradient`` has the work for each version, and ``rollout`` has the work for each iteration. If ``rollout`` is
-    empty, the run has no rollouts. With more workers than recorded ranks, several workers replay the same recording
-    from different offsets.
+    ``gradient`` has the work for each version, and ``rollout`` the work for each iteration. Without rollouts,
+    ``rollout`` is empty. If there are more workers than recorded ranks, several workers replay the same recording from
+    different offsets.
     """
 
     gradient: tuple[Work, ...]

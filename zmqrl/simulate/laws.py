@@ -1,4 +1,4 @@
-"""Laws: distributions of random durations, such as ``lognormal:0.2:0.5`` or ``constant:1.4+0.01*pareto:5:1.5``."""
+"""Laws: distributions of durations, such as ``lognormal:0.2:0.5`` or ``constant:1.4+0.01*pareto:5:1.5``."""
 
 import math
 import re
@@ -70,7 +70,7 @@ class Law:
 
     @classmethod
     def parse(cls, text: str, option: str) -> "Law":
-        """Read a law. Raises UsageError, which names ``option``."""
+        """Read a law. Raises a UsageError that names ``option``."""
         # Do not split at the sign of an exponent, as in 1e+3.
         return cls(tuple(_term(part, f"{option} {text}") for part in re.split(r"(?<![0-9][eE])\+", text)))
 

@@ -1,14 +1,11 @@
-"""Slows down a real worker in the way that a scenario describes."""
+"""Slows down a real worker as a scenario describes."""
 
 from zmqrl.simulate.compute import Draws
 from zmqrl.simulate.laws import Law
 
 
 class Pace:
-    """The minimum time of each gradient of a worker, and the slowdown of a straggler.
-
-    This class draws the same times as a simulation with the same seed.
-    """
+    """A worker's minimum time for each gradient, as in a simulation with the same seed, and a straggler's slowdown."""
 
     def __init__(self, *, law: str | None, seed: int, rank: int, factor: float = 1.0, seconds: float = 0.0) -> None:
         self._draws = Draws(Law.parse(law, "--pace"), seed, rank) if law is not None else None

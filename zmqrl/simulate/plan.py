@@ -23,7 +23,7 @@ Setting: TypeAlias = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The recommended run, all runs that were tried, and the reasons in sentences."""
+    """The recommended run, all runs that the search tried, and the reasons in sentences."""
 
     best: Result
     tried: tuple[Result, ...]
@@ -61,9 +61,9 @@ class _Search:
 def plan(scenario: Scenario, workers_up_to: int) -> Plan:
     """Find the settings that learn from the most agent steps per second with at most ``workers_up_to`` workers.
 
-    The search first chooses the number of shards, with all workers and no backups. Next, the search chooses the number
-    of backups, and then it tries fewer workers. The search prefers a setting with fewer processes if that setting is at
-    most ``NO_BETTER`` slower. Raises UsageError and ClusterError.
+    The search first chooses the number of shards, with all workers and no backups. Next, it chooses the number of
+    backups. Then it tries fewer workers. It prefers fewer processes if they are at most ``NO_BETTER`` slower. Raises
+    UsageError and ClusterError.
     """
     require(
         1 <= workers_up_to <= MAX_WORKERS,

@@ -20,8 +20,8 @@ ROLLOUT = ("env_step", "act")
 GRADIENT = ("assemble", OTHER, "gradient", "straggle", "encode", "push")
 ASLEEP = ("straggle",)  # a worker in these spans needs no core
 MOST_UPDATES = 1000
-STRETCHES = 10  # number of stretches from which a long recording is replayed
-NETWORK_BOUND = 0.25  # share of update time: if transfers take more than this, the network limits the run
+STRETCHES = 10  # a replay of a long recording uses this many stretches of it
+NETWORK_BOUND = 0.25  # share of update time: if transfers take more, the network limits the run
 
 T = TypeVar("T")
 
@@ -33,14 +33,11 @@ class TooLittleRecorded(UsageError):
 class RecordedRun:
     """A run to simulate. ``measured`` is the recorded rate in updates per second.
 
-    ``transfer_share`` is the share of the time of updates that was spent waiting for transfers.
+    ``transfer_share`` is the share of the time of updates that transfers took.
     """
 
     def __init__(self, recording: Recording, timeline: Timeline, steps: Sequence[Step], scenario: Scenario) -> None:
-        """``scenario`` has the settings of the run. Hosts and costs come from the recording.
-
-        Raises TooLittleRecorded.
-        """
+        """``scenario`` has the settings of the run. Hosts and costs are recorded. Raises TooLittleRecorded."""
         if not steps:
             raise TooLittleRecorded("no complete update was recorded.")
         self.measured = 1 / fmean(step.seconds for step in steps)
@@ -70,17 +67,12 @@ class RecordedRun:
         )
 
     def typical_rank(self) -> int:
-        """The rank with the median working time. This rank stands in for a worker that the run did not have.
-
-        If two ranks are in the middle, the result is the faster one.
-        """
+        """The rank with the median working time (of two, the faster). Stands in for a worker that the run lacked."""
         ranks = sorted(self._cycles, key=lambda rank: fmean(each.worked_s for each in self._cycles[rank].values()))
         return ranks[(len(ranks) - 1) // 2]
 
     def no_answer_for_shards(self) -> str | None:
-        """A reason why the recording cannot predict the effect of another number of shards.
-
-        Returns None if the recording can predict this effect.
+        """Why the recording cannot predict the effect of another number of shards, or None if it can.
 
         In a replay, each transfer takes the recorded time, whatever the number of shards.
         """
@@ -94,8 +86,8 @@ class RecordedRun:
     def delay(self, rank: int, queued: float) -> float:
         """Seconds in the run queue, per second on a core, that the processes of the run do not explain.
 
-        ``queued`` is the time that these processes explain, also per second on a core. Other programs or late task
-        switches of the kernel cause the rest.
+        ``queued`` is the time that they explain, also per second on a core. Other programs or late task switches of the
+        kernel cause the rest.
         """
         cycles = self._cycles[rank].values()
         cpu_s, queued_s = fmean(each.cpu_s for each in cycles), fmean(each.queued_s or 0.0 for each in cycles)
@@ -113,10 +105,9 @@ class RecordedRun:
     ) -> ComputeTimes:
         """The recorded work of the ranks. Transfers of weights and gradients count as time that needs no core.
 
-        From a recording with more than ``updates`` updates, only some stretches are used: see :func:`spread`.
-
-        ``spans`` has a factor for the time of each span. ``link`` is the factor for the time of transfers. ``delays``
-        has, for each rank, the additional seconds without a core per second on a core.
+        A recording with more than ``updates`` updates is used in stretches: see :func:`spread`. ``spans`` has a factor
+        for the time of each span, and ``link`` is the factor for transfers. ``delays`` has, by rank, the seconds
+        to add in the run queue for each second on a core.
         """
         spans, delays = spans or {}, delays or {}
         replayed = set(spread(self._versions, updates))
@@ -138,8 +129,7 @@ class RecordedRun:
     ) -> tuple[float, float]:
         """CPU and idle seconds of the spans ``names``.
 
-        The result excludes the time in the run queue, except ``delay``, because the simulation adds its own time in the
-        run queue.
+        Time in the run queue does not count, except ``delay``, because the simulation adds its own.
         """
         awake_s = sum(seconds for name, seconds in cycle.spans.items() if name not in ("wait", *ASLEEP))
         on_core = min(1.0, cycle.cpu_s / awake_s) if awake_s else 0.0
@@ -159,10 +149,7 @@ class RecordedRun:
 
 
 def spread(items: Sequence[T], number: int) -> Sequence[T]:
-    """Choose about ``number`` items, in order, as ``STRETCHES`` stretches of neighbouring items.
-
-    The first stretch begins with the first item, and the last stretch ends with the last item.
-    """
+    """Choose about ``number`` items, in order: ``STRETCHES`` stretches of neighbours, from the first to the last."""
     size = max(1, number // STRETCHES)
     if len(items) <= max(number, STRETCHES * size):
         return items
@@ -173,9 +160,8 @@ def spread(items: Sequence[T], number: int) -> Sequence[T]:
 def _queued_share(recording: Recording, rank: int, cycles: Iterable[Cycle]) -> float:
     """Estimate the share of a worker's off-core working time in which the worker waited for a core.
 
-    Recordings without queued_us need this estimate.
-
-    The estimate is too high, because it includes waits for a core outside the work and at the start of the process.
+    Only recordings without queued_us need this estimate. It is too high, because it includes waits outside the work and
+    at the start of the process.
     """
     queued_s = sum(grown_s(each.table("machine"), "queued_us") for each in _of_rank(recording, rank))
     without_s = sum(max(0.0, cycle.worked_s - cycle.spans["straggle"] - cycle.cpu_s) for cycle in cycles)
@@ -183,9 +169,9 @@ def _queued_share(recording: Recording, rank: int, cycles: Iterable[Cycle]) -> f
 
 
 def _beside_s(recording: Recording, rank: int) -> float:
-    """CPU seconds per contribution of the other threads of a worker, such as the thread that serves the sockets.
+    """CPU seconds per contribution of a worker's other threads, such as the one that serves the sockets.
 
-    The start of the process and time without recorded contributions are left out.
+    The start of the process and time without recorded contributions do not count.
     """
     others_s, contributions = 0.0, 0
     for each in _of_rank(recording, rank):
@@ -200,7 +186,7 @@ def _beside_s(recording: Recording, rank: int) -> float:
 
 
 def _way_s(timeline: Timeline, rank: int) -> float:
-    """The sum of the median transfer times of weights to the worker and of a gradient to the last shard."""
+    """The median transfer time of weights to the worker, plus that of a gradient to the last shard."""
     down, up = [], []
     for (version, each), cycle in timeline.cycles.items():
         if each == rank:
@@ -213,10 +199,10 @@ def _way_s(timeline: Timeline, rank: int) -> float:
 
 
 def _costs(timeline: Timeline) -> ShardCosts:
-    """The mean durations of the shards' spans, in seconds. The simulation uses these durations as CPU time.
+    """The mean durations of the shards' spans, which the simulation uses as CPU seconds.
 
-    These durations include waits for a core or a disk, because a simulated shard has no such waits. Sending costs
-    nothing here, because the recorded transfers include the cost of sending.
+    They include waits for a core or a disk, because a simulated shard has no such waits. Sending costs nothing, because
+    the recorded transfers include it.
     """
     made = [each for shards in timeline.publications.values() for each in shards.values()]
     arrivals = sum(len(each) for each in timeline.arrivals.values())

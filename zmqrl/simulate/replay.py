@@ -15,7 +15,7 @@ from zmqrl.simulate.virtual.world import World, simulate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """The differences from the recorded run. ``spans`` and ``link`` are factors for times, such as 0.5."""
+    """The differences from the recorded run. ``spans``, ``link`` and ``shards`` are factors, such as 0.5."""
 
     without: int | None = None
     backups: int = 0
@@ -26,16 +26,13 @@ class Changes:
 
 UNCHANGED = Changes()
 COMPARISONS = 2
-BLAMED_FROM = 0.1  # share of all blame: no prediction for ranks with a smaller share
+BLAMED_FROM = 0.1  # share of all blame: ranks with less get no prediction
 MOST_BLAMED = 4
 
 
 @dataclass(frozen=True, slots=True)
 class WhatIf:
-    """A predicted change. ``replay_error`` is the error of the replay without changes.
-
-    A ``replay_error`` of 0.05 means that this replay is 5 % too fast.
-    """
+    """A predicted change. ``replay_error`` is the error of the replay without changes: 0.05 is 5 % too fast."""
 
     change: str
     updates_per_s: float
@@ -73,8 +70,8 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
 def delays(recorded: RecordedRun) -> dict[int, float]:
     """For each rank, the seconds in the run queue, per second on a core, that the sharing of cores does not explain.
 
-    The function compares the recorded time in the run queue with the time in the run queue of the replay. The resulting
-    delays make the replay less crowded, so the function repeats the comparison with these delays.
+    This is the recorded time in the run queue minus that of the replay. The delays make the replay less crowded, so the
+    function compares again with these delays.
     """
     scenario, found = recorded.scenario, dict[int, float]()
     for _ in range(COMPARISONS):
@@ -90,8 +87,8 @@ def delays(recorded: RecordedRun) -> dict[int, float]:
 def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int] = ()) -> list[WhatIf]:
     """Predict the effect of typical changes, such as removing one of the most blamed ranks.
 
-    ``without`` names additional ranks to remove, each in a separate prediction. Each result has the error of the replay
-    without changes. If the network limits the run, there is no prediction for more shards.
+    ``without`` names additional ranks to remove, one at a time. If the network limits the run, there is no prediction
+    for more shards.
     """
     scenario = recorded.scenario
     as_it_was = replay(recorded)
@@ -119,10 +116,7 @@ def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int]
 
 
 def most_blamed(steps: Sequence[Step]) -> list[int]:
-    """The ranks that caused the most time beyond the usual time.
-
-    Each of these ranks caused at least the share ``BLAMED_FROM`` of this time.
-    """
+    """The ranks that caused the most time beyond the usual time. Each caused at least ``BLAMED_FROM`` of it."""
     lost_s: defaultdict[ProcessId, float] = defaultdict(float)
     for step in steps:
         for part in step.parts:

@@ -1,4 +1,4 @@
-"""The result of a simulation, as text and tables."""
+"""The results of simulations, as text and tables."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,6 @@ COLUMNS = (
 
 
 def report(result: Result) -> str:
-    """The text about one run."""
     found, scenario = result.to_json(), result.scenario
     step = found["step_ms"]
     hosts = "hosts of their own" if scenario.hosts is None else counted(scenario.hosts, "host")
@@ -59,10 +58,7 @@ def assumed(scenario: Scenario) -> str:
 
 
 def table(results: Sequence[Result], swept: Sequence[str], marked: Result | None = None) -> Table:
-    """One row for each run. ``swept`` lists the settings that differ between runs.
-
-    The row of ``marked`` gets an arrow.
-    """
+    """One row for each run. ``swept`` lists the settings that differ. The row of ``marked`` gets an arrow."""
     found = plain_table(None, *(name.replace("_", "-") for name in swept), *COLUMNS, *([""] if marked else []))
     for result in results:
         step_ms = result.to_json()["step_ms"]
@@ -86,10 +82,7 @@ def _setting(result: Result, name: str) -> object:
 
 
 def _busiest(result: Result) -> str:
-    """The greatest share of the bandwidth that any network card used in one direction, in words.
-
-    Returns an empty text if no use was measured.
-    """
+    """The greatest share of its bandwidth that a network card used in one direction, as text. Empty if not measured."""
     return f"{max(max(use.outgoing, use.incoming) for use in result.nics):.0%}" if result.nics else ""
 
 

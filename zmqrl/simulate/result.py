@@ -11,14 +11,14 @@ from zmqrl.simulate.virtual.clock import Shared
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """The average share of a network card's bandwidth that was used, for each direction."""
+    """The average share of a network card's bandwidth that a run used, for each direction."""
 
     outgoing: float
     incoming: float
 
     @classmethod
     def of(cls, outgoing: Shared | None, incoming: Shared | None, most_bytes: float) -> Self:
-        """Compute the shares for a network card that could have transferred ``most_bytes`` in each direction."""
+        """The shares of a network card that could have transferred ``most_bytes`` in each direction."""
         if outgoing is None or incoming is None or not most_bytes:
             return cls(0.0, 0.0)
         return cls(min(1.0, outgoing.served / most_bytes), min(1.0, incoming.served / most_bytes))
@@ -26,14 +26,12 @@ class Use:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A simulated run, from the publication of version 0 to the publication of the last version.
+    """A simulated run, from the publication of version 0 to that of the last version. If ``live``, times are real.
 
-    Times are virtual, or real if ``live``.
-
-    ``step_s`` has the times from one version to the next. The time of a version is the time at which the last shard has
-    published that version. Counts of contributions are in slices, as in ``summary.json``. ``abandoned`` counts
-    abandoned gradients, whose slices count as skipped. ``waiting_s`` has one value per rank, and ``nics`` has one value
-    per host. A live run has no ``nics``. ``shards_busy`` has, for each shard, the seconds of work per second.
+    ``step_s`` has the times from one version to the next. A version counts from the moment when the last shard has
+    published it. Contributions are counted in slices, as in ``summary.json``. ``abandoned`` counts abandoned gradients,
+    whose slices count as skipped. ``waiting_s`` has one value per rank, and ``nics`` one per host, or none if ``live``.
+    ``shards_busy`` has, for each shard, the seconds of work per second.
     """
 
     scenario: Scenario
@@ -60,7 +58,7 @@ class Result:
 
     @property
     def agent_steps_per_s(self) -> float:
-        """Agent steps per second of all workers together, calculated as in the reports of a run."""
+        """Agent steps per second of all workers together, as in the reports of a run."""
         return self.agent_steps / self.elapsed_s if self.elapsed_s else math.inf
 
     @property

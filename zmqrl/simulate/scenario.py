@@ -48,7 +48,7 @@ class ShardCosts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Straggler:
-    """A slow worker: its work takes ``factor`` times as long, plus ``seconds`` of sleep for each gradient."""
+    """A slow worker: work takes ``factor`` times as long, plus ``seconds`` of sleep for each gradient."""
 
     rank: int
     factor: float = 1.0
@@ -57,11 +57,9 @@ class Straggler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A process that is killed, such as ``worker-3`` or ``shard-0``, or all processes of a host, such as ``host-1``.
+    """A process to kill, such as ``worker-3`` or ``shard-0``, or all processes of a host, such as ``host-1``.
 
-    Times are in seconds.
-
-    The process restarts after ``restart_s``, or never if ``restart_s`` is None. A restarted shard reads its last
+    Times are in seconds. The process restarts after ``restart_s``, or never if None. A restarted shard reads its last
     version from disk.
     """
 
@@ -137,7 +135,7 @@ class Scenario:
 
     @property
     def recorded_run(self) -> Path | None:
-        """The run whose times are replayed. Returns None if the times are drawn from laws."""
+        """The run whose times are replayed, or None if the times are drawn from laws."""
         return Path(self.compute.removeprefix(RECORDED)) if self.compute.startswith(RECORDED) else None
 
     def with_shards(self, shards: int) -> "Scenario":
@@ -148,14 +146,10 @@ class Scenario:
         return dataclasses.replace(self, shards=shards, costs=ShardCosts(**costs))
 
     def host_of_rank(self) -> tuple[int, ...]:
-        """The host of each rank."""
         return self.worker_hosts or tuple(rank % (self.hosts or self.ranks) for rank in range(self.ranks))
 
     def host_of_shard(self) -> tuple[int, ...]:
-        """The host of each shard. By default, shards are spread evenly over the hosts.
-
-        If the number of hosts is not set, each shard has its own host.
-        """
+        """The host of each shard. By default, shards are spread evenly. If ``hosts`` is None, each has its own."""
         if self.shard_hosts:
             return self.shard_hosts
         if self.hosts is None:
@@ -172,7 +166,7 @@ class Scenario:
         return self.loopback < math.inf and bool(workers & shards)
 
     def slowness(self, rank: int) -> tuple[float, float]:
-        """The factor for the time of a worker's work, and the seconds that the worker sleeps for each gradient."""
+        """The factor for the time of a worker's work, and the seconds of sleep for each gradient."""
         found = [(each.factor, each.seconds) for each in self.stragglers if each.rank == rank]
         return found[0] if found else (1.0, 0.0)
 
@@ -260,15 +254,12 @@ class Scenario:
 
     @classmethod
     def read(cls, path: Path) -> "Scenario":
-        """Read a scenario file as JSON if the file name ends with ``.json``, and otherwise as TOML.
-
-        Raises UsageError.
-        """
+        """Read a scenario file: JSON if its name ends with ``.json``, otherwise TOML. Raises UsageError."""
         return cls.read_named(path)[0]
 
     @classmethod
     def read_named(cls, path: Path) -> "tuple[Scenario, frozenset[str]]":
-        """Read a scenario file. Also returns the names of the settings in the file. Raises UsageError."""
+        """Read a scenario file, with the names of the settings in it. Raises UsageError."""
         try:
             text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a BOM
             data = parse_json(text) if path.suffix == ".json" else tomllib.loads(text)

@@ -1,4 +1,4 @@
-"""The durations of the workers' work, which are drawn from laws or read from the run directory of a real run."""
+"""The durations of the workers' work, drawn from laws or read from the directory of a real run."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,11 +21,9 @@ from zmqrl.simulate.scenario import RECORDED, Scenario
 
 
 def scenario_of(run: Path) -> Scenario:
-    """The scenario of a run: the workers, shards, parameters and work of the run.
+    """The scenario of a run: its workers, shards, parameters and work. Raises UsageError if ``run`` is not a run.
 
-    Raises UsageError if ``run`` is not a run.
-
-    If the run has a recording, hosts, cores and the costs of the shards come from the recording.
+    Hosts, cores and the costs of the shards come from the run's recording, if it has one.
     """
     recorded = recorded_run(run)
     if recorded is None:
@@ -35,10 +33,7 @@ def scenario_of(run: Path) -> Scenario:
 
 
 def settings_of(run: Path, record: RunRecord) -> Scenario:
-    """Build a scenario from the settings of a run, which ``record`` holds, without a recording.
-
-    Raises UsageError if the run is asynchronous.
-    """
+    """A scenario from the settings in ``record``, without a recording. Raises UsageError if the run is asynchronous."""
     settings = record.settings
     require(
         not record.is_asynchronous,
@@ -62,7 +57,7 @@ def settings_of(run: Path, record: RunRecord) -> Scenario:
 
 @lru_cache(maxsize=1)  # a sweep simulates the same run many times
 def recorded_run(run: Path) -> RecordedRun | None:
-    """The recording of a run. Returns None if the recording is too short to simulate. Raises UsageError."""
+    """The recording of a run, or None if it is too short to simulate. Raises UsageError."""
     recording = Recording.newest(RunDirectory(run).profile)
     timeline = Timeline.of(recording, Clocks.of(recording))
     try:
@@ -72,12 +67,10 @@ def recorded_run(run: Path) -> RecordedRun | None:
 
 
 def recorded_times(run: Path, updates: int, *, transfers: bool = True) -> ComputeTimes:
-    """The recorded times of the workers of a run, for a simulation of ``updates`` updates.
+    """The recorded times of a run's workers, for ``updates`` updates. ``transfers``: whether to include transfer times.
 
-    ``transfers``: whether to include the times of transfers of weights and gradients.
-
-    Without a recording, the times are means over the second half of the run's ``metrics.jsonl``, as CPU time. Raises
-    UsageError if ``run`` is not a run, or has no times yet.
+    Without a recording, the times are means over the second half of the run's ``metrics.jsonl``, and count as CPU time.
+    Raises UsageError if ``run`` is not a run, or has no times yet.
     """
     recorded = recorded_run(run)
     if recorded is not None:
@@ -95,9 +88,9 @@ def recorded_times(run: Path, updates: int, *, transfers: bool = True) -> Comput
 
 
 def times_of(scenario: Scenario) -> ComputeTimes:
-    """The times of the work in ``scenario``, which are drawn or recorded in a run. Raises UsageError.
+    """The times of the work in ``scenario``, drawn or recorded. Raises UsageError.
 
-    If the scenario describes a network, recorded transfers are left out, because the simulated network replaces them.
+    If the scenario describes a network, that network replaces the recorded transfers.
     """
     if scenario.recorded_run is not None:
         return recorded_times(scenario.recorded_run, scenario.updates, transfers=not scenario.times_transfers)
@@ -113,12 +106,12 @@ def times_of(scenario: Scenario) -> ComputeTimes:
 
 
 def _whole_iterations(per_rollout: int) -> int:
-    """The number of updates to simulate: whole iterations, at least 4 of them, with at least 100 updates in total."""
+    """The number of updates to simulate: at least 100, and at least 4 whole iterations."""
     return max(4, -(-100 // per_rollout)) * per_rollout
 
 
 def _rollout_of(settings: Mapping[str, Any], run: Path) -> tuple[int, int]:
-    """The number of versions learned from one rollout, and the number of agent steps in a rollout."""
+    """The versions learned from one rollout, and the agent steps in it."""
     try:
         algo = settings["algo"]
         agent_steps = settings[f"{algo}.rollout_steps"] * settings["envs.num_envs"]

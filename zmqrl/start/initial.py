@@ -1,4 +1,4 @@
-"""Prepares the game and the initial parameters of a run in a separate process: torch and games load slowly."""
+"""Prepares the game and the initial parameters in a separate process, because torch and games load slowly."""
 
 import contextlib
 import os
@@ -27,8 +27,8 @@ class Preparation:
     """Checks the game of a run, and then draws the initial parameters. Use it in a ``with`` block.
 
     A separate process does both, so that this process can do other things, and needs neither torch nor the user's code.
-    Programs that the user's code has started end with the block. A process that has already imported torch does both
-    itself, and does not end such programs.
+    The programs that the user's code starts end with the block. If this process has already imported torch, it does
+    both itself, and does not end such programs.
     """
 
     def __init__(self, config: Config, *, needs_cuda: bool = False) -> None:
@@ -46,11 +46,10 @@ class Preparation:
             self._held.callback(self._child.kill)
 
     def flavour(self) -> str:
-        """Wait until the game is checked. Returns the flavour, a line to print with the scores of the game. Call this
-        first.
+        """Wait until the game is checked. Returns the flavour, a line to print with the scores. Call this first.
 
-        Raises UsageError in the same cases as :func:`zmqrl.learner.envs.try_env`, and if the game crashes the process.
-        Also raises UsageError if a consistent run would play a game that does not repeat.
+        Raises UsageError like :func:`zmqrl.learner.envs.try_env`, if the game crashes the process, and if a consistent
+        run would play a game that does not repeat.
         """
         flavour: str = self._answer(self._config.env)["flavour"]
         return flavour
@@ -58,8 +57,7 @@ class Preparation:
     def checkpoint(self) -> Checkpoint:
         """Wait for version 0 of the run.
 
-        Raises UsageError if settings are contradictory, if a needed device is missing, or if the network crashes the
-        process.
+        Raises UsageError if settings are contradictory, a needed device is missing, or the network crashes the process.
         """
         checked = f"--model {self._config.model}"
         if self._config.loss is not None:
@@ -70,7 +68,7 @@ class Preparation:
         return _version_0(self._config, layout, vector)
 
     def _answer(self, checked: str) -> dict[str, Any]:
-        """The next answer. ``checked`` names what the process checks before this answer."""
+        """The next answer. ``checked`` names what the process checks for it."""
         if self._child is None:
             with staying_here():
                 return next(self._answers)
@@ -130,7 +128,6 @@ def _answers(config: Config, memory: int, needs_cuda: bool) -> Iterator[dict[str
 
 
 def main() -> None:
-    """Prepare the run that the parent names."""
     take_guard()
     job = read_job(signal.SIGKILL)
     look_for_modules_there()

@@ -14,9 +14,8 @@ SLOW_S: Final = 30.0
 class Stages:
     """The stages of a start on a console, such as ``game, connecting 5/8 (2 s)``. Use it in a ``with`` block.
 
-    A thread keeps the seconds up to date, because some stages are silent while they wait. After ``SLOW_S``, and
-    whenever this time has doubled, the sentence about a stage says how long the stage has taken. The console gets one
-    call at a time.
+    A thread keeps the seconds up to date, because some stages are silent while they wait. After ``SLOW_S``, and each
+    time this has doubled, the sentence also says how long the stage has taken. The console gets one call at a time.
     """
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -30,7 +29,7 @@ class Stages:
         threading.Thread(target=self._tick, name="stages", daemon=True).start()
 
     def at(self, name: str, sentence: str, done: int | None = None, total: int | None = None) -> None:
-        """Show the stage ``name``, which ``sentence`` describes, and how much of the stage is ``done``."""
+        """Show the stage ``name``, which ``sentence`` describes, and how much of it is ``done``."""
         with self._showing:
             self._reached[name] = name if done is None else f"{name} {done}/{total}"
             if self._shown is None or self._shown[0] != sentence:
@@ -53,7 +52,6 @@ class Stages:
                 self._show()
 
     def close(self) -> None:
-        """End the start: show no more stages."""
         self._over.set()
 
     def __enter__(self) -> Self:

@@ -1,1 +1,1 @@
-"""The supervisor of one run. It controls the processes, members, checkpoints, rollbacks and end of the run."""
+"""The supervisor of one run: its processes, members, checkpoints, rollbacks and end."""

@@ -18,8 +18,8 @@ FETCH_WITHIN_S = 20.0
 class Checkpointer:
     """Fetches the shards' copies of a version and writes them as a checkpoint.
 
-    ``model`` is any checkpoint of the run: all checkpoints of a run have the same layout and optimizer. ``keep`` is the
-    number of checkpoints to keep on disk.
+    ``model`` is any checkpoint of the run: all have the same layout and optimizer. ``keep`` is the number of
+    checkpoints to keep on disk.
     """
 
     control: ShardControl
@@ -28,10 +28,7 @@ class Checkpointer:
     keep: int
 
     def set_aside(self, versions: Mapping[int, int], meanwhile: Callable[[], None]) -> dict[int, m.Stats]:
-        """Make each shard copy a version that it holds. Returns the STATS of each shard after the copy.
-
-        Raises ClusterError.
-        """
+        """Make each shard copy the version ``versions[shard]``. Returns the STATS after that. Raises ClusterError."""
 
         def answer(message: m.Message) -> m.Stats | None:
             if isinstance(message, m.Stats) and message.captured == versions[message.shard]:

@@ -34,12 +34,14 @@ def stop_shards(
     *,
     together: bool = True,
 ) -> tuple[dict[int, int], dict[int, m.Stats]]:
-    """Stop all shards at the same version, one that no shard has passed yet.
+    """Stop all shards at the same version, which no shard has passed yet.
 
     If the workers are gone, or a shard can make no more versions, each shard stops at its current version. The last
-    version of the run is then the newest version that all shards hold. Without ``together``, as in asynchronous mode,
-    each shard has its own last version. ``meanwhile`` is called repeatedly during the wait. Returns the last version
-    and the STATS of each shard. Raises ClusterError if a shard does not answer or does not stop.
+    version of the run is then the newest that all shards hold. Without ``together`` (asynchronous mode), each shard has
+    its own last version.
+
+    Calls ``meanwhile`` repeatedly while waiting. Returns the last version and the STATS of each shard. Raises
+    ClusterError if a shard does not answer or does not stop.
     """
 
     def ask(ends: Mapping[int, int]) -> dict[int, m.Stats]:
@@ -65,7 +67,7 @@ def stop_shards(
             moved_at = time.monotonic()
         elif not together and time.monotonic() - moved_at >= ALONE_WITHIN_S:
             break
-        if (newest := max(versions.values())) > max(ends.values()):  # too late for this end
+        if (newest := max(versions.values())) > max(ends.values()):  # a shard has passed this end
             ends, margin = dict.fromkeys(ends, newest + margin), 2 * margin
         meanwhile()
         time.sleep(LOOK_EVERY_S)
@@ -74,8 +76,7 @@ def stop_shards(
         if time.monotonic() >= began_at + 2 * within_s:
             raise ClusterError(f"the shards did not stop within {2 * within_s:g} s.")
         for shard, known in list(stats.items()):
-            # If a shard still makes versions, move its end ahead by twice the number of versions that it made since the
-            # last request.
+            # If a shard still makes versions, move its end ahead by twice what it has made since the last request.
             stats |= ask({shard: known.version + 2 * growth[shard]})
             growth[shard] = stats[shard].version - known.version
     ends = {shard: s.version for shard, s in stats.items()}
@@ -83,7 +84,7 @@ def stop_shards(
 
 
 def exit_status(reason: Reason, error: BaseException | None) -> int:
-    """The exit status of a run that ended for ``reason``. ``error`` is the error that ended the run, or None."""
+    """The exit status of a run. ``error`` is what ended it, or None."""
     if isinstance(error, ZmqrlError):
         return error.exit_status
     if reason == "interrupted":
@@ -104,7 +105,7 @@ def write_summary(path: Path, reason: Reason, status: int, config: Config, last:
 def correcting(path: Path, is_ours: Callable[[], bool]) -> Iterator[None]:
     """Correct the exit status in the summary at ``path`` if an error ends the block after the summary was written.
 
-    ``is_ours``: whether an existing summary is from this session. On a full disk, the exit status may stay wrong.
+    ``is_ours``: whether the summary is from this session. On a full disk, the exit status may stay wrong.
     """
     try:
         yield
@@ -145,11 +146,10 @@ def summary(reason: Reason, status: int, config: Config, last: Checkpoint, flavo
 
 
 def explained(error: ClusterError, first: Exited, host: str, log: Path, *, begun: bool) -> ZmqrlError:
-    """Add the ``first`` death to the ``error`` of a failed run: the host, the cause, and the end of the dead process's
-    log.
+    """Add the ``first`` death in a failed run to its ``error``: the host, the cause and the end of the log.
 
-    Returns a UsageError if the dead process ended with a UsageError, or if it ended with a ClusterError before the run
-    had ``begun``.
+    Returns a UsageError if the dead process ended with one. If the run had not ``begun``, a ClusterError or a full disk
+    also becomes a UsageError.
     """
     is_misuse = first.status in (UsageError.exit_status, USER_CODE_FAILED)
     at_start = not begun and (first.is_full or first.status == ClusterError.exit_status)

@@ -16,7 +16,7 @@ Reason: TypeAlias = Literal["updates", "agent_steps", "minutes", "stop_score", "
 
 @dataclass(frozen=True, slots=True)
 class ShardBound:
-    """A shard process has come up and has bound its sockets."""
+    """A shard process has bound its sockets."""
 
     shard: int
 
@@ -36,14 +36,14 @@ class ShardSaid:
 
 @dataclass(frozen=True, slots=True)
 class ProcessDied:
-    """A process ended by itself."""
+    """A process has ended."""
 
     exited: Exited
 
 
 @dataclass(frozen=True, slots=True)
 class HostChanged:
-    """A host was lost, is still unreachable, or is back."""
+    """A host is lost, still unreachable, or back."""
 
     change: HostLost | HostUp
 
@@ -57,7 +57,7 @@ class ProcessInspected:
 
 @dataclass(frozen=True, slots=True)
 class ProcessWorked:
-    """A follower has done its work, so the earlier deaths of this follower no longer count."""
+    """A follower has done its work: its earlier deaths no longer count."""
 
     process: ProcessId
 
@@ -69,7 +69,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class NotLoaded:
-    """Not all shards could load the checkpoint."""
+    """A shard could not load the checkpoint."""
 
     why: str
 
@@ -81,7 +81,7 @@ class CheckpointWanted:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointWritten:
-    """A checkpoint was written. ``versions`` holds the version of each shard in the checkpoint."""
+    """A checkpoint with these ``versions`` of the shards was written."""
 
     versions: tuple[int, ...]
 
@@ -96,10 +96,9 @@ class CheckpointFailed:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The metrics for which a run can have limits.
+    """The metrics that decisions depend on.
 
-    ``confirmed_score`` is the mean score of the last evaluation for ``Limits.stop_score``, or -inf if there was no such
-    evaluation.
+    ``confirmed_score`` is the mean score of the last evaluation for ``Limits.stop_score``, or -inf without one.
     """
 
     agent_steps: int
@@ -153,7 +152,7 @@ class StartProcess:
 
 @dataclass(frozen=True, slots=True)
 class KillProcess:
-    """Kill a process that hangs, which leads to ProcessDied."""
+    """Kill a process that hangs. Leads to ProcessDied."""
 
     process: ProcessId
     silent_s: float
@@ -169,7 +168,7 @@ class TellSilence:
 
 @dataclass(frozen=True, slots=True)
 class Inspect:
-    """Ask the host of a process what the process is doing. This action leads to ProcessInspected."""
+    """Ask the host of a process what the process is doing. Leads to ProcessInspected."""
 
     process: ProcessId
 
@@ -184,10 +183,7 @@ class ShowStall:
 
 @dataclass(frozen=True, slots=True)
 class EndStall:
-    """The stall has ended, because its version was made or is no longer needed.
-
-    ``tell`` is True if the user was notified of the stall.
-    """
+    """A stall has ended: its version was made, or is no longer needed. ``tell``: whether the user knows of it."""
 
     stall: Stall
     tell: bool
@@ -203,12 +199,12 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """All shards are bound: connect to the shards, and send the shards' endpoints to the workers."""
+    """All shards are bound: connect to them, and send their endpoints to the workers."""
 
 
 @dataclass(frozen=True, slots=True)
 class AskShard:
-    """Ask a shard for its STATS, or send HELLO to a shard that may not know this supervisor."""
+    """Ask a shard for its STATS, or ``greet`` it with HELLO if it may not know this supervisor."""
 
     shard: int
     greet: bool
@@ -216,8 +212,6 @@ class AskShard:
 
 @dataclass(frozen=True, slots=True)
 class TellView:
-    """Send a shard the view."""
-
     shard: int
     view: View
 
@@ -232,7 +226,7 @@ class TellStop:
 
 @dataclass(frozen=True, slots=True)
 class TellElapsed:
-    """Send a shard the progress of the run in millionths. The progress is measured by training time and agent steps."""
+    """Send a shard the progress of the run, by training time or agent steps, in millionths."""
 
     shard: int
     elapsed: int
@@ -240,7 +234,7 @@ class TellElapsed:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Make all shards load the newest checkpoint under a new generation. This action leads to Loaded or NotLoaded.
+    """Make all shards load the newest checkpoint under a new generation. Leads to Loaded or NotLoaded.
 
     ``elapsed`` is the progress of the run, as in TellElapsed.
     """
@@ -260,7 +254,7 @@ class SetAside:
 
 @dataclass(frozen=True, slots=True)
 class TakeCheckpoint:
-    """Fetch and write a checkpoint. This action leads to CheckpointWritten or CheckpointFailed."""
+    """Fetch and write a checkpoint. Leads to CheckpointWritten or CheckpointFailed."""
 
     version: int
 
@@ -274,13 +268,11 @@ class UndoRows:
 
 @dataclass(frozen=True, slots=True)
 class BeginTime:
-    """Workers begin to compute the first version: the training time starts now."""
+    """Workers begin to compute the first version: training time starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Show the user a notice."""
-
     text: str
 
 
@@ -294,8 +286,6 @@ class TellDeath:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Stop the run."""
-
     reason: Reason
 
 
@@ -303,7 +293,7 @@ class Stop:
 class Fail:
     """The run cannot continue. If ``see_logs``, the logs may have details.
 
-    ``misused``: the process that ended with a UsageError. Its words are the reason.
+    ``misused``: the process whose UsageError is the reason.
     """
 
     why: str

@@ -16,12 +16,12 @@ from zmqrl.rundir import RunDirectory
 from zmqrl.words import counted
 
 FINISH_WITHIN_S = 1800.0
-SCORES_TO_CONFIRM = 50  # games in training before an evaluation tests their mean, and games in that evaluation
+SCORES_TO_CONFIRM = 50  # games in the mean that an evaluation tests, and games in that evaluation
 FIRST_NEW_SEED = 2**31  # only an evaluation for ``stop_score`` plays games with seeds from here on
 
 
 class Runner(Protocol):
-    """The methods by which the followers control processes."""
+    """What :class:`Followers` needs to control processes."""
 
     def start(self, process: ProcessId) -> None:
         """Start a process now."""
@@ -30,15 +30,14 @@ class Runner(Protocol):
         """Send a message to a process."""
 
     def worked(self, process: ProcessId) -> None:
-        """Forget the earlier deaths of a process, because the process has done its work."""
+        """Forget the earlier deaths of a process, which has done its work."""
 
 
 class Followers:
-    """The followers of a run. If a follower dies, the process that replaces it gets the unanswered messages again.
+    """The followers of a run. The successor of a dead follower gets the unanswered messages, ``pending``, again.
 
-    ``files`` copies checkpoints to the hosts of the followers. ``pending`` holds the unanswered messages.
-    ``confirmed_score`` is the mean score of the last evaluation for ``stop_score``, or -inf if there was no such
-    evaluation.
+    ``files`` copies checkpoints to the hosts of the followers. ``confirmed_score`` is the mean score of the last
+    evaluation for ``stop_score``, or -inf without one.
     """
 
     def __init__(
@@ -61,26 +60,23 @@ class Followers:
         self.pending: dict[ProcessId, list[dict[str, Any]]] = {name: [] for name in wanted if wanted[name]}
 
     def start(self, trained_s: float) -> None:
-        """Start the followers. Skip the recordings that were due before ``trained_s``, which is the training time so
-        far.
-        """
+        """Start the followers. Skip recordings that were due before ``trained_s``, the training time so far."""
         self.to_record = [minute for minute in self.to_record if 60 * minute >= trained_s]
         for name in self.pending:
             self.runner.start(name)
 
     def wants_checkpoint(self, trained_s: float) -> bool:
-        """Whether a recording, or an evaluation for ``stop_score``, is due now."""
         return self.wants_to_confirm or self._is_recording_due(trained_s)
 
     def _is_recording_due(self, trained_s: float) -> bool:
         return bool(self.to_record) and 60 * self.to_record[0] <= trained_s
 
     def on_scores(self, mean_score: float, episodes: int) -> None:
-        """Record the mean score of the last games in training, and the number of games that have ended.
+        """Note the mean score of the last games in training, and how many games have ended.
 
-        The best of many means is too high by chance. Therefore, ``stop_score`` counts as reached only if new games with
-        one checkpoint confirm it. If an evaluation does not confirm the score, the next one waits for
-        ``SCORES_TO_CONFIRM`` more games in training.
+        The best of many means is too high by chance. So ``stop_score`` is reached only when new games with one
+        checkpoint confirm it. After an evaluation that does not confirm it, the next one waits for
+        ``SCORES_TO_CONFIRM`` more games.
         """
         self.episodes, wanted = episodes, self.config.stop_score
         if (
@@ -99,14 +95,13 @@ class Followers:
             self._tell(EVALUATOR, {"version": version, **new})
         elif self.config.evaluator and self.confirming is None and (last or trained_s >= self.evaluate_at_s):
             self.evaluate_at_s = trained_s + 60 * self.config.evaluation.every_minutes
-            if version != self.evaluated:  # an earlier session can have evaluated the first checkpoint of a resumed run
+            if version != self.evaluated:  # an earlier session can have evaluated it
                 self.evaluated = version
                 self._tell(EVALUATOR, {"version": version})
         while self._is_recording_due(trained_s):
             self._tell(RECORDER, {"version": version, "name": f"minute-{self.to_record.pop(0):03g}"})
 
     def on_answer(self, answer: Said) -> None:
-        """Handle the answer of a follower."""
         facts = answer.facts
         if evaluation := facts.get("evaluation"):
             assert self.rows is not None
@@ -137,7 +132,6 @@ class Followers:
             self.console.notice(f"version {version} does not confirm --stop-score {wanted:g}: the run continues")
 
     def give_up(self, process: ProcessId) -> None:
-        """Continue without a follower."""
         self.pending.pop(process, None)
         if process == EVALUATOR and self.config.stop_score is not None:
             self.console.notice("without the evaluator, --stop-score cannot end the run")
@@ -145,10 +139,10 @@ class Followers:
     def finish(
         self, version: int, trained_s: float, look_after: Callable[[], None], hurried: Callable[[], bool]
     ) -> None:
-        """Wait for the answers to the last checkpoint, or until ``hurried()`` is true.
+        """Send the last checkpoint, and wait up to ``FINISH_WITHIN_S`` for answers, or until ``hurried()`` is true.
 
-        ``look_after`` is called repeatedly during the wait. Do not wait for an evaluation for ``stop_score``, because
-        the run has already ended.
+        Calls ``look_after`` repeatedly while waiting. Does not wait for an evaluation for ``stop_score``: the run has
+        already ended.
         """
         if self.confirming is not None:
             self.confirming = None
@@ -171,7 +165,6 @@ class Followers:
         return " and ".join(at_work)
 
     def close(self) -> None:
-        """Close the files."""
         if self.rows is not None:
             self.rows.close()
 
@@ -182,8 +175,9 @@ class Followers:
             self.runner.tell(process, message)
 
     def _settle(self, process: ProcessId, version: int) -> None:
-        """Remove the messages that an answer settles. The recorder answers each message, but the evaluator skips old
-        messages.
+        """Remove the messages that an answer settles.
+
+        The recorder answers each message, but the evaluator skips old ones.
         """
         told = self.pending[process]
         left = told[1:] if process == RECORDER else [message for message in told if message["version"] > version]
@@ -196,11 +190,10 @@ class Followers:
 
 
 def is_for_stop_score(evaluation: Mapping[str, Any]) -> bool:
-    """Whether a line of ``evaluations.jsonl`` is from new games, whose mean score could end the run."""
+    """Whether a line of ``evaluations.jsonl`` is from new games, which can end the run."""
     return bool(evaluation.get("seeds")) and evaluation["seeds"][0] >= FIRST_NEW_SEED
 
 
 def _last_version(evaluations: Path, notice: Callable[[str], None]) -> int | None:
-    """The last version that an earlier session evaluated, or None."""
     lines = readable_lines(evaluations, EVALUATION, notice)
     return int(lines[-1]["version"]) if lines else None

@@ -1,7 +1,4 @@
-"""The decisions of a run's supervisor, as a state machine: events in, actions out.
-
-The machine uses no sockets, clock or files.
-"""
+"""The decisions of a run's supervisor, as a state machine: events in, actions out. No sockets, clock or files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +38,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleEnd:
-    """The end of schedules that follow the progress of the run, in units that only the supervisor can measure.
+    """The end of schedules, in units that shards cannot measure.
 
     ``trained_s`` is the training time of earlier sessions, which counts as progress.
     """
@@ -52,12 +49,11 @@ class ScheduleEnd:
 
 
 class SupervisorMachine:
-    """One session of a run, from a checkpoint to its end.
+    """One session of a run, from its first checkpoint to its end.
 
-    The session is ``starting`` until all shards are bound, and then ``running``. The session is ``stopping`` if there
-    is a reason to stop, but not every shard can be stopped yet. The session is ``ending`` while the shards are being
-    stopped. ``checkpoint`` holds the version of each shard in the checkpoint from which the session starts. Times are
-    in seconds, all on one clock.
+    The session is ``starting`` until the supervisor has connected to all shards, then ``running``. It is ``stopping``
+    while it has a reason to stop, but cannot stop every shard yet, and ``ending`` while the shards stop. ``checkpoint``
+    has the version of each shard in the first checkpoint. All times are seconds on one clock.
     """
 
     def __init__(
@@ -99,18 +95,17 @@ class SupervisorMachine:
 
     @property
     def out_of_space(self) -> list[ProcessId]:
-        """The shards that are down because their disks are full."""
         return [process for process in map(shard_id, sorted(self.shards.down)) if self.processes.was_full(process)]
 
     def begin(self, now: float) -> list[e.Action]:
-        """Start all shards and workers. The workers import their modules while the shards come up."""
+        """Start all shards and workers at once: the workers import their modules while the shards come up."""
         self._start_by = now + START_WITHIN_S
         self.stalls.made(min(self.shards.checkpoint), now)
         first = [*map(shard_id, self.shards.numbers), *map(worker_id, self.local_ranks)]
         return [self.processes.start(process, now) for process in first]
 
     def handle(self, event: e.Event, now: float) -> list[e.Action]:
-        """Handle one event. Raises BrokenInvariant, which lists the last events, if an invariant does not hold."""
+        """Handle one event. If an invariant breaks, raises BrokenInvariant, which lists the last events."""
         if not isinstance(event, e.Tick | e.Figures | e.CheckpointWanted):
             self._story.add(now, type(event), event)
         actions = self._handle(event, now)
@@ -188,10 +183,9 @@ class SupervisorMachine:
                 assert_never(event)
 
     def presence(self, process: ProcessId, missing_s: Mapping[int, float], now: float) -> tuple[State, float]:
-        """The state of a process, and for how many seconds the process has been in that state.
+        """The state of a process, and the seconds that it has been in that state.
 
-        ``missing_s`` has the ranks that the open version waits for, with the seconds since each rank's last
-        contribution.
+        ``missing_s`` has, for each rank that the open version waits for, the seconds since its last contribution.
         """
         is_worker = process.role == "worker"
         outside = is_worker and process.number not in self.local_ranks
@@ -256,15 +250,15 @@ class SupervisorMachine:
     def _may_leave(self, worker: ProcessId, status: int, now: float) -> bool:
         """Whether a worker that ended with ``status`` may have had a good reason to end."""
         if status == 0 and self.shards.stop_at is not None:
-            # Shards dismiss workers after the last version, perhaps before they can tell this supervisor. If a shard is
-            # open after a worker has left, then no shard had dismissed this worker, and its next exit counts.
+            # Shards dismiss workers after the last version, perhaps before the supervisor knows. If a shard is open
+            # after a worker has left, no shard had dismissed the worker, and its next exit counts.
             left_at, self._left_at[worker] = self._left_at.get(worker, now), now
             return self._open_at <= left_at
-        # A worker waits only for a limited time for a shard that is down, which can be down for longer.
+        # A shard can be down for longer than a worker waits for it.
         return status == ClusterError.exit_status and bool(self.shards.down)
 
     def _hopelessness(self, exited: Exited, now: float) -> str:
-        """The reason why a process is no longer restarted, as a verb phrase."""
+        """Why a process is no longer restarted, as a verb phrase."""
         unreachable_s = self.processes.unreachable_s(exited.process, now)
         if unreachable_s is not None:
             return f"cannot run, because its host has been unreachable for {unreachable_s:.0f} s"
@@ -329,7 +323,7 @@ class SupervisorMachine:
         return actions + self._watch_version(now)
 
     def _watch_version(self, now: float) -> list[e.Action]:
-        """If a version is late, report the processes that it waits for, and ask the hosts what these processes do."""
+        """Report the processes that a late version waits for, and ask their hosts what the processes do."""
         news = self.stalls.look(self._awaited(now), now)
         actions: list[e.Action] = [e.Inspect(process) for process in news.ask]
         if news.stall is not None:
@@ -371,7 +365,7 @@ class SupervisorMachine:
         return actions + self.shards.repeat(self.membership.view)
 
     def elapsed(self, now: float) -> int:
-        """The progress of the run in millionths: by training time or by agent steps, whichever is greater."""
+        """The progress of the run in millionths, by training time or by agent steps: the greater one."""
         end, fraction = self.schedule_end, 0.0
         if end.minutes is not None:
             session_s = 0.0 if self.began_at is None else now - self.began_at
@@ -381,25 +375,25 @@ class SupervisorMachine:
         return int(WHOLE * min(1.0, fraction))
 
     def _tell_elapsed(self, now: float) -> list[e.Action]:
-        """Send the progress to every shard. This method is called repeatedly, so that a lost message does no harm."""
+        """Send the progress to every shard, repeatedly, because messages can be lost."""
         elapsed = self.elapsed(now)
         return [e.TellElapsed(shard, elapsed) for shard in self.shards.numbers] if elapsed else []
 
     def _checkpoint_step(self, now: float) -> list[e.Action]:
-        """Ask every shard to copy the same version, and fetch the copies once all shards have made them."""
+        """Ask every shard to copy the same version. Fetch the copies once all shards have made them."""
         stats, wanted = self.shards.stats, self.checkpoint_version
         if now < self.checkpoint_due_at or any(each.state != "open" for each in stats.values()):
             return []
         if wanted is not None and all(each.captured == wanted for each in stats.values()):
             return [e.TakeCheckpoint(wanted)]
         if wanted is None or any(each.version > wanted and each.captured != wanted for each in stats.values()):
-            # Choose a version so far ahead that the request reaches every shard before the shard makes that version.
+            # Choose a version so far ahead that the request reaches every shard in time.
             newest = max(each.version for each in stats.values())
             wanted = self.checkpoint_version = self._soon_after(newest)
         return [e.SetAside(shard, wanted) for shard, each in stats.items() if each.captured != wanted]
 
     def _soon_after(self, version: int) -> int:
-        """The version that the run will make approximately one second after ``version``."""
+        """The version that the run will make about a second after ``version``."""
         return version + 2 + int(self.figures.updates_per_s)
 
     def _next_checkpoint(self, now: float) -> None:

@@ -1,7 +1,4 @@
-"""The view of a run: which ranks are members, and how missing workers change the view.
-
-This module uses no sockets and no clock.
-"""
+"""The view of a run: which ranks are members, and how missing workers change the view. No sockets, no clock."""
 
 from typing import Literal
 
@@ -13,7 +10,7 @@ SHRINK_AFTER_S = 10.0
 
 
 class Membership:
-    """Keeps the view up to date. If there are too few workers for the quorum, the run waits, or the quorum shrinks."""
+    """Keeps the view up to date. With too few workers for the quorum, the run waits, or the quorum shrinks."""
 
     def __init__(self, ranks: int, quorum: int, on_loss: Literal["wait", "shrink"]) -> None:
         self.wanted = quorum
@@ -24,10 +21,10 @@ class Membership:
         self.notice_at = float("-inf")
 
     def observe(self, alive: set[int], updated: bool, now: float) -> tuple[View | None, str | None]:
-        """Return two values: the new view, or None if the view stays the same; and a notice or None.
+        """The new view, or None if it stays the same, and a notice or None.
 
-        ``alive`` holds the ranks that every shard sees now. ``updated`` is True if versions were made, perhaps by
-        workers that have left since then.
+        ``alive`` has the ranks that every shard sees now. ``updated``: whether versions were made, perhaps by workers
+        that have left since.
         """
         here = len(alive & set(self.view.members))
         self.complete_once = self.complete_once or updated or here >= self.wanted

@@ -1,4 +1,4 @@
-"""Makes the job of each process of a run, and cluster.json, which lists the hosts of the processes."""
+"""Makes the job of each process of a run, and cluster.json."""
 
 import os
 import secrets
@@ -23,14 +23,14 @@ from zmqrl.ps.wire.keys import RunKeys
 from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole
 from zmqrl.rundir import RunDirectory, write_json
 
-PROFILE = "ZMQRL_PROFILE"  # "off" turns recording off, to measure the cost of recording
-FORK = "ZMQRL_FORK"  # "off" makes each process import its modules itself, to find a fault or to measure the gain
+PROFILE = "ZMQRL_PROFILE"  # "off" turns recording off, to measure its cost
+FORK = "ZMQRL_FORK"  # "off" makes each process import its modules itself, to find a fault or measure the gain
 WORKER = "zmqrl.worker"
 FOLLOWERS = {EVALUATOR: "zmqrl.commands.measure.evaluate", RECORDER: "zmqrl.commands.measure.record"}
 
 
 def prepare(deployment: Deployment) -> None:
-    """Make the hosts of the workers import the modules that workers need, while the launcher prepares the run."""
+    """Make the hosts of the workers import what workers need, while the launcher prepares the run."""
     if may_fork():
         workers = [process for process in deployment.sites if process.role == "worker"]
         for worker in {deployment.launcher.host_of(worker): worker for worker in workers}.values():
@@ -38,16 +38,16 @@ def prepare(deployment: Deployment) -> None:
 
 
 def may_fork() -> bool:
-    """Whether processes of a run may be forked. The user decides with ``ZMQRL_FORK``."""
+    """Whether processes may be forked: the user decides with ``ZMQRL_FORK``."""
     return os.environ.get(FORK) != "off"
 
 
 class Plan:
     """The processes of one run.
 
-    ``run`` is a new id, unless the shards must find the state of an earlier run. ``deployment`` determines the host of
-    each process. ``secret`` authenticates the supervisor to the shards. ``version`` is the first version of the
-    session, and ``trained_before_s`` is the training time before this version.
+    ``run`` is a new id, unless the shards must find the state of an earlier run. ``secret`` authenticates the
+    supervisor to the shards. ``version`` is the first version of the session, and ``trained_before_s`` the training
+    time before it.
     """
 
     def __init__(
@@ -76,12 +76,10 @@ class Plan:
         self._written: tuple[object, ...] = ({}, {})
 
     def shard_task(self, shard: int, endpoints: dict[SocketRole, str] | None, *, frozen: bool = False) -> Task:
-        """The task of a shard.
+        """The task of a shard. A restarted shard binds its old ``endpoints``, to which workers connect.
 
-        A restarted shard binds the same ``endpoints`` again, because workers connect to these endpoints.
-
-        A ``frozen`` shard serves its state, but makes no versions. A frozen shard binds its usual control port if there
-        is a port range, and otherwise an endpoint that no worker connects to.
+        A ``frozen`` shard serves its state, but makes no versions. It binds its usual control port if there is a port
+        range, and otherwise an endpoint that no worker connects to.
         """
         process = shard_id(shard)
         config, directory = self.config, self.sites[process].directory
@@ -112,10 +110,7 @@ class Plan:
         return self._task(worker_id(rank), WORKER, job)
 
     def worker_job(self, rank: int, version: int, cluster: Mapping[str, Any]) -> dict[str, Any]:
-        """The job of a worker. ``cluster`` has the addresses of the shards.
-
-        ``version`` is approximately the current version of the run.
-        """
+        """The job of a worker. ``cluster`` has the shards' addresses. ``version`` is roughly the run's version."""
         process = worker_id(rank)
         return {
             "cluster": cluster,
@@ -129,7 +124,7 @@ class Plan:
         }
 
     def _recorder(self, process: ProcessId) -> RecorderJob | None:
-        """The recorder job of ``process``, or None if the user has turned recording off."""
+        """What ``process`` needs to record its time, or None if the user has turned recording off."""
         if os.environ.get(PROFILE) == "off":
             return None
         site = self.sites[process]
@@ -138,15 +133,11 @@ class Plan:
     def control(
         self, endpoints: list[str], other: Callable[[int, m.Message], None] = lambda shard, message: None
     ) -> ShardControl:
-        """Connect to the shards as the supervisor.
-
-        ``other`` is called with the number of the shard and each message that is not an answer.
-        """
+        """Connect to the shards as the supervisor. Calls ``other(shard, message)`` for unrequested messages."""
         keys = self.keys.of_supervisor() if self.keys else None
         return ShardControl(self.run, self.layout.hash, self.secret, endpoints, keys, other)
 
     def follower_task(self, process: ProcessId, messages: Sequence[Mapping[str, Any]]) -> Task:
-        """The task of the evaluator or the recorder, with its first ``messages``."""
         job = {
             "run_dir": str(self.sites[process].directory.path),
             "episodes": self.config.evaluation.episodes,
@@ -192,9 +183,7 @@ class Plan:
     def cluster(
         self, endpoints: Mapping[int, Mapping[SocketRole, str]], pids: Mapping[ProcessId, int]
     ) -> dict[str, Any]:
-        """The contents of ``cluster.json``: the data that an external worker needs to join, and the host of each
-        process.
-        """
+        """The contents of ``cluster.json``: what an external worker needs to join, and the host of each process."""
         return {
             "protocol": m.PROTOCOL,
             "zmqrl": __version__,
@@ -222,10 +211,7 @@ class Plan:
         return {"host": self.sites[process].host, "pid": pids.get(process)}
 
     def _key_file(self, rank: int) -> str:
-        """The path of the key file of a rank.
-
-        The path is relative to ``cluster.json``, so that both files can be copied to another host.
-        """
+        """The path of a rank's key file, relative to ``cluster.json``: both files can be copied to another host."""
         return str(self.directory.key_file(rank).relative_to(self.directory.path))
 
     def _write_key_files(self) -> None:
@@ -239,7 +225,7 @@ class Plan:
                 write_json(path, facts, mode=0o600)
 
     def _incarnation(self, process: ProcessId) -> int:
-        """The incarnation of a new process: the time in ms, but always greater than the previous incarnation."""
+        """The incarnation of a new process: the time in ms, but greater than the previous incarnation."""
         self._incarnations[process] = max(time.time_ns() // 1_000_000, self._incarnations.get(process, 0) + 1)
         return self._incarnations[process]
 

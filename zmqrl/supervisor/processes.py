@@ -37,11 +37,9 @@ class LostHost:
 class Processes:
     """The processes of one run.
 
-    ``starts`` counts the starts of each process. ``hopeless`` holds the processes that died too often in a row, and
-    those that ended with a UsageError. A process that works again is no longer hopeless.
-    ``first_death`` is the earliest death that the run has not recovered from: this death may have caused later deaths.
-    If the reason for that death is unknown, the next death with a known reason replaces it. ``lost_hosts`` maps the
-    name of each host that cannot be reached to a ``LostHost``.
+    ``hopeless`` has the processes that died too often in a row, or ended with a UsageError, until they work again.
+    ``first_death`` is the earliest death from which the run has not recovered: it may have caused the later ones. If it
+    is unexplained, the next explained death replaces it. ``lost_hosts`` has the hosts that cannot be reached, by name.
     """
 
     def __init__(self) -> None:
@@ -65,11 +63,11 @@ class Processes:
     # deaths and restarts
 
     def died(self, exited: Exited, now: float, *, excused: bool = False, is_full: bool = False) -> list[e.Action]:
-        """A process died. Restart the process after a delay, which doubles with each death in a row.
+        """Restart a process that died, after a delay that doubles with each death in a row.
 
-        The death of a shard or a worker can become the ``first_death``. If ``excused``, the process had a good reason
-        to end. Such a death cannot become the ``first_death``, and the process may die as often as one that is killed
-        from outside. If ``is_full``, the process ended because its disk is full, so the run waits for space.
+        The death of a shard or a worker can become the ``first_death``, unless it is ``excused``: the process had a
+        good reason to end. An excused process may die as often as one that is killed from outside. If ``is_full``, the
+        disk of the process is full, and the run waits for space.
         """
         process = exited.process
         counts = process.role in ("shard", "worker") and not excused
@@ -132,11 +130,10 @@ class Processes:
         return process in self._full_since
 
     def deaths(self, process: ProcessId) -> int:
-        """The number of deaths of the process since the process last did some work."""
+        """How often the process has died since it last did some work."""
         return self._kills.get(process, 0) + self._failures.get(process, 0)
 
     def start(self, process: ProcessId, now: float) -> e.Action:
-        """Start a process now."""
         self._start_at.pop(process, None)
         self._changed_at[process] = now
         self.running.add(process)
@@ -144,39 +141,32 @@ class Processes:
         return e.StartProcess(process)
 
     def due(self, now: float) -> list[e.Action]:
-        """Restart the processes whose delay is over."""
         due = [process for process, at in self._start_at.items() if now >= at]
         return [self.start(process, now) for process in due]
 
     def give_up(self, process: ProcessId) -> None:
-        """Cancel the pending restart of a process."""
         self._start_at.pop(process, None)
 
     def worked(self, process: ProcessId) -> None:
-        """Forget the earlier deaths of a process, because the process has done its work."""
+        """Forget the earlier deaths of a process, which has done its work."""
         self.hopeless.discard(process)
         self._failures.pop(process, None)
         self._kills.pop(process, None)
         self._full_since.pop(process, None)
 
     def contributed(self, tallies: Iterable[tuple[int, ...]]) -> None:
-        """Read the tallies of a shard.
-
-        A worker has worked if the shard has used more of the worker's contributions than before.
-        """
+        """Read the ``tallies`` of a shard. A worker has worked if its number of used contributions has grown."""
         for rank, used, *_ in tallies:
             if used > self._used.get(rank, 0):
                 self._used[rank] = used
                 self.worked(worker_id(rank))
 
     def reset_tallies(self) -> None:
-        """Forget the tallies, because shards that have loaded a checkpoint count from zero again."""
+        """Forget the tallies: shards that have loaded a checkpoint count from zero again."""
         self._used.clear()
 
     def made(self, version: int, now: float) -> None:
-        """All shards have made ``version``. A run that makes versions after the first death has recovered from that
-        death.
-        """
+        """All shards have made ``version``. A run that makes versions after its first death has recovered from it."""
         if self.first_death is not None and now - self._first_death_at > VERSION_TOLD_WITHIN_S:
             self.first_death = None if version > self._version else self.first_death
         self._version = max(version, self._version)
@@ -184,31 +174,27 @@ class Processes:
     # silence
 
     def heard(self, process: ProcessId, at: float) -> None:
-        """The process gave a sign of life."""
         self._heard_at[process] = at
 
     def hear_workers(self, stats: Iterable[m.Stats], now: float) -> None:
-        """A worker is alive while at least one shard hears from it. A worker that no shard sees counts as missing, not
-        as silent.
-        """
+        """Note a sign of life of each worker that a shard hears. A worker that no shard sees is missing, not silent."""
         for each in stats:
             for rank, silent_ms in zip(each.present, each.silent_ms, strict=False):
                 if silent_ms < 1000 * SILENCE_S and worker_id(rank) in self.running:
                     self.heard(worker_id(rank), now)
 
     def silent_s(self, process: ProcessId, now: float) -> float:
-        """Seconds since the last sign of life of the process, or 0 before the first sign of life."""
+        """Seconds since the last sign of life of the process, or 0 before the first one."""
         return now - self._heard_at.get(process, now)
 
     def see_outside(self, workers: Iterable[ProcessId], now: float) -> None:
-        """Record which external ``workers`` every shard sees now."""
         here = set(workers)
         for worker in here | self._outside.keys():
             if self._outside.get(worker) != (worker in here):
                 self._outside[worker], self._changed_at[worker] = worker in here, now
 
     def presence(self, process: ProcessId, now: float, *, outside: bool = False) -> tuple[State, float]:
-        """The state of a process, and for how many seconds the process has been in that state.
+        """The state of a process, and the seconds that it has been in that state.
 
         ``outside``: whether the process is an external worker.
         """
@@ -227,7 +213,6 @@ class Processes:
         return ("silent", silent_s) if silent_s >= SILENCE_S else ("present", for_s)
 
     def awaited(self, process: ProcessId, now: float) -> Awaited:
-        """The known state of a process for which a version waits."""
         return Awaited(
             process=process,
             is_running=process in self.running,
@@ -237,10 +222,7 @@ class Processes:
         )
 
     def pardon(self, seconds: float, *roles: ProcessRole) -> None:
-        """Do not count ``seconds`` as silence of the processes of ``roles``, because their messages could not arrive.
-
-        Without ``roles``, this applies to all processes.
-        """
+        """Do not count ``seconds`` as silence of the processes of ``roles`` (default: all): no message could arrive."""
         for process in self._heard_at:
             if not roles or process.role in roles:
                 self._heard_at[process] += seconds
@@ -262,7 +244,6 @@ class Processes:
 
 
 def _told(exited: Exited, death: str, most: int) -> e.Action:
-    """The report of a death, with at most ``most`` of the last lines of the log."""
     return e.TellDeath(exited.process, (death, *(f"  | {line}" for line in exited.log_tail.splitlines()[-most:])))
 
 

@@ -24,10 +24,7 @@ ROW_EVERY_S = 1.0
 
 
 class Progress:
-    """The metrics of a run. ``row`` is the newest row, and ``processes`` has the processes that the screen shows.
-
-    Time counts from the call of ``begin``, when workers begin to compute the first version.
-    """
+    """The metrics of a run. ``row`` is the newest row, and ``processes`` has the processes that the screen shows."""
 
     def __init__(self, config: Config, directory: RunDirectory, counters: Counters, console: Console) -> None:
         self.config, self.directory, self.console = config, directory, console
@@ -53,7 +50,6 @@ class Progress:
         self.began_at = self.row_at = now
 
     def trained_s(self) -> float:
-        """Seconds of training in this session, from the call of ``begin``."""
         return 0.0 if self.began_at is None else time.monotonic() - self.began_at
 
     def on_report(self, report: m.Report) -> None:
@@ -76,9 +72,7 @@ class Progress:
         self.metrics.on_shards([_shard_stats(stats[s]) if s in stats else None for s in shards], members)
 
     def counters_at(self, version: int, stats: Mapping[int, m.Stats]) -> dict[str, Any]:
-        """The counters at ``version``, which every shard has copied. Contributions after ``version`` are not
-        counted.
-        """
+        """The counters at ``version``, which every shard has copied, without later contributions."""
         counters = self.metrics.counters()
         contributions = {**counters.contributions, **summed(each.captured_totals for each in stats.values())}
         return dataclasses.replace(counters, version=version, contributions=contributions).to_json()
@@ -100,7 +94,6 @@ class Progress:
         self.row_version = min(self.row_version, version)
 
     def due(self, now: float) -> bool:
-        """Whether it is time for the next row."""
         return self.began_at is not None and now - self.row_at >= ROW_EVERY_S
 
     def put_off(self, now: float) -> None:
@@ -134,9 +127,7 @@ def live_figures(
     trained_s: float,
     processes: Sequence[Presence] = (),
 ) -> LiveFigures:
-    """The figures that a console shows for a ``row`` and ``processes``, after ``trained_s`` seconds of training in this
-    session.
-    """
+    """The figures that a console shows. ``trained_s`` is the training time of this session, in seconds."""
     return LiveFigures(
         title=f"{config.recipe} · {config.env} · {directory.path.name}",
         row=row,
@@ -147,10 +138,7 @@ def live_figures(
 
 
 def _left_s(config: Config, row: Mapping[str, Any], trained_s: float) -> float | None:
-    """Seconds until the run reaches its first limit at the current speed.
-
-    Returns None if there is no limit or no known speed.
-    """
+    """Seconds until the first limit of the run at its current speed. None without a limit or a known speed."""
     left = []
     if config.minutes is not None:
         left.append(60 * config.minutes - trained_s)

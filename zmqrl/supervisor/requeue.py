@@ -1,7 +1,4 @@
-"""Lets a run continue beyond the time limit of a batch job.
-
-The run ends before the limit, and Slurm requeues the job.
-"""
+"""Lets a run continue beyond the time limit of a batch job: it ends before the limit, and Slurm requeues the job."""
 
 import contextlib
 import dataclasses
@@ -25,7 +22,7 @@ TIME_IS_UP = 128 + signal.SIGUSR1
 
 
 def is_begun(config: Config) -> bool:
-    """Whether the run directory already holds a run. If the directory holds a run, the job was requeued."""
+    """Whether the run directory already holds a run, which means that the job was requeued."""
     return config.run_dir is not None and RunDirectory(config.run_dir).config.exists()
 
 
@@ -58,10 +55,7 @@ def left_of(config: Config) -> Config:
 
 
 def requeued(job: str | None, train: Callable[[], int]) -> int:
-    """Run ``train`` and return its exit status. If USR1 alone ended the run, requeue ``job``.
-
-    ``job`` is None if there is no job.
-    """
+    """Run ``train`` and return its exit status. If USR1 alone ended the run, requeue ``job``, unless it is None."""
     with _warned() as came:
         try:
             status = train()

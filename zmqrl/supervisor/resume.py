@@ -20,8 +20,7 @@ from zmqrl.words import as_word, counted
 def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoint:
     """The checkpoint to resume from.
 
-    Raises UsageError if there is no checkpoint, or if the layout or the optimizer of the checkpoint differs from
-    ``initial``.
+    Raises UsageError if there is none, or if its layout or optimizer differs from ``initial``.
     """
     checkpoint = read_newest(directory)
     if checkpoint is None:
@@ -45,9 +44,9 @@ def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoin
 
 
 def read_newest(directory: RunDirectory) -> Checkpoint | None:
-    """Read the newest checkpoint.
+    """Read the newest checkpoint, or return None if there is none.
 
-    If this checkpoint is damaged, raises UsageError with the command that uses an older checkpoint.
+    If it is damaged, raises a UsageError with the command that uses an older one.
     """
 
     def advice(whole: Path, damaged: Sequence[Path]) -> str:
@@ -63,13 +62,13 @@ def read_newest(directory: RunDirectory) -> Checkpoint | None:
 
 
 def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None:
-    """Raise UsageError if the environment or the ``flavour`` of the stored run differs from ``config``.
+    """Raise UsageError if the stored run has another environment or flavour: scores would not be comparable.
 
-    The scores of the two runs would not be comparable.
+    ``flavour`` is that of ``config``.
     """
     if config.env != stored.env:
         raise UsageError(f"{path} was trained on {stored.env}, not on {config.env}: start a new run for {config.env}.")
-    now, then = config.envs, stored.envs  # the game is of the same kind in both
+    now, then = config.envs, stored.envs  # both are Atari games, or both are other environments
     kinds = {now.flavour(): then.flavour(), now.gymnasium_flavour(): then.gymnasium_flavour()}
     if (before := kinds.get(flavour, flavour)) != flavour:
         raise UsageError(f"{path} was trained on games of another flavour ({before}; not {flavour}): start a new run.")
@@ -78,9 +77,9 @@ def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None
 def mend_histories(directory: RunDirectory, checkpoint: Checkpoint) -> tuple[int, list[str]]:
     """Remove unreadable lines from the histories before the run continues from ``checkpoint``. Raises ClusterError.
 
-    Returns the newest generation of the run so far, and sentences about problems in the histories. The checkpoint can
-    have an older generation, which the run must not use again. Otherwise, a shard could not distinguish the lines that
-    this resume undoes from versions that the shard has lost.
+    Returns the newest generation of the run, and sentences about problems in the histories. The run must continue in a
+    generation above all generations in the histories. Otherwise, a shard could take lines that this resume undoes for
+    versions that it has lost.
     """
     generation, news = checkpoint.generation, []
     for shard in range(checkpoint.layout.shards):
@@ -120,6 +119,6 @@ def check_mode(config: Config, checkpoint: Checkpoint, path: Path) -> None:
 
 
 def changes(stored: Config, config: Config) -> list[str]:
-    """The settings in ``config`` that differ from the ``stored`` settings, as texts such as ``ppo.clip 0.1 -> 0.2``."""
+    """The settings that differ, as texts such as ``ppo.clip 0.1 -> 0.2``."""
     before, now = (dict(flat(each.to_json())) for each in (stored, config))
     return [f"{name} {before[name]} -> {now[name]}" for name in now if name not in PLACE and now[name] != before[name]]

@@ -50,7 +50,7 @@ LOGS_BYTES = 10_000_000  # logs, metrics, histories and recordings of a short ru
 
 
 def train(config: Config, on_up: Callable[[RunDirectory], None] | None = None) -> int:
-    """Train on this machine. Returns the same exit statuses as :func:`train_on`. Raises ZmqrlError."""
+    """Train on this machine, like :func:`train_on`. Raises ZmqrlError."""
     check_here(config)
     with never_waiting():
         return train_on(config, _deploy_here, on_up, needs_cuda=config.device == "cuda")
@@ -61,7 +61,7 @@ def _deploy_here(config: Config, directory: RunDirectory, stages: Stages) -> Dep
 
 
 def check_here(config: Config) -> None:
-    """Raise UsageError for the first invalid setting, for a port that cannot be used here, or for a missing package."""
+    """Raise UsageError for an invalid setting, for a port that cannot be used here, or for a missing package."""
     config.check()
     if config.recorder:
         require_extra("video", "--recorder needs")
@@ -69,7 +69,7 @@ def check_here(config: Config) -> None:
 
 
 def check_extras(config: Config) -> None:
-    """Raise UsageError for the first missing package that the launcher of a run needs on this machine."""
+    """Raise UsageError for the first missing package that the launcher of a run needs here."""
     if config.env.startswith("ALE/"):  # other ids of Atari games are known only once the games are imported
         require_extra("atari", f"{config.env} needs")
     for tracker in config.trackers:
@@ -88,7 +88,7 @@ def train_on(
     """Train on a deployment. Raises ZmqrlError. ``needs_cuda``: whether this machine must have a CUDA device.
 
     Returns 0 if the run reached a limit. Returns INTERRUPTED or TIME_IS_UP if an interrupt ended the run with a
-    checkpoint. If ``on_up`` is given, the run stops all output once the run is up, and then calls ``on_up``.
+    checkpoint. With ``on_up``, it prints nothing more once the run is up, and calls ``on_up``.
     """
     config.check()
     config = config.with_schedule()
@@ -156,7 +156,7 @@ def train_on(
 def _first(preparation: Preparation, deployment: Deployment) -> Checkpoint:
     """Version 0 of a new run.
 
-    If the settings are wrong, remove the files that the deployment has created on the hosts.
+    If the settings are wrong, remove the files of the deployment from the hosts.
     """
     try:
         return preparation.checkpoint()
@@ -167,7 +167,7 @@ def _first(preparation: Preparation, deployment: Deployment) -> Checkpoint:
 
 @contextlib.contextmanager
 def _claimed(directory: RunDirectory) -> Iterator[None]:
-    """Lock the run directory during the block, and turn errors into a ZmqrlError with a sentence for the user."""
+    """Lock the run directory during the block, and turn errors into ZmqrlErrors."""
     directory.claim()
     try:
         yield
@@ -201,7 +201,7 @@ def _summarize(
 
 
 def _logged(path: Path) -> str:
-    """Log the traceback of the current error. Returns the last part of an error sentence, which names the log."""
+    """Log the traceback of the current error. Returns the end of an error sentence, which names the log."""
     try:
         path.parent.mkdir(exist_ok=True)
         with path.open("a", encoding="utf-8", errors="backslashreplace") as log:
@@ -212,10 +212,10 @@ def _logged(path: Path) -> str:
 
 
 def check_room(directory: RunDirectory, checkpoint: Checkpoint, keep: int, *, holds_state: bool) -> list[str]:
-    """Compare the free space on the disk of a run directory with the space that the run needs there.
+    """Check that the disk of a run directory has enough space. Returns warnings. Raises UsageError if it has not.
 
     The run keeps ``keep`` checkpoints of the size of ``checkpoint``. ``holds_state``: whether the shards store their
-    state in this directory. Returns warnings. Raises UsageError if there is too little space.
+    state here.
     """
     free = shutil.disk_usage(directory.path).free
     needed = needed_bytes(directory, checkpoint, keep, holds_state=holds_state)
@@ -228,7 +228,7 @@ def check_room(directory: RunDirectory, checkpoint: Checkpoint, keep: int, *, ho
 
 
 def needed_bytes(directory: RunDirectory, checkpoint: Checkpoint, keep: int, *, holds_state: bool) -> int:
-    """The bytes that a run will write into the run directory: checkpoints, the state of shards, and logs."""
+    """The bytes that a run will write to its directory: checkpoints, the state of shards, and logs."""
     # A new checkpoint is written before the oldest one is removed.
     new = max(1, keep + 1 - len(checkpoints(directory.checkpoints)))
     needed = new * sum(map(len, checkpoint.states)) + LOGS_BYTES
@@ -307,7 +307,7 @@ def _supervise(
 
 
 def _trace(config: Config, directory: RunDirectory, start: Checkpoint, notice: Callable[[str], None]) -> None:
-    """Write the trace of the first versions of a session that began at the checkpoint ``start``."""
+    """Write the trace of the first versions of a session, from the checkpoint ``start``."""
     assert config.profile is not None
     traced = range(start.version, start.version + config.profile)
     recording = Recording.read(directory.profile, traced)
@@ -318,7 +318,7 @@ def _trace(config: Config, directory: RunDirectory, start: Checkpoint, notice: C
 
 @contextlib.contextmanager
 def _tracebacks_to(log: Callable[[str], None]) -> Iterator[None]:
-    """Write errors in threads of libraries, such as a tracker's thread, to the log instead of standard error."""
+    """Write errors in threads of libraries, such as a tracker's, to the log instead of standard error."""
 
     def keep(failed: Any) -> None:
         log("".join(traceback.format_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)))
@@ -335,9 +335,8 @@ def _tracebacks_to(log: Callable[[str], None]) -> Iterator[None]:
 def _interrupts(supervisor: Supervisor) -> Iterator[None]:
     """Handle signals in the block. The first Ctrl-C requests a checkpoint and a clean end.
 
-    The second Ctrl-C ends everything at once. A third Ctrl-C is ignored, because it would disturb the clean-up. TERM,
-    HUP and USR1 act like a single Ctrl-C, even if they are repeated. HUP stays ignored if it was ignored when zmqrl
-    started.
+    The second Ctrl-C ends everything at once. Further ones are ignored, because they would disturb the clean-up. TERM,
+    HUP and USR1 act like a single Ctrl-C, even if repeated. HUP stays ignored if it was ignored when zmqrl started.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -37,7 +37,7 @@ PAUSE_S = 1.0
 START_WITHIN_S = 60.0
 GREET_WITHIN_S = 20.0
 COPY_WITHIN_S = 30.0
-UP_WITHIN_S = 10.0  # for a host that is no longer needed
+UP_WITHIN_S = 10.0  # for a host that is needed only to copy and remove its old files
 
 Notice = Callable[[str], None]
 
@@ -53,10 +53,9 @@ class Damaged(ClusterError):
 def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
     """Make a checkpoint of the newest version that all shards of a killed run still hold.
 
-    ``checkpoint`` is the newest checkpoint so far. Returns ``checkpoint`` if the shards hold nothing newer. If the
-    state of a shard no longer exists, ``notice`` reports this, and the result is also ``checkpoint``. Raises
-    ClusterError if the state may exist but cannot be read now. The state then stays untouched, so that another try may
-    succeed.
+    Returns ``checkpoint``, the newest so far, if the shards hold nothing newer. If the state of a shard no longer
+    exists, calls ``notice`` and returns ``checkpoint``, too. Raises ClusterError if the state may exist but cannot be
+    read now. The state then stays untouched for another try.
     """
     if not directory.left.exists():
         return checkpoint
@@ -83,10 +82,9 @@ def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
 
 
 def _forget_state(directory: RunDirectory) -> None:
-    """Remove ``left.json``, because the state of the shards is no longer needed.
+    """Remove ``left.json``: the state of the shards is no longer needed.
 
-    If the run had other hosts, keep the file as ``old-hosts.json``, because those hosts may still have files of the
-    run.
+    If the run had other hosts, keep the file as ``old-hosts.json``: those hosts may still have files of the run.
     """
     with contextlib.suppress(ClusterError):
         if not _Left.read(directory.left).is_here:
@@ -96,9 +94,9 @@ def _forget_state(directory: RunDirectory) -> None:
 
 
 def remove_files(directory: RunDirectory, notice: Notice, but: Collection[str] = ()) -> None:
-    """Call this after :func:`salvage`: remove the files of the killed run from all hosts of that run except ``but``.
+    """Remove the files of the killed run from all its hosts except ``but``. Call this after :func:`salvage`.
 
-    Files that this machine lacks, such as videos, are copied here first. ``notice`` reports hosts that keep files.
+    First copies files that this machine lacks, such as videos. ``notice`` reports hosts that keep files.
     """
     try:
         left = _Left.read(directory.old_hosts)
@@ -160,15 +158,12 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
 
 
 def _set_aside(history: Path) -> set[Path]:
-    """The original history files, which were kept when damaged lines were removed."""
+    """The originals of a history from which damaged lines were removed."""
     return set(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
 
 
 def _tell_of_history(history: Path, set_aside: Collection[Path], notice: Notice) -> None:
-    """Report missing and unreadable lines of a history to the user.
-
-    The shard writes these problems only to its own log.
-    """
+    """Report missing and unreadable lines of a history to the user. The shard writes them only to its own log."""
     for aside in sorted(_set_aside(history) - set(set_aside)):
         notice(f"{history}: lines that could not be read were removed; the original file is kept as {aside.name}")
     after = 0
@@ -182,7 +177,7 @@ def _tell_of_history(history: Path, set_aside: Collection[Path], notice: Notice)
 class _Left:
     """The contents of ``left.json``, which a killed run leaves.
 
-    ``shards`` holds the host and the address of each shard. ``host_of`` holds the host of every process.
+    ``shards`` has the host and the address of each shard, ``host_of`` the host of every process.
     """
 
     run: str
@@ -193,7 +188,7 @@ class _Left:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the file. Raises ClusterError if the file is damaged."""
+        """Read the file. Raises OSError, or Damaged."""
         try:
             data = read_json(path)
             shards = {
@@ -225,7 +220,7 @@ class _Left:
 
 
 def _whereabouts(directory: RunDirectory) -> str:
-    """The known locations of the shards' state, in words."""
+    """Where the state of the shards is, as far as known, in words."""
     here = f"in {directory.path / 'state'}"
     with contextlib.suppress(ClusterError, OSError):
         left = _Left.read(directory.left)
@@ -234,7 +229,7 @@ def _whereabouts(directory: RunDirectory) -> str:
 
 
 def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
-    """Deploy to the hosts that have the state of the shards. Raises ClusterError, which names unreachable hosts."""
+    """Deploy to the hosts with the state of the shards. Raises ClusterError, which names unreachable hosts."""
     if left.is_here:
         return on_this_machine(left.config, directory)
     host_of = {shard: left.host_of[shard] for shard in left.shards}
@@ -244,7 +239,7 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
         for link in links.values():
             link.cut()
         why = "; ".join(f"{host}: {words}" for host, words in failed.items())
-        # The nodes of a Slurm job cannot be reached after the end of the job.
+        # The nodes of a Slurm job cannot be reached after its end.
         raise (Gone if all(map(is_over, failed.values())) else ClusterError)(why)
     places = {host: RunDirectory(Path(link.up.work)) for host, link in links.items() if link.up is not None}
     sites = {
@@ -258,9 +253,7 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
 
 @contextlib.contextmanager
 def _frozen_shards(plan: Plan, launcher: Launcher) -> Iterator[ShardControl]:
-    """Start all shards of ``plan`` as frozen shards, which make no versions, and connect to them. Raises
-    ClusterError.
-    """
+    """Start all shards of ``plan`` frozen, so that they make no versions, and connect. Raises ClusterError."""
     shards = range(plan.layout.shards)
     for shard in shards:
         launcher.start(plan.shard_task(shard, None, frozen=True))
@@ -277,9 +270,7 @@ def _frozen_shards(plan: Plan, launcher: Launcher) -> Iterator[ShardControl]:
 
 
 def _look(launcher: Launcher) -> dict[ProcessId, str]:
-    """The control endpoints of shards that have come up since the last call. Raises ClusterError if a shard has
-    died.
-    """
+    """The control endpoints of shards that came up since the last call. Raises ClusterError if a shard died."""
     endpoints = {}
     for event in launcher.poll():
         match event:
@@ -298,9 +289,9 @@ def to_save(
 ) -> dict[int, int] | None:
     """The version of each shard to save as a checkpoint, or None if the shards hold nothing newer than ``checkpoint``.
 
-    If ``together``, the result is the newest version that all shards hold. If not ``together``, the result is the
-    newest version of each shard. ``made`` holds the last version in the history of each shard. Raises Damaged if newer
-    versions existed but cannot be saved. Raises Gone if the run was rolling back to ``checkpoint``.
+    If ``together``, this is the newest version that all shards hold, else the newest of each shard. ``made`` has the
+    last version in the history of each shard. Raises Damaged if newer versions existed but cannot be saved, and Gone if
+    the run was rolling back to ``checkpoint``.
     """
     stands = {shard: made[shard] if each.state == "empty" else each.version for shard, each in welcomes.items()}
     if all(version <= checkpoint.version_of(shard) for shard, version in stands.items()):
@@ -328,9 +319,8 @@ def counters_at(
     """Estimate the counters of the run at ``version``, after ``checkpoint``.
 
     Contributions come from the shards and are exact. All other counters come from the newest row of ``metrics.jsonl``,
-    which was written at most a second before the end of the run. Steps and time are extrapolated to ``version`` with
-    their means per version. For the last games, only the mean score is known, so each of these games gets the mean
-    score.
+    written at most a second before the end of the run. Steps and time are extrapolated to ``version`` with their means
+    per version. Of the last games, only the mean score is known, so each gets this score.
     """
     start = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
     rows = lineage(readable_lines(directory.metrics, ROW, notice))

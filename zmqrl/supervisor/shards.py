@@ -1,7 +1,4 @@
-"""What the supervisor knows about each shard, and which messages it sends to the shards.
-
-This module uses no sockets and no clock.
-"""
+"""What the supervisor knows about each shard, and which messages it sends to the shards. No sockets, no clock."""
 
 from collections.abc import Iterable
 
@@ -16,12 +13,13 @@ START = "the run starts"
 
 
 class Shards:
-    """The shards of a run. The dictionaries have one entry per shard number.
+    """The shards of a run. Shard numbers are the keys of dictionaries.
 
-    ``checkpoint`` holds the version of each shard in the newest checkpoint. ``seen`` holds the newest version that each
-    shard is known to have made. ``stats`` holds the last report of each shard since that shard started or loaded a
-    checkpoint. ``down`` holds the shards that have not sent WELCOME since they started. ``rollback`` is the reason why
-    all shards must load the checkpoint, or None. At first, the reason is the start of the session.
+    - ``checkpoint``: the version of each shard in the newest checkpoint.
+    - ``seen``: the newest version that each shard is known to have made.
+    - ``stats``: the last STATS of each shard since it started or loaded a checkpoint.
+    - ``down``: the shards that have not sent WELCOME since they started.
+    - ``rollback``: why all shards must load the checkpoint, or None. At first: ``START``.
     """
 
     def __init__(self, checkpoint: tuple[int, ...], generation: int, stop_at: int | None) -> None:
@@ -42,7 +40,6 @@ class Shards:
 
     @property
     def all_at_stop(self) -> bool:
-        """Whether every shard has made the version at which the run ends."""
         at_stop = self.stop_at is not None and all(s.version >= self.stop_at for s in self.stats.values())
         return self.all_told and at_stop
 
@@ -52,7 +49,7 @@ class Shards:
         return not self.down and self.rollback is None
 
     def failure(self) -> str | None:
-        """The reason why a shard can make no more versions, or None if all shards can."""
+        """Why a shard can make no more versions, or None if all shards can."""
         for shard, stats in sorted(self.stats.items()):
             if stats.failure:
                 return (
@@ -62,7 +59,7 @@ class Shards:
         return None
 
     def missing(self, members: Iterable[int]) -> list[Awaited]:
-        """The workers that have not contributed to the open version. Returns an empty list if no version is open.
+        """The workers that have not contributed to the open version. Empty if no version is open.
 
         Every shard must have reported its state.
         """
@@ -97,8 +94,7 @@ class Shards:
     def on_lost(self, shard: int, lost: m.Lost, quorum: int) -> None:
         """A worker reports that it has seen a newer version of a shard than the shard now has.
 
-        The supervisor believes the report if a quorum of workers agree, or if the supervisor itself has seen a newer
-        version.
+        Roll back if a quorum of workers agree, or if the supervisor itself has seen a newer version.
         """
         if shard not in self.stats:
             return
@@ -125,14 +121,13 @@ class Shards:
         ]
 
     def on_exit(self, shard: int) -> None:
-        """A shard has died."""
         self.down.add(shard)
         self.stats.pop(shard, None)
 
     def roll_back(self, view: View, now: float, elapsed: int = 0) -> list[e.Action]:
-        """If a rollback is due and all shards are up, make the shards load the checkpoint under a new generation.
+        """If a rollback is due and all shards are up, make them load the checkpoint under a new generation.
 
-        The shards also load ``elapsed``, the progress of the run in millionths.
+        They also load ``elapsed``, the progress of the run in millionths.
         """
         if self.rollback is None:
             return []
@@ -148,17 +143,13 @@ class Shards:
         return [*([] if self.rollback == START else [notice]), e.Load(self.generation, view, elapsed)]
 
     def loaded(self) -> list[e.Action]:
-        """All shards have loaded the checkpoint."""
         self._claims.clear()
         self.seen = dict(enumerate(self.checkpoint))
         self.rollback = self.rollback_at = None
         return [action for shard in self.numbers for action in self.tell_stop(shard)]
 
     def repeat(self, view: View) -> list[e.Action]:
-        """Repeat the view or the last version to each shard that reports a different one.
-
-        The first message may have been lost.
-        """
+        """Repeat the view or the last version to each shard that reports another one: a message may have been lost."""
         actions: list[e.Action] = []
         for shard, stats in self.stats.items():
             if stats.view != view.id:
@@ -168,12 +159,11 @@ class Shards:
         return actions
 
     def checkpointed(self, versions: tuple[int, ...]) -> None:
-        """Record a newer checkpoint, which has these versions of the shards."""
+        """Note a newer checkpoint, with these ``versions`` of the shards."""
         self.checkpoint = versions
         self.seen = {shard: max(seen, versions[shard]) for shard, seen in self.seen.items()}
 
     def tell_stop(self, shard: int) -> list[e.Action]:
-        """Send a shard the version at which it ends, if the run has an end."""
         return [] if self.stop_at is None else [e.TellStop(shard, self._end_of(shard))]
 
     def _checkpoint_in_words(self) -> str:
@@ -184,8 +174,5 @@ class Shards:
             self.rollback = why
 
     def _end_of(self, shard: int) -> int | None:
-        """The version at which the shard ends.
-
-        This is ``stop_at``, or the shard's newest version if that is greater.
-        """
+        """The version at which the shard ends: ``stop_at``, or the shard's newest version if that is greater."""
         return None if self.stop_at is None else max(self.stop_at, self.seen[shard])

@@ -50,10 +50,10 @@ MOST_REFUSED = 100  # number of notices about refused workers: more would flood 
 
 
 class Supervisor:
-    """One session of a run, from the first checkpoint to the last checkpoint of the session.
+    """One session of a run, from its first to its last checkpoint.
 
-    ``interrupts`` counts the user's requests to end the run. ``on_up`` is called when the training time begins. If the
-    run has external workers, ``on_up`` is called once the shards are up.
+    ``interrupts`` counts the user's requests to end the run. ``on_up`` is called when the training time begins or, in a
+    run with external workers, once the shards are up.
     """
 
     control: ShardControl  # exists once the shards are up
@@ -110,10 +110,10 @@ class Supervisor:
         self.endpoints: dict[int, dict[SocketRole, str]] = {}
         self.exporter, self.shown_at, self.on_up = exporter, 0.0, on_up
         self.reports_closed = self.saved = False
-        self.refused: set[str] = set()  # the reasons for refused workers that the user has seen
+        self.refused: set[str] = set()  # the reasons that the user has seen
         self.interrupts = 0
         self.asked_to_end: set[int] = set()  # the signals that requested the end
-        self.reason: e.Reason | None = None  # the reason to stop
+        self.reason: e.Reason | None = None
         self._actions: deque[e.Action] = deque()
         self._lines = Folding()
         self._turned_at = time.monotonic()
@@ -174,7 +174,7 @@ class Supervisor:
         first: BaseException | None,
         trace: object,
     ) -> None:
-        """Close a part of the run. ``close`` is called with ``first``, the error that ends the run, or None.
+        """Call ``close(first)``. ``first`` is the error that ends the run, or None.
 
         If ``first`` is an error, an error of ``close`` becomes a notice.
         """
@@ -187,12 +187,10 @@ class Supervisor:
 
     @property
     def is_up(self) -> bool:
-        """Whether all shards have reported their endpoints."""
         return len(self.endpoints) == len(self.shards.numbers)
 
     @property
     def is_connected(self) -> bool:
-        """Whether the supervisor has connected to the shards."""
         return self.machine.state != "starting"
 
     def _bring_up(self) -> None:
@@ -205,7 +203,7 @@ class Supervisor:
             time.sleep(0.01)
 
     def _connect(self) -> None:
-        """Connect to the shards, which are up now. Send each worker and each follower its job."""
+        """Connect to the shards. Send each worker and each follower its job."""
         for old in (self.directory.summary, self.directory.trace):  # out of date from here on
             old.unlink(missing_ok=True)
         reserve(self.directory.summary, SUMMARY_BYTES)
@@ -228,7 +226,7 @@ class Supervisor:
             self.on_up()  # the user may start these workers only after the run has left the terminal
 
     def _bring_histories(self) -> None:
-        """Copy each history to the host of its shard. In an earlier session, the shard may have run on another host."""
+        """Copy each history to the host of its shard, which can differ from that of an earlier session."""
         if self.config.resume:
             if away := self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S):
                 raise ClusterError(f"cannot copy the histories of the run from {', '.join(away)}.")
@@ -262,7 +260,7 @@ class Supervisor:
         self._turned_at = now
 
     def _look_after(self) -> None:
-        """Handle the events of processes and the timers, and carry out the resulting actions."""
+        """Handle the events of processes and the timers, and carry out actions."""
         self._check_processes()
         self._tell(self._lines.take(time.monotonic()))
         self._feed(e.Tick())
@@ -306,7 +304,7 @@ class Supervisor:
         )
 
     def _presences(self, now: float) -> list[Presence]:
-        """The state of each process that was started, and the state of the rank of each external worker."""
+        """The state of each process that was started, and of the rank of each external worker."""
         missing_s = {int(rank): seconds for rank, seconds in self.progress.row["missing_s"].items()}
         starts = self.machine.processes.starts
         hosts = {process: self.sites[process].host for process in sorted(starts)}
@@ -447,18 +445,15 @@ class Supervisor:
         for line in lines:
             self.console.notice(str(line))
 
-    # processes
+    # processes: start, tell and worked are for the followers (Runner)
 
     def start(self, process: ProcessId) -> None:
-        """Start a process now."""
         self._actions.append(self.machine.processes.start(process, time.monotonic()))
 
     def tell(self, process: ProcessId, message: dict[str, Any]) -> None:
-        """Send a message to a process."""
         self.launcher.tell(process, message)
 
     def worked(self, process: ProcessId) -> None:
-        """Forget the earlier deaths of a process, because the process has done its work."""
         self._feed(e.ProcessWorked(process))
 
     def _task(self, process: ProcessId) -> Task:
@@ -505,9 +500,7 @@ class Supervisor:
     # the end
 
     def _finish(self, reason: e.Reason) -> None:
-        """Stop all shards, and write a checkpoint of their last versions. Restart a shard that dies while the others
-        stop.
-        """
+        """Stop all shards, restarting those that die meanwhile, and write a checkpoint of their last versions."""
         self.console.notice(f"stopping ({reason}): writing a checkpoint")
         self.reports_closed = reason == "stop_score"  # the scores of later games do not change the reason
         over = e.Fail | e.Stop | e.Load | e.TakeCheckpoint  # actions of these types in the queue are out of date
@@ -550,10 +543,7 @@ class Supervisor:
         write_summary(self.directory.summary, reason, status, self.config, self.checkpoint, self.flavour)
 
     def _set_aside(self) -> None:
-        """Rename cluster.json to left.json if the state of the shards is not saved.
-
-        The option --resume finds that state with the help of left.json.
-        """
+        """If the state of the shards is not saved, rename cluster.json to left.json, which --resume reads."""
         try:
             if not self.saved:
                 self.directory.set_aside()
@@ -563,10 +553,7 @@ class Supervisor:
             )
 
     def _save_what_is_left(self) -> None:
-        """After a failure, write a checkpoint of the version that the shards still hold.
-
-        If the shards do not answer, no checkpoint is written.
-        """
+        """After a failure, write a checkpoint of the version that the shards still hold, if they answer."""
         if self.saved or self.machine.state == "ending":  # the known STATS of the shards are out of date
             return
         with contextlib.suppress(ClusterError, AssertionError):  # the known state may be out of date
@@ -583,20 +570,17 @@ class Supervisor:
             self.console.notice(f"no checkpoint could be written: {error}")
 
     def _end_histories(self) -> None:
-        """Cut off the histories after the last checkpoint.
-
-        A shard may have made one more version after this checkpoint. That version is not used.
-        """
+        """Cut off the histories after the last checkpoint: a shard may have made one more version."""
         for shard in self.shards.numbers if self.saved else ():
             path = self.directory.history(shard)
-            with contextlib.suppress(ClusterError, OSError):  # the run has ended, and a longer history does no harm
+            with contextlib.suppress(ClusterError, OSError):  # a longer history does no harm
                 if path.exists():
                     history = History(path)
                     history.rewind(self.checkpoint.version_of(shard), self.shards.generation + 1)
                     history.close()
 
     def _let_leave(self) -> None:
-        """Give the workers, which have received BYE, time to leave. Then end the shards and any remaining workers."""
+        """Give the workers, which have received BYE, time to leave. Then end the shards and remaining workers."""
         shards = list(map(shard_id, self.shards.numbers))
         for process in (*map(worker_id, self.plan.local_ranks), *shards):
             self.machine.processes.give_up(process)

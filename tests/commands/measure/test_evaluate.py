@@ -227,7 +227,8 @@ def test_eval_leaves_no_server_of_an_environment(
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
     assert done.returncode == status, done.stderr
     assert done.stderr == (
-        "zmqrl: zmqrl eval ended (killed by SIGSEGV): perhaps its environment or its network has crashed.\n"
+        "zmqrl: zmqrl eval ended (killed by SIGSEGV): perhaps native code of its environment or neural network has "
+        "crashed.\n"
         if crash
         else ""
     )

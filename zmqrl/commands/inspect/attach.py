@@ -31,16 +31,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl attach``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl attach"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Show a run.
-
-    Raises ClusterError if the supervisor of the run was killed, and UsageError if there is no such run.
-    """
+    """Show a run. Raises ClusterError if its supervisor was killed, and UsageError if there is no such run."""
     if job := Submitted.read(options.run):
         return follow.attach(job, options.run)
     living = Living.read(options.run)
@@ -89,7 +85,7 @@ def _show(living: Living, console: Console) -> None:
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """A value that changes whenever the file is replaced. None if there is no such file."""
+    """A value that changes when the file is replaced. None without a file."""
     try:
         found = path.stat()
     except FileNotFoundError:

@@ -40,13 +40,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl check-history``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl check-history"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Print the violations in the histories of a run. Raises UsageError."""
+    """Print the violations in the histories of a run."""
     found = check(options.run)
     if options.json:
         print_json(found)
@@ -56,9 +55,8 @@ def run(options: Options) -> int:
 
 
 def check(path: Path) -> dict[str, Any]:
-    """Plain data: the number of ``shards``, the number of ``versions`` that every shard made, and the ``violations``.
-
-    Each violation is one sentence.
+    """Plain data: the number of ``shards``, the number of ``versions`` that every shard made, and the ``violations``, a
+    sentence each.
 
     Raises UsageError if ``path`` is not a run directory.
     """
@@ -70,9 +68,9 @@ def check(path: Path) -> dict[str, Any]:
     if type(shards) is not int or not 1 <= shards <= MAX_SHARDS:
         problem = f"shards is not a number from 1 to {MAX_SHARDS}"
         raise UsageError(f"{directory.config} is damaged: {problem}; restore it, or use another run.")
-    # If a run did not end properly, its summary describes its last checkpoint, but its shards had made later versions.
+    # With left.json, shards may have made versions after the checkpoint that the summary describes.
     ended = None if directory.left.exists() else read_object(directory.summary, SUMMARY, "remove it")
-    # While the run is alive, it may write more checkpoints and lines at any time, so look for the checkpoints first.
+    # A live run may write checkpoints and lines at any time, so look for checkpoints first.
     kept, is_whole = checkpoints(directory.checkpoints), _has_all_lines(directory)
     histories: dict[int, list[Line]] = {}
     violations: list[str] = []
@@ -104,13 +102,13 @@ def check(path: Path) -> dict[str, Any]:
 
 
 def _codec(settings: Mapping[str, Any]) -> Codec:
-    """The codec of the publications. The runs of an older zmqrl always use float32."""
+    """The codec of publications: always float32 in runs of an older zmqrl."""
     wire = settings.get("wire")
     return "bf16" if isinstance(wire, dict) and wire.get("codec") == "bf16" else "f32"
 
 
 def _read(path: Path) -> tuple[list[Line], list[int]]:
-    """The valid lines, and the line numbers of the invalid lines. An unfinished last line is ignored."""
+    """The valid lines, and the numbers of the invalid ones. An unfinished last line is ignored."""
     try:
         whole = read_file(path).split(b"\n")[:-1]
     except (FileNotFoundError, NotADirectoryError):
@@ -124,7 +122,7 @@ def _read(path: Path) -> tuple[list[Line], list[int]]:
 def _has_all_lines(directory: RunDirectory) -> bool:
     """Whether the run directory has every line of the histories.
 
-    During a run, and after a run was killed, the newest lines may still be on other hosts.
+    In a live or killed run, the newest may be on other hosts.
     """
     if directory.in_use():
         return False
@@ -137,9 +135,9 @@ def _has_all_lines(directory: RunDirectory) -> bool:
 
 
 def _far_apart(directory: RunDirectory, histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
-    """Shards that are more than one version ahead of another shard.
+    """Shards that are more than one version behind another shard.
 
-    The run may have been killed during a rollback, when only some shards had removed their undone lines.
+    A shard that went back in a rollback does not count: the run may have been killed before the others went back.
     """
     ahead = max(histories, key=lambda shard: newest(histories[shard]))
     most = newest(histories[ahead])
@@ -157,7 +155,7 @@ def disagreements(
 ) -> Iterator[str]:
     """Contradictions between the histories and the summary.
 
-    ``together`` says that all shards ended at the same version.
+    ``together``: all shards ended at the same version.
     """
     for shard, lines in histories.items():
         last, end = newest(lines), ended["updates"]
@@ -167,7 +165,7 @@ def disagreements(
 
 
 def _other_counts(name: str, told: Mapping[str, Any], histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
-    """Contributions that the file or the checkpoint ``name`` counts differently than the histories."""
+    """Contributions that ``name`` counts differently than the histories."""
     for outcome, count in summed(list(total(lines)) for lines in histories.values()).items():
         if told.get(outcome) != count:
             yield f"{name} counts {told.get(outcome)} contributions as {outcome}, but the histories count {count}"
@@ -181,14 +179,14 @@ def _unlike_checkpoint(
     *,
     is_whole: bool,
 ) -> Iterator[str]:
-    """Report a checkpoint that cannot be read, or that differs from the versions that the shards made.
+    """Report a checkpoint that cannot be read, or differs from what the shards made.
 
-    If the histories are not whole, they may end before the checkpoint.
+    Histories that are not whole may end before the checkpoint.
     """
     try:
         checkpoint = Checkpoint.read(path)
     except UsageError as error:
-        if path.exists():  # otherwise, the run has just replaced this checkpoint by a newer one
+        if path.exists():  # otherwise, the run has just replaced it
             yield str(error).rstrip(".")
         return
     led_to: dict[int, list[Line]] = {}

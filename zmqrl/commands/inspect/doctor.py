@@ -1,4 +1,4 @@
-"""``zmqrl doctor``: check all hosts of a run, and every route between these hosts, before the run starts.
+"""``zmqrl doctor``: check all hosts of a run, and every route between them, before the run starts.
 
 Without hosts, :mod:`zmqrl.commands.inspect.this_machine` checks this machine.
 """
@@ -61,7 +61,6 @@ class Options(HostOptions):
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl doctor``. Raises ZmqrlError."""
     options, rest = parse_known(Options, arguments, f"zmqrl doctor {RECIPE}")
     settings = partial(config_from, rest, program="zmqrl doctor", own=Options)
     if options == Options(json=options.json):
@@ -71,7 +70,7 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options, config: Config) -> int:
-    """Check the hosts. Returns the exit status: 0 without problems, 3 with problems. Raises ZmqrlError."""
+    """Check the hosts. Returns 0 without problems, and 3 with problems."""
     reach = options.reach()
     hosts = reach.hosts
     with prints_to_stderr():
@@ -102,8 +101,7 @@ def examine(
 ) -> tuple[dict[str, Up], Survey, Verdict, Expectation | None]:
     """Connect to the hosts and probe them.
 
-    Returns the reports of the daemons, the survey, the verdict, and the expected speed. The speed, for parameters with
-    this ``layout``, is None if it is unknown.
+    Returns the daemons' reports, the survey, the verdict, and the speed to expect with this ``layout``, or None.
     """
     hosts = reach.hosts
     work = f"doctor-{secrets.token_hex(6)}"
@@ -146,7 +144,7 @@ def known(host: Host, up: Mapping[str, Up], found: Survey) -> dict[str, Any]:
 
 
 def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Table:
-    """A line for each host. A dash stands for an unknown value."""
+    """A line for each host. A dash: unknown."""
     shown = Table(box=box.SIMPLE_HEAD)
     for title in (
         "host",
@@ -179,9 +177,7 @@ def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Ta
 
 
 def route_table(routes: Mapping[Route, Facts]) -> Table:
-    """A line for each route, in the order of ``routes``. If there are many routes, the table has lines only for the
-    failed routes and the slowest routes.
-    """
+    """A line for each route, in the order of ``routes``. Of many routes, only the failed and slowest ones."""
     shown = Table(box=box.SIMPLE_HEAD)
     for title in ("from", "to", "address", "round trip", "bandwidth"):
         shown.add_column(title, justify="left" if title in ("from", "to", "address") else "right")
@@ -201,7 +197,7 @@ def route_table(routes: Mapping[Route, Facts]) -> Table:
 
 
 def _speed(measured: Facts) -> tuple[float, ...]:
-    """The sort key of a route: lower for slower routes, and lowest for failed ones."""
+    """The sort key of a route: lower if slower, and lowest if failed."""
     if "error" in measured:
         return (0.0,)
     return measured.get("bytes_per_s", math.inf), -measured["round_trip_s"]
@@ -214,7 +210,7 @@ def to_json(
     verdict: Verdict,
     expected: Expectation | None = None,
 ) -> dict[str, Any]:
-    """The findings as plain data. An unknown value is null."""
+    """The findings as plain data. Unknown values are null."""
     return {
         "hosts": [
             {"host": host.name, **{key: about.get(key) for key in KEYS}}

@@ -1,4 +1,4 @@
-"""Follows a run that was submitted to a Slurm cluster over ssh. Shows its log, and fetches its files while it runs."""
+"""Follows a run that was submitted to a Slurm cluster over ssh: shows its log, and fetches its files."""
 
 import contextlib
 import time
@@ -20,7 +20,7 @@ QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 
 
 def attach(job: Submitted, run: Path) -> int:
-    """Show a job that was submitted earlier, as :func:`follow` does. Ctrl-C does not affect the job."""
+    """Follow a job that was submitted earlier. Ctrl-C does not affect it."""
     with contextlib.ExitStack() as connection:
         with _naming(job, run):
             node = connection.enter_context(_login_node(job))
@@ -28,10 +28,10 @@ def attach(job: Submitted, run: Path) -> int:
 
 
 def follow(node: LoginNode, job: Submitted, run: Path, *, read: int = 0, stops: bool) -> int:
-    """Show the log of a job until the job ends, without the first ``read`` bytes. Returns the exit status of the run.
+    """Show the log of a job, after its first ``read`` bytes, until the job ends. Returns the exit status of the run.
 
-    With ``stops``, the first Ctrl-C ends the run with a checkpoint. Otherwise, and after a second Ctrl-C, the job goes
-    on. Raises ClusterError when the connection is lost or the run has no result.
+    With ``stops``, the first Ctrl-C ends the run with a checkpoint. Any other Ctrl-C only ends the view. Raises
+    ClusterError if the connection is lost or the run has no result.
     """
     following = _Following(node, job, run, read)
     with _naming(job, run):
@@ -71,7 +71,7 @@ class _Following:
         self._fetched, self._fetch_at = 0, 0.0
 
     def until_the_end(self) -> None:
-        """Show the states and the log of the job until it is over."""
+        """Show the states and the log of the job."""
         while True:
             self.state, reason, news = self.node.look(self.job, self.read)
             shown = f"job {self.job.job}: {self.state}" + (f" ({reason})" if reason not in ("", "None") else "")
@@ -94,8 +94,7 @@ class _Following:
         self._fetch_at = time.monotonic() + FETCH_EVERY_S
 
     def stop(self) -> None:
-        """Ask the run to end."""
-        print_line("ending the run with a checkpoint; Ctrl-C again leaves it alone")
+        print_line("ending the run with a checkpoint; Ctrl-C again leaves the view")
         self.node.ask_to_stop(self.job, has_begun=self.state not in ("", *QUEUED))
 
 

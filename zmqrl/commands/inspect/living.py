@@ -1,4 +1,4 @@
-"""The state of a run, seen from another terminal: whether the run is alive, and what a dead run left on its hosts."""
+"""The state of a run, seen from another terminal: whether it is alive, and what a dead run left on its hosts."""
 
 import socket as host_socket
 from concurrent.futures import ThreadPoolExecutor
@@ -19,15 +19,15 @@ from zmqrl.rundir import RunDirectory, not_a_run
 from zmqrl.words import as_word
 
 ANSWER_WITHIN_S = 15.0
-MOST_AT_A_TIME = 16  # hosts that are asked in parallel
+MOST_AT_A_TIME = 16  # hosts
 
 
 @dataclass(frozen=True, slots=True)
 class Living:
-    """The state of a run, as read from its run directory.
+    """The state of a run, from its run directory.
 
-    ``cluster`` is the content of ``cluster.json``, or of ``left.json`` if the run was killed. ``cluster`` is None
-    before the session is up, and after the run has ended.
+    ``cluster`` is the content of ``cluster.json``, or of ``left.json`` if the run was killed. It is None before the
+    session is up, and after the run has ended.
     """
 
     directory: RunDirectory
@@ -35,9 +35,7 @@ class Living:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the run directory ``path``. Raises UsageError if ``path`` is not a run directory, or if a file
-        in it is damaged.
-        """
+        """Read the run directory ``path``. Raises UsageError if it is not a run directory, or has a damaged file."""
         directory = RunDirectory(path)
         if not directory.config.is_file():
             raise not_a_run(path)
@@ -62,7 +60,7 @@ class Living:
 
     @property
     def is_here(self) -> bool:
-        """Whether the supervisor of the run is on this machine, or was on this machine before it died."""
+        """Whether the supervisor of the run is, or was, on this machine."""
         return self.cluster is not None and bool(self.cluster["supervisor"]["host"] == host_socket.gethostname())
 
     def processes(self) -> list[tuple[ProcessId, str, int | None]]:
@@ -75,7 +73,7 @@ class Living:
         ]
 
     def stall(self) -> Stall | None:
-        """The stall of a version, as the supervisor last wrote it. None if no version has stalled."""
+        """The stalled version, if any, as the supervisor last wrote it."""
         try:
             stall = Stall.from_json(read_json(self.directory.stalled))
             stall.sentence()
@@ -84,9 +82,7 @@ class Living:
             return None
 
     def live(self) -> tuple[dict[str, Any], list[Presence]]:
-        """The newest figures of the run, and its processes, as the supervisor last wrote them. Empty if they are
-        unknown.
-        """
+        """The newest figures and the processes, as the supervisor last wrote them. Empty if unknown."""
         try:
             found = read_json(self.directory.live)
             row = found["row"] | {"quorum": found["quorum"]}
@@ -95,14 +91,14 @@ class Living:
             return {}, []
 
     def hosts(self) -> dict[str, Seen | str]:
-        """Maps each host of a run to its answer, or to the reason why it gave no answer."""
+        """The answer of each host, or why it gave none."""
         links = [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
         with ThreadPoolExecutor(max(1, min(len(links), MOST_AT_A_TIME))) as pool:
             return dict(zip([link.host for link in links], pool.map(_look, links), strict=True))
 
 
 def state_of(host: str, pid: int | None) -> str | None:
-    """The state of a process from ``/proc``: a state of ``Sight``, or ``gone``. None if ``host`` is not this host."""
+    """The state of a process, as in ``Sight.state``, or ``gone``. None on another host."""
     if pid is None or host != host_socket.gethostname():
         return None
     sight = inspection.look(pid)
@@ -118,7 +114,7 @@ def exit_status_of(directory: RunDirectory) -> int:
             f"see zmqrl status {as_word(path)}."
         )
     if "exit_status" not in summary:  # an older zmqrl wrote it
-        from zmqrl.supervisor.ending import exit_status  # few runs need it, and it loads much
+        from zmqrl.supervisor.ending import exit_status  # rarely needed, and slow
 
         reason = summary["exit_reason"]
         return exit_status(reason, ClusterError() if reason == "failed" else None)

@@ -40,13 +40,11 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl logs``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl logs"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Print logs. Raises UsageError."""
     living = Living.read(options.run)
     logs = _logs(living.directory)
     if options.process is not None and options.process not in logs:
@@ -82,13 +80,13 @@ def run(options: Options) -> int:
 
 
 def _hosts(living: Living) -> dict[str, str]:
-    """The host of each process. In a run of an older zmqrl, only ``cluster.json`` has the hosts."""
+    """The host of each process: in a run of an older zmqrl, only ``cluster.json`` has it."""
     hosts = {str(name): host for name, host, _ in living.processes()}
     return hosts | {name: each["host"] for each in hosts_of(living.directory) for name in each["processes"]}
 
 
 def _folded(parts: Iterable[Timed]) -> Iterator[Folded]:
-    """The lines in ``parts``. Equal lines that were logged within a second become one line."""
+    """The lines in ``parts``. Equal lines within a second become one."""
     folding = Folding(by_time=True)
     for part in parts:
         yield from folding.take(part.at)
@@ -98,7 +96,7 @@ def _folded(parts: Iterable[Timed]) -> Iterator[Folded]:
 
 
 def _logs(directory: RunDirectory) -> dict[str, Path]:
-    """Maps the name of each process whose log exists now to the path of that log."""
+    """The path of each existing log, by the name of its process."""
     logs = {path.stem: path for path in (directory.path / "logs").glob("*.log") if path.is_file()}
     return {name: logs[name] for name in sorted(logs, key=by_number)}
 
@@ -106,8 +104,8 @@ def _logs(directory: RunDirectory) -> dict[str, Path]:
 class Reader:
     """The lines of a growing file, from ``tail`` lines before its current end. The file may not exist yet.
 
-    If a shorter file replaces it, the lines that the shorter file already has are skipped. ``time_before`` is the last
-    time in the lines before the ``tail`` lines.
+    If a shorter file replaces it, the lines already in that file are skipped. ``time_before`` is the last time before
+    the ``tail`` lines.
     """
 
     def __init__(self, path: Path, tail: int) -> None:
@@ -119,7 +117,7 @@ class Reader:
         self.time_before = next((at for at in times if at is not None), None)
 
     def lines(self) -> list[str]:
-        """The lines that were completed since the last call."""
+        """The lines completed since the last call."""
         if not self._path.exists():
             return []
         with open_file(self._path) as file:

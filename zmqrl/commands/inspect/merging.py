@@ -9,12 +9,12 @@ from zmqrl.observe.folding import Source
 
 TIME: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d{1,6})?(?!\S)", re.ASCII)
 EPOCH: Final = datetime(1970, 1, 1)
-SETTLED_S = 0.4  # a line reaches this machine, and its log is read, within this time
+SETTLED_S = 0.4  # lines reach this machine, and are read, within this time
 HELD_S = 1.0 + SETTLED_S
 
 
 def time_of(line: str) -> float | None:
-    """The time at the start of a line of a log, in seconds. None if there is no time."""
+    """The time at the start of a log line, in seconds, or None."""
     found = TIME.match(line)
     if found is None:
         return None
@@ -26,10 +26,9 @@ def time_of(line: str) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """A line of ``source``, and the lines after it that have no time of their own, such as those of a traceback.
+    """A line of ``source``, and the lines after it without a time, such as a traceback.
 
-    ``at`` is the time of the line, in seconds. If an earlier line of the source has a later time, ``at`` is the later
-    time.
+    ``at`` is the latest time, in seconds, of this line and all earlier lines of ``source``.
     """
 
     source: Source
@@ -44,10 +43,10 @@ class Merging:
     def __init__(self) -> None:
         self._held: list[Timed] = []
         self._newest: dict[Source, float] = {}
-        self._growing: dict[Source, Timed] = {}  # the held part that a line without a time belongs to
+        self._growing: dict[Source, Timed] = {}  # to which the next lines without a time are added
 
     def begin(self, source: Source, at: float) -> None:
-        """Give the time ``at`` to the lines of ``source`` that come before its next line with a time."""
+        """Give the time ``at`` to lines of ``source`` before its next line with a time."""
         self._newest[source] = at
 
     def add(self, source: Source, line: str, now: float) -> None:
@@ -62,7 +61,7 @@ class Merging:
         self._held.append(timed)
 
     def take(self, now: float) -> list[Timed]:
-        """Remove and return the lines that need not wait any longer, in the order of their times."""
+        """Remove and return the lines that need not wait, in the order of their times."""
         if not self._held or now - self._held[0].arrived < HELD_S:
             return []
         return self._release(max(each.at for each in self._held if now - each.arrived >= SETTLED_S))

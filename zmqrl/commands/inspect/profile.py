@@ -58,17 +58,16 @@ class Options:
     """Draw the critical path, the times of updates, and what updates waited for."""
     fail_above: Annotated[str | None, tyro.conf.arg(metavar="P%")] = None
     """With two runs: exit with 1 if an update, a part of the critical path or a span grew by more than this share.
-    100% is the update time of the first run. The span wait does not count."""
+    100% is the update time of the first run. The span `wait` is ignored."""
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl profile``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl profile"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Print the profile of a run, or the difference between two profiles. Raises UsageError."""
+    """Print the profile of a run, or the difference between two."""
     console = page()
     if len(options.runs) == 2:
         return _compare(options, console)
@@ -117,7 +116,7 @@ def run(options: Options) -> int:
 
 
 def check_ranks(path: Path, record: RunRecord, ranks: Sequence[int]) -> None:
-    """Raise UsageError if zmqrl can make no predictions for the run, or if the run lacks one of ``ranks``."""
+    """Raise UsageError if the run cannot be predicted, or lacks one of ``ranks``."""
     if record.is_asynchronous:
         raise UsageError(f"--without {ranks[0]}: {path} is asynchronous, so it cannot be predicted.")
     known = record.settings["workers"] + record.settings.get("backups", 0)
@@ -128,10 +127,9 @@ def check_ranks(path: Path, record: RunRecord, ranks: Sequence[int]) -> None:
 def add_settings(
     path: Path, record: RunRecord, profile: Profile, found: dict[str, Any], without: Sequence[int] = ()
 ) -> None:
-    """Add predictions, bytes per shard and policy lag, which need the settings and the rows of the run.
+    """Add predictions, bytes per shard and policy lag to ``found``.
 
-    A run that cannot be replayed has no predictions, and a warning says why. An asynchronous run has neither
-    predictions nor bytes per shard.
+    If the run cannot be replayed, add a warning instead of predictions. An asynchronous run gets only the policy lag.
     """
     first = profile.first_version()
     rows = (row for row in record.rows if row["version"] >= first)
@@ -193,7 +191,7 @@ def share(text: str) -> float:
 
 
 def read(path: Path) -> Recording:
-    """The recording of a run. Raises UsageError if the run has no recording."""
+    """The recording of a run. Raises UsageError if there is none."""
     directory = RunDirectory(path)
     if not directory.config.exists():
         raise not_a_run(path)
@@ -210,9 +208,9 @@ def read(path: Path) -> Recording:
 
 
 def watch(path: Path, seconds: float) -> Recording:
-    """The recording of the next ``seconds`` of a run. Raises UsageError if the run is not in progress.
+    """The recording of the next ``seconds`` of a run. Raises UsageError if it is not running.
 
-    Processes write at intervals. So the recording can start and end up to ``FLUSH_EVERY_S`` seconds late.
+    Processes write at intervals, so the recording can start and end up to ``FLUSH_EVERY_S`` late.
     """
     if not 0 < seconds < 1e6:
         raise UsageError(f"--seconds {seconds:g}: must be above 0.")
@@ -220,13 +218,13 @@ def watch(path: Path, seconds: float) -> Recording:
     if not directory.in_use():
         raise UsageError(f"{path} is not running: remove --seconds to profile everything that it recorded.")
     before = newest_version(directory.profile)
-    time.sleep(seconds + FLUSH_EVERY_S)  # every process has written its rows by then
+    time.sleep(seconds + FLUSH_EVERY_S)  # every process has then written its rows
     return read(path).last(seconds).after(before)
 
 
 @contextlib.contextmanager
 def _written(file: Path) -> Iterator[None]:
-    """Raise a UsageError in place of the OSError if ``file`` cannot be written."""
+    """Raise UsageError if ``file`` cannot be written."""
     try:
         yield
     except OSError as error:

@@ -15,11 +15,11 @@ WITHOUT_AVX512: Final = "2 cores of an x86-64 processor without AVX-512"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """A measured run of a recipe on ``machine``. ``source`` is the place in the repository that has the figures.
+    """A measured run of a recipe on ``machine``. ``source`` is where the repository has the figures.
 
     ``score`` is the mean of the last 50 games in training, or the ``--stop-score`` that ended the run. ``evaluation``
-    is the mean of ``games`` full games with the last checkpoint. ``options`` are the options of `zmqrl train` besides
-    the name of the recipe. A figure that was not measured is None.
+    is the mean of ``games`` full games with the last checkpoint. ``options`` are those of `zmqrl train`. An unmeasured
+    figure is None.
     """
 
     score: float
@@ -39,7 +39,7 @@ class Result:
         return f"{self.score:.1f} after {time}{full} ({pace}{self.machine}; {self.source})"
 
 
-# Only measured figures. A recipe that is not here has not been measured.
+# Recipes that are not here have not been measured.
 RESULTS: Final[Mapping[str, tuple[Result, ...]]] = {
     "breakout": (
         Result(
@@ -99,7 +99,6 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl recipes``. Raises UsageError."""
     options = parse(Options, arguments, "zmqrl recipes")
     found = [about(name) for name in RECIPES]
     if options.json:
@@ -114,7 +113,7 @@ def command(arguments: list[str]) -> int:
 
 
 def about(name: str) -> dict[str, Any]:
-    """The recipe ``name`` as plain data. ``results`` is empty if the recipe has not been measured."""
+    """The recipe ``name`` as plain data. ``results`` is empty without measurements."""
     config = RECIPES[name]()
     return {
         "recipe": name,

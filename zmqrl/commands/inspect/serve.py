@@ -28,13 +28,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl serve``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl serve"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Print the address of the page and serve it until Ctrl-C. Raises UsageError."""
+    """Print the address of the page, and serve it."""
     require_extra("page", "zmqrl serve needs")
     if not options.directory.is_dir():
         raise UsageError(f"{options.directory} is not a directory: name a run directory, or a directory of runs.")

@@ -25,7 +25,7 @@ FIGURES: Final = (
     *("workers_present", "quorum"),
 )
 FILES_SHOWN: Final = 8
-# Maps the state of a supervisor to the state of a run whose lock is held. Without an entry, the run is running.
+# Maps the supervisor's state to the state of a run whose lock is held. All other states mean running.
 ALIVE: Final = {"stopped": "stopped", "traced": "stopped", "gone": "killed", "dead": "killed"}
 TOLD: Final = STATES_TOLD | {
     "gone": "gone",
@@ -45,13 +45,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl status``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl status"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Print the state of a run. Raises UsageError."""
+    """Print the state of a run."""
     found = status(options.run)
     if options.json:
         print_json(found)
@@ -63,19 +62,19 @@ def run(options: Options) -> int:
 def status(path: Path) -> dict[str, Any]:
     """The state of a run as plain data.
 
-    ``state`` is submitted, starting, running, stopped, ended or killed. A submitted run is on another cluster. In a
-    stopped run, a signal has stopped the supervisor. In a killed run, the supervisor died before the end. ``stalled``
-    has the version that has stalled, and the processes that this version waits for, as in ``stalled.json``.
-    ``unreachable_s`` has the time for which each lost host has been unreachable. A process that has no process id is
-    unreachable, like its host, or restarting. If a process on another machine has a process id, its ``state`` is null.
-    While the run is running, a process that the supervisor reports also has ``presence``, ``for_s`` and ``restarts``,
-    as in :class:`zmqrl.observe.live.presence.Presence`. ``placement`` has the software versions and the processes of
-    each host.
+    ``state`` is submitted (on another cluster), starting, running, stopped (a signal has stopped the supervisor),
+    ended, or killed (the supervisor died before the end). ``stalled`` has the stalled version and the processes that it
+    waits for, as in ``stalled.json``. ``unreachable_s`` says for how long each lost host has been unreachable.
+    ``placement`` has the software versions and processes of each host.
+
+    A process without an id is restarting, or its host is unreachable. If a process has an id but runs on another
+    machine, its ``state`` is null. If the run is running, processes that the supervisor reports also have ``presence``,
+    ``for_s`` and ``restarts`` of :class:`zmqrl.observe.live.presence.Presence`.
     """
     living = Living.read(path)
     cluster = living.cluster or {}
     supervisor = cluster.get("supervisor") or {"host": "", "pid": None}
-    # Read in this order, so that a run that ends meanwhile does not seem to have been killed.
+    # In this order, a run that ends meanwhile does not seem to have been killed.
     seen = state_of(supervisor["host"], supervisor["pid"])
     is_alive = living.is_alive()
     record = RunRecord.read(path)
@@ -120,17 +119,17 @@ def _plain(answer: Seen | str) -> dict[str, Any] | str:
 
 
 def _process(process: Mapping[str, Any]) -> str:
-    """A line about a process. A normal state is left out."""
+    """A line about a process. Leaves out a normal state."""
     words = [] if process["pid"] is None else [f"process {process['pid']}"]
     told, presence = TOLD.get(process["state"] or ""), process.get("presence", "present")
-    if presence != "present" and process["state"] not in STATES_TOLD:  # the supervisor also reports for how long
+    if presence != "present" and process["state"] not in STATES_TOLD:  # the supervisor knows for how long
         told = Presence.from_json(process).words()
     words += filter(None, [told])
     return f"{process['host']} {process['name']}" + (f" ({', '.join(words)})" if words else "")
 
 
 def _speed(found: Mapping[str, Any]) -> Iterator[str]:
-    """The speed of a run, and how many workers are present."""
+    """The speed of a run, and its present workers."""
     if found["agent_steps_per_s"] is not None and found["updates_per_s"] is not None:
         yield f"{found['agent_steps_per_s']:,.0f} agent steps/s, {found['updates_per_s']:,.1f} updates/s"
     if found["workers_present"] is not None and found["quorum"] is not None:
@@ -147,7 +146,7 @@ def _placed(host: Mapping[str, Any]) -> str:
 
 
 def _files(names: Sequence[str]) -> str:
-    """The names of a few files. For many files, the number of files in each directory."""
+    """The names of the files. If there are many, the number of files in each directory."""
     if len(names) <= FILES_SHOWN:
         return ", ".join(sorted(names, key=by_number))
     counts = Counter(name.partition("/")[0] for name in names if "/" in name)

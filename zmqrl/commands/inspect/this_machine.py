@@ -28,7 +28,7 @@ HERE: Final = "this machine"
 
 
 def run(config: Config, *, json: bool) -> int:
-    """Check this machine. Returns the exit status: 0 if the run can start, 3 if not. Raises UsageError."""
+    """Check this machine. Returns 0 if the run can start, and 3 if not."""
     config.check()
     with prints_to_stderr():
         facts = facts_of(config)
@@ -54,7 +54,7 @@ def run(config: Config, *, json: bool) -> int:
 
 
 def facts_of(config: Config) -> dict[str, Any]:
-    """The facts about this machine that a host would report before a run."""
+    """The facts that this machine would report as a host."""
     directory = (config.run_dir or Path("runs")).absolute()
     work = next(path for path in (directory, *directory.parents) if path.exists())
     return {
@@ -93,7 +93,7 @@ def verdict_of(config: Config, facts: Mapping[str, Any], found: Resources, torch
 
 
 def rows(config: Config, facts: Mapping[str, Any], found: Resources, torch: TorchBuild) -> list[tuple[str, str]]:
-    """The name and the value of each fact. A dash stands for an unknown value."""
+    """The name and value of each fact. A dash: unknown."""
     limit = "no quota" if found.quota_cores is None else f"quota {found.quota_cores:g}"
     vectors = ", ".join(INSTRUCTIONS[name] for name in found.instructions) or "none"
     kind = "CPU build" if torch.cuda is None else f"CUDA {torch.cuda}"

@@ -1,4 +1,4 @@
-"""``zmqrl bench``: measurements of this machine. Each measurement is a separate command."""
+"""``zmqrl bench``: measurements of this machine. Each is a separate command."""
 
 import importlib
 import os
@@ -15,7 +15,6 @@ BENCHMARKS = {
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl bench NAME``. Raises ZmqrlError."""
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in ("--help", "-h"):
         sys.stdout.write("".join(f"zmqrl bench {each:8}{purpose}\n" for each, (_, purpose) in BENCHMARKS.items()))
@@ -30,10 +29,11 @@ def command(arguments: list[str]) -> int:
 
 
 def machine() -> str:
-    """A line about this machine, its load and its software."""
+    """This machine, its load and its software in a line."""
     about = provenance()
     load = os.getloadavg()[0]
     return (
-        f"{about['cpu']}, {counted(about['cores'], 'core')}, load {load:.1f} before; Python {about['python']}, "
+        f"{about['cpu']}, {counted(about['cores'], 'core')}, load {load:.1f} before the "
+        f"benchmark; Python {about['python']}, "
         f"torch {about['packages']['torch']}, zmqrl {about['commit'] or about['zmqrl']}"
     )

@@ -30,14 +30,13 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl bench train``. Raises ZmqrlError."""
     options, rest = parse_known(Options, arguments, f"zmqrl bench train {RECIPE}")
     return run(options, config_from(rest, program="zmqrl bench train", own=Options))
 
 
 @interruptible()
 def run(options: Options, config: Config) -> int:
-    """Measure, and print the result. Raises ZmqrlError."""
+    """Measure, and print the result."""
     before = machine()
     with prints_to_stderr():
         check(config, seconds=options.seconds, rounds=options.rounds)

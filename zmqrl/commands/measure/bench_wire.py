@@ -19,7 +19,7 @@ from zmqrl.process import interruptible, quiet_children
 from zmqrl.ps.wire.messages import Codec
 from zmqrl.words import counted
 
-# The numbers of parameters of the networks narrow, small and nature for Breakout.
+# Of the networks narrow, small and nature for Breakout.
 PARAMETERS = (480_165, 677_429, 1_686_693)
 
 
@@ -72,13 +72,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl bench wire``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl bench wire"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Measure, and print the rows. Raises ZmqrlError."""
+    """Measure, and print the rows."""
     grid = options.grid()
     if options.plot is not None:
         check_picture("--plot", options.plot)

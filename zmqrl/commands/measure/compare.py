@@ -29,13 +29,11 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl compare``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl compare"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Print the comparison. Raises UsageError."""
     runs = read_runs(options.runs)
     names = _names(runs)
     settings = differing(runs)
@@ -52,8 +50,8 @@ def run(options: Options) -> int:
 def result(run: RunRecord) -> Result:
     """The results of a run as plain data. Unknown values are None.
 
-    The totals come from the run's summary, or from the newest row if there is no summary yet. ``best`` is the highest
-    mean of 50 games, with the time at which the run first reached that mean. ``evaluation`` is the last evaluation.
+    Totals come from the summary, or from the newest row if there is none yet. ``best`` is the highest mean of 50 games,
+    with the time when the run first reached it. ``evaluation`` is the last one.
     """
     last = run.rows[-1] if run.rows else {}
     summary = run.summary or {}
@@ -78,7 +76,7 @@ def result(run: RunRecord) -> Result:
 
 
 def _best(run: RunRecord) -> Result | None:
-    """The best mean of 50 games. A mean of fewer games does not count: a single lucky game could be the best."""
+    """The best mean of 50 games. A mean of fewer does not count: one lucky game could be the best."""
     rows = [
         row for row in run.rows if (row.get("episodes") or 0) >= SCORES_KEPT and row.get("score_mean_50") is not None
     ]
@@ -117,9 +115,7 @@ def table(names: Sequence[str], settings: Mapping[str, Sequence[Any]], results: 
 
 
 def _result_rows(results: Sequence[Result]) -> Iterator[tuple[str, list[str]]]:
-    """The label and cells of each row. The rows for commit and processor appear only if their values differ between
-    runs.
-    """
+    """The label and cells of each row. Commit and processor appear only if they differ."""
     for label, cell in _ROWS.items():
         yield label, [cell(result) for result in results]
     for outcome in OUTCOMES:
@@ -175,9 +171,6 @@ def _setting(value: object) -> str:
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:
-    """The names of the run directories.
-
-    If two names are equal, the result has the paths of all run directories instead.
-    """
+    """The names of the run directories, or all their paths if two names are equal."""
     names = [run.name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]

@@ -47,13 +47,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl eval``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl eval"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Play one checkpoint and print its scores. Raises UsageError."""
+    """Play one checkpoint and print its scores."""
     threads = CORES if options.threads is None else options.threads
     require(options.episodes >= 1, f"--episodes {options.episodes}: must be 1 or more.")
     require(threads >= 1, f"--threads {threads}: must be 1 or more.")
@@ -78,12 +77,11 @@ def evaluate(
     threads: int,
     on_game: Callable[[Turn], None] = lambda last: None,
 ) -> dict[str, Any]:
-    """Play the game of each seed, ``threads`` games in parallel. Returns the result as ``--json`` prints it.
+    """Play a game per seed, ``threads`` in parallel. Returns the result as ``--json`` prints it.
 
-    ``on_game`` gets the last turn of each game when that game ends. ``ci95`` is the bootstrap interval of the mean.
-    ``cut_off`` counts the games that a time limit ended. The scores of these games count like all others. ``distinct``
-    is the number of different games: without sticky actions and with greedy actions, different seeds can give the same
-    game.
+    ``on_game`` gets the last turn of each game at its end. ``ci95`` is the bootstrap interval of the mean. ``cut_off``
+    counts games that a time limit ended: their scores count, too. ``distinct`` counts different games: with greedy and
+    without sticky actions, seeds can give the same game.
     """
     origin = provenance()
     played = play_games(policy, seeds, greedy=greedy, threads=threads, on_game=on_game)
@@ -121,9 +119,9 @@ class Played:
 def play_games(
     policy: "Policy", seeds: Sequence[int], *, greedy: bool, threads: int, on_game: Callable[[Turn], None]
 ) -> list[Played]:
-    """Play one game per seed. Returns the games in the order of ``seeds``.
+    """Play a game per seed. Returns the games in the order of ``seeds``.
 
-    Each thread plays one game at a time, because batches of frames are hardly faster than single frames in float64.
+    Each thread plays one game at a time: in float64, batches are hardly faster than single frames.
     """
     leave = threading.Event()
 
@@ -140,7 +138,7 @@ def play_games(
         games = [pool.submit(play, seed) for seed in seeds]
         try:
             playing: set[Future[Played]] = set(games)
-            while playing:  # wait briefly, because a signal just before a wait does not end that wait
+            while playing:  # wait briefly: a signal just before a wait does not end it
                 over, playing = wait(playing, LOOK_UP_EVERY_S, FIRST_COMPLETED)
                 for game in over:
                     on_game(game.result().last)
@@ -151,13 +149,10 @@ def play_games(
 
 
 def main() -> None:
-    """Evaluate checkpoints of a run.
-
-    Each evaluation plays the newest checkpoint that the supervisor has named so far.
-    """
+    """Evaluate checkpoints of a run: always the newest one that the supervisor has named."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.commands.measure.evaluate")
-    commit()  # for each evaluation
+    commit()  # for all evaluations: the files can change later
     told = Messages()
     while True:
         message = told.get()
@@ -170,13 +165,13 @@ def main() -> None:
             first = message.get("seed", 0)
             seeds = range(first, first + message.get("episodes", job["episodes"]))
             say({"evaluation": evaluate(policy, seeds, greedy=job["greedy"], threads=job["threads"])})
-        except UsageError as error:  # perhaps the checkpoint was pruned
+        except UsageError as error:  # perhaps it was pruned
             log.info("skipping version %d: %s", version, error, exc_info=error.__cause__)
             say({"skipped": version, "reason": str(error)})
 
 
 class _Progress:
-    """Shows the progress of the games on one line of a terminal. Without a terminal, this class prints nothing."""
+    """Shows the progress of the games on one line, if there is a terminal."""
 
     def __init__(self, episodes: int) -> None:
         self.episodes = episodes

@@ -21,7 +21,7 @@ LEFT_OUT = ("failures", "worker_hosts", "shard_hosts")
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Source):
-    """Find the numbers of workers, backups and shards with which a run uses the most agent steps per second.
+    """Find the numbers of workers, backups and shards with which a run learns from the most agent steps per second.
 
     zmqrl plan [FILE] --workers-up-to N [options]. Options describe hosts, network and work, as in zmqrl simulate.
     """
@@ -44,7 +44,6 @@ class Chosen:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl plan``. Raises ZmqrlError."""
     settings, rest = settings_from(arguments, PROGRAM, Options)
     if not asks_for_help(rest):
         chosen, _ = parse_known(Chosen, rest, PROGRAM)
@@ -55,7 +54,7 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options) -> int:
-    """Search, and print every run that was tried. Raises ZmqrlError."""
+    """Search, and print every run that was tried."""
     tell_of_recording(options.settings, SHARDS)
     tell_of_loss([options.settings])
     if left_out := [name for name in LEFT_OUT if getattr(options.settings, name)]:

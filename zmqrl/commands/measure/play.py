@@ -1,4 +1,4 @@
-"""One full game of a policy. Only the seed and the policy affect the game."""
+"""One full game of a policy. Only the seed and the policy affect it."""
 
 import dataclasses
 from collections.abc import Generator
@@ -12,16 +12,16 @@ from zmqrl.learner.games import EnvConfig
 if TYPE_CHECKING:
     from zmqrl.policy import Policy
 
-LONGEST = 100_000  # limit in agent steps, because some environments have no time limit
-ACTIONS = 1  # second part of the seed for actions, so that this seed differs from the game's seed
+LONGEST = 100_000  # agent steps, because some environments have no time limit
+ACTIONS = 1  # second part of the seed for actions, so that this seed differs from the game's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One agent step of a game: the ``action`` that the policy took on ``observation`` (*shape), and its result.
 
-    ``score`` is the sum of the true rewards so far. ``over`` says that the game has ended. ``cut_off`` says that a time
-    limit of the environment or of zmqrl ended the game.
+    ``score`` is the sum of the true rewards so far. ``over``: the game has ended. ``cut_off``: a time limit of the
+    environment or of zmqrl ended it.
     """
 
     observation: np.ndarray = field(compare=False)
@@ -36,14 +36,14 @@ class Turn:
 def whole_game(policy: "Policy", seed: int, *, greedy: bool) -> Generator[Turn, None, None]:
     """Play the game of ``seed`` over all lives, turn by turn.
 
-    Each game gets a new environment, because some games keep memory across a reset. To leave a game before its end,
-    close the generator. The call sets torch to one thread. Raises UsageError if a custom environment fails.
+    Each game gets a new environment, because some keep memory across a reset. Close the generator to leave a game
+    early. Sets torch to one thread. Raises UsageError if a custom environment fails.
     """
     import torch  # torch and the games take seconds to import
 
     from zmqrl.learner.envs import make_envs
 
-    torch.set_num_threads(1)  # with a batch of one, more threads would only wait for each other
+    torch.set_num_threads(1)  # for a batch of one, more threads would only wait
     rng = np.random.default_rng((seed, ACTIONS))
     envs = make_envs(policy.env_id, whole_game_config(policy.config.envs), threads=1)
     try:
@@ -71,8 +71,5 @@ def whole_game(policy: "Policy", seed: int, *, greedy: bool) -> Generator[Turn, 
 
 
 def whole_game_config(config: EnvConfig) -> EnvConfig:
-    """The settings for one game at a time, over all lives and with true rewards.
-
-    They override those of the training.
-    """
+    """The settings of training, changed to one game at a time, over all lives and with true rewards."""
     return dataclasses.replace(config, num_envs=1, life_loss=False, clip_rewards=False)

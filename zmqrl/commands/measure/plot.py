@@ -50,13 +50,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl plot``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl plot"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Write the picture and print its path. Raises UsageError."""
+    """Write the picture and print its path."""
     panels = chosen_panels(options.panels)
     runs = read_runs(options.runs)
     output = options.output or options.runs[0] / "plot.png"
@@ -74,9 +73,8 @@ def run(options: Options) -> int:
 
 
 def chosen_panels(words: Sequence[str]) -> list[str]:
-    """The panel names in ``words``, where commas can join names.
-
-    Without words, the result has all panels. Raises UsageError.
+    """The panel names in ``words``. A word can hold several names, separated by commas. Without words: all. Raises
+    UsageError.
     """
     names = [name for word in words for name in word.split(",") if name]
     for name in names:
@@ -111,8 +109,8 @@ def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequ
 def layout(panels: Sequence[str], x_axes: Sequence[XAxis]) -> list[list[tuple[str, XAxis]]]:
     """The panel and the x-axis of each cell of the picture, row by row.
 
-    Two x-axes are side by side. With one x-axis, the panels fill two columns. If the number of panels is odd, the first
-    panel has its own row.
+    Two x-axes are side by side. With one x-axis, the panels fill two columns. If their number is odd, the first panel
+    has its own row.
     """
     if len(x_axes) > 1:
         return [[(panel, x) for x in x_axes] for panel in panels]
@@ -125,7 +123,7 @@ def layout(panels: Sequence[str], x_axes: Sequence[XAxis]) -> list[list[tuple[st
 
 
 def draw_score(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-    """The mean of the last 50 games as a line, and evaluations as points with their 95 % intervals."""
+    """The mean of the last 50 games as a line, and evaluations with their 95 % intervals as points."""
     _draw_curves(axes, groups, x, lambda run: run.column("score_mean_50"))
     evaluated = False
     for group, line in _looks(groups):
@@ -162,11 +160,7 @@ def draw_throughput(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
 
 
 def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-    """Outcomes of contributions.
-
-    With one group, draw the share of each outcome. With several groups, draw only the share of contributions that were
-    not used.
-    """
+    """The share of each outcome of contributions. With several groups, only the share of those not used."""
     if len(groups) > 1:
         _draw_curves(axes, groups, x, lambda run: 100 - outcome_shares(run)["used"])
         _from_zero(axes)
@@ -179,7 +173,7 @@ def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
     if not xs.any():
         _say_nothing_yet(axes)
         return
-    # Draw the first row from the start of the run on. Otherwise a run with one row would have no width.
+    # Draw the first row from the start of the run: one row alone would have no width.
     axes.stackplot(
         np.concatenate([[0.0], xs]),
         [np.concatenate([found.mean[:1], found.mean]) for found in curves.values()],
@@ -193,7 +187,7 @@ def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
 
 
 def draw_policy_lag(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-    """The mean policy lag in versions, with the range of the policy lag if the range is known."""
+    """The mean policy lag in versions, with its range if known."""
     _draw_curves(
         axes,
         groups,
@@ -241,17 +235,16 @@ def _draw_curves(
     of_gradients: bool = False,
     extremes: tuple[_Column, _Column] | None = None,
 ) -> None:
-    """A curve for each group. The band shows the spread, or the range between ``extremes`` if the runs have these
-    columns.
+    """A curve for each group. The band shows the spread, or the range between ``extremes`` if the runs have them.
 
-    ``of_gradients`` says that each value is a mean over the gradients of its row.
+    ``of_gradients``: each value is a mean over the gradients of its row.
     """
     if not any(np.isfinite(column(run)).any() for group in groups for run in group.runs):
         _say_nothing_yet(axes)
     for group, line in _looks(groups):
         gradients = [run.column("gradients") for run in group.runs] if of_gradients else None
         found = curve([(positions(run, x), column(run)) for run in group.runs], gradients)
-        single = len(found.x) == 1  # a line of one point is invisible, and the edge would clip the point
+        single = len(found.x) == 1  # a line of one point needs a marker, which the edge must not clip
         axes.plot(found.x, found.mean, marker="o" if single else None, markersize=4, clip_on=not single, **line)
         for beyond in found.beyond:
             axes.plot(*beyond, **(line | {"linewidth": 0.8, "alpha": 0.6}))
@@ -273,7 +266,6 @@ def _draw_band(axes: Axes, lows: Curve, highs: Curve, colour: str) -> None:
 
 
 def _looks(groups: Sequence[Group]) -> Iterator[tuple[Group, dict[str, Any]]]:
-    """Each group with the colour and style of its lines."""
     for index, group in enumerate(groups):
         yield group, look(index)
 
@@ -292,7 +284,7 @@ def _draw_x_axis(axes: Axes, groups: Sequence[Group], x: XAxis, *, labelled: boo
 
 
 def _share_y(left: Axes, right: Axes) -> None:
-    """Share the y-axis of two panels that are side by side. The right panel has no labels and no legend."""
+    """Share the y-axis of adjacent panels. The right one has no labels and no legend."""
     right.sharey(left)
     right.set_ylabel("")
     right.tick_params(labelleft=False)
@@ -307,7 +299,7 @@ def _from_zero(axes: Axes) -> None:
 
 
 def _draw_title(figure: Figure, groups: Sequence[Group], columns: int) -> None:
-    """Draw a title: what the runs have in common and what the bands mean. With several groups, also draw a legend."""
+    """Draw a title: what the runs have in common, and what bands mean. Several groups also get a legend."""
     runs = [run for group in groups for run in group.runs]
     common = [runs[0].settings.get(name) for name in ("recipe", "env") if len(_values(runs, name)) == 1]
     words = [str(word) for word in common if word is not None]

@@ -27,15 +27,14 @@ if TYPE_CHECKING:
     from zmqrl.learner.picture import Screen, Shown
     from zmqrl.policy import Policy
 
-HEIGHT, WIDTH = 640, 1280  # pixels: the largest size of an enlarged video
-FORMATS = {".mp4": 16384, ".gif": 65535}  # pixels: the longest side of a picture
+HEIGHT, WIDTH = 640, 1280  # pixels of the largest enlarged video
+FORMATS = {".mp4": 16384, ".gif": 65535}  # pixels of the longest side
 ENOUGH_TO_FAIL_BYTES = 1 << 16
 OPENED_WITHIN_S = 60.0
-LONGEST_GIF_S = 600.0  # a picture of a gif can be shown for 655 s, and a game may never change its picture
-SHORTEST_MS = 20  # duration of a gif frame: browsers show shorter frames for a tenth of a second
+LONGEST_GIF_S = 600.0  # a gif shows a picture for at most 655 s, and a game may never change it
+SHORTEST_MS = 20  # of a gif frame: browsers show shorter ones for a tenth of a second
 
-# Without this setting, imageio runs Python code in a fork while the emulator's threads run: the code gives ffmpeg a
-# process group that Ctrl-C does not reach.
+# Otherwise, to protect ffmpeg from Ctrl-C, imageio runs Python code in a fork while the emulator's threads run.
 os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"
 
 
@@ -60,13 +59,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl record``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl record"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Record one game and print its result. Raises UsageError."""
+    """Record one game and print its result."""
     require_extra("video", "zmqrl record needs")
     output, seconds = options.output, options.seconds
     require(0 <= options.seed < 2**32, f"--seed {options.seed}: must be at least 0 and below 2^32.")
@@ -103,7 +101,7 @@ def record(
     """Play the game of ``seed`` and write it to ``path``. Returns the result as ``--json`` prints it.
 
     The policy sees its own frames. The video shows a second game in colour, with the same seed and actions. Raises
-    UsageError if the environment cannot be drawn or the file cannot be written.
+    UsageError if the environment cannot be drawn, or if the file cannot be written.
     """
     from zmqrl.learner.picture import make_picture  # takes seconds
 
@@ -140,13 +138,13 @@ def record(
 
 
 def _is_same(turn: Turn, before: "Shown", shown: "Shown") -> bool:
-    """Whether the picture shows the same ``turn`` as the game that the policy plays."""
+    """Whether the picture shows the ``turn`` that the policy plays."""
     is_seen = before.observation is None or np.array_equal(before.observation, turn.observation)
     return is_seen and float(np.float32(shown.reward)) == turn.reward and shown.over == turn.over
 
 
 def main() -> None:
-    """Record a game for each checkpoint that the supervisor asks for, under the name that the supervisor gives."""
+    """Record a game for each checkpoint and name that the supervisor sends."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.commands.measure.record")
     told, run = Messages(), Path(job["run_dir"])
@@ -163,7 +161,7 @@ def main() -> None:
 
 
 class _Video:
-    """A video while it is being written. The picture is enlarged by an integer factor, so that it stays sharp."""
+    """An unfinished video. An integer factor enlarges the picture, so that it stays sharp."""
 
     def __init__(self, path: Path, frames_per_s: float, first: "Screen") -> None:
         """``first`` is the first picture. Raises UsageError if it is too large."""
@@ -179,7 +177,7 @@ class _Video:
         self.frames = 0
         least = 1 if min(height, width) > 1 else 2  # the sides of a video are even
         self._path, self._scale = path, max(least, min(HEIGHT // height, WIDTH // width))
-        self._gif = io.BytesIO()  # on a full disk, a writer to the file would fail again when it is garbage-collected
+        self._gif = io.BytesIO()  # on a full disk, a writer to the file would fail again at its garbage collection
         if path.suffix == ".gif":
             duration_ms = max(SHORTEST_MS, 1000 / frames_per_s)
             self._writer = imageio.get_writer(self._gif, format="GIF", duration=duration_ms, loop=0)
@@ -205,13 +203,13 @@ class _Video:
         self._writer.close()
 
     def finish(self) -> None:
-        """Write the rest of a closed video, and check that the file is whole. Raises OSError."""
+        """Write the rest of a closed video, and check that it is whole. Raises OSError."""
         if self._path.suffix == ".gif":
             self._path.write_bytes(self._gif.getvalue())
             return
         import imageio_ffmpeg
 
-        # The writer hides the exit status of ffmpeg. If ffmpeg failed, the file cannot be opened.
+        # The writer hides the exit status of ffmpeg. After a failure, the file cannot be opened.
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "quiet", "-i", str(self._path), "-t", "0", "-f", "null", "-"]
         if subprocess.run(command, stdin=subprocess.DEVNULL, timeout=OPENED_WITHIN_S).returncode:
             with self._path.open("ab") as file:

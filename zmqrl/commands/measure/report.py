@@ -28,13 +28,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl report``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl report"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Write the page and print its path. Raises UsageError."""
+    """Write the page and print its path."""
     require_extra("plot", "pictures need")
     output = options.output or options.run / "report.md"
     require(output.suffix == ".md", f"--output {output}: the name must end with .md.")
@@ -46,7 +45,7 @@ def run(options: Options) -> int:
 
 
 def write_page(path: Path, page: str, groups: list[Group]) -> None:
-    """Write a page, and the curves of ``groups`` as an SVG picture beside it. Raises UsageError."""
+    """Write a page, and the curves of ``groups`` as an SVG beside it. Raises UsageError."""
     try:
         write_picture(groups, ("minutes", "agent-steps"), ("score",), path.with_suffix(".svg"))
         with naming(path):

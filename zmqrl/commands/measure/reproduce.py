@@ -40,7 +40,7 @@ class Options:
     result: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RESULT")]
     """A run directory with an evaluation, such as benchmarks/results/cartpole."""
     by: By | None = None
-    """Train for the same minutes or agent steps. None: minutes if they limited the recorded run on an equal machine."""
+    """Limit to repeat. None: minutes if they ended the recorded run and its machine was equal, else agent steps."""
     minutes: float | None = None
     """Stop the new run after this many minutes, even if the recorded run was longer. None: no such limit."""
     agent_steps: int | None = None
@@ -52,13 +52,12 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl reproduce``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl reproduce"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Train, evaluate, write reproduction.md into the new run directory, and print the verdict. Raises ZmqrlError."""
+    """Train, evaluate, write reproduction.md into the new run directory, and print the verdict."""
     require_extra("plot", "pictures need")
     limits = Limits(minutes=options.minutes, agent_steps=options.agent_steps)
     recorded, evaluated = reproducible(options.result, limits)
@@ -84,7 +83,7 @@ def run(options: Options) -> int:
 
 
 def _train(config: Config, run_dir: Path) -> int:
-    """Train, unless ``run_dir`` already has the result of this run. Returns the exit status. Raises ZmqrlError."""
+    """Train, unless ``run_dir`` already has the result. Returns the exit status. Raises ZmqrlError."""
     directory = RunDirectory(run_dir)
     if not directory.config.exists():
         return train(config)
@@ -99,7 +98,7 @@ def _train(config: Config, run_dir: Path) -> int:
 
 
 def _evaluated(recorded: Result, run_dir: Path) -> tuple[Result, Evaluation]:
-    """The new run. The last checkpoint is evaluated in games with the seeds of the recorded evaluation."""
+    """The new run, with an evaluation of its last checkpoint on the recorded seeds."""
     greedy = bool(recorded.games.get("greedy"))
     found = evaluate(load_policy(run_dir), recorded.seeds, greedy=greedy, threads=CORES)
     write_json(run_dir / EVALUATION_FILE, found)

@@ -37,8 +37,8 @@ class Source:
 class Known(Source):
     """Options that change the base settings.
 
-    With ``--compute run:DIR``, some base settings come from the rollouts of that run. ``--shards`` changes the costs of
-    a slice.
+    With ``--compute run:DIR``, some of them come from the rollouts of that run. ``--shards`` changes the costs of a
+    slice.
     """
 
     compute: str | None = None
@@ -64,7 +64,6 @@ class Options(Source):
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl simulate``. Raises ZmqrlError."""
     return run(options_from(arguments))
 
 
@@ -75,8 +74,7 @@ def options_from(arguments: list[str]) -> Options:
 
 
 def settings_from(arguments: list[str], program: str, options: type[Source]) -> tuple[Scenario, list[str]]:
-    """The base settings, from a scenario file or a run, of a command with these ``options``. Also returns the remaining
-    arguments.
+    """The base settings of a command with these ``options``, from a scenario file or a run, and the other arguments.
 
     Raises UsageError.
     """
@@ -107,7 +105,7 @@ def base(file: Path | None, known: Known) -> Scenario:
 
 @interruptible()
 def run(options: Options) -> int:
-    """Simulate, and print the result. Raises ZmqrlError."""
+    """Simulate, and print the result."""
     if options.plot is not None:
         check_picture("--plot", options.plot)
     axes = [Axis.parse(text) for text in options.sweep]
@@ -116,7 +114,7 @@ def run(options: Options) -> int:
     if not options.live:
         tell_of_loss(scenarios)
     run_one = _live(options.settings) if options.live else simulate
-    with quiet_children():  # otherwise the children's logs appear on this terminal
+    with quiet_children():  # keep the children's logs off this terminal
         results = [run_one(scenario) for scenario in scenarios]
     if options.plot is not None:
         draw(results, axes, options.plot)
@@ -137,10 +135,7 @@ def _live(scenario: Scenario) -> Callable[[Scenario], Result]:
 
 
 def tell_of_recording(scenario: Scenario, shards: Collection[int]) -> None:
-    """Tell the user what the recording of a run does not show.
-
-    Without a profile, only mean times are known. Recorded transfers cannot predict other numbers of ``shards``.
-    """
+    """Warn if the recorded run has only mean times, or if its transfers do not show the effect of these ``shards``."""
     run = scenario.recorded_run
     if run is None:
         return
@@ -154,13 +149,13 @@ def tell_of_recording(scenario: Scenario, shards: Collection[int]) -> None:
 
 
 def tell_of_loss(scenarios: Iterable[Scenario]) -> None:
-    """Tell the user if lost packets do not slow down transfers, because the scenario has no latency."""
+    """Warn if lost packets do not slow down transfers, for lack of latency."""
     if any(each.loss and not each.latency for each in scenarios):
         sys.stderr.write("--loss without --latency only adds timeouts: set --latency to also limit transfer rates.\n")
 
 
 def draw(results: Sequence[Result], axes: Sequence[Axis], path: Path) -> None:
-    """Write the picture. Raises UsageError if the picture cannot be written."""
+    """Write the picture. Raises UsageError."""
     from zmqrl.commands.measure.simulated_picture import write_picture  # matplotlib takes a second to import
 
     try:

@@ -12,7 +12,6 @@ LABELS = {"env_step": "environment", "act": "acting", "gradient": "gradient", "w
 
 
 def headline(config: Config, measured: Measured) -> str:
-    """What was measured."""
     workers, shards = counted(config.ranks, "worker"), counted(config.shards, "shard")
     games = f"{counted(config.envs.num_envs, 'game')} of {config.env}"
     return (
@@ -43,7 +42,7 @@ def table(measured: Measured) -> Table:
 
 
 def notes(measured: Measured) -> list[str]:
-    """The result in sentences, and what the columns mean for these settings."""
+    """The result in sentences, and what the columns mean."""
     result, facts = measured.efficiency, measured.facts
     each = [result.of_round(number).efficiency for number in range(len(result.rounds))]
     spread = f" ({min(each):.2f} to {max(each):.2f} in {counted(len(each), 'round')})" if len(each) > 1 else ""

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The rows of one group, which have the same vector and the same number of workers.
+    """The rows of one group, with the same vector and number of workers.
 
-    ``of memcpy`` is the speed divided by the speed of memcpy. ``of gloo`` is the time divided by the time of gloo.
+    ``of memcpy`` is the speed divided by that of memcpy. ``of gloo`` is the time divided by that of gloo.
     """
     about = rows[0]
     megabytes = about["parameters"] * ELEMENT_BYTES[about["codec"]] / 1e6
@@ -52,7 +52,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def label(row: Row) -> str:
-    """The label that distinguishes the implementation of a row within its group."""
+    """The label of a row's implementation within its group."""
     words = [row["implementation"]]
     if row["implementation"] == "zmqrl":
         words += [row["transport"], *(["CURVE"] if row["curve"] else [])]
@@ -64,7 +64,7 @@ def label(row: Row) -> str:
 def write_picture(rows: Sequence[Row], path: Path) -> None:
     """Draw the time of each operation against the length of the vector: the median, and a band to the 99th percentile.
 
-    Each operation has a row of panels, and each number of workers a column. Raises OSError.
+    Operations are rows of panels, and numbers of workers are columns. Raises OSError.
     """
     import matplotlib
     from matplotlib.figure import Figure

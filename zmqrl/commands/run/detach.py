@@ -16,7 +16,7 @@ from zmqrl.process import LOOK_UP_EVERY_S, interruptible, unset
 from zmqrl.rundir import RunDirectory
 from zmqrl.words import as_text, as_word
 
-STARTER = "ZMQRL_STARTER"  # the descriptor of a pipe: a detached run writes its directory there once it is up
+STARTER = "ZMQRL_STARTER"  # descriptor of a pipe, to which a detached run writes its directory when it is up
 PIPE_BYTES = 4096  # more than any path
 
 
@@ -24,15 +24,15 @@ PIPE_BYTES = 4096  # more than any path
 def detach(command: str, arguments: Sequence[str]) -> int:
     """Run ``zmqrl COMMAND`` with ``arguments`` in a session of its own.
 
-    Until the run is up, the new process prints to this terminal. Returns 0 when the run is up, or the exit status of
-    the run if the run ends before that. Until then, Ctrl-C and SIGTERM interrupt the run.
+    Returns 0 when the run is up, or its exit status if it ends before. Until then, it prints to this terminal, and
+    Ctrl-C and SIGTERM interrupt it.
     """
     program = [sys.executable, "-P", "-m", "zmqrl", command, *(each for each in arguments if each != "--detach")]
     reader, writer = os.pipe()
     run: subprocess.Popen[bytes] | None = None
     early = list[int]()
 
-    def interrupt(number: int, frame: FrameType | None) -> None:  # raises nothing, so that no run is lost at its start
+    def interrupt(number: int, frame: FrameType | None) -> None:  # must not raise, or a starting run is lost
         if run is None:
             early.append(number)
         else:
@@ -42,13 +42,13 @@ def detach(command: str, arguments: Sequence[str]) -> int:
         if callable(signal.getsignal(number)):  # false if the signal is ignored
             signal.signal(number, interrupt)
     if callable(signal.getsignal(signal.SIGHUP)):
-        signal.signal(signal.SIGHUP, lambda number, frame: None)  # unlike SIG_IGN, the run does not inherit this
+        signal.signal(signal.SIGHUP, lambda number, frame: None)  # unlike SIG_IGN, not inherited by the run
     run = subprocess.Popen(
         program,
         stdin=subprocess.DEVNULL,
         env=unset | os.environ | {STARTER: str(writer)},
         pass_fds=[writer],
-        start_new_session=True,  # so that the run gets no signals from our terminal
+        start_new_session=True,  # no signals from our terminal
     )
     for asked in early:
         run.send_signal(asked)
@@ -74,17 +74,13 @@ def _told(path: Path, pid: int) -> int:
 
 
 def on_up() -> Callable[[RunDirectory], None] | None:
-    """A function that reports that the run is up and leaves the terminal. None if :func:`detach` did not start this
-    process.
-    """
+    """A function that reports a run as up and leaves the terminal, if :func:`detach` started this process."""
     starter = os.environ.pop(STARTER, None)
     return None if starter is None else partial(_leave_terminal, int(starter))
 
 
 def _leave_terminal(starter: int, directory: RunDirectory) -> None:
-    """Send further output, such as the message of a crash, to the supervisor's log. Then tell the starter that the run
-    is up.
-    """
+    """Send further output, such as that of a crash, to the supervisor's log. Then report the run as up."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, Screen):
             stream.close()

@@ -42,8 +42,5 @@ LAUNCH: Final = {
 
 
 def show(own: type[Any], default: Config, program: str, groups: Sequence[Group], examples: Mapping[str, str]) -> None:
-    """Print the help of a command, which has the options of ``own`` and the settings of a run.
-
-    The settings have the values of ``default``.
-    """
+    """Print the help for the options of ``own``, and for the settings of a run with the values ``default``."""
     sys.stdout.write(grouped(help_of(own, default, program), groups, examples))

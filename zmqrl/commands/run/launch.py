@@ -38,7 +38,7 @@ from zmqrl.supervisor import requeue
 from zmqrl.words import counted
 
 OF_ONE_START: Final = ("requeue", "dry_run", "preflight")  # options that a bare --resume does not repeat
-LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # a lease is renewed each second; a new daemon waits 20 s for the old one
+LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # renewed each second; a new daemon waits 20 s for the old one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,6 @@ class Options(HostOptions, LoginOptions):
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl launch``. Raises ZmqrlError."""
     if asks_for_help(arguments):
         groups = (*help.HOSTS, *help.RUN)
         default = over_tcp(default_of(arguments, Options))
@@ -80,7 +79,6 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options, config: Config) -> int:
-    """Launch a run and return the exit status. Raises ZmqrlError."""
     if options.requeue and not options.slurm:
         raise UsageError("--requeue needs --slurm.")
     if options.ray is not None and config.device == "cuda":
@@ -104,7 +102,7 @@ def run(options: Options, config: Config) -> int:
 
 
 def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirectory, stages: Stages) -> Deployment:
-    """Connect to all hosts and choose the host of each process. Raises ClusterError, which names each failed host."""
+    """Connect to all hosts, and place the processes. Raises ClusterError, which names each failed host."""
     of_all = counted(len(reach.hosts), "host")
     if options.sync != "none":
         stages.at("installing", f"installing zmqrl on {of_all}")
@@ -130,7 +128,7 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
         preflight.Verdict(unknown).check()
         files = Mirror(links, directory, host_of)
         if not config.resume:
-            files.clean(whole=False)  # files of an earlier run may be in a directory of this name
+            files.clean(whole=False)  # an earlier run may have used a directory of this name
         probes = probe_ids(links)
         hosts_of_all = dict(host_of) | {probe: host for host, probe in probes.items()}
         launcher = DaemonLauncher(links, hosts_of_all.__getitem__, files=files)
@@ -172,25 +170,23 @@ def _as_before(options: Options, config: Config) -> Options:
 
 
 def directory_name(directory: RunDirectory, home: str) -> str:
-    """The name of this run's directory on every host. All sessions of one run use the same name, and no other run uses
-    that name.
+    """The name of a run's directory on every host, the same for all its sessions, and different for other runs.
 
-    ``home`` is the machine that has the run directory.
+    ``home`` is that of :class:`zmqrl.hosts.reach.Reach`.
     """
     identity = f"{home}:{directory.path}"
     return f"{directory.path.name}-{hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()[:12]}"
 
 
 def other_code(up: Up, instead: str) -> str:
-    """A sentence about a host whose code differs from this code. The sentence ends with the advice ``instead``."""
+    """A sentence about a host with other code, with the advice ``instead``."""
     return f"{OTHER_CODE.format(f'{up.zmqrl}, code {up.code[:8]}', code_hash()[:8])}: {instead}"
 
 
 def _print_plan(options: Options, reach: Reach, config: Config) -> None:
-    """Print a dry run. No host is contacted.
+    """Print a dry run without contacting hosts.
 
-    A host is assumed to have as many cores as slots. A host without given slots is assumed to have the cores of this
-    machine.
+    Assume a core for each given slot of a host, or else the cores of this machine.
     """
     cores = {host.name: reach.cores_given.get(host.name, host.slots or CORES) for host in reach.hosts}
     placement = place_run(config, reach.hosts, cores)

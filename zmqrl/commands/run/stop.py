@@ -30,13 +30,11 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl stop``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl stop"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Stop a run. Raises ZmqrlError."""
     if job := Submitted.read(options.run):
         follow.stop(job)
         return 0
@@ -67,12 +65,12 @@ def run(options: Options) -> int:
 
 
 def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
-    """Signal the supervisor to end the run. Raises UsageError if this machine cannot send the signal."""
+    """Signal the supervisor to end the run. Raises UsageError if that is impossible from here."""
     if not living.is_here:
         raise UsageError(f"the supervisor of {run} is on {supervisor['host']}: stop the run there.")
     try:
         os.kill(supervisor["pid"], signal.SIGTERM)
-        os.kill(supervisor["pid"], signal.SIGCONT)  # a stopped supervisor, too, must handle the signal
+        os.kill(supervisor["pid"], signal.SIGCONT)  # for a stopped supervisor
     except ProcessLookupError:
         pass  # the supervisor has just ended
     except PermissionError as error:
@@ -80,8 +78,7 @@ def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
 
 
 def _may_have_processes(answer: Seen | str) -> bool:
-    """Whether a host may still have processes of the run.
-
-    If the host gave no answer, ``answer`` is a text with the reason.
+    """Whether a host may still have processes of the run. ``answer`` can also be a text that says why the host did not
+    answer.
     """
     return not is_over(answer) if isinstance(answer, str) else answer.alive

@@ -54,10 +54,7 @@ class _Here(LoginOptions):
 
 @interruptible()
 def submit(arguments: list[str], config: Config) -> int:
-    """Submit a run with the settings ``config`` and follow it.
-
-    Returns the exit status of the run. Raises ZmqrlError.
-    """
+    """Submit a run with the settings ``config`` and follow it. Returns its exit status. Raises ZmqrlError."""
     here, rest = parse_known(_Here, arguments, "zmqrl launch")
     assert here.slurm_login is not None
     require(not (here.slurm or here.requeue), "--slurm-login implies --slurm and --requeue: remove these.")
@@ -96,15 +93,12 @@ def submit(arguments: list[str], config: Config) -> int:
 
 
 def sbatch_options(directory: str, name: str, given: list[str]) -> list[str]:
-    """The options of sbatch for a run ``name`` below ``directory``.
-
-    The options that the user has ``given`` override the other options.
-    """
+    """The options of sbatch for a run ``name`` below ``directory``. The user's own, ``given``, override the others."""
     return [*SBATCH, f"--job-name={name}", f"--chdir={directory}", f"--output={directory}/{name}.log", *given]
 
 
 def _print_plan(here: _Here, given: list[str], rest: list[str], name: str) -> None:
-    """Print a dry run. The login node is not contacted."""
+    """Print a dry run without contacting the login node."""
     script = job_script(sys.executable, [*rest, "--run-dir", f"{here.login_dir}/{name}"])
     command = ["sbatch", *sbatch_options(here.login_dir, name, given)]
     sys.stdout.write(f"on {here.slurm_login}: {shlex.join(command)}\n\n{script}")

@@ -1,4 +1,4 @@
-"""``zmqrl train``: a run on this machine. The module also parses the training options of other commands."""
+"""``zmqrl train``: a run on this machine. Also parses the training options of other commands."""
 
 import dataclasses
 import sys
@@ -26,7 +26,7 @@ IN_A_RUN: Final = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Resumed:
-    """The options that select the base settings: those of an earlier run, or of a recipe and a scenario."""
+    """The options that select the base settings: an earlier run, or a scenario."""
 
     resume: bool = False
     run_dir: Path | None = None
@@ -42,7 +42,6 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Train on this machine. Raises ZmqrlError."""
     if asks_for_help(arguments):
         help.show(Options, default_of(arguments, Options), f"zmqrl train {RECIPE}", help.RUN, help.TRAIN)
         return 0
@@ -65,8 +64,8 @@ def config_from(
     program: str = "zmqrl train",
     own: type[Any] = Options,
 ) -> Config:
-    """The settings of a command line, which no longer has the ``own`` options of its ``program``. ``adapt`` changes the
-    recipe before the options apply. Raises UsageError.
+    """The settings of a command line of ``program``, whose ``own`` options have been removed. ``adapt`` changes the
+    recipe before options apply. Raises UsageError.
     """
     recipe, options = _recipe(arguments)
     resumed, _ = parse_known(Resumed, options, program)
@@ -92,9 +91,7 @@ def config_from(
 
 
 def default_of(arguments: list[str], own: type[Any]) -> Config:
-    """The settings of the recipe in ``arguments``, or of breakout. These arguments still have the ``own`` options of a
-    command. Raises UsageError for an unknown recipe.
-    """
+    """The settings of the recipe named in ``arguments``, or of breakout if none is named. Raises UsageError."""
     return _named(_recipe(arguments, own)[0])
 
 
@@ -103,7 +100,7 @@ def _named(recipe: str | None) -> Config:
 
 
 def _recipe(arguments: list[str], *own: type[Any]) -> tuple[str | None, list[str]]:
-    """The recipe, which may stand anywhere in ``arguments``, and the options. Raises UsageError."""
+    """The recipe, from anywhere in ``arguments``, and the options. Raises UsageError."""
     words, options = operands(_with_profile_default(_with_run_dir(arguments)), (*own, Config), RECIPES)
     if words and words[0] not in RECIPES:
         raise UsageError(
@@ -114,10 +111,7 @@ def _recipe(arguments: list[str], *own: type[Any]) -> tuple[str | None, list[str
 
 
 def under(config: Config, path: Path) -> Config:
-    """``config`` with the settings of a scenario file.
-
-    Prints the settings of the file that a real run ignores. Raises UsageError.
-    """
+    """``config`` with the settings of a scenario file. Prints those that a real run ignores. Raises UsageError."""
     scenario, named = Scenario.read_named(path)
     found: dict[str, Any] = {name: getattr(scenario, name) for name in SHARED & named}
     if "compute" in named and scenario.recorded_run is None:
@@ -139,7 +133,7 @@ def _print_plan(config: Config) -> None:
 
 
 def _with_run_dir(arguments: list[str]) -> list[str]:
-    """Change ``--resume RUN`` into ``--resume --run-dir RUN``, unless RUN can only be a recipe."""
+    """Turn ``--resume RUN`` into ``--resume --run-dir RUN``, unless RUN can only be a recipe."""
     completed, recipes = list[str](), RECIPES if "--run-dir" in option_names(arguments) else ()
     for argument in arguments:
         if completed[-1:] == ["--resume"] and not argument.startswith("-") and argument not in recipes:
@@ -149,7 +143,7 @@ def _with_run_dir(arguments: list[str]) -> list[str]:
 
 
 def _with_profile_default(arguments: list[str]) -> list[str]:
-    """Add the default number of versions to a ``--profile`` without a number."""
+    """Complete a ``--profile`` without a number."""
     completed = []
     for argument, following in zip(arguments, [*arguments, "--end"][1:], strict=True):
         completed.append(argument)

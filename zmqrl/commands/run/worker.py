@@ -40,13 +40,11 @@ class Options:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``zmqrl worker``. Raises ZmqrlError."""
     return run(parse(Options, arguments, "zmqrl worker"))
 
 
 @interruptible()
 def run(options: Options) -> int:
-    """Work as an external worker until the run ends. Raises ZmqrlError."""
     cluster, config = Cluster.read(options.cluster), Config.read(options.cluster)
     if options.threads < 1:
         raise UsageError(f"--threads {options.threads}: must be 1 or more.")
@@ -62,13 +60,12 @@ def run(options: Options) -> int:
     if cluster.key_files is not None:
         path = options.cluster.parent / cluster.key_files[rank]
         cluster = replace(cluster, keys=ClientKeys.read(path, run=cluster.run, rank=rank))
-    from zmqrl.worker import join  # takes seconds, because it imports torch
+    from zmqrl.worker import join  # takes seconds for torch
 
     with never_waiting():
         log = log_to_stderr("zmqrl.worker")
         log.info("worker %d of run %s, process %d", rank, cluster.run, os.getpid())
-        # The worker learns the version of the run only after it has joined, so the seed of the games comes from the
-        # time.
+        # The version of the run is known only after joining, so the time seeds the games.
         join(
             cluster,
             config,

@@ -1,19 +1,19 @@
 """How busy the processors of a machine are.
 
-This module is pure and uses only the standard library, because probes import it.
+Pure, with the standard library only, because probes import this module.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-BUSY_SHARE = 0.25  # share of the cores. System services and the probe itself can cause less than this
+BUSY_SHARE = 0.25  # of the cores: system services and the probe cause less
 STEAL_SHARE = 0.05
 
 
 def cpu_use(before: str, after: str) -> dict[str, float]:
     """Compute ``machine_cores``, ``busy_cores`` and ``steal_share`` from two readings of ``/proc/stat``.
 
-    Steal is the time in which a hypervisor ran other machines. Raises ValueError if a reading has another form.
+    Steal is the time in which a hypervisor ran other machines. Raises ValueError for a malformed reading.
     """
     passed = [now - then for then, now in zip(_ticks(before), _ticks(after), strict=True)]
     cores = sum(line.startswith("cpu") for line in after.splitlines()) - 1

@@ -1,17 +1,17 @@
-"""Finds hosts and routes whose network is much slower than that of the others. Pure."""
+"""Finds hosts and routes that are much slower than the others. Pure."""
 
 from collections.abc import Iterator, Mapping
 from statistics import median
 
 from zmqrl.hosts.judging.speed import Pair, fastest
 
-TIMES_SLOWER = 8.0  # hosts of one kind differ by less, even when they share a switch with others
+TIMES_SLOWER = 8.0  # equal hosts differ by less, even on a shared switch
 
 
 def outliers(bytes_per_s: Mapping[Pair, float], judged: frozenset[str]) -> Iterator[str]:
     """A sentence for each outlier: one of the hosts ``judged``, or a route between hosts that are not outliers.
 
-    The speed of a host in one direction is the speed of its fastest route, so that slow peers do not count.
+    A host is as fast in each direction as its fastest route, so that slow peers do not count.
     """
     sends, receives = fastest(bytes_per_s, 0), fastest(bytes_per_s, 1)
     slow: set[str] = set()

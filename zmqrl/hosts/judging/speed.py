@@ -1,4 +1,4 @@
-"""How many updates per second the network allows: the bytes of an update against the measured rates. Pure."""
+"""How many updates per second the network allows, from the bytes of an update and measured rates. Pure."""
 
 import math
 from collections import Counter
@@ -18,7 +18,10 @@ Pair: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """The slowest part of an update. ``over`` is a route, or a host with the direction, such as ``into h1``."""
+    """How long one route or host takes for its part of an update.
+
+    ``what`` is ``gradients`` or ``weights``. ``over`` is a route, or a host and direction, such as ``into h1``.
+    """
 
     what: str
     over: str
@@ -31,7 +34,7 @@ class Limit:
 class Expectation:
     """The most updates per second that the network allows.
 
-    ``unmeasured`` has the routes of the run that have no known rate.
+    ``unmeasured`` has the routes of the run without a known rate.
     """
 
     updates_per_s: float
@@ -64,9 +67,9 @@ class Expectation:
 
 
 def gradients(placement: Placement, layout: Layout, codec: Codec) -> dict[Pair, int]:
-    """The bytes of gradients that an update sends over each route between two hosts, without external workers.
+    """The bytes of gradients per update over each route between two hosts, without external workers.
 
-    The weights take the same number of bytes in the opposite direction.
+    Weights take as many in the opposite direction.
     """
     workers = Counter(host for process, host in placement.host_of.items() if process.role == "worker")
     found: Counter[Pair] = Counter()
@@ -87,11 +90,11 @@ def expect(
     *,
     together: bool = True,
 ) -> Expectation | None:
-    """The updates per second to expect if computing took no time. None if no route of the run has a known rate.
+    """The updates per second if computing took no time. None if no route of the run has a known rate.
 
-    An update sends all gradients, and then all weights, each over all routes at once. Routes share their hosts, and a
-    host sends or receives as fast as its fastest measured route. Each update also costs the longest round trip. Without
-    ``together``, as in asynchronous mode, an update sends the gradient of one worker while others receive weights.
+    An update sends all gradients, then all weights, each over all routes at once. The longest round trip is added.
+    Routes share their hosts, which send and receive as fast as their fastest measured route. Without ``together``, as
+    in asynchronous mode, an update sends the gradient of one worker while others receive weights.
     """
     pushed = gradients(placement, layout, codec)
     published = {(target, source): count for (source, target), count in pushed.items()}
@@ -126,7 +129,7 @@ def fastest(bytes_per_s: Mapping[Pair, float], end: int) -> dict[str, float]:
 def _limits(
     what: str, sent: Mapping[Pair, int], placement: Placement, bytes_per_s: Mapping[Pair, float]
 ) -> Iterator[Limit]:
-    """The time that each route, and each host, takes for the bytes of an update. Unmeasured routes are left out."""
+    """The time of each measured route, and each host, for the bytes of an update."""
     total: tuple[Counter[str], Counter[str]] = Counter(), Counter()
     for pair, count in sent.items():
         if pair in bytes_per_s:

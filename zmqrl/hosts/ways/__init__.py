@@ -1,1 +1,1 @@
-"""Ways to reach a host. Each way turns the words of a command into the command that runs these words on that host."""
+"""Ways to reach a host: each turns a command into the command that runs it on that host."""

@@ -1,7 +1,7 @@
 """Hosts that are the nodes of a PBS or LSF job, from the environment of the job.
 
-LSF reaches a node with blaunch, its own ssh. The corresponding programs of PBS, pbsdsh and pbs_tmrsh, do not pass on
-standard input. ssh therefore reaches the nodes of PBS.
+LSF reaches a node with blaunch, its own ssh. PBS nodes need ssh, because pbsdsh and pbs_tmrsh of PBS do not pass on
+standard input.
 """
 
 import os
@@ -21,7 +21,7 @@ BLAUNCH: Final = ("blaunch", "-no-shell", "{host}")
 def pbs_hosts(environment: Mapping[str, str] = os.environ) -> tuple[Host, ...]:
     """The nodes of the PBS job that runs this process. A node that is listed n times has n slots.
 
-    Raises UsageError outside a job, and for a file that does not list hosts.
+    Raises UsageError outside a job, and for a malformed file.
     """
     path = environment.get("PBS_NODEFILE")
     if path is None:
@@ -32,7 +32,7 @@ def pbs_hosts(environment: Mapping[str, str] = os.environ) -> tuple[Host, ...]:
 def lsf_hosts(environment: Mapping[str, str] = os.environ) -> tuple[Host, ...]:
     """The hosts of the LSF job that runs this process, with their slots.
 
-    Raises UsageError outside a job, and for a list or a file that does not list hosts.
+    Raises UsageError outside a job, and for a malformed list or file.
     """
     path, listed = environment.get("LSB_DJOB_HOSTFILE"), environment.get("LSB_MCPU_HOSTS")
     if path is not None and (listed is None or is_file(path)):

@@ -1,4 +1,4 @@
-"""The login node of a Slurm cluster, over one ssh connection: submits a job, follows the job, and fetches its files."""
+"""The login node of a Slurm cluster, over one ssh connection: submits a job, follows it, and fetches its files."""
 
 import contextlib
 import dataclasses
@@ -23,9 +23,9 @@ GONE = "GONE"  # Slurm has forgotten the job
 OVER: Final = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT", GONE}
 )
-# Files that have no meaning on another machine, and the keys of the run.
+# Files without a meaning elsewhere, and the keys of the run.
 KEPT_THERE: Final = ("./.lock", "./cluster.json", "./keys", "./left.json", "./sockets", "./state")
-LATE_S = 120  # files can appear this late on the login node, which may read them over a network
+LATE_S = 120  # on a network disk, files can appear this late on the login node
 MAKE_DIRECTORY = 'mkdir -p -- "$1" && cd -- "$1" && pwd && { stat -c %s -- "$2.log" 2>/dev/null || echo 0; }'
 LOOK = (
     '{ squeue --noheader --states=all --format="%T %r" --jobs "$1" 2>/dev/null || echo GONE; } | tail -n 1; '
@@ -36,10 +36,7 @@ SEND = 'cd -- "$1" && date +%s && { since=$2; shift 2; tar -c "--newer-mtime=@$s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """The job of a run, with the host where it was submitted and the paths on that host.
-
-    It is stored in the run directory on this machine.
-    """
+    """The job of a run, the host where it was submitted, and paths there. Stored in the run directory here."""
 
     host: str
     ssh_config: str | None
@@ -49,7 +46,7 @@ class Submitted:
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """The job of the run directory ``path``, if the run was submitted from here. Raises UsageError."""
+        """The job of the run directory ``path``, if any. Raises UsageError."""
         file = RunDirectory(path).submitted
         try:
             return cls(**read_json(file))
@@ -59,12 +56,12 @@ class Submitted:
             raise UsageError(f"cannot read {file}: {getattr(error, 'strerror', error)}.") from error
 
     def write(self, path: Path) -> None:
-        """Store in the run directory ``path``."""
+        """Write to the run directory ``path``."""
         write_json(RunDirectory(path).submitted, dataclasses.asdict(self))
 
 
 class LoginNode:
-    """An ssh connection to a login node. Every command uses this one connection. Use as a context manager.
+    """One ssh connection to a login node, for all commands. A context manager.
 
     Raises ClusterError when the connection fails or is lost.
     """
@@ -81,7 +78,7 @@ class LoginNode:
             failed.callback(self._stop.close)
             words = tempfile.TemporaryFile()
             self._stop.callback(words.close)
-            # The master prints a line as soon as it is connected, and then waits for the end of its input.
+            # The master prints a line when it is connected, and waits for the end of its input.
             master = subprocess.Popen(
                 ssh_command(self.host, ["sh", "-c", "echo; cat"], config=self.ssh_config, master=self._socket),
                 stdin=subprocess.PIPE,
@@ -103,14 +100,11 @@ class LoginNode:
         self._stop.close()
 
     def command(self, words: Sequence[str]) -> list[str]:
-        """The command that runs the command ``words`` on the login node, over this connection."""
+        """The command that runs ``words`` on the login node, over this connection."""
         return ssh_command(self.host, words, config=self.ssh_config, shared=self._socket)
 
     def run(self, words: Sequence[str], *, given: str = "") -> bytes:
-        """Run a command with the text ``given`` as its input.
-
-        Returns the output of the command. Raises ClusterError if the command fails.
-        """
+        """Run a command with ``given`` as its input. Returns its output. Raises ClusterError if it fails."""
         try:
             done = subprocess.run(
                 self.command(words),
@@ -138,23 +132,20 @@ class LoginNode:
         return self.run(["sbatch", "--parsable", *options], given=script).decode().strip().partition(";")[0]
 
     def look(self, job: Submitted, read: int) -> tuple[str, str, bytes]:
-        """The state of a job, such as PENDING, the reason for it, and the log.
-
-        The log lacks its first ``read`` bytes.
-        """
+        """The state of a job, such as PENDING, its reason, and the log after the first ``read`` bytes."""
         first, _, news = self.run(["sh", "-c", LOOK, "sh", job.job, str(read + 1), job.log]).partition(b"\n")
         state, _, reason = first.decode().strip().partition(" ")
         return state or GONE, reason, news
 
     def ask_to_stop(self, job: Submitted, *, has_begun: bool) -> None:
-        """End a job after a checkpoint, or at once if the job has not begun."""
+        """End a job after a checkpoint, or at once if it has not begun."""
         how = ["--batch", "--signal=TERM"] if has_begun else []
         self.run(["scancel", *how, job.job])
 
     def fetch(self, job: Submitted, to: Path, since: int) -> int:
-        """Copy the files of a run that have changed after ``since``, a time on the clock of the login node.
+        """Copy the files of a run that have changed after ``since``, a time on the login node's clock.
 
-        Returns the time for the next call. The files in ``KEPT_THERE`` stay there. Raises ClusterError.
+        Returns ``since`` for the next call. Leaves out the files in ``KEPT_THERE``. Raises ClusterError.
         """
         left_out = [f"--exclude={path}" for path in KEPT_THERE]
         words = ["sh", "-c", SEND, "sh", job.run_dir, str(max(0, since - LATE_S)), *left_out]

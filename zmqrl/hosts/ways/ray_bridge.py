@@ -1,9 +1,9 @@
-"""Runs a command on a node of a Ray cluster, and connects this process to the standard streams of the command:
+"""Runs a command on a node of a Ray cluster, and passes on its standard streams:
 
     python -P -m zmqrl.hosts.ways.ray_bridge ADDRESS NODE_ID NAME WORDS...
 
 An actor on the node runs the command. When this process ends, Ray ends the actor, which closes the standard input of
-the command. A host daemon then ends everything that it has started.
+the command. If the command is a host daemon, it then ends what it has started.
 """
 
 import os
@@ -34,7 +34,7 @@ class Relay:
     """
 
     def __init__(self, words: list[str], name: str) -> None:
-        """Start ``words``. If this node does not have their program, the Python of this actor replaces it.
+        """Start ``words``, with the actor's Python if the node lacks their program.
 
         The variable ``ZMQRL_NODE`` tells a host daemon the ``name`` of this node: one machine can have several.
         """
@@ -50,7 +50,7 @@ class Relay:
             self.selector.register(stream, selectors.EVENT_READ, number)
 
     def write(self, data: bytes) -> None:
-        """Write to the standard input of the command. Empty ``data`` closes this standard input."""
+        """Write to the standard input of the command. Empty ``data`` closes it."""
         assert self.process.stdin is not None
         try:
             if not data:
@@ -61,9 +61,9 @@ class Relay:
             pass
 
     def read(self) -> tuple[list[tuple[int, bytes]], int | None]:
-        """The new output of the command, by stream: 1 or 2.
+        """Returns pairs of stream (1 or 2) and new output, and the exit status once both streams have ended.
 
-        There may be none after ``TURN_S``. Also returns the exit status of the command once both streams have ended.
+        After ``TURN_S``, there may be no output.
         """
         pieces = []
         for key, _ in self.selector.select(TURN_S):
@@ -75,7 +75,7 @@ class Relay:
 
 
 def main() -> None:
-    """Relay until the command has ended. Exits with the status of the command."""
+    """Relay until the command has ended. Exits with its status."""
     address, node, name, *words = sys.argv[1:]
     out = os.dup(1)
     os.dup2(2, 1)  # Ray prints to standard output
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def _feed(relay: Any) -> None:
-    """Pass standard input on, one piece after the other."""
+    """Pass on standard input, piece by piece."""
     data = b"first"
     while data:
         data = os.read(0, PIECE_BYTES)

@@ -1,5 +1,5 @@
-"""Hosts that are the nodes of a Ray cluster. Ray starts their daemons, without ssh: a bridge process here connects each
-daemon to its link (:mod:`zmqrl.hosts.ways.ray_bridge`).
+"""Hosts that are the nodes of a Ray cluster. Ray starts their daemons, and a bridge connects each to its link
+(:mod:`zmqrl.hosts.ways.ray_bridge`).
 """
 
 import contextlib
@@ -21,7 +21,7 @@ RESERVED_WITHIN_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A node of a Ray cluster: its id, its address, and the CPUs that no other program has reserved."""
+    """A node of a Ray cluster. No program has reserved its ``free_cpus``."""
 
     id: str
     address: str
@@ -37,16 +37,12 @@ class RayCluster:
 
     @classmethod
     def at(cls, address: str) -> Self:
-        """Ask the cluster for its nodes.
-
-        Raises UsageError if Ray is not installed, and ClusterError if there is no answer.
-        """
+        """Ask the cluster for its nodes. Raises UsageError without Ray, and ClusterError without an answer."""
         require_extra("ray", "--ray needs")
         with _asked(address, {}, CONNECTED_WITHIN_S) as answer:
             return cls(address=address, nodes=_by_name(answer["nodes"]))
 
     def hosts(self) -> tuple[Host, ...]:
-        """The nodes as hosts."""
         return tuple(Host(name=name, address=node.address) for name, node in self.nodes.items())
 
     @property
@@ -55,7 +51,7 @@ class RayCluster:
         return {name: node.free_cpus for name, node in self.nodes.items()}
 
     def command_on(self, host: Host, words: Sequence[str]) -> list[str]:
-        """The command that runs the command ``words`` on a node: a :data:`zmqrl.hosts.ways.way.Way`."""
+        """The command that runs ``words`` on a node: a :data:`zmqrl.hosts.ways.way.Way`."""
         return [sys.executable, "-P", "-m", BRIDGE, self.address, self.nodes[host.name].id, host.name, *words]
 
     def check(self, hosts: Iterable[str]) -> None:
@@ -67,7 +63,7 @@ class RayCluster:
     def reserved(self, hosts: Iterable[str]) -> Iterator[None]:
         """Reserve the free CPUs of ``hosts`` in the block, with one placement group.
 
-        Ray frees them if this process is killed. Raises ClusterError if other programs use some of these CPUs.
+        Ray frees them if this process is killed. Raises ClusterError if programs use some of them.
         """
         cpus = {self.nodes[name].id: self.nodes[name].free_cpus for name in hosts}
         with _asked(self.address, {"cpus": cpus, "within_s": RESERVED_WITHIN_S}, 2 * CONNECTED_WITHIN_S) as answer:
@@ -94,7 +90,7 @@ def _asked(address: str, request: dict[str, Any], within_s: float) -> Iterator[d
 
 
 def _by_name(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Node]:
-    """The nodes by host name. If a machine has several nodes, their names also have the first digits of their ids."""
+    """The nodes by host name. Names of several nodes on a machine end with the first digits of their ids."""
     times = Counter(node["hostname"] for node in nodes)
     return {
         node["hostname"] if times[node["hostname"]] == 1 else f"{node['hostname']}-{node['id'][:8]}": Node(

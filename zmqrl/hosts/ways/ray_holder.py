@@ -1,4 +1,4 @@
-"""A process that is connected to a Ray cluster: it lists the nodes, or holds a reservation of CPUs until it ends.
+"""A process that lists the nodes of a Ray cluster, or holds a reservation of CPUs until it ends.
 
 The job is ``{"address"}``, and for a reservation also ``{"cpus": {NODE_ID: CPUS}, "within_s"}``.
 """
@@ -42,10 +42,7 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 def _free() -> dict[str, dict[str, float]]:
-    """The free resources of each node, by its id.
-
-    This function runs in the cluster, because a Ray client cannot ask for these resources.
-    """
+    """The free resources of each node, by id. Runs in the cluster, because a Ray client cannot ask for them."""
     from ray._private.state import available_resources_per_node
 
     found: dict[str, dict[str, float]] = available_resources_per_node()

@@ -13,7 +13,7 @@ from zmqrl.hosts.inventory import Host, host_names
 
 ANSWER_WITHIN_S = 30.0
 NODE = "%N"  # stands for the name of a node, as in srun
-# srun prints one of these when a job and all its processes have ended, or when a requeued job no longer has the node.
+# srun prints one of these when a job has ended, or a requeued job no longer has the node.
 OVER = ("Expired or invalid job", "Requested node configuration is not available")
 
 
@@ -24,13 +24,10 @@ class Allocation:
     job: str
     cluster: str
     cores: Mapping[str, int]
-    """The cores of each node, in the order of the nodes."""
+    """The cores of each node, in order."""
 
     def hosts(self, node_address: str | None) -> tuple[Host, ...]:
-        """The nodes as hosts.
-
-        The address of a node is the one that Slurm uses, or ``node_address``, in which the node's name replaces %N.
-        """
+        """The nodes as hosts, at the addresses that Slurm uses, or at ``node_address`` with the node's name for %N."""
         if node_address is None:
             told = scontrol("show", "node", "--oneliner", ",".join(self.cores))
             names = dict(re.findall(r"^NodeName=(\S+) .*?\bNodeAddr=(\S+)", told, re.MULTILINE))
@@ -40,14 +37,14 @@ class Allocation:
         return tuple(Host(name=node, address=address) for node, address in addresses.items())
 
     def command_on(self, host: Host, words: Sequence[str]) -> list[str]:
-        """The command that runs the command ``words`` on a node: a :data:`zmqrl.hosts.ways.way.Way`."""
+        """The command that runs ``words`` on a node: a :data:`zmqrl.hosts.ways.way.Way`."""
         return srun_command(self.job, host.name, words)
 
 
 def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
-    """The allocation of the job that runs this process.
+    """The job that runs this process.
 
-    Raises UsageError outside a job and for variables of another form. Raises ClusterError if Slurm has no such nodes.
+    Raises UsageError outside a job and for malformed variables, and ClusterError if Slurm has no such nodes.
     """
     job, nodes = environment.get("SLURM_JOB_ID"), environment.get("SLURM_JOB_NODELIST")
     if job is None or nodes is None:
@@ -102,10 +99,10 @@ def _number_in(environment: Mapping[str, str], name: str) -> int:
 
 
 def resolve(names: Mapping[str, str]) -> dict[str, str]:
-    """The IPv4 addresses of nodes, from their names or addresses. Raises UsageError for an unknown name.
+    """The IPv4 addresses of nodes, from names or addresses. Raises UsageError for an unknown name.
 
-    Many machines resolve their own name to a loopback address. In place of a loopback address, the result has the
-    address from which this machine reaches another node.
+    Many machines resolve their own name to loopback. The result then has the address from which this machine reaches
+    another node.
     """
     addresses = {}
     for node, name in names.items():
@@ -127,7 +124,7 @@ def resolve(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def own_address(other: str) -> str:
-    """The address from which this machine reaches ``other``. Raises OSError if ``other`` cannot be reached."""
+    """The address from which this machine reaches ``other``. Raises OSError if there is none."""
     with host_socket.socket(host_socket.AF_INET, host_socket.SOCK_DGRAM) as probe:
         probe.connect((other, 9))  # with UDP, connect sends nothing
         return str(probe.getsockname()[0])
@@ -138,25 +135,19 @@ def _is_loopback(address: str) -> bool:
 
 
 def srun_command(job: str, node: str, words: Sequence[str]) -> list[str]:
-    """The command that runs the command ``words`` on a node of ``job``.
-
-    The command may use all resources of the job on that node, together with other steps.
-    """
+    """The command that runs ``words`` on a node of ``job``, and shares its resources with other steps."""
     where = ["--jobid", job, "--nodelist", node, "--nodes", "1", "--ntasks", "1", "--ntasks-per-node", "1"]
     how = ["--overlap", "--cpu-bind", "none", "--mpi", "none", "--export", "ALL"]
     return ["srun", *where, *how, *words]
 
 
 def is_over(why: str) -> bool:
-    """Whether ``why`` says that srun could not start a daemon because the job has ended."""
+    """Whether srun failed, for the reason ``why``, because the job has ended."""
     return any(words in why for words in OVER)
 
 
 def scontrol(*arguments: str) -> str:
-    """Run scontrol and return its output.
-
-    Raises UsageError if scontrol is missing, and ClusterError if scontrol fails.
-    """
+    """The output of scontrol. Raises UsageError if scontrol is missing, and ClusterError if it fails."""
     command = ["scontrol", *arguments]
     asked = " ".join(command[:3])
     try:

@@ -1,6 +1,6 @@
-"""Hosts behind any command that connects to a host, such as ``docker exec -i {host}`` or ``kubectl exec -i {host} --``.
+"""Hosts behind any command, such as ``docker exec -i {host}`` or ``kubectl exec -i {host} --``.
 
-No shell on this machine reads the command, which is a list of words.
+The command is a list of words. No shell on this machine reads it.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from zmqrl.errors import UsageError
 
 HOST, COMMAND = "{host}", "{command}"
-JOINING = ("ssh", "rsh")  # programs that give their arguments to a shell on the host, joined with spaces
+JOINING = ("ssh", "rsh")  # they join their arguments with spaces, for a shell on the host
 A_COMMAND = re.compile(r"--command|-[A-Za-z]*c")  # the option before a whole command, as in `sh -c`
 
 
@@ -31,11 +31,11 @@ def check_via(words: Sequence[str], where: str) -> None:
 
 
 def via_command(via: Sequence[str], host: str, words: Sequence[str]) -> list[str]:
-    """The command that runs the command ``words`` on ``host``.
+    """The command that runs ``words`` on ``host``.
 
     The name of the host replaces ``{host}``. ``words``, joined and quoted for a shell, replace ``{command}``. Without
-    ``{command}``, ``words`` follow as separate words. They follow as one quoted word if the command is ssh, or ends
-    with an option such as ``--command`` or ``-c``.
+    ``{command}``, they come last: as one quoted word for ssh, or after a final option such as ``--command`` or ``-c``.
+    Other commands get them as separate words.
     """
     one = shlex.join(words)
     filled = [re.sub(r"\{(host|command)\}", lambda found: host if found[1] == "host" else one, word) for word in via]

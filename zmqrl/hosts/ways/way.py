@@ -1,4 +1,4 @@
-"""How the launcher reaches a host: the choice between this machine itself, ``via`` and ssh."""
+"""How the launcher reaches a host: directly, with ``via`` or with ssh."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,16 +11,13 @@ from zmqrl.hosts.ways.via import via_command
 HERE: Final = "localhost"
 
 Way: TypeAlias = Callable[[Host, Sequence[str]], list[str]]
-"""A function that turns a host and the words of a command into a command for this machine. That command runs the words
-on the host, and connects its own standard streams to theirs.
+"""Turns a host and the words of a command into a command for this machine, which runs the words on the host and passes
+on their standard streams.
 """
 
 
 def command_on(host: Host, words: Sequence[str], *, ssh_config: Path | None = None) -> list[str]:
-    """The command that runs the command ``words`` on ``host``: a :data:`Way`.
-
-    The command contains nothing about the run.
-    """
+    """The command that runs ``words`` on ``host``: a :data:`Way`."""
     if host.name == HERE:
         return list(words)
     if host.via:

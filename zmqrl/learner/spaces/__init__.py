@@ -1,1 +1,1 @@
-"""Gymnasium's spaces: what an environment of the user returns and takes, and what a network reads and chooses."""
+"""Gymnasium's spaces: from the values of an environment to those of a network, and back."""

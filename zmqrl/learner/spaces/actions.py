@@ -27,7 +27,7 @@ def actions_of(space: gymnasium.Space[Any]) -> ActionSpace | None:
 
 
 def taken(action: np.ndarray, space: gymnasium.Space[Any]) -> Any:
-    """``action`` (*shape), counted from 0, as an environment with actions of ``space`` takes it."""
+    """Convert ``action`` (*shape), which counts from 0, to an action of ``space`` for the environment."""
     if isinstance(space, Discrete):
         return action + space.start
     shaped = np.reshape(action, space.shape or ())

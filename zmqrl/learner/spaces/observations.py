@@ -19,11 +19,11 @@ Vector: TypeAlias = npt.NDArray[np.float32]
 
 
 class Unfit(Exception):
-    """The reason why an observation does not belong to its space, or why zmqrl cannot read any of that space."""
+    """Why an observation does not belong to its space, or why zmqrl cannot read observations of that space."""
 
 
 class Vectors:
-    """Reads observations as vectors float32 (n,), laid out as by Gymnasium's ``flatten``: a discrete one is one-hot."""
+    """Reads observations as vectors float32 (n,), in the layout of Gymnasium's ``flatten``: choices are one-hot."""
 
     dtype = np.dtype(np.float32)
 
@@ -40,8 +40,8 @@ class Vectors:
     def __call__(self, observation: Any) -> Vector:
         """The ``observation`` as a new vector.
 
-        Raises Unfit if a number is not finite, would change with the dtype of a space of integers, or is not one of the
-        choices of its space. The bounds of a Box do not matter.
+        Raises Unfit if a number is not finite, changes when converted to the integers of its space, or is not one of
+        its choices. The bounds of a Box do not matter.
         """
         vector = np.zeros(self.shape, np.float32)
         self._part.write(observation, vector)
@@ -78,9 +78,8 @@ def kind_of(space: object) -> str:
 class _Array:
     """A part that is one array of numbers.
 
-    Each number must fit ``dtype``, and must be from ``low`` to ``high`` if there are ``bounds`` (low, high). With
-    ``places``, each number becomes zeros and a one: ``places`` has the index of its 0 in the vector. Otherwise, the
-    vector gets the numbers themselves.
+    Each number must fit ``dtype``, and lie within ``bounds`` (low, high), if given. With ``places``, numbers become
+    one-hot: the vector is 1 at ``places`` plus the number. Otherwise, the vector gets the numbers themselves.
     """
 
     name: str
@@ -130,7 +129,7 @@ class _Array:
             raise Unfit(f"{self.name}{place} is {given[index]}, but must be {self._allowed(index)}")
 
     def _allowed(self, index: tuple[int, ...]) -> str:
-        """What the number at ``index`` may be, in words."""
+        """The allowed numbers at ``index``, in words."""
         if self.dtype.kind == "f":
             return f"a finite {self.dtype} number"
         if self.bounds is not None:
@@ -150,7 +149,6 @@ class _Parts:
     size: int
 
     def write(self, value: Any, vector: Vector) -> None:
-        """Write ``value`` to ``vector``, which holds zeros."""
         self._check(value)
         for key, (part, place) in self.parts.items():
             part.write(value[key], vector[place])
@@ -199,20 +197,19 @@ def _parts(spaces: Mapping[Any, gymnasium.Space[Any]], keys: str, *, is_dict: bo
 
 
 def _numbers(space: Box, keys: str) -> _Array:
-    """Numbers of a Box. Networks compute in float32, whatever the floats of the space are."""
+    """Numbers of a Box. Networks compute all floats in float32."""
     dtype: np.dtype[Any] = np.dtype(np.float32) if space.dtype.kind == "f" else space.dtype
     return _Array(name=f"observation{keys}", shape=space.shape, dtype=dtype, size=math.prod(space.shape))
 
 
 def _choices(keys: str, start: np.ndarray, counts: np.ndarray) -> _Array:
-    """Choices, each of ``counts`` whole numbers from ``start``, which become zeros and a one."""
+    """Choices, which become one-hot. Each is a whole number from ``start``, and has ``counts`` possible values."""
     low, counts = start.astype(np.int64), counts.astype(np.int64)
     places = np.cumsum(counts) - counts.ravel() - low.ravel()
     return replace(_whole(keys, low, low + counts - 1), size=int(counts.sum()), places=places)
 
 
 def _whole(keys: str, low: np.ndarray, high: np.ndarray) -> _Array:
-    """Whole numbers from ``low`` to ``high``."""
     return _Array(
         name=f"observation{keys}", shape=low.shape, dtype=np.dtype(np.int64), size=low.size, bounds=(low, high)
     )

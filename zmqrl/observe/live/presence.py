@@ -24,12 +24,14 @@ TOLD: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Presence:
-    """A process of the run, its ``state``, and for how many seconds it has been in that state: ``for_s``.
+    """A process of the run, its ``state``, and the seconds in this state, ``for_s``.
 
-    ``awaited``: the contribution of this process to the open version is overdue. ``silent``: the process does not
-    answer. ``stopped``: the host reports that a signal has stopped the process. ``lost``: the process died or left, and
-    has not been restarted. ``unreachable``: the host of the process is lost. ``open``: an external worker may take this
-    rank.
+    - ``awaited``: its contribution to the open version is overdue.
+    - ``silent``: it does not answer.
+    - ``stopped``: a signal has stopped it, as its host reports.
+    - ``lost``: it died or left, and has not been restarted.
+    - ``unreachable``: its host is lost.
+    - ``open``: an external worker may take this rank.
     """
 
     process: ProcessId
@@ -44,11 +46,9 @@ class Presence:
         return self.state not in ("lost", "unreachable", "open")
 
     def words(self) -> str:
-        """The state in words."""
         return TOLD[self.state].format(self.for_s)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
         about = {"name": str(self.process), "host": self.host, "presence": self.state}
         return about | {"for_s": self.for_s, "restarts": self.restarts}
 
@@ -68,7 +68,7 @@ class Presence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostLine:
-    """A host, a short list of its processes, and their problems. ``remarks`` is empty if all processes are present."""
+    """A host, its processes, and their problems: ``remarks`` is empty if all are present."""
 
     host: str
     processes: str
@@ -76,7 +76,7 @@ class HostLine:
 
 
 def by_host(presences: Iterable[Presence]) -> list[HostLine]:
-    """A line for each host, in the order of ``presences``."""
+    """A line for each host, in order of appearance."""
     on: dict[str, list[Presence]] = {}
     for each in presences:
         on.setdefault(each.host, []).append(each)
@@ -91,7 +91,7 @@ def by_host(presences: Iterable[Presence]) -> list[HostLine]:
 
 
 def _remarks(here: Sequence[Presence]) -> Iterable[str]:
-    """For each state except ``present``: the processes in that state, and the longest time of one of them."""
+    """The processes in each state except ``present``, with the longest time of one of them."""
     wrong = sorted((each for each in here if each.state != "present"), key=lambda each: each.state)
     for _, group in groupby(wrong, key=lambda each: each.state):
         alike = list(group)

@@ -21,12 +21,12 @@ class Tracker(Protocol):
         """Record ``row`` of ``metrics.jsonl`` at version ``step``."""
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Record ``summary``, the content of ``summary.json``, and finish. It is None if the run ended without one."""
+        """Record ``summary``, the content of ``summary.json`` or None without one, and finish."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tracked:
-    """A run: the run directory, and the settings as plain data.
+    """A run: its directory, and its settings as plain data.
 
     ``resumed_at`` is the version that the run resumes from, or None for a new run.
     """
@@ -63,9 +63,7 @@ KINDS: Final[dict[str, Callable[[Tracked], Tracker]]] = {
 
 
 class Trackers:
-    """All trackers of a run. If a tracker fails, ``notice`` reports the failure once, and the run continues without
-    that tracker.
-    """
+    """All trackers of a run. If one fails, ``notice`` reports it once, and the run continues without it."""
 
     def __init__(self, names: Iterable[str], run: Tracked, notice: Callable[[str], None]) -> None:
         self._summary = run.directory.summary
@@ -77,9 +75,7 @@ class Trackers:
             feed.put(_Row(row, step))
 
     def close(self, within_s: float) -> None:
-        """Give the summary of the run, if it exists, to all trackers. Wait at most ``within_s`` until the trackers have
-        closed.
-        """
+        """Give all trackers the summary of the run, if it exists. Wait at most ``within_s`` until they have closed."""
         try:
             summary = read_json(self._summary)
         except (OSError, ValueError):
@@ -102,7 +98,7 @@ class _End(NamedTuple):
 
 
 class _Feed:
-    """Feeds one tracker from a separate thread. Slow imports, a slow network and errors do not disturb the run."""
+    """Feeds one tracker from a separate thread, so that slow imports, a slow network and errors do no harm."""
 
     def __init__(self, name: str, run: Tracked, notice: Callable[[str], None]) -> None:
         self._name, self._run, self._notice = name, run, notice
@@ -122,7 +118,7 @@ class _Feed:
             self._error = error
 
     def put(self, item: _Row | _End) -> None:
-        """Give ``item`` to the tracker. Gives up a tracker that has failed or is too many rows behind. Never waits."""
+        """Give ``item`` to the tracker. Gives up a tracker that has failed, or is too many rows behind. Never waits."""
         try:
             self._waiting.put_nowait(item)
         except queue.Full:
@@ -130,24 +126,20 @@ class _Feed:
         self._look()
 
     def join(self, deadline: float) -> bool:
-        """Wait for the tracker to close, until ``deadline`` on the monotonic clock. Returns whether the tracker has
-        closed.
-        """
+        """Wait for the tracker to close, until ``deadline`` on the monotonic clock. Returns whether it has closed."""
         if not self._given_up:
             self._thread.join(max(0.0, deadline - time.monotonic()))
         self._look()
         return not self._thread.is_alive()
 
     def _look(self) -> None:
-        # The tracker's thread does not report its error, because no thread but the thread of the run may draw the
-        # console.
+        # The tracker's thread does not report its error: only the thread of the run may draw the console.
         if isinstance(self._error, UnicodeError):
             self.give_up("it needs a run directory whose path is text in UTF-8: choose another --run-dir")
         elif self._error is not None:
             self.give_up(str(self._error).strip().partition("\n")[0] or repr(self._error))
 
     def give_up(self, why: str, *, at_the_end: bool = False) -> None:
-        """Continue without the tracker, and report the reason once."""
         if not self._given_up:
             self._given_up = True
             what = f"{self._name} may lack the last rows" if at_the_end else f"the run continues without {self._name}"

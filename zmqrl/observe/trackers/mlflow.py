@@ -51,13 +51,12 @@ class MLflow:
         return str(found.experiment_id if found else self._client.create_experiment(name, artifact_location=artifacts))
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """Write the numbers of ``row`` at version ``step``, under the same names as the TensorBoard tracker."""
         now_ms = int(1000 * time.time())
         metrics = [Metric(name, value, now_ms, step) for name, value in scalars(row)]
         self._client.log_batch(self._run, metrics=metrics)
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Store ``summary`` as the artifact ``summary.json``, and end the MLflow run with the status of the run."""
+        """Store ``summary`` as an artifact, and end the MLflow run with the status of the run."""
         reason = "failed" if summary is None else summary["exit_reason"]
         if summary is not None:
             self._client.log_dict(self._run, dict(summary), "summary.json")

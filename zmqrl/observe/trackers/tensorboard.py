@@ -38,11 +38,12 @@ class TensorBoard:
     """Writes the numbers of a row as scalars. The x-axis is the version. Agent steps are a separate chart."""
 
     def __init__(self, directory: Path, *, resumed_at: int | None = None) -> None:
-        """``resumed_at`` is the version from which a resumed run continues. TensorBoard hides what an earlier session
-        logged from this version on.
+        """``resumed_at`` is the version from which a resumed run continues.
+
+        TensorBoard hides what an earlier session logged from this version on.
         """
-        # Imported here, because other trackers use ``scalars`` without TensorBoard. Torch has a writer, too, but its
-        # import takes seconds.
+        # Imported here: other trackers use ``scalars`` without TensorBoard. Torch has a writer, but takes seconds to
+        # import.
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -61,7 +62,6 @@ class TensorBoard:
             self._write(resumed_at, session_log=SessionLog(status=SessionLog.START))
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """Write ``row`` of ``RunMetrics`` at version ``step``, without null values."""
         values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars(row)]
         self._write(step, summary=self._summary(value=values))
 

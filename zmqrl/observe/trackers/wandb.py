@@ -18,7 +18,7 @@ FINISH_WITHIN_S: Final = 20.0  # rows not sent by then stay on disk, for wandb s
 class WandB:
     """One run of Weights & Biases. A resumed run continues its W&B run.
 
-    The environment variables of W&B configure the W&B run: ``WANDB_MODE``, ``WANDB_PROJECT`` (default: ``zmqrl``),
+    The environment variables of W&B configure it: ``WANDB_MODE``, ``WANDB_PROJECT`` (default: ``zmqrl``),
     ``WANDB_NAME``...
     """
 
@@ -44,11 +44,9 @@ class WandB:
         self._run.define_metric("*", step_metric="charts/version")
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """Write the numbers of ``row``, including its version, under the names of the TensorBoard tracker."""
         self._run.log(dict(scalars(row)))
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Add ``summary`` to the summary of the W&B run, and finish that run."""
         if summary is not None:
             self._run.summary.update(dict(summary))
         self._run.finish(exit_code=int(summary is None or summary["exit_reason"] == "failed"))

@@ -1,4 +1,4 @@
-"""Holds the contributions to the open version of a shard, and counts contributions by outcome."""
+"""The contributions to the open version of a shard, and the counts of all contributions by outcome."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Contributions:
-    """Holds the contributions to the open version, and counts contributions by outcome.
+    """Holds the contributions to the open version, decides when each is added to the sum, and counts outcomes.
 
-    ``view`` holds the ranks that may contribute to the open version. If ``consistent``, contributions are summed in
-    rank order. If ``asynchronous``, contributions may be computed on older versions.
+    If ``consistent``, contributions are summed in rank order. If ``asynchronous``, contributions may be computed on
+    older versions.
     """
 
     def __init__(self, *, consistent: bool, asynchronous: bool) -> None:
@@ -33,7 +33,6 @@ class Contributions:
         return tuple(sorted(self.held))
 
     def hold(self, header: m.Gradient, payload: "ReceivedSlice") -> None:
-        """Hold a contribution to the open version."""
         self.held[header.rank] = payload
         self.waiting.add(header.rank)
         self.computed_on[header.rank] = header.version
@@ -57,7 +56,7 @@ class Contributions:
     ) -> tuple[list[Action], Record]:
         """Use all held contributions. Returns the remaining ``Accumulate`` actions, and the record of ``version``.
 
-        ``last`` is the record of the previous version. ``elapsed`` is the progress that is published with ``version``.
+        ``last`` is the record of the previous version, and ``elapsed`` the progress to publish with ``version``.
         """
         ranks = self.ranks()
         actions = [action for rank in sorted(self.waiting) for action in self._hand_on(rank)]
@@ -93,7 +92,7 @@ class Contributions:
         self.held, self.waiting, self.computed_on, self.elapsed = {}, set(), {}, 0
 
     def count(self, rank: int, outcome: Outcome, view: View) -> None:
-        """Count a contribution for ``rank`` if that rank is or was a member, and otherwise as unattributed."""
+        """Count a contribution for ``rank``, or as unattributed if ``rank`` was never a member."""
         if rank in self.tallies or rank in view.members:
             self.tallies.setdefault(rank, [0, 0, 0, 0])[OUTCOMES.index(outcome)] += 1
         else:

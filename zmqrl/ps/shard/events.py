@@ -26,7 +26,7 @@ def added(totals: Totals, counts: Totals, sign: int = 1) -> Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Field values that identify messages for this shard, and the ``secret`` of the supervisor."""
+    """The fields that identify this shard in messages, and the ``secret`` of the supervisor."""
 
     run: str
     layout: str
@@ -50,16 +50,14 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """How a version was made.
+    """How a version was made. Committed with the version, so that a restarted shard knows what it has published.
 
-    The record is committed with the version, so that a restarted shard knows what was published. ``late``,
-    ``duplicate`` and ``rejected`` count arrivals since the previous version. ``tallies`` maps each rank to the totals
-    ``(used, late, duplicate, rejected)``. ``totals`` has the totals of the history so far, in the same order. ``view``
-    is the newest view and ``stop`` is the last version to make, both as known at the last commit. ``made_at`` is the
-    progress of the run, in millionths, that the update to this version used. ``elapsed`` is the progress that is
-    published with the version for the next update. In asynchronous mode ``staleness`` has the age, in versions, of the
-    contribution of each rank in ``ranks``. ``applied`` maps each rank to a version: the rank's newest used contribution
-    was computed on this version.
+    ``late``, ``duplicate`` and ``rejected`` count arrivals since the previous version. ``tallies`` has the totals of
+    each rank, and ``totals`` those of the history so far, in the order of ``OUTCOMES``. ``view`` is the newest view and
+    ``stop`` is the last version to make, as known at the last commit. The update to this version used ``made_at``, the
+    progress of the run in millionths. The shard publishes the progress ``elapsed`` for the next update. In asynchronous
+    mode, ``staleness`` has the age in versions of each rank's contribution, in the order of ``ranks``. ``applied`` maps
+    each rank to the version on which its newest used contribution was computed.
     """
 
     generation: int
@@ -165,9 +163,9 @@ class ForeignHello:
 class StateRestored:
     """Weights and optimizer state of ``record.version`` are ready.
 
-    If ``recovered``, the shard found the state after a restart, so workers may already have these weights. If not
-    ``recovered``, the shard loaded the state. ``previous`` is the version before ``record.version``, or None if the
-    shard no longer holds that version.
+    If ``recovered``, the shard found the state after a restart, so workers may already have these weights. Otherwise,
+    the supervisor sent the state. ``previous`` is the version before ``record.version``, or None if the shard no longer
+    holds it.
     """
 
     record: Record
@@ -177,10 +175,7 @@ class StateRestored:
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """The server has carried out ``Update``.
-
-    If the numbers are ``finite``, the version is committed. If they are not, nothing is stored.
-    """
+    """The server has carried out ``Update``. If the numbers are not ``finite``, it has stored nothing."""
 
     record: Record
     finite: bool = True
@@ -236,7 +231,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class CommitAgain:
-    """Commit the newest version again with ``record``, so that the new data in the record survives a crash."""
+    """Commit the newest version again with ``record``, so that its new data survives a crash."""
 
     record: Record
 
@@ -264,10 +259,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class SendSnapshot:
-    """Send the weights of ``version``.
-
-    ``version`` is the newest version or the previous version. ``rank`` is None if ``peer`` is not a worker.
-    """
+    """Send the weights of ``version``, the newest or the previous one. ``rank`` is None if ``peer`` is not a worker."""
 
     peer: bytes
     version: int
@@ -276,10 +268,7 @@ class SendSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """Keep a copy of weights and optimizer state of ``version`` for FETCH.
-
-    ``version`` is the newest version or the previous version.
-    """
+    """Keep a copy of weights and optimizer state of ``version``, the newest or the previous one, for FETCH."""
 
     version: int
 
@@ -294,7 +283,7 @@ class SendChunk:
 
 @dataclass(frozen=True, slots=True)
 class TakeChunk:
-    """Store a piece of the state to load. After the last piece the server reports ``StateRestored``."""
+    """Store a piece of the state to load. After the last piece, the server reports ``StateRestored``."""
 
     peer: bytes
     message: m.Load
@@ -303,8 +292,6 @@ class TakeChunk:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A line for the shard's log."""
-
     level: Literal["debug", "info", "warning"]
     text: str
 

@@ -1,4 +1,4 @@
-"""Received gradient slices, and the sum of the slices for the open version."""
+"""Received gradient slices, and their sum for the open version."""
 
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from zmqrl.ps.wire.codec import FloatVector
 
 
 class ReceivedSlice:
-    """A gradient slice as received. The slice is decoded at most once. A float32 slice is not copied."""
+    """A received gradient slice, which is decoded at most once. A float32 slice is not copied."""
 
     def __init__(self, codec_name: m.Codec, frame: zmq.Frame) -> None:
         self.codec_name = codec_name
@@ -23,7 +23,6 @@ class ReceivedSlice:
         return codec.as_float32(self.codec_name, self.frame.buffer)
 
     def is_finite(self) -> bool:
-        """Whether every number is finite."""
         return codec.is_finite(self.numbers)
 
 
@@ -37,7 +36,7 @@ class GradientSum:
         self._left_finite: list[str] = []
 
     def is_finite(self) -> bool:
-        """Whether the sum is finite, under the assumption that each contribution is finite."""
+        """Whether the sum is finite. Assumes that each contribution is."""
         return not self._left_finite or codec.is_finite(self.value)
 
     def add(self, numbers: FloatVector, *, first: bool) -> None:

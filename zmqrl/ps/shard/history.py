@@ -23,7 +23,7 @@ Line: TypeAlias = dict[str, Any]
 
 
 def pack_record(record: Record) -> bytes:
-    """Encode a record. The result is stored in the header of the slot."""
+    """Encode a record for the header of its slot."""
     view = record.view
     fields = {name: getattr(record, name) for name in Record.__slots__ if name != "view"}
     packed: bytes = msgpack.packb(fields | {"view": [view.id, view.quorum, view.members]})
@@ -31,13 +31,13 @@ def pack_record(record: Record) -> bytes:
 
 
 def unpack_record(packed: bytes) -> Record:
-    """Inverse of :func:`pack_record`. Verify the checksum of ``packed`` before you call this function."""
+    """Inverse of :func:`pack_record`. The caller must verify the checksum of ``packed`` first."""
     fields = msgpack.unpackb(packed, strict_map_key=False, use_list=False)
     return Record(**fields | {"view": View(*fields["view"])})
 
 
 class LostState(Exception):
-    """The newest version in the store is not the newest version of the history, or was undone."""
+    """The newest version in the store is older than the newest version of the history, or was undone."""
 
 
 class History:
@@ -63,9 +63,9 @@ class History:
         return None if self.last is None else int(self.last["version"])
 
     def append(self, record: Record, crc32: int) -> None:
-        """Write the line of one version in one system call.
+        """Write the line of one version.
 
-        Raises ClusterError when the line cannot be written, and leaves no part of the line in the file.
+        Raises ClusterError when the line cannot be written, and leaves no part of it in the file.
         """
         line = line_of(record, crc32)
         with self._writing():
@@ -75,9 +75,9 @@ class History:
     def recover(self, record: Record, crc32: int) -> None:
         """Make the file agree with ``record``, the newest commit.
 
-        The previous process may have been killed at any point. Appends a missing line, or finishes an interrupted
-        rewind. Raises LostState when the file has versions made after ``record``, or when a rollback has undone
-        ``record``. Raises ClusterError when the file cannot be written.
+        The previous process may have been killed at any point, so the last line may be missing or a rewind unfinished.
+        Raises LostState when the file has versions made after ``record``, or when a rollback has undone ``record``.
+        Raises ClusterError when the file cannot be written.
         """
         if self.last is not None and self.last["version"] > record.version:
             version, generation = self.last["version"], self.last.get("generation", 0)
@@ -120,7 +120,8 @@ class History:
     def rewind(self, version: int, generation: int) -> None:
         """Roll back to ``version``: move the lines of later versions to ``<name>.before-generation-<n>.jsonl``.
 
-        The history then has exactly one line for each version that led to the current weights. Raises ClusterError.
+        The history then has exactly one line for each version that led to the current weights. Raises ClusterError when
+        a file cannot be written.
         """
         if self.last_version is None or self.last_version <= version:
             return
@@ -142,7 +143,6 @@ class History:
         return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
     def close(self) -> None:
-        """Close the file."""
         self._lines.close()
 
     @contextlib.contextmanager
@@ -155,10 +155,11 @@ class History:
             raise ClusterError(f"cannot write {self.path}: {error.strerror}.") from error
 
     def _newest(self, version: int = sys.maxsize) -> tuple[int, list[tuple[Line, bytes]]]:
-        """The offset of the newest lines in the file, and these lines, parsed and raw.
+        """The offset in the file where the newest lines begin, and these lines, parsed and raw.
 
-        The oldest of these lines has ``version`` or an earlier version. If a line cannot be read, the file is kept
-        under another name and replaced by a file without that line.
+        They go back at least to the line of ``version``, or to an earlier version if there is no such line.
+
+        If a line cannot be read, the file is kept under another name and replaced by a file without that line.
         """
         lines: list[tuple[Line | None, bytes]] = []
         start, rest = os.fstat(self._lines.file).st_size, b""
@@ -217,7 +218,7 @@ def line_of(record: Record, crc32: int) -> Line:
 
 
 def parse_line(raw: bytes) -> Line | None:
-    """Parse a line of a history. Returns None if the line is not valid."""
+    """Parse a line of a history. Returns None if it is not valid."""
     try:
         line = json.loads(raw)
         counts_of(line)
@@ -229,7 +230,7 @@ def parse_line(raw: bytes) -> Line | None:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The readable lines of a history, in order. Returns an empty list if the file does not exist."""
+    """The readable lines of a history, in order. Empty if the file does not exist."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         whole: Iterable[bytes] = read_file(path).rpartition(b"\n")[0].splitlines()
         return [line for line in map(parse_line, whole) if line is not None]
@@ -243,6 +244,6 @@ def counts_of(line: Line) -> Totals:
 
 
 def last_version(path: Path) -> int:
-    """The version of the last readable line of a history, or 0 if no line is readable."""
+    """The version of the last readable line of a history, or 0."""
     lines = read_lines(path)
     return int(lines[-1]["version"]) if lines else 0

@@ -1,4 +1,4 @@
-"""The rules that the histories of a run must keep. ``zmqrl check-history`` and the simulated runs use these rules."""
+"""The rules that the histories of a run must keep, for ``zmqrl check-history``."""
 
 import itertools
 from collections import Counter, defaultdict
@@ -15,12 +15,12 @@ COUNTED = {"late", "duplicate", "rejected", "crc32"}  # other checks cover the o
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a history, as a record of the making of one version.
+    """A line of a history: how one version was made.
 
     ``number`` is the number of the line, from 1. ``quorum`` is K of ``view``. In the first line of a view that lowers
-    K, an older zmqrl wrote the number of ``ranks`` instead. ``totals`` counts the contributions up to this version, or
-    is None in a line that an older zmqrl wrote. ``made_at`` is the progress of the run that the update to this version
-    used. In asynchronous mode, ``staleness`` has the age of each contribution in versions.
+    K, an older zmqrl wrote the number of ``ranks`` instead. ``totals`` counts the contributions up to this version. An
+    older zmqrl wrote no totals (None). The update to this version used ``made_at``, the progress of the run. In
+    asynchronous mode, ``staleness`` has the age of each contribution in versions.
     """
 
     number: int
@@ -37,7 +37,7 @@ class Line:
 
     @classmethod
     def read(cls, number: int, raw: bytes) -> Self | None:
-        """Parse ``raw``. Returns None if ``raw`` is not a valid line."""
+        """Parse ``raw``. Returns None if it is not a valid line."""
         found = parse_line(raw)
         return None if found is None else cls.of(number, found)
 
@@ -72,7 +72,7 @@ class Line:
 
 
 def newest(lines: Iterable[Line]) -> int:
-    """The newest version of a history, or 0 if the history is empty."""
+    """The newest version of a history, or 0."""
     return max((line.version for line in lines), default=0)
 
 
@@ -85,7 +85,7 @@ def total(lines: Iterable[Line]) -> Totals:
 def broken_rules(histories: Mapping[int, Sequence[Line]], *, together: bool) -> Iterator[str]:
     """Each broken rule, as one sentence. ``histories`` holds the lines of each shard.
 
-    ``together``: whether all shards make the same versions, which is False only in asynchronous mode.
+    ``together``: whether all shards make the same versions. False only in asynchronous mode.
     """
     for shard, lines in histories.items():
         for sentence in (*_faults(lines), *_miscounts(lines), *_used_again(lines)):
@@ -131,10 +131,7 @@ def _faults(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _miscounts(lines: Sequence[Line]) -> Iterator[str]:
-    """Report lines with wrong totals.
-
-    The totals of a line must be the totals of the previous line plus the contributions that the line counts.
-    """
+    """Report lines whose totals are not those of the previous line plus the line's own counts."""
     before, known = 0, (0, 0, 0, 0)  # type: int, Totals | None
     for line in lines:
         right = added(known, line.counts) if line.version == before + 1 and known is not None else None
@@ -146,7 +143,7 @@ def _miscounts(lines: Sequence[Line]) -> Iterator[str]:
 def _used_again(lines: Sequence[Line]) -> Iterator[str]:
     """In asynchronous mode, report contributions that were computed on old weights.
 
-    A rank must compute each contribution on a newer version than the rank's previous contribution.
+    A rank must compute each contribution on a newer version than its previous one.
     """
     computed_on: dict[tuple[int, int], tuple[int, int]] = {}
     begins_at: dict[int, int] = {}  # by generation: the version that all shards loaded
@@ -175,8 +172,8 @@ def _used_again(lines: Sequence[Line]) -> Iterator[str]:
 def _other_quorums(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
     """Report versions whose quorum differs from that of their view.
 
-    The quorum of a view is the most frequent quorum among the versions of the view. The first version of a view on each
-    shard may have a higher quorum, because an older zmqrl wrote the number of contributions instead.
+    The quorum of a view is the most frequent quorum among its versions. The first version of a view on each shard may
+    have a higher quorum, because an older zmqrl wrote the number of contributions instead.
     """
     counts: defaultdict[tuple[int, int], Counter[int]] = defaultdict(Counter)
     first: set[tuple[int, int]] = set()  # shard and line number

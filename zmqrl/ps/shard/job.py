@@ -15,7 +15,7 @@ from zmqrl.ps.wire.sockets import SocketRole
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardJob:
-    """Everything that a shard process needs to start. The job is sent as JSON."""
+    """Everything that a shard process needs to start, sent as JSON."""
 
     run: str
     layout: Layout
@@ -34,11 +34,11 @@ class ShardJob:
     recorder: RecorderJob | None = None
     """If given, the shard records how it spends its time."""
     code: str = ""
-    """The zmqrl source code that workers must run. Not checked if this or the ``code`` of HELLO is empty."""
+    """The zmqrl source code that workers must run: see ``Identity``."""
     horizon: float | None = None
-    """The version at which schedules end, if it is known beforehand."""
+    """The version at which schedules end, if known in advance."""
     frozen: bool = False
-    """Only let the supervisor read the state in ``state_path``: make no versions and serve no workers."""
+    """Make no versions and serve no workers: the supervisor only reads the state in ``state_path``."""
     incarnation: int | None = None
     """Must be greater than the incarnation of the previous process. None: use the current time."""
 
@@ -58,7 +58,6 @@ class ShardJob:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "ShardJob":
-        """Inverse of :meth:`to_json`."""
         return cls(
             **data
             | {

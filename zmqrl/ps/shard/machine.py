@@ -1,6 +1,6 @@
 """The decisions of a shard: a state machine without sockets, clock, files or arithmetic.
 
-The machine handles events and returns actions. ``server.py`` carries out the actions in order.
+``server.py`` carries out the actions.
 """
 
 from dataclasses import dataclass, replace
@@ -41,10 +41,9 @@ class About(TypedDict):
 class ShardMachine:
     """Decides which contributions make the next version of one slice.
 
-    If ``asynchronous``, every contribution makes a new version, even if the contribution was computed on an older
-    version. The quorum must then be 1. If ``frozen``, the state can be read, but the shard makes no versions.
-    ``horizon`` is the version at which schedules end, or None if no such version is known in advance. ``now`` is
-    monotonic time in seconds.
+    If ``asynchronous``, the quorum must be 1, and a contribution counts even if it was computed on an older version. If
+    ``frozen``, the state can be read, but the shard makes no versions. ``horizon`` is the version at which schedules
+    end, or None if unknown. ``now`` is monotonic time in seconds.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class ShardMachine:
         self.view = e.View(0, 1, ())
         self.last: e.Record | None = None
         self.judged: e.Outcome = "rejected"  # the outcome of the newest contribution
-        self.closing_rank = -1  # the rank of the newest contribution that is used
+        self.closing_rank = -1  # the rank of the newest used contribution
         self.making: e.Record | None = None  # the record of the version that the pending Update makes
         self.failure = ""
         self.previous: int | None = None
@@ -328,7 +327,7 @@ class ShardMachine:
         return [*actions, *(self._lost(ping) if known and ahead else []), e.Send(peer, pong)]
 
     def _lost(self, evidence: m.Gradient | m.Ping) -> list[e.Action]:
-        """Report to the supervisor that a worker has seen a newer version, so this shard has lost state."""
+        """Report to the supervisor that this shard has lost state: a worker has seen a newer version."""
         me = self.identity
         lost = m.Lost(run=me.run, shard=me.shard, rank=evidence.rank, version=evidence.version)
         return self.roster.to_supervisor(lost)
@@ -367,10 +366,7 @@ class ShardMachine:
         return [e.CommitAgain(record)]
 
     def _tell_state(self, now: float) -> list[e.Action]:
-        """Publish the state of the shard.
-
-        While the shard makes a new version, this does nothing, because that version will show the state, too.
-        """
+        """Publish the state of the shard, unless the shard is making a version, which will show the state."""
         return [self._heartbeat(now)] if self.making is None else []
 
     # time
@@ -464,7 +460,7 @@ class ShardMachine:
         )
 
     def _totals(self, version: int) -> e.Totals:
-        """The totals of the history up to ``version``, which is the newest version or the previous version."""
+        """The totals of the history up to ``version``, the newest or the previous one."""
         if self.last is None:
             return 0, 0, 0, 0
         return self.last.totals if version == self.version else e.added(self.last.totals, self.last.counts(), -1)

@@ -1,8 +1,8 @@
 """Updates a slice with Adam, RMSProp or SGD, as in torch.optim, out of place and block by block.
 
 Every operation is elementwise and rounded to float32, so the result is bit-identical for any number of slices. A pass
-over a block costs more than the arithmetic in that pass. Therefore, scalar factors are first multiplied together, and
-the block of new weights serves as scratch space.
+over a block costs more than its arithmetic. To save passes, scalar factors are first multiplied together, and the block
+of new weights serves as scratch space.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -78,12 +78,10 @@ def _option(name: str) -> str:
 
 
 class Optimizer:
-    """The update rule that a config describes.
+    """The update rule that a config describes: computes the arrays of version v + 1 from those of version v.
 
-    The class is stateless: it computes the arrays of version v + 1 from the arrays of version v.
-
-    ``averaged`` has the parts of the arrays that hold running statistics. In these parts, the new value is the old
-    value minus the mean of the gradients, and the optimizer state stays zero.
+    ``averaged`` has the parts of the arrays that hold running statistics. There, the new value is the old value minus
+    the mean of the gradients, and the optimizer state stays zero.
     """
 
     def __init__(self, config: OptimizerConfig, averaged: Sequence[slice] = ()) -> None:
@@ -97,10 +95,7 @@ class Optimizer:
         }[config.name]
 
     def learning_rate(self, version: int, elapsed: float = 0.0) -> float:
-        """The learning rate of the update from ``version`` to ``version + 1``.
-
-        ``elapsed`` is the progress of the run at that update, from 0 to 1.
-        """
+        """The learning rate of the update from ``version``, at the progress ``elapsed`` of the run, from 0 to 1."""
         config = self.config
         if config.final_learning_rate is None:
             return config.learning_rate
@@ -121,10 +116,9 @@ class Optimizer:
     ) -> bool:
         """Compute version ``version + 1`` from ``version`` and the sum of ``count`` gradients.
 
-        All arrays are float32 (n,). The inputs must be finite, and outputs must not overlap the inputs. The state of
-        version 0 is all zeros. ``elapsed`` is the progress of the run, from 0 to 1. The learning rate may follow this
-        progress. The result equals the result of torch.optim within float32 rounding. Returns whether the result is
-        finite.
+        All arrays are float32 (n,). The inputs must be finite, and the outputs must not overlap them. The state of
+        version 0 is all zeros. ``elapsed`` is the progress of the run, from 0 to 1. The result equals that of
+        torch.optim within float32 rounding. Returns whether the result is finite.
         """
         assert count >= 1
         assert gradient_sum.shape == weights.shape == new_weights.shape

@@ -1,4 +1,4 @@
-"""Checks the format and the sender of frames that arrive at a shard, and turns the frames into events."""
+"""Checks frames that arrive at a shard, and turns them into events."""
 
 import logging
 from collections import Counter
@@ -16,7 +16,7 @@ HELLO = framing.kind_of(m.Hello)
 
 
 class Reception:
-    """Turns frames into events. With ``keys``, senders can use only the rank or role that belongs to their key."""
+    """Turns frames into events. With ``keys``, a sender can use only the rank or role of its key."""
 
     def __init__(self, keys: ShardKeys | None, log: logging.Logger) -> None:
         self.speakers = keys.speakers() if keys is not None else None
@@ -61,7 +61,7 @@ class Reception:
         return e.ControlArrived(peer, message, payload)
 
     def take_false_names(self) -> str:
-        """Describe how many messages since the last call came with the key of another rank or role. Empty if none."""
+        """How many messages since the last call came with the key of another rank or role, in words. Empty if none."""
         text = ", ".join(f"{count} x {name}" for name, count in sorted(self.false_names.items()))
         self.false_names.clear()
         return text
@@ -98,10 +98,7 @@ class Reception:
         return False
 
     def _speaker(self, frame: zmq.Frame) -> Speaker | None:
-        """The owner of the key with which ``frame`` was sent.
-
-        Returns None if libzmq made the frame for a closed connection.
-        """
+        """The owner of the key of ``frame``, or None if libzmq made the frame for a closed connection."""
         assert self.speakers is not None
         try:
             return self.speakers[str(frame.get(USER_ID))]

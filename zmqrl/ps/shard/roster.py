@@ -1,4 +1,4 @@
-"""Stores what a shard knows about its workers and its supervisor, and answers processes that join or leave."""
+"""What a shard knows about its workers and its supervisor, and its answers to processes that join or leave."""
 
 import hmac
 from collections.abc import Iterable
@@ -16,10 +16,10 @@ DOUBT_S = 2.5  # applies instead of SILENT_S after the end of a subscription tha
 class Worker:
     """What a shard knows about a rank.
 
-    ``incarnation`` identifies the process that has the rank, and ``peer`` is the connection of that process.
-    ``doubted_at`` has each incarnation that subscribed, and the time when a subscription to that incarnation's topic
-    ended, or None. ZeroMQ does not report which connection this subscription belonged to. A worker that reconnects may
-    subscribe again before the old subscription ends.
+    ``incarnation`` identifies the process that has the rank, and ``peer`` is its connection. ``doubted_at`` has,
+    for each incarnation that subscribed, the time when a subscription to its topic ended, or None. Such an end only
+    raises doubt. A worker that reconnects may subscribe again before its old subscription ends, and ZeroMQ does not
+    report which one ended.
     """
 
     incarnation: int | None = None
@@ -34,7 +34,7 @@ class Worker:
     in_span_since: float = 0.0
 
     def is_alive(self, now: float) -> bool:
-        """Whether the shard has heard from the process recently and the process has not left."""
+        """Whether the shard has heard the process recently and the process has not left."""
         if self.incarnation is None or self.left or self.heard_at is None:
             return False
         until, doubted_at = self.heard_at + SILENT_S, self.doubted_at.get(self.incarnation)
@@ -50,7 +50,7 @@ class Worker:
 class Roster:
     """Records which process has each rank, which ranks are members, and which members are present.
 
-    ``now`` is monotonic time in seconds. ``welcome`` is the WELCOME to send, with the current state of the shard.
+    ``now`` is monotonic time in seconds. ``welcome`` has the current state of the shard.
     """
 
     def __init__(self, identity: Identity) -> None:
@@ -61,7 +61,6 @@ class Roster:
         self.supervisor: bytes | None = None
 
     def admit(self, members: tuple[int, ...]) -> None:
-        """Set the members."""
         self.members, self.member_set = members, frozenset(members)
         for rank in members:
             self.workers.setdefault(rank, Worker())
@@ -78,11 +77,11 @@ class Roster:
         return worker.incarnation is not None and incarnation < worker.incarnation and worker.is_alive(now)
 
     def rank_of(self, peer: bytes) -> int | None:
-        """The rank of the worker on this connection. Returns None if the sender is not a worker."""
+        """The rank of the worker on this connection, or None if it is not a worker's."""
         return next((rank for rank, worker in self.workers.items() if worker.peer == peer), None)
 
     def present(self, now: float) -> list[int]:
-        """The members that are present, and therefore receive publications."""
+        """The present members, which receive publications."""
         return [rank for rank in self.members or () if self.workers[rank].is_present(now)]
 
     def has_present(self, quorum: int, now: float) -> bool:
@@ -96,21 +95,17 @@ class Roster:
         return may_be_absent >= 0
 
     def silent_ms(self, rank: int, now: float) -> int:
-        """Milliseconds since a worker was last heard, or 0 if the worker was never heard."""
+        """Milliseconds since a worker was last heard, or 0 if it was never heard."""
         heard_at = self.workers[rank].heard_at
         return 0 if heard_at is None else max(0, int(1000 * (now - heard_at)))
 
     def spans(self, ranks: Iterable[int], now: float) -> list[tuple[int, str, int]]:
-        """Rank, span and milliseconds in that span, for each of ``ranks`` whose last PING names a span.
-
-        The longest times come first.
-        """
+        """Rank, span and milliseconds in it, for each of ``ranks`` whose last PING names a span. Longest first."""
         told = [(rank, self.workers[rank]) for rank in ranks if self.workers[rank].span]
         told.sort(key=lambda each: each[1].in_span_since)
         return [(rank, worker.span, max(0, int(1000 * (now - worker.in_span_since)))) for rank, worker in told]
 
     def describe(self, rank: int, now: float) -> str:
-        """Describe a worker: whether it is present, its span, and when it was last heard and last made progress."""
         worker = self.workers[rank]
         words = ["here" if worker.is_present(now) else "absent"]
         words += [f"in {worker.span!r} for {now - worker.in_span_since:.1f} s"] if worker.span else []
@@ -119,13 +114,13 @@ class Roster:
         return f"worker {rank} ({', '.join(words)})"
 
     def to_supervisor(self, message: m.Message) -> list[Action]:
-        """Send a message to the supervisor, if one is connected."""
+        """Send a message to the supervisor if it is connected."""
         return [] if self.supervisor is None else [Send(self.supervisor, message)]
 
     # joining and leaving
 
     def refusal(self, hello: m.Hello) -> m.Refuse | None:
-        """The refusal to send for this HELLO. Returns None if the shard can accept the HELLO."""
+        """The refusal to send for this HELLO, or None if the shard can accept it."""
         me = self.identity
         if hello.code and me.code and hello.code != me.code:
             return self._refuse(
@@ -143,11 +138,9 @@ class Roster:
         return None
 
     def wrong_key(self) -> m.Refuse:
-        """The answer to a HELLO that came with the key of another rank or role."""
         return self._refuse("key", "you connected with the key of another rank or role.")
 
     def foreign(self, protocol: str) -> m.Refuse:
-        """The answer to a HELLO in another version of the protocol."""
         return self._refuse(
             "protocol",
             f"a worker uses protocol {protocol!r:.40}, but this run uses {m.PROTOCOL!r}: "
@@ -155,10 +148,7 @@ class Roster:
         )
 
     def tell_refused(self, refuse: m.Refuse) -> list[Action]:
-        """Tell the supervisor that a worker was refused because the worker uses another version of zmqrl.
-
-        Other refusals are not reported.
-        """
+        """Tell the supervisor about the refusal of a worker with another zmqrl. Other refusals are not reported."""
         if refuse.code not in ("code", "protocol"):
             return []
         me = self.identity
@@ -174,9 +164,9 @@ class Roster:
         return [*self._take_rank(peer, hello, now), *self._answer(hello.rank, welcome)]
 
     def _wait(self, peer: bytes, hello: m.Hello, now: float) -> list[Action]:
-        """Keep a process with a lower incarnation waiting, and refuse the process after ``SILENT_S``.
+        """Keep a process with a lower incarnation waiting, and refuse it after ``SILENT_S``.
 
-        The process that has the rank may have just died, and the waiting process may be the successor. A successor has
+        The process that has the rank may have just died, and the waiting process may be its successor. A successor has
         a lower incarnation if the clock was set back.
         """
         worker = self.workers[hello.rank]
@@ -188,7 +178,7 @@ class Roster:
         """Give the rank to the sender of ``message``. Tell a process with a lower incarnation that it was replaced.
 
         Among living processes, the greatest incarnation has the rank. A process that seems dead does not keep others
-        out, even if its incarnation is greater. If that process was only silent, its next PING takes the rank back.
+        out. If it was only silent and its incarnation is greater, its next PING takes the rank back.
         """
         worker = self.workers.setdefault(message.rank, Worker())
         older = worker.incarnation is not None and worker.incarnation < message.incarnation
@@ -199,10 +189,7 @@ class Roster:
         return told
 
     def answer_all(self, welcome: m.Welcome) -> list[Action]:
-        """Answer every worker that sent HELLO.
-
-        Some of these workers still wait for an answer, and the others need the new state.
-        """
+        """Answer every worker that sent HELLO: some still wait for an answer, and the others need the new state."""
         return [action for rank in sorted(self.workers) for action in self._answer(rank, welcome)]
 
     def presence(self, event: PresenceChanged, welcome: m.Welcome, now: float) -> list[Action]:
@@ -231,7 +218,6 @@ class Roster:
         return actions
 
     def heard(self, rank: int, now: float) -> None:
-        """Record that a worker was heard."""
         self.workers[rank].heard_at = now
 
     def ping(self, peer: bytes, ping: m.Ping, now: float) -> list[Action]:
@@ -248,7 +234,7 @@ class Roster:
         return actions
 
     def leave(self, peer: bytes, leave: m.Leave) -> list[Action]:
-        """Record that a worker leaves. Does nothing if ``peer`` is not the connection of that worker."""
+        """Record that a worker leaves, if ``peer`` is its connection."""
         if not self.is_newest(leave.rank, leave.incarnation) or self.workers[leave.rank].peer != peer:
             return []
         worker = self.workers[leave.rank]
@@ -268,11 +254,9 @@ class Roster:
         return self._refuse("rank", f"rank {rank} is not a member of this run.")
 
     def replaced(self, rank: int) -> m.Refuse:
-        """The answer to a process whose rank another process has taken."""
         return self._refuse("replaced", f"another process has taken rank {rank}.")
 
     def other_run(self, run: str) -> m.Refuse:
-        """The answer to a message for another run."""
         me = self.identity
         return self._refuse("run", f"shard {me.shard} at this address serves run {me.run}, not run {run}.")
 

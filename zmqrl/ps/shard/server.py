@@ -1,4 +1,4 @@
-"""The process of one shard. The process adds sockets, arithmetic and storage to the state machine in ``machine.py``.
+"""The process of one shard: sockets, arithmetic and storage around the state machine in ``machine.py``.
 
 ``python -m zmqrl.ps.shard.server`` reads its job from standard input and prints its endpoints to standard output.
 """
@@ -106,9 +106,7 @@ class ShardServer:
         self.endpoints: dict[SocketRole, str] = {}
 
     def bind(self) -> dict[SocketRole, str]:
-        """Bind the sockets to the endpoints in ``job.bind``. For port 0, the system chooses a free port.
-
-        Returns the endpoints.
+        """Bind the sockets to the endpoints in ``job.bind``. Returns the endpoints, with the ports chosen for port 0.
 
         Raises ClusterError when binding keeps failing, for example because an address is in use.
         """
@@ -128,7 +126,7 @@ class ShardServer:
         return self.endpoints
 
     def serve(self) -> None:
-        """Serve until standard input ends, which means that the supervisor has died or wants this shard to stop."""
+        """Serve until standard input ends: the supervisor has died or wants this shard to stop."""
         self._recover()
         poller = zmq.Poller()
         for socket in self.sockets.values():
@@ -156,7 +154,6 @@ class ShardServer:
                 self.recorder.step(now)
 
     def close(self) -> None:
-        """Close sockets and files."""
         for monitor in self.monitors:
             monitor.close()
         if self.authenticator is not None:
@@ -173,7 +170,7 @@ class ShardServer:
     # events
 
     def _drain(self, socket: "zmq.Socket[bytes]", receive: Callable[[list[zmq.Frame]], e.Event | None]) -> None:
-        """Handle messages that have arrived. Stop after 64 messages, so that the other sockets get their turn."""
+        """Handle at most 64 messages that have arrived, so that the other sockets get their turn."""
         for _ in range(64):
             started_ns = time.monotonic_ns()
             try:
@@ -225,10 +222,7 @@ class ShardServer:
                 self.log.log(logging.getLevelNamesMapping()[action.level.upper()], action.text)
 
     def _update(self, record: e.Record) -> bool:
-        """Make and commit the version of ``record``.
-
-        If the new numbers are not finite, returns False and stores nothing.
-        """
+        """Make and commit the version of ``record``. If its numbers are not finite, store nothing and return False."""
         self.spans.version = record.version
         self.closed_us = self.handled_us
         old, new = self.store.newest, self.store.free_slot()
@@ -298,7 +292,6 @@ class ShardServer:
         return codec.encode(self.job.codec, slot.weights)
 
     def _header(self, kind: type[WithWeights], slot: Slot, record: e.Record) -> WithWeights:
-        """The header for the weights in ``slot``, whose record is ``record``."""
         return kind(
             run=self.job.run,
             shard=self.job.shard,
@@ -396,10 +389,8 @@ class ShardServer:
     def _recover(self) -> None:
         """Continue from the state that an earlier process committed.
 
-        That process may have been killed right after the commit.
-
         If the newest version is lost, the shard stays empty until the supervisor loads a state. A frozen shard serves
-        the newest version that is not lost.
+        the newest version that is left.
         """
         slot = self.store.newest
         if slot is None:
@@ -451,7 +442,9 @@ class ShardServer:
         except OSError:
             self.log.warning("no new connection can be accepted: all descriptors of this process are in use")
         if false_names := self.reception.take_false_names():
-            self.log.warning("sent with the key of another rank or role: %s", false_names)
+            self.log.warning(
+                "messages in the name of another rank or role than that of the sender's key: %s", false_names
+            )
 
 
 def _stop(*_: object) -> None:
@@ -460,7 +453,7 @@ def _stop(*_: object) -> None:
 
 
 def _has_no_state(path: Path) -> bool:
-    """Whether the file is missing or never held a version. Returns False for an unreadable file."""
+    """Whether the file is missing or never held a version. False for an unreadable file."""
     try:
         return is_blank(path)
     except FileNotFoundError:
@@ -470,7 +463,6 @@ def _has_no_state(path: Path) -> bool:
 
 
 def main() -> None:
-    """Read a job from standard input and run that shard."""
     job = ShardJob.from_json(read_job(signal.SIGTERM))
     raise_open_files()
     log = log_to_stderr("zmqrl.ps.shard")

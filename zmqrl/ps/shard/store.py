@@ -1,13 +1,13 @@
 """Crash-safe state of one shard: a ring of memory-mapped slots in one file, each with one version.
 
 A slot is written in four steps: clear the commit mark, write weights and optimizer state in place, write the header,
-set the mark. The mapped memory is the kernel's page cache. So the writes of a killed process survive in order, and the
-newest version with a mark is complete. A crash of the host or a damaged disk can reorder or lose writes. Checksums
-detect such damage. No write waits for the disk.
+set the mark. The mapped memory is the kernel's page cache. The writes of a killed process therefore survive in order,
+and a version with a mark is complete. A crash of the host or a damaged disk can reorder or lose writes, which checksums
+detect. No write waits for the disk.
 
-The file is little-endian. The first page has the magic number, the number of slots and a digest of the identity. The
-slots follow. A slot begins with 64 KiB for mark, header and record. Weights and optimizer state follow, each at a
-multiple of 64 bytes. The slot is padded to a whole page.
+The file is little-endian. The first page has the magic number, the number of slots and a digest of the identity. Each
+slot begins with 64 KiB for mark, header and record. Weights and optimizer state follow, each at a multiple of 64 bytes.
+The slot is padded to a whole page.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ HEADER_BYTES = 64 * 1024
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Slot:
-    """One version of a slice, as views of the mapping. The numbers in these views change when the slot is reused.
+    """One version of a slice, as views of the mapping. The numbers change when the slot is reused.
 
     ``weights`` and each array of ``state``: float32 (count,), aligned to 64 bytes. ``crc32`` is the checksum of the
     published payload. ``sequence`` is the number of the commit, or 0 if the slot holds no version.
@@ -75,7 +75,7 @@ class SlotStore:
     """
 
     def __init__(self, mapping: mmap.mmap, count: int, state_names: Sequence[str], slots: int) -> None:
-        """Make views of a mapped file. Call :meth:`create` or :meth:`open` instead."""
+        """Call :meth:`create` or :meth:`open` instead."""
         self._mapping = mapping
         self._array_bytes, self._slot_bytes = _sizes(count, state_names)
         self._slots: list[Slot] = []
@@ -93,10 +93,10 @@ class SlotStore:
     def create(
         cls, path: Path, *, identity: bytes, count: int, state_names: Sequence[str], slots: int = SLOTS
     ) -> "SlotStore":
-        """Create an empty store for a slice of ``count`` parameters. The new store replaces any file at ``path``.
+        """Create an empty store for a slice of ``count`` parameters, in place of any file at ``path``.
 
         ``identity`` names the owner of the state: run, layout, shard and codec. Raises ClusterError when the file
-        cannot be created, for example because the disk is full.
+        cannot be created.
         """
         assert slots >= 3, "one being read, one being published, one being written"
         file_bytes = store_bytes(count, state_names, slots)
@@ -151,7 +151,7 @@ class SlotStore:
         return store
 
     def free_slot(self) -> Slot:
-        """Take a slot for the next version. The old version in the slot is erased from the file, too."""
+        """Take a slot for the next version. The file loses the old version of the slot."""
         slot = next(s for s in self._slots if s is not self.newest and s is not self.previous and not s.pinned())
         offset = self._offset(slot.index)
         self._mapping[offset : offset + MARK_BYTES] = bytes(MARK_BYTES)
@@ -159,7 +159,7 @@ class SlotStore:
         return slot
 
     def commit(self, slot: Slot, *, generation: int, version: int, record: bytes, crc32: int) -> None:
-        """Make the arrays in ``slot`` the newest version. The slot must come from :meth:`free_slot`.
+        """Make the arrays in ``slot``, which :meth:`free_slot` returned, the newest version.
 
         ``record``, at most 60 KiB, is stored with the version. ``crc32`` is the checksum of the published payload.
         """
@@ -179,14 +179,14 @@ class SlotStore:
     def can_pin(self) -> bool:
         """Whether one more slot can be pinned.
 
-        Three slots must stay unpinned: the newest, the previous, and one to write.
+        Three slots must stay unpinned, so that one of them is neither the newest nor the previous and can be written.
         """
         return sum(not slot.pinned() for slot in self._slots) > 3
 
     def pin(self, slot: Slot, released: Callable[[], bool]) -> None:
         """Keep ``slot`` from being overwritten until ``released()`` is true.
 
-        The caller must check that :meth:`can_pin` is true or that the slot is already pinned.
+        Call this only if :meth:`can_pin` is true or the slot is already pinned.
         """
         assert slot.sequence > 0, "the slot holds no version"
         assert slot.pinned() or self.can_pin()
@@ -215,8 +215,7 @@ class SlotStore:
             slot.record = header[RECORD_OFFSET:end]
 
     def _data_checksum(self, slot: Slot) -> int:
-        # Sum each page in 64-bit words, then take the crc32 of the sums. A crc32 of all bytes would not find more lost
-        # or misplaced pages, but would take ten times as long.
+        # A crc32 of all bytes would not find more lost or misplaced pages, but would take ten times as long.
         start = self._offset(slot.index) + HEADER_BYTES
         words = np.frombuffer(self._mapping, np.uint64, (self._slot_bytes - HEADER_BYTES) // 8, start)
         return zlib.crc32(words.reshape(-1, PAGE // 8).sum(axis=1))

@@ -20,16 +20,14 @@ ELEMENT_BYTES: dict[Codec, int] = {"f32": 4, "bf16": 2}
 
 
 def payload_bytes(codec: Codec, count: int) -> int:
-    """The length in bytes of a payload with ``count`` parameters."""
     return count * ELEMENT_BYTES[codec]
 
 
 def encode(codec: Codec, vector: FloatVector, out: npt.NDArray[np.uint16] | None = None) -> WireVector:
     """Encode ``vector``, float32 (n,), for sending.
 
-    For ``f32``, returns ``vector`` itself, without a copy. For ``bf16``, returns uint16 (n,), written to ``out`` if
-    ``out`` is given. ``bf16`` rounds to nearest, ties to even, like ``Tensor.to(torch.bfloat16)``. Overflow becomes
-    inf. Every NaN becomes the same quiet NaN.
+    ``f32`` returns ``vector`` itself. ``bf16`` returns uint16 (n,), in ``out`` if given. ``bf16`` rounds to nearest,
+    ties to even, like ``Tensor.to(torch.bfloat16)``. Overflow becomes inf. Every NaN becomes the same quiet NaN.
     """
     if codec == "f32":
         return vector
@@ -84,8 +82,8 @@ def as_float32(codec: Codec, payload: EncodedVector) -> FloatVector:
 def watched(left_finite: list[str]) -> np.errstate:
     """A context that appends a word to ``left_finite`` when numpy computes inf or NaN from finite numbers.
 
-    The context uses the processor's floating-point flags, which cost nothing. A test of every number would take half as
-    long as the update.
+    It uses the processor's floating-point flags, which cost nothing. A test of every number would take half as long as
+    the update.
     """
 
     def note(what: str, _: int) -> None:

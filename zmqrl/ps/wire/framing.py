@@ -1,6 +1,6 @@
 """Encodes and decodes header frames: one MessagePack array ``["zmqrl/1", KIND, field, ...]`` per message.
 
-A payload is a raw frame after the header. This module does not handle payloads.
+This module does not handle payloads, which are raw frames after the header.
 """
 
 from dataclasses import MISSING, fields
@@ -12,10 +12,7 @@ from zmqrl.ps.wire.messages import MAX_HEADER_BYTES, MAX_REPORT_BYTES, MAX_WORKE
 
 
 class MalformedMessage(Exception):
-    """The received bytes are not a message of this protocol.
-
-    Users never see this error: the receiver drops the message.
-    """
+    """The received bytes are not a message of this protocol. The receiver drops them, so users never see this error."""
 
 
 class OtherProtocol(MalformedMessage):
@@ -80,7 +77,7 @@ def decode(frame: bytes | memoryview) -> Message:
         raise MalformedMessage(f"{array[1]} with {len(array) - 2} fields instead of {len(hints)}")
     for (name, hint), value in zip(hints, array[2:], strict=False):
         if not _fits(value, hint):
-            # The text does not include the value, because a deeply nested value cannot be printed.
+            # Without the value, because a deeply nested value cannot be printed.
             raise MalformedMessage(f"{array[1]}.{name} has a {type(value).__name__} that is not allowed")
     message: Message = cls(**dict(zip((name for name, _ in hints), array[2:], strict=False)))
     return message

@@ -27,14 +27,11 @@ Speaker: TypeAlias = int | Literal["supervisor"]
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """A public key and its secret key."""
-
     public: str
     secret: str = field(repr=False)
 
     @classmethod
     def make(cls) -> "KeyPair":
-        """Make a new pair."""
         public, secret = zmq.curve_keypair()
         return cls(public.decode(), secret.decode())
 
@@ -47,10 +44,7 @@ class ClientKeys:
     shards: tuple[str, ...]
 
     def secure(self, socket: "zmq.Socket[bytes]", shard: int) -> None:
-        """Make ``socket`` accept only the process that has the key of ``shard``.
-
-        Call this before you connect the socket.
-        """
+        """Make ``socket`` accept only the process that has the key of ``shard``. Call this before you connect."""
         socket.curve_publickey, socket.curve_secretkey = self.own.public.encode(), self.own.secret.encode()
         socket.curve_serverkey = self.shards[shard].encode()
 
@@ -98,10 +92,7 @@ class ShardKeys:
         return {key: rank for rank, key in enumerate(self.workers)} | {self.supervisor: "supervisor"}
 
     def secure(self, socket: "zmq.Socket[bytes]") -> None:
-        """Make ``socket`` admit only keys that an :class:`Authenticator` admits.
-
-        Call this before you bind the socket.
-        """
+        """Make ``socket`` admit only keys that an :class:`Authenticator` admits. Call this before you bind."""
         socket.curve_server = True
         socket.curve_publickey, socket.curve_secretkey = self.own.public.encode(), self.own.secret.encode()
         socket.zap_domain = DOMAIN.encode()
@@ -139,24 +130,20 @@ class RunKeys:
         )
 
     def of_shard(self, shard: int) -> ShardKeys:
-        """The keys of ``shard``."""
         return ShardKeys(self.shards[shard], self.supervisor.public, tuple(pair.public for pair in self.workers))
 
     def of_worker(self, rank: int) -> ClientKeys:
-        """The keys of worker ``rank``."""
         return ClientKeys(self.workers[rank], tuple(pair.public for pair in self.shards))
 
     def of_supervisor(self) -> ClientKeys:
-        """The keys of the supervisor."""
         return ClientKeys(self.supervisor, tuple(pair.public for pair in self.shards))
 
 
 class Authenticator:
     """Admits only the keys of a run to the sockets of ``context``, until :meth:`stop` is called.
 
-    ZeroMQ asks the Authenticator about the key of each new connection, through the protocol ZAP
-    (https://rfc.zeromq.org/spec/27). The thread of an Authenticator answers several times faster than pyzmq's own
-    thread. A flood of unknown keys would keep pyzmq's thread busy.
+    ZeroMQ asks about the key of each new connection with ZAP (https://rfc.zeromq.org/spec/27). The thread of an
+    Authenticator answers several times faster than pyzmq's own, which a flood of unknown keys would keep busy.
     """
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", keys: ShardKeys) -> None:
@@ -169,7 +156,6 @@ class Authenticator:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop admitting connections."""
         self._stopping.set()
         self._thread.join()
 

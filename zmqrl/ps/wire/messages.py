@@ -24,10 +24,7 @@ TOPICS = (TOPIC_WEIGHTS, TOPIC_HEARTBEAT, TOPIC_NEED, TOPIC_BYE)
 
 @dataclass(frozen=True, slots=True)
 class Uint:
-    """An unsigned integer below ``2**bits``.
-
-    ``bits`` is at most 53, because every language represents such integers exactly.
-    """
+    """An unsigned integer below ``2**bits``. ``bits`` is at most 53, the limit of exact integers in some languages."""
 
     bits: int
 
@@ -95,7 +92,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """XPUB to SUB, topic ``H``: the shard is alive, and the message has the shard's state."""
+    """XPUB to SUB, topic ``H``: the shard is alive, in this state."""
 
     run: Name
     shard: U16
@@ -109,10 +106,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """XPUB to SUB, topic ``N``: the shard still accepts contributions to ``version``.
-
-    Ranks that are not in ``held`` must resend.
-    """
+    """XPUB to SUB, topic ``N``: ``version`` is still open. Ranks that are not in ``held`` must resend."""
 
     run: Name
     shard: U16
@@ -154,10 +148,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome:
-    """ROUTER to DEALER: the answer to HELLO.
-
-    A shard sends WELCOME to a worker once the worker has subscribed to its presence topic.
-    """
+    """ROUTER to DEALER: the answer to HELLO. A worker gets WELCOME once it has subscribed to its presence topic."""
 
     run: Name
     shard: U16
@@ -271,10 +262,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """DEALER to ROUTER of one shard: metrics of a worker, as a MessagePack map.
-
-    The shard forwards the metrics to the supervisor.
-    """
+    """DEALER to ROUTER of one shard, which forwards to the supervisor: a worker's metrics, as a MessagePack map."""
 
     run: Name
     rank: U16
@@ -291,17 +279,7 @@ class StatsRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Shard to supervisor: the state of the shard.
-
-    ``tallies`` has one ``[rank, used, late, duplicate, rejected]`` for each rank. ``unattributed`` counts messages that
-    belong to no member. ``present`` lists the members that are present. ``silent_ms`` has the time since each present
-    member was last heard. ``totals`` has the counts ``(used, late, duplicate, rejected)`` of the history up to
-    ``version``. ``captured_totals`` are the totals up to the ``captured`` version, or empty if no version is captured.
-    ``stop`` is the version at which the shard ends. ``failure`` says why the shard can make no more versions, or is
-    empty. ``span_ranks``, ``spans`` and ``span_ms`` list members that are present but have not contributed to the open
-    version. These lists hold the rank, the current span, and the time in that span. The member with the longest time
-    comes first. ``made_at`` is the progress of the run, in millionths, that the update to ``version`` used.
-    """
+    """Shard to supervisor: the state of the shard. A table in ``docs/protocol.md`` explains the fields."""
 
     run: Name
     shard: U16
@@ -372,10 +350,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Shard to supervisor, followed by the payload: a piece of the copy of ``version``.
-
-    ``offset`` is the position of the first byte of the piece, and ``total`` is the length of the copy.
-    """
+    """Shard to supervisor, followed by the payload: a piece of the copy, from byte ``offset`` of ``total`` bytes."""
 
     run: Name
     shard: U16
@@ -386,11 +361,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Supervisor to shard, followed by the payload: a piece of the state to load. Pieces are sent in order.
+    """Supervisor to shard, followed by the payload: a piece of a state, from byte ``offset`` of ``total`` bytes.
 
-    ``offset`` is the position of the first byte of the piece, and ``total`` is the length of the state. After the last
-    piece the shard commits ``version`` under ``generation`` and accepts contributions to it.
-    ``elapsed`` is as in ELAPSED.
+    Pieces are sent in order. After the last one, the shard commits ``version`` under ``generation`` and accepts
+    contributions to it. ``elapsed`` is as in ELAPSED.
     """
 
     run: Name
@@ -426,10 +400,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """Shard to supervisor: a worker with another version of zmqrl was refused.
-
-    ``reason`` is a sentence for the user.
-    """
+    """Shard to supervisor: a worker with another version of zmqrl was refused. ``reason`` is for the user."""
 
     run: Name
     shard: U16

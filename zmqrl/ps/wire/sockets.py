@@ -27,10 +27,7 @@ FAILURES = (
 
 
 def new_context(io_threads: int = 1) -> "zmq.Context[zmq.Socket[bytes]]":
-    """Make a context for this process. Do not use this context after a fork.
-
-    Raises ClusterError when libzmq is too old.
-    """
+    """Make a context, which must not be used after a fork. Raises ClusterError when libzmq is too old."""
     if zmq.zmq_version_info() < LIBZMQ:
         raise ClusterError(f"libzmq {zmq.zmq_version()} is too old: install pyzmq with libzmq 4.3.5 or newer.")
     context = zmq.Context(io_threads)
@@ -43,8 +40,8 @@ def new_socket(
 ) -> "zmq.Socket[bytes]":
     """Make a socket that queues at most ``send_most`` and ``receive_most`` (both above 0) messages for each peer.
 
-    ZeroMQ disconnects a peer that sends more than ``most_bytes`` in one frame. The value -1 means no limit. Sockets
-    that receive whole slices from a shard have no limit.
+    ZeroMQ disconnects a peer that sends more than ``most_bytes`` in one frame. -1: no limit, for sockets that receive
+    slices from a shard.
     """
     assert send_most > 0
     assert receive_most > 0
@@ -134,7 +131,7 @@ class FailureMonitor:
             return
 
     def take(self) -> str:
-        """The counts since the last call, as text. Returns an empty text when nothing was counted."""
+        """The counts since the last call, in words. Empty if nothing was counted."""
         named = {str(zmq.Event(event).name).lower().replace("_", " "): count for event, count in self.counts.items()}
         text = ", ".join(f"{count} x {name}" for name, count in sorted(named.items()))
         self.counts.clear()

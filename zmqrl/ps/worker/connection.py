@@ -1,7 +1,7 @@
-"""A worker's connection to every shard, which pulls the weights and pushes gradients.
+"""A worker's connection to all shards, which pulls weights and pushes gradients.
 
-A separate thread owns the sockets and the state machine of ``machine.py``. That thread answers the shards even while
-the computing thread plays a long rollout.
+A separate thread owns the sockets and the state machine of ``machine.py``, so the worker answers the shards even during
+a long rollout.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ CLOSED_WITHIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class PulledWeights:
-    """The parameter vector of one version: float32 (count,). The vector is valid until the next ``pull``.
+    """The parameter vector of one version: float32 (count,), valid until the next ``pull``.
 
     ``elapsed`` is the progress of the run, from 0 to 1. All workers and shards use the same progress for a version.
     """
@@ -70,13 +70,11 @@ class Connection:
         timing: WorkerTiming | None = None,
         log: logging.Logger | None = None,
     ) -> None:
-        """``incarnation`` must be greater than the incarnation of the previous process of this rank.
+        """``incarnation`` must be greater than that of the previous process of this rank. None: use the current time.
 
-        If ``incarnation`` is None, the worker uses the current time.
-
-        ``code`` identifies the zmqrl source code of the worker. Shards refuse a worker whose ``code`` differs from the
-        code of the shards. Leave ``code`` empty in your own program. With ``recorder``, the worker records its time.
-        Raises UsageError when the run uses CURVE and ``cluster`` has no keys.
+        ``code`` identifies the zmqrl source code of the worker. Shards refuse a code that differs from their own. Leave
+        ``code`` empty in your own program. With ``recorder``, the worker records its time. Raises UsageError when the
+        run uses CURVE and ``cluster`` has no keys.
         """
         if cluster.key_files is not None and cluster.keys is None:
             raise UsageError(f"this run is encrypted: worker {rank} cannot join without its keys.")
@@ -131,12 +129,12 @@ class Connection:
     # for the computing thread
 
     def pull(self, above: int = -1, *, timeout_s: float | None = None) -> PulledWeights | None:
-        """Wait for a complete version above ``above`` and return it. Returns None when the run has ended.
+        """Wait for a complete version above ``above``. Returns None when the run has ended.
 
-        A rollback makes version numbers smaller, so the first version after a rollback is returned even if it is not
-        above ``above``. In asynchronous mode ``above`` has no effect, and ``pull`` waits for slices that are newer than
-        the slices of the last contribution. The result has the version of the oldest slice. Raises ClusterError after
-        ``timeout_s``, when a shard is silent for ``WorkerTiming.lease_s``, or when a shard refuses this worker.
+        A rollback makes version numbers smaller, so the first version after a rollback counts even if it is not above
+        ``above``. In asynchronous mode, ``above`` has no effect: ``pull`` waits for slices that are newer than those of
+        the last contribution. The result has the version of the oldest slice. Raises ClusterError after ``timeout_s``,
+        when a shard is silent for ``WorkerTiming.lease_s``, or when a shard refuses this worker.
         """
         if self._final is None:
             self._post(e.Pulling(above))
@@ -150,7 +148,7 @@ class Connection:
         return None
 
     def gradient_buffer(self) -> FloatVector:
-        """A float32 (count,) vector for the next gradient. No other code uses this vector until you push it."""
+        """A float32 (count,) vector for the next gradient, which only you use until you push it."""
         for i, (buffer, trackers) in enumerate(self._buffers):
             if buffer is not self._unreleased and all(tracker.done for tracker in trackers):
                 del self._buffers[i]
@@ -160,8 +158,8 @@ class Connection:
     def push(self, weights: PulledWeights, gradient: FloatVector) -> None:
         """Contribute ``gradient``, float32 (count,), computed on ``weights``. Does not block.
 
-        ``gradient`` is read in place until the next ``pull`` returns, or longer. Therefore, call ``gradient_buffer``
-        again for each push.
+        ``gradient`` is read in place until the next ``pull`` returns, or longer. Call ``gradient_buffer`` for each
+        push.
         """
         assert gradient.dtype == np.float32
         assert gradient.shape == self._vector.shape
@@ -176,7 +174,6 @@ class Connection:
             self._record_cycle(self._recorder, weights)
 
     def _record_cycle(self, recorder: Recorder, weights: PulledWeights) -> None:
-        """Record the work since the previous contribution."""
         began_us, self._cycle_began_us = self._cycle_began_us, now_us()
         pulled_us, shard = self._pulled
         times = (began_us, pulled_us, self._cycle_began_us)
@@ -190,7 +187,7 @@ class Connection:
             return self._machine.passed(version)
 
     def newest(self) -> int:
-        """The newest version that every shard has reached, as far as this worker knows."""
+        """The newest version that every shard has reached, as far as the worker knows."""
         with self._lock:
             return min(shard.version for shard in self._machine.shards)
 
@@ -435,7 +432,6 @@ def _decode(frame: zmq.Frame) -> m.Message | None:
 
 
 def _all_messages(socket: "zmq.Socket[bytes]") -> list[list[zmq.Frame]]:
-    """Every message that has arrived."""
     messages = []
     while True:
         try:

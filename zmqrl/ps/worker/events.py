@@ -156,8 +156,6 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A line for the worker's log."""
-
     level: Literal["debug", "info", "warning"]
     text: str
 

@@ -1,4 +1,4 @@
-"""What a worker knows about one shard: the shard's version and slices, and the state of the worker's contribution."""
+"""What a worker knows about one shard: its version and slices, and the state of the worker's contribution."""
 
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
@@ -14,7 +14,7 @@ Statement: TypeAlias = m.Weights | m.Heartbeat | m.Need | m.Bye | m.Welcome | m.
 
 @dataclass(slots=True)
 class Tally:
-    """Counts the gradient slices of this worker by outcome, as far as the worker knows the outcomes.
+    """Counts the gradient slices of a worker by outcome, as far as the worker knows.
 
     ``sent`` counts the slices that were sent at least once. Each sent slice ends as ``used``, ``unused`` or
     ``unknown``. ``skipped`` counts the slices that were never sent. ``resent`` counts the sends after the first.
@@ -28,12 +28,11 @@ class Tally:
     skipped: int = 0
 
     def settle(self, outcome: Literal["used", "unused", "unknown", "skipped"]) -> None:
-        """Count a slice by its final outcome."""
         setattr(self, outcome, getattr(self, outcome) + 1)
 
 
 class Kept(NamedTuple):
-    """A slice of a published version, and the progress of the run that was published with it, in millionths."""
+    """A published slice, and the progress of the run that was published with it, in millionths."""
 
     payload: WeightsSlice
     elapsed: int
@@ -76,10 +75,7 @@ class KnownShard:
         return message.generation < self.generation or message.incarnation < self.incarnation
 
     def restart(self, incarnation: int) -> None:
-        """Record that a new process runs the shard.
-
-        That process needs a HELLO, and has not seen the worker's last request.
-        """
+        """Record that a new process runs the shard, which needs a HELLO and has not seen the worker's last request."""
         self.incarnation = incarnation
         self.welcomed, self.needs_heard, self.snapshot_at, self.final = False, 0, None, None
 
@@ -91,12 +87,11 @@ class KnownShard:
         self.needs_heard, self.snapshot_at = 0, None
 
     def reach(self, version: int) -> None:
-        """Record that the shard has made ``version``. An older version is ignored."""
+        """Record that the shard has made ``version``, unless a newer one is known."""
         if version > self.version:
             self.version, self.needs_heard = version, 0
 
     def keep(self, version: int, payload: WeightsSlice, elapsed: int) -> None:
-        """Keep the slice of ``version`` and the progress published with it."""
         self.payloads[version] = Kept(payload, elapsed)
 
     def prune(self, slowest: int) -> None:
@@ -109,7 +104,6 @@ class KnownShard:
             del self.payloads[min(self.payloads)]
 
     def hand_out(self, version: int) -> Kept:
-        """Give the slice of ``version`` to the worker."""
         self.handed_out = version
         return self.payloads[version]
 
@@ -118,16 +112,12 @@ class KnownShard:
         return self.welcomed and (self.snapshot_at is None or now - self.snapshot_at >= self.snapshot_wait_s)
 
     def requested(self, now: float, wait_s: float) -> None:
-        """Record a request.
-
-        The next request is possible after ``wait_s``, or after twice the last wait if the last request got no answer.
-        """
+        """Record a request. The next one can follow after ``wait_s``, or after twice the last wait if unanswered."""
         again = self.snapshot_at is not None
         self.snapshot_wait_s = min(2 * self.snapshot_wait_s, SNAPSHOT_MOST_S) if again else wait_s
         self.snapshot_at = now
 
     def where(self, now: float) -> str:
-        """Describe the state of the shard."""
         if self.is_locked_out():
             return self.locked_out()
         if not self.welcomed:
@@ -139,7 +129,6 @@ class KnownShard:
         return self.handshake_failed_at > self.heard_at
 
     def locked_out(self) -> str:
-        """Describe a failed handshake."""
         return f"the handshake with shard {self.number} failed: the connection was cut, or the keys do not match"
 
     # the contribution at this shard
@@ -166,12 +155,10 @@ class KnownShard:
         return self.final is not None if self.asynchronous else self.version > self.computed_on
 
     def learns(self, version: int, *, named: bool) -> Literal["used", "unused"] | None:
-        """The outcome of this worker's slice according to the record of ``version``.
+        """The outcome of this worker's slice that the record of ``version`` shows, or None if it shows none.
 
-        ``named``: whether this rank is in the record.
-
-        Returns None if the record does not show the outcome. In asynchronous mode no record shows the outcome, because
-        the record may refer to an earlier contribution.
+        ``named``: whether this rank is in the record. In asynchronous mode, the record may refer to an earlier
+        contribution.
         """
         if self.asynchronous or version != self.computed_on + 1:
             return None
@@ -191,10 +178,7 @@ class KnownShard:
             self.attempt -= 1
 
     def need(self, generation: int | None, *, wanted: bool) -> bool:
-        """Record a NEED. Returns whether to resend the contribution.
-
-        ``wanted``: whether the NEED asks for this worker's contribution.
-        """
+        """Record a NEED, which asks for this worker's contribution if ``wanted``. Returns whether to resend."""
         self.needs_heard += 1
         self.wanted = wanted
         again = wanted and self.push == "sent" and generation == self.generation and not self.is_past()

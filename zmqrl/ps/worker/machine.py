@@ -1,6 +1,6 @@
 """The decisions of a worker's connection: a state machine without sockets, clock or arithmetic.
 
-The machine handles events and returns actions. ``connection.py`` carries out the actions in order.
+``connection.py`` carries out the actions.
 """
 
 from bisect import bisect_left
@@ -28,10 +28,7 @@ class WorkerTiming:
 
 
 class WorkerMachine:
-    """Decides which weights a worker computes on, and which messages the worker sends to each shard and when.
-
-    ``now`` is monotonic time in seconds.
-    """
+    """Decides which weights a worker computes on, and what to send to each shard. ``now`` is monotonic, in seconds."""
 
     def __init__(
         self,
@@ -56,7 +53,7 @@ class WorkerMachine:
         self.tally = Tally()
         self.asynchronous = asynchronous
         self.shards = [KnownShard(shard, self.tally, asynchronous, heard_at=now) for shard in range(shards)]
-        self.contribution: int | None = None  # its generation; `KnownShard.computed_on` is its version at a shard
+        self.contribution: int | None = None  # its generation. `KnownShard.computed_on` has the version at each shard
         self.elapsed = 0  # progress of the run for the contribution, in millionths
         self.elapsed_then = 0  # the same, for the weights handed out last
         self.slowest = -1  # version that every shard has reached
@@ -123,11 +120,9 @@ class WorkerMachine:
         return [shard for shard in order if self.shards[shard].welcomed]
 
     def passed(self, version: int) -> bool:
-        """Whether every shard is past ``version``, so that no shard can use a gradient computed on ``version``."""
         return all(shard.version > version for shard in self.shards)
 
     def where(self, now: float) -> str:
-        """Describe the state of each shard."""
         return ", ".join(shard.where(now) for shard in self.shards)
 
     # weights
@@ -163,10 +158,7 @@ class WorkerMachine:
         return actions + self._assemble(now)
 
     def _heard(self, shard: KnownShard, message: Statement, now: float) -> list[e.Action]:
-        """Record the state of the sender.
-
-        Send HELLO if the shard has restarted, and forget the versions that a rollback undid.
-        """
+        """Record the sender's state: send HELLO after a restart, and forget the versions that a rollback undid."""
         shard.heard_at = now
         actions: list[e.Action] = []
         if message.incarnation > shard.incarnation:
@@ -257,10 +249,7 @@ class WorkerMachine:
         return [e.Assembled(generation, min(versions), tuple(each.payload for each in kept), self.elapsed_then)]
 
     def _may_help(self, low: int, lagging: list[KnownShard]) -> bool:
-        """Whether this idle worker can help the shards that are stuck at version ``low``.
-
-        See Repair in docs/protocol.md.
-        """
+        """Whether this idle worker can help the shards stuck at version ``low``: see Repair in docs/protocol.md."""
         stuck = all(shard.needs_heard >= 2 for shard in lagging) and any(shard.wanted for shard in lagging)
         return stuck and all(shard.version <= low + 1 for shard in self.shards)
 
@@ -322,7 +311,7 @@ class WorkerMachine:
                 if shard.is_outdated(message) or message.state == "empty":
                     return actions
                 shard.welcomed, shard.view = True, message.view
-                # A new process that welcomes us needs no HELLO.
+                # A restarted shard that has already welcomed us needs no HELLO.
                 actions = [a for a in actions if not (isinstance(a, e.SendControl) and isinstance(a.message, m.Hello))]
                 return [*actions, *self._catch_up(shard, message, now), *self._push(shard), *self._assemble(now)]
             case m.Snapshot():

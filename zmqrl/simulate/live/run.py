@@ -1,4 +1,4 @@
-"""A scenario with real processes and real sockets on this machine. Workers sleep instead of working."""
+"""A scenario with real processes and sockets on this machine. Workers sleep instead of working."""
 
 import tempfile
 import time
@@ -32,7 +32,7 @@ STUCK_S = 120.0
 LOOK_S = 0.05
 STATS_EVERY_S = 2.0
 NOT_HERE: Final = ("hosts", "cores", "bandwidth", "latency", "loss", "loopback", "busy", "costs")
-"""Settings without effect, because a live run uses the cores and loopback connections of this machine."""
+"""Settings without effect: a live run uses the cores and loopback connections of this machine."""
 
 
 def ignored(scenario: Scenario) -> list[str]:
@@ -70,13 +70,11 @@ def observe(
     address: str = "127.0.0.1",
     workers_through: Sequence[str] = (),
 ) -> Observed:
-    """Run ``scenario`` in real time.
+    """Run ``scenario`` in real time, and measure when the shards publish.
 
-    The result uses the times at which the shards publish, as measured by the clock of this machine.
-
-    The shards listen at ``address``. The command ``workers_through`` starts the workers. For example, ``ip netns exec
-    h1`` can put the workers behind a network that is slower than loopback. Raises UsageError if the scenario is not
-    valid, and ClusterError if a process fails or the run gets stuck.
+    The shards listen at ``address``. The command ``workers_through`` starts the workers: ``ip netns exec h1``, for
+    example, puts them behind a network slower than loopback. Raises UsageError if the scenario is not valid, and
+    ClusterError if a process fails or the run gets stuck.
     """
     scenario.check()
     times = compute or times_of(without_ignored(scenario))
@@ -115,7 +113,7 @@ def observe(
 
 @dataclass(slots=True)
 class _Sleeper:
-    """A worker process. ``told`` has the counts that the worker reports when it ends."""
+    """A worker process. ``told`` is its report at the end."""
 
     rank: int
     job: dict[str, Any]
@@ -134,9 +132,7 @@ class _Sleeper:
 def _sleepers(
     scenario: Scenario, times: ComputeTimes, shards: StandaloneShards, through: Sequence[str]
 ) -> Iterator[list[_Sleeper]]:
-    """Start all workers. The workers import all modules before they connect, so that the first versions are not
-    slow.
-    """
+    """Start all workers, and wait until they have imported everything, so that the first versions are not slow."""
     cluster = shards.cluster.to_json()
     iterations = -(-scenario.updates // scenario.updates_per_rollout) + 1
     sleepers: list[_Sleeper] = []
@@ -171,7 +167,7 @@ def _wait_ready(sleeper: _Sleeper) -> None:
 
 
 class _Run:
-    """The main loop of a live run. The main loop kills and restarts processes as the scenario requires."""
+    """The main loop of a live run, which kills and restarts processes as the scenario requires."""
 
     def __init__(self, scenario: Scenario, shards: StandaloneShards, sleepers: list[_Sleeper]) -> None:
         self.scenario, self.shards, self.sleepers = scenario, shards, sleepers
@@ -186,7 +182,7 @@ class _Run:
         self.seen_at = self.asked_at = self.begun_at
 
     def until_the_end(self) -> list[dict[str, Any]]:
-        """Start the workers' loops, and wait until all workers have ended. Returns the counts of each worker."""
+        """Start the workers' loops, and wait until all workers have ended. Returns their reports."""
         for sleeper in self.sleepers:
             sleeper.child.tell({"go": True})
         while waiting := [each for each in self.sleepers if each.told is None and not each.down]:
@@ -235,14 +231,14 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """The recording of a shard: the time at which the shard published each version, and the seconds in each span."""
+    """The recording of a shard: when the shard published each version, and the seconds in each span."""
 
     published_at: dict[int, float]
     spans_s: dict[str, float]
 
     @classmethod
     def of(cls, recording: Recording, shard: int) -> "_Shard":
-        """Read the recordings of a shard. The recording of a killed shard lacks the last seconds before its death."""
+        """Read the recordings of a shard. That of a killed process lacks the last seconds before its death."""
         published_at: dict[int, float] = {}
         spans_s = dict.fromkeys(SHARD_SPANS, 0.0)
         for each in recording.of_role("shard"):
@@ -256,7 +252,6 @@ class _Shard:
 
 
 def _result(scenario: Scenario, shards: list[_Shard], stats: list[m.Stats], told: list[dict[str, Any]]) -> Result:
-    """Combine the reports of the processes."""
     done_at = []
     for version in range(scenario.updates + 1):
         known = [each.published_at[version] for each in shards if version in each.published_at]
@@ -292,5 +287,5 @@ def _result(scenario: Scenario, shards: list[_Shard], stats: list[m.Stats], told
 
 
 def within_s(spans: Iterable[tuple[float, float]], began: float, ended: float) -> float:
-    """The total seconds of ``spans`` between ``began`` and ``ended``. Each span is a start time and an end time."""
+    """The total seconds of ``spans``, pairs of start and end, between ``began`` and ``ended``."""
     return sum(max(0.0, min(end, ended) - max(start, began)) for start, end in spans)

@@ -15,13 +15,11 @@ from zmqrl.process import Messages, log_to_stderr, read_job, say
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.worker.connection import Connection, PulledWeights
 
-LOOK_S = 0.001  # a worker that drops late work checks this often whether its work is late
+LOOK_S = 0.001  # how often a worker that drops late work checks whether its work is late
 
 
 @dataclasses.dataclass(slots=True)
 class Counts:
-    """The counts of a worker."""
-
     gradients: int = 0
     rollouts: int = 0
     abandoned: int = 0
@@ -31,8 +29,7 @@ class Counts:
 def work(connection: Connection, job: dict[str, Any]) -> tuple[Counts, list[tuple[float, float]]]:
     """Contribute until the run ends, as ``zmqrl.worker.work`` does, but sleep instead of computing.
 
-    Returns the counts, and the start and end of each wait for weights, as values of ``time.monotonic``. Raises
-    ClusterError.
+    Returns the counts, and the start and end of each wait for weights (``time.monotonic``). Raises ClusterError.
     """
     gradient_s, rollout_s, per_rollout = job["gradient_s"], job["rollout_s"], job["updates_per_rollout"]
     counts, waits = Counts(), list[tuple[float, float]]()
@@ -49,7 +46,7 @@ def work(connection: Connection, job: dict[str, Any]) -> tuple[Counts, list[tupl
         if rollout_s:
             time.sleep(rollout_s[iteration % len(rollout_s)])
             weights = pull(acted - 1)
-            if weights is None:  # the run ended during the rollout: do not count this rollout
+            if weights is None:  # the run ended during the rollout, which does not count
                 break
             counts.rollouts += 1
             iteration = weights.version // per_rollout
@@ -80,7 +77,6 @@ def slept(connection: Connection, seconds: float, version: int, drops: bool) -> 
 
 
 def main() -> None:
-    """Run one worker."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.simulate.live.sleeper")
     messages = Messages()

@@ -10,10 +10,7 @@ RESOLUTION_S = 1e-9
 
 
 class Clock:
-    """Virtual time in seconds.
-
-    Calls that are due at the same time are made in the order in which they were scheduled.
-    """
+    """Virtual time in seconds. Calls that are due at the same time happen in the order in which they were scheduled."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -30,7 +27,7 @@ class Clock:
         heapq.heappush(self._due, (self.now + delay_s, next(self._order), call, arguments))
 
     def run(self) -> None:
-        """Make the calls in the order of their times until :meth:`stop` is called."""
+        """Make the calls in the order of their times, until :meth:`stop`."""
         self._stopped = False
         due = self._due
         while due and not self._stopped:
@@ -54,9 +51,8 @@ class Job:
 class Shared:
     """Processor sharing: all jobs are served at the same rate, at most ``each`` per job and ``capacity`` in total.
 
-    For cores, ``capacity`` is the number of cores, ``each`` is 1, and amounts are in core-seconds. For a network card,
-    ``capacity`` and ``each`` are in bytes per second, and amounts in bytes. An infinite ``capacity`` needs a finite
-    ``each``.
+    For cores, ``capacity`` is their number, ``each`` is 1, and amounts are in core-seconds. For a network card, both
+    are in bytes per second, and amounts in bytes. An infinite ``capacity`` needs a finite ``each``.
     """
 
     def __init__(self, clock: Clock, capacity: float, each: float) -> None:
@@ -65,14 +61,14 @@ class Shared:
         self._order = count()
         self._active = 0
         self._rate = each  # the rate at which each job is served now
-        self._service = 0.0  # the service that a job has received if it began at the start
+        self._service = 0.0  # the service that each job would have if all had begun at the start
         self._served_at = 0.0
         self._wakes_at = math.inf
         self.served = 0.0
         """The total work of all completed jobs."""
 
     def start(self, amount: float, done: Callable[..., None], *arguments: Any) -> Job:
-        """Begin a job. At the end of the job, ``done`` is called."""
+        """Begin a job. ``done`` is called at its end."""
         if not self._active:  # starting at 0 again keeps the numbers small, and so exact
             self._service = 0.0
             self._jobs.clear()
@@ -101,7 +97,7 @@ class Shared:
             self._rate = min(self._each, share)
 
     def _plan(self) -> None:
-        """Schedule a wake-up for the end of the next job. A wake-up that is too early schedules another wake-up."""
+        """Schedule a wake-up for the end of the next job. A wake-up that is too early schedules another one."""
         jobs = self._jobs
         while jobs and jobs[0][2].cancelled:
             heapq.heappop(jobs)

@@ -1,4 +1,4 @@
-"""The connections between one worker process and one shard."""
+"""The simulated connections between one worker and one shard."""
 
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -14,20 +14,19 @@ if TYPE_CHECKING:
 
 PAYLOAD: Final = cast("Any", b"")  # nothing reads the numbers in the payload
 MOST_PUSHED = 2  # the high-water mark of PUSH
-MOST_PUBLISHED = 3  # versions: two in the queue of XPUB, and one that is being sent
-REPEAT_S = 20.0  # so often that a worker never considers the shard dead
+MOST_PUBLISHED = 3  # versions: two in the queue of XPUB, and one on its way
+REPEAT_S = 20.0  # often enough that a worker never considers the shard dead
 
 
 def is_finite() -> bool:
-    """Simulated gradients are always finite."""
     return True
 
 
 class Link:
     """The three connections between a worker and a shard, one for each pair of sockets.
 
-    A heartbeat without new information is delivered only every ``REPEAT_S``. More heartbeats would not change the
-    result, but would take most of the time of a simulation.
+    A heartbeat without news is delivered only every ``REPEAT_S``. More heartbeats would not change the result, but
+    would take most of the time of a simulation.
     """
 
     __slots__ = (
@@ -57,7 +56,7 @@ class Link:
         self.behind: list[worker_events.PublicationArrived] = []  # held until the weights on their way have arrived
 
     def connect(self) -> None:
-        """Connect if both processes are alive. The shard sees the worker as a new peer."""
+        """Connect, if both processes are alive. The shard sees a new peer."""
         if self.up or not self.worker.alive or not self.shard.alive:
             return
         self.up, self.told = True, ()
@@ -69,7 +68,7 @@ class Link:
                 self.worker.feed(worker_events.Writable(number))
 
     def disconnect(self) -> None:
-        """Close the connections, because one of the processes has died."""
+        """Close the connections, because a process has died."""
         if not self.up:
             return
         self.up = False
@@ -90,7 +89,7 @@ class Link:
             self._to_shard(shard_events.ControlArrived(self.peer, message))
 
     def push(self, header: m.Gradient) -> bool:
-        """Send a slice of a contribution. Returns False if the message could not be queued."""
+        """Send a slice of a contribution. Returns False if the queue is full or there is no connection."""
         if not self.up or self.pushing >= MOST_PUSHED:
             return False
         self.pushing += 1
@@ -136,10 +135,7 @@ class Link:
                 self.worker.feed(each)
 
     def publish(self, event: worker_events.PublicationArrived, told: tuple[object, ...] | None) -> None:
-        """Send a publication without payload. ``told`` is the contents of a heartbeat, or None for other messages.
-
-        Most heartbeats whose contents have not changed are dropped.
-        """
+        """Send a publication without payload. ``told`` is the contents of a heartbeat, or None for other messages."""
         if not self.up:
             return
         now = self.world.clock.now
@@ -150,7 +146,7 @@ class Link:
         self.world.network.tell(self.shard.host, self.worker.host, self._at_worker, event, self.epoch)
 
     def answer(self, message: m.Message) -> None:
-        """Send a control message to the worker. If the message is a snapshot, send the slice, too."""
+        """Send a control message to the worker, and the slice if the message is a snapshot."""
         if not self.up:
             return
         event = worker_events.ControlArrived(self.shard.number, message)

@@ -14,7 +14,7 @@ MATHIS = math.sqrt(1.5)
 
 
 class Host:
-    """A machine: cores that the processes on the machine share, and a network card with two directions."""
+    """A machine: cores that its processes share, and a network card with two directions."""
 
     def __init__(self, clock: Clock, cores: int | None, bandwidth: float, most_each: float) -> None:
         self.clock = clock
@@ -24,10 +24,7 @@ class Host:
         self.incoming = Shared(clock, bandwidth, most_each) if finite else None
 
     def work(self, cpu_s: float, done: Callable[..., None], *arguments: Any) -> None:
-        """Use a core for ``cpu_s`` seconds.
-
-        The work takes longer if the host has fewer cores than working processes.
-        """
+        """Use a core for ``cpu_s`` seconds. This takes longer if the host has fewer cores than working processes."""
         if self.cores is None:
             self.clock.after(cpu_s, done, *arguments)
         else:
@@ -37,9 +34,9 @@ class Host:
 class Network:
     """Delivers messages.
 
-    Each network card divides the bandwidth evenly between transfers. A transfer is complete when all bytes have passed
-    both network cards. The rate of one transfer is at most 1.22 / sqrt(loss rate) packets per round trip (Mathis et al.
-    1997, eq. 3). If one of the last packets is lost, the transfer also waits for a timeout.
+    Each network card divides its bandwidth evenly between transfers. A transfer ends when all bytes have passed both
+    network cards. Its rate is at most 1.22 / sqrt(loss rate) packets per round trip (Mathis et al. 1997, eq. 3). If one
+    of the last packets is lost, the transfer also waits for a timeout.
     """
 
     def __init__(self, clock: Clock, *, latency_s: float, loss: float, loopback: float, seed: int) -> None:

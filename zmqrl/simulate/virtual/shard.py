@@ -43,11 +43,10 @@ class SimulatedShard:
 
     @property
     def version(self) -> int:
-        """The newest version."""
         return self.slots[-1].version
 
     def start(self) -> None:
-        """Start the process. The new process continues from the committed state of the previous process."""
+        """Start the process, which continues from the committed state."""
         self.life += 1
         self.alive = True
         self.incarnation = self.world.number()
@@ -70,7 +69,7 @@ class SimulatedShard:
         self._tick(self.life)
 
     def crash(self) -> None:
-        """Kill the process. The contributions that the shard held are lost."""
+        """Kill the process. The contributions that it held are lost."""
         self.alive = False
         self.life += 1
         self._inbox.clear()
@@ -79,7 +78,6 @@ class SimulatedShard:
             link.disconnect()
 
     def totals(self) -> e.Totals:
-        """Contributions by outcome."""
         machine = self.machine
         used, late, duplicate, rejected = map(
             sum, zip((0, 0, 0, 0), *machine.contributions.tallies.values(), strict=True)
@@ -116,7 +114,7 @@ class SimulatedShard:
                 yield self._pay()
 
     def _pay(self, cpu_s: float = 0.0) -> float:
-        """The CPU time to use now, which is ``cpu_s`` plus the unpaid costs of earlier work."""
+        """The CPU seconds to use now: ``cpu_s`` plus the unpaid costs of earlier work."""
         owed_s, self._owed_s = self._owed_s + cpu_s, 0.0
         return owed_s
 
@@ -161,7 +159,7 @@ class SimulatedShard:
     def _send_next(
         self, waiting: Iterator[Link], event: PublicationArrived, told: tuple[object, ...], life: int
     ) -> None:
-        """Let the I/O thread send to one subscriber after another while the process continues."""
+        """Let the I/O thread send to the subscribers one by one, while the process continues."""
         link = next(waiting, None)
         if link is not None and life == self.life:
             self.busy_s += self.costs.send_s

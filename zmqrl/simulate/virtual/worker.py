@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 RESTART_S = 1.0  # time until a process that has given up restarts
 POLL_S = 0.05  # the connection checks its timers this often
-# Real workers send a PING every second. In a simulation, PING has one purpose: its answers show that a shard is not
-# silent.
+# Real workers send a PING every second. In a simulation, PONG only has to show that a shard is not silent.
 TIMING = WorkerTiming(ping_s=10.0, stall_notice_s=float("inf"))
 
 
@@ -31,9 +30,9 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Work for ``cpu_s`` seconds on a core and ``idle_s`` seconds without a core.
+    """Work for ``cpu_s`` seconds on a core and ``idle_s`` seconds without one.
 
-    The result is ``on``, the version on which this work is done, or None if the work was dropped.
+    The result is ``on``, the version of this work, or None if the work was dropped.
     """
 
     cpu_s: float
@@ -65,7 +64,6 @@ class SimulatedWorker:
         self._waits_from = self._queues_from = 0.0
 
     def start(self) -> None:
-        """Start a process."""
         scenario = self.world.scenario
         self._life += 1
         self.alive = True
@@ -93,7 +91,6 @@ class SimulatedWorker:
             self.start()
 
     def crash(self) -> None:
-        """Kill the process."""
         self._wait_ends()
         self._stop_computing()
         self.alive, self._state = False, "ended"
@@ -105,11 +102,11 @@ class SimulatedWorker:
 
     @property
     def computes(self) -> bool:
-        """Whether the worker is computing. A computing worker continues even if no message arrives."""
+        """Whether the worker is computing, and so continues even if no message arrives."""
         return self._state == "computing"
 
     def totals(self) -> tuple[int, int]:
-        """The number of skipped slices, and the number of slices that were sent again."""
+        """The numbers of skipped and of resent slices."""
         now = self.machine.tally if self.alive else None
         skipped, resent = (now.skipped, now.resent) if now else (0, 0)
         return self.skipped + skipped + self.abandoned * len(self.links), self.resent + resent
@@ -150,7 +147,7 @@ class SimulatedWorker:
         return Compute(self._factor * cpu_s, self._factor * idle_s + sleep_s, on, drops)
 
     def _go_on(self, answer: e.Assembled | None) -> None:
-        """Take the next step. The method is called again when that step ends."""
+        """Take the next step. Its end calls this method again."""
         try:
             step = self._work.send(answer)
         except StopIteration:

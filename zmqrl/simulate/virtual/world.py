@@ -33,7 +33,7 @@ def simulate(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Resu
 
 
 class World:
-    """Hosts, processes and connections of a run."""
+    """The hosts, processes and connections of a run."""
 
     def __init__(self, scenario: Scenario, times: ComputeTimes) -> None:
         self.scenario, self.times = scenario, times
@@ -72,7 +72,7 @@ class World:
             worker.start()
 
     def number(self) -> int:
-        """The next number for an incarnation or a connection. Each call returns a higher number."""
+        """The next number for an incarnation or a connection."""
         return next(self._numbers)
 
     def progressed(self) -> None:
@@ -90,7 +90,7 @@ class World:
             self.clock.stop()
 
     def _begin(self) -> None:
-        """Begin the measurement when version 0 is published. The times of failures count from this moment."""
+        """Begin the measurement, at the publication of version 0. The times of failures count from here."""
         self.begun_at = self.clock.now
         for shard in self.shards:
             shard.busy_s = 0.0
@@ -99,9 +99,7 @@ class World:
             self.clock.after(failure.at, self._fail, failure)
 
     def run(self) -> Result:
-        """Run until every shard has published the last version. Raises ClusterError if the run can no longer reach that
-        version.
-        """
+        """Run until every shard has published the last version. Raises ClusterError if the run gets stuck."""
         self.clock.after(STUCK_S, self._check_moving)
         collects = gc.isenabled()
         gc.disable()  # events form no reference cycles, and garbage collection takes a tenth of the time
@@ -146,7 +144,7 @@ class World:
         self._reconnect()
 
     def _reconnect(self) -> None:
-        """Reconnect a restarted process. A real process reconnects within a fraction of a second."""
+        """Reconnect restarted processes at once. Real ones take a fraction of a second."""
         for worker in self.workers:
             for link in worker.links:
                 link.connect()
