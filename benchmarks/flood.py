@@ -6,15 +6,17 @@ One shard and two workers run on this machine. A worker computes for 10 ms, then
 a process opens thousands of connections to the shard:
 
 - ``silent``: TCP connections that never send a byte. When a connection is closed, the process opens it again at once.
-- ``wrong keys``: ZeroMQ connections with CURVE keys that the run does not know. libzmq opens a connection again if the
-  handshake takes longer than 5 s, as on a busy machine. libzmq does not open a refused connection again.
+- ``wrong keys``: ZeroMQ connections with CURVE keys that the run does not know. The shard refuses them in their
+  handshake. The process opens each connection again after 5 s.
 
 Making a flood takes processor time, which another machine would spend in a real attack. So each flood is also sent to
 another, idle shard on this machine. The difference is what the flood costs the run. Writes ``results.json`` into DIR.
 """
 
 import argparse
+import collections
 import contextlib
+import itertools
 import json
 import selectors
 import signal
@@ -45,6 +47,7 @@ PARAMETERS = 250_000
 WORKERS = 2
 COMPUTE_S = 0.01
 WITHIN_S = 60.0
+OPENED_AGAIN_AFTER_S = 5.0  # the shard closes silent connections after the same time
 
 
 def _work(job: dict[str, Any]) -> None:
@@ -60,21 +63,28 @@ def _work(job: dict[str, Any]) -> None:
             connection.push(weights, gradient)
 
 
-def _flood(job: dict[str, Any]) -> None:
+def _flood(job: dict[str, Any]) -> NoReturn:
     """Run a flood until the process is killed. Reports when all connections have been opened once."""
     raise_open_files()
     if job["kind"] == "silent":
         _be_silent(job)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     context.max_sockets = job["connections"] + 100
-    for _ in range(job["connections"]):
-        stranger, own = context.socket(zmq.DEALER), KeyPair.make()
-        stranger.curve_publickey, stranger.curve_secretkey = own.public.encode(), own.secret.encode()
-        stranger.curve_serverkey = job["server"].encode()
-        stranger.connect(job["endpoint"])
+    strangers = collections.deque(_stranger(context, job) for _ in range(job["connections"]))
     say({})
-    while True:
-        signal.pause()
+    begun_at = time.monotonic()
+    for number in itertools.count(1):
+        time.sleep(max(0.0, begun_at + number * OPENED_AGAIN_AFTER_S / len(strangers) - time.monotonic()))
+        strangers.popleft().close(linger=0)
+        strangers.append(_stranger(context, job))
+
+
+def _stranger(context: "zmq.Context[zmq.Socket[bytes]]", job: dict[str, Any]) -> "zmq.Socket[bytes]":
+    stranger, own = context.socket(zmq.DEALER), KeyPair.make()
+    stranger.curve_publickey, stranger.curve_secretkey = own.public.encode(), own.secret.encode()
+    stranger.curve_serverkey = job["server"].encode()
+    stranger.connect(job["endpoint"])
+    return stranger
 
 
 def _be_silent(job: dict[str, Any]) -> NoReturn:
