@@ -14,7 +14,7 @@ from zmqrl.recipes import RECIPES
 
 # Settings that do not change what a run of the given minutes learns. The schedules of older results end after a number
 # of updates, which took the same minutes.
-OTHER = {"run_dir", "minutes", "recorder", "checkpoint", "recording", "schedule"}
+OTHER = {"seed", "run_dir", "minutes", "recorder", "checkpoint", "recording", "schedule"}
 NARROW = {"model", "network.hidden"}  # the model narrow is nature with 128 hidden units
 
 

@@ -52,6 +52,16 @@ RESULTS: Final[Mapping[str, tuple[Result, ...]]] = {
             machine=WITHOUT_AVX512,
             source="benchmarks/results/breakout",
         ),
+        Result(
+            score=440.12,
+            evaluation=434.16,
+            games=100,
+            minutes=60.0,
+            agent_steps_per_s=1597.0,
+            options="--minutes 60 --seed 2",
+            machine=WITH_AVX512,
+            source="benchmarks/results/breakout-seed-2",
+        ),
     ),
     "breakout-ppo": (
         Result(
