@@ -63,7 +63,7 @@ def _work(job: dict[str, Any]) -> None:
             connection.push(weights, gradient)
 
 
-def _flood(job: dict[str, Any]) -> NoReturn:
+def _flood(job: dict[str, Any]) -> None:
     """Run a flood until the process is killed. Reports when all connections have been opened once."""
     raise_open_files()
     if job["kind"] == "silent":
