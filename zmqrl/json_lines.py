@@ -15,6 +15,7 @@ from typing import Any
 
 FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND
 PIECE_BYTES = 1 << 20
+UNDONE = ".before-generation-"  # in the name of a file with lines that a rollback has undone
 SHALLOW = 100  # data with at most this many nested levels can always be printed
 
 
@@ -69,7 +70,7 @@ class JsonLines:
                 undone.append(raw)
         if not undone:
             return
-        with self.path.with_name(f"{self.path.stem}.before-generation-{generation}.jsonl").open("ab") as file:
+        with undone_path(self.path, generation).open("ab") as file:
             file.writelines(undone)
         shorter = self.path.with_name(f".{self.path.name}.unfinished")
         shorter.write_bytes(b"".join(raw for _, raw in kept))
@@ -83,6 +84,17 @@ class JsonLines:
 
     def close(self) -> None:
         os.close(self.file)
+
+
+def undone_path(path: Path, generation: int) -> Path:
+    """The file for the lines of ``path`` that the rollback to ``generation`` undoes."""
+    return path.with_name(f"{path.stem}{UNDONE}{generation}.jsonl")
+
+
+def newest_rollback(path: Path) -> int:
+    """The newest generation whose rollback has moved lines out of ``path``, or 0."""
+    numbers = (undone.stem.rpartition("-")[2] for undone in path.parent.glob(f"{path.stem}{UNDONE}*.jsonl"))
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:

@@ -13,11 +13,10 @@ from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json
 from zmqrl.errors import UsageError
-from zmqrl.json_lines import read_file, read_json
+from zmqrl.json_lines import newest_rollback, read_file, read_json
 from zmqrl.observe.forms import SETTINGS, SUMMARY, read_object
 from zmqrl.observe.metrics import summed
 from zmqrl.process import interruptible
-from zmqrl.process_id import shard_id
 from zmqrl.ps.layout import MAX_SHARDS
 from zmqrl.ps.shard.history_rules import Line, broken_rules, newest, total
 from zmqrl.ps.wire.codec import encode
@@ -143,9 +142,7 @@ def _far_apart(directory: RunDirectory, histories: Mapping[int, Sequence[Line]])
     most = newest(histories[ahead])
     generation = max((line.generation for line in histories[ahead]), default=0)
     for shard, lines in histories.items():
-        undone = directory.history(shard).parent.glob(f"{shard_id(shard)}.before-generation-*.jsonl")
-        numbers = (path.stem.rpartition("-")[2] for path in undone)
-        went_back = any(int(number) > generation for number in numbers if number.isdecimal())
+        went_back = newest_rollback(directory.history(shard)) > generation
         if (last := newest(lines)) + 1 < most and not went_back:
             yield f"shard {shard}: the history ends at version {last}, but shard {ahead} made version {most}"
 

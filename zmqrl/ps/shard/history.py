@@ -13,11 +13,10 @@ from typing import Any, TypeAlias
 import msgpack
 
 from zmqrl.errors import ClusterError, FullDiskError, is_full
-from zmqrl.json_lines import PIECE_BYTES, JsonLines, read_file
+from zmqrl.json_lines import PIECE_BYTES, JsonLines, newest_rollback, read_file, undone_path
 from zmqrl.ps.shard.events import Record, Totals, View, added
 
 COUNTS = ("late", "duplicate", "rejected")
-UNDONE = ".before-generation-"
 
 Line: TypeAlias = dict[str, Any]
 
@@ -89,7 +88,7 @@ class History:
             self.rewind(record.version, record.generation)
         version = self.last_version or 0
         if version < record.version:
-            if (undone := self._newest_rollback()) > record.generation:
+            if (undone := newest_rollback(self.path)) > record.generation:
                 raise LostState(
                     f"the rollback to generation {undone} has undone version {record.version} of generation "
                     f"{record.generation}, which is the newest version left"
@@ -129,18 +128,12 @@ class History:
             offset, lines = self._newest(version)
             first = next(i for i, (line, _) in enumerate(lines) if line["version"] > version)
             undone = b"".join(raw for _, raw in lines[first:])
-            with self.path.with_name(f"{self.path.stem}{UNDONE}{generation}.jsonl").open("ab+") as file:
+            with undone_path(self.path, generation).open("ab+") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - len(undone)))
                 if file.read() != undone:  # equal if an earlier process was killed after this write
                     file.write(undone)
             os.ftruncate(self._lines.file, offset + sum(len(raw) for _, raw in lines[:first]))
         self.last = lines[first - 1][0] if first else None
-
-    def _newest_rollback(self) -> int:
-        """The newest generation whose rollback has moved lines out of the file, or 0."""
-        names = (path.stem for path in self.path.parent.glob(f"{self.path.stem}{UNDONE}*.jsonl"))
-        numbers = (name.rpartition("-")[2] for name in names)
-        return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
     def close(self) -> None:
         self._lines.close()
