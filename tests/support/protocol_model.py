@@ -122,10 +122,12 @@ class ShardHost:
             if generation >= record.generation:
                 return False
             self.rewind(record.version, record.generation)
-        elif version < record.version and self.undone_by > record.generation:
-            return False
-        elif version < record.version and record.ranks:
-            self.history.append(line_of(record, self.slots[-1].weights))
+            _, version = self.last_made()
+        if version < record.version:
+            if self.undone_by > record.generation:
+                return False
+            if record.ranks:
+                self.history.append(line_of(record, self.slots[-1].weights))
         return True
 
     def rewind(self, version: int, generation: int) -> None:
