@@ -12,7 +12,7 @@ from support.decoders import DECODERS, HOSTILE, VALUES, large_counts, message, s
 from support.paths import ROOT, TESTS
 
 EACH = pytest.mark.parametrize("name", DECODERS)
-SAMPLE = 40
+SAMPLE = 100
 IN_MEMORY = {"header", "shard", "worker", "report", "request", "event", "said"}  # decoders that need no file
 FUZZ = TESTS / "support/fuzz.py"
 # libFuzzer ends with an error if one message takes longer (seconds) or if the process uses more memory (MiB).

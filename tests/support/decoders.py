@@ -593,7 +593,12 @@ def single_changes(decoder: Decoder) -> Iterator[bytes]:
         count = len(list(nodes([_read(decoder.form, seed)])))
         for item in range(count):
             for action, values in ((0, len(VALUES)), (1, 1), (2, 1), (3, 1)):
-                yield from (b"\1" + bytes([number, *divmod(item, 256), action, value]) for value in range(values))
+                yield from (single_change(number, item, action, value) for value in range(values))
+
+
+def single_change(seed: int, item: int, action: int, value: int) -> bytes:
+    """The variant that changes one item of a seed by one of ``ACTIONS``. All arguments are indices."""
+    return b"\1" + bytes([seed, *divmod(item, 256), action, value])
 
 
 def large_counts(decoder: Decoder) -> Iterator[bytes]:
@@ -603,7 +608,7 @@ def large_counts(decoder: Decoder) -> Iterator[bytes]:
     for number, seed in enumerate(decoder.seeds):
         for item, (items, key) in enumerate(nodes([_read(decoder.form, seed)])):
             if type(items[key]) is int:
-                yield b"\1" + bytes([number, *divmod(item, 256), 0, VALUES.index(2**53)])
+                yield single_change(number, item, 0, VALUES.index(2**53))
 
 
 def survives(decoder: Decoder, variant: bytes, place: Path) -> None:
