@@ -6,6 +6,7 @@ One shard and two workers run on this machine. A worker computes for 10 ms, then
 a process opens thousands of connections to the shard:
 
 - ``silent``: TCP connections that never send a byte. When a connection is closed, the process opens it again at once.
+- ``half handshakes``: connections that send a ZMTP greeting for CURVE and then nothing. They too are opened again.
 - ``wrong keys``: ZeroMQ connections with CURVE keys that the run does not know. The shard refuses them in their
   handshake. The process opens each connection again after 5 s.
 
@@ -26,7 +27,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias, get_args
 
 import numpy as np
 import zmq
@@ -41,13 +42,15 @@ from zmqrl.ps.standalone import StandaloneShards, standalone_shards
 from zmqrl.ps.wire.keys import ClientKeys, KeyPair
 from zmqrl.ps.worker.connection import Connection
 
-Kind: TypeAlias = Literal["silent", "wrong keys"]
-KINDS: tuple[Kind, ...] = ("silent", "wrong keys")
+Kind: TypeAlias = Literal["silent", "half handshakes", "wrong keys"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+# The first 64 bytes of a ZMTP 3.1 client: signature, version, security mechanism, no server, filler (RFC 37).
+GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
 PARAMETERS = 250_000
 WORKERS = 2
 COMPUTE_S = 0.01
 WITHIN_S = 60.0
-OPENED_AGAIN_AFTER_S = 5.0  # the shard closes silent connections after the same time
+OPENED_AGAIN_AFTER_S = 5.0  # the shard closes connections that do not finish their handshake after the same time
 
 
 def _work(job: dict[str, Any]) -> None:
@@ -66,8 +69,8 @@ def _work(job: dict[str, Any]) -> None:
 def _flood(job: dict[str, Any]) -> None:
     """Run a flood until the process is killed. Reports when all connections have been opened once."""
     raise_open_files()
-    if job["kind"] == "silent":
-        _be_silent(job)
+    if job["kind"] != "wrong keys":
+        _be_silent(job, after=GREETING if job["kind"] == "half handshakes" else b"")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     context.max_sockets = job["connections"] + 100
     strangers = collections.deque(_stranger(context, job) for _ in range(job["connections"]))
@@ -87,12 +90,13 @@ def _stranger(context: "zmq.Context[zmq.Socket[bytes]]", job: dict[str, Any]) ->
     return stranger
 
 
-def _be_silent(job: dict[str, Any]) -> NoReturn:
+def _be_silent(job: dict[str, Any], *, after: bytes) -> NoReturn:
     host, port = job["endpoint"].removeprefix("tcp://").split(":")
     selector = selectors.DefaultSelector()
 
     def connect() -> None:
         silent = socket.create_connection((host, int(port)))
+        silent.sendall(after)
         silent.setblocking(False)
         selector.register(silent, selectors.EVENT_READ)
 
@@ -172,7 +176,8 @@ def updates_per_s(shards: StandaloneShards, seconds: float) -> float:
 def measure(kind: Kind, connections: int, seconds: float) -> dict[str, float]:
     """The rates of the run: without a flood, during a flood of another shard, and during a flood of its own shard."""
     rates = {}
-    with shard(curve=kind == "wrong keys") as run, shard(curve=kind == "wrong keys") as other, working(run):
+    curve = kind != "silent"
+    with shard(curve=curve) as run, shard(curve=curve) as other, working(run):
         while version_of(run) < 20:
             time.sleep(0.05)
         rates["none"] = updates_per_s(run, seconds)
