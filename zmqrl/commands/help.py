@@ -21,8 +21,8 @@ STYLE: Final = re.compile(r"\x1b\[[0-9;]*m")
 class Group(NamedTuple):
     """A group of options under a ``title``.
 
-    ``options`` are names without dashes, in order. ``parts`` are nested settings, which follow: ``ppo`` stands for
-    ``--ppo.*``.
+    ``options`` are names without dashes, in order. ``parts`` are nested settings, shown after the options: ``ppo``
+    stands for ``--ppo.*``.
     """
 
     title: str
@@ -116,7 +116,10 @@ def _narrow() -> Iterator[None]:
 
 
 class _Page(io.StringIO):
-    """Keeps what tyro prints. tyro uses colours if standard output is a terminal, and always draws the same boxes."""
+    """Keeps what tyro prints. tyro uses colours if standard output is a terminal.
+
+    Because of the fixed encoding, tyro always draws the same boxes.
+    """
 
     encoding = "utf-8"
 

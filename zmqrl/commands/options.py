@@ -158,8 +158,9 @@ def options_of(cls: type[Any], prefix: str | None = "") -> Iterator[Option]:
 
 
 def _unwrapped(hint: Any) -> tuple[Any, list[Any], bool]:
-    """The type of one value of ``hint`` (neither None nor a tuple), tyro's marks around it, and whether ``hint`` is a
-    tuple.
+    """The type of one value of ``hint``, tyro's marks around it, and whether ``hint`` is a tuple.
+
+    The type is neither None nor a tuple: for ``tuple[int, ...] | None``, it is ``int``.
     """
     marks, is_tuple = list[Any](), False
     while True:

@@ -39,7 +39,8 @@ STREAMS = 3  # standard input, output and error
 class _Request:
     """A process to fork.
 
-    ``done`` gets the id of the process, or 0 if it was not forked, and the pipe ``go``. A byte in the pipe starts it.
+    ``done`` is called with the id of the process (0 if none was forked) and the pipe ``go``. A byte in the pipe starts
+    the process.
     """
 
     message: bytes
@@ -248,7 +249,7 @@ def _become(environment: Mapping[str, str], descriptors: Sequence[int], born: in
 
 
 def _in_memory(argument: str, variable: str) -> tuple[range, range]:
-    """The addresses of the command line from ``argument`` on, and of the first environment from ``variable`` on.
+    """The addresses of the command line from ``argument`` on, and of the initial environment from ``variable`` on.
 
     ``/proc`` shows their content. Raises ValueError.
     """

@@ -294,7 +294,7 @@ Request: TypeAlias = (
     | Remove
     | Clean
     | Renew
-    | Look  # sent by a launcher
+    | Look  # a launcher sends all of these
 )
 Event: TypeAlias = (
     Up
@@ -311,7 +311,7 @@ Event: TypeAlias = (
     | Seen
     | Making
     | Lacking
-    | Made  # sent by a daemon, or by the program that makes an environment
+    | Made  # a daemon sends all of these, or the program that makes an environment
 )
 
 REQUESTS: dict[str, type[Any]] = {

@@ -32,7 +32,7 @@ class _Orphan:
 
 
 class Orphans:
-    """The children that this process did not start. Each has the mark of its process.
+    """The children that this process did not start. Each has the mark of the process that it descends from.
 
     An orphan has no mark if a program replaced its environment. If it appears within a second of the death of a
     process, it counts as that process's orphan. Otherwise, it lives until the daemon ends.
@@ -69,7 +69,7 @@ class Orphans:
 
 
 def mark_of(pid: int) -> str:
-    """The mark in the first environment of a program. Empty if there is none, or it cannot be read."""
+    """The mark in the initial environment of a program. Empty if there is none, or it cannot be read."""
     start = f"{MARK}=".encode()
     with contextlib.suppress(OSError):
         for variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):

@@ -278,7 +278,7 @@ class Pulse:
         return news
 
     def blamed(self, lease_s: float | None) -> str | None:
-        """The sentence about the last pause, if that explains why a host was lost just now: it was recent, and
+        """The sentence about the last pause, if it explains why a host was lost just now: the pause was recent, and
         outlasted the lease.
         """
         if self._last is None or lease_s is None:

@@ -48,8 +48,8 @@ class Preparation:
     def flavour(self) -> str:
         """Wait until the game is checked. Returns the flavour, a line to print with the scores. Call this first.
 
-        Raises UsageError like :func:`zmqrl.learner.envs.try_env`, if the game crashes the process, and if a consistent
-        run would play a game that does not repeat.
+        Raises UsageError if :func:`zmqrl.learner.envs.try_env` does, if the game crashes the process, or if a
+        consistent run would play a game that does not repeat.
         """
         flavour: str = self._answer(self._config.env)["flavour"]
         return flavour
@@ -68,7 +68,7 @@ class Preparation:
         return _version_0(self._config, layout, vector)
 
     def _answer(self, checked: str) -> dict[str, Any]:
-        """The next answer. ``checked`` names what the process checks for it."""
+        """The next answer. ``checked`` names what the process checks before this answer."""
         if self._child is None:
             with staying_here():
                 return next(self._answers)

@@ -67,7 +67,7 @@ def check(path: Path) -> dict[str, Any]:
     if type(shards) is not int or not 1 <= shards <= MAX_SHARDS:
         problem = f"shards is not a number from 1 to {MAX_SHARDS}"
         raise UsageError(f"{directory.config} is damaged: {problem}; restore it, or use another run.")
-    # With left.json, shards may have made versions after the checkpoint that the summary describes.
+    # If there is a left.json, shards may have made versions after the checkpoint that the summary describes.
     ended = None if directory.left.exists() else read_object(directory.summary, SUMMARY, "remove it")
     # A live run may write checkpoints and lines at any time, so look for checkpoints first.
     kept, is_whole = checkpoints(directory.checkpoints), _has_all_lines(directory)

@@ -104,8 +104,8 @@ def _logs(directory: RunDirectory) -> dict[str, Path]:
 class Reader:
     """The lines of a growing file, from ``tail`` lines before its current end. The file may not exist yet.
 
-    If a shorter file replaces it, the lines already in that file are skipped. ``time_before`` is the last time before
-    the ``tail`` lines.
+    If a shorter file replaces it, the lines already in that file are skipped. ``time_before`` is the last timestamp
+    before the ``tail`` lines, or None.
     """
 
     def __init__(self, path: Path, tail: int) -> None:

@@ -46,7 +46,7 @@ class Merging:
         self._growing: dict[Source, Timed] = {}  # to which the next lines without a time are added
 
     def begin(self, source: Source, at: float) -> None:
-        """Give the time ``at`` to lines of ``source`` before its next line with a time."""
+        """Use ``at`` as the time of lines of ``source`` until one has its own time."""
         self._newest[source] = at
 
     def add(self, source: Source, line: str, now: float) -> None:

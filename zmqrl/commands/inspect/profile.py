@@ -210,7 +210,7 @@ def read(path: Path) -> Recording:
 def watch(path: Path, seconds: float) -> Recording:
     """The recording of the next ``seconds`` of a run. Raises UsageError if it is not running.
 
-    Processes write at intervals, so the recording can start and end up to ``FLUSH_EVERY_S`` late.
+    Processes write at intervals, so both ends of the recording can be late by up to ``FLUSH_EVERY_S``.
     """
     if not 0 < seconds < 1e6:
         raise UsageError(f"--seconds {seconds:g}: must be above 0.")

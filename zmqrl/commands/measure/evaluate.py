@@ -152,7 +152,7 @@ def main() -> None:
     """Evaluate checkpoints of a run: always the newest one that the supervisor has named."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.commands.measure.evaluate")
-    commit()  # for all evaluations: the files can change later
+    commit()  # remembers the commit for all evaluations: the files can change later
     told = Messages()
     while True:
         message = told.get()

@@ -144,7 +144,7 @@ def _is_same(turn: Turn, before: "Shown", shown: "Shown") -> bool:
 
 
 def main() -> None:
-    """Record a game for each checkpoint and name that the supervisor sends."""
+    """Record a game for each message of the supervisor: the version of a checkpoint, and a name for the video."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.commands.measure.record")
     told, run = Messages(), Path(job["run_dir"])

@@ -37,8 +37,7 @@ class Source:
 class Known(Source):
     """Options that change the base settings.
 
-    With ``--compute run:DIR``, some of them come from the rollouts of that run. ``--shards`` changes the costs of a
-    slice.
+    With ``--compute run:DIR``, some base settings come from the run in DIR. ``--shards`` changes the costs of a slice.
     """
 
     compute: str | None = None

@@ -38,7 +38,8 @@ from zmqrl.supervisor import requeue
 from zmqrl.words import counted
 
 OF_ONE_START: Final = ("requeue", "dry_run", "preflight")  # options that a bare --resume does not repeat
-LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # renewed each second; a new daemon waits 20 s for the old one
+# A lease is renewed each second. A new daemon waits at most 20 s for the old one to end.
+LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0
 
 
 @dataclass(frozen=True, kw_only=True)

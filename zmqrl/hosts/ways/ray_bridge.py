@@ -63,7 +63,7 @@ class Relay:
     def read(self) -> tuple[list[tuple[int, bytes]], int | None]:
         """Returns pairs of stream (1 or 2) and new output, and the exit status once both streams have ended.
 
-        After ``TURN_S``, there may be no output.
+        Waits at most ``TURN_S`` for output, so there may be none.
         """
         pieces = []
         for key, _ in self.selector.select(TURN_S):

@@ -90,7 +90,7 @@ def _asked(address: str, request: dict[str, Any], within_s: float) -> Iterator[d
 
 
 def _by_name(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Node]:
-    """The nodes by host name. Names of several nodes on a machine end with the first digits of their ids."""
+    """The nodes by host name. If a machine has several nodes, their names end with the first digits of their ids."""
     times = Counter(node["hostname"] for node in nodes)
     return {
         node["hostname"] if times[node["hostname"]] == 1 else f"{node['hostname']}-{node['id'][:8]}": Node(
