@@ -28,8 +28,8 @@ class ChildProcess:
     """A running ``python -P PROGRAM``. The program gets its job at once, and shares the standard error of this process.
 
     Errors contain the ``name``, such as ``worker 3``. ``through`` is a prefix of the command, such as ``ip netns exec
-    h1``. The process also gets the file descriptors ``pass_fds``. ``guarded_by`` is the signal that makes the program's
-    guard (:mod:`zmqrl.hostd.user_code`), if any, end everything.
+    h1``. The process also gets the file descriptors ``pass_fds``. If the program has a guard
+    (:mod:`zmqrl.hostd.user_code`), ``guarded_by`` is the signal that makes the guard end everything.
     """
 
     def __init__(

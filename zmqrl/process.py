@@ -100,7 +100,7 @@ def cpu_groups(proc: Path) -> list[Path]:
                 not controllers or "cpu" in {*controllers.split(",")} & {*options.split(",")}
             ):
                 root, place = (ESCAPED.sub(lambda code: chr(int(code[1], 8)), text) for text in places[:2])
-                # In a container, this may be the group's path on the host, but the container's own group is mounted.
+                # In a container, ``group`` may be a path on the host. The container's own group is then at ``place``.
                 own = Path(group).relative_to(root) if Path(group).is_relative_to(root) else Path()
                 found |= dict.fromkeys(Path(place) / within for within in (own, *own.parents))
     return list(found)

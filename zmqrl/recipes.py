@@ -10,7 +10,7 @@ from zmqrl.ps.shard.optimizer import OptimizerConfig
 
 
 def breakout() -> Config:
-    """Breakout with A2C, which learns once from each rollout, and the narrow network: two workers on two cores.
+    """Breakout with A2C and the narrow network: two workers on two cores. A2C learns once from each rollout.
 
     The optimizer is that of Mnih et al. 2016 and OpenAI Baselines. Both use 80 samples per update and the learning rate
     7e-4. Here, an update has 160 samples, because larger batches are faster, and the learning rate is sqrt(2) times as
@@ -156,7 +156,7 @@ def dba3c_breakout() -> Config:
             max_frames=30_000,  # in the paper: 10 000 steps of 3 frames on average
         ),
         # The paper and zmqrl bootstrap with values of the policy that acted. The paper acts with the newest weights at
-        # every step, but zmqrl acts with one version per rollout. The paper computes log(p + 1e-6).
+        # every step, but zmqrl acts with one version per rollout. The paper computes log(p + 1e-6), zmqrl log(p).
         ba3c=BA3CConfig(
             rollout_steps=5,
             gamma=0.99,

@@ -1,7 +1,7 @@
 """A run in virtual time: the real state machines of shards and workers run on simulated hosts.
 
 ``simulate(scenario)`` is the entry point. ``docs/simulation.md`` lists what is not simulated. A module is imported when
-one of its names is first used, because the settings of every run include parts of a scenario.
+one of its names is first used, because every run imports parts of this package but needs no simulator.
 """
 
 from importlib import import_module

@@ -84,7 +84,7 @@ class RecordedRun:
         )
 
     def delay(self, rank: int, queued: float) -> float:
-        """Seconds in the run queue, per second on a core, that the processes of the run do not explain.
+        """The time in the run queue that the processes of the run do not explain, in seconds per second on a core.
 
         ``queued`` is the time that they explain, also per second on a core. Other programs or late task switches of the
         kernel cause the rest.
@@ -169,7 +169,7 @@ def _queued_share(recording: Recording, rank: int, cycles: Iterable[Cycle]) -> f
 
 
 def _beside_s(recording: Recording, rank: int) -> float:
-    """CPU seconds per contribution of a worker's other threads, such as the one that serves the sockets.
+    """CPU seconds that a worker's other threads, such as the one that serves the sockets, use per contribution.
 
     The start of the process and time without recorded contributions do not count.
     """

@@ -68,7 +68,7 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
 
 @lru_cache(maxsize=1)  # a profile replays the same run many times
 def delays(recorded: RecordedRun) -> dict[int, float]:
-    """For each rank, the seconds in the run queue, per second on a core, that the sharing of cores does not explain.
+    """For each rank, the time in the run queue that the sharing of cores does not explain, per second on a core.
 
     This is the recorded time in the run queue minus that of the replay. The delays make the replay less crowded, so the
     function compares again with these delays.
@@ -116,7 +116,7 @@ def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int]
 
 
 def most_blamed(steps: Sequence[Step]) -> list[int]:
-    """The ranks that caused the most time beyond the usual time. Each caused at least ``BLAMED_FROM`` of it."""
+    """The ranks with the most ``excess_s`` on the critical path. Each has at least ``BLAMED_FROM`` of the total."""
     lost_s: defaultdict[ProcessId, float] = defaultdict(float)
     for step in steps:
         for part in step.parts:

@@ -16,7 +16,7 @@ from zmqrl.rundir import RunDirectory
 from zmqrl.words import counted
 
 FINISH_WITHIN_S = 1800.0
-SCORES_TO_CONFIRM = 50  # games in the mean that an evaluation tests, and games in that evaluation
+SCORES_TO_CONFIRM = 50  # games in the mean score of training, and games in the evaluation that must confirm it
 FIRST_NEW_SEED = 2**31  # only an evaluation for ``stop_score`` plays games with seeds from here on
 
 

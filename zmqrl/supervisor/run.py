@@ -88,7 +88,7 @@ def train_on(
     """Train on a deployment. Raises ZmqrlError. ``needs_cuda``: whether this machine must have a CUDA device.
 
     Returns 0 if the run reached a limit. Returns INTERRUPTED or TIME_IS_UP if an interrupt ended the run with a
-    checkpoint. With ``on_up``, it prints nothing more once the run is up, and calls ``on_up``.
+    checkpoint. If ``on_up`` is given, calls it once the run is up, and prints nothing more.
     """
     config.check()
     config = config.with_schedule()
@@ -147,7 +147,7 @@ def train_on(
         write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
         write_json(directory.hosts, deployment.to_json())
         url = stack.enter_context(page_beside(directory)) if config.page else None
-        if url is not None:  # not a notice: the log of a run can have more readers than this screen
+        if url is not None:  # not a notice, which would also go to the log: the URL contains a secret token
             sys.stdout.write(f"live page: {url}\n")
         notices = [*news, *deployment.notices]
         return _supervise(config, directory, checkpoint, flavour, deployment, notices, exporter, on_up, console, stages)

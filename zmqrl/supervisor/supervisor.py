@@ -502,7 +502,7 @@ class Supervisor:
     def _finish(self, reason: e.Reason) -> None:
         """Stop all shards, restarting those that die meanwhile, and write a checkpoint of their last versions."""
         self.console.notice(f"stopping ({reason}): writing a checkpoint")
-        self.reports_closed = reason == "stop_score"  # the scores of later games do not change the reason
+        self.reports_closed = reason == "stop_score"  # games that end from now on do not count
         over = e.Fail | e.Stop | e.Load | e.TakeCheckpoint  # actions of these types in the queue are out of date
         self._actions = deque(action for action in self._actions if not isinstance(action, over))
         self._feed(e.Ending())

@@ -32,7 +32,7 @@ class Reception:
         return e.GradientArrived(header, payload, len(frames[1]), payload.is_finite)
 
     def presence(self, frames: list[zmq.Frame]) -> e.Event | None:
-        """The event for a subscription on XPUB. Returns None for any other topic of the protocol."""
+        """The event for a subscription to a presence topic. Returns None for any other topic of the protocol."""
         message = frames[0].bytes
         if len(frames) != 1 or message[:1] not in (b"\0", b"\1"):
             return e.MalformedArrived()

@@ -9,7 +9,7 @@ from zmqrl.ps.wire import messages as m
 
 MOST_INCARNATIONS = 16
 SILENT_S = 8.0  # a worker sends a PING every second
-DOUBT_S = 2.5  # applies instead of SILENT_S after the end of a subscription that may have been the worker's
+DOUBT_S = 2.5  # a shorter limit than SILENT_S, after a subscription to the worker's topic has ended
 
 
 @dataclass(slots=True)

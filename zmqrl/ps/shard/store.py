@@ -35,7 +35,7 @@ FILE_HEADER = struct.Struct("<8sQ32s")  # magic, slots, digest
 FILE_MAGIC = b"zmqrlst1"
 MARK_BYTES = 8
 MARK = b"zmqrlok1"
-# After the mark: crc32 of the rest, then record bytes, sequence, generation, version, payload crc32, data checksum
+# After the mark: crc32 of the rest, then record length, sequence, generation, version, payload crc32, data checksum
 CRC = struct.Struct("<I")
 SLOT_HEADER = struct.Struct("<IQQQII")
 RECORD_OFFSET = MARK_BYTES + CRC.size + SLOT_HEADER.size

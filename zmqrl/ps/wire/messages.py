@@ -262,7 +262,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """DEALER to ROUTER of one shard, which forwards to the supervisor: a worker's metrics, as a MessagePack map."""
+    """DEALER to ROUTER of one shard, for the supervisor: a worker's metrics, as a MessagePack map."""
 
     run: Name
     rank: U16

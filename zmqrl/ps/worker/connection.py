@@ -148,7 +148,7 @@ class Connection:
         return None
 
     def gradient_buffer(self) -> FloatVector:
-        """A float32 (count,) vector for the next gradient, which only you use until you push it."""
+        """A float32 (count,) vector for the next gradient. Nothing else uses the vector until you push it."""
         for i, (buffer, trackers) in enumerate(self._buffers):
             if buffer is not self._unreleased and all(tracker.done for tracker in trackers):
                 del self._buffers[i]

@@ -75,7 +75,7 @@ class KnownShard:
         return message.generation < self.generation or message.incarnation < self.incarnation
 
     def restart(self, incarnation: int) -> None:
-        """Record that a new process runs the shard, which needs a HELLO and has not seen the worker's last request."""
+        """Record that a new process runs the shard. It needs a HELLO, and has not seen the worker's last request."""
         self.incarnation = incarnation
         self.welcomed, self.needs_heard, self.snapshot_at, self.final = False, 0, None, None
 
@@ -112,7 +112,10 @@ class KnownShard:
         return self.welcomed and (self.snapshot_at is None or now - self.snapshot_at >= self.snapshot_wait_s)
 
     def requested(self, now: float, wait_s: float) -> None:
-        """Record a request. The next one can follow after ``wait_s``, or after twice the last wait if unanswered."""
+        """Record a request. The next one can follow after ``wait_s``.
+
+        If this request repeats an unanswered one, the wait is twice the last wait, up to ``SNAPSHOT_MOST_S``.
+        """
         again = self.snapshot_at is not None
         self.snapshot_wait_s = min(2 * self.snapshot_wait_s, SNAPSHOT_MOST_S) if again else wait_s
         self.snapshot_at = now

@@ -15,7 +15,7 @@ from zmqrl.simulate.virtual.shard import LAYOUT, RUN
 if TYPE_CHECKING:
     from zmqrl.simulate.virtual.world import World
 
-RESTART_S = 1.0  # time until a process that has given up restarts
+RESTART_S = 1.0  # delay before the restart of a process that has given up
 POLL_S = 0.05  # the connection checks its timers this often
 # Real workers send a PING every second. In a simulation, PONG only has to show that a shard is not silent.
 TIMING = WorkerTiming(ping_s=10.0, stall_notice_s=float("inf"))
