@@ -158,7 +158,7 @@ def lose_state(run: Run) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A failure of a run with ``options``, repeated ``rounds`` times (None: as often as the user wants)."""
+    """A failure that is caused and measured ``rounds`` times. None: as often as ``--rounds`` says."""
 
     name: str
     measure: Callable[[Run], float]

@@ -144,8 +144,8 @@ def started(command: Sequence[str], output: Path) -> Iterator[None]:
 
 
 def steps_told(path: Path, pattern: re.Pattern[str]) -> Iterator[tuple[float, int]]:
-    """Yield the time and the agent steps of each new line in a file that contains ``pattern``. Without such a line,
-    yield the time and -1.
+    """Read a growing file again and again. Each time, yield the time and the agent steps of each new line that contains
+    ``pattern``, and then the time and -1.
     """
     read, torn = 0, ""
     while True:

@@ -1,4 +1,4 @@
-"""PPO in plain PyTorch, for the comparisons that need no library: one rollout, its advantages, and its updates.
+"""PPO in plain PyTorch: rollout, advantages and updates. The trainings without an RL library use this module.
 
 The network is the "nature" net (Mnih et al. 2015), in float32. The settings are those of Schulman et al. 2017.
 """
@@ -20,7 +20,7 @@ Step = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 def layer(made: nn.Module, gain: float = 2**0.5) -> nn.Module:
-    """A layer with orthogonal weights and no bias."""
+    """Initialize a layer with orthogonal weights and zero biases."""
     nn.init.orthogonal_(made.weight, gain)  # type: ignore[arg-type]
     nn.init.zeros_(made.bias)  # type: ignore[arg-type]
     return made

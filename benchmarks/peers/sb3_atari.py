@@ -24,7 +24,7 @@ class Told(BaseCallback):
 
 
 def games(number: int) -> VecFrameStack:
-    """Games in turn in one process, which is the zoo's default."""
+    """Games that one process plays in turn, which is the zoo's default."""
     return VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4", n_envs=number, seed=1), n_stack=4)
 
 

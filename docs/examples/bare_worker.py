@@ -38,7 +38,7 @@ class Shard:
         self.slices: dict[int, Floats] = {}
         self.elapsed: dict[int, int] = {}  # version -> progress of the run, as published with its slice
         self.needs = 0  # the NEEDs that have arrived for its open version
-        self.wanted = False  # the last NEED does not name us
+        self.wanted = False  # whether the last NEED does not name our rank
         self.push: Literal["none", "pending", "sent", "closed"] = "none"
         self.attempt = 0
         self.hello_at = self.request_at = float("-inf")

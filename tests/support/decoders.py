@@ -72,7 +72,7 @@ Node: TypeAlias = tuple[Any, Any]
 class Decoder:
     """``decode(data, place)`` decodes one message, and may raise only ``errors``. ``place`` is a scratch directory.
 
-    ``seeds`` are valid messages. ``form`` is the format of these messages, if changed values can make hostile variants.
+    ``seeds`` are valid messages. ``form`` is their format, or None if no variant changes single values of a seed.
     """
 
     decode: Callable[[bytes, Path], object]

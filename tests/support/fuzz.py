@@ -20,7 +20,7 @@ def main() -> None:
     logger.disabled = True
     for number, variant in enumerate(corpus(decoder)):
         Path(kept, f"seed-{number}").write_bytes(variant)
-    # The process ends within Fuzz. So this directory is left to the caller, who sets TMPDIR.
+    # Fuzz ends the process, so this directory cannot be removed here. The caller sets TMPDIR to a directory of its own.
     place = Path(tempfile.mkdtemp())
     atheris.Setup([program, *options, kept], lambda variant: survives(decoder, variant, place))
     atheris.Fuzz()

@@ -242,7 +242,7 @@ class Schedule:
         self.again = self.chance.random() < 0.5
 
     def _damage_again(self) -> None:
-        """Damage the version that a shard has just loaded, because of earlier damage. An older version may be left."""
+        """After earlier damage, also damage the version that a shard has just loaded. An older version may be left."""
         loaded = [shard for shard in self.world.shards if len(shard.slots) > 1 and not shard.slots[-1].record.ranks]
         if self.again and loaded and not self.world.supervisor.loading:
             self._damage(self.chance.choice(loaded))

@@ -29,8 +29,9 @@ from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.wire.codec import FloatVector
 from zmqrl.ps.worker.connection import PulledWeights
 
-UPDATES = 5  # the sum of two contributions does not depend on their order
+UPDATES = 5
 WITHIN_S = 90.0
+# Two workers, because the sum of two contributions does not depend on their order.
 OPTIONS = (
     *("--workers", "2", "--external-workers", "2", "--shards", "2", "--seed", "3", "--trackers"),
     *("--updates", str(UPDATES), "--checkpoint.every-minutes", "0.005"),

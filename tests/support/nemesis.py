@@ -46,7 +46,7 @@ DETOURED = 1  # the rank of the worker whose connections pass through proxies
 STUCK_S = 180.0
 GONE_WITHIN_S = 30.0
 TRIES = 20  # to find a fault whose process, connection or file is there
-ENOUGH = 20  # so many runs must have had every phase and every fault
+ENOUGH = 20  # after this many runs, every phase, fault and effect must have occurred
 
 # Raised by a fault if its process or its file is not there yet, or no longer.
 NOT_THERE = (ProcessLookupError, FileNotFoundError, ValueError, KeyError, IndexError)
@@ -69,7 +69,7 @@ class Attack:
         self.bursts = [self.chance.choice(list(PHASES)) for _ in range(self.chance.randint(2, 6))]
         self.numbers = itertools.count()
         self.to_undo: list[tuple[float, int, Callable[[], None]]] = []  # when, a number, how
-        self.damaged = False  # state was damaged since the last complete resume
+        self.damaged = False  # whether a fault has damaged or removed the state of a shard
         self.faults = 0  # in this session
         self.seen: Counter[str] = Counter()  # phases that came, faults that found their victim, and their effects
 
@@ -469,7 +469,7 @@ def attack(seed: int, directory: Path, expected: str, tell: Tell) -> Counter[str
 def soak(minutes: float, directory: Path, first: int, tell: Tell) -> int:
     """Attack runs with the seeds from ``first`` on, for a number of minutes. Returns the number of runs.
 
-    Raises AssertionError if many runs did not have every phase, fault and effect: the nemesis has then become blind.
+    Raises AssertionError if a phase, fault or effect never occurred in ``ENOUGH`` runs or more.
     """
     until = time.monotonic() + 60 * minutes
     expected, seen = undisturbed(directory), Counter[str]()

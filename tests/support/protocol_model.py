@@ -79,9 +79,8 @@ class ShardHost:
     def __init__(self, world: "World", number: int) -> None:
         self.world, self.number = world, number
         self.machine: ShardMachine | None = None
-        self.slots: list[
-            Slot
-        ] = []  # the version before the newest commit, perhaps of an older generation, and the newest
+        # The previous version, perhaps of an older generation, and the newest version.
+        self.slots: list[Slot] = []
         self.sum: list[Slice] = []
         self.history: list[dict[str, Any]] = []
         self.undone_by = 0  # the newest generation whose rollback has removed lines

@@ -149,7 +149,7 @@ class Served:
     def replay(self, gradient: Callable[[int, int, int], FloatVector] = toy_gradient) -> FloatVector:
         """The vector recomputed from the histories, without a server.
 
-        Also asserts that every version is listed once, made by distinct ranks, and was published as made.
+        Also asserts that every version is listed once, with distinct ranks and the checksum of its recomputed weights.
         """
         optimizer, layout = Optimizer(self.optimizer), self.cluster.layout
         vector = np.zeros(layout.count, np.float32)
@@ -361,7 +361,7 @@ def ending(process: "subprocess.Popen[AnyStr]") -> "Iterator[subprocess.Popen[An
 
 
 def forget_totals(path: Path) -> None:
-    """Remove the totals from the slots and the history of a shard, as an older zmqrl would have written them."""
+    """Remove the totals from the slots and the history of a shard. An older zmqrl wrote no totals."""
     content = bytearray(path.read_bytes())
     _, slots, _ = store.FILE_HEADER.unpack_from(content)
     slot_bytes = (len(content) - store.PAGE) // slots

@@ -59,9 +59,7 @@ class StandInSlurm:
         return (self.state / "calls").read_text(encoding="utf-8")
 
     def program(self, script: str) -> None:
-        """Replace the program of the job with ``script``. Its arguments are the run directory and the script of the
-        job.
-        """
+        """Run ``script`` as the job. Its arguments are the run directory and the path of the job's own script."""
         (self.state / "job").write_text(script, encoding="utf-8")
 
     @contextlib.contextmanager

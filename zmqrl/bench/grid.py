@@ -92,7 +92,7 @@ class Grid:
             Layout.of([("vector", (parameters,))], shards)
 
     def groups(self) -> Iterator[Case]:
-        """The groups of cases with the same bytes and workers. The cases of a group take turns."""
+        """The groups: cases with the same parameters, workers and codec. The cases of a group take turns."""
         for parameters, workers, codec in _each(self.parameters, self.workers, self.codec):
             yield Case(transport="tcp", codec=codec, curve=False, parameters=parameters, workers=workers, shards=1)
 

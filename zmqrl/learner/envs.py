@@ -113,7 +113,7 @@ def find_env(env_id: str) -> gymnasium.envs.registration.EnvSpec:
 
 
 def _closest(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three ``known`` ids with similar names, of which only the newest versions count."""
+    """Up to three ``known`` ids with similar names, each in its newest version."""
     newest = {_stem(env_id): env_id for env_id in known}
     stem = _stem(name)
     return [newest[stem]] if stem in newest else [newest[close] for close in difflib.get_close_matches(stem, newest)]

@@ -32,7 +32,7 @@ def provenance() -> dict[str, Any]:
 def commit() -> str | None:
     """The commit of the package at the first call, with ``+`` if files differed from it. None outside a git checkout.
 
-    Long work calls this when it begins, because the files can change later.
+    Call this at the beginning of long work: the files can change later.
     """
     root = Path(zmqrl.__file__).parent.parent
     if not (root / ".git").exists():

@@ -62,7 +62,7 @@ class UnknownRun(KeyError):
 
 
 class Runs:
-    """The runs at and below ``root``, by name: the texts of their paths relative to ``root``.
+    """The runs at and below ``root``, by name. The name of a run is its path relative to ``root``, as text.
 
     Only runs that a search has found have names, so that no name leads out of ``root``. Any thread may call any method.
     """

@@ -10,8 +10,8 @@ from zmqrl.process_id import worker_id
 from zmqrl.profile.critical_path import Step, Timeline, Version
 from zmqrl.words import counted, numbered
 
-AGAIN_ABOVE = 0.05  # share of a rank's slices that arrived again: above, resends load the network
-LEFT_OUT_BELOW = 0.5  # share of the median inclusion: below, a rank hardly affects what is learned
+AGAIN_ABOVE = 0.05  # share of a rank's slices that arrived again: above this, resends load the network
+LEFT_OUT_BELOW = 0.5  # share of the median inclusion: below this, a rank hardly affects what is learned
 USED, LATE = SHARD_OUTCOMES.index("used"), SHARD_OUTCOMES.index("late")
 
 

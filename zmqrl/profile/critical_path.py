@@ -1,9 +1,9 @@
 """Finds the critical path of every version: the worker, the shard and the spans that the update waited for.
 
 An update begins when the last shard has published version v, and ends when the last shard has published v+1. Its path
-leads through the shard that published last, and through the worker whose contribution completed that
-shard's quorum. Its parts are the transfer of the weights, the worker's spans, the transfer of the gradient and the
-shard's spans. They add up to the time of the update.
+leads through the shard that published last, and through the worker whose contribution completed that shard's quorum.
+Its parts are the transfer of the weights, the worker's spans, the transfer of the gradient and the shard's spans. They
+add up to the time of the update.
 """
 
 from collections import Counter, defaultdict
@@ -298,7 +298,7 @@ def _busy_s(timeline: Timeline, version: Version, rank: int, shard: int) -> floa
 
 
 def _late_for_all_s(timeline: Timeline, version: Version, shard: int) -> float:
-    """The seconds by which, for every worker, the slice for ``shard`` arrived later than the worker's other slices.
+    """How many seconds later the slice for ``shard`` arrived than a worker's other slices: the least of all workers.
 
     The slices of a worker share its link, so one of them always arrives last. The link explains a delay that is no
     longer than the time of all other slices together. If the link explains the delay of any worker, the result is 0.

@@ -7,10 +7,10 @@ from zmqrl.observe.folding import ranges
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.recording import Columns, ProcessRecording, Recording, named
 
-QUEUED_ABOVE = 0.1  # share of time in the run queue: above, a process lacks a core
+QUEUED_ABOVE = 0.1  # share of time in the run queue: above this, a process lacks a core
 STOLEN_ABOVE = 0.02
 THROTTLED_ABOVE = 0.02
-PAGED_ABOVE = 10  # major page faults per second: above, the machine lacks memory
+PAGED_ABOVE = 10  # major page faults per second: above this, the machine lacks memory
 
 
 @dataclass(slots=True)

@@ -279,7 +279,7 @@ def _print_ranks(found: dict[str, Any], console: Console) -> None:
 
 
 def _last_backup(found: dict[str, Any]) -> str:
-    """What the last backup costs, and what it saves with cores of its own and in the replay, in words."""
+    """In words: what the last backup costs, what it saves with cores of its own, and what it saves in the replay."""
     gain_ms, cost_s = 1e3 * found["backup_gain_s"], sum(each["worked_s"] for each in found["ranks"].values())
     cost_ms = 1e3 * cost_s / len(found["ranks"]) / max(found["updates"], 1)
     text = f"the last backup works {cost_ms:.2f} ms per update. With cores of its own, it saves {gain_ms:.2f} ms"

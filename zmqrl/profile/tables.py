@@ -23,9 +23,8 @@ PREFIX = struct.Struct("<II")
 
 # Columns in _at_us are times on the process's monotonic clock. All columns in _us, and all spans, are in microseconds.
 COLUMNS: dict[str, tuple[str, ...]] = {
-    # A row of a worker for each contribution, from the end of the previous push to the end of its own push. The
-    # worker's
-    # thread was ready but had no core for queued_us, outside the span wait.
+    # A row of a worker for each contribution, from the end of the previous push to the end of its own push. For
+    # queued_us outside the span wait, the worker's thread was ready but had no core.
     "cycles": (
         "generation",
         "version",

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "KILLED_AT"
-PROCESSES = 2  # number of shards: they start together, first with the state of an earlier session
+PROCESSES = 2  # number of shards, which start together. A resumed run first starts them once to read their old state
 SHARD = "zmqrl.ps.shard.server"
 
 
