@@ -1,5 +1,4 @@
-"""Train a recipe with continuous actions, and train in the same environment with CleanRL's published method for as many
-steps.
+"""Train a recipe with continuous actions, then CleanRL's published method in the same environment for as many steps.
 
     python benchmarks/continuous.py RECIPE --agent-steps X [--env ID] [--seeds 1 2 3] [--only zmqrl|reference]
 

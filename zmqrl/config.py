@@ -86,7 +86,7 @@ class WireConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleConfig:
-    """Schedules that follow the progress of the run end at the first of these limits.
+    """Schedules that follow the progress of the run have the earliest of these limits as their end.
 
     If none is given, schedules of a new run end at the limits of the run, and a resumed run keeps its earlier end.
     """

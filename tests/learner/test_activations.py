@@ -29,7 +29,10 @@ def played(name: str, compute: Compute = "float32", *, keeps_activations: bool =
     )
     player = Player(model, cast(Envs, envs), 0, keeps_activations=keeps_activations)
     player.play(rollout)
-    player.play(rollout)  # nothing of the first rollout may remain
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.rand_like(parameter)
+    player.play(rollout)  # nothing of the first rollout may remain, and nothing of its parameters
     return model, rollout
 
 

@@ -22,9 +22,12 @@ class Activations:
         self._layers: list[Tensor] = []
         self._next = self._begun = self._ended = 0
         self._learns = False
+        self._acted_with: dict[int, Tensor] = {}
 
     def restart(self) -> None:
+        """Forget all batches and parameters: others follow."""
         self._begun = self._ended = 0
+        self._acted_with.clear()
 
     def begin_batch(self, samples: int) -> None:
         """Begin a forward pass for acting, with the next ``samples`` samples."""
@@ -34,6 +37,14 @@ class Activations:
     def begin_learning(self) -> None:
         """Begin a forward pass for learning, with all samples."""
         self._next, self._learns = 0, True
+
+    def parameter(self, parameter: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+        """``scale`` times ``parameter``, in ``dtype``. In acting, it is converted for the first batch only."""
+        if self._learns:
+            return PLAIN.parameter(parameter, scale, dtype)
+        if id(parameter) not in self._acted_with:
+            self._acted_with[id(parameter)] = PLAIN.parameter(parameter, scale, dtype)
+        return self._acted_with[id(parameter)]
 
     def converted(self, observations: Tensor, dtype: torch.dtype) -> Tensor:
         """The input of the first layer: the images ``observations``, converted to ``dtype``."""
@@ -71,6 +82,9 @@ class Activations:
 
 class Plain:
     """The layers of a network that keeps no activations. The methods are those of ``Activations``."""
+
+    def parameter(self, parameter: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+        return (parameter if scale == 1.0 else parameter * scale).to(dtype)
 
     def converted(self, observations: Tensor, dtype: torch.dtype) -> Tensor:
         return observations.to(dtype, memory_format=torch.channels_last)

@@ -109,12 +109,15 @@ class ConvPolicy(nn.Module):
         x = layers.converted(observations, self.dtype)
         for conv, pool in zip(self.convs, self.pools, strict=True):
             assert isinstance(conv, nn.Conv2d)
-            weight = conv.weight if scale == 1.0 else conv.weight * scale
-            x = layers.conv(x, weight.to(self.dtype), self._cast(conv.bias), conv.stride, relu=not pool)
+            weight = layers.parameter(conv.weight, scale, self.dtype)
+            bias = None if conv.bias is None else layers.parameter(conv.bias, 1.0, self.dtype)
+            x = layers.conv(x, weight, bias, conv.stride, relu=not pool)
             x = F.relu_(F.max_pool2d(x, 2)) if pool else x
             scale = 1.0
         x = x.permute(0, 2, 3, 1).flatten(1)
-        x = layers.linear(x, self.hidden.weight.to(self.dtype), self._cast(self.hidden.bias), relu=self.hidden_relu)
+        weight = layers.parameter(self.hidden.weight, 1.0, self.dtype)
+        bias = None if self.hidden.bias is None else layers.parameter(self.hidden.bias, 1.0, self.dtype)
+        x = layers.linear(x, weight, bias, relu=self.hidden_relu)
         x = x.to(self.actor.weight.dtype)
         return _with_log_std(self.actor(x), self.log_std), self.critic(x).squeeze(-1)
 
@@ -122,9 +125,6 @@ class ConvPolicy(nn.Module):
         """Convert parameters, computation and results to float64."""
         self.dtype = torch.float64
         return super().double()
-
-    def _cast(self, bias: Tensor | None) -> Tensor | None:
-        return None if bias is None else bias.to(self.dtype)
 
 
 class VectorPolicy(nn.Module):
