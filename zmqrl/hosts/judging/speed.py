@@ -48,7 +48,7 @@ class Expectation:
         of = ", ".join(f"shard-{shard}" for shard in limit.shards)
         text = (
             f"the network allows at most {self.updates_per_s:.3g} updates/s: an update sends "
-            f"{self.bytes_per_update / 1e6:.3g} MB; the slowest part is {limit.over}: "
+            f"{self.bytes_per_update / 1e6:.3g} MB; the slowest part is the traffic {limit.over}: "
             f"{limit.bytes_per_update / 1e6:.3g} MB of {limit.what} of {of} at "
             f"{limit.bytes_per_update / limit.seconds / 1e6:.3g} MB/s"
         )
