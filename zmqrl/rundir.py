@@ -88,7 +88,9 @@ class RunDirectory:
         except OSError as error:
             self._unlock()
             if isinstance(error, BlockingIOError):
-                raise UsageError(f"{self.path} is in use by a run that is still alive.") from None
+                raise UsageError(
+                    f"{self.path} is in use by a run that is still alive: end it with zmqrl stop, or {ANOTHER}."
+                ) from None
             raise UsageError(  # some network file systems have no locks
                 f"{self.path} cannot be locked ({error.strerror}): choose a --run-dir on a file system with locks."
             ) from error

@@ -230,7 +230,8 @@ def test_conditions_that_do_not_prevent_a_run_are_warnings(facts: dict[str, Any]
 def test_a_blocked_route_is_reported_with_its_remedy() -> None:
     verdict = judged({"port": 42001, "error": "refused"})
     assert verdict.problems == [
-        "h2 -> h1 (10.0.0.1:42001): refused: open TCP ports 42000-42009 of h1 to h2, or choose another --port-range."
+        "h2 -> h1 (10.0.0.1:42001): refused: allow TCP connections from h2 to ports 42000-42009 of h1, "
+        "or choose another --port-range."
     ]
 
 
@@ -246,7 +247,7 @@ def test_blocked_routes_from_many_hosts_to_one_are_reported_together() -> None:
 def test_a_wrong_or_slow_route_is_not_reported_as_a_closed_port(error: str, way_out: str) -> None:
     (problem,) = judged({"port": 42000, "error": error}).problems
     assert way_out in problem
-    assert "open TCP ports" not in problem
+    assert "allow TCP connections" not in problem
 
 
 def test_a_host_whose_probe_does_not_answer_is_a_problem() -> None:

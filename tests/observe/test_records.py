@@ -75,7 +75,7 @@ def refusal(path: Path) -> str:
         ("{", "there is no JSON object"),
         ("[1]", "there is no JSON object"),
         pytest.param("[" * 100_000, "there is no JSON object", id="nested too deeply"),
-        ('{"version": 3, "wall_s": 1}', "there is no agent_steps"),
+        ('{"version": 3, "wall_s": 1}', "agent_steps is missing"),
         ('{"version": "x", "wall_s": 1, "agent_steps": 1}', "version is not a whole number from 0 to 1e110"),
         (json.dumps(row(2, version=2.5)), "version is not a whole number from 0 to 1e110"),
         (json.dumps(row(2, version=-1)), "version is not a whole number from 0 to 1e110"),
@@ -118,7 +118,7 @@ def test_damaged_rows_can_be_skipped_with_a_notice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ({"mean": 5.0}, "there is no version"),
+        ({"mean": 5.0}, "version is missing"),
         ({"version": 10, "mean": "5"}, "mean is not a number from -1e110 to 1e110"),
         ({"version": 1.5, "mean": 5.0}, "version is not a whole number from 0 to 1e110"),
         ({"version": 10, "mean": 5.0, "wall_s": "x"}, "wall_s is not a number from 0 to 1e110"),
@@ -147,7 +147,7 @@ def test_an_error_names_a_damaged_evaluation_and_its_problem(
         ("", "there is no JSON object"),
         pytest.param("\x00" * 100, "there is no JSON object", id="zeros"),
         ("[]", "there is no JSON object"),
-        ("{}", "there is no exit_reason"),
+        ("{}", "exit_reason is missing"),
         (json.dumps(summary(wall_s=None)), "wall_s is not a number from 0 to 1e110"),
         (json.dumps(summary(score_mean_50="5")), "score_mean_50 is not a number from -1e110 to 1e110 or null"),
         (json.dumps(summary(flavour=5)), "flavour is not a string"),
@@ -160,14 +160,16 @@ def test_an_error_names_a_damaged_evaluation_and_its_problem(
 def test_an_error_names_a_damaged_summary_and_its_problem(tmp_path: Path, content: str, complaint: str) -> None:
     path = run_directory(tmp_path / "run", [row(1)])
     (path / "summary.json").write_text(content, encoding="utf-8")
-    sentence = f"{path / 'summary.json'} is damaged: {complaint}; remove it; metrics.jsonl has the metrics of the run."
+    sentence = (
+        f"{path / 'summary.json'} is damaged: {complaint}; remove the file; metrics.jsonl has the metrics of the run."
+    )
     assert refusal(path) == sentence
 
 
 def test_an_error_names_damaged_settings(tmp_path: Path) -> None:
     path = run_directory(tmp_path / "run")
     (path / "config.json").write_text("{", encoding="utf-8")
-    sentence = f"{path / 'config.json'} is damaged: there is no JSON object; restore it, or use other runs."
+    sentence = f"{path / 'config.json'} is damaged: there is no JSON object; restore the file, or use other runs."
     assert refusal(path) == sentence
 
 

@@ -131,7 +131,7 @@ def test_a_process_with_an_unknown_clock_is_left_out_and_named() -> None:
     recordings = synthetic_run(versions=VERSIONS)
     recordings[-1].clock = "other"
     found = Profile.of(Recording(tuple(recordings))).to_json()
-    assert found["left_out"] == ["the timeline leaves out worker 2 on w2: without a PING, clocks cannot be compared"]
+    assert found["left_out"] == ["the timeline leaves out worker 2 on w2: the recording has no PING to compare clocks"]
     assert "2" not in found["ranks"] or found["ranks"]["2"]["contributions"] == 0
     assert found["clocks"]["h1"] == {"offset_ms": 0.0, "drift_ppm": 0.0, "error_ms": 0.0}
 

@@ -168,7 +168,8 @@ def test_a_shard_with_a_damaged_newest_slot_starts_empty_even_without_workers(
         history = running.history(0)
         assert running.restart(0).state == "empty"
         assert (
-            f"state is lost: version {lost} of generation 1 was made, but the newest version left is {lost - 1}"
+            f"state is lost: the history has version {lost} of generation 1, "
+            f"but the newest version in the state file is {lost - 1}"
         ) in capfd.readouterr().err
         assert running.history(0) == history
 

@@ -224,7 +224,7 @@ def test_a_rollback_that_waits_too_long_for_a_shard_ends_the_run(run: Run) -> No
     run.kill_shard(0)
     run.start_shard(0)
     fails = [action for action in run.ticks(LOAD_WITHIN_S + 2.0) if isinstance(action, e.Fail)]
-    assert fails[0] == e.Fail("waited 60 s for shard 1.")
+    assert fails[0] == e.Fail("shard 1 did not come up within 60 s.")
 
 
 def test_a_rollback_waits_for_a_lost_host_as_long_as_the_run_does(run: Run) -> None:
@@ -239,7 +239,9 @@ def test_a_rollback_waits_for_a_lost_host_as_long_as_the_run_does(run: Run) -> N
     run.ticks(LOAD_WITHIN_S - 1.0)
     assert run.told(e.Fail) == []
     run.ticks(2.0)
-    assert run.told(e.Fail)[0] == e.Fail("waited 60 s for shard 1."), "the host is back, but the shard is not"
+    assert run.told(e.Fail)[0] == e.Fail("shard 1 did not come up within 60 s."), (
+        "the host is back, but the shard is not"
+    )
 
 
 def test_a_quorum_of_workers_can_report_that_a_shard_has_lost_versions(run: Run) -> None:
@@ -726,7 +728,9 @@ def test_a_shard_that_loses_its_state_while_the_run_ends_fails_the_run(run: Run)
     run.kill_shard(1)
     run.start_shard(1)
     run.feed(e.ShardSaid(1, run.welcome(1)))
-    assert e.Fail("shard 1 came back without the newest state, and the run ends.") in run.ticks(TURN_S)
+    assert e.Fail(
+        "shard 1 came back without the newest state, so the run cannot write its last checkpoint: use --resume."
+    ) in run.ticks(TURN_S)
 
 
 def test_a_rollback_that_was_due_before_the_run_ends_fails_the_run(run: Run) -> None:
@@ -736,7 +740,9 @@ def test_a_rollback_that_was_due_before_the_run_ends_fails_the_run(run: Run) -> 
     run.kill_shard(1)
     run.ticks(0.5)
     run.feed(e.Ending())
-    assert e.Fail("shard 0 came back without the newest state, and the run ends.") in run.ticks(TURN_S)
+    assert e.Fail(
+        "shard 0 came back without the newest state, so the run cannot write its last checkpoint: use --resume."
+    ) in run.ticks(TURN_S)
 
 
 def test_reports_of_lost_versions_are_ignored_while_the_run_ends(run: Run) -> None:

@@ -96,9 +96,11 @@ def test_the_first_failure_ends_the_message_and_decides_the_exit_status(
 
 def test_a_lost_host_is_reported_as_the_reason() -> None:
     lost = died("shard-0", -9, tail="", why="host h1 is lost: no message for 8 s")
-    text = str(explained(ClusterError("waited 60 s for shard 0."), lost, "h1", Path("logs/shard-0.log"), begun=True))
+    error = ClusterError("shard 0 did not come up within 60 s.")
+    text = str(explained(error, lost, "h1", Path("logs/shard-0.log"), begun=True))
     assert text == (
-        "waited 60 s for shard 0.\nThe first to fail was shard-0 on h1 (host h1 is lost: no message for 8 s); "
+        "shard 0 did not come up within 60 s.\n"
+        "The first to fail was shard-0 on h1 (host h1 is lost: no message for 8 s); "
         "its log logs/shard-0.log was empty."
     )
 

@@ -246,8 +246,8 @@ def _way_out(sources: str, target: str, error: str, config: Config) -> str:
     if error == ONLY_LITTLE_PASSES:
         return "set the same MTU on all interfaces along the path"
     if ports is None:
-        return f"open TCP ports of {target} to {sources}; --port-range chooses which ones"
-    return f"open TCP ports {ports} of {target} to {sources}, or choose another --port-range"
+        return f"allow TCP connections from {sources} to {target}; --port-range chooses the ports"
+    return f"allow TCP connections from {sources} to ports {ports} of {target}, or choose another --port-range"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -177,7 +177,8 @@ class HostOptions:
                 values = {host.name: host.env for host in read_hosts(kept.hosts or "")}
             except UsageError as error:
                 raise UsageError(
-                    f"{where} does not have the values of environment variables: name the hosts with -H ({error})"
+                    f"{where} does not have the values of environment variables, and the hosts file, which has them, "
+                    f"cannot be read: name the hosts with -H ({error})"
                 ) from error
             kept = replace(kept, named=tuple(replace(host, env=values.get(host.name, {})) for host in kept.named))
         return kept

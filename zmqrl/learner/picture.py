@@ -132,7 +132,8 @@ class _GymnasiumPicture:
         with blaming(self._blame):
             self.frames_per_s = float(self._played.env.metadata.get("render_fps") or USUAL_FRAMES_PER_S)
             if not LEAST_FRAMES_PER_S <= self.frames_per_s <= MOST_FRAMES_PER_S:
-                raise ValueError(f"its render_fps is {self.frames_per_s:g}")
+                least, most = LEAST_FRAMES_PER_S, MOST_FRAMES_PER_S
+                raise ValueError(f"its render_fps is {self.frames_per_s:g}, not from {least:g} to {most:g}")
         self._drawn: list[np.ndarray] = []  # the first picture
         self._brightest = 0.0  # of the floats so far
 
@@ -154,10 +155,15 @@ class _GymnasiumPicture:
             self._drawn = self._drawn or [drawn]
             (first,) = self._drawn
             if (drawn.shape, drawn.dtype.kind) != (first.shape, first.dtype.kind):
-                raise ValueError(f"render returned {drawn.dtype} {drawn.shape} after {first.dtype} {first.shape}")
+                raise ValueError(
+                    f"render returned {drawn.dtype} {drawn.shape}, but {first.dtype} {first.shape} at first"
+                )
             before, self._brightest = self._brightest, max(self._brightest, float(drawn.max()))
             if drawn.dtype.kind == "f" and 0 < before <= JUST_ABOVE < self._brightest:
-                raise ValueError(f"render returned levels up to {before:g}, and then up to {self._brightest:g}")
+                raise ValueError(
+                    f"render returned levels up to {before:g} at first, and now {self._brightest:g}: "
+                    f"use levels from 0 to 1, or from 0 to {FULL}"
+                )
             return as_screen(drawn, self._brightest)
 
 

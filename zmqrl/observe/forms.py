@@ -81,7 +81,7 @@ class Form(NamedTuple):
             return "there is no JSON object"
         for name in self.must:
             if name not in found:
-                return f"there is no {name}"
+                return f"{name} is missing"
         for name, value in found.items():
             kind = self.must.get(name) or self.may.get(name) or self.others
             if kind is not None and not kind.fits(value):

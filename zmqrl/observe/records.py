@@ -79,7 +79,7 @@ class RunRecord:
     def read(cls, path: Path) -> Self:
         """Read the run directory ``path``. Raises UsageError if it is not one, or has a damaged file."""
         directory = RunDirectory(path.resolve())
-        settings = read_object(directory.config, SETTINGS, "restore it, or use other runs")
+        settings = read_object(directory.config, SETTINGS, "restore the file, or use other runs")
         if settings is None:
             raise not_a_run(path)
         rows = lineage(read_lines(directory.metrics, ROW))
@@ -88,7 +88,9 @@ class RunRecord:
             settings=dict(flat(settings)),
             rows=rows,
             evaluations=evaluations(read_lines(directory.evaluations, EVALUATION), rows),
-            summary=read_object(directory.summary, SUMMARY, "remove it; metrics.jsonl has the metrics of the run"),
+            summary=read_object(
+                directory.summary, SUMMARY, "remove the file; metrics.jsonl has the metrics of the run"
+            ),
         )
 
     @property

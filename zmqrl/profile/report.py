@@ -282,7 +282,7 @@ def _last_backup(found: dict[str, Any]) -> str:
     """In words: what the last backup costs, what it saves with cores of its own, and what it saves in the replay."""
     gain_ms, cost_s = 1e3 * found["backup_gain_s"], sum(each["worked_s"] for each in found["ranks"].values())
     cost_ms = 1e3 * cost_s / len(found["ranks"]) / max(found["updates"], 1)
-    text = f"the last backup works {cost_ms:.2f} ms per update. With cores of its own, it saves {gain_ms:.2f} ms"
+    text = f"the last backup works for {cost_ms:.2f} ms per update. With cores of its own, it saves {gain_ms:.2f} ms"
     rates = {row["change"]: row["updates_per_s"] for row in found["what_if"]}
     if ONE_BACKUP_FEWER in rates:
         saved_ms = 1e3 / rates[ONE_BACKUP_FEWER] - 1e3 / rates[AS_IT_WAS]

@@ -59,7 +59,7 @@ def cut_short(recording: Recording) -> list[str]:
 def left_out(recording: Recording, clocks: Clocks) -> list[str]:
     """A sentence for each role with processes whose clocks cannot be compared with the others."""
     return [
-        f"the timeline leaves out {_names(unknown)}: without a PING, clocks cannot be compared"
+        f"the timeline leaves out {_names(unknown)}: the recording has no PING to compare clocks"
         for unknown in _by_role(each for each in recording.processes if not clocks.knows(each))
     ]
 

@@ -148,7 +148,7 @@ def _newest_evaluation(path: Path, limits: Limits) -> dict[str, Any]:
 
     If any are within ``limits``, only these count. Of two of the same version, the one in ``evaluation.json`` counts.
     """
-    kept = read_object(path / EVALUATION_FILE, EVALUATION, "restore it, or write it again with zmqrl eval --json")
+    kept = read_object(path / EVALUATION_FILE, EVALUATION, "restore the file, or write it again with zmqrl eval --json")
     found = [*([] if kept is None else [kept]), *read_lines(RunDirectory(path).evaluations, EVALUATION)]
     within = [each for each in found if limits.allow(each.get("wall_s", 0.0), each.get("agent_steps", 0))]
     newest = max(within or found, key=lambda each: each["version"], default={})
@@ -159,5 +159,5 @@ def _newest_evaluation(path: Path, limits: Limits) -> dict[str, Any]:
 def _generation(path: Path) -> int:
     """The generation of the newest checkpoint, or 0 if there is none."""
     found = checkpoint.checkpoints(RunDirectory(path).checkpoints)
-    manifest = read_object(found[-1] / checkpoint.MANIFEST, MANIFEST, "restore it") if found else None
+    manifest = read_object(found[-1] / checkpoint.MANIFEST, MANIFEST, "restore the file") if found else None
     return int(manifest["generation"]) if manifest else 0

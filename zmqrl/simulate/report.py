@@ -36,7 +36,8 @@ def report(result: Result) -> str:
         f"{'real' if result.live else 'virtual'} time",
         "",
         f"updates/s      {_figure(result.updates_per_s)}",
-        f"agent steps/s  {_figure(result.agent_steps_per_s)}, learned from: {_figure(result.learned_steps_per_s)}",
+        f"agent steps/s  {_figure(result.agent_steps_per_s)}, "
+        f"of which {_figure(result.learned_steps_per_s)} led to updates",
         f"step time      mean {step['mean']:.1f}, p50 {step['p50']:.1f}, p90 {step['p90']:.1f}, "
         f"p99 {step['p99']:.1f} ms",
         "contributions  "

@@ -273,7 +273,8 @@ class SupervisorMachine:
         actions = self.processes.due(now)
         if self.state == "ending":
             rollback = self.shards.rollback
-            return actions if rollback is None else [*actions, e.Fail(f"{rollback}, and the run ends.")]
+            lost = f"{rollback}, so the run cannot write its last checkpoint: use --resume."
+            return actions if rollback is None else [*actions, e.Fail(lost)]
         if self.state == "starting":
             return actions + self._watch_version(now) + self._late_start(now)
         if why := self.shards.failure():

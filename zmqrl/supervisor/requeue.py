@@ -49,7 +49,8 @@ def left_of(config: Config) -> Config:
     trained = Counters.from_json(checkpoint.counters).wall_s / 60 if checkpoint and checkpoint.counters else 0.0
     if trained >= config.minutes:
         raise UsageError(
-            f"--minutes {config.minutes:g}: {config.run_dir} has already trained for {trained:.1f} minutes."
+            f"--minutes {config.minutes:g}: {config.run_dir} has already trained for {trained:.1f} minutes: "
+            "set a higher limit to resume."
         )
     return dataclasses.replace(config, minutes=config.minutes - trained)
 

@@ -71,7 +71,9 @@ def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None
     now, then = config.envs, stored.envs  # both are Atari games, or both are other environments
     kinds = {now.flavour(): then.flavour(), now.gymnasium_flavour(): then.gymnasium_flavour()}
     if (before := kinds.get(flavour, flavour)) != flavour:
-        raise UsageError(f"{path} was trained on games of another flavour ({before}; not {flavour}): start a new run.")
+        raise UsageError(
+            f"{path} was trained on games of another flavour: start a new run. Before: {before}. Now: {flavour}."
+        )
 
 
 def mend_histories(directory: RunDirectory, checkpoint: Checkpoint) -> tuple[int, list[str]]:

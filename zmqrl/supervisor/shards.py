@@ -103,7 +103,7 @@ class Shards:
         claims[lost.rank] = lost.version
         claimants = sum(claimed > version for claimed in claims.values())
         if self.seen[shard] > version or claimants >= quorum:
-            self._must_roll_back(f"shard {shard} is at version {version} but had made {lost.version}")
+            self._must_roll_back(f"shard {shard} is at version {version} but had already made version {lost.version}")
 
     def on_welcome(self, shard: int, welcome: m.Welcome, view: View) -> list[e.Action]:
         """A shard has come up, with or without its state."""
@@ -133,8 +133,9 @@ class Shards:
             return []
         self.rollback_at = self.rollback_at or now
         if now - self.rollback_at > LOAD_WITHIN_S:
-            down = ", ".join(f"shard {shard}" for shard in sorted(self.down)) or "all shards at once"
-            return [e.Fail(f"waited {LOAD_WITHIN_S:g} s for {down}.")]
+            down = ", ".join(f"shard {shard}" for shard in sorted(self.down))
+            missed = f"{down} did not come up" if down else "the shards did not load the checkpoint"
+            return [e.Fail(f"{missed} within {LOAD_WITHIN_S:g} s.")]
         if self.down:
             return []
         self.generation += 1

@@ -95,7 +95,7 @@ def again(lines: list[Line]) -> None:
         (change(9, ranks=[1]), "version 9 used 1 contribution, but its quorum is 2"),
         (change(1, ranks=[1]), "version 1 used 1 contribution, but its quorum is 2"),
         (change(9, view=2), "version 10 of view 1 comes after view 2"),
-        (change(9, made_at=10), "version 10 was made at the progress 0, after 10"),
+        (change(9, made_at=10), "version 10 was made at progress 0, but an earlier version at 10"),
         (change(9, ranks=[], quorum=0), "line 9 cannot be read"),
         (change(9, late=-1), "line 9 cannot be read"),
         (change(9, rejected=1.5), "line 9 cannot be read"),
@@ -314,7 +314,7 @@ def test_a_checkpoint_whose_versions_or_contributions_the_histories_lack_is_repo
     path = killed(tmp_path / "other", histories)
     checkpoint.write(path / "checkpoints")
     assert violations(path) == [
-        f"shard {shard}: the history ends at version 10, before v00000011" for shard in range(2)
+        f"shard {shard}: the history ends at version 10, before the checkpoint v00000011" for shard in range(2)
     ]
     path = killed(tmp_path / "hosts", histories, lease_s=8.0)
     checkpoint.write(path / "checkpoints")

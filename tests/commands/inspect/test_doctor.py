@@ -145,7 +145,7 @@ def test_every_problem_of_the_hosts_is_reported_with_its_remedy(lab: Lab, tmp_pa
         done = run_doctor(lab, str(hosts), *PORTS)
     assert done.returncode == 3, done.stdout + done.stderr
     problems = [line.removeprefix("problem: ") for line in done.stdout.splitlines() if line.startswith("problem: ")]
-    way_out = "open TCP ports 42000-42009 of h1 to {}, or choose another --port-range."
+    way_out = "allow TCP connections from {} to ports 42000-42009 of h1, or choose another --port-range."
     assert f"h2 -> h1 ({h1}:42004): refused: {way_out.format('h2')}" in problems
     assert f"h3 -> h1 ({h1}:42003): no answer within 3 s: {way_out.format('h3')}" in problems
     assert "h2: CartPole-v1 cannot be played there: ale_py is not installed." in problems
@@ -165,8 +165,9 @@ def test_a_launch_with_problems_is_refused_before_anything_starts_unless_preflig
         launching(lab, tmp_path / "run", *PORTS, "--workers", "2") as run,
     ):
         assert run.wait() == 3
-        route = f"h3 -> h2 ({lab.address('h2')}:42005): refused: open TCP ports 42000-42009 of h2 to h3, or choose"
-        assert run.complaint() == f"zmqrl: the run cannot start:\n  {route} another --port-range.\n"
+        route = f"h3 -> h2 ({lab.address('h2')}:42005): refused"
+        remedy = "allow TCP connections from h3 to ports 42000-42009 of h2, or choose another --port-range."
+        assert run.complaint() == f"zmqrl: the run cannot start:\n  {route}: {remedy}\n"
         assert not (run.files.path / "config.json").exists()
     eventually(lambda: nothing_left(lab), "the end of all probes", 15)
     with launching(lab, tmp_path / "run", "--iface", "eth9", "--insecure-plaintext") as run:

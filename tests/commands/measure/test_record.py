@@ -269,12 +269,19 @@ def test_a_game_longer_than_the_maximum_is_cut(tmp_path: Path, lamps: None, caps
         ("BrightLamp", "drawn: ValueError: render returned levels from 400 to 400, not from 0 to 255."),
         (
             "LargerLaterLamp",
-            "drawn: ValueError: render returned uint8 (26, 20, 3) after uint8 (13, 20, 3).",
+            "drawn: ValueError: render returned uint8 (26, 20, 3), but uint8 (13, 20, 3) at first.",
         ),
-        ("FloatLaterLamp", "drawn: ValueError: render returned float64 (13, 20, 3) after uint8 (13, 20, 3)."),
-        ("WideLaterLamp", "drawn: ValueError: render returned levels up to 0.235294, and then up to 80."),
+        (
+            "FloatLaterLamp",
+            "drawn: ValueError: render returned float64 (13, 20, 3), but uint8 (13, 20, 3) at first.",
+        ),
+        (
+            "WideLaterLamp",
+            "drawn: ValueError: render returned levels up to 0.235294 at first, and now 80: "
+            "use levels from 0 to 1, or from 0 to 255.",
+        ),
         ("NoneLaterLamp", "drawn: ValueError: render returned NoneType, not an array, in render_mode rgb_array."),
-        ("SlowLamp", "drawn: ValueError: its render_fps is 0.001."),
+        ("SlowLamp", "drawn: ValueError: its render_fps is 0.001, not from 0.1 to 1000."),
         ("EmptyLamp", "drawn: ValueError: render returned uint8 (0, 20, 3), not (height, width, 3)."),
         ("SpeedLamp", "drawn: ValueError: could not convert string to float: 'fast'."),
         ("RewardLottery", "recorded: it does not repeat a game for the same seed and actions."),

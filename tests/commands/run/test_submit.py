@@ -97,7 +97,7 @@ def test_a_run_is_submitted_followed_and_fetched(
     assert submitted.endswith(f"--chdir={there} --output={there}/first.log --nodes 4 --time 1:00:00")
     assert "--signal=B:USR1@180 --requeue" in submitted
     said = capsys.readouterr().out
-    assert f"submitted job 7 on login; run directory {run}, there {there}/first\n" in said
+    assert f"submitted job 7 on login; run directory: {run} here, {there}/first there\n" in said
     assert "time 0:00:01; speed 1,000 agent steps/s\n" in said
     assert "job 7: COMPLETED\n" in said
     assert {path.name for path in run.iterdir()} == {"submitted.json", "config.json", "metrics.jsonl", "summary.json"}

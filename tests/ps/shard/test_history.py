@@ -97,7 +97,7 @@ def test_a_history_ahead_of_the_store_means_that_state_is_lost(history: History,
         history.append(record(version, generation=generation), crc32=7)
     history.close()
     reopened = History(history.path)
-    with pytest.raises(LostState, match=f"version 3 of generation {generation} was made, but the newest .* is 2 of"):
+    with pytest.raises(LostState, match=f"has version 3 of generation {generation}, but the newest .* is 2 of"):
         reopened.recover(record(2), crc32=7)
     assert versions(history.path) == [1, 2, 3]
     reopened.close()
@@ -110,7 +110,7 @@ def test_a_version_that_a_rollback_undid_is_lost_state(history: History) -> None
     history.rewind(1, generation=2)
     history.close()
     reopened = History(history.path)
-    with pytest.raises(LostState, match="the rollback to generation 2 has undone version 3 of generation 1"):
+    with pytest.raises(LostState, match="is 3 of generation 1, which the rollback to generation 2 has undone"):
         reopened.recover(record(3), crc32=7)
     assert versions(history.path) == [1]
     reopened.recover(record(2, generation=2), crc32=7)

@@ -318,7 +318,7 @@ def test_a_stranger_is_refused_with_a_reason(tmp_path: Path) -> None:
             (
                 replace(cluster, layout=renamed),
                 0,
-                r"the layout here is \w{16}, but yours is \w{16}\.",
+                r"your layout is \w{16}, but the run has \w{16}: use the one in cluster\.json\.",
             ),
             (replace(cluster, run="other"), 0, r"shard \d at this address serves run \w+, not run other\."),
             (cluster, 5, r"rank 5 is not a member of this run\."),

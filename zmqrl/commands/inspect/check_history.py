@@ -60,15 +60,15 @@ def check(path: Path) -> dict[str, Any]:
     Raises UsageError if ``path`` is not a run directory.
     """
     directory = RunDirectory(path)
-    settings = read_object(directory.config, SETTINGS, "restore it, or use another run")
+    settings = read_object(directory.config, SETTINGS, "restore the file, or use another run")
     if settings is None:
         raise not_a_run(path)
     shards = settings.get("shards")
     if type(shards) is not int or not 1 <= shards <= MAX_SHARDS:
         problem = f"shards is not a number from 1 to {MAX_SHARDS}"
-        raise UsageError(f"{directory.config} is damaged: {problem}; restore it, or use another run.")
+        raise UsageError(f"{directory.config} is damaged: {problem}; restore the file, or use another run.")
     # If there is a left.json, shards may have made versions after the checkpoint that the summary describes.
-    ended = None if directory.left.exists() else read_object(directory.summary, SUMMARY, "remove it")
+    ended = None if directory.left.exists() else read_object(directory.summary, SUMMARY, "remove the file")
     # A live run may write checkpoints and lines at any time, so look for checkpoints first.
     kept, is_whole = checkpoints(directory.checkpoints), _has_all_lines(directory)
     histories: dict[int, list[Line]] = {}
@@ -192,7 +192,7 @@ def _unlike_checkpoint(
         led_to[shard] = [line for line in lines if line.version <= version]
         crc32 = zlib.crc32(encode(codec, np.frombuffer(state, "<f4", cut.count)).data)
         if is_whole and newest(lines) < version:
-            yield f"shard {shard}: the history ends at version {newest(lines)}, before {path.name}"
+            yield f"shard {shard}: the history ends at version {newest(lines)}, before the checkpoint {path.name}"
         elif any(line.crc32 != crc32 for line in lines if line.version == version):
             yield f"shard {shard}: {path.name} does not hold the weights that were published as version {version}"
     told = checkpoint.counters.get("contributions")

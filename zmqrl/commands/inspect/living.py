@@ -107,7 +107,7 @@ def state_of(host: str, pid: int | None) -> str | None:
 
 def exit_status_of(directory: RunDirectory) -> int:
     """The exit status of a run that has ended. Raises ClusterError if its supervisor left no summary."""
-    path, summary = directory.path, read_object(directory.summary, SUMMARY, "remove it")
+    path, summary = directory.path, read_object(directory.summary, SUMMARY, "remove the file")
     if summary is None:
         raise ClusterError(
             f"the supervisor of {path} died before the end of the run, or could not write {directory.summary.name}: "

@@ -44,7 +44,9 @@ def run(options: Options) -> int:
         sys.stdout.write(f"{server.url}\n")
         if ipaddress.ip_address(options.address).is_loopback:
             forward = f"ssh -L {server.port}:{options.address}:{server.port} THIS_MACHINE"
-            sys.stderr.write(f"from another machine: {forward}, and then the same address. Ctrl-C ends the page.\n")
+            sys.stderr.write(
+                f"on another machine, run `{forward}`, then open the same address. Ctrl-C ends the page.\n"
+            )
         else:
             sys.stderr.write(f"traffic with {options.address} is not encrypted: use ssh -L to protect the token.\n")
         sys.stdout.flush()

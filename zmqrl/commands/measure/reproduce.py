@@ -40,13 +40,16 @@ class Options:
     result: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RESULT")]
     """A run directory with an evaluation, such as benchmarks/results/cartpole."""
     by: By | None = None
-    """Limit to repeat. None: minutes if they ended the recorded run and its machine was equal, else agent steps."""
+    """Repeat the minutes or the agent steps of the recorded run.
+
+    None: minutes if they ended that run, and its machine was equal to this one. Otherwise agent steps.
+    """
     minutes: float | None = None
     """Stop the new run after this many minutes, even if the recorded run was longer. None: no such limit."""
     agent_steps: int | None = None
     """Stop the new run after this many agent steps, even if the recorded run was longer. None: no such limit."""
     run_dir: Path | None = None
-    """Directory of the new run. If it holds this run already, only judge it. None: runs/reproduced-NAME-DATE-TIME."""
+    """Directory of the new run. If that run has already ended, only judge it. None: runs/reproduced-NAME-DATE-TIME."""
     json: bool = False
     """Print one JSON object."""
 

@@ -55,7 +55,7 @@ def notes(measured: Measured) -> list[str]:
         f"component limit: {result.limit_steps_per_s:,.0f} agent steps/s",
         f"efficiency: {result.efficiency:.2f}{spread}",
         f"bare environment: {result.environment_steps_per_s:,.0f} agent steps/s; training reaches {share:.2f} of this",
-        f"alone: all workers at once; acting and gradient in batches of {facts['batch']}; {passes}{kept}",
+        f"alone: one part at a time on all workers; acting and gradient in batches of {facts['batch']}; {passes}{kept}",
         *(f"reference: {machine}" for machine in machines),
     ]
 

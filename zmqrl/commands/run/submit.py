@@ -85,7 +85,7 @@ def submit(arguments: list[str], config: Config) -> int:
         )
         run.mkdir(parents=True, exist_ok=True)
         job.write(run)
-        print_line(f"submitted job {job.job} on {job.host}; run directory {as_text(run)}, there {job.run_dir}")
+        print_line(f"submitted job {job.job} on {job.host}; run directory: {as_text(run)} here, {job.run_dir} there")
         if here.detach:
             print_line(f"  zmqrl attach {as_word(run)}  # show it, and fetch its files")
             return 0

@@ -82,16 +82,16 @@ class History:
             version, generation = self.last["version"], self.last.get("generation", 0)
             if generation >= record.generation:
                 raise LostState(
-                    f"version {version} of generation {generation} was made, but the newest version left is "
-                    f"{record.version} of generation {record.generation}"
+                    f"the history has version {version} of generation {generation}, but the newest version in the "
+                    f"state file is {record.version} of generation {record.generation}"
                 )
             self.rewind(record.version, record.generation)
         version = self.last_version or 0
         if version < record.version:
             if (undone := newest_rollback(self.path)) > record.generation:
                 raise LostState(
-                    f"the rollback to generation {undone} has undone version {record.version} of generation "
-                    f"{record.generation}, which is the newest version left"
+                    f"the newest version in the state file is {record.version} of generation {record.generation}, "
+                    f"which the rollback to generation {undone} has undone"
                 )
             if version + 1 < record.version or not record.ranks:
                 last_missing = record.version - bool(record.ranks)

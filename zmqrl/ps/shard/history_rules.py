@@ -113,7 +113,7 @@ def _faults(lines: Sequence[Line]) -> Iterator[str]:
         if line.view < view:
             yield f"{version} of view {line.view} comes after view {view}"
         if line.made_at < made_at:
-            yield f"{version} was made at the progress {line.made_at}, after {made_at}"
+            yield f"{version} was made at progress {line.made_at}, but an earlier version at {made_at}"
         if len(set(line.ranks)) < len(line.ranks):
             yield f"{version} used a rank twice: {ranks}"
         elif line.ranks != sorted(line.ranks):

@@ -129,7 +129,9 @@ class Roster:
                 f"{me.code!r}: install that version there, or join with --any-code if they are compatible.",
             )
         if hello.layout != me.layout:
-            return self._refuse("layout", f"the layout here is {me.layout}, but yours is {hello.layout}.")
+            return self._refuse(
+                "layout", f"your layout is {hello.layout}, but the run has {me.layout}: use the one in cluster.json."
+            )
         if hello.role == "supervisor":
             wrong = not hmac.compare_digest(hello.secret.encode(), me.secret.encode())
             return self._refuse("secret", "this is not the secret of the run's supervisor.") if wrong else None

@@ -442,9 +442,7 @@ class ShardServer:
         except OSError:
             self.log.warning("no new connection can be accepted: all descriptors of this process are in use")
         if false_names := self.reception.take_false_names():
-            self.log.warning(
-                "messages in the name of another rank or role than that of the sender's key: %s", false_names
-            )
+            self.log.warning("refused messages, because the sender's key is for another rank or role: %s", false_names)
 
 
 def _stop(*_: object) -> None:
