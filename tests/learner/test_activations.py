@@ -31,7 +31,7 @@ def played(name: str, compute: Compute = "float32", *, keeps_activations: bool =
     player.play(rollout)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.rand_like(parameter)
+            parameter.add_(0.1 * torch.rand_like(parameter))
     player.play(rollout)  # nothing of the first rollout may remain, and nothing of its parameters
     return model, rollout
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zmqrl.errors import UsageError, did_you_mean
-from zmqrl.learner.activations import PLAIN, Activations
+from zmqrl.learner.activations import PLAIN, Activations, Plain
 from zmqrl.learner.games import ActionSpace, BoxActions, EnvSpec
 from zmqrl.learner.plugin import load_model
 from zmqrl.learner.settings import NetworkConfig
@@ -110,14 +110,12 @@ class ConvPolicy(nn.Module):
         for conv, pool in zip(self.convs, self.pools, strict=True):
             assert isinstance(conv, nn.Conv2d)
             weight = layers.parameter(conv.weight, scale, self.dtype)
-            bias = None if conv.bias is None else layers.parameter(conv.bias, 1.0, self.dtype)
-            x = layers.conv(x, weight, bias, conv.stride, relu=not pool)
+            x = layers.conv(x, weight, self._bias(layers, conv.bias), conv.stride, relu=not pool)
             x = F.relu_(F.max_pool2d(x, 2)) if pool else x
             scale = 1.0
         x = x.permute(0, 2, 3, 1).flatten(1)
         weight = layers.parameter(self.hidden.weight, 1.0, self.dtype)
-        bias = None if self.hidden.bias is None else layers.parameter(self.hidden.bias, 1.0, self.dtype)
-        x = layers.linear(x, weight, bias, relu=self.hidden_relu)
+        x = layers.linear(x, weight, self._bias(layers, self.hidden.bias), relu=self.hidden_relu)
         x = x.to(self.actor.weight.dtype)
         return _with_log_std(self.actor(x), self.log_std), self.critic(x).squeeze(-1)
 
@@ -125,6 +123,9 @@ class ConvPolicy(nn.Module):
         """Convert parameters, computation and results to float64."""
         self.dtype = torch.float64
         return super().double()
+
+    def _bias(self, layers: Activations | Plain, bias: Tensor | None) -> Tensor | None:
+        return None if bias is None else layers.parameter(bias, 1.0, self.dtype)
 
 
 class VectorPolicy(nn.Module):
