@@ -51,7 +51,7 @@ PARAMETERS = 250_000
 WORKERS = 2
 COMPUTE_S = 0.01
 WITHIN_S = 60.0
-OPENED_AGAIN_AFTER_S = 5.0  # the shard closes connections that do not finish their handshake after the same time
+OPENED_AGAIN_AFTER_S = 5.0  # as long as the shard waits for the end of a handshake
 
 
 def _work(job: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from zmqrl.observe.drawing import COLOURS, STYLE
 from zmqrl.simulate import Scenario, simulate
 
 # DBA3C's best run: each update uses 60 of 64 workers and batches of 32 samples; 331 909 parameters.
-# A batch costs about 126 million multiplications and additions x 32 samples x 4 (act, forward, backward): 32 GFLOP,
+# A batch costs about 126 million multiply-adds x 32 samples x 4 (act 1, forward 1, backward 2): 32 GFLOP,
 # or 0.3 s at 100 GFLOP/s of 12 Haswell cores. The spread of this time is not published: we assume 15 %.
 DBA3C = Scenario(
     workers=60,

@@ -348,7 +348,7 @@ PROGRAMS = {
     "fork server": "zmqrl.hostd.fork_server",
 }
 
-# What the faults do, apart from the death of processes. Each effect can be noticed without knowledge of the faults.
+# What the faults do, apart from the death of processes. These effects are observed, not inferred from the faults.
 EFFECTS = (
     *("connections reset", "connections refused", "pieces held", "pieces delayed", "pieces cut in half"),
     *("full disk", "rollback", "resume"),

@@ -153,7 +153,7 @@ class Session:
 
     @property
     def lacks_workers(self) -> bool:
-        """Whether usage errors may have left too few workers. Some of them may have worked again since then."""
+        """Whether usage errors may have left too few workers. Some of these workers may be back."""
         needed = self.world.quorum if self.world.on_loss == "wait" else 1
         return self.world.ranks - len(self.misused) < needed
 

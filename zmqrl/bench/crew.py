@@ -20,7 +20,10 @@ ANSWER_WITHIN_S: Final = 300.0
 
 
 class Part(Protocol):
-    """What a process does in one variant. The arguments of a part are plain data. ``facts`` is for other parts."""
+    """What a process does in one variant. The arguments of a part are plain data.
+
+    ``facts`` is what the benchmark must know about the part, such as its port.
+    """
 
     facts: Facts
 

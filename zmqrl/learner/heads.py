@@ -28,7 +28,7 @@ class Head(Protocol):
         """The most probable actions (B, *shape)."""
 
     def drawn(self, outputs: Tensor, rng: np.random.Generator) -> np.ndarray:
-        """Random actions (B, *shape), computed in float64. Takes one number from ``rng`` per number of an action."""
+        """Random actions (B, *shape), computed in float64. Draws once from ``rng`` for each component of an action."""
 
 
 class Categorical:

@@ -345,7 +345,7 @@ class RunMetrics:
         return _by_rank({rank: self._wall_s - self._contributed_at_s[rank] for rank in self._members - held})
 
     def mean_score(self, games: int) -> float:
-        """Mean score of the last games. -inf until ``games`` games, and all that began with the run, have ended."""
+        """Mean score of the last games. -inf until ``games`` games and all of the run's first games have ended."""
         scores = self._fair_scores()
         return _mean(scores) if len(scores) >= games else -math.inf
 

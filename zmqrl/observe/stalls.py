@@ -165,9 +165,8 @@ class Stalls:
     """Finds stalls, and decides which processes to ask, and when.
 
     A version stalls when it takes longer than 5 s and longer than three times the usual time. The usual time is the
-    longest time for one version of an iteration, as a median over the last iterations. The first version of an
-    iteration can include a whole rollout, and a single stall does not change a median. Until the usual time is known,
-    the limit is 20 s.
+    median, over the last iterations, of the longest time for one version. The first version of an iteration can include
+    a whole rollout, and a single stall does not change a median. Until the usual time is known, the limit is 20 s.
 
     ``per_iteration`` is the number of versions learned from one rollout.
     """

@@ -61,7 +61,7 @@ class PageServer:
         The process then ends within ``CLOSE_WITHIN_S``, even if the thread of an answer hangs. The page runs at a low
         priority, so as not to slow down runs. Raises ClusterError if the server fails.
         """
-        import uvicorn  # a quarter of a second, which a run without a page does not need
+        import uvicorn  # takes 0.25 s, and only the page needs it
 
         from zmqrl.page.app import make_app
 

@@ -66,8 +66,8 @@ class Step:
 class Cycle(NamedTuple):
     """The work of a worker for one contribution. Times and ``spans`` (by name) are in seconds on the reference clock.
 
-    ``queued_s`` is the time for which the worker was ready but had no core, without waits for weights. None in older
-    recordings.
+    ``queued_s`` is the time for which the worker was ready but had no core, except during the wait for weights. None in
+    older recordings.
     """
 
     began: float
@@ -298,7 +298,7 @@ def _busy_s(timeline: Timeline, version: Version, rank: int, shard: int) -> floa
 
 
 def _late_for_all_s(timeline: Timeline, version: Version, shard: int) -> float:
-    """How many seconds later the slice for ``shard`` arrived than a worker's other slices: the least of all workers.
+    """The seconds by which a worker's slice for ``shard`` arrived after its other slices: the minimum over all workers.
 
     The slices of a worker share its link, so one of them always arrives last. The link explains a delay that is no
     longer than the time of all other slices together. If the link explains the delay of any worker, the result is 0.

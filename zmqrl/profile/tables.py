@@ -23,8 +23,8 @@ PREFIX = struct.Struct("<II")
 
 # Columns in _at_us are times on the process's monotonic clock. All columns in _us, and all spans, are in microseconds.
 COLUMNS: dict[str, tuple[str, ...]] = {
-    # A row of a worker for each contribution, from the end of the previous push to the end of its own push. For
-    # queued_us outside the span wait, the worker's thread was ready but had no core.
+    # A row of a worker for each contribution, from the end of the previous push to the end of its own push.
+    # queued_us is how long the worker's thread was ready but had no core, outside the span wait.
     "cycles": (
         "generation",
         "version",

@@ -6,7 +6,7 @@ names of its calls to the file ``log`` of the plan. The first process that reach
 kills itself.
 """
 
-import _pyio  # type: ignore[import-not-found]  # the library's own open in Python: each write is a call of os.write
+import _pyio  # type: ignore[import-not-found]  # the standard library's open in pure Python, which calls os.write
 import builtins
 import dataclasses
 import io

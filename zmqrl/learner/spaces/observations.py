@@ -40,8 +40,8 @@ class Vectors:
     def __call__(self, observation: Any) -> Vector:
         """The ``observation`` as a new vector.
 
-        Raises Unfit if a number is not finite, changes when converted to the integers of its space, or is not one of
-        its choices. The bounds of a Box do not matter.
+        Raises Unfit if a number is not finite, changes when converted to the integers of its space, or is not among
+        the choices of its space. The bounds of a Box do not matter.
         """
         vector = np.zeros(self.shape, np.float32)
         self._part.write(observation, vector)
