@@ -11,8 +11,8 @@ a process opens thousands of connections to the shard:
   handshake. The process opens each connection again after 5 s.
 
 Making a flood takes processor time, which another machine would spend in a real attack. So each flood is also sent to
-another, idle shard on this machine. The difference between the two rates is what
-the flood costs the run. Writes ``results.json`` into DIR.
+another, idle shard on this machine. The difference between the two rates is what the flood costs the run. Writes
+``results.json`` into DIR.
 """
 
 import argparse

@@ -59,8 +59,8 @@ CONVOLUTIONS = {
 class ConvPolicy(nn.Module):
     """Convolutions and one hidden layer, shared by actor and critic, and ``log_std`` for box actions.
 
-    The parameters are float32. With bfloat16, each forward pass makes bfloat16 copies of the parameters, except those
-    of actor and critic. After ``double()``, everything is float64. The hidden layer reads the output of the last
+    The parameters are float32. With bfloat16, a forward pass uses bfloat16 copies of the parameters, except those of
+    actor and critic. After ``double()``, everything is float64. The hidden layer reads the output of the last
     convolution in the order height, width, channel.
     """
 
