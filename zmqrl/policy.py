@@ -132,7 +132,7 @@ def _is_own(config: Config) -> bool:
 
 
 def _weights(root: Path, version: int | None) -> PolicyWeights:
-    """Read the weights of ``version`` from the checkpoints under ``root``, by default of the newest one."""
+    """Read the weights of ``version``, by default the newest one, from the checkpoints under ``root``."""
 
     def advice(whole: Path, _: object) -> str:
         return f"Checkpoint {whole.stem} is intact: use it with --checkpoint {int(whole.stem[1:])}."

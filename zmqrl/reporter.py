@@ -29,7 +29,7 @@ class Reporter:
     def played(self, games: list[Game], first_games: int) -> None:
         """Count a complete rollout, in which ``games`` ended.
 
-        ``first_games`` is the number of the worker's first games that have not ended yet.
+        ``first_games`` is the number of games that began with the worker and have not ended yet.
         """
         self.first_games = first_games
         self.agent_steps += self.steps_per_rollout

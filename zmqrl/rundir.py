@@ -16,7 +16,7 @@ from zmqrl.json_lines import open_file, open_regular
 from zmqrl.process_id import ProcessId
 
 LOCK = ".lock"
-DAEMON_LOCK = ".agent"  # host daemons of earlier versions lock this file too
+DAEMON_LOCK = ".agent"  # do not rename: host daemons of earlier versions lock this file
 OF_SHARDS = ("history", "state")
 UNFINISHED = ".*.json*.unfinished"  # temporary files that a process left because it was killed while writing
 ANOTHER = "choose another --run-dir"

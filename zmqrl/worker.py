@@ -89,8 +89,8 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
 def keeps_activations(config: Config, model: nn.Module, learner: Learner | NoLearner) -> bool:
     """Whether a worker keeps the activations from acting, and learns with them.
 
-    Not in asynchronous mode: slices of several versions are joined, so weights with the same number can differ. Not
-    with a subclass of our network, which may call its layers in another way.
+    Not in asynchronous mode: pulled weights join slices of several versions, so two pulls of the same version can
+    differ. Not with a subclass of our network, which may call its layers in another way.
     """
     return type(model) is ConvPolicy and learner.uses_whole_rollouts and config.mode == "sync"
 

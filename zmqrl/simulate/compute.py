@@ -9,7 +9,7 @@ import numpy as np
 from zmqrl.simulate.laws import Law
 
 CHUNK = 1024  # number of durations that are drawn at once
-STRIDE = 7919  # distance between the places at which ranks start in a shared recording
+STRIDE = 7919  # workers that replay the same recording start this many pieces apart
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,11 +33,11 @@ class TooLittleRecorded(UsageError):
 class RecordedRun:
     """A run to simulate. ``measured`` is the recorded rate in updates per second.
 
-    ``transfer_share`` is the share of the time of updates that transfers took.
+    ``transfer_share`` is the share of update time that transfers took.
     """
 
     def __init__(self, recording: Recording, timeline: Timeline, steps: Sequence[Step], scenario: Scenario) -> None:
-        """``scenario`` has the settings of the run. Hosts and costs are recorded. Raises TooLittleRecorded."""
+        """``scenario`` has the run's settings. Hosts and costs come from the recording. Raises TooLittleRecorded."""
         if not steps:
             raise TooLittleRecorded("no complete update was recorded.")
         self.measured = 1 / fmean(step.seconds for step in steps)
@@ -67,7 +67,10 @@ class RecordedRun:
         )
 
     def typical_rank(self) -> int:
-        """The rank with the median working time (of two, the faster). Stands in for a worker that the run lacked."""
+        """The rank with the median working time, or the faster of the middle two.
+
+        Stands in for a worker that the run lacked.
+        """
         ranks = sorted(self._cycles, key=lambda rank: fmean(each.worked_s for each in self._cycles[rank].values()))
         return ranks[(len(ranks) - 1) // 2]
 
@@ -84,10 +87,10 @@ class RecordedRun:
         )
 
     def delay(self, rank: int, queued: float) -> float:
-        """The time in the run queue that the processes of the run do not explain, in seconds per second on a core.
+        """A rank's time in the run queue that the run itself does not cause, in seconds per second on a core.
 
-        ``queued`` is the time that they explain, also per second on a core. Other programs or late task switches of the
-        kernel cause the rest.
+        ``queued`` is the time that the run causes, also per second on a core. Other programs or late task switches of
+        the kernel cause the rest.
         """
         cycles = self._cycles[rank].values()
         cpu_s, queued_s = fmean(each.cpu_s for each in cycles), fmean(each.queued_s or 0.0 for each in cycles)
@@ -160,8 +163,8 @@ def spread(items: Sequence[T], number: int) -> Sequence[T]:
 def _queued_share(recording: Recording, rank: int, cycles: Iterable[Cycle]) -> float:
     """Estimate the share of a worker's off-core working time in which the worker waited for a core.
 
-    Only recordings without queued_us need this estimate. It is too high, because it includes waits outside the work and
-    at the start of the process.
+    Only old recordings, without queued_us per cycle, need this estimate. It is too high, because it includes waits
+    outside the work and at the start of the process.
     """
     queued_s = sum(grown_s(each.table("machine"), "queued_us") for each in _of_rank(recording, rank))
     without_s = sum(max(0.0, cycle.worked_s - cycle.spans["straggle"] - cycle.cpu_s) for cycle in cycles)

@@ -83,7 +83,7 @@ def _setting(result: Result, name: str) -> object:
 
 
 def _busiest(result: Result) -> str:
-    """The greatest share of its bandwidth that a network card used in one direction, as text. Empty if not measured."""
+    """The share of bandwidth that the busiest direction of any network card used, as text. Empty if not measured."""
     return f"{max(max(use.outgoing, use.incoming) for use in result.nics):.0%}" if result.nics else ""
 
 

@@ -22,7 +22,7 @@ ASK_EVERY_S = 0.2
 ASK_AT_FIRST_EVERY_S = 0.05  # until the training time starts
 START_WITHIN_S = 60.0
 GREET_AGAIN_S = 2.0
-WANTED_AGAIN_S = 30.0  # time between a failed checkpoint and the next one that a follower asks for
+WANTED_AGAIN_S = 30.0  # for this long after a failed checkpoint, followers cannot request another
 STOP_WITHIN_S = 30.0
 
 
@@ -228,7 +228,7 @@ class SupervisorMachine:
             return []
         is_full = exited.is_full and self.state != "starting"
         if is_full:
-            self.shards.rollback_at = None  # a rollback waits, too
+            self.shards.rollback_at = None  # a rollback waits for space, too
         excused = process.role == "worker" and self._may_leave(process, exited.status, now)
         actions = self.processes.died(exited, now, excused=excused, is_full=is_full)
         hopeless = self.processes.hopeless

@@ -56,7 +56,7 @@ class Processes:
         self._start_at: dict[ProcessId, float] = {}
         self._heard_at: dict[ProcessId, float] = {}
         self._changed_at: dict[ProcessId, float] = {}  # when the process last started, died, came or left
-        self._outside: dict[ProcessId, bool] = {}  # by external worker that has come: whether it is here now
+        self._outside: dict[ProcessId, bool] = {}  # for each external worker seen so far: whether it is here now
         self._silence_told_at = 0.0
         self._used: dict[int, int] = {}  # by rank: the greatest number of contributions that any shard has used
 

@@ -80,8 +80,8 @@ def mend_histories(directory: RunDirectory, checkpoint: Checkpoint) -> tuple[int
     """Remove unreadable lines from the histories before the run continues from ``checkpoint``. Raises ClusterError.
 
     Returns the newest generation of the run, and sentences about problems in the histories. The run must continue in a
-    generation above all generations in the histories. Otherwise, a shard could mistake lines that this resume undoes
-    for versions that it has lost.
+    generation above all generations in the histories. Otherwise, a shard could believe that it has lost the versions
+    whose lines this resume undoes.
     """
     generation, news = checkpoint.generation, []
     for shard in range(checkpoint.layout.shards):

@@ -264,7 +264,7 @@ def _supervise(
     stages: Stages,
 ) -> int:
     console = LoggedConsole(screen, directory.log("supervisor"))
-    commit()  # for the summary
+    commit()  # cached for the summary: the files can change later
     supervisor = None
 
     def leave() -> None:

@@ -158,7 +158,7 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
 
 
 def _set_aside(history: Path) -> set[Path]:
-    """The originals of a history from which damaged lines were removed."""
+    """The original files that were kept when damaged lines were removed from a history."""
     return set(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
 
 

@@ -150,7 +150,7 @@ class Shards:
         return [action for shard in self.numbers for action in self.tell_stop(shard)]
 
     def repeat(self, view: View) -> list[e.Action]:
-        """Repeat the view or the last version to each shard that reports another one: a message may have been lost."""
+        """Resend the view or the end version to each shard that reports another: a message may have been lost."""
         actions: list[e.Action] = []
         for shard, stats in self.stats.items():
             if stats.view != view.id:

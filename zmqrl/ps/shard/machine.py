@@ -361,12 +361,12 @@ class ShardMachine:
         return [*actions, *self._milestones(), *self._close_if_complete(now), *self._tell_state(now)]
 
     def _commit_again(self, record: e.Record) -> list[e.Action]:
-        """Commit ``record`` with the newest version, so that a restarted process has the view and the last version."""
+        """Commit ``record`` with the newest version: a restarted process needs its ``view`` and ``stop``."""
         self.last = record
         return [e.CommitAgain(record)]
 
     def _tell_state(self, now: float) -> list[e.Action]:
-        """Publish the state of the shard, unless the shard is making a version, which will show the state."""
+        """Publish the state of the shard, unless it is making a version: that publication will show the state."""
         return [self._heartbeat(now)] if self.making is None else []
 
     # time

@@ -31,7 +31,7 @@ class Uint:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The maximum length, in characters of a string, bytes, or items of a list."""
+    """The maximum length: characters of a string, bytes of a byte string, or items of a list."""
 
     most: int
 

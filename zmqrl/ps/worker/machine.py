@@ -226,7 +226,7 @@ class WorkerMachine:
             return []  # no shard accepts contributions to the last version
         missing = [shard for shard in self.shards if low not in shard.payloads]
         if missing:
-            # Do not ask the lagging shards: at the start they do not publish before a quorum subscribes.
+            # Do not ask the lagging shards: at the start they publish their version once a quorum is present.
             return [action for shard in missing if shard.version > low for action in self._request(shard, low, now)]
         return self._hand_out(generation, [low] * len(self.shards))
 
