@@ -457,7 +457,7 @@ class Daemon:
         os.close(child.exit_fd)
         self._forget(child)
         self._orphans.died(child.mark, self._marks())
-        if self.why_end is None:  # otherwise, the launcher loses the whole host
+        if self.why_end is None:  # otherwise this daemon is ending, and the launcher takes its host as lost
             self._exited(child.name, status, None)
 
     def _forget(self, child: _Child) -> None:

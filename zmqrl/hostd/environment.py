@@ -29,7 +29,7 @@ from typing import Any
 PR_SET_PDEATHSIG = 1
 READY = "ready"  # the file that marks an environment as complete
 LINES_KEPT, LINES_TOLD = 30, 3  # of a failed command's output: lines with ERROR, or else the last ones
-WHEELS = "wheels"  # of an unfinished environment
+WHEELS = "wheels"  # a directory in an unfinished environment
 ANSWER_WITHIN_S = 60.0
 # Which wheels fit, in the words of `pip download`.
 FITS = (

@@ -33,7 +33,7 @@ class Sight:
     def is_past_python(self, before: "Sight") -> bool:
         """Whether the main thread runs no Python code.
 
-        Python code would have answered since ``before``, when the process was asked for its stack.
+        ``before`` is from when the process was asked for its stack. Python code would have answered since then.
         """
         return self.state in ("waiting", "blocked") or self.cpu_s - before.cpu_s >= BLOCKED_CPU_S
 

@@ -311,7 +311,7 @@ Event: TypeAlias = (
     | Seen
     | Making
     | Lacking
-    | Made  # a daemon sends all of these, or the program that makes an environment
+    | Made  # sent by a daemon, or by the program that makes an environment
 )
 
 REQUESTS: dict[str, type[Any]] = {

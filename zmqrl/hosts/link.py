@@ -62,7 +62,7 @@ class Link:
         self._words = bytearray()  # the standard error of the daemon, or of ssh
         self._printed, self._printed_bytes = b"", 0  # the last line that startup files printed, and the length of all
         self._has_answered = False
-        self._guard_is_here = False  # whether the command, such as `ip netns exec`, became the daemon's guard
+        self._guard_is_here = False  # whether the guard is in the command's process group, as with `ip netns exec`
         self._opened_at = self._heard_at = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class Link:
         self.send_line(h.encode(request))
 
     def send_line(self, line: bytes) -> None:
-        """Send a line to the program that makes an environment, like :meth:`send`."""
+        """Like :meth:`send`, but for any line, such as one for the program that makes an environment."""
         with self._sending:
             if self.process is None:
                 return

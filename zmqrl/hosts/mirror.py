@@ -42,8 +42,8 @@ class Mirror:
         self._listed_at = 0.0
         self._sizes: dict[str, dict[str, int]] = {}  # by host: file sizes in its last listing
         self._fetching: dict[str, str] = {}  # by host: the file that is being fetched
-        self._begun = False  # whether processes of this session write, so that their files replace ours
-        self._agrees: dict[tuple[str, str], bool] = {}  # before that, whether a host's history continues ours
+        self._begun = False  # whether processes of this session write files, which then replace ours
+        self._agrees: dict[tuple[str, str], bool] = {}  # until then, whether the file on a host continues ours
         self._stuck: set[str] = set()  # hosts whose files could not be written here since their last listing
         self._told: set[str] = set()  # unwritable folders that the user has been told about
         self._news: list[str] = []

@@ -137,7 +137,7 @@ def request() -> dict[str, Any]:
 
 
 def _required(package: str) -> list[str]:
-    """The names of the requirements of an installed package, for zmqrl with the extras that hosts can need."""
+    """The names of the requirements of an installed package. Those of zmqrl include the extras that hosts can need."""
     kept = ON_HOSTS if package == "zmqrl" else ()
     found = metadata.requires(package) or ()
     lines = [line for line in found if (extra := EXTRA.search(line)) is None or extra[1] in kept]

@@ -144,7 +144,7 @@ def _at(run: RunRecord, x: By, other: By, point: float) -> tuple[str, str]:
 def _round_points(*ends: float) -> list[float]:
     """About ``ROWS`` round positive numbers up to the largest of ``ends``, none of them close to one of ``ends``."""
     farthest = max(ends)
-    if farthest < 1e-9:  # a tenth of the smallest numbers is 0
+    if farthest < 1e-9:  # a tiny number divided by ROWS can be 0
         return []
     power = 10 ** math.floor(math.log10(farthest / ROWS))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * ROWS >= farthest * (1 - 1e-9))

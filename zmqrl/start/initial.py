@@ -27,8 +27,8 @@ class Preparation:
     """Checks the game of a run, and then draws the initial parameters. Use it in a ``with`` block.
 
     A separate process does both, so that this process can do other things, and needs neither torch nor the user's code.
-    The programs that the user's code starts end with the block. If this process has already imported torch, it does
-    both itself, and does not end such programs.
+    When the block ends, so do the programs that the user's code started. If this process has already imported torch, it
+    does both itself, and does not end such programs.
     """
 
     def __init__(self, config: Config, *, needs_cuda: bool = False) -> None:

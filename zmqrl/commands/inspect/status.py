@@ -122,7 +122,7 @@ def _process(process: Mapping[str, Any]) -> str:
     """A line about a process. Leaves out a normal state."""
     words = [] if process["pid"] is None else [f"process {process['pid']}"]
     told, presence = TOLD.get(process["state"] or ""), process.get("presence", "present")
-    if presence != "present" and process["state"] not in STATES_TOLD:  # these words also say for how long
+    if presence != "present" and process["state"] not in STATES_TOLD:  # the words of a presence also say for how long
         told = Presence.from_json(process).words()
     words += filter(None, [told])
     return f"{process['host']} {process['name']}" + (f" ({', '.join(words)})" if words else "")

@@ -80,8 +80,8 @@ def evaluate(
     """Play a game per seed, ``threads`` in parallel. Returns the result as ``--json`` prints it.
 
     ``on_game`` gets the last turn of each game at its end. ``ci95`` is the bootstrap interval of the mean. ``cut_off``
-    counts games that a time limit ended: their scores count, too. ``distinct`` counts different games: with greedy and
-    without sticky actions, seeds can give the same game.
+    counts games that a time limit ended: their scores count, too. ``distinct`` counts different games: without sticky
+    actions, greedy games of different seeds can be the same.
     """
     origin = provenance()
     played = play_games(policy, seeds, greedy=greedy, threads=threads, on_game=on_game)

@@ -12,7 +12,7 @@ from zmqrl.learner.games import EnvConfig
 if TYPE_CHECKING:
     from zmqrl.policy import Policy
 
-LONGEST = 100_000  # agent steps, because some environments have no time limit
+LONGEST = 100_000  # in agent steps. Some environments have no time limit
 ACTIONS = 1  # second part of the seed for actions, so that this seed differs from the game's
 
 

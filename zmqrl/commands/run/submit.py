@@ -40,7 +40,7 @@ class LoginOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class _Here(LoginOptions):
-    """The options of the command that the job does not get."""
+    """The options of `zmqrl launch` that are not passed on to the job."""
 
     ssh_config: Path | None = None
     sync: Literal["none", "wheel"] = "none"

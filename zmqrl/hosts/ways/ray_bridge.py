@@ -34,7 +34,7 @@ class Relay:
     """
 
     def __init__(self, words: list[str], name: str) -> None:
-        """Start ``words``, with the actor's Python if the node lacks their program.
+        """Start the command ``words``. The actor's Python replaces the first word if the node has no such program.
 
         The variable ``ZMQRL_NODE`` tells a host daemon the ``name`` of this node: one machine can have several.
         """
