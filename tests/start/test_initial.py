@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 from support.policy_rig import CARTPOLE
-from support.rig import is_alive
+from support.rig import file_size_limit, is_alive
 
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
@@ -155,3 +155,11 @@ def test_a_network_that_crashes_is_named(tmp_path: Path) -> None:
     (tmp_path / "user_code.py").write_text("import os\n\ndef net(*_):\n    os.abort()\n", encoding="utf-8")
     _, sentence = prepared(dataclasses.replace(CARTPOLE, model="user_code:net"), tmp_path)
     assert sentence == "--model user_code:net fails: the process that checks it ended (killed by SIGABRT)."
+
+
+def test_parameters_above_the_limit_of_file_sizes_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    with file_size_limit(1024):
+        _, found = prepared(CARTPOLE, tmp_path)
+    assert found == (
+        "cannot write the initial parameters to memory: File too large: raise the limit of file sizes (ulimit -f)."
+    )

@@ -13,7 +13,7 @@ import numpy as np
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.child_process import ChildEnded, ChildProcess
 from zmqrl.config import Config
-from zmqrl.errors import UsageError, require
+from zmqrl.errors import UsageError, refusal, require
 from zmqrl.hostd.guard import END
 from zmqrl.hostd.user_code import take_guard
 from zmqrl.learner.games import EnvSpec
@@ -123,7 +123,10 @@ def _answers(config: Config, memory: int, needs_cuda: bool) -> Iterator[dict[str
     if needs_cuda and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
     initial = initial_checkpoint(config, spec)
-    Path(f"/proc/self/fd/{memory}").write_bytes(initial.vector().tobytes())
+    try:
+        Path(f"/proc/self/fd/{memory}").write_bytes(initial.vector().tobytes())
+    except OSError as error:
+        raise UsageError(refusal(error, "the initial parameters to memory")) from error
     yield {"layout": initial.layout.to_json()}
 
 
