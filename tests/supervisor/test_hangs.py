@@ -154,7 +154,7 @@ def test_a_worker_that_hangs_in_its_imports_is_also_inspected(tmp_path: Path) ->
     place.mkdir()
     (place / "sitecustomize.py").write_text(HANGING_IMPORT)
     path = os.pathsep.join([str(place), str(TESTS), os.environ.get("PYTHONPATH", "")])
-    with running(tmp_path / "run", PYTHONPATH=path, HANG_IMPORT=str(blocks)) as run:
+    with running(tmp_path / "run", PYTHONPATH=path, HANG_IMPORT=str(blocks), ZMQRL_FORK="off") as run:
         run.wait_for(USUAL)
         blocks.touch()
         run.kill("worker", 0)
