@@ -295,7 +295,8 @@ def test_the_page_ends_at_once_when_it_is_interrupted(root: Path, number: signal
 
 
 HANGING = """
-import time
+import signal, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 from zmqrl.__main__ import main
 from zmqrl.page.runs import Runs
 

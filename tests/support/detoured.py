@@ -7,7 +7,7 @@ import json
 import os
 from typing import Any
 
-from zmqrl import cli
+from zmqrl.__main__ import main  # first, because it handles signals that arrive during other imports
 from zmqrl.supervisor.supervisor import Supervisor
 
 RANK, DETOURS = int(os.environ["DETOUR_RANK"]), json.loads(os.environ["DETOURS"])
@@ -24,4 +24,4 @@ def detoured(self: Supervisor, rank: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     Supervisor._worker_job = detoured  # type: ignore[method-assign]
-    cli.main()
+    main()

@@ -237,7 +237,8 @@ def launching(lab: Lab | None, path: Path, *options: str, hosts: str | None = No
     """Run ``zmqrl launch cartpole`` on ``hosts`` of ``lab``, by default on all. Leaving the block kills the launcher.
     Without a lab, each host is this machine under another name, with its own directory.
     """
-    by = ("--via", "env SLURMD_NODENAME={host}") if lab is None else ("--ssh-config", str(lab.ssh_config))
+    here = ("--via", "env SLURMD_NODENAME={host}", "--iface", "lo")
+    by = here if lab is None else ("--ssh-config", str(lab.ssh_config))
     where = ("-H", hosts or ",".join(lab.hosts if lab else ("h1", "h2")), *by)
     command = [sys.executable, "-m", "zmqrl", "launch", *where, "cartpole", "--run-dir", str(path), *QUICKLY, *options]
     with started(command, path, {}) as run:

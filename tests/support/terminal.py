@@ -33,7 +33,8 @@ class Terminal:
         return self.said
 
     def has_said(self, words: str) -> None:
-        eventually(lambda: words in self.read(), f"{words!r} on the terminal", WITHIN_S)
+        eventually(lambda: words in self.read() or self._has_ended(), f"{words!r} on the terminal", WITHIN_S)
+        assert words in self.said, f"ended without {words!r}:\n{self.said}"
 
     def type(self, keys: str) -> None:
         os.write(self._ours, keys.encode())

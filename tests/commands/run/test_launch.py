@@ -296,7 +296,7 @@ def test_the_stages_of_a_deployment_are_shown(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("ssh_to_here")
 def test_a_launch_on_a_terminal_shows_its_stages_until_the_panel_has_figures(tmp_path: Path) -> None:
     options = ("--workers", "1", "--shards", "1", "--updates", "30", "--run-dir", str(tmp_path / "run"))
-    with on_a_terminal("launch", "-H", "h1", "cartpole", *options) as terminal:
-        for words in ("starting: game (", "starting: game, connecting", "connecting 1/1, checking", "contributions"):
+    with on_a_terminal("launch", "-H", "h1", "--address", "h1=127.0.0.1", "cartpole", *options) as terminal:
+        for words in ("starting: game (", ", connecting", "contributions"):  # other stages can be too short to be drawn
             terminal.has_said(words)
         assert terminal.wait() == 0, terminal.said
