@@ -31,7 +31,7 @@ def test_after_damage_no_version_is_made_twice_even_if_no_worker_knows_of_the_lo
         run.signal(signal.SIGTERM)
         assert run.wait() == 130, run.said()
         run.files.assert_history_exact(run.files.summary()["updates"])
-    assert "state is lost: version" in run.files.log("shard-0")
+    assert "state is lost: the history has version" in run.files.log("shard-0")
 
 
 @pytest.fixture(scope="module")
