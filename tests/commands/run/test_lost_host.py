@@ -71,7 +71,7 @@ def test_a_host_that_cannot_be_reached_is_reported_as_unreachable_until_it_is_ba
         assert [(each["pid"], each["state"]) for each in found["processes"]] == [(None, "unreachable")] * 4
         shown = status._report(found)
         assert "h1 has been unreachable for " in shown
-        assert "h1 worker-1 (its host is unreachable)" in shown
+        assert "h1 worker-1 (its host has been unreachable for " in shown
         host.switch_on()
         run.wait_to_say("host h1 is back after ")
         run.wait_to_say("shard 1 is back at version")
