@@ -74,6 +74,11 @@ def test_the_policy_of_an_old_run_plays_the_same_games(run: Path, capsys: pytest
     }
 
 
+def test_an_old_run_keeps_every_rule(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["check-history", str(run)]) == 0
+    assert capsys.readouterr().out == "2 shards, 20 versions, no violations\n"
+
+
 @pytest.mark.slow
 def test_an_old_run_can_be_resumed(run: Path) -> None:
     options = ["--updates", "26", "--no-evaluator", "--trackers"]
