@@ -115,6 +115,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"profile": 0}, "--profile 0"),
     ({"seed": -1}, "--seed -1"),
     ({"seed": 2**70}, f"--seed {2**70}"),
+    ({"mode": "async", "envs": EnvConfig(normalize_observations=True)}, "--envs.no-normalize-observations"),
+    ({"mode": "async", "envs": EnvConfig(normalize_rewards=True)}, "--envs.no-normalize-rewards"),
     ({"consistent": True, "backups": 1}, "--consistent"),
     ({"consistent": True, "quorum": 1}, "--consistent"),
     ({"consistent": True, "external_workers": 1}, "--external-workers"),

@@ -383,6 +383,11 @@ class Config:
             "--mode async cannot be combined with --backups, --quorum or --consistent: remove them.",
         )
         require(
+            self.mode == "sync" or not (self.envs.normalize_observations or self.envs.normalize_rewards),
+            "--mode async cannot keep running statistics, because workers would change the same ones at once: "
+            "use --envs.no-normalize-observations --envs.no-normalize-rewards.",
+        )
+        require(
             not self.consistent or (self.backups == 0 and k == self.workers),
             f"--consistent needs --backups 0 and K = N, but b = {self.backups} and K = {k}.",
         )
