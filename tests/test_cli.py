@@ -84,6 +84,7 @@ BAD_INPUT: list[tuple[str, str]] = [
     ("--env-arg size", "--env-arg size: must be NAME=VALUE"),
     ("--env Pendulum-v1 --env-arg size=3", "Pendulum-v1 does not start"),
     ("--env Pendulum-v1 --env-arg g=1 --env-arg g=2", "g already has a value"),
+    ("--env Pendulum-v1 --env-arg g={[1]:2}", "--env-arg g={[1]:2}: the value must be a Python literal"),
     ("--env Pendulum-v1 --wrapper no_such_module:f", "cannot import no_such_module"),
     ("--env Pendulum-v1 --model small", "use mlp for vectors, or --envs.images"),
     ("--env ALE/Pong-v5 --model small --envs.normalize-observations", "--envs.normalize-observations"),

@@ -110,7 +110,7 @@ class EnvConfig:
             require(name not in found, f"--env-arg {text}: {name} already has a value. Give it once.")
             try:
                 found[name] = ast.literal_eval(value)
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
+            except (TypeError, ValueError, SyntaxError, MemoryError, RecursionError):
                 if not TEXT.fullmatch(value):
                     raise UsageError(
                         f"--env-arg {text}: the value must be a Python literal, such as 3, 0.5, True or 'text'."
