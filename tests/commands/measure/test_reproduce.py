@@ -99,6 +99,13 @@ def test_the_directory_of_another_run_is_refused(result: Path, tmp_path: Path) -
         cli.run(["reproduce", str(result), "--run-dir", str(other)])
 
 
+def test_a_result_is_not_compared_with_itself(result: Path) -> None:
+    before = (result / "evaluation.json").read_bytes()
+    with pytest.raises(UsageError, match=r"result is the recorded result itself: choose another directory"):
+        cli.run(["reproduce", str(result), "--run-dir", str(result.parent / "." / "result")])
+    assert (result / "evaluation.json").read_bytes() == before
+
+
 def test_an_interrupted_repetition_is_not_judged(result: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     assert cli.run(["reproduce", str(result), "--run-dir", str(again)]) == 0

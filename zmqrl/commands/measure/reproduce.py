@@ -67,6 +67,10 @@ def run(options: Options) -> int:
     here = provenance()
     by = options.by or default_axis(recorded, (here["cpu"], here["cores"]))
     run_dir = options.run_dir or new_path(f"reproduced-{recorded.record.name}")
+    require(
+        run_dir.resolve() != options.result.resolve(),
+        f"--run-dir {run_dir} is the recorded result itself: choose another directory.",
+    )
     config = rerun_config(recorded, evaluated, by, run_dir, limits)
     with prints_to_stderr() if options.json else contextlib.nullcontext():
         if status := _train(config, run_dir):
