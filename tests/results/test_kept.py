@@ -58,6 +58,10 @@ def refusal(path: Path) -> str:
             {"evaluation": {"version": 60, "mean": 1.0}},
             "has no evaluation with an interval: write one with `zmqrl eval",
         ),
+        (
+            {"evaluation": {"version": 60, "mean": 5.0, "episodes": 1, "ci95": [5.0, 5.0], "scores": [5.0]}},
+            "has no evaluation with an interval: write one with `zmqrl eval",
+        ),
         ({"evaluation": {"version": 60, "mean": 1.0, "scores": "5"}}, "is damaged: scores is not a list in which each"),
     ],
 )

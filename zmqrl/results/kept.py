@@ -144,7 +144,7 @@ def _doubt(evaluation: Evaluation, games: Mapping[str, Any], summary: Mapping[st
 
 
 def _newest_evaluation(path: Path, limits: Limits) -> dict[str, Any]:
-    """The evaluation of the highest version, with the 95 % interval if it has several scores. Empty if there is none.
+    """The evaluation of the highest version, with the 95 % interval if it has several games. Empty if there is none.
 
     If any are within ``limits``, only these count. Of two of the same version, the one in ``evaluation.json`` counts.
     """
@@ -153,6 +153,8 @@ def _newest_evaluation(path: Path, limits: Limits) -> dict[str, Any]:
     within = [each for each in found if limits.allow(each.get("wall_s", 0.0), each.get("agent_steps", 0))]
     newest = max(within or found, key=lambda each: each["version"], default={})
     scores = newest.get("scores", [])
+    if newest.get("episodes", len(scores)) == 1:
+        return {name: value for name, value in newest.items() if name != "ci95"}
     return newest | ({"ci95": mean_interval(scores)} if "ci95" not in newest and len(scores) > 1 else {})
 
 
