@@ -1,9 +1,11 @@
 """The plan of a repetition, and the verdict about it."""
 
 import dataclasses
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from support.result_rig import write_result
 
 from zmqrl.config import Config
 from zmqrl.observe.records import Evaluation
-from zmqrl.results.bootstrap import difference_interval, mean_interval
+from zmqrl.results.bootstrap import RESAMPLES, difference_interval, mean_interval
 from zmqrl.results.kept import NO_LIMITS, Limits, Result, reproducible
 from zmqrl.results.rerun import By, default_axis, judge, rerun_config
 
@@ -52,6 +54,19 @@ def test_the_bootstrap_moves_with_the_scores(scores: list[float], shift: float) 
     assert mean_interval([score + shift for score in scores]) == pytest.approx([low + shift, high + shift])
     below, above = difference_interval(scores, scores)
     assert below <= 0 <= above
+
+
+def test_the_interval_of_many_games_needs_little_memory() -> None:
+    scores = np.random.default_rng(0).normal(size=2000)
+    expected = np.random.default_rng(0).choice(scores, (RESAMPLES, len(scores))).mean(axis=1)
+    tracemalloc.start()
+    try:
+        found = mean_interval(scores.tolist())
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == np.percentile(expected, [2.5, 97.5]).tolist()
+    assert peak_bytes < 60e6, "all resamples at once take 320 MB"
 
 
 def test_a_verdict_needs_no_games() -> None:

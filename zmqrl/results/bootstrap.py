@@ -1,11 +1,13 @@
 """The percentile bootstrap of a mean score (Efron and Tibshirani 1993, chapter 13), with a fixed seed. Pure."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-RESAMPLES = 10_000
+RESAMPLES: Final = 10_000
+AT_ONCE: Final = 1_000_000  # scores that are drawn at a time, to limit the memory
 
 
 def mean_interval(scores: Sequence[float]) -> list[float]:
@@ -21,8 +23,9 @@ def difference_interval(scores: Sequence[float], others: Sequence[float]) -> lis
 
 def _resampled_means(scores: Sequence[float], rng: np.random.Generator) -> NDArray[np.float64]:
     known = np.asarray(scores, dtype=np.float64)
-    means: NDArray[np.float64] = rng.choice(known, (RESAMPLES, len(known))).mean(axis=1)
-    return means
+    rows = max(1, AT_ONCE // len(known))
+    counts = [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]
+    return np.concatenate([rng.choice(known, (count, len(known))).mean(axis=1) for count in counts])
 
 
 def _interval(means: NDArray[np.float64]) -> list[float]:
