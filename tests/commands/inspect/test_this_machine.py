@@ -81,7 +81,7 @@ def test_what_prevents_a_run_is_a_problem(
     monkeypatch.setitem(EXTRAS, "video", {"imageio": "no_such_module"})
     real = probe.facts
     monkeypatch.setattr(probe, "facts", lambda work: real(work) | {"disk_bytes": 5e6, "open_files": 60})
-    monkeypatch.setattr(this_machine, "_game_error", lambda config: "no ROM")
+    monkeypatch.setattr(this_machine, "_errors", lambda config: {"game_error": "no ROM", "network_error": None})
     status, found = doctor(capsys, "--page", "--recorder")
     assert status == 3
     problems = "\n".join(found["problems"])
@@ -91,6 +91,18 @@ def test_what_prevents_a_run_is_a_problem(
     assert "--recorder needs imageio: run " in problems
     assert "--page needs starlette: run " in problems
     assert len(found["problems"]) == 5
+
+
+def test_a_network_that_does_not_fit_the_game_is_a_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    status, found = doctor(capsys, "--model", "narrow")
+    assert status == 3
+    (problem,) = found["problems"]
+    assert problem.startswith("this machine: model 'narrow' does not fit observations of shape (4,)")
+
+
+def test_a_schedule_without_an_end_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match=r"--schedule\.minutes"):
+        doctor(capsys, "--optimizer.final-learning-rate", "0")
 
 
 def test_invalid_settings_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,7 @@ def run(options: Options, config: Config) -> int:
     hosts = reach.hosts
     with prints_to_stderr():
         check(config, hosts)
+        config = config.with_schedule()
         with Preparation(config) as preparation:
             preparation.flavour()  # checks the game
             reach = options.bring(reach, _say)

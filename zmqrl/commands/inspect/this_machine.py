@@ -30,6 +30,7 @@ HERE: Final = "this machine"
 def run(config: Config, *, json: bool) -> int:
     """Check this machine. Returns 0 if the run can start, and 3 if not."""
     config.check()
+    config = config.with_schedule()
     with prints_to_stderr():
         facts = facts_of(config)
         found, torch = resources(facts["busy_cores"]), torch_build()
@@ -60,20 +61,24 @@ def facts_of(config: Config) -> dict[str, Any]:
     return {
         "work": str(work),
         **probe.facts(str(work)),
-        "game_error": _game_error(config),
+        **_errors(config),
         "clock_ahead_s": None,
         "cuda": probe.sees_cuda() if config.device == "cuda" else None,
     }
 
 
-def _game_error(config: Config) -> str | None:
-    """Why the game cannot be played here, or None."""
+def _errors(config: Config) -> dict[str, str | None]:
+    """Why the game cannot be played here, and why the network or the loss cannot be used. None: no reason."""
+    found: dict[str, str | None] = {"game_error": None, "network_error": None}
+    name = "game_error"
     try:
         with Preparation(config) as preparation:
             preparation.flavour()
+            name = "network_error"
+            preparation.checkpoint()
     except UsageError as error:
-        return str(error).rstrip(".")
-    return None
+        found[name] = str(error).rstrip(".")
+    return found
 
 
 def verdict_of(config: Config, facts: Mapping[str, Any], found: Resources, torch: TorchBuild) -> Verdict:
@@ -81,6 +86,8 @@ def verdict_of(config: Config, facts: Mapping[str, Any], found: Resources, torch
     placement = place_run(config, [Host(name=HERE)], {HERE: CORES})
     judged = judge(Survey(facts={HERE: {**facts, "busy_cores": None}}), config, placement)  # `advice` reports them
     problems = list(judged.problems)
+    if facts["network_error"] is not None:
+        problems.append(f"{HERE}: {facts['network_error']}.")
     for check in (check_here, check_extras):
         try:
             check(config)
