@@ -413,6 +413,16 @@ def test_wrappers_apply_in_their_order_and_are_named_in_the_flavour(register: An
             "returned a value of type NoneType: it must return an environment of Gymnasium.",
         ),
         ("gymnasium.wrappers:TransformAction", "fails: TypeError: "),
+        (
+            "gymnasium.wrappers:NormalizeObservation",
+            "makes a NormalizeObservation, whose statistics differ from game to game and are not in checkpoints: use "
+            "--envs.normalize-observations.",
+        ),
+        (
+            "gymnasium.wrappers:NormalizeReward",
+            "makes a NormalizeReward, whose statistics differ from game to game and are not in checkpoints: use "
+            "--envs.normalize-rewards.",
+        ),
     ],
 )
 def test_a_wrapper_that_cannot_be_used_is_named(register: Any, wrapper: str, sentence: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec as Registered
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
 from zmqrl.errors import UsageError, blaming, load_function, require
 from zmqrl.learner.games import EnvConfig, EnvSpec, Scores, Step, game_seeds
@@ -14,6 +15,11 @@ from zmqrl.learner.spaces.observations import NUMBERS, VALUE_SHOWN, Images, Unfi
 from zmqrl.local.extras import install_command
 
 GYMNASIUM_EXTRAS = ("box2d", "mujoco")  # the extras that zmqrl and Gymnasium both have
+# Wrappers with statistics of one game each, which checkpoints do not contain, and the option to use instead.
+STATISTICS: dict[type[Any], str] = {
+    NormalizeObservation: "--envs.normalize-observations",
+    NormalizeReward: "--envs.normalize-rewards",
+}
 LARGEST = float(np.finfo(np.float32).max)
 OLDER_API = (
     "cannot be played: it has the API of Gym before 0.26: reset(seed=, options=) must return (observation, info), and "
@@ -187,6 +193,12 @@ def _wrapped(env: gymnasium.Env[Any, Any], wrapper: str) -> gymnasium.Env[Any, A
         isinstance(wrapped, gymnasium.Env),
         f"{blame} returned a value of type {type(wrapped).__name__}: it must return an environment of Gymnasium.",
     )
+    for kind, option in STATISTICS.items():
+        require(
+            not isinstance(wrapped, kind),
+            f"{blame} makes a {kind.__name__}, whose statistics differ from game to game and are not in checkpoints: "
+            f"use {option}.",
+        )
     return wrapped  # type: ignore[no-any-return]
 
 
