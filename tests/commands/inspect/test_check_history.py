@@ -209,6 +209,19 @@ def test_shards_in_asynchronous_mode_can_end_at_different_versions(tmp_path: Pat
     }
 
 
+def test_late_contributions_of_the_summary_count_unless_an_older_zmqrl_wrote_the_lines(tmp_path: Path) -> None:
+    old, new = whole(), whole()
+    for lines in new:
+        for each in lines:
+            each["totals"] = [2 * each["version"], each["version"], 0, 0]
+    for lines in (*old, *new):
+        lines[-1] |= {"late": 0} | ({"totals": [24, 11, 0, 0]} if "totals" in lines[-1] else {})
+    assert violations(ended(tmp_path / "old", old)) == []
+    assert violations(ended(tmp_path / "new", new)) == [
+        "summary.json counts 24 contributions as late, but the histories count 22"
+    ]
+
+
 def test_totals_that_are_not_the_sum_of_the_lines_are_reported(tmp_path: Path) -> None:
     histories = [
         [each | {"totals": [2 * each["version"], each["version"], 0, 0]} for each in lines] for lines in whole()
@@ -352,7 +365,7 @@ def test_the_command_prints_violations_and_exits_with_1_if_there_are_any(
 ) -> None:
     path, bad = ended(tmp_path / "run", whole()), whole()
     drop(4)(bad[1])
-    other = ended(tmp_path / "other", bad, used=46)
+    other = ended(tmp_path / "other", bad)
     assert cli.run(["check-history", str(path)]) == 0
     assert capsys.readouterr().out == "2 shards, 12 versions, no violations\n"
     assert cli.run(["check-history", str(other), "--json"]) == 1
