@@ -221,7 +221,7 @@ def test_a_video_is_sent_in_the_ranges_that_the_browser_asks_for(page: ServedPag
 def test_a_log_is_followed_line_by_line(page: ServedPage, root: Path) -> None:
     log = root / "seed-2" / "logs" / "worker-0.log"
     first = page.json("log", run="seed-2", process="worker-0")
-    assert first == {"process": "worker-0", "from": 0, "to": 8, "lines": ["one", "two"]}
+    assert first == {"process": "worker-0", "from": 0, "to": 8, "lines": ["one", "two"], "rest": "thr"}
     assert page.json("log", run="seed-2", process="worker-0", after=8)["lines"] == []
     with log.open("a") as file:
         file.write("ee\nfour\n")
