@@ -100,6 +100,7 @@ def test_a_flood_of_lines_is_shown_before_the_window_ends(monkeypatch: pytest.Mo
         (["one", "two", "three"], "one,three,two"),
         (["10.0.0.1", "10.0.0.2"], "10.0.0.1,10.0.0.2"),
         ([f"h{number}" for number in range(0, 20, 2)], "h0,h2,h4,h6 and 6 more"),
+        pytest.param(["h" + "1" * 5000], "h" + "1" * 5000, id="too many digits for a number"),
     ],
 )
 def test_names_are_shown_as_ranges(names: list[str], shown: str) -> None:

@@ -12,7 +12,7 @@ from support.record_rig import row, run_directory, summary
 from zmqrl.errors import UsageError
 from zmqrl.observe.curves import GRID_POINTS, curve, grouped, outcome_shares, smoothed
 from zmqrl.observe.forms import ROW, readable_lines
-from zmqrl.observe.records import RunRecord, differing, merged, read_runs
+from zmqrl.observe.records import RunRecord, differing, flat, merged, read_runs
 
 FIGURE = "a number from -1e110 to 1e110, null, or an object of these"
 COUNTS = "an object in which each value is a whole number from 0 to 1e110"
@@ -373,3 +373,11 @@ def test_merged_rows_of_a_run_of_older_code_have_equal_weights() -> None:
     assert (found["value_loss"], found["policy_loss"]) == (3.0, -0.01)
     assert "gradients" not in found
     assert merged([row(1)])["policy_loss"] is None
+
+
+def test_settings_are_flat_however_deep_their_file_is() -> None:
+    assert list(flat({"a": {"b": {}, "c": {"d": 1}, "e": 2}, "f": [3]})) == [("a.c.d", 1), ("a.e", 2), ("f", [3])]
+    deep: dict[str, Any] = {"x": 1}
+    for _ in range(5000):
+        deep = {"a": deep}
+    assert list(flat(deep)) == [("a." * 5000 + "x", 1)]

@@ -1,6 +1,7 @@
 """The page in a real browser: Chromium without a window, driven by Playwright."""
 
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -205,6 +206,25 @@ def test_a_row_that_a_run_writes_is_shown(page: "Page", root: Path) -> None:
         directory.release()
 
 
+def test_the_first_run_of_an_empty_directory_is_drawn_as_it_grows(page: "Page", tmp_path: Path) -> None:
+    with served_page(tmp_path) as served:
+        visit = page.context.new_page()
+        try:
+            visit.set_default_timeout(1e3 * WITHIN_S)
+            visit.goto(served.url)
+            visit.get_by_text("0 runs, 0 running").wait_for()
+            run = run_directory(tmp_path / "first", [row(1)])
+            visit.wait_for_selector("#chart-score canvas")
+            dots = "document.querySelector('#chart-score .plot').plot.series[1].points.show()"
+            assert visit.evaluate(dots) is True  # a line needs two points
+            with (run / "metrics.jsonl").open("a") as file:
+                file.writelines(json.dumps(row(second)) + "\n" for second in range(2, 9))
+            hurry(visit)
+            visit.wait_for_function(f"() => {dots} === false")
+        finally:
+            visit.close()
+
+
 def test_a_video_plays_beside_the_score_at_its_minute(page: "Page") -> None:
     show(page, "#/run?run=pong-1")
     page.get_by_role("button", name="minute 1.0").click()
@@ -249,6 +269,74 @@ def test_a_log_follows_the_process(page: "Page", root: Path) -> None:
     page.get_by_label("process").select_option("worker-0")
     log.get_by_text("<b>of the worker</b>").wait_for()  # text, not HTML
     assert log.locator("b").count() == 0
+
+
+def test_the_last_line_of_a_log_is_shown_before_it_ends(page: "Page", root: Path) -> None:
+    path = root / "pong-2" / "logs" / "worker-0.log"
+    path.parent.mkdir()
+    path.write_text("begun\nout of mem")
+    show(page, "#/run?run=pong-2&tab=logs")
+    lines = page.get_by_role("log").locator("div")
+    lines.get_by_text("out of mem").wait_for()
+    with path.open("a") as file:
+        file.write("ory\nend")
+    hurry(page)
+    lines.get_by_text("end", exact=True).wait_for()
+    assert lines.all_inner_texts() == ["begun", "out of memory", "end"]
+
+
+def test_new_times_do_not_move_what_the_user_has_scrolled(page: "Page", root: Path) -> None:
+    page.set_viewport_size({"width": 400, "height": 800})
+    try:
+        show(page, "#/run?run=pong-1&tab=timing")
+        page.wait_for_selector(".strip")
+        place = "document.querySelector('.strip').parentElement"
+        page.evaluate(
+            f"() => {{ const place = {place}; place.scrollLeft = 50; place.focus(); place.dataset.old = 'yes'; }}"
+        )
+        os.utime(next((root / "pong-1" / "profile").iterdir()), (1e9, 1e9))
+        hurry(page)
+        page.wait_for_function(f"() => !{place}.dataset.old")
+        assert page.evaluate(f"[{place}.scrollLeft, {place} === document.activeElement]") == [50, True]
+    finally:
+        page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_a_request_without_a_good_answer_is_told_until_it_has_one(page: "Page") -> None:
+    """The answers to other requests do not hide it."""
+    visit = page.context.new_page()  # errors of other pages are not collected
+    try:
+        visit.set_default_timeout(1e3 * WITHIN_S)
+        visit.goto(page.url.partition("#")[0])
+        visit.wait_for_selector("#chart-score canvas")
+
+        def told(text: str) -> None:
+            """Wait until the status line has this text."""
+            visit.wait_for_function("(text) => document.getElementById('status').textContent === text", arg=text)
+
+        told("live")
+        visit.route("**/api/charts*", lambda route: route.fulfill(status=500, body="no charts today"))
+        hurry(visit)
+        told("no charts today")
+        visit.evaluate(
+            """() => {
+                const status = document.getElementById("status");
+                window.told = [];
+                new MutationObserver(() => told.push(status.textContent)).observe(status, { childList: true });
+            }"""
+        )
+        for _ in range(3):
+            with visit.expect_response("**/api/runs*"):
+                hurry(visit)
+        visit.unroute("**/api/charts*")
+        hurry(visit)
+        told("live")
+        assert visit.evaluate("told") == ["live"]
+        visit.route("**/api/charts*", lambda _: None)  # as if the connection were cut
+        hurry(visit)
+        told("no answer yet: the figures may be old")
+    finally:
+        visit.close()
 
 
 def test_the_settings_of_two_runs_are_side_by_side(page: "Page") -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqrl.page import following
-from zmqrl.page.following import follow
+from zmqrl.page.following import TAIL_BYTES, follow
 
 
 @given(st.lists(st.binary(max_size=40), max_size=30))
@@ -44,7 +44,31 @@ def test_a_log_that_became_shorter_is_read_again(tmp_path: Path) -> None:
     path.write_text("of the first session\n" * 10)
     after = follow(path, None)["to"]
     path.write_text("of the second session\n")
-    assert follow(path, after) == {"from": 0, "to": 22, "lines": ["of the second session"]}
+    assert follow(path, after) == {"from": 0, "to": 22, "lines": ["of the second session"], "rest": ""}
+
+
+def test_the_last_line_is_shown_even_if_it_has_no_end(tmp_path: Path) -> None:
+    """A process that dies, or a progress bar, leaves such a line."""
+    path = tmp_path / "log"
+    path.write_text("one\nout of mem")
+    assert follow(path, None) == {"from": 0, "to": 4, "lines": ["one"], "rest": "out of mem"}
+    with path.open("a") as file:
+        file.write("ory\n")
+    assert follow(path, 4) == {"from": 4, "to": 18, "lines": ["out of memory"], "rest": ""}
+    path.write_text("x" * 2 * TAIL_BYTES)
+    assert follow(path, None)["rest"] == "x" * TAIL_BYTES
+
+
+def test_a_reader_that_is_far_behind_continues_near_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log may grow faster than the page asks for it."""
+    for name, size in (("TAIL_BYTES", 20), ("MOST_BYTES", 40), ("MOST_BEHIND", 80)):
+        monkeypatch.setattr(following, name, size)
+    path = tmp_path / "log"
+    path.write_text("".join(f"line {number:03}\n" for number in range(12)))
+    assert follow(path, 108 - 81)["lines"] == ["line 010", "line 011"]
+    near = follow(path, 108 - 80)
+    assert (near["from"], near["to"]) == (28, 63)  # the next answers continue there
+    assert follow(path, 63)["lines"][0] == "line 007"
 
 
 def test_an_endless_line_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

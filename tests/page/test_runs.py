@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -64,6 +66,49 @@ def test_the_state_of_a_run_follows_from_its_files(root: Path, living: RunDirect
     for name in ("config.json", "metrics.jsonl"):
         os.utime(root / "pong" / "deep" / name, long_ago)
     assert runs.state("pong/deep") == "killed"
+
+
+def test_a_run_on_another_cluster_is_submitted_until_its_summary_is_copied(root: Path) -> None:
+    directory = RunDirectory(root / "pong" / "deep")
+    directory.submitted.write_text("{}")
+    os.utime(directory.metrics, (1e9, 1e9))
+    os.utime(directory.config, (1e9, 1e9))
+    assert Runs(root).state("pong/deep") == "submitted"
+    directory.summary.write_text(json.dumps(summary()))
+    assert Runs(root).state("pong/deep") == "ended"
+
+
+def test_a_clock_that_was_set_back_does_not_make_an_old_run_start(root: Path) -> None:
+    in_future = (time.time() + 1e6,) * 2
+    for name in ("config.json", "metrics.jsonl"):
+        os.utime(root / "pong" / "deep" / name, in_future)
+    assert Runs(root).state("pong/deep") == "killed"
+
+
+def test_nothing_is_kept_about_runs_that_are_gone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs_module, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(runs_module, "LOOK_SHARE", 0)
+    runs = Runs(root)
+    first = {name: (runs.record(name), runs.overview(name)) for name in runs.found()}
+    (root / "pong" / "deep").rename(root / "pong" / "renamed")
+    assert {*runs.found()} == {"ended", "pong/renamed"}
+    assert not [key for key in runs._kept if "deep" in str(key)]
+    assert runs.record("ended") is first["ended"][0]
+
+
+@pytest.mark.parametrize(
+    "stall",
+    [
+        {"awaited": []},
+        {"version": 1, "waited_s": 10**400, "awaited": []},
+        {"version": 1, "waited_s": 9.0, "awaited": [{"process": 5, "doing": None}]},
+    ],
+    ids=["incomplete", "too long", "no process"],
+)
+def test_a_damaged_stall_is_not_shown(root: Path, living: RunDirectory, stall: dict[str, Any]) -> None:
+    living.stalled.write_text(json.dumps(stall))
+    shown = Runs(root).details("living")
+    assert (shown["state"], shown["stalled"]) == ("running", None)
 
 
 def test_a_run_whose_supervisor_is_gone_is_killed_and_its_lock_is_left_alone(
@@ -240,3 +285,16 @@ def test_the_end_of_a_failed_run_names_the_first_failure_of_its_last_session(roo
     failure = Runs(root).details("failed")["failure"]
     assert failure == "worker-3 died\nThe first to fail was shard-1 on h2\n  | disk full"
     assert Runs(root).details("ended")["failure"] is None
+
+
+def test_a_failure_is_shown_whole_and_once_even_if_it_quotes_other_failures(root: Path) -> None:
+    run = run_directory(root / "failed", [row(1)], summary=summary(exit_reason="failed"))
+    (run / "logs").mkdir()
+    reason = "worker-3 died: the handshake with shard 0 failed: the keys do not match\n"
+    reason += (
+        f"The first to fail was worker-3 on h2; its log ended with\n  | no run directory here: {'x' * 40_000} failed: y"
+    )
+    stamp = "2026-01-05 10:12:09,123"
+    printed = f"zmqrl: {reason}\n"  # by a detached run
+    (run / "logs" / "supervisor.log").write_text(f"{stamp} run directory /r\n{stamp} failed: {reason}\n{printed}")
+    assert Runs(root).details("failed")["failure"] == reason

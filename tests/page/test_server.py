@@ -1,19 +1,21 @@
 """The page's HTTP answers: who gets an answer, and what it contains. Each test talks to a real ``zmqrl serve``."""
 
 import asyncio
+import contextlib
 import hmac
 import http.client
 import json
 import os
+import re
 import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
@@ -26,6 +28,7 @@ from support.rig import ending, eventually, is_alive
 from zmqrl.errors import UsageError
 from zmqrl.page import server
 from zmqrl.page.app import MOST_RUNS, make_app
+from zmqrl.page.connections import MOST_CONNECTIONS
 from zmqrl.page.runs import Runs, UnknownRun
 from zmqrl.page.server import listen
 from zmqrl.rundir import RunDirectory
@@ -92,6 +95,7 @@ def test_only_the_path_of_the_printed_address_is_answered(page: ServedPage, path
 def assert_refused(answer: Answer) -> None:
     assert answer.status == 403
     assert b"token" in answer.body
+    assert b"<" not in answer.body  # a page that is already open shows this text
     assert "set-cookie" not in answer.headers
 
 
@@ -221,7 +225,7 @@ def test_a_video_is_sent_in_the_ranges_that_the_browser_asks_for(page: ServedPag
 def test_a_log_is_followed_line_by_line(page: ServedPage, root: Path) -> None:
     log = root / "seed-2" / "logs" / "worker-0.log"
     first = page.json("log", run="seed-2", process="worker-0")
-    assert first == {"process": "worker-0", "from": 0, "to": 8, "lines": ["one", "two"]}
+    assert first == {"process": "worker-0", "from": 0, "to": 8, "lines": ["one", "two"], "rest": "thr"}
     assert page.json("log", run="seed-2", process="worker-0", after=8)["lines"] == []
     with log.open("a") as file:
         file.write("ee\nfour\n")
@@ -351,6 +355,53 @@ def test_a_taken_port_is_refused_only_if_it_was_asked_for(monkeypatch: pytest.Mo
         monkeypatch.setattr(server, "PORT", port)
         with listen("127.0.0.1", None) as other:
             assert other.getsockname()[1] != port
+
+
+def test_the_hint_for_another_machine_is_a_command_that_ssh_accepts(
+    root: Path, skip_or_fail: Callable[[str], NoReturn]
+) -> None:
+    try:
+        listen("::1", 0).close()
+    except UsageError:
+        skip_or_fail("this machine has no IPv6")
+    command = [sys.executable, "-m", "zmqrl", "serve", str(root), "--port", "0", "--address", "::1"]
+    with ending(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)) as process:
+        assert process.stderr is not None
+        hint = process.stderr.readline()
+    assert re.search(r"`ssh -L (\d+):\[::1\]:\1 THIS_MACHINE`", hint), hint
+
+
+def test_unfinished_requests_of_other_users_take_only_a_few_connections(root: Path) -> None:
+    with served_page(root) as page, contextlib.ExitStack() as stack:
+        page.open()
+        strangers = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", page.port), WITHIN_S))
+            for _ in range(MOST_CONNECTIONS + 20)
+        ]
+
+        def refused() -> int:
+            """The number of connections that the page has closed."""
+            return len(select.select(strangers, [], [], 0)[0])
+
+        eventually(lambda: refused() >= 20, "the page closes the newest connections")
+        assert refused() <= 21  # the connection of our own request may still have been there
+        stack.close()
+        eventually(lambda: _answers(page), "the page answers")
+
+
+def test_a_request_that_is_no_http_leaves_no_line_in_the_log(root: Path) -> None:
+    """Otherwise, other users could fill the disk of a run."""
+    command, pipe = [sys.executable, "-m", "zmqrl", "serve", str(root), "--port", "0"], subprocess.PIPE
+    with ending(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        page = ServedPage(process.stdout.readline().strip(), process)
+        with socket.create_connection(("127.0.0.1", page.port), WITHIN_S) as stranger:
+            stranger.sendall(b"\x00\r\n\r\n")
+            assert b"400" in stranger.recv(100)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WITHIN_S) == 130
+        assert len(process.stderr.read().splitlines()) == 1  # the command for ssh
 
 
 PARENT = """

@@ -1,14 +1,18 @@
 """The heat map, the blame table and the hosts of the page."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.page_rig import write_recording
 from support.recordings import TRANSFER_S, USUAL_S, asynchronous_run, synthetic_run
 
 from zmqrl.page import timing
 from zmqrl.page.timing import read_timing
+from zmqrl.profile.recording import ProcessRecording
+from zmqrl.profile.tables import COLUMNS
 
 
 def test_a_slow_rank_stands_out_in_the_heat_map_and_the_blame_table(tmp_path: Path) -> None:
@@ -34,6 +38,36 @@ def test_only_the_newest_versions_are_read(tmp_path: Path, monkeypatch: pytest.M
     assert 50 < found["versions_covered"] < 65  # two of ten blocks
     monkeypatch.setattr(timing, "VERSIONS", 30)
     assert read_timing(profile, asynchronous=False)["versions_covered"] <= 30
+
+
+def test_versions_that_a_resumed_run_has_undone_are_left_out(tmp_path: Path) -> None:
+    write_recording(tmp_path / "profile", synthetic_run(versions=300, worker_extra_s={("gradient", 1): 0.05}))
+    later = [replace(each, incarnation=2) for each in synthetic_run(versions=100)]
+    for each in later:
+        for name, (rows,) in each.tables.items():
+            if "generation" in COLUMNS[name]:
+                rows[:, COLUMNS[name].index("generation")] = 2
+    found = read_timing(write_recording(tmp_path / "profile", later), asynchronous=False)
+    assert found["versions_covered"] <= 100
+    assert found["spans"]["1"]["gradient"] == pytest.approx(USUAL_S["gradient"], rel=0.01)
+
+
+def test_only_the_newest_versions_of_a_restarted_shard_are_shown(tmp_path: Path) -> None:
+    processes = synthetic_run(workers=2, shards=1, versions=400)
+    (shard,) = (each for each in processes if each.process.role == "shard")
+
+    def part(incarnation: int, versions: range) -> ProcessRecording:
+        tables = {
+            name: [rows[np.isin(rows[:, COLUMNS[name].index("version")], versions)]]
+            for name, (rows,) in shard.tables.items()
+        }
+        return replace(shard, incarnation=incarnation, tables=tables)
+
+    parts = [part(1, range(50)), part(2, range(50, 401))]
+    workers = [each for each in processes if each is not shard]
+    found = read_timing(write_recording(tmp_path / "profile", [*workers, *parts]), asynchronous=False)
+    assert found["versions"][-1]["version"] == 400
+    assert 200 < found["versions_covered"] <= timing.VERSIONS
 
 
 def test_hosts_have_their_processes_with_cores_and_memory(tmp_path: Path) -> None:

@@ -91,12 +91,12 @@ def served_page(root: Path, *options: str) -> Iterator[ServedPage]:
 
 def write_recording(directory: Path, processes: Sequence[ProcessRecording]) -> Path:
     """Write the recordings of processes to the files of a profile, in several blocks."""
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     for each in processes:
         about = {
             "format": FORMAT,
             "process": str(each.process),
-            "incarnation": 1,
+            "incarnation": each.incarnation,
             "run": "r",
             "host": each.host,
             "clock": each.clock,
@@ -112,5 +112,5 @@ def write_recording(directory: Path, processes: Sequence[ProcessRecording]) -> P
             at_us = 5_000_000 * number
             tables["machine"] = [[at_us, 0, 0, at_us // 2, 0, 0, 100_000]]
             blocks.append(pack({"spans": [], **({} if blocks else {"about": about, "earlier": {}})}, tables))
-        (directory / f"{each.process}.1.0.blocks").write_bytes(b"".join(blocks))
+        (directory / f"{each.process}.{each.incarnation}.0.blocks").write_bytes(b"".join(blocks))
     return directory

@@ -116,7 +116,8 @@ def by_number(name: str) -> tuple[str, str, int, str]:
 
 def _split(name: str) -> tuple[str, str, str]:
     """The text before the first number, the number, and the text after the number, such as the domain of a host."""
-    found = re.match(r"(\D*)(\d*)(.*)", name, re.DOTALL | re.ASCII)
+    # Python does not convert thousands of digits to a number.
+    found = re.match(r"(\D*)(\d{0,100})(.*)", name, re.DOTALL | re.ASCII)
     assert found is not None
     return found[1], found[2], found[3]
 

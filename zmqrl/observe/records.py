@@ -142,13 +142,18 @@ def differing(runs: Sequence[RunRecord], *, but: frozenset[str] = frozenset()) -
     return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
 
 
-def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """``(dotted path, value)`` of every setting."""
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{above}{name}.")
-        else:
+    within = [("", iter(settings.items()))]  # not a recursion, which data of any origin could make too deep
+    while within:
+        above, items = within[-1]
+        for name, value in items:
+            if isinstance(value, dict):
+                within.append((f"{above}{name}.", iter(value.items())))
+                break
             yield f"{above}{name}", value
+        else:
+            within.pop()
 
 
 def lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

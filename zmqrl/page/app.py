@@ -23,6 +23,7 @@ from zmqrl.page.following import follow
 from zmqrl.page.guard import Guard
 from zmqrl.page.runs import VIDEOS, Runs, UnknownRun, files_in, stamp, text_of
 from zmqrl.page.timing import read_timing
+from zmqrl.words import counted
 
 STATIC: Final = Path(__file__).with_name("static")
 TYPES: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -146,7 +147,7 @@ class Page:
     def _named(self, request: Request, count: int | None = None) -> list[str]:
         names = list(dict.fromkeys(request.query_params.getlist("run")))
         if not 1 <= len(names) <= (count or MOST_RUNS):
-            raise HTTPException(400, f"name 1 to {count or MOST_RUNS} runs, not {len(names)}.")
+            raise HTTPException(400, f"choose 1 to {counted(count or MOST_RUNS, 'run')}, not {len(names)}.")
         return names
 
 

@@ -1,7 +1,6 @@
 """Decides which requests the page answers: those of a browser that was opened with the printed address."""
 
 import hmac
-import html
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import parse_qs
@@ -76,7 +75,7 @@ class Guard:
                 opened.set_cookie(COOKIE, self._proof, path=self._base, httponly=True, samesite="strict")
                 return opened
         if not (below and _same(_cookies(headers).get(COOKIE, ""), self._proof)):
-            return HTMLResponse(_page("Open the address that zmqrl printed: it contains a token."), 403)
+            return PlainTextResponse("open the address that zmqrl printed: it contains a token.\n", 403)
         return None
 
 
@@ -92,7 +91,3 @@ def _without_port(host: str) -> str:
 
 def _cookies(headers: Headers) -> Mapping[str, str]:
     return cookie_parser("; ".join(headers.getlist("cookie")))
-
-
-def _page(sentence: str) -> str:
-    return f'<!doctype html><html lang="en"><title>zmqrl</title><p>{html.escape(sentence)}</p></html>\n'

@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Container, Hashable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -35,6 +35,10 @@ KEPT: Final = (
 )
 VIDEOS: Final = {".mp4": "video/mp4", ".gif": "image/gif"}
 VIDEO_VERSION = re.compile(r"(?:.*-)?v(\d+)", re.ASCII)
+STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S* "  # begins each notice in the log of a supervisor
+SESSION = re.compile(STAMP + "run directory ", re.MULTILINE)
+FAILED = re.compile(STAMP + "failed: ", re.MULTILINE)
+AFTER_FAILURE = re.compile(f"{STAMP}|^zmqrl: ", re.MULTILINE)  # a detached run also prints its failure to the log
 
 T = TypeVar("T")
 Stamp = tuple[int, ...]
@@ -76,10 +80,18 @@ class Runs:
     def found(self) -> dict[str, RunDirectory]:
         began = time.monotonic()
         if began >= self._look_at:
-            self._found = {name: RunDirectory(path) for name, path in self._search()}
+            found = {name: RunDirectory(path) for name, path in self._search()}
+            self._found = found
+            self._forget(found)
             now = time.monotonic()
             self._look_at = now + max(LOOK_EVERY_S, LOOK_SHARE * (now - began))
         return self._found
+
+    def _forget(self, found: Container[object]) -> None:
+        """Drop what is kept about runs and configurations that are gone."""
+        for kind, key in list(self._kept):
+            if not (stamp(key) if isinstance(key, Path) else key in found):
+                self._kept.pop((kind, key), None)
 
     def find(self, name: str) -> RunDirectory:
         """The run of this name. Raises UnknownRun if the newest search has not found it."""
@@ -102,7 +114,10 @@ class Runs:
         return tuple(map(stamp, (run.config, run.metrics, run.evaluations, run.summary)))
 
     def state(self, name: str) -> str:
-        """``running``, ``ended``, ``killed`` (the supervisor died before the end) or ``starting``."""
+        """``running``, ``ended``, ``killed`` (the supervisor died before the end), ``starting``, or ``submitted``.
+
+        A submitted run is on another cluster.
+        """
         run = self.find(name)
         if alive := stamp(run.cluster):
             # Test a dead run only once: the test takes the lock, and could stop a session that resumes.
@@ -114,8 +129,10 @@ class Runs:
                 return "killed"
         if run.summary.exists():
             return "ended"
+        if run.submitted.exists():
+            return "submitted"
         newest = max((each[2] for each in (stamp(run.config), stamp(run.metrics)) if each), default=0)
-        is_new = time.time() - newest / 1e9 < STARTING_S
+        is_new = abs(time.time() - newest / 1e9) < STARTING_S  # a clock that was set back must not make it new
         return "starting" if is_new and not run.left.exists() else "killed"
 
     def record(self, name: str) -> RunRecord:
@@ -146,6 +163,7 @@ class Runs:
 
     def overview(self, name: str) -> dict[str, Any]:
         run = self.find(name)
+        changed = tuple(map(stamp, (run.config, run.metrics, run.summary)))
 
         def read() -> dict[str, Any]:
             last = _last_row(run.metrics)
@@ -160,10 +178,9 @@ class Runs:
                 **{key: last.get(key) for key in ("version", "agent_steps", "agent_steps_per_s", "workers_present")},
                 "score": last.get("score_mean_50"),
                 "minutes": last["wall_s"] / 60 if last else None,
-                "begun_at": stamp(run.config)[2] / 1e9 if stamp(run.config) else 0.0,
+                "begun_at": changed[0][2] / 1e9 if changed[0] else 0.0,
             }
 
-        changed = tuple(map(stamp, (run.config, run.metrics, run.summary)))
         found = self.kept("overview", name, changed, read)
         state = self.state(name)
         return found | {"state": state} | ({"exit_reason": None} if state != "ended" else {})
@@ -243,7 +260,7 @@ def _is_plain(path: Path) -> bool:
 def _sentence(stall: dict[str, Any] | None) -> str | None:
     try:
         return None if stall is None else Stall.from_json(stall).sentence()
-    except (KeyError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
         return None
 
 
@@ -253,12 +270,13 @@ def failure(log: Path) -> str | None:
         return None
     try:
         with open_file(log) as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 15)))
+            file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 18)))  # quoted lines can be long
             text = file.read().decode(errors="replace")
     except OSError:
         return None
-    _, found, after = text.rpartition(" run directory ")[2].rpartition(" failed: ")  # of the last session
-    return after.strip() if found else None
+    text = SESSION.split(text)[-1]  # of the last session
+    told = FAILED.split(text)[1:]
+    return AFTER_FAILURE.split(told[-1])[0].strip() if told else None
 
 
 def logs(run: Path) -> dict[str, int]:

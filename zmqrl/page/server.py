@@ -52,8 +52,8 @@ class PageServer:
         address, self.port = listener.getsockname()[:2]
         self._address, self._token = address, secrets.token_urlsafe(TOKEN_BYTES)
         self._base = f"/{secrets.token_urlsafe(BASE_BYTES)}/"
-        host = f"[{address}]" if ":" in address else address
-        self.url = f"http://{host}:{self.port}{self._base}?token={self._token}"
+        self.host = f"[{address}]" if ":" in address else address
+        self.url = f"http://{self.host}:{self.port}{self._base}?token={self._token}"
 
     def run(self) -> None:
         """Serve until a signal, such as Ctrl-C, raises an exception. Call this in the main thread.
@@ -64,18 +64,19 @@ class PageServer:
         import uvicorn  # takes 0.25 s, and only the page needs it
 
         from zmqrl.page.app import make_app
+        from zmqrl.page.connections import FewConnections
 
         os.nice(10)
         app = make_app(self._root, token=self._token, base=self._base, address=self._address)
         settings = uvicorn.Config(
             app,
             loop="asyncio",
-            http="h11",
+            http=FewConnections,
             h11_max_incomplete_event_size=REQUEST_BYTES,
             access_log=False,
             server_header=False,
             date_header=False,
-            log_level="warning",
+            log_level="error",  # a warning for each invalid request would let other users fill a log
             lifespan="off",
             ws="none",
         )

@@ -1,6 +1,7 @@
 """Where the time of a run's newest versions went, as plain data."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,6 +11,7 @@ from zmqrl.profile.critical_path import OTHER, Cycle
 from zmqrl.profile.machine_use import grown_s
 from zmqrl.profile.recording import ProcessRecording, Recording
 from zmqrl.profile.report import Profile
+from zmqrl.profile.tables import COLUMNS, Table
 
 VERSIONS = 240
 VERSIONS_SHOWN = 60
@@ -25,10 +27,7 @@ def read_timing(profile: Path, *, asynchronous: bool) -> dict[str, Any]:
     - ``versions``: the last versions, each with the rank that was the K-th.
     - ``work``: by rank, the seconds of work for each of these versions, or null.
     """
-    recording = Recording.tail(profile, BLOCKS)
-    newest = min((_newest(each) for each in recording.of_role("shard")), default=-1)
-    if newest > VERSIONS:
-        recording = recording.after(newest - VERSIONS)
+    recording = _newest_versions(Recording.tail(profile, BLOCKS))
     found = Profile.of(recording, asynchronous=asynchronous)
     steps = found.steps
     kth = {(step.generation, step.version): step.kth.number for step in steps}
@@ -58,8 +57,32 @@ def read_timing(profile: Path, *, asynchronous: bool) -> dict[str, Any]:
     }
 
 
-def _newest(shard: ProcessRecording) -> int:
-    return int(shard.table("versions")["version"].max(initial=-1))
+def _newest_versions(recording: Recording) -> Recording:
+    """The newest ``VERSIONS`` versions that all shards recorded, without versions of earlier generations.
+
+    A rollback or resume may have undone those versions.
+    """
+    newest: dict[int, tuple[int, int]] = {}
+    for shard in recording.of_role("shard"):  # a restarted shard has several recordings
+        table = shard.table("versions")
+        made = zip(table["generation"].tolist(), table["version"].tolist(), strict=True)
+        newest[shard.process.number] = max([*made, newest.get(shard.process.number, (-1, -1))])
+    generation = max((each for each, _ in newest.values()), default=-1)
+    if generation < 0:
+        return recording
+    version = min(version for each, version in newest.values() if each == generation)
+    kept = tuple(replace(each, tables=_of_generation(each, generation)) for each in recording.processes)
+    return Recording(kept).after(version - VERSIONS) if version > VERSIONS else Recording(kept)
+
+
+def _of_generation(each: ProcessRecording, generation: int) -> dict[str, list[Table]]:
+    """The tables of a recording, without the rows of other generations."""
+    tables = dict(each.tables)
+    for name, parts in each.tables.items():
+        if "generation" in COLUMNS[name]:
+            column = COLUMNS[name].index("generation")
+            tables[name] = [part[part[:, column] == generation] for part in parts]
+    return tables
 
 
 def _spans(cycles: Sequence[Cycle]) -> dict[str, float]:

@@ -186,6 +186,7 @@ def test_a_job_without_a_result_names_its_log(stand_in: StandInSlurm, tmp_path: 
     [
         (["--slurm"], "--slurm-login implies --slurm"),
         (["-H", "h1"], "--slurm-login cannot be combined with -H"),
+        (["--page"], "--slurm-login cannot be combined with --page"),
         (["--sbatch", "'"], "--sbatch .*: no closing quotation"),
         (["--workers", "0"], "--workers 0: must be 1 or more"),
     ],

@@ -43,7 +43,7 @@ def run(options: Options) -> int:
         server = PageServer(options.directory, listener)
         sys.stdout.write(f"{server.url}\n")
         if ipaddress.ip_address(options.address).is_loopback:
-            forward = f"ssh -L {server.port}:{options.address}:{server.port} THIS_MACHINE"
+            forward = f"ssh -L {server.port}:{server.host}:{server.port} THIS_MACHINE"
             sys.stderr.write(
                 f"on another machine, run `{forward}`, then open the same address. Ctrl-C ends the page.\n"
             )

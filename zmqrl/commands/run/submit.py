@@ -63,6 +63,11 @@ def submit(arguments: list[str], config: Config) -> int:
     except ValueError as error:
         raise UsageError(f"--sbatch {here.sbatch!r}: {str(error).lower()}.") from error
     config.check()
+    require(  # the log of the job, which other users of the cluster may be able to read, would have the token
+        not config.page,
+        "--slurm-login cannot be combined with --page, whose address would be on a node of the cluster: "
+        "use `zmqrl serve RUN` here instead.",
+    )
     run = here.run_dir or new_path(config.recipe)
     if RunDirectory(run).config.exists() and not config.resume:
         raise holds_a_run(run)

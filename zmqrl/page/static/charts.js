@@ -62,7 +62,7 @@ export class Charts {
     });
     const evaluations = chart.name === "score" ? groups.flatMap((group, index) => group.evaluations.map((each) => ({ ...each, index }))) : [];
     figure.evaluations = evaluations;
-    const key = JSON.stringify([series.map((each) => [each.label, each.stroke, each.width]), bands.length, this.axis]);
+    const key = JSON.stringify([series.map((each) => [each.label, each.stroke, each.width, each.points?.show]), bands.length, this.axis]);
     if (figure.plot.plot && figure.key === key) update(figure.plot.plot, data);
     else {
       figure.plot.plot?.destroy();

@@ -25,6 +25,18 @@ export function scroll(label, child, extra = "") {
   return h("div", { class: `scroll ${extra}`, tabindex: "0", role: "region", "aria-label": label }, child);
 }
 
+// Shows other parts in `place`. Those that scroll keep their position and the focus.
+export function refill(place, ...parts) {
+  const key = (each) => each.getAttribute("aria-label").replace(/[\d,]+/g, ""); // titles can contain version numbers
+  const before = new Map([...place.querySelectorAll(".scroll")].map((each) => [key(each), { left: each.scrollLeft, top: each.scrollTop, focused: each === document.activeElement }]));
+  place.replaceChildren(...parts);
+  for (const each of place.querySelectorAll(".scroll")) {
+    const { left, top, focused } = before.get(key(each)) ?? {};
+    if (focused) each.focus({ preventScroll: true });
+    if (left || top) each.scrollTo(left, top);
+  }
+}
+
 export function number(value, digits = 0) {
   if (value === null || value === undefined) return "–";
   return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });

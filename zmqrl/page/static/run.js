@@ -2,7 +2,7 @@
 
 import { ask, hurry, poll } from "./api.js";
 import { Charts } from "./charts.js";
-import { h, number, setting, short, table } from "./dom.js";
+import { h, number, refill, setting, short, table } from "./dom.js";
 import { address, axisControl, stateOf } from "./runs.js";
 import { showTiming } from "./timing.js";
 
@@ -95,7 +95,7 @@ function showCurves(place, signal, name, onRun) {
     const key = JSON.stringify(shown);
     if (evaluations.dataset.key !== key) {
       evaluations.dataset.key = key;
-      evaluations.replaceChildren(...(shown.length ? [h("h2", {}, "Evaluations"), table("mean score of full games, with its 95 % interval", ["minute", "version", "agent steps", "mean", "95 % interval", "games"], shown)] : []));
+      refill(evaluations, ...(shown.length ? [h("h2", {}, "Evaluations"), table("mean score of full games, with its 95 % interval", ["minute", "version", "agent steps", "mean", "95 % interval", "games"], shown)] : []));
     }
   });
   poll(signal, () => ["api/charts", { run: [name], x: choice.x }], (found) => { charts.show(found, choice.x); arrange(); mark(); });
@@ -105,10 +105,10 @@ function showLogs(place, signal, name, onRun) {
   const select = h("select", { onchange: () => begin() }), follow = h("input", { type: "checkbox", checked: true, onchange: () => scrollDown() });
   const text = h("div", { class: "log", role: "log", tabindex: "0", "aria-label": "log", "aria-live": "off" });
   place.append(h("div", { class: "controls" }, h("label", {}, "process ", select), h("label", {}, follow, " follow")), text);
-  let after = null;
+  let after = null, rest = null;
 
   function begin() {
-    after = null;
+    after = rest = null;
     text.replaceChildren();
     hurry();
   }
@@ -120,17 +120,21 @@ function showLogs(place, signal, name, onRun) {
   onRun((run) => {
     const names = Object.keys(run.logs), known = [...select.options].map((option) => option.value);
     if (names.join() === known.join()) return;
-    const chosen = select.value || (names.includes("supervisor") ? "supervisor" : names[0]);
+    const before = select.value;
+    const chosen = names.includes(before) ? before : names.includes("supervisor") ? "supervisor" : names[0];
     select.replaceChildren(...names.map((each) => h("option", { value: each, selected: each === chosen }, each)));
-    hurry();
+    if (select.value === before) hurry(); else begin(); // the log of another process
   });
   poll(signal, () => select.value ? ["api/log", { run: name, process: select.value, ...(after === null ? {} : { after }) }] : null, (found) => {
     if (found.process !== select.value) return; // the answer to a question about the process chosen before
-    if (after !== null && found.from !== after) text.replaceChildren(); // the file was replaced by a shorter one
+    if (after !== null && found.from !== after) text.replaceChildren(); // the file is another one, or much longer
     after = found.to;
+    rest?.remove();
     text.append(...found.lines.map((line) => h("div", {}, line || "\u00a0")));
+    rest = found.rest ? h("div", {}, found.rest) : null; // a line that is still being written, or has no end
+    if (rest) text.append(rest);
     while (text.childElementCount > LINES_KEPT) text.firstElementChild.remove();
-    if (found.lines.length) scrollDown();
+    if (rest || found.lines.length) scrollDown();
   });
 }
 
@@ -139,7 +143,7 @@ async function showRunSettings(place, signal, name) {
   const list = h("div");
   place.append(h("p", {}, h("label", {}, "compare with ", other)), list);
   poll(signal, () => ["api/settings", { run: [name] }], (found) => {
-    list.replaceChildren(table("settings", ["setting", "value"], Object.entries(found.settings).map(([key, [value]]) => [key, setting(value)]), { class: "data wrap", texts: ["value"] }));
+    refill(list, table("settings", ["setting", "value"], Object.entries(found.settings).map(([key, [value]]) => [key, setting(value)]), { class: "data wrap", texts: ["value"] }));
   });
   try {
     const { found } = await ask("api/runs");

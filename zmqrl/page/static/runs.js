@@ -62,7 +62,7 @@ export function showRuns(main, signal) {
   }
 
   function chosenChanged() {
-    const names = [...choice.names].filter((name) => rows.has(name));
+    const names = [...(choice.names ?? [])].filter((name) => rows.has(name));
     compare.hidden = names.length < 2;
     compare.href = address("settings", names);
     compare.textContent = names.length === 2 ? "compare the settings of these two runs" : `compare the settings of ${names.length} runs`;
@@ -82,7 +82,7 @@ export function showRuns(main, signal) {
     document.getElementById("root").textContent = root;
     document.title = "zmqrl: runs";
     runs.sort((one, other) => other.begun_at - one.begun_at || (one.name < other.name ? -1 : 1));
-    choice.names ??= new Set(runs.slice(0, CHOSEN_AT_FIRST).map((run) => run.name));
+    if (runs.length) choice.names ??= new Set(runs.slice(0, CHOSEN_AT_FIRST).map((run) => run.name));
     const names = new Set(runs.map((run) => run.name));
     let changed = false;
     for (const [name, { element }] of rows) if (!names.has(name)) { element.remove(); rows.delete(name); changed = true; }

@@ -1,7 +1,7 @@
 // The settings of runs side by side.
 
 import { poll } from "./api.js";
-import { h, setting, table } from "./dom.js";
+import { h, refill, setting, table } from "./dom.js";
 
 export function showSettings(main, signal, names) {
   const place = h("div"), only = h("input", { type: "checkbox", checked: true, onchange: () => draw() });
@@ -14,7 +14,7 @@ export function showSettings(main, signal, names) {
     const differ = new Set(known.differ);
     const rows = Object.entries(known.settings).filter(([name]) => !only.checked || differ.has(name))
       .map(([name, values]) => ({ class: !only.checked && differ.has(name) && "differs", cells: [name, ...values.map(setting)] }));
-    place.replaceChildren(rows.length ? table("settings", ["setting", ...known.runs], rows, { class: "data wrap", texts: known.runs })
+    refill(place, rows.length ? table("settings", ["setting", ...known.runs], rows, { class: "data wrap", texts: known.runs })
       : h("p", {}, "All settings are equal."));
   }
 

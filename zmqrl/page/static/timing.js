@@ -1,7 +1,7 @@
 // Where the time of the newest versions went: rank × span, which rank was K-th, blame, and the hosts.
 
 import { poll } from "./api.js";
-import { h, number, scroll, short, table } from "./dom.js";
+import { h, number, refill, scroll, short, table } from "./dom.js";
 
 const milliseconds = (seconds) => number(1e3 * seconds, seconds < 0.1 ? 2 : 0);
 const percent = (share) => `${number(100 * share, 1)} %`;
@@ -14,13 +14,9 @@ export function showTiming(main, signal, name, onRun) {
     if (placement.dataset.key === key) return;
     placement.dataset.key = key;
     const rows = hosts.map((each) => [each.host, each.processes || "none", each.cores, each.zmqrl, each.python, each.torch].map((cell) => cell ?? "–"));
-    placement.replaceChildren(...(rows.length ? [table("processes and versions of each host", ["host", "processes", "cores", "zmqrl", "Python", "torch"], rows, { texts: ["processes"] })] : []));
+    refill(placement, ...(rows.length ? [table("processes and versions of each host", ["host", "processes", "cores", "zmqrl", "Python", "torch"], rows, { texts: ["processes"] })] : []));
   });
-  poll(signal, () => ["api/timing", { run: name }], (found) => {
-    const focused = document.activeElement?.getAttribute("aria-label");
-    place.replaceChildren(...parts(found));
-    if (focused) [...place.querySelectorAll("[tabindex]")].find((each) => each.getAttribute("aria-label") === focused)?.focus();
-  });
+  poll(signal, () => ["api/timing", { run: name }], (found) => refill(place, ...parts(found)));
 }
 
 function parts(found) {
