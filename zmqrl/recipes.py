@@ -12,9 +12,11 @@ from zmqrl.ps.shard.optimizer import OptimizerConfig
 def breakout() -> Config:
     """Breakout with A2C and the narrow network: two workers on two cores. A2C learns once from each rollout.
 
-    The optimizer is that of Mnih et al. 2016 and OpenAI Baselines. Both use 80 samples per update and the learning rate
-    7e-4. Here, an update has 160 samples, because larger batches are faster, and the learning rate is sqrt(2) times as
-    high. The schedules end with the run, or after an hour if the run has no end.
+    Mnih et al. 2016 and OpenAI Baselines use RMSProp, 80 samples per update and the learning rate 7e-4. Here, an update
+    has 160 samples, because larger batches are faster, and the learning rate is sqrt(2) times as high. RMSProp begins
+    with steps that are ten times as large as later ones, after which a network can be dead: see
+    ``benchmarks/results/breakout-start``. Adam without momentum (``beta1`` = 0) is RMSProp with a correction of these
+    steps. The schedules end with the run, or after an hour if the run has no end.
     """
     return Config(
         recipe="breakout",
@@ -24,7 +26,7 @@ def breakout() -> Config:
         envs=EnvConfig(num_envs=16),
         ba3c=BA3CConfig(rollout_steps=5, final_entropy_coefficient=0.0),
         optimizer=OptimizerConfig(
-            name="rmsprop", learning_rate=1e-3, final_learning_rate=5e-5, alpha=0.99, epsilon=1e-5
+            learning_rate=1e-3, final_learning_rate=5e-5, beta1=0.0, beta2=0.99, epsilon=1e-5
         ),
         schedule=ScheduleConfig(default_minutes=60.0),
     )
