@@ -36,7 +36,7 @@ class Result:
         full = "" if self.evaluation is None else f", {self.evaluation:.1f} in {self.games} full games"
         time = f"{60 * self.minutes:.0f} s" if self.minutes < 2 else f"{self.minutes:.0f} minutes"
         pace = "" if self.agent_steps_per_s is None else f"{self.agent_steps_per_s:,.0f} agent steps/s; "
-        return f"{self.score:.1f} after {time}{full} ({pace}{self.machine}; {self.source})"
+        return f"{self.score:.1f} after {time}{full} ({self.options}; {pace}{self.machine}; {self.source})"
 
 
 # Recipes that are not here have not been measured.
