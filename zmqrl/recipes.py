@@ -25,9 +25,7 @@ def breakout() -> Config:
         model="narrow",
         envs=EnvConfig(num_envs=16),
         ba3c=BA3CConfig(rollout_steps=5, final_entropy_coefficient=0.0),
-        optimizer=OptimizerConfig(
-            learning_rate=1e-3, final_learning_rate=5e-5, beta1=0.0, beta2=0.99, epsilon=1e-5
-        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3, final_learning_rate=5e-5, beta1=0.0, beta2=0.99, epsilon=1e-5),
         schedule=ScheduleConfig(default_minutes=60.0),
     )
 
