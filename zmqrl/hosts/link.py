@@ -230,19 +230,25 @@ class Link:
             process, self.process, self.up, self.made = self.process, None, None, None
             self._unsent.clear()
         if process is not None:
-            # Kill the command that runs the daemon, such as ssh with its jump hosts. The daemon then ends by itself. A
-            # command that has become the guard must live on, to end what the daemon cannot.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM if self._guard_is_here else signal.SIGKILL)
-            if self._guard_is_here:
-                threading.Thread(target=process.wait, name="reap", daemon=True).start()
-            else:
-                with contextlib.suppress(subprocess.TimeoutExpired):  # a network disk may not answer
-                    process.wait(KILLED_WITHIN_S)
+            # Close the pipes first: a command that runs as another user, such as sudo, cannot be killed, but ends then.
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     with contextlib.suppress(OSError):
                         pipe.close()
+            # Kill the command that runs the daemon, such as ssh with its jump hosts. The daemon then ends by itself. A
+            # command that has become the guard must live on, to end what the daemon cannot.
+            ends_late = self._guard_is_here
+            try:
+                os.killpg(process.pid, signal.SIGTERM if self._guard_is_here else signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            except PermissionError:
+                ends_late = True
+            if ends_late:
+                threading.Thread(target=process.wait, name="reap", daemon=True).start()
+            else:
+                with contextlib.suppress(subprocess.TimeoutExpired):  # a network disk may not answer
+                    process.wait(KILLED_WITHIN_S)
 
     def _flush(self) -> None:
         if self.process is None or self.process.stdin is None or self.process.stdin.closed:
