@@ -3,6 +3,7 @@ programs.
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_the_parts_of_the_manifest_fit_together() -> None:
         assert service["spec"]["selector"].items() <= labels.items()
         assert pods["spec"]["serviceName"] == "zmqrl"
         spec = pods["spec"]["template"]["spec"]
-        volumes = {each["name"] for each in spec["volumes"]}
+        volumes = {each["name"] for each in spec.get("volumes", [])}
         volumes |= {each["metadata"]["name"] for each in pods["spec"].get("volumeClaimTemplates", [])}
         for container in (*spec["containers"], *spec.get("initContainers", [])):
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
@@ -68,12 +69,29 @@ def test_the_parts_of_the_manifest_fit_together() -> None:
     assert "serviceAccountName" not in hosts["spec"]["template"]["spec"], "hosts cannot use the API"
 
 
+def test_pods_need_nothing_but_the_image_and_any_user_can_write_the_run_directory() -> None:
+    images = {
+        container["image"]
+        for resource in resources()
+        if resource["kind"] == "StatefulSet"
+        for part in ("containers", "initContainers")
+        for container in resource["spec"]["template"]["spec"].get(part, [])
+    }
+    assert images == {"IMAGE"}
+    containerfile = (ROOT / "launch" / "container" / "Containerfile").read_text(encoding="utf-8")
+    launcher = named("StatefulSet", "zmqrl-launcher")["spec"]["template"]["spec"]
+    assert launcher["securityContext"]["fsGroup"] > 0
+    assert "COPY --from=kubectl /bin/kubectl /usr/local/bin/" in containerfile
+
+
 def test_the_documented_command_names_the_pods_of_the_manifest() -> None:
     replicas = named("StatefulSet", "zmqrl")["spec"]["replicas"]
     pods = f"zmqrl-[0-{replicas - 1}]"
     assert [host.name for host in read_hosts(pods)] == [f"zmqrl-{number}" for number in range(replicas)]
     document = DOCUMENT.read_text(encoding="utf-8")
-    assert f"-H '{pods}' --via '/tools/kubectl exec -i {{host}} --'" in document
+    assert f"-H '{pods}' --via 'kubectl exec -i {{host}} --'" in document
+    for kind in ("zmqrl", "zmqrl-launcher"):
+        assert re.search(rf"kubectl rollout status statefulset/{kind}( |$)", document, re.MULTILINE)
     assert "kubectl exec -it zmqrl-launcher-0 --" in document
 
 

@@ -1,8 +1,9 @@
 """One life cycle for all launchers: they report the start and the end of every process, and leave no process behind.
 
 Tests of the life cycle run on this machine, on a host reached by ssh, on a node of a Slurm job, in a network namespace,
-and on a node of a Ray cluster. They also run behind a plain command, which stands in for a command that reaches a host.
-In a *forked* place, the fork server of the host daemon starts the processes.
+and on a node of a Ray cluster. They also run behind a plain command, which stands in for a command that reaches a host,
+and behind a command that is killed together with the process that it has started. In a *forked* place, the fork server
+of the host daemon starts the processes.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from typing import NoReturn
 
 import pytest
 from support.lab import Lab
+from support.paths import TESTS
 from support.rig import WITHIN_S, ending, eventually
 from support.slurm import NODES, Slurm
 from support.watched import EXPORTED, MODULES, Place, Watched
@@ -133,6 +135,7 @@ def netns(need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoRe
         pytest.param("slurm", marks=pytest.mark.slurm),
         pytest.param("slurm forked", marks=[pytest.mark.slurm, pytest.mark.slow]),
         pytest.param("stand-in", marks=pytest.mark.slow),
+        pytest.param("killing", marks=pytest.mark.slow),
         pytest.param("ray", marks=pytest.mark.slow),
     ]
 )
@@ -150,6 +153,8 @@ def place_called(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.
         return Via("ip netns exec {host}", request.getfixturevalue("netns"))
     if name == "stand-in":
         return Via("sh -c 'HOST={host} {command}'", "h1")
+    if name == "killing":
+        return Via(f"{sys.executable} {TESTS / 'support' / 'a_killing_command.py'} {{host}}", "h1")
     if name == "ray":
         return OnRay(RayCluster.at(request.getfixturevalue("ray")))
     if name == "ssh":

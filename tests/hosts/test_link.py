@@ -2,6 +2,7 @@
 programs stand in for ssh.
 """
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -113,6 +114,21 @@ def test_the_reason_for_a_silence_is_named_if_there_is_one(tmp_path: Path, says:
     link.poll()  # also reads the warning
     link.renew()
     assert lost(link) == f"no message for 1 s{reason}"
+
+
+@pytest.mark.processes
+def test_a_command_that_cannot_be_killed_ends_with_its_pipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killpg(group: int, number: int) -> None:  # as for sudo, which runs as another user
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "killpg", killpg)
+    up = shlex.quote(h.encode(UP).decode())
+    silent = link_to(tmp_path, f"printf '%s' {up}; exec cat >/dev/null", lease_s=0.2)
+    silent.open()
+    process = silent.process
+    assert process is not None
+    assert lost(silent) == "no message for 0.2 s"
+    eventually(lambda: process.poll() is not None, "the command ends")
 
 
 def test_settings_for_a_shell_in_the_ssh_configuration_have_no_effect(

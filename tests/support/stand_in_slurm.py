@@ -15,6 +15,8 @@ from support.rig import is_alive
 SSH = """#!/bin/sh
 echo "$@" >> {calls}
 [ -e {cut} ] && {{ echo "ssh: connect to host login port 22: No route to host" >&2; exit 255; }}
+[ -e {state}/hang ] && exec sleep 600
+cat {state}/greeting 2>/dev/null
 for last; do :; done
 cd {home} && exec sh -c "$last"
 """
@@ -28,7 +30,8 @@ echo $! > {state}/pid
 echo "7;cluster"
 """
 SQUEUE = """#!/bin/sh
-[ -e {state}/pending ] && {{ echo "PENDING Priority"; exit; }}
+[ -e {state}/squeue_error ] && {{ cat {state}/squeue_error >&2; exit 1; }}
+[ -e {state}/pending ] && {{ touch {state}/looked; echo "PENDING Priority"; exit; }}
 case $(grep State: /proc/$(cat {state}/pid)/status 2>/dev/null) in
   ""|*Z*) echo "COMPLETED None" ;;
   *) echo "RUNNING None" ;;
@@ -42,7 +45,10 @@ kill -TERM $(cat {state}/pid)
 
 
 class StandInSlurm:
-    """The stand-ins in a directory. ``calls`` has the command lines of ssh, sbatch and scancel."""
+    """The stand-ins in a directory. ``calls`` has the command lines of ssh, sbatch and scancel.
+
+    The files ``cut``, ``hang``, ``greeting`` (of the login shell) and ``squeue_error`` in ``state`` cause faults.
+    """
 
     def __init__(self, directory: Path, *, real_slurm: bool = False) -> None:
         """With ``real_slurm``, only ssh is a stand-in."""

@@ -543,7 +543,11 @@ def main() -> None:
     raise_open_files()
     use_all_cores()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher handles Ctrl-C at a terminal
+    die_with_parent(signal.SIGTERM)
+    front = guard.fork_front()
     _adopt_orphans_and_die_with_parent()
+    if os.getppid() != front:  # it died before this process could notice
+        sys.exit("the front of this host daemon has died")
     parent = guard.fork_guard()
     _adopt_orphans_and_die_with_parent()
     # Events go to this copy of standard output. What is printed by mistake goes to standard error.

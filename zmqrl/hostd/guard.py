@@ -4,6 +4,10 @@ A host daemon that is stopped, or blocked by a disk, cannot end its processes, a
 therefore kills a daemon that has not run for ``FROZEN_S``. Other processes that run the user's code also have guards
 (:mod:`zmqrl.hostd.user_code`).
 
+Programs that reach a host, such as lxc, mpirun or Ray, may kill the process that they have started when their own
+connection ends. This must not be the guard. A host daemon therefore has a third process, the *front*: the parent of the
+guard. It passes signals on, and ends with the guard.
+
 When the process has ended, its descendants become children of the guard, which kills them. :func:`fork_guard` gives a
 process a guard, which runs as a script with the standard library only.
 """
@@ -16,6 +20,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 TURN_S = 1.0
 FROZEN_S = 8.0
@@ -27,6 +32,7 @@ STATES = {
     "t": "stopped by a debugger",
     "D": "blocked in the kernel, perhaps by a disk or network file system",
 }
+FRONT = "front"
 END = signal.SIGRTMIN + 5  # ends the user's code. Batch systems do not send this signal
 TO_A_DAEMON: dict[int, int] = {number: number for number in (signal.SIGTERM, signal.SIGHUP)}
 # The user's code runs in a session of its own, where SIGTSTP stops no process.
@@ -37,24 +43,56 @@ TO_USER_CODE: dict[int, int] = {
 }
 
 
+def fork_front() -> int:
+    """Continue in a child with a session of its own, and turn this process into the front of that child.
+
+    Returns the process id of the front. The front keeps what survives exec, as in :func:`fork_guard`.
+    """
+    front, child = _fork()
+    if child:
+        _become(str(child), FRONT)
+    os.setsid()  # the front's session or group may be killed
+    return front
+
+
 def fork_guard(frozen_s: float | None = FROZEN_S) -> int:
     """Continue in a child, and turn this process into the guard of that child.
 
     ``frozen_s`` is that of :func:`watch` for a host daemon, or None for the user's code. Returns the process id of the
     guard. The guard keeps what survives exec, such as the parent-death signal and ignored signals.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignoring it would lose the exit status of the child
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, TO_USER_CODE)  # until the guard can pass them on
-    guard, child = os.getpid(), os.fork()
+    guard, child = _fork()
     if child:
-        about = [str(child)] if frozen_s is None else [str(child), str(frozen_s)]
-        try:
-            os.execv(sys.executable, [sys.executable, "-I", "-S", __file__, *about])
-        finally:
-            os._exit(1)
-    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        _become(str(child), *([] if frozen_s is None else [str(frozen_s)]))
     os.setsid()  # a signal to the group of the guard must not stop both
     return guard
+
+
+def _fork() -> tuple[int, int]:
+    """Fork. Returns the process ids of the parent, and of the child: 0 in the child. Signals wait in the parent."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignoring it would lose the exit status of the child
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, TO_USER_CODE)  # until the parent can pass them on
+    parent, child = os.getpid(), os.fork()
+    if not child:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    return parent, child
+
+
+def _become(*arguments: str) -> NoReturn:
+    """Replace the program of this process with this file."""
+    try:
+        os.execv(sys.executable, [sys.executable, "-I", "-S", __file__, *arguments])
+    finally:
+        os._exit(1)
+
+
+def stand_before(guard: int) -> int:
+    """Wait until the child ``guard`` has ended, and pass signals on to it. Returns its :func:`shell_status`."""
+    exit_fd = os.pidfd_open(guard)
+    _pass_on(exit_fd, TO_A_DAEMON)
+    while not select.select([exit_fd], [], [], TURN_S)[0]:
+        pass
+    return shell_status(os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1]))
 
 
 def watch(daemon: int, frozen_s: float) -> int:
@@ -167,5 +205,7 @@ def _tell(what: str) -> None:
 
 
 if __name__ == "__main__":
-    watched, *frozen = sys.argv[1:]
-    sys.exit(watch(int(watched), float(*frozen)) if frozen else watch_user_code(int(watched)))
+    watched, how = int(sys.argv[1]), sys.argv[2:]
+    if how == [FRONT]:
+        sys.exit(stand_before(watched))
+    sys.exit(watch(watched, float(*how)) if how else watch_user_code(watched))

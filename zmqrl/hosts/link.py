@@ -8,7 +8,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from zmqrl.hostd import messages as h
@@ -62,7 +61,6 @@ class Link:
         self._words = bytearray()  # the standard error of the daemon, or of ssh
         self._printed, self._printed_bytes = b"", 0  # the last line that startup files printed, and the length of all
         self._has_answered = False
-        self._guard_is_here = False  # whether the guard is in the command's process group, as with `ip netns exec`
         self._opened_at = self._heard_at = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,7 +122,6 @@ class Link:
             assert pipe is not None
             os.set_blocking(pipe.fileno(), False)
         self.up, self.made, self._arrived, self._words = None, None, Lines(), bytearray()
-        self._guard_is_here = False
         self._printed, self._printed_bytes, self._has_answered = b"", 0, False
         self._opened_at = self._heard_at = time.monotonic()
 
@@ -164,7 +161,6 @@ class Link:
             match event:
                 case h.Up():
                     self.up = event
-                    self._guard_is_here = _group_of_parent(event.pid) == process.pid
                 case h.Made():
                     self.made = event
                 case h.Refused():
@@ -230,19 +226,22 @@ class Link:
             process, self.process, self.up, self.made = self.process, None, None, None
             self._unsent.clear()
         if process is not None:
-            # Kill the command that runs the daemon, such as ssh with its jump hosts. The daemon then ends by itself. A
-            # command that has become the guard must live on, to end what the daemon cannot.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM if self._guard_is_here else signal.SIGKILL)
-            if self._guard_is_here:
-                threading.Thread(target=process.wait, name="reap", daemon=True).start()
-            else:
-                with contextlib.suppress(subprocess.TimeoutExpired):  # a network disk may not answer
-                    process.wait(KILLED_WITHIN_S)
+            # Close the pipes first: a command that runs as another user, such as sudo, cannot be killed, but ends then.
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     with contextlib.suppress(OSError):
                         pipe.close()
+            # Kill the command that runs the daemon, such as ssh with its jump hosts. The daemon then ends by itself, or
+            # its guard ends it: even on this machine, the guard is in another process group.
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except PermissionError:
+                threading.Thread(target=process.wait, name="reap", daemon=True).start()
+                return
+            except ProcessLookupError:
+                pass
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a network disk may not answer
+                process.wait(KILLED_WITHIN_S)
 
     def _flush(self) -> None:
         if self.process is None or self.process.stdin is None or self.process.stdin.closed:
@@ -264,13 +263,6 @@ class LinkLost(Exception):
     def __init__(self, host: str, why: str) -> None:
         super().__init__(host, why)
         self.host, self.why = host, why
-
-
-def _group_of_parent(pid: int) -> int | None:
-    """The process group of the parent of a process. None if the process is not on this machine."""
-    with contextlib.suppress(OSError, ValueError):
-        return os.getpgid(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]))
-    return None
 
 
 def _read_all(pipe: int) -> bytes:

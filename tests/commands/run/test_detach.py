@@ -65,6 +65,26 @@ def test_ctrl_c_at_the_very_start_interrupts_the_run(monkeypatch: pytest.MonkeyP
             run.wait()
 
 
+def test_a_run_can_read_a_list_of_hosts_from_a_pipe_of_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reading(subprocess.Popen[bytes]):
+        """A stand-in for the run: it reads the file after ``-H``."""
+
+        def __init__(self, program: list[str], **options: Any) -> None:
+            super().__init__(["grep", "-qx", "pod-0", program[-1]], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", Reading)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    reader, writer = os.pipe()
+    os.write(writer, b"pod-0\n")
+    os.close(writer)
+    try:
+        assert detach("launch", ["--sbatch=/dev/fd/9999", "-H", f"/dev/fd/{reader}"]) == 0
+    finally:
+        os.close(reader)
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), before, strict=True):
+            signal.signal(number, handler)
+
+
 @pytest.mark.slow
 def test_a_detached_run_outlives_its_terminal_and_can_be_viewed_and_stopped(files: RunFiles) -> None:
     with on_a_terminal(*TRAIN, str(files.path)) as terminal:

@@ -21,7 +21,9 @@ from support.run_rig import WITHIN_S, Run, RunFiles, launching, started
 from support.terminal import on_a_terminal
 
 import zmqrl
+from zmqrl.commands.run import launch as launch_command
 from zmqrl.commands.run.launch import Options, directory_name, on_hosts
+from zmqrl.hosts.link import Link
 from zmqrl.hosts.reach import over_tcp
 from zmqrl.recipes import cartpole
 from zmqrl.rundir import RunDirectory
@@ -290,6 +292,27 @@ def test_the_stages_of_a_deployment_are_shown(tmp_path: Path) -> None:
         ("connecting", "connecting to 1 host", 1, 1),
         ("checking", "checking 1 host"),
     ]
+
+
+def test_a_command_that_still_waits_for_its_host_ends_with_an_interrupted_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[subprocess.Popen[bytes]] = []
+
+    def connect_all(links: list[Link], *_: object, **__: object) -> None:
+        for link in links:
+            link.open()
+            assert link.process is not None
+            opened.append(link.process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch_command, "connect_all", connect_all)
+    options = Options(hosts="h1", via="sh -c 'exec sleep 600' {host}")
+    stages = SimpleNamespace(at=lambda *stage: None)
+    directory, config = RunDirectory(tmp_path / "run"), over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
+    with pytest.raises(KeyboardInterrupt):
+        on_hosts(options, options.reach(), config, directory, cast(Stages, stages))
+    assert [process.poll() for process in opened] == [-signal.SIGKILL]
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from zmqrl import cli
 from zmqrl.commands.inspect import follow
 from zmqrl.commands.inspect.status import status
 from zmqrl.errors import ClusterError, UsageError
+from zmqrl.hosts.ways import login_node
 from zmqrl.hosts.ways.login_node import LATE_S, LoginNode, Submitted
 
 pytestmark = pytest.mark.processes
@@ -94,7 +95,7 @@ def test_a_run_is_submitted_followed_and_fetched(
         f"--run-dir {there}/first\n"
     )
     (submitted,) = [line for line in stand_in.calls().splitlines() if line.startswith("sbatch --parsable")]
-    assert submitted.endswith(f"--chdir={there} --output={there}/first.log --nodes 4 --time 1:00:00")
+    assert submitted.endswith(f"--chdir={there} --nodes 4 --time 1:00:00 --output={there}/first.log")
     assert "--signal=B:USR1@180 --requeue" in submitted
     said = capsys.readouterr().out
     assert f"submitted job 7 on login; run directory: {run} here, {there}/first there\n" in said
@@ -181,10 +182,164 @@ def test_a_job_without_a_result_names_its_log(stand_in: StandInSlurm, tmp_path: 
         launch(tmp_path / "run")
 
 
+def test_what_the_shell_of_the_login_node_prints_is_skipped(
+    stand_in: StandInSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (stand_in.state / "greeting").write_text("Welcome!\n1700000000\nLoading modules ...")
+    run = tmp_path / "run"
+    assert launch(run) == 0
+    said = capsys.readouterr().out
+    assert "submitted job 7 on login" in said
+    assert "job 7: COMPLETED\n" in said
+    assert "Welcome" not in said
+    assert (run / "metrics.jsonl").exists()
+
+
+def test_a_login_node_whose_shell_runs_no_command_is_reported(stand_in: StandInSlurm, tmp_path: Path) -> None:
+    (stand_in.bin / "ssh").write_text("#!/bin/sh\necho no jobs today\n", encoding="utf-8")
+    with pytest.raises(ClusterError, match=r"^sh did not run on login: its shell printed b'no jobs today"):
+        launch(tmp_path / "run")
+
+
+def test_a_login_node_that_does_not_answer_is_reported(
+    stand_in: StandInSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(login_node, "CONNECTED_WITHIN_S", 0.1)
+    (stand_in.state / "hang").touch()
+    with pytest.raises(ClusterError, match=r"^login cannot be reached: no answer within 0\.1 s\.$"):
+        launch(tmp_path / "run")
+
+
+CONTROLLER = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+
+
+def test_a_job_is_not_over_while_slurm_does_not_answer(
+    stand_in: StandInSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (stand_in.state / "wait").touch()
+    run = tmp_path / "run"
+    assert launch(run, "--detach") == 0
+    job = Submitted.read(run)
+    assert job is not None
+    with LoginNode("login", None) as node:
+        (stand_in.state / "squeue_error").write_text(f"{CONTROLLER}\n")
+        assert node.look(job, 0)[:2] == ("UNKNOWN", CONTROLLER)
+        assert cli.run(["stop", str(run)]) == 0
+        assert "scancel --batch --signal=TERM 7\n" in stand_in.calls()
+        assert capsys.readouterr().out.endswith("job 7 was asked to end\n")
+        (stand_in.state / "squeue_error").write_text("slurm_load_jobs error: Invalid job id specified\n")
+        assert node.look(job, 0)[:2] == ("GONE", "")
+
+
+def test_a_second_job_for_the_same_run_is_refused_until_the_first_has_ended(
+    stand_in: StandInSlurm, tmp_path: Path
+) -> None:
+    (stand_in.state / "wait").touch()
+    run = tmp_path / "run"
+    assert launch(run, "--detach") == 0
+    with pytest.raises(UsageError, match=rf"^job 7 of {run} has not ended \(RUNNING\): `zmqrl attach {run}` shows it"):
+        launch(run)
+    assert sum(line.startswith("sbatch") for line in stand_in.calls().splitlines()) == 1
+    (stand_in.state / "wait").unlink()
+    eventually(lambda: launch_unless_running(run) == 0, "the first job has ended", WITHIN_S)
+
+
+def launch_unless_running(run: Path) -> int | None:
+    try:
+        return launch(run)
+    except UsageError:
+        return None
+
+
+def test_a_job_that_cannot_be_noted_here_is_removed(
+    stand_in: StandInSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(job: Submitted, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Submitted, "write", write)
+    with pytest.raises(OSError, match="No space left"):
+        launch(tmp_path / "run")
+    assert "scancel 7\n" in stand_in.calls()
+
+
+def test_a_directory_that_cannot_be_made_here_is_an_error_before_the_job_is_submitted(
+    stand_in: StandInSlurm, tmp_path: Path
+) -> None:
+    (tmp_path / "run").symlink_to("nowhere")
+    with pytest.raises(FileExistsError):
+        launch(tmp_path / "run")
+    assert "sbatch" not in stand_in.calls()
+
+
+def test_a_summary_of_an_earlier_session_is_no_result(stand_in: StandInSlurm, tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "run", [row(1)], summary=summary(exit_status=0))
+    (run / "config.json").unlink()
+    stand_in.program("exit 2")
+    with pytest.raises(ClusterError, match="without a result"):
+        launch(run)
+
+
+def test_ctrl_c_removes_a_job_that_waits_in_the_queue(
+    stand_in: StandInSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in.program("exec sleep 600")
+
+    def interrupt() -> None:
+        eventually((stand_in.state / "looked").exists, "the state of the job", WITHIN_S)
+        signal.raise_signal(signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with stand_in.pending():
+        assert launch(tmp_path / "run") == 130
+    thread.join()
+    said = capsys.readouterr().out
+    assert "removing the job from the queue" in said
+    assert said.endswith("job 7 was removed from the queue\n")
+
+
+def test_the_last_line_of_a_log_is_shown_even_if_it_does_not_end(
+    stand_in: StandInSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in.program("printf 'out of memory'; exit 1")
+    with pytest.raises(ClusterError, match="without a result"):
+        launch(tmp_path / "run")
+    assert "out of memory\n" in capsys.readouterr().out
+
+
+def test_files_that_do_not_arrive_are_an_error_and_not_an_empty_directory(
+    stand_in: StandInSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Submitted(host="login", ssh_config=None, job="7", run_dir=str(tmp_path / "there"), log="log")
+    with LoginNode("login", None) as node:
+        assert node.fetch(job, tmp_path, 5) == 5, "there is no run directory yet"
+        (stand_in.state / "cut").touch()
+        with pytest.raises(ClusterError, match=r"^the connection to login is lost: ssh: .* No route to host\.$"):
+            node.fetch(job, tmp_path, 5)
+        (stand_in.state / "cut").unlink()
+        monkeypatch.setattr(login_node, "ANSWER_WITHIN_S", 0.1)
+        (stand_in.state / "hang").touch()
+        with pytest.raises(ClusterError, match=r"^login has not answered for 0\.1 s\.$"):
+            node.fetch(job, tmp_path, 5)
+
+
+def test_files_on_a_shared_disk_are_not_copied_onto_themselves(stand_in: StandInSlurm, tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "run", [row(1)])
+    job = Submitted(host="login", ssh_config=None, job="7", run_dir=str(run), log="log")
+    job.write(run)
+    before = (run / "metrics.jsonl").stat()
+    with LoginNode("login", None) as node:
+        assert node.fetch(job, run, 0) == 0
+    after = (run / "metrics.jsonl").stat()
+    assert (after.st_ino, after.st_ctime_ns) == (before.st_ino, before.st_ctime_ns)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (["--slurm"], "--slurm-login implies --slurm"),
+        (["--offline"], "--offline requires --sync wheel"),
         (["-H", "h1"], "--slurm-login cannot be combined with -H"),
         (["--page"], "--slurm-login cannot be combined with --page"),
         (["--sbatch", "'"], "--sbatch .*: no closing quotation"),
@@ -197,6 +352,12 @@ def test_bad_usage_is_refused_before_the_connection(
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UsageError, match=sentence):
         launch(tmp_path / "run", *options)
+
+
+@pytest.mark.parametrize("option", ["--sbatch=--nodes 4", "--login-dir=work"])
+def test_options_of_a_login_node_are_refused_without_one(option: str) -> None:
+    with pytest.raises(UsageError, match=r"^--sbatch and --login-dir require --slurm-login\.$"):
+        cli.run(["launch", "-H", "h1", "cartpole", option])
 
 
 def test_a_dry_run_shows_the_job_and_contacts_no_host(
@@ -250,7 +411,8 @@ def test_a_login_node_answers_over_real_ssh_and_sends_changed_files(ssh_config: 
         assert node.run(["cat"], given="a b'c") == b"a b'c"
         with pytest.raises(ClusterError, match=r"^ls on h1 failed: ls: cannot access '/no such': No such file"):
             node.run(["ls", "/no such"])
-        assert node.look(job, 4) == ("GONE", "", b"two\n")
+        state, _, news = node.look(job, 4)
+        assert (state, news) == ("UNKNOWN", b"two\n"), "there is no Slurm"
         now = node.fetch(job, here, 0)
         assert {path.name for path in here.iterdir()} == {"config.json"}
         (here / "config.json").unlink()

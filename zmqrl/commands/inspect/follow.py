@@ -27,11 +27,14 @@ def attach(job: Submitted, run: Path) -> int:
         return follow(node, job, run, stops=False)
 
 
-def follow(node: LoginNode, job: Submitted, run: Path, *, read: int = 0, stops: bool) -> int:
+def follow(
+    node: LoginNode, job: Submitted, run: Path, *, read: int = 0, earlier: bytes | None = None, stops: bool
+) -> int:
     """Show the log of a job, after its first ``read`` bytes, until the job ends. Returns the exit status of the run.
 
     With ``stops``, the first Ctrl-C ends the run with a checkpoint. Any other Ctrl-C only ends the view. Raises
-    ClusterError if the connection is lost or the run has no result.
+    ClusterError if the connection is lost or the run has no result. A summary that equals ``earlier`` is no result: it
+    is from before this job.
     """
     following = _Following(node, job, run, read)
     with _naming(job, run):
@@ -46,7 +49,10 @@ def follow(node: LoginNode, job: Submitted, run: Path, *, read: int = 0, stops: 
                 stops = False
                 following.stop()
         following.fetch()
-    if not RunDirectory(run).summary.exists():
+    if summary_of(run) in (None, earlier):
+        if following.has_removed:
+            print_line(f"job {job.job} was removed from the queue")
+            return INTERRUPTED
         raise ClusterError(
             f"job {job.job} ended ({following.state}) without a result: its log is {job.log} on {job.host}."
         )
@@ -56,10 +62,16 @@ def follow(node: LoginNode, job: Submitted, run: Path, *, read: int = 0, stops: 
 def stop(job: Submitted) -> None:
     """End a run with a checkpoint, or remove its job from the queue. Raises ClusterError."""
     with _login_node(job) as node:
-        state, _, _ = node.look(job, 0)
+        state = node.state(job)
         if state not in OVER:
             node.ask_to_stop(job, has_begun=state not in QUEUED)
     print_line(f"job {job.job} has ended ({state})" if state in OVER else f"job {job.job} was asked to end")
+
+
+def summary_of(run: Path) -> bytes | None:
+    """The content of the summary in the run directory here, if there is one."""
+    path: Path = RunDirectory(run).summary
+    return path.read_bytes() if path.exists() else None
 
 
 class _Following:
@@ -68,6 +80,7 @@ class _Following:
     def __init__(self, node: LoginNode, job: Submitted, run: Path, read: int) -> None:
         self.node, self.job, self.run, self.read = node, job, run, read
         self.state = self._shown = ""
+        self.has_removed = False
         self._fetched, self._fetch_at = 0, 0.0
 
     def until_the_end(self) -> None:
@@ -78,7 +91,7 @@ class _Following:
             if shown != self._shown:
                 self._shown = shown
                 print_line(shown)
-            whole = news[: news.rfind(b"\n") + 1]
+            whole = news if self.state in OVER else news[: news.rfind(b"\n") + 1]
             self.read += len(whole)
             for line in whole.decode(errors="replace").splitlines():
                 print_line(printable(line))
@@ -94,8 +107,10 @@ class _Following:
         self._fetch_at = time.monotonic() + FETCH_EVERY_S
 
     def stop(self) -> None:
-        print_line("ending the run with a checkpoint; Ctrl-C again leaves the view")
-        self.node.ask_to_stop(self.job, has_begun=self.state not in ("", *QUEUED))
+        self.has_removed = self.state in ("", *QUEUED)
+        what = "removing the job from the queue" if self.has_removed else "ending the run with a checkpoint"
+        print_line(f"{what}; Ctrl-C again leaves the view")
+        self.node.ask_to_stop(self.job, has_begun=not self.has_removed)
 
 
 @contextlib.contextmanager

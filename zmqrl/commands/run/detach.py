@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from zmqrl.words import as_text, as_word
 
 STARTER = "ZMQRL_STARTER"  # descriptor of a pipe, to which a detached run writes its directory when it is up
 PIPE_BYTES = 4096  # more than any path
+PIPE_OF_SHELL = re.compile(r"(?:.*=)?/(?:dev|proc/self)/fd/([0-9]+)")  # the shell's <(...) as an argument
 
 
 @interruptible()
@@ -47,7 +49,7 @@ def detach(command: str, arguments: Sequence[str]) -> int:
         program,
         stdin=subprocess.DEVNULL,
         env=unset | os.environ | {STARTER: str(writer)},
-        pass_fds=[writer],
+        pass_fds=[writer, *_open_pipes(arguments)],
         start_new_session=True,  # no signals from our terminal
     )
     for asked in early:
@@ -60,6 +62,12 @@ def detach(command: str, arguments: Sequence[str]) -> int:
         return _told(Path(os.fsdecode(path)), run.pid)
     status = run.wait()
     return status if status >= 0 else 128 - status
+
+
+def _open_pipes(arguments: Sequence[str]) -> list[int]:
+    """The open file descriptors that ``arguments`` name, such as /dev/fd/63."""
+    found = [int(each[1]) for each in map(PIPE_OF_SHELL.fullmatch, arguments) if each is not None]
+    return [number for number in found if Path(f"/dev/fd/{number}").exists()]
 
 
 def _told(path: Path, pid: int) -> int:

@@ -69,6 +69,8 @@ def command(arguments: list[str]) -> int:
         if any((options.hosts, options.ray, options.via, options.pbs, options.lsf)):
             raise UsageError("--slurm-login cannot be combined with -H, --via, --pbs, --lsf or --ray: remove these.")
         return submit(arguments, config)
+    if options.sbatch or options.login_dir != LoginOptions.login_dir:
+        raise UsageError("--sbatch and --login-dir require --slurm-login.")
     if options.requeue and not config.resume and requeue.is_begun(config):
         config = settings([*rest, "--resume"])
     if config.resume and not options.names_hosts:
@@ -142,6 +144,9 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
             notices += tuple(verdict.warnings)
     except BaseException:
         for link in links.values():
+            if not link.is_ready:
+                link.cut()  # its command may still wait for the host, and would outlive this process
+                continue
             if not config.resume:
                 link.send(Clean(whole=True))
             link.hang_up()

@@ -9,14 +9,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from zmqrl.commands.inspect.follow import follow
+from zmqrl.commands.inspect.follow import follow, summary_of
 from zmqrl.commands.options import parse_known
 from zmqrl.commands.output import print_line
 from zmqrl.config import Config
 from zmqrl.errors import UsageError, require
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.sync import make_environments
-from zmqrl.hosts.ways.login_node import LoginNode, Submitted, job_script
+from zmqrl.hosts.ways.login_node import OVER, LoginNode, Submitted, Unanswered, job_script
 from zmqrl.hosts.ways.way import command_on
 from zmqrl.process import interruptible
 from zmqrl.rundir import RunDirectory, holds_a_run, new_path
@@ -58,6 +58,7 @@ def submit(arguments: list[str], config: Config) -> int:
     here, rest = parse_known(_Here, arguments, "zmqrl launch")
     assert here.slurm_login is not None
     require(not (here.slurm or here.requeue), "--slurm-login implies --slurm and --requeue: remove these.")
+    require(not here.offline or here.sync == "wheel", "--offline requires --sync wheel.")
     try:
         given = shlex.split(here.sbatch)
     except ValueError as error:
@@ -79,27 +80,51 @@ def submit(arguments: list[str], config: Config) -> int:
         way = partial(command_on, ssh_config=here.ssh_config)
         python = make_environments([host], way, print_line, {}, offline=here.offline)[host.name]
     with LoginNode(host.name, here.ssh_config) as node:
+        _refuse_a_second_job(node, run)
         directory, read = node.place(here.login_dir, run.name)
         script = job_script(python, [*rest, "--run-dir", f"{directory}/{run.name}"])
+        run.mkdir(parents=True, exist_ok=True)
+        earlier = summary_of(run)
+        try:
+            number = node.submit(sbatch_options(directory, run.name, given), script)
+        except Unanswered as error:
+            raise Unanswered(
+                f"{error} The job may have been submitted: `squeue --name {as_word(run.name)}` on {host.name} shows it."
+            ) from error
         job = Submitted(
             host=host.name,
             ssh_config=None if here.ssh_config is None else str(here.ssh_config.absolute()),
-            job=node.submit(sbatch_options(directory, run.name, given), script),
+            job=number,
             run_dir=f"{directory}/{run.name}",
             log=f"{directory}/{run.name}.log",
         )
-        run.mkdir(parents=True, exist_ok=True)
-        job.write(run)
+        try:
+            job.write(run)
+        except BaseException:  # without this file, no command could show or stop the job
+            node.ask_to_stop(job, has_begun=False)
+            raise
         print_line(f"submitted job {job.job} on {job.host}; run directory: {as_text(run)} here, {job.run_dir} there")
         if here.detach:
             print_line(f"  zmqrl attach {as_word(run)}  # show it, and fetch its files")
             return 0
-        return follow(node, job, run, read=read, stops=True)
+        return follow(node, job, run, read=read, earlier=earlier, stops=True)
+
+
+def _refuse_a_second_job(node: LoginNode, run: Path) -> None:
+    """Raise UsageError if an earlier job of the run has not ended."""
+    job = Submitted.read(run)
+    if job is not None and job.host == node.host and (state := node.state(job)) not in OVER:
+        raise UsageError(
+            f"job {job.job} of {as_text(run)} has not ended ({state}): `zmqrl attach {as_word(run)}` shows it, and "
+            f"`zmqrl stop {as_word(run)}` ends it."
+        )
 
 
 def sbatch_options(directory: str, name: str, given: list[str]) -> list[str]:
-    """The options of sbatch for a run ``name`` below ``directory``. The user's own, ``given``, override the others."""
-    return [*SBATCH, f"--job-name={name}", f"--chdir={directory}", f"--output={directory}/{name}.log", *given]
+    """The options of sbatch for a run ``name`` below ``directory``. The user's own, ``given``, override the others,
+    except the path of the log, which :func:`follow` reads.
+    """
+    return [*SBATCH, f"--job-name={name}", f"--chdir={directory}", *given, f"--output={directory}/{name}.log"]
 
 
 def _print_plan(here: _Here, given: list[str], rest: list[str], name: str) -> None:

@@ -2,6 +2,10 @@
 
 import contextlib
 import dataclasses
+import io
+import os
+import re
+import select
 import shlex
 import subprocess
 import tarfile
@@ -9,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import IO, Any, Final, Self
 
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.ways.ssh import ssh_command
@@ -18,20 +22,44 @@ from zmqrl.rundir import RunDirectory, write_json
 
 CONNECTED_WITHIN_S = 60.0
 ANSWER_WITHIN_S = 120.0
+ENDED_WITHIN_S = 5.0
 LOST = 255  # the exit status of ssh itself
 GONE = "GONE"  # Slurm has forgotten the job
 OVER: Final = frozenset(
-    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT", GONE}
+    {
+        *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
+        *("TIMEOUT", GONE),
+    }
 )
 # Files without a meaning elsewhere, and the keys of the run.
 KEPT_THERE: Final = ("./.lock", "./cluster.json", "./keys", "./left.json", "./sockets", "./state")
 LATE_S = 120  # on a network disk, files can appear this late on the login node
+END_OF_FILE = 1 << 60  # more bytes than any log has
+# The startup files of the shell may print something. The output of a command follows this line.
+BEGIN = "zmqrl-begin"
+BEGINNING = f'echo; echo {BEGIN}; exec "$@"'
+MOST_PRINTED_LINES = 100_000
+LONGEST_LINE_BYTES = 4096
 MAKE_DIRECTORY = 'mkdir -p -- "$1" && cd -- "$1" && pwd && { stat -c %s -- "$2.log" 2>/dev/null || echo 0; }'
+# Prints one line with the state and the reason, and then the log. squeue fails if the job is forgotten, but also while
+# the controller of Slurm does not answer.
 LOOK = (
-    '{ squeue --noheader --states=all --format="%T %r" --jobs "$1" 2>/dev/null || echo GONE; } | tail -n 1; '
+    'told=$(squeue --noheader --states=all --format="%T %r" --jobs "$1" 2>&1) || case $told in '
+    '*"Invalid job id"*) told=GONE ;; *) told="UNKNOWN $(printf "%s" "$told" | tail -n 1)" ;; esac; '
+    '{ printf "%s\\n" "$told" | grep "^[A-Z]" || echo; } | tail -n 1; '
     'tail -c "+$2" -- "$3" 2>/dev/null || true'
 )
-SEND = 'cd -- "$1" && date +%s && { since=$2; shift 2; tar -c "--newer-mtime=@$since" "$@" .; }'
+# Prints one line: the time there, if files follow. The directory has submitted.json only if it is the one here.
+SEND = (
+    'cd -- "$1" 2>/dev/null || { echo none; exit 0; }; [ -e submitted.json ] && { echo same; exit 0; }; '
+    'date +%s && { since=$2; shift 2; exec tar -c "--newer-mtime=@$since" "$@" .; }'
+)
+NOTHING_TO_SEND: Final = (b"none", b"same")
+ARCHIVED: Final = (0, 1, 2)  # tar ends with 1 if a file changed, and with 2 if it could not read a file
+
+
+class Unanswered(ClusterError):
+    """The login node did not say how a command ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +116,12 @@ class LoginNode:
             )
             self._stop.callback(_end, master)
             assert master.stdout is not None
-            if not master.stdout.read(1):
-                master.wait(ANSWER_WITHIN_S)
-                words.seek(0)
-                told = words.read().decode(errors="replace").strip().rpartition("\n")[2] or "ssh ended"
-                raise ClusterError(f"{self.host} cannot be reached: {told}.")
+            if not select.select([master.stdout], [], [], CONNECTED_WITHIN_S)[0]:
+                raise ClusterError(f"{self.host} cannot be reached: no answer within {CONNECTED_WITHIN_S:g} s.")
+            if not os.read(master.stdout.fileno(), 1):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    master.wait(ENDED_WITHIN_S)
+                raise ClusterError(f"{self.host} cannot be reached: {_last_line(words) or 'ssh ended'}.")
             failed.pop_all()
         return self
 
@@ -100,8 +129,9 @@ class LoginNode:
         self._stop.close()
 
     def command(self, words: Sequence[str]) -> list[str]:
-        """The command that runs ``words`` on the login node, over this connection."""
-        return ssh_command(self.host, words, config=self.ssh_config, shared=self._socket)
+        """The command that runs ``words`` on the login node, over this connection. The output follows ``BEGIN``."""
+        marked = ["sh", "-c", BEGINNING, "sh", *words]
+        return ssh_command(self.host, marked, config=self.ssh_config, shared=self._socket)
 
     def run(self, words: Sequence[str], *, given: str = "") -> bytes:
         """Run a command with ``given`` as its input. Returns its output. Raises ClusterError if it fails."""
@@ -114,13 +144,16 @@ class LoginNode:
                 start_new_session=True,
             )
         except subprocess.TimeoutExpired as error:
-            raise ClusterError(f"{self.host} has not answered for {ANSWER_WITHIN_S:g} s.") from error
+            raise Unanswered(f"{self.host} has not answered for {ANSWER_WITHIN_S:g} s.") from error
         told = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         if done.returncode == LOST:
-            raise ClusterError(f"the connection to {self.host} is lost: {told}.")
+            raise Unanswered(f"the connection to {self.host} is lost: {told}.")
         if done.returncode:
             raise ClusterError(f"{words[0]} on {self.host} failed: {told or f'exit status {done.returncode}'}.")
-        return done.stdout
+        _, begin, output = done.stdout.partition(f"\n{BEGIN}\n".encode())
+        if not begin:
+            raise ClusterError(f"{words[0]} did not run on {self.host}: its shell printed {done.stdout[-60:]!r}.")
+        return output
 
     def place(self, directory: str, name: str) -> tuple[str, int]:
         """Make ``directory``. Returns its absolute path, and the size of the log ``name.log`` in it."""
@@ -128,14 +161,25 @@ class LoginNode:
         return path, int(size)
 
     def submit(self, options: Sequence[str], script: str) -> str:
-        """Submit a job. Returns its id."""
-        return self.run(["sbatch", "--parsable", *options], given=script).decode().strip().partition(";")[0]
+        """Submit a job. Returns its id. Raises Unanswered if the job may have been submitted."""
+        told = self.run(["sbatch", "--parsable", *options], given=script).decode(errors="replace").strip()
+        job = told.rpartition("\n")[2].partition(";")[0]
+        if re.fullmatch("[0-9]+", job) is None:
+            raise Unanswered(f"sbatch on {self.host} printed {told!r:.60}, and no id of a job.")
+        return job
 
     def look(self, job: Submitted, read: int) -> tuple[str, str, bytes]:
-        """The state of a job, such as PENDING, its reason, and the log after the first ``read`` bytes."""
+        """The state of a job, such as PENDING, its reason, and the log after the first ``read`` bytes.
+
+        The state is UNKNOWN, with Slurm's message as the reason, while Slurm does not answer.
+        """
         first, _, news = self.run(["sh", "-c", LOOK, "sh", job.job, str(read + 1), job.log]).partition(b"\n")
-        state, _, reason = first.decode().strip().partition(" ")
+        state, _, reason = first.decode(errors="replace").strip().partition(" ")
         return state or GONE, reason, news
+
+    def state(self, job: Submitted) -> str:
+        """The state of a job, as in :meth:`look`."""
+        return self.look(job, END_OF_FILE)[0]
 
     def ask_to_stop(self, job: Submitted, *, has_begun: bool) -> None:
         """End a job after a checkpoint, or at once if it has not begun."""
@@ -145,25 +189,71 @@ class LoginNode:
     def fetch(self, job: Submitted, to: Path, since: int) -> int:
         """Copy the files of a run that have changed after ``since``, a time on the login node's clock.
 
-        Returns ``since`` for the next call. Leaves out the files in ``KEPT_THERE``. Raises ClusterError.
+        Returns ``since`` for the next call. Leaves out the files in ``KEPT_THERE``. Copies nothing if the directory
+        there does not exist yet, or is ``to`` itself, on a shared disk. Raises ClusterError.
         """
         left_out = [f"--exclude={path}" for path in KEPT_THERE]
         words = ["sh", "-c", SEND, "sh", job.run_dir, str(max(0, since - LATE_S)), *left_out]
-        with subprocess.Popen(
-            self.command(words), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
-        ) as sending:
+        with (
+            tempfile.TemporaryFile() as told,
+            subprocess.Popen(
+                self.command(words), stdout=subprocess.PIPE, stderr=told, start_new_session=True
+            ) as sending,
+        ):
             try:
                 assert sending.stdout is not None
-                now = sending.stdout.readline()
-                if not now.strip().isdigit():  # there is no run directory yet
-                    return since
-                with tarfile.open(fileobj=sending.stdout, mode="r|") as files:
-                    files.extractall(to, filter="data")
+                arriving = io.BufferedReader(_Arriving(self.host, sending.stdout.fileno()))
+                now = _first_line(arriving)
+                if now.isdigit():
+                    with tarfile.open(fileobj=arriving, mode="r|") as files:
+                        files.extractall(to, filter="data")
+                    while arriving.read(1 << 16):
+                        pass
+                status = sending.wait(ENDED_WITHIN_S)
             except tarfile.TarError as error:
                 raise ClusterError(f"the files of {job.run_dir} on {self.host} did not arrive: {error}.") from error
+            except subprocess.TimeoutExpired as error:
+                raise ClusterError(f"tar on {self.host} does not end.") from error
             finally:
                 sending.kill()
-        return int(now)
+            # An archive that ends between two files looks complete.
+            if status not in ARCHIVED or not (now.isdigit() or now in NOTHING_TO_SEND):
+                why = _last_line(told) or f"exit status {status}"
+                raise ClusterError(f"the connection to {self.host} is lost: {why}.")
+        return int(now) if now.isdigit() else since
+
+
+class _Arriving(io.RawIOBase):
+    """The output of a command on ``host``, through a pipe. Raises ClusterError if it pauses for too long."""
+
+    def __init__(self, host: str, pipe: int) -> None:
+        self._host, self._pipe = host, pipe
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room: Any) -> int:
+        if not select.select([self._pipe], [], [], ANSWER_WITHIN_S)[0]:
+            raise ClusterError(f"{self._host} has not answered for {ANSWER_WITHIN_S:g} s.")
+        piece = os.read(self._pipe, len(room))
+        room[: len(piece)] = piece
+        return len(piece)
+
+
+def _first_line(arriving: IO[bytes]) -> bytes:
+    """The first line of the output of a command, after ``BEGIN``. Empty if there is none."""
+    for _ in range(MOST_PRINTED_LINES):
+        line = arriving.readline(LONGEST_LINE_BYTES)
+        if line == f"{BEGIN}\n".encode():
+            return arriving.readline(LONGEST_LINE_BYTES).strip()
+        if not line:
+            break
+    return b""
+
+
+def _last_line(words: IO[bytes]) -> str:
+    words.seek(0)
+    return words.read().decode(errors="replace").strip().rpartition("\n")[2]
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

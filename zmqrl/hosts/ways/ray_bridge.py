@@ -3,7 +3,8 @@
     python -P -m zmqrl.hosts.ways.ray_bridge ADDRESS NODE_ID NAME WORDS...
 
 An actor on the node runs the command. When this process ends, Ray ends the actor, which closes the standard input of
-the command. If the command is a host daemon, it then ends what it has started.
+the command, and kills the process of the command. If the command is a host daemon, this process is its front
+(:mod:`zmqrl.hostd.guard`), and the daemon then ends what it has started.
 """
 
 import os
@@ -19,12 +20,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 PIECE_BYTES = 1 << 20
 TURN_S = 1.0
-# Ray kills the children of an ended actor. A host daemon's guard must live on, so it is a grandchild.
-BETWEEN = """
-import subprocess, sys
-status = subprocess.Popen(sys.argv[1:], start_new_session=True).wait()
-sys.exit(status if status >= 0 else 128 - status)
-"""
 OF_RAY = ("RAY_", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")  # variables that Ray sets for its actors
 
 
@@ -47,9 +42,8 @@ class Relay:
         program = shutil.which(words[0]) or sys.executable
         kept = {key: value for key, value in os.environ.items() if not key.startswith(OF_RAY)}
         pipe = subprocess.PIPE
-        command = [sys.executable, "-I", "-S", "-c", BETWEEN, program, *words[1:]]
         self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=pipe, env=kept | {"ZMQRL_NODE": name}, bufsize=0
+            [program, *words[1:]], stdin=pipe, stdout=pipe, stderr=pipe, env=kept | {"ZMQRL_NODE": name}, bufsize=0
         )
         self.selector = selectors.DefaultSelector()
         for number, stream in ((1, self.process.stdout), (2, self.process.stderr)):
