@@ -370,7 +370,7 @@ def test_a_checkpoint_with_other_weights_than_its_shards_published_is_reported(t
 def test_the_command_prints_violations_and_exits_with_1_if_there_are_any(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, bad = ended(tmp_path / "run", whole()), whole()
+    path, bad = ended(tmp_path / "run", with_totals()), with_totals()
     drop(4)(bad[1])
     other = ended(tmp_path / "other", bad, used=46)
     assert cli.run(["check-history", str(path)]) == 0
