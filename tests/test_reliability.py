@@ -10,7 +10,7 @@ from zmqrl.commands.run.launch import Options
 from zmqrl.hostd import daemon, fork_server, guard
 from zmqrl.ps.wire.sockets import new_context, new_socket, shard_sockets
 from zmqrl.ps.worker.machine import WorkerTiming
-from zmqrl.supervisor.processes import FAILURES_IN_A_ROW, HUNG_S, SILENCE_S
+from zmqrl.supervisor.processes import FAILURES_IN_A_ROW, HUNG_S, KILLS_IN_A_ROW, SILENCE_S
 
 PAGE = " ".join((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split())
 ENDS_WITHIN_S = daemon.GRACE_S + daemon.KILLED_WITHIN_S
@@ -21,6 +21,7 @@ ENDS_WITHIN_S = daemon.GRACE_S + daemon.KILLED_WITHIN_S
     [
         f"| a worker is stopped, or its machine is frozen | no PING for {SILENCE_S:g} s |",
         f"After {HUNG_S:g} s, it kills and restarts the worker |",
+        f"in a row without any work, or {KILLS_IN_A_ROW} by SIGKILL |",
         f"| a shard is stopped | no answer for {SILENCE_S:g} s |",
         f"After {HUNG_S:g} s, it kills and restarts the shard |",
         f"A process that hangs is killed after {HUNG_S:g} s.",

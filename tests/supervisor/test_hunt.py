@@ -16,14 +16,14 @@ from support import hunt, run_world
 from zmqrl.hosts.launcher import Exited
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.shard import contributions
-from zmqrl.ps.shard.events import Totals, added
+from zmqrl.ps.shard.events import Totals, View, added
 from zmqrl.ps.shard.machine import ShardMachine
 from zmqrl.ps.shard.roster import Roster
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.worker.known_shard import KnownShard
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.salvage import to_save
-from zmqrl.supervisor.shards import Shards
+from zmqrl.supervisor.shards import LOAD_WITHIN_S, Shards
 
 SEEDS = 2000
 PARTS = 8
@@ -67,6 +67,16 @@ def test_a_failure_is_printed_with_the_command_that_replays_it(
     with pytest.raises(AssertionError, match="stuck"):
         hunt.main(["--replay", str(seed)])
     assert "s  the faults are over" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("down", [{1}, set()])
+def test_a_run_may_fail_if_faults_delay_a_rollback_for_too_long(down: set[int]) -> None:
+    shards, view = Shards((0, 0), 1, None), View(1, 1, (0,))
+    shards.down = down
+    shards.roll_back(view, 1.0)
+    (fail,) = shards.roll_back(view, 1.1 + LOAD_WITHIN_S)
+    assert isinstance(fail, e.Fail)
+    assert hunt.NOT_LOADED.search(fail.why)
 
 
 def judged(before: str, reason: str) -> Callable[[pytest.MonkeyPatch], None]:

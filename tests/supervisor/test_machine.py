@@ -25,7 +25,7 @@ from zmqrl.supervisor.processes import (
     SILENCE_S,
     SPACE_WITHIN_S,
 )
-from zmqrl.supervisor.shards import LOAD_WITHIN_S
+from zmqrl.supervisor.shards import LOAD_WITHIN_S, START
 
 RUN = "0123456789abcdef"
 TURN_S = 0.25
@@ -742,6 +742,14 @@ def test_a_rollback_that_was_due_before_the_run_ends_fails_the_run(run: Run) -> 
     run.feed(e.Ending())
     assert e.Fail(
         "shard 0 came back without the newest state, so the run cannot write its last checkpoint: use --resume."
+    ) in run.ticks(TURN_S)
+
+
+def test_a_run_that_ends_before_its_shards_have_loaded_the_checkpoint_says_so(run: Run) -> None:
+    run.machine.shards.rollback = START
+    run.feed(e.Ending())
+    assert e.Fail(
+        "the shards have not loaded the newest checkpoint, so the run cannot write its last checkpoint: use --resume."
     ) in run.ticks(TURN_S)
 
 

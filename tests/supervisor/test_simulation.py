@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from support.protocol_model import WorkerHost
 from support.run_world import RunWorld, virtual_time
 
 
@@ -39,6 +40,18 @@ def test_lost_state_undoes_only_the_versions_after_the_last_checkpoint(world: Ru
     assert {generation for generation, _ in world.journal.loaded} == {1, 2}
     assert all(world.journal.loaded[2, shard][0] == version for shard, version in enumerate(checkpoint))
     world.must_end()
+
+
+def test_a_run_that_only_loads_its_checkpoint_again_counts_as_stuck(
+    world: RunWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(20):
+        world.round()
+    world.lose_state(world.shards[0])
+    monkeypatch.setattr(WorkerHost, "act", lambda _: None)
+    with pytest.raises(AssertionError, match="stuck"):
+        world.must_get_on(versions=1, within_s=20.0)
+    assert world.supervisor.loads == 2
 
 
 def test_a_supervisor_that_was_cut_off_just_before_a_rollback_greets_its_shards_first(world: RunWorld) -> None:

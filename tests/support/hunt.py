@@ -11,6 +11,7 @@ import gc
 import multiprocessing
 import os
 import random
+import re
 import sys
 import time
 import traceback
@@ -22,10 +23,13 @@ from support.protocol_model import Link, ShardHost, WorkerHost
 from support.run_world import ControlPath, Killed, RunWorld, virtual_time
 
 from zmqrl.errors import ClusterError, UsageError
+from zmqrl.supervisor.shards import LOAD_WITHIN_S
 
 FAULTS_WITHIN_S = 45.0  # less than the time after which a supervisor gives up a shard that is down
 CHUNK = 250
 ROUNDS_TO_LOAD = 40
+# How a run fails if faults keep the shards from loading a checkpoint for too long.
+NOT_LOADED = re.compile(rf"(did not come up|did not load the checkpoint) within {LOAD_WITHIN_S:g} s\.$")
 
 
 class Schedule:
@@ -93,7 +97,8 @@ class Schedule:
                 self.say("the supervisor dies, and the run is resumed")
                 world.kill_supervisor()
             except ClusterError as error:
-                self.fail(error, "waited" in str(error) or world.state_lost or world.supervisor.lacks_workers)
+                is_late = NOT_LOADED.search(str(error)) is not None
+                self.fail(error, is_late or world.state_lost or world.supervisor.lacks_workers)
         world.pulse = calm
         self.say("the faults are over")
         try:

@@ -236,6 +236,9 @@ class Hunt:
             assert running.wait() == 0, running.told()
             # A killed shard has its newest version. Only the start of a session loads a checkpoint.
             assert "go back to" not in running.told(), running.told()
+        if not killed:
+            made = {line.removesuffix(" +") for line in Path(plan.log).read_text().splitlines()}
+            assert call.name in made, f"no process makes this call, but these: {', '.join(sorted(made))}"
         assert check(path)["violations"] == []
         Outcome.of(path).assert_same(self.wanted)
         shutil.rmtree(path)

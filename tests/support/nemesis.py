@@ -69,8 +69,8 @@ class Attack:
         self.bursts = [self.chance.choice(list(PHASES)) for _ in range(self.chance.randint(2, 6))]
         self.numbers = itertools.count()
         self.to_undo: list[tuple[float, int, Callable[[], None]]] = []  # when, a number, how
-        self.damaged = False  # whether a fault has damaged or removed the state of a shard
-        self.faults = 0  # in this session
+        self.damaged = False  # whether a fault has damaged or removed state that no session has loaded since
+        self.may_fail = False  # whether a fault of this session can end it before its last version
         self.seen: Counter[str] = Counter()  # phases that came, faults that found their victim, and their effects
 
     def tell(self, words: str) -> None:
@@ -106,7 +106,8 @@ class Attack:
 
     def _session(self, number: int, resume: tuple[str, ...], options: tuple[str, ...]) -> bool:
         """Run until the process ends. Returns whether the run is complete."""
-        self.faults = 0
+        self.may_fail = False
+        damaged_before, self.damaged = self.damaged, False
         self.output = self.directory / f"session-{number}.out"
         self.output.touch()
         self.clock_file.unlink(missing_ok=True)
@@ -135,7 +136,15 @@ class Attack:
         eventually(lambda: not marked(self.marker), f"the end of processes {marked(self.marker)}", GONE_WITHIN_S)
         said = self._said()
         assert "Traceback" not in said, said
-        self.seen += {"full disk": bool(FULL.search(said)), "rollback": "go back to" in said, "resume": bool(resume)}
+        assert (crashed := crashes(self.path / "logs")) == [], "\n".join(crashed)
+        if "resuming from version" not in said:  # the session did not get so far
+            self.damaged |= damaged_before
+        self.seen += {
+            "failed write": bool(FAILED_WRITE.search(said)),
+            "full disk": "has a full disk" in said,
+            "rollback": "go back to" in said,
+            "resume": bool(resume),
+        }
         if status == 0 or f"has already reached {UPDATES}" in said:
             return True
         if (self.path / "left.json").exists() and f"remove {self.path}/left.json" in said:
@@ -143,7 +152,7 @@ class Attack:
             self.tell("the state of the shards cannot become a checkpoint: resume from the last one")
             (self.path / "left.json").unlink()
         else:
-            assert self.faults, f"a session without faults ended with status {status}:\n{said}"
+            assert self.may_fail, f"a session that no fault should end has ended with status {status}:\n{said}"
         return False
 
     def _copy_output(self, process: "subprocess.Popen[bytes]") -> None:
@@ -175,7 +184,6 @@ class Attack:
             fault = self.chance.choices(list(FAULTS), list(FAULTS.values()))[0]
             with contextlib.suppress(*NOT_THERE):
                 what = fault(self)
-                self.faults += 1
                 self.seen[fault.__name__] += 1
                 return self.tell(f"{phase}: {what}")
         return self.tell(f"{phase}: nothing can fail yet")
@@ -224,17 +232,20 @@ class Attack:
 
     def kill(self) -> str:
         name, pid = self._victim()
+        self.may_fail |= not name.startswith(REPLACED)
         os.kill(pid, signal.SIGKILL)
         return f"kill {name}"
 
     def interrupt(self) -> str:
         number = self.chance.choice([signal.SIGINT, signal.SIGTERM])
+        self.may_fail = True
         self.process.send_signal(number)
         return f"send {number.name} to the supervisor"
 
     def stop(self) -> str:
         """Stop a process, sometimes for longer than the supervisor or a guard waits for it."""
         name, pid = self._victim()
+        self.may_fail = True
         os.kill(pid, signal.SIGSTOP)
         return f"stop {name} {self._undo(self.chance.choice([2.0, 6.0, 6.0, 50.0]), lambda: _continue(pid))}"
 
@@ -268,9 +279,15 @@ class Attack:
         return f"slow down the {name} {self._undo(4.0, lambda: setattr(proxy, 'delay_s', 0.0))}"
 
     def fill_the_disk(self) -> str:
+        """Make every write to a file fail or, for a shard, the next line of its history end in the middle."""
         name, pid = self._writer()
+        self.may_fail = True
         _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (1024, hard))
+        limit = 1024
+        if name.startswith("shard"):
+            history = self.path / "history" / f"shard-{name.split()[1]}.jsonl"
+            limit = history.stat().st_size + self.chance.randint(1, 100)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, hard))
 
         def free() -> None:
             with contextlib.suppress(ProcessLookupError):
@@ -287,14 +304,14 @@ class Attack:
         shard = self.chance.randrange(self.shards)
         with self._stopped_shard(shard):
             version = damage_newest_slot(self.path / "state" / f"shard-{shard}.slots")
-            self.damaged = True
+            self.damaged = self.may_fail = True
         return f"kill shard {shard} and damage version {version} of its state"
 
     def lose_state(self) -> str:
         shard = self.chance.randrange(self.shards)
         with self._stopped_shard(shard):
             (self.path / "state" / f"shard-{shard}.slots").unlink()
-            self.damaged = True
+            self.damaged = self.may_fail = True
         return f"kill shard {shard} and remove its state"
 
     def tear_history(self) -> str:
@@ -308,7 +325,6 @@ class Attack:
         """Stop a shard during the block, and kill this shard at the end."""
         pid = self._pid("shard", shard)
         os.kill(pid, signal.SIGSTOP)
-        self.faults += 1
         try:
             yield
         finally:
@@ -319,7 +335,7 @@ class Attack:
     def _judge(self, expected: str) -> None:
         assert check(self.path)["violations"] == []
         last = self.files.newest()
-        assert last.version == UPDATES
+        assert last.version == self.files.summary()["updates"] == UPDATES
         assert last.params_sha256() == expected, "the weights differ from those of a run without faults"
         self.tell("every rule was kept, and the weights are those of a run without faults")
 
@@ -333,7 +349,7 @@ FAULTS: Mapping[Callable[[Attack], str], int] = {
     Attack.blackhole: 2,
     Attack.cut_in_mid_frame: 2,
     Attack.slow_down: 1,
-    Attack.fill_the_disk: 2,
+    Attack.fill_the_disk: 3,
     Attack.step_the_clock: 1,
     Attack.damage_state: 2,
     Attack.lose_state: 1,
@@ -348,13 +364,18 @@ PROGRAMS = {
     "fork server": "zmqrl.hostd.fork_server",
 }
 
+# Processes that a session replaces whenever they die.
+REPLACED = ("worker", "shard", "fork server")
+
 # What the faults do, apart from the death of processes. These effects are observed, not inferred from the faults.
 EFFECTS = (
     *("connections reset", "connections refused", "pieces held", "pieces delayed", "pieces cut in half"),
-    *("full disk", "rollback", "resume"),
+    *("failed write", "full disk", "rollback", "resume"),
 )
 
-FULL = re.compile("disk is full|disk of .* was full|cannot append|cannot write|postponed")
+FAILED_WRITE = re.compile("File too large|No space left on device|disk is full")
+# A traceback in a log, and the line with its exception.
+TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n)*(.*)")
 
 
 def _never() -> bool:
@@ -415,6 +436,16 @@ def environment(marker: str, **more: str) -> dict[str, str]:
     path = [str(ROOT / "tests"), str(ROOT / "tests" / "support" / "stepped_clock"), str(ROOT)]
     paths = os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": paths, name: value, **more}
+
+
+def crashes(logs: Path) -> list[str]:
+    """The tracebacks in the logs of a run, except those of failed writes. A process ends by itself with a sentence."""
+    return [
+        f"{path.name}: {found[0]}"
+        for path in sorted(logs.glob("*.log"))
+        for found in TRACEBACK.finditer(path.read_text(encoding="utf-8", errors="replace"))
+        if not FAILED_WRITE.search(found[1])
+    ]
 
 
 def marked(marker: str) -> dict[int, str]:

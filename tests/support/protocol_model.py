@@ -84,6 +84,7 @@ class ShardHost:
         self.sum: list[Slice] = []
         self.history: list[dict[str, Any]] = []
         self.undone_by = 0  # the newest generation whose rollback has removed lines
+        self.updates = 0  # the number of updates that the shard has made, in all generations
         self.captured: Slot | None = None
         self.incarnation = 0
         self.crash_after: int | None = None  # the number of actions
@@ -242,6 +243,7 @@ class ShardHost:
         slot = Slot(record, step(self.slots[-1].weights, gradients))
         self.sum.clear()
         self.slots = [self.slots[-1], slot]
+        self.updates += 1
         self.world.journal.committed[at] = slot
 
     def _load(self, load: m.Load, weights: int) -> None:

@@ -9,7 +9,7 @@ from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
 
 LOAD_WITHIN_S = 60.0
-START = "the run starts"
+START = "the shards have not loaded the newest checkpoint"
 
 
 class Shards:

@@ -209,23 +209,8 @@ def test_shards_in_asynchronous_mode_can_end_at_different_versions(tmp_path: Pat
     }
 
 
-def test_late_contributions_of_the_summary_count_unless_an_older_zmqrl_wrote_the_lines(tmp_path: Path) -> None:
-    old, new = whole(), whole()
-    for lines in new:
-        for each in lines:
-            each["totals"] = [2 * each["version"], each["version"], 0, 0]
-    for lines in (*old, *new):
-        lines[-1] |= {"late": 0} | ({"totals": [24, 11, 0, 0]} if "totals" in lines[-1] else {})
-    assert violations(ended(tmp_path / "old", old)) == []
-    assert violations(ended(tmp_path / "new", new)) == [
-        "summary.json counts 24 contributions as late, but the histories count 22"
-    ]
-
-
 def test_totals_that_are_not_the_sum_of_the_lines_are_reported(tmp_path: Path) -> None:
-    histories = [
-        [each | {"totals": [2 * each["version"], each["version"], 0, 0]} for each in lines] for lines in whole()
-    ]
+    histories = with_totals()
     assert violations(ended(tmp_path / "run", histories)) == []
     for each in histories[1][8:]:
         each["totals"] = [each["totals"][0] + 2, *each["totals"][1:]]
@@ -240,6 +225,28 @@ def test_totals_that_are_not_the_sum_of_the_lines_are_reported(tmp_path: Path) -
     assert violations(ended(tmp_path / "old", histories))[0] == (
         "shard 0: version 7 has the totals 14, 7, 0, 1 instead of 14, 7, 0, 0"
     )
+
+
+def with_totals() -> Histories:
+    return [[each | {"totals": [2 * each["version"], each["version"], 0, 0]} for each in lines] for lines in whole()]
+
+
+def test_other_counts_than_the_summary_has_are_reported_unless_an_older_zmqrl_made_the_run(tmp_path: Path) -> None:
+    contributions = {"used": 48, "late": 25, "duplicate": 0, "rejected": 0, "skipped": 3}
+    told = json.dumps(summary(updates=VERSIONS, contributions=contributions))
+    path, old = ended(tmp_path / "run", with_totals()), ended(tmp_path / "old", whole())
+    for each in (path, old):
+        (each / "summary.json").write_text(told, encoding="utf-8")
+    assert violations(path) == ["summary.json counts 25 contributions as late, but the histories count 24"]
+    assert violations(old) == []
+
+
+def test_a_line_without_totals_after_lines_with_totals_is_reported(tmp_path: Path) -> None:
+    histories = with_totals()
+    del histories[1][-1]["totals"]
+    assert violations(ended(tmp_path / "run", histories)) == [
+        "shard 1: version 12 has no totals, but an earlier version has"
+    ]
 
 
 def test_a_version_that_one_shard_kept_through_a_rollback_is_reported(tmp_path: Path) -> None:
@@ -363,7 +370,7 @@ def test_a_checkpoint_with_other_weights_than_its_shards_published_is_reported(t
 def test_the_command_prints_violations_and_exits_with_1_if_there_are_any(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, bad = ended(tmp_path / "run", whole()), whole()
+    path, bad = ended(tmp_path / "run", with_totals()), with_totals()
     drop(4)(bad[1])
     other = ended(tmp_path / "other", bad)
     assert cli.run(["check-history", str(path)]) == 0
@@ -373,7 +380,7 @@ def test_the_command_prints_violations_and_exits_with_1_if_there_are_any(
     assert found == check(other)
     assert found["violations"][0] == "shard 1: version 4 is missing"
     assert cli.run(["check-history", str(other)]) == 1
-    assert capsys.readouterr().out.splitlines() == [*found["violations"], "2 shards, 12 versions, 2 violations"]
+    assert capsys.readouterr().out.splitlines() == [*found["violations"], "2 shards, 12 versions, 3 violations"]
 
 
 def test_a_directory_without_a_run_is_bad_usage(tmp_path: Path) -> None:

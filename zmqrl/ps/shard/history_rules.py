@@ -131,9 +131,13 @@ def _faults(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _miscounts(lines: Sequence[Line]) -> Iterator[str]:
-    """Report lines whose totals are not those of the previous line plus the line's own counts."""
+    """Report lines whose totals are missing, or are not those of the previous line plus the line's own counts."""
     before, known = 0, (0, 0, 0, 0)  # type: int, Totals | None
+    has_totals = False
     for line in lines:
+        if line.totals is None and has_totals:  # only an older zmqrl, which made the first lines, wrote no totals
+            yield f"version {line.version} has no totals, but an earlier version has"
+        has_totals = has_totals or line.totals is not None
         right = added(known, line.counts) if line.version == before + 1 and known is not None else None
         if line.totals is not None and right is not None and line.totals != right:
             yield f"version {line.version} has the totals {_listed(line.totals)} instead of {_listed(right)}"
