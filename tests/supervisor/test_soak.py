@@ -12,6 +12,8 @@ pytestmark = pytest.mark.processes
 def test_a_traceback_in_a_log_is_a_crash_unless_a_write_has_failed(tmp_path: Path) -> None:
     begin = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n    f()\n    ~^^\n'
     (tmp_path / "worker-0.log").write_text(f"{begin}OSError: [Errno 27] File too large\nINFO goes on\n")
+    (tmp_path / "worker-1.log").write_text(f"{begin}  File")  # a full disk has cut it
+    (tmp_path / "worker-2.log").write_text(f"{begin}  File2026-11-29 12:00:00 INFO goes on\n2026-11-29 12:00:01 INFO\n")
     assert nemesis.crashes(tmp_path) == []
     (tmp_path / "shard-1.log").write_text(f"12:00:00 INFO up\n{begin}zmqrl.ps.story.BrokenInvariant: late\n    event\n")
     assert nemesis.crashes(tmp_path) == [f"shard-1.log: {begin}zmqrl.ps.story.BrokenInvariant: late"]
