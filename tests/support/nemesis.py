@@ -375,7 +375,8 @@ EFFECTS = (
 
 FAILED_WRITE = re.compile("File too large|No space left on device|disk is full")
 # A traceback in a log, and the line with its exception.
-TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n)*([^\s\d].*)(?=\n)")  # a full disk can cut it
+# A full disk can cut a traceback before its last line.
+TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n)*([^\s\d].*)(?=\n)")
 
 
 def _never() -> bool:
