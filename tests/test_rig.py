@@ -8,7 +8,8 @@ import pytest
 from support.paths import TESTS
 
 FILES = sorted(path for path in TESTS.rglob("*.py") if "node_modules" not in path.parts)
-THE_TESTED = {"a_child.py"}  # the host daemons end the processes that they start
+# The host daemons end what the first starts. The second kills what it has started.
+THE_TESTED = {"a_child.py", "a_killing_command.py"}
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.name not in THE_TESTED], ids=lambda path: path.stem)
