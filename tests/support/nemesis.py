@@ -290,8 +290,9 @@ class Attack:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, hard))
 
         def free() -> None:
-            with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))  # the limit may have been low already
+            for each in (pid, *marked(self.marker)):  # processes that it has started meanwhile have its limit
+                with contextlib.suppress(ProcessLookupError):
+                    resource.prlimit(each, resource.RLIMIT_FSIZE, (hard, hard))  # the limit may have been low already
 
         return f"fill the disk of {name} {self._undo(4.0, free)}"
 
