@@ -33,8 +33,8 @@ def follow(
     """Show the log of a job, after its first ``read`` bytes, until the job ends. Returns the exit status of the run.
 
     With ``stops``, the first Ctrl-C ends the run with a checkpoint. Any other Ctrl-C only ends the view. Raises
-    ClusterError if the connection is lost or the run has no result. A summary that equals ``earlier`` is no result: it
-    is from before this job.
+    ClusterError if the connection is lost or the run has no result. A summary equal to ``earlier`` does not count: it
+    was written before this job.
     """
     following = _Following(node, job, run, read)
     with _naming(job, run):

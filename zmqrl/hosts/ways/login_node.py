@@ -145,7 +145,7 @@ class LoginNode:
             )
         except subprocess.TimeoutExpired as error:
             raise Unanswered(f"{self.host} has not answered for {ANSWER_WITHIN_S:g} s.") from error
-        told = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        told = _last_line(io.BytesIO(done.stderr))
         if done.returncode == LOST:
             raise Unanswered(f"the connection to {self.host} is lost: {told}.")
         if done.returncode:
