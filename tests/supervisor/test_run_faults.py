@@ -179,10 +179,20 @@ def test_contributions_that_make_a_non_finite_version_end_the_run_at_the_previou
         vector = np.full(weights.vector.size, 1e-3, np.float32)
         if weights.version == 5:
             vector[0 if everywhere else -100 :] = number
+            if not everywhere:  # shard 0 is to make its version first
+                signal_shard_1(signal.SIGSTOP)
         return vector
+
+    def signal_shard_1(number: signal.Signals) -> None:
+        pid = run.pid("shard", 1)
+        assert pid is not None
+        os.kill(pid, number)
 
     path, options = tmp_path / "run", ("--workers", "2", "--external-workers", "2")
     with training(path, *options, program=("-c", PATIENT)) as run, pushing(run, gradient):
+        if not everywhere:
+            run.eventually(lambda: len(run.files.history(0)) == 6, "version 6 of shard 0")
+            signal_shard_1(signal.SIGCONT)
         assert run.wait() == 3
     (complaint,) = run.complaint().splitlines()
     assert re.match(
@@ -194,9 +204,9 @@ def test_contributions_that_make_a_non_finite_version_end_the_run_at_the_previou
     run.files.assert_history_exact(5)
     if everywhere:
         run.files.assert_contributions_exact()
-    else:  # shard 0 has usually made one more version, which a row may have counted
-        for undone in (path / "history").glob("shard-0.before-generation-2.jsonl"):
-            assert undone.read_text(encoding="utf-8").startswith('{"version": 6, ')
+    else:  # shard 0 had made one more version, which a row may have counted
+        (undone,) = (path / "history").glob("shard-0.before-generation-2.jsonl")
+        assert undone.read_text(encoding="utf-8").startswith('{"version": 6, ')
         trained(path, "--resume", "--updates", "10", "--external-workers", "0").assert_history_exact(10)
 
 

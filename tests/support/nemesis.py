@@ -375,8 +375,7 @@ EFFECTS = (
 )
 
 FAILED_WRITE = re.compile("File too large|No space left on device|disk is full")
-# A traceback in a log, and the line with its exception.
-# A full disk can cut a traceback before its last line.
+# A traceback in a log, and the line with its exception. A full disk can cut a traceback before this line.
 TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n)*([^\s\d].*)(?=\n)")
 
 

@@ -30,9 +30,11 @@ def line(version: int, **fields: Any) -> Line:
     return {"version": version, **made, "generation": 1 + version // 7, **fields}
 
 
-def ended(path: Path, histories: Histories, *, updates: int = VERSIONS, used: int = 48, **settings: Any) -> Path:
+def ended(
+    path: Path, histories: Histories, *, updates: int = VERSIONS, used: int = 48, late: int = 24, **settings: Any
+) -> Path:
     """Write the files of a run that ended at version ``updates``, with the histories of its two shards."""
-    contributions = {"used": used, "late": 24, "duplicate": 0, "rejected": 0, "skipped": 3}
+    contributions = {"used": used, "late": late, "duplicate": 0, "rejected": 0, "skipped": 3}
     run_directory(path, summary=summary(updates=updates, contributions=contributions), shards=2, **settings)
     (path / "history").mkdir()
     for shard, lines in enumerate(histories):
@@ -232,13 +234,10 @@ def with_totals() -> Histories:
 
 
 def test_other_counts_than_the_summary_has_are_reported_unless_an_older_zmqrl_made_the_run(tmp_path: Path) -> None:
-    contributions = {"used": 48, "late": 25, "duplicate": 0, "rejected": 0, "skipped": 3}
-    told = json.dumps(summary(updates=VERSIONS, contributions=contributions))
-    path, old = ended(tmp_path / "run", with_totals()), ended(tmp_path / "old", whole())
-    for each in (path, old):
-        (each / "summary.json").write_text(told, encoding="utf-8")
-    assert violations(path) == ["summary.json counts 25 contributions as late, but the histories count 24"]
-    assert violations(old) == []
+    assert violations(ended(tmp_path / "run", with_totals(), late=25)) == [
+        "summary.json counts 25 contributions as late, but the histories count 24"
+    ]
+    assert violations(ended(tmp_path / "old", whole(), late=25)) == []
 
 
 def test_a_line_without_totals_after_lines_with_totals_is_reported(tmp_path: Path) -> None:

@@ -80,6 +80,15 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandI
     stand_in.end()
 
 
+@pytest.fixture
+def detached(stand_in: StandInSlurm, tmp_path: Path) -> Path:
+    """The run directory of a detached run whose job does not end."""
+    (stand_in.state / "wait").touch()
+    run = tmp_path / "run"
+    assert launch(run, "--detach") == 0
+    return run
+
+
 def launch(run: Path, *options: str) -> int:
     return cli.run(["launch", *OPTIONS, "cartpole", "--updates", "60", "--run-dir", str(run), *options])
 
@@ -133,16 +142,13 @@ def test_ctrl_c_ends_the_run_with_a_checkpoint(
 
 
 def test_a_job_that_has_not_begun_is_removed_from_the_queue(
-    stand_in: StandInSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stand_in: StandInSlurm, detached: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (stand_in.state / "wait").touch()
-    run = tmp_path / "run"
-    assert launch(run, "--detach") == 0
     with stand_in.pending():
-        assert cli.run(["stop", str(run)]) == 0
+        assert cli.run(["stop", str(detached)]) == 0
     run_directory(tmp_path / "config")
-    (tmp_path / "config" / "config.json").rename(run / "config.json")
-    assert status(run)["state"] == "submitted"
+    (tmp_path / "config" / "config.json").rename(detached / "config.json")
+    assert status(detached)["state"] == "submitted"
     assert "scancel 7\n" in stand_in.calls()
     assert capsys.readouterr().out.endswith("job 7 was asked to end\n")
 
@@ -214,17 +220,14 @@ CONTROLLER = "slurm_load_jobs error: Unable to contact slurm controller (connect
 
 
 def test_a_job_is_not_over_while_slurm_does_not_answer(
-    stand_in: StandInSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stand_in: StandInSlurm, detached: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (stand_in.state / "wait").touch()
-    run = tmp_path / "run"
-    assert launch(run, "--detach") == 0
-    job = Submitted.read(run)
+    job = Submitted.read(detached)
     assert job is not None
     with LoginNode("login", None) as node:
         (stand_in.state / "squeue_error").write_text(f"{CONTROLLER}\n")
         assert node.look(job, 0)[:2] == ("UNKNOWN", CONTROLLER)
-        assert cli.run(["stop", str(run)]) == 0
+        assert cli.run(["stop", str(detached)]) == 0
         assert "scancel --batch --signal=TERM 7\n" in stand_in.calls()
         assert capsys.readouterr().out.endswith("job 7 was asked to end\n")
         (stand_in.state / "squeue_error").write_text("slurm_load_jobs error: Invalid job id specified\n")
@@ -232,16 +235,15 @@ def test_a_job_is_not_over_while_slurm_does_not_answer(
 
 
 def test_a_second_job_for_the_same_run_is_refused_until_the_first_has_ended(
-    stand_in: StandInSlurm, tmp_path: Path
+    stand_in: StandInSlurm, detached: Path
 ) -> None:
-    (stand_in.state / "wait").touch()
-    run = tmp_path / "run"
-    assert launch(run, "--detach") == 0
-    with pytest.raises(UsageError, match=rf"^job 7 of {run} has not ended \(RUNNING\): `zmqrl attach {run}` shows it"):
-        launch(run)
+    with pytest.raises(
+        UsageError, match=rf"^job 7 of {detached} has not ended \(RUNNING\): `zmqrl attach {detached}` shows it"
+    ):
+        launch(detached)
     assert sum(line.startswith("sbatch") for line in stand_in.calls().splitlines()) == 1
     (stand_in.state / "wait").unlink()
-    eventually(lambda: launch_unless_running(run) == 0, "the first job has ended", WITHIN_S)
+    eventually(lambda: launch_unless_running(detached) == 0, "the first job has ended", WITHIN_S)
 
 
 def launch_unless_running(run: Path) -> int | None:
