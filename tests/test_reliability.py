@@ -25,7 +25,7 @@ ENDS_WITHIN_S = daemon.GRACE_S + daemon.KILLED_WITHIN_S
         f"| a shard is stopped | no answer for {SILENCE_S:g} s |",
         f"After {HUNG_S:g} s, it kills and restarts the shard |",
         f"A process that hangs is killed after {HUNG_S:g} s.",
-        f"If it was stopped, the first of them starts after {fork_server.FORKS_WITHIN_S:g} s |",
+        f"If the fork server was stopped, the first of these processes starts {fork_server.FORKS_WITHIN_S:g} s late |",
         f"`--lease-s` is {Options.lease_s:g} s by default.",
         f"After {WorkerTiming().lease_s:g} s, it ends and is restarted |",
         f"every process on every host ends within `--lease-s` plus {ENDS_WITHIN_S:g} s.",
