@@ -231,7 +231,7 @@ def name_of(version: int) -> str:
 def checkpoints(root: Path) -> list[Path]:
     """The finished checkpoints under ``root``, oldest first.
 
-    Lists the old checkpoint if the writer was killed while it replaced one.
+    If the writer was killed while it replaced a checkpoint, the old one is listed.
     """
     named = (path.parent for path in root.glob(f"v*/{MANIFEST}") if _NAME.fullmatch(path.parent.name))
     found = sorted(named, key=lambda path: int(path.stem[1:]))  # as text, v100000000 would come before v99999999

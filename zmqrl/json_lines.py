@@ -142,7 +142,7 @@ def parse_json(text: str | bytes) -> Any:
     """Parse JSON of any origin. Raises ValueError if it is invalid, or nested too deeply to be parsed or printed."""
     try:
         data = json.loads(text)
-        if _brackets(text) > SHALLOW:  # only then, because printing takes as long as parsing
+        if _brackets(text) > SHALLOW:  # shallow data needs no check, which takes as long as parsing
             repr(data)  # an error about the data may have to print it
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

@@ -174,7 +174,7 @@ DBA3C_SAMPLES = 60 * 32  # samples per update in the best run of the paper
 def remark(config: Config) -> str | None:
     """A notice for a run that is not comparable with its recipe's paper, or None."""
     samples = config.effective_quorum() * config.algorithm.minibatch_samples(config.envs.num_envs)
-    if config.recipe != "dba3c-breakout" or samples > DBA3C_SAMPLES - 200:  # the recipe's 60 workers give 60 * 30
+    if config.recipe != "dba3c-breakout" or samples > DBA3C_SAMPLES - 200:  # 60 workers give 60 * 30: close enough
         return None
     return (
         f"an update learns from {samples} samples, but from {DBA3C_SAMPLES:,} in the paper: results are not comparable"

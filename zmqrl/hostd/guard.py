@@ -4,9 +4,9 @@ A host daemon that is stopped, or blocked by a disk, cannot end its processes, a
 therefore kills a daemon that has not run for ``FROZEN_S``. Other processes that run the user's code also have guards
 (:mod:`zmqrl.hostd.user_code`).
 
-Programs that reach a host, such as lxc, mpirun or Ray, may kill the process that they have started when their own
-connection ends. This must not be the guard. A host daemon therefore has a third process, the *front*: the parent of the
-guard. It passes signals on, and ends with the guard.
+Some programs that reach a host, such as lxc, mpirun or Ray, kill the process that they have started as soon as they
+lose their own connection. The guard must not be this process. A host daemon therefore has a third process, the *front*:
+the parent of the guard. It passes signals on, and ends with the guard.
 
 When the process has ended, its descendants become children of the guard, which kills them. :func:`fork_guard` gives a
 process a guard, which runs as a script with the standard library only.

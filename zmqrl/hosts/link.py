@@ -17,7 +17,7 @@ from zmqrl.hostd.lines import Lines
 DAEMON = ("-P", "-m", "zmqrl.hostd.daemon")
 LAUNCH = secrets.token_hex(8)  # the id by which daemons recognize this launcher
 UP_WITHIN_S = 30.0
-RENEW_EVERY_S = 1.0  # of a lease
+RENEW_EVERY_S = 1.0  # time between two renewals of a lease
 KILLED_WITHIN_S = 2.0
 WORDS_BYTES = 4096
 MOST_PRINTED_BYTES = 1 << 20

@@ -59,9 +59,9 @@ def place(
     """Decide which of ``hosts`` runs which process. ``cores`` holds the cores of each host, by name.
 
     A role with hosts in the hosts file runs exactly there. Otherwise, shards go to the hosts in turn. Each worker then
-    goes to the host whose load per slot stays lowest. A host gets at most as many workers as it has given slots.
-    Without given slots, each core is a slot. Evaluator and recorder go to the host with the lowest load per core. The
-    load is the number of processes.
+    goes to the host whose load per slot stays lowest. A host with ``slots`` gets at most that many workers. Without
+    them, each core counts as a slot. Evaluator and recorder go to the host with the lowest load per core. The load is
+    the number of processes.
 
     More workers than cores on a host cause a notice. Raises UsageError if the hosts file does not match the run, or has
     too few slots.

@@ -117,7 +117,10 @@ def probing(
 
 
 def rounds(routes: Sequence[Route]) -> list[list[Route]]:
-    """Split ``routes`` into rounds in which no host has two. All routes between N hosts need 2 N to 4 N rounds."""
+    """Split ``routes`` into rounds in which no host has two routes.
+
+    All routes between N hosts need 2 N to 4 N rounds.
+    """
     places = {name: place for place, name in enumerate(dict.fromkeys(end for r in routes for end in r[:2]))}
     apart = sorted(routes, key=lambda route: (places[route.target] - places[route.source]) % len(places))
     busy: list[set[str]] = []

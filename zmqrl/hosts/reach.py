@@ -39,7 +39,7 @@ class Reach:
     way: Way
     """How to run a command on a host."""
     home: str
-    """The machine or cluster on which the path of the run directory is valid. Both together identify the run."""
+    """The machine or cluster on which the path of the run directory is valid. With this path, it identifies the run."""
     cores_given: Mapping[str, int]
     """The cores that the run may use, if a batch system or Ray limits them."""
     addresses_given: Mapping[str, str]
@@ -272,7 +272,7 @@ def over_tcp(config: Config) -> Config:
 
 
 def check(config: Config, hosts: Sequence[Host]) -> None:
-    """Raise UsageError for settings that cannot run on ``hosts``. Checks neither the game nor the hosts."""
+    """Raise UsageError for settings that cannot run on ``hosts``. Neither tries the game nor contacts the hosts."""
     if config.wire.transport == "ipc":
         raise UsageError("--wire.transport ipc works on one machine only: remove the option to use TCP.")
     if config.wire.address != NO_ADDRESS:

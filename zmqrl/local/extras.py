@@ -53,7 +53,7 @@ def install_command(extra: str) -> str:
 
 
 def _is_installed(module: str) -> bool:
-    # Python treats any directory with the right name as a package that has no file. W&B leaves a directory wandb/, for
-    # example.
+    # Python takes any directory of this name for a namespace package, whose origin is None. W&B leaves a directory
+    # wandb/, for example.
     spec = find_spec(module)
     return spec is not None and spec.origin is not None

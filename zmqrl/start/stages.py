@@ -14,8 +14,8 @@ SLOW_S: Final = 30.0
 class Stages:
     """The stages of a start on a console, such as ``game, connecting 5/8 (2 s)``. Use it in a ``with`` block.
 
-    A thread keeps the seconds up to date, because some stages are silent while they wait. After ``SLOW_S``, and each
-    time this has doubled, the sentence also says how long the stage has taken. The console gets one call at a time.
+    A thread keeps the seconds up to date, because some stages are silent while they wait. If a stage is not done after
+    ``SLOW_S``, or 2, 4, 8 times as long, its sentence says so. The console gets one call at a time.
     """
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:

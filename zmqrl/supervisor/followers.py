@@ -53,7 +53,7 @@ class Followers:
         self.confirmed_score = float("-inf")
         self.wants_to_confirm = False
         self.confirming: int | None = None  # the version that is being evaluated for ``stop_score``
-        self.episodes, self.confirm_from = 0, 0  # games ended so far, and needed before the next try to confirm
+        self.episodes, self.confirm_from = 0, 0  # ended games, and how many are needed before the next try to confirm
         self.evaluate_at_s, self.evaluated = 0.0, _last_version(directory.evaluations, console.notice)
         self.to_record = sorted(config.recording.minutes) if config.recorder else []
         wanted = {EVALUATOR: config.needs_evaluator, RECORDER: config.recorder}

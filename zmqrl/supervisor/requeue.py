@@ -1,4 +1,4 @@
-"""Lets a run continue beyond the time limit of a batch job: it ends before the limit, and Slurm requeues the job."""
+"""Lets a run outlast the time limit of a batch job: a session ends before the limit, and Slurm requeues the job."""
 
 import contextlib
 import dataclasses

@@ -132,7 +132,7 @@ def train_on(
         deployment = deploy(config, directory, stages)
         stack.enter_context(contextlib.closing(deployment.launcher))
         if checkpoint is None:
-            prepare(deployment)  # not before a resume: remove_files must reach the hosts first
+            prepare(deployment)  # not in a resumed run, where remove_files must reach the hosts first
             stages.at("parameters", "drawing the initial parameters")
             checkpoint = _first(preparation, deployment)
         is_here = deployment.sites[shard_id(0)].directory.path == directory.path

@@ -115,7 +115,8 @@ def remove_files(directory: RunDirectory, notice: Notice, but: Collection[str] =
             notice(text)
         for host in away:
             why = failed.get(host, "they could not be copied to this machine")
-            if not (is_over(why) or SAME_MACHINE in why):  # a node of a job that has ended, or a host with two names
+            # A node of a job that has ended, or the second name of a host, needs no notice.
+            if not (is_over(why) or SAME_MACHINE in why):
                 notice(f"{host}: files of the killed run are still in {links[host].to_dict()['work']}: {why}")
     directory.old_hosts.unlink()
 
@@ -253,7 +254,7 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
 
 @contextlib.contextmanager
 def _frozen_shards(plan: Plan, launcher: Launcher) -> Iterator[ShardControl]:
-    """Start all shards of ``plan`` frozen, so that they make no versions, and connect. Raises ClusterError."""
+    """Start all shards of ``plan`` as frozen shards, which make no versions, and connect. Raises ClusterError."""
     shards = range(plan.layout.shards)
     for shard in shards:
         launcher.start(plan.shard_task(shard, None, frozen=True))

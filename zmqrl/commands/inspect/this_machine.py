@@ -84,7 +84,8 @@ def _errors(config: Config) -> dict[str, str | None]:
 def verdict_of(config: Config, facts: Mapping[str, Any], found: Resources, torch: TorchBuild) -> Verdict:
     """What prevents the run here, and what to change."""
     placement = place_run(config, [Host(name=HERE)], {HERE: CORES})
-    judged = judge(Survey(facts={HERE: {**facts, "busy_cores": None}}), config, placement)  # `advice` reports them
+    # advice() reports busy cores.
+    judged = judge(Survey(facts={HERE: {**facts, "busy_cores": None}}), config, placement)
     problems = list(judged.problems)
     if facts["network_error"] is not None:
         problems.append(f"{HERE}: {facts['network_error']}.")

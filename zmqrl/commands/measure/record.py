@@ -34,7 +34,8 @@ OPENED_WITHIN_S = 60.0
 LONGEST_GIF_S = 600.0  # a gif shows a picture for at most 655 s, and a game may never change it
 SHORTEST_MS = 20  # of a gif frame: browsers show shorter ones for a tenth of a second
 
-# Otherwise, to protect ffmpeg from Ctrl-C, imageio runs Python code in a fork while the emulator's threads run.
+# Without this variable, imageio runs Python code in a fork while the emulator's threads run, to protect ffmpeg from
+# Ctrl-C.
 os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"
 
 

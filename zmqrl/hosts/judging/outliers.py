@@ -11,7 +11,7 @@ TIMES_SLOWER = 8.0  # equal hosts differ by less, even on a shared switch
 def outliers(bytes_per_s: Mapping[Pair, float], judged: frozenset[str]) -> Iterator[str]:
     """A sentence for each outlier: one of the hosts ``judged``, or a route between hosts that are not outliers.
 
-    A host is as fast in each direction as its fastest route, so that slow peers do not count.
+    The speed of a host in each direction is that of its fastest route, so that slow peers do not count.
     """
     sends, receives = fastest(bytes_per_s, 0), fastest(bytes_per_s, 1)
     slow: set[str] = set()

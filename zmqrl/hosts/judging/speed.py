@@ -93,8 +93,8 @@ def expect(
     """The updates per second if computing took no time. None if no route of the run has a known rate.
 
     An update sends all gradients, then all weights, each over all routes at once. The longest round trip is added.
-    Routes share their hosts, which send and receive as fast as their fastest measured route. Without ``together``, as
-    in asynchronous mode, an update sends the gradient of one worker while others receive weights.
+    In each direction, all routes of a host share its speed, which is that of its fastest measured route. Without
+    ``together``, as in asynchronous mode, an update sends the gradient of one worker while others receive weights.
     """
     pushed = gradients(placement, layout, codec)
     published = {(target, source): count for (source, target), count in pushed.items()}

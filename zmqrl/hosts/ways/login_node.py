@@ -49,7 +49,7 @@ LOOK = (
     '{ printf "%s\\n" "$told" | grep "^[A-Z]" || echo; } | tail -n 1; '
     'tail -c "+$2" -- "$3" 2>/dev/null || true'
 )
-# Prints one line: the time there, if files follow. The directory has submitted.json only if it is the one here.
+# Prints one line: the time there, if files follow. A directory with submitted.json is the one here, on a shared disk.
 SEND = (
     'cd -- "$1" 2>/dev/null || { echo none; exit 0; }; [ -e submitted.json ] && { echo same; exit 0; }; '
     'date +%s && { since=$2; shift 2; exec tar -c "--newer-mtime=@$since" "$@" .; }'
