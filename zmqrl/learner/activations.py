@@ -25,7 +25,7 @@ class Activations:
         self._acted_with: dict[int, Tensor] = {}
 
     def restart(self) -> None:
-        """Forget all batches and parameters: others follow."""
+        """Forget all batches and parameters, because new ones follow."""
         self._begun = self._ended = 0
         self._acted_with.clear()
 

@@ -15,7 +15,7 @@ from zmqrl.learner.spaces.observations import NUMBERS, VALUE_SHOWN, Images, Unfi
 from zmqrl.local.extras import install_command
 
 GYMNASIUM_EXTRAS = ("box2d", "mujoco")  # the extras that zmqrl and Gymnasium both have
-# Wrappers with statistics of one game each, which checkpoints do not contain, and the option to use instead.
+# Wrappers that keep statistics for one game only, and outside checkpoints, with the option to use instead.
 STATISTICS: dict[type[Any], str] = {
     NormalizeObservation: "--envs.normalize-observations",
     NormalizeReward: "--envs.normalize-rewards",

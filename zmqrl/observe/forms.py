@@ -186,7 +186,7 @@ def parsed_lines(lines: Iterable[bytes], form: Form, keys: Sequence[str] | None 
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, object]]:
-    """The number of each line and its content, or None if this is not JSON."""
+    """The number and the content of each line. The content is None if it is not JSON."""
     *whole, last = (_content(path) or b"").split(b"\n")
     for number, line in enumerate([*whole, last], start=1):
         found = _parsed(line)

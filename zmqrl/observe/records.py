@@ -144,7 +144,7 @@ def differing(runs: Sequence[RunRecord], *, but: frozenset[str] = frozenset()) -
 
 def flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """``(dotted path, value)`` of every setting."""
-    within = [("", iter(settings.items()))]  # not a recursion, which data of any origin could make too deep
+    within = [("", iter(settings.items()))]  # no recursion, because the data can be nested too deeply
     while within:
         above, items = within[-1]
         for name, value in items:

@@ -81,7 +81,7 @@ class _Waiting(io.RawIOBase):
 
     def finish(self, within_s: float) -> None:
         if self._over:
-            return  # Python also closes a stream when it frees it. At shutdown, a dead thread can hold the lock.
+            return  # Python also closes a stream that it frees. At shutdown, a dead thread can hold the lock.
         with self._changed:
             self._changed.wait_for(lambda: self._over or self.is_idle, within_s)
             self._end()

@@ -11,8 +11,8 @@ MOST_CONNECTIONS: Final = 100  # a browser opens about six
 class FewConnections(H11Protocol):
     """Closes each new connection while there are ``MOST_CONNECTIONS`` others.
 
-    Every user of the machine can connect. The server waits without a limit for the rest of a request, and keeps its
-    first part, of up to ``server.REQUEST_BYTES``, in the memory of the machine that may be training.
+    Every user of the machine can connect. The server waits without a limit for the rest of a request. The part that
+    has arrived, up to ``server.REQUEST_BYTES``, takes memory of a machine that may be training.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

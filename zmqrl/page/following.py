@@ -14,8 +14,8 @@ MOST_BEHIND = 1 << 20  # a reader that is further behind the end of the file con
 def follow(path: Path, offset: int | None) -> dict[str, Any]:
     """The lines that were completed after ``offset``: ``{"from", "to", "lines", "rest"}``, with offsets in bytes.
 
-    ``rest`` is the incomplete line at the end of the file. Without ``offset``, if the file has become shorter, or if
-    ``offset`` is far from its end, the answer has its last lines. Raises OSError.
+    ``rest`` is the incomplete line at the end of the file. The answer has the last lines of the file if ``offset`` is
+    None or far from the end, or if the file has become shorter. Raises OSError.
     """
     file = open_regular(path, os.O_NOFOLLOW)
     try:

@@ -68,7 +68,7 @@ class Guard:
         if method not in ("GET", "HEAD"):
             return PlainTextResponse("this page only shows runs: use GET.\n", 405, {"allow": "GET, HEAD"})
         below = _same(path[: len(self._base)], self._base)
-        if below and len(path) == len(self._base):  # a stranger's long query is not parsed
+        if below and len(path) == len(self._base):  # only at the secret path: a stranger's long query is not parsed
             given = parse_qs(query.decode("latin-1")).get("token", [])
             if given and _same(given[0], self._token):
                 opened = HTMLResponse(OPENED)

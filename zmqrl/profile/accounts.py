@@ -168,7 +168,7 @@ class Traffic:
 
 
 def traffic(timeline: Timeline, slice_bytes: int) -> dict[int, Traffic]:
-    """The traffic of each shard, if each worker gets only the versions to which it contributes, and each only once.
+    """The traffic of each shard, if a worker gets each version to which it contributes once, and no other versions.
 
     Slices that arrive again count, too.
     """

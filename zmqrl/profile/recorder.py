@@ -217,7 +217,7 @@ class Recorder:
 
 
 def segments(directory: Path, process: ProcessId | None = None) -> list[Path]:
-    """The files of all processes, or of one process, each process's oldest first."""
+    """The files of all processes, or of one process. The oldest file of a process comes first."""
     name = "*" if process is None else str(process)
     found = ((path, SEGMENT.fullmatch(path.name)) for path in directory.glob(f"{name}.*.*.blocks"))
     numbered = [(each[1], int(each[2]), int(each[3]), path) for path, each in found if each is not None]

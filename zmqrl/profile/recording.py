@@ -162,7 +162,7 @@ class Recording:
         processes = []
         for each in cls.read(
             directory, ALL[left_out:]
-        ).processes:  # also version `left_out`: the times of the later versions begin at its end
+        ).processes:  # including `left_out`: the times of the later versions begin at its end
             rest = each.after(left_out)
             processes.append(replace(rest, earlier=each.earlier, parts=each.parts, covered=each.covered))
         return cls(tuple(processes), left_out)

@@ -87,10 +87,9 @@ class RecordedRun:
         )
 
     def delay(self, rank: int, queued: float) -> float:
-        """A rank's time in the run queue that the run itself does not cause, in seconds per second on a core.
+        """How long a rank waits in the run queue because of other programs or late task switches of the kernel.
 
-        ``queued`` is the time that the run causes, also per second on a core. Other programs or late task switches of
-        the kernel cause the rest.
+        The unit is seconds per second on a core. ``queued`` is the wait that the run itself causes, in the same unit.
         """
         cycles = self._cycles[rank].values()
         cpu_s, queued_s = fmean(each.cpu_s for each in cycles), fmean(each.queued_s or 0.0 for each in cycles)

@@ -21,7 +21,7 @@ class Tracker(Protocol):
         """Record ``row`` of ``metrics.jsonl`` at version ``step``."""
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Record ``summary``, the content of ``summary.json`` or None without one, and finish."""
+        """Record ``summary``, the content of ``summary.json``, and finish. None: the run has no summary."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

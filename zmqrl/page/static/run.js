@@ -148,5 +148,5 @@ async function showRunSettings(place, signal, name) {
   try {
     const { found } = await ask("api/runs");
     other.append(h("option", { value: "" }, "choose a run"), ...found.runs.filter((run) => run.name !== name).map((run) => h("option", { value: run.name }, run.name)));
-  } catch { /* the status line already tells it */ }
+  } catch { /* the status line already shows the problem */ }
 }

@@ -135,7 +135,7 @@ def _miscounts(lines: Sequence[Line]) -> Iterator[str]:
     before, known = 0, (0, 0, 0, 0)  # type: int, Totals | None
     has_totals = False
     for line in lines:
-        if line.totals is None and has_totals:  # only an older zmqrl, which made the first lines, wrote no totals
+        if line.totals is None and has_totals:  # only the first lines, from an older zmqrl, may lack totals
             yield f"version {line.version} has no totals, but an earlier version has"
         has_totals = has_totals or line.totals is not None
         right = added(known, line.counts) if line.version == before + 1 and known is not None else None

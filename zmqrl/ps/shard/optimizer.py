@@ -1,8 +1,8 @@
 """Updates a slice with Adam, RMSProp or SGD, as in torch.optim, out of place and block by block.
 
-Every operation is elementwise and rounded to float32, so the result is bit-identical for any number of slices. A pass
-over a block costs more than its arithmetic. To save passes, scalar factors are first multiplied together, and the block
-of new weights serves as scratch space.
+Every operation is elementwise and rounded to float32, so the result is bit-identical for any number of slices. Each
+pass over a block costs time, whatever its arithmetic. To save passes, scalar factors are first multiplied together, and
+the block of new weights serves as scratch space.
 """
 
 from collections.abc import Callable, Mapping, Sequence

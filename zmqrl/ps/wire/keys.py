@@ -58,7 +58,7 @@ class ClientKeys:
         for key in (data["public"], data["secret"], *data["shards"]):
             try:
                 length = len(z85.decode(key))
-            except struct.error as error:  # five characters above 2^32
+            except struct.error as error:  # five characters stand for a number above 2^32
                 raise ValueError("a key must be in Z85") from error
             if length != KEY_BYTES:
                 raise ValueError("a key must have 40 characters")
@@ -142,8 +142,8 @@ class RunKeys:
 class Authenticator:
     """Admits only the keys of a run to the sockets of ``context``, until :meth:`stop` is called.
 
-    ZeroMQ asks about the key of each new connection with ZAP (https://rfc.zeromq.org/spec/27). The thread of an
-    Authenticator answers several times faster than pyzmq's own, which a flood of unknown keys would keep busy.
+    ZeroMQ asks about the key of each new connection with ZAP (https://rfc.zeromq.org/spec/27). This class
+    answers several times faster than pyzmq's own authenticator, which a flood of unknown keys would keep busy.
     """
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", keys: ShardKeys) -> None:

@@ -258,7 +258,7 @@ class Connection:
         give_up_at = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
         while True:
             left_s = give_up_at - time.monotonic()
-            try:  # in short waits, because a signal that arrives just before a wait does not end it
+            try:  # short waits: a signal that arrives just before a wait does not end the wait
                 answer = self._answers.get(timeout=max(0.0, min(left_s, LOOK_UP_EVERY_S)))
             except queue.Empty:
                 if left_s > LOOK_UP_EVERY_S:
@@ -324,7 +324,8 @@ class Connection:
                 if event is None:
                     return
                 if isinstance(event, m.Report):
-                    any(self._send(shard, event) for shard in self._machine.report_order())  # the first to accept it
+                    # Stops at the first shard to which the report can be sent.
+                    any(self._send(shard, event) for shard in self._machine.report_order())
                 else:
                     self._handle(event)
             for shard, sockets in enumerate(self._sockets):

@@ -61,7 +61,7 @@ class Shared:
         self._order = count()
         self._active = 0
         self._rate = each  # the rate at which each job is served now
-        self._service = 0.0  # the service so far of a job that has run since the resource was last idle
+        self._service = 0.0  # amount served so far to a job that began when the resource was last idle
         self._served_at = 0.0
         self._wakes_at = math.inf
         self.served = 0.0
