@@ -80,7 +80,7 @@ def test_a_run_directory_may_have_any_name(tmp_path: Path, name: str, locale: di
         return done.stdout.decode()
 
     told = zmqrl("train", "cartpole", "--updates", "4", "--ppo.rollout-steps", "32", "--run-dir", path)
-    assert f"run directory {copied}; scores: " in told
+    assert f"run directory {copied}; game: " in told
     assert f"ended (updates) at version 4; see {copied_summary}\n" in told
     assert "without tensorboard" not in told
     assert list((path / "tensorboard").glob("events.*"))

@@ -33,7 +33,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("run.train", "[RECIPE] [options]", "train on this machine"),
-    "launch": Command("run.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts over ssh, Slurm or others"),
+    "launch": Command("run.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts (ssh, Slurm and others)"),
     "doctor": Command("inspect.doctor", "[-H HOSTS] [RECIPE] [options]", "check that machines can run this job"),
     "recipes": Command("inspect.recipes", "[--json]", "list the recipes, what they reach and how long they take"),
     "eval": Command(

@@ -86,9 +86,9 @@ class WireConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleConfig:
-    """Schedules that follow the progress of the run have the earliest of these limits as their end.
+    """End of the schedules that follow the progress of the run: the earliest of these limits.
 
-    If none is given, schedules of a new run end at the limits of the run, and a resumed run keeps its earlier end.
+    If none is given, schedules of a new run end at the limits of the run. Resuming a run does not move this end.
     """
 
     updates: int | None = None

@@ -63,7 +63,7 @@ def test_a_stopped_daemon_is_killed_and_the_reason_is_reported() -> None:
         assert guard.returncode == 128 + signal.SIGKILL
         assert said.splitlines() == [
             "the host daemon is stopped by a signal",
-            "the host daemon was stopped by a signal for 1 s",
+            "for 1 s, the host daemon was stopped by a signal",
         ]
 
 
@@ -76,7 +76,7 @@ def test_a_daemon_that_the_kernel_blocks_is_killed_together_with_its_processes(t
         assert not is_alive(daemon)
         assert not is_alive(started)
         assert said.splitlines()[-1] == (
-            "the host daemon was blocked in the kernel, perhaps by a disk or network file system for 1 s"
+            "for 1 s, the host daemon was blocked in the kernel, perhaps by a disk or network file system"
         )
 
 

@@ -214,7 +214,7 @@ def test_conditions_that_prevent_a_run_are_problems(facts: dict[str, Any], sente
         ),
         (
             {"busy_cores": 2.9, "load_average": 3.14},
-            "h1: 2.9 of its 4 cores are busy with other work (load average 3.1): the run is slower while this lasts.",
+            "h1: other work keeps 2.9 of its 4 cores busy (load average 3.1): the run is slower while this lasts.",
         ),
         (
             {"steal_share": 0.12},

@@ -108,7 +108,7 @@ def test_damaged_rows_can_be_skipped_with_a_notice(tmp_path: Path) -> None:
     path.write_text(f"{json.dumps(row(1))}\n[1]\n{json.dumps(row(3))}\n{{\n\n{{", encoding="utf-8")
     assert news == []
     assert readable_lines(path, ROW, news.append) == [row(1), row(3)]
-    assert news == [f"{path} is damaged: line 2 and 2 more cannot be read; the run continues without that data"]
+    assert news == [f"{path} is damaged: line 2 and 2 other lines cannot be read; the run continues without that data"]
     path.unlink()
     path.mkdir()
     assert readable_lines(path, ROW, news.append) == []

@@ -276,7 +276,7 @@ def test_videos_have_the_minute_of_their_version(root: Path) -> None:
 def test_the_end_of_a_failed_run_names_the_first_failure_of_its_last_session(root: Path) -> None:
     run = run_directory(root / "failed", [row(1)], summary=summary(exit_reason="failed"))
     (run / "logs").mkdir()
-    session = "2026-01-05 10:12:03 run directory /r; scores: x\n"
+    session = "2026-01-05 10:12:03 run directory /r; game: x\n"
     log = run / "logs" / "supervisor.log"
     log.write_text(f"{session}2026-01-05 10:12:09 failed: an old reason\n{session}")
     assert Runs(root).details("failed")["failure"] is None

@@ -171,8 +171,8 @@ def test_slices_that_arrived_twice_are_counted_and_a_longer_need_s_is_advised(as
     found = made.to_json()
     assert [each["again"] for each in found["ranks"].values()] == [0, 0, 30]
     assert [warning for warning in found["warnings"] if "need-s" in warning] == [
-        "shards asked rank 2 again for 30 of 80 slices that were already on the way: set --wire.need-s to more than "
-        "the time that a slice takes"
+        "shards asked rank 2 to resend 30 of 80 slices, although these were already on the way: set --wire.need-s to "
+        "more than the time that a slice takes"
     ]
     assert traffic(made.timeline, 10)[1].received == 10 * (3 * VERSIONS + 30)
     assert traffic(made.timeline, 10)[0].received == 10 * 3 * VERSIONS
@@ -207,7 +207,7 @@ def test_the_report_of_an_asynchronous_run_says_what_is_not_available() -> None:
     found = Profile.of(Recording(tuple(asynchronous_run())), asynchronous=True).to_json()
     text = printed(found)
     assert text.count("there is no critical path, no blame table and no what-if") == 1
-    assert "each shard made up to 32 versions" in text
+    assert "each shard made at most 32 versions" in text
     assert ["1", "w1", "25.0%", "3.0", "3"] in [line.split()[:5] for line in text.splitlines()]
     assert not any(words in text for words in ("waited for", "K-th", "no update", "what if\n"))
 

@@ -85,7 +85,7 @@ def test_a_history_missing_after_a_kill_is_reported_on_the_screen(tmp_path: Path
     with training(path, "--resume", "--minutes", "0.02") as run:
         assert run.wait() == 0, run.said()
         assert "shard-0.jsonl: the lines of versions 1 to " in run.said()
-        assert "shard-1.jsonl: the lines of versions 5 to 5 are missing" in run.said()
+        assert "shard-1.jsonl: the line of version 5 is missing" in run.said()
 
 
 @pytest.mark.slow

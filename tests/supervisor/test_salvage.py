@@ -255,7 +255,7 @@ def assert_saved(run: Killed) -> None:
 
 def test_the_current_version_of_the_shards_becomes_a_checkpoint(run: Killed) -> None:
     assert_saved(run)
-    assert run.news == ["version 7 of the shards was saved as a checkpoint"]
+    assert run.news == ["saved version 7 of the shards as a checkpoint"]
     assert run.salvage() is run.checkpoint, "there is nothing more to save"
 
 
@@ -269,7 +269,7 @@ def test_asynchronous_shards_become_a_checkpoint_with_their_own_versions(tmp_pat
     found = run.salvage()
     assert (found.version, found.versions) == (9, (9, 12))
     assert found.counters["contributions"]["used"] == 9 + 12
-    assert run.news == ["version 9 to 12 of the shards was saved as a checkpoint"]
+    assert run.news == ["saved versions 9 to 12 of the shards as a checkpoint"]
 
 
 def damage_slots(run: Killed) -> None:
@@ -394,7 +394,7 @@ def test_damaged_figures_do_not_lose_versions(run: Killed) -> None:
     for path in (run.directory.metrics, run.directory.evaluations, run.directory.summary):
         path.write_bytes(b"\xff\n\n")
     assert_saved(run)
-    assert f"{run.directory.metrics} is damaged: line 1 and 1 more cannot be read" in run.news[0]
+    assert f"{run.directory.metrics} is damaged: line 1 and 1 other line cannot be read" in run.news[0]
 
 
 def test_a_lost_history_does_not_lose_versions(run: Killed) -> None:
@@ -546,7 +546,7 @@ def test_a_run_on_this_machine_has_left_nothing_on_other_hosts(run: Killed) -> N
     run.salvage()
     assert not run.directory.old_hosts.exists()
     remove_files(run.directory, run.news.append)
-    assert run.news == ["version 7 of the shards was saved as a checkpoint"]
+    assert run.news == ["saved version 7 of the shards as a checkpoint"]
 
 
 def test_left_json_stays_while_a_killed_run_is_resumed(tmp_path: Path) -> None:

@@ -137,6 +137,6 @@ def test_an_error_says_why_a_shard_can_make_no_more_versions(shards: Shards) -> 
     shards.on_stats(0, stats(0, 3))
     shards.on_stats(1, stats(1, 2))
     assert shards.failure() is None
-    why = "version 3 has numbers that are not finite, from contributions of ranks 0"
+    why = "version 3 has numbers that are not finite, from contributions of rank 0"
     shards.on_stats(1, stats(1, 2, state="ended", failure=why))
     assert (shards.failure() or "").startswith(f"shard 1 stays at version 2: {why}; lower the learning rate")

@@ -438,7 +438,7 @@ class Daemon:
             self._lost_lines += 1
             return
         if self._lost_lines:
-            self._send(h.Log(child.name, f"... {self._lost_lines} lines of the log are lost ..."))
+            self._send(h.Log(child.name, f"... lines of the log lost here: {self._lost_lines} ..."))
             self._lost_lines = 0
         self._send(h.Log(child.name, line.decode(errors="replace")))
 
@@ -547,7 +547,7 @@ def main() -> None:
     front = guard.fork_front()
     _adopt_orphans_and_die_with_parent()
     if os.getppid() != front:  # it died before this process could notice
-        sys.exit("the front of this host daemon has died")
+        sys.exit("the process that started this host daemon has died")
     parent = guard.fork_guard()
     _adopt_orphans_and_die_with_parent()
     # Events go to this copy of standard output. What is printed by mistake goes to standard error.

@@ -112,7 +112,7 @@ def watch(daemon: int, frozen_s: float) -> int:
             continue
         still_s = still_s + turn_s if 0 < ran == before else 0.0
         if still_s >= frozen_s:
-            _tell(f"the host daemon was {state(daemon)} for {frozen_s:g} s")
+            _tell(f"for {frozen_s:g} s, the host daemon was {state(daemon)}")
             send_signal(exit_fd, signal.SIGKILL)
         elif still_s - turn_s < min(NOTICED_S, frozen_s / 2) <= still_s:
             _tell(f"the host daemon is {state(daemon)}")

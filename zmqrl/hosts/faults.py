@@ -33,7 +33,7 @@ class Faults:
             failure = self._failures.pop(0)
             running = set(self._launcher.running())
             killed = sorted(process for process in self._processes(failure) if process in running)
-            why = "" if killed else ": none of its processes is running"
+            why = "" if killed else f": {failure.process} has no running process"
             names = ", ".join(map(str, killed)) or "no process"
             self._notice(f"the scenario kills {names} after {failure.at:g} s{why}")
             for process in killed:

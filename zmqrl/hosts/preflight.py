@@ -134,11 +134,12 @@ def _transfers(probes: Probes, routes: Sequence[Route], say: Callable[[str], Non
     """Measure the bandwidth of ``routes`` until time is up. No host takes part in two transfers at once."""
     found: dict[Route, dict[str, Any]] = {}
     apart = rounds(routes)
-    say(f"sending data over {len(routes)} routes, in {len(apart)} rounds, for at most {TRANSFERS_WITHIN_S:g} s")
+    over = f"{counted(len(routes), 'route')}, in {counted(len(apart), 'round')}"
+    say(f"sending data over {over}, for at most {TRANSFERS_WITHIN_S:g} s")
     deadline = time.monotonic() + TRANSFERS_WITHIN_S
     for together in apart:
         if time.monotonic() >= deadline:
-            say(f"no time left for {len(routes) - len(found)} of the routes: their bandwidth is unknown")
+            say(f"no time left to measure the bandwidth of {counted(len(routes) - len(found), 'route')}")
             break
         found |= probes.measure(together, transfer=True)
     return found

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zmqrl.errors import UsageError, require
+from zmqrl.words import counted
 
 MAX_HIDDEN = 8192  # above it, orthogonal initialization takes minutes
 
@@ -80,8 +81,9 @@ class PPOConfig:
         """Samples in a minibatch. Raises UsageError if ``num_envs`` games cannot be divided into equal minibatches."""
         divided = num_envs if self.shuffle == "envs" else num_envs * self.rollout_steps
         if divided % self.minibatches:
-            what = f"{num_envs} environments" if self.shuffle == "envs" else f"{divided} samples of a rollout"
-            hint = ", or use --ppo.shuffle samples" if self.shuffle == "envs" else ""
+            what, hint = f"{counted(divided, 'sample')} of a rollout", ""
+            if self.shuffle == "envs":
+                what, hint = counted(num_envs, "environment"), ", or use --ppo.shuffle samples"
             raise UsageError(
                 f"ppo cannot divide {what} into {self.minibatches} equal minibatches: "
                 f"change --envs.num-envs or --ppo.minibatches{hint}."

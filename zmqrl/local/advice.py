@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from zmqrl.local.resources import Resources, TorchBuild
+from zmqrl.words import counted
 
 FAST_CLOCKS: Final = frozenset({"tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter"})
 OTHER_LOAD: Final = 0.25  # of a run's cores
@@ -27,13 +28,14 @@ def _about_cores(found: Resources) -> Iterator[str]:
     limit = found.quota_cores
     if limit is not None and limit < found.bound_cores:
         yield (
-            f"the quota of the control group is {limit:g} of {found.bound_cores} cores, so {used}: raise the quota "
-            "(docker run --cpus, CPUQuota of systemd, limits of a pod)"
+            f"the quota of the control group is {limit:g} of {counted(found.bound_cores, 'core')}, so {used}: "
+            "raise the quota (docker run --cpus, CPUQuota of systemd, limits of a pod)"
         )
         if limit % 1 and limit > 1:
             yield f"a run uses whole cores: it leaves {limit - found.usable_cores:g} of the quota of {limit:g} unused"
     if found.busy_cores is not None and found.busy_cores > OTHER_LOAD * found.usable_cores:
-        yield f"other programs use {found.busy_cores:.1f} of {found.cores} cores: end them, or expect a slower run"
+        busy = f"{found.busy_cores:.1f} of {counted(found.cores, 'core')}"
+        yield f"other programs use {busy}: end them, or expect a slower run"
 
 
 def _about_speed(found: Resources) -> Iterator[str]:

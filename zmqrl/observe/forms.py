@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from zmqrl.errors import UsageError
 from zmqrl.json_lines import parse_json, read_file
+from zmqrl.words import counted
 
 
 class _Kind(NamedTuple):
@@ -171,7 +172,7 @@ def readable_lines(path: Path, form: Form, notice: Callable[[str], None]) -> lis
     except UsageError as error:
         notice(str(error))
     if damaged:
-        what = f"line {damaged[0]}" + (f" and {len(damaged) - 1} more" if len(damaged) > 1 else "")
+        what = f"line {damaged[0]}" + (f" and {counted(len(damaged) - 1, 'other line')}" if len(damaged) > 1 else "")
         notice(f"{path} is damaged: {what} cannot be read; the run continues without that data")
     return readable
 

@@ -154,8 +154,8 @@ def _resends(timeline: Timeline) -> list[str]:
         return []
     slices, useful = sum(again[rank] for rank in many), sum(first[rank] for rank in many)
     return [
-        f"shards asked {numbered('rank', many)} again for {slices:,} of {counted(useful, 'slice')} that were already "
-        "on the way: set --wire.need-s to more than the time that a slice takes"
+        f"shards asked {numbered('rank', many)} to resend {slices:,} of {counted(useful, 'slice')}, although these "
+        "were already on the way: set --wire.need-s to more than the time that a slice takes"
     ]
 
 

@@ -21,8 +21,8 @@ from zmqrl.words import counted, numbered
 
 BLAME_SHOWN = 12
 AS_IT_WAS, ONE_BACKUP_FEWER = "as it was", "one backup fewer"  # names of two rows in the predictions
-SYNC_COLUMNS = ("counted", "was K-th", "late", "skipped", "again", "worked s", "wasted s")
-ASYNC_COLUMNS = ("counted", "staleness", "most stale", "again", "worked s")
+SYNC_COLUMNS = ("counted", "was K-th", "late", "skipped", "resent", "worked s", "wasted s")
+ASYNC_COLUMNS = ("counted", "staleness", "most stale", "resent", "worked s")
 NO_PATH = (
     "this run is asynchronous: each contribution makes a version of its own, so there is no critical path, "
     "no blame table and no what-if"
@@ -186,7 +186,7 @@ def span_statistics(who: str, span: str, durations: Histogram) -> dict[str, Any]
 def print_report(found: dict[str, Any], console: Console, *, processes: bool = False) -> None:
     """Print the data of ``Profile.to_json``. ``processes`` adds the spans and machine use of every process."""
     if found["mode"] == "async":
-        console.print(f"{NO_PATH}\n\neach shard made up to {counted(found['updates'], 'version')}\n", soft_wrap=True)
+        console.print(f"{NO_PATH}\n\neach shard made at most {counted(found['updates'], 'version')}\n", soft_wrap=True)
     elif not found["updates"] and not found["without_path"]:
         console.print("no complete update was recorded")
     else:

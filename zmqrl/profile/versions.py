@@ -49,8 +49,8 @@ def held_up(steps: Sequence[Step], hosts: Mapping[ProcessId, str], shown: range)
 
 
 def print_versions(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    columns = ("version", "update ms", "K-th rank", "last shard", "waited most for", "of", "host", "ms", "beyond usual")
-    table = plain_table("what each version waited for", *columns)
+    titles = ("version", "update ms", "K-th rank", "last shard", "waited most for", "who", "host", "ms", "beyond usual")
+    table = plain_table("what each version waited for", *titles)
     for row in rows:
         numbers = str(row["version"]), f"{row['update_ms']:.2f}", str(row["kth"]), str(row["shard"])
         part = f"{row['part_ms']:.2f}", f"{row['excess_ms']:.2f}"

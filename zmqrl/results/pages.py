@@ -72,7 +72,7 @@ def reproduction_page(result: Result, again: Result, by: By, verdict: Verdict, p
             "",
             f"![score of both runs]({quote(os.fsencode(picture))})",
             "",
-            "| | recorded | again |",
+            "| | recorded | new |",
             "|---|---|---|",
             *(_cells(name, *(facts(run)[name] for run in runs.values())) for name in facts(result)),
             "",

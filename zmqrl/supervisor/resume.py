@@ -10,7 +10,7 @@ from zmqrl.errors import UsageError
 from zmqrl.observe.forms import EVALUATION, readable_lines
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.records import PLACE, flat
-from zmqrl.ps.shard.history import History
+from zmqrl.ps.shard.history import History, missing_lines
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.events import Reason
 from zmqrl.supervisor.followers import is_for_stop_score
@@ -91,7 +91,7 @@ def mend_histories(directory: RunDirectory, checkpoint: Checkpoint) -> tuple[int
                 generation = max(generation, history.last.get("generation", 0))
             news += history.news
             if (last := history.last_version or 0) < version:
-                news.append(f"{path}: the lines of versions {last + 1} to {version} are missing")
+                news.append(f"{path}: {missing_lines(last + 1, version)}")
     return generation, news
 
 

@@ -105,7 +105,7 @@ def train_on(
         exporter = stack.enter_context(exporter_at(config.metrics_place()))
         stack.enter_context(_claimed(directory))
         config = dataclasses.replace(config, run_dir=path.with_name(directory.path.name))
-        news = [f"run directory {as_text(directory.path)}; scores: {config.env}, {flavour}"]
+        news = [f"run directory {as_text(directory.path)}; game: {config.env}, {flavour}"]
         if told := remark(config):
             news.append(told)
         checkpoint: Checkpoint | None = None

@@ -26,7 +26,7 @@ from zmqrl.observe.metrics import SCORES_KEPT, SHARD_OUTCOMES, Counters
 from zmqrl.observe.records import lineage
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.control import ShardControl
-from zmqrl.ps.shard.history import last_version, read_lines
+from zmqrl.ps.shard.history import last_version, missing_lines, read_lines
 from zmqrl.ps.wire import messages as m
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.checkpointer import Checkpointer
@@ -151,8 +151,9 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
                 stats = checkpointer.set_aside(versions, look)
                 counters = counters_at(min(versions.values()), stats, checkpoint, directory, notice).to_json()
                 found = checkpointer.write(versions, welcomes[0].generation, counters)
-                held = " to ".join(map(str, sorted({min(versions.values()), max(versions.values())})))
-                notice(f"version {held} of the shards was saved as a checkpoint")
+                low, high = min(versions.values()), max(versions.values())
+                which = f"version {low}" if low == high else f"versions {low} to {high}"
+                notice(f"saved {which} of the shards as a checkpoint")
             _forget_state(directory)
             deployment.files.remove_state()
     return found
@@ -170,7 +171,7 @@ def _tell_of_history(history: Path, set_aside: Collection[Path], notice: Notice)
     after = 0
     for version in sorted(line["version"] for line in read_lines(history)):
         if version > after + 1:
-            notice(f"{history}: the lines of versions {after + 1} to {version - 1} are missing")
+            notice(f"{history}: {missing_lines(after + 1, version - 1)}")
         after = version
 
 

@@ -510,8 +510,9 @@ class Supervisor:
         give_up_at = time.monotonic() + 3 * STOP_WITHIN_S
         while True:
             if (full := self.machine.out_of_space) and (self.interrupts or time.monotonic() >= give_up_at):
-                disks = " and ".join(f"the disk of {process}" for process in full)
-                raise FullDiskError(f"cannot write a checkpoint: {disks} is full: free some space, then use --resume.")
+                names = " and ".join(map(str, full))
+                disks = f"the disk of {names} is full" if len(full) == 1 else f"the disks of {names} are full"
+                raise FullDiskError(f"cannot write a checkpoint: {disks}: free some space, then use --resume.")
             try:
                 versions, stopped = stop_shards(
                     self.control, self.shards.numbers, STOP_WITHIN_S, self._look_after, together=together

@@ -190,7 +190,7 @@ def test_status_names_the_files_left_on_a_host_and_their_directory() -> None:
     said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
     assert "h1: no processes; in /var/tmp/zmqrl-1000/h1/run: state/shard-2.slots, state/shard-10.slots\n" in said
     assert "h2: no processes; no files\n" in said
-    assert said.endswith("--resume continues from the last version of its shards")
+    assert said.endswith("--resume continues from the last version of the shards")
     many = [f"logs/worker-{rank}.log" for rank in range(900)] + ["state/shard-0.slots", "config.json", ".lock"]
     hosts["h1"]["files"] = many
     said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})

@@ -124,7 +124,7 @@ def test_games_that_different_seeds_repeat_are_counted_once_and_reported(
     assert 1 <= result["distinct"] <= 2 < result["episodes"] == 5
     assert evaluate(policy, range(3), greedy=False, threads=2)["distinct"] == 3
     cli.run(["eval", str(breakout_run.with_name("few-starts")), "--episodes", "5", "--greedy"])
-    assert f"only {result['distinct']} of the 5 games are different" in capsys.readouterr().out
+    assert f"the 5 seeds give only {result['distinct']} different game" in capsys.readouterr().out
 
 
 def test_a_player_that_fails_ends_the_evaluation(cartpole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_eval_prints_a_score_with_everything_it_depends_on(
     first, second, third = said.out.splitlines()
     assert first == "ALE/Breakout-v5, version 0 (0.0 minutes, 0 agent steps), sampled actions"
     assert second.startswith("2 full games, seeds 3 to 4: mean ")
-    assert third == f"scores: {BREAKOUT.envs.flavour()}"
+    assert third == f"game: {BREAKOUT.envs.flavour()}"
     assert said.err == ""
 
 

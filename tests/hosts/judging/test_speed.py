@@ -57,7 +57,7 @@ def test_workers_on_several_hosts_share_the_link_of_a_shard() -> None:
     assert (found.limit.over, found.limit.what, found.limit.shards) == ("into h1", "gradients", (0, 1))
     assert found.sentence() == (
         "the network allows at most 3.12 updates/s: an update sends 32 MB; the slowest part is the traffic into h1: "
-        "16 MB of gradients of shard-0, shard-1 at 100 MB/s"
+        "16 MB of gradients for shard-0, shard-1 at 100 MB/s"
     )
 
 

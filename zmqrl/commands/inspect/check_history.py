@@ -169,7 +169,8 @@ def _other_counts(name: str, told: Mapping[str, Any], histories: Mapping[int, Se
     is_old = any(lines and lines[-1].totals is None for lines in histories.values())
     for outcome, count in summed(list(total(lines)) for lines in histories.values()).items():
         if told.get(outcome) != count and (outcome == "used" or not is_old):
-            yield f"{name} counts {told.get(outcome)} contributions as {outcome}, but the histories count {count}"
+            noun = "contribution" if told.get(outcome) == 1 else "contributions"
+            yield f"{name} counts {told.get(outcome)} {noun} as {outcome}, but the histories count {count}"
 
 
 def _unlike_checkpoint(

@@ -193,7 +193,7 @@ def route_table(routes: Mapping[Route, Facts]) -> Table:
             cells = [f"{1000 * measured['round_trip_s']:.2f} ms", "-" if passes is None else f"{passes / 1e6:.1f} MB/s"]
         shown.add_row(*(Text(cell) for cell in (route.source, route.target, route.address, *cells)))
     if len(routes) > ROUTES_SHOWN:
-        shown.caption = f"and {len(routes) - ROUTES_SHOWN} faster ones; --json shows all"
+        shown.caption = f"and {counted(len(routes) - ROUTES_SHOWN, 'faster one')}; --json shows all"
     return shown
 
 

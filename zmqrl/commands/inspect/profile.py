@@ -57,8 +57,8 @@ class Options:
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
     """Draw the critical path, the times of updates, and what updates waited for."""
     fail_above: Annotated[str | None, tyro.conf.arg(metavar="P%")] = None
-    """With two runs: exit with 1 if an update, a part of the critical path or a span grew by more than this share.
-    100% is the update time of the first run. The span `wait` is ignored."""
+    """With two runs: exit with 1 if an update, a part of the critical path or a span grew by more than this share
+    of the first run's update time. The span `wait` is ignored."""
 
 
 def command(arguments: list[str]) -> int:

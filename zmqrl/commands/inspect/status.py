@@ -184,5 +184,5 @@ def _report(found: dict[str, Any]) -> str:
             lines.append(f"{host}: {alive if answer['alive'] else 'no processes'}; {left}")
     if found["hosts"] and state != "stopped":
         over = any(isinstance(answer, str) and is_over(answer) for answer in found["hosts"].values())
-        lines.append(f"--resume continues from {'the newest checkpoint' if over else 'the last version of its shards'}")
+        lines.append(f"--resume continues from {'the newest checkpoint' if over else 'the last version of the shards'}")
     return "\n".join(lines)

@@ -27,7 +27,7 @@ PARAMETERS = (480_165, 677_429, 1_686_693)
 class Options:
     """Measure the transport of gradients and weights on this machine, compared with gloo, sockets and memcpy.
 
-    The first seven options take several values. Every combination is measured, and combinations take turns.
+    The first eight options take several values. Every combination is measured, and combinations take turns.
     """
 
     parameters: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = PARAMETERS

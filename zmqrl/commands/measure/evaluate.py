@@ -192,7 +192,7 @@ def _report(result: dict[str, Any]) -> str:
     how = "greedy actions" if result["greedy"] else "sampled actions"
     repeated = result["episodes"] - result["distinct"]
     again = (
-        f"only {result['distinct']} of the {result['episodes']} games are different: the other seeds repeat them, "
+        f"the {result['episodes']} seeds give only {counted(result['distinct'], 'different game')}, "
         "so the interval is too narrow\n"
         if repeated
         else ""
@@ -200,10 +200,10 @@ def _report(result: dict[str, Any]) -> str:
     return (
         f"{result['env']}, version {result['version']} "
         f"({result['wall_s'] / 60:.1f} minutes, {result['agent_steps']:,} agent steps), {how}\n"
-        f"{result['episodes']} full games, seeds {result['seeds'][0]} to {result['seeds'][-1]}: "
+        f"{counted(result['episodes'], 'full game')}, seeds {result['seeds'][0]} to {result['seeds'][-1]}: "
         f"mean {result['mean']:.1f}{interval}, median {result['median']:g}, "
         f"min {result['min']:g}, max {result['max']:g}; {result['cut_off']} cut off by a time limit\n"
-        f"{again}scores: {result['flavour']}\n"
+        f"{again}game: {result['flavour']}\n"
     )
 
 

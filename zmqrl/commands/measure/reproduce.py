@@ -42,7 +42,7 @@ class Options:
     by: By | None = None
     """Repeat the minutes or the agent steps of the recorded run.
 
-    None: minutes if they ended that run, and its machine was equal to this one. Otherwise agent steps.
+    None: minutes if a limit in minutes ended that run, on a machine equal to this one. Otherwise agent steps.
     """
     minutes: float | None = None
     """Stop the new run after this many minutes, even if the recorded run was longer. None: no such limit."""

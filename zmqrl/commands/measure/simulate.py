@@ -28,7 +28,7 @@ class Source:
     """The options that choose the base settings. All other options override the base settings."""
 
     scenario: Path | None = None
-    """Scenario file in TOML, or in JSON if its name ends with .json. FILE alone means the same."""
+    """Scenario file in TOML, or in JSON if its name ends with .json. FILE without --scenario means the same."""
     from_run: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Run directory. Simulate this run, with its settings and its measured times."""
 

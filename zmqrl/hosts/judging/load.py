@@ -6,6 +6,8 @@ Pure, with the standard library only, because probes import this module.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from zmqrl.words import counted
+
 BUSY_SHARE = 0.25  # of the cores: system services and the probe cause less
 STEAL_SHARE = 0.05
 
@@ -31,7 +33,8 @@ def load_warnings(facts: Mapping[str, Any]) -> Iterator[str]:
     if busy is not None and cores and busy >= BUSY_SHARE * cores:
         average = facts.get("load_average")
         told = "" if average is None else f" (load average {average:.1f})"
-        yield f"{busy:.1f} of its {cores} cores are busy with other work{told}: the run is slower while this lasts"
+        used = f"{busy:.1f} of its {counted(cores, 'core')}"
+        yield f"other work keeps {used} busy{told}: the run is slower while this lasts"
     steal = facts.get("steal_share")
     if steal is not None and steal >= STEAL_SHARE:
         yield f"its hypervisor gives {100 * steal:.0f} % of its processor time to other machines (steal)"

@@ -45,11 +45,12 @@ class Expectation:
     def sentence(self) -> str:
         """The figures in words."""
         limit = self.limit
-        of = ", ".join(f"shard-{shard}" for shard in limit.shards)
+        shards = ", ".join(f"shard-{shard}" for shard in limit.shards)
+        what = f"gradients for {shards}" if limit.what == "gradients" else f"weights from {shards}"
         text = (
             f"the network allows at most {self.updates_per_s:.3g} updates/s: an update sends "
             f"{self.bytes_per_update / 1e6:.3g} MB; the slowest part is the traffic {limit.over}: "
-            f"{limit.bytes_per_update / 1e6:.3g} MB of {limit.what} of {of} at "
+            f"{limit.bytes_per_update / 1e6:.3g} MB of {what} at "
             f"{limit.bytes_per_update / limit.seconds / 1e6:.3g} MB/s"
         )
         missing = ", ".join(f"{source} -> {target}" for source, target in self.unmeasured)

@@ -165,7 +165,7 @@ class LoginNode:
         told = self.run(["sbatch", "--parsable", *options], given=script).decode(errors="replace").strip()
         job = told.rpartition("\n")[2].partition(";")[0]
         if re.fullmatch("[0-9]+", job) is None:
-            raise Unanswered(f"sbatch on {self.host} printed {told!r:.60}, and no id of a job.")
+            raise Unanswered(f"sbatch on {self.host} printed no job id: {told!r:.60}.")
         return job
 
     def look(self, job: Submitted, read: int) -> tuple[str, str, bytes]:

@@ -13,6 +13,7 @@ from zmqrl.child_process import ChildProcess
 from zmqrl.errors import ClusterError, require
 from zmqrl.hosts.inventory import Host
 from zmqrl.local.extras import require_extra
+from zmqrl.words import counted
 
 HOLDER, BRIDGE = "zmqrl.hosts.ways.ray_holder", "zmqrl.hosts.ways.ray_bridge"
 CONNECTED_WITHIN_S = 60.0
@@ -68,10 +69,10 @@ class RayCluster:
         cpus = {self.nodes[name].id: self.nodes[name].free_cpus for name in hosts}
         with _asked(self.address, {"cpus": cpus, "within_s": RESERVED_WITHIN_S}, 2 * CONNECTED_WITHIN_S) as answer:
             if not answer["reserved"]:
+                wanted = f"{counted(sum(cpus.values()), 'CPU')} on {counted(len(cpus), 'node')}"
                 raise ClusterError(
-                    f"--ray: Ray did not reserve {sum(cpus.values())} CPUs on {len(cpus)} nodes within "
-                    f"{RESERVED_WITHIN_S:g} s, because other programs use them. "
-                    "Try again, or leave out nodes with --exclude."
+                    f"--ray: Ray did not reserve {wanted} within {RESERVED_WITHIN_S:g} s, because other programs "
+                    "use them. Try again, or leave out nodes with --exclude."
                 )
             yield
 

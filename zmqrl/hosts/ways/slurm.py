@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from zmqrl.errors import ClusterError, UsageError, require
 from zmqrl.hosts.inventory import Host, host_names
+from zmqrl.words import counted
 
 ANSWER_WITHIN_S = 30.0
 NODE = "%N"  # stands for the name of a node, as in srun
@@ -62,7 +63,8 @@ def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
     names = names_in(nodes)
     cores = cores_of(environment.get("SLURM_JOB_CPUS_PER_NODE", ""))
     if len(cores) != len(names):
-        raise UsageError(f"--slurm: SLURM_JOB_CPUS_PER_NODE lists {len(cores)} nodes, but the job has {len(names)}.")
+        listed = counted(len(cores), "node")
+        raise UsageError(f"--slurm: SLURM_JOB_CPUS_PER_NODE lists {listed}, but the job has {len(names)}.")
     cluster = environment.get("SLURM_CLUSTER_NAME", "slurm")
     return Allocation(job=job, cluster=cluster, cores=dict(zip(names, cores, strict=True)))
 

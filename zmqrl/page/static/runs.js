@@ -2,7 +2,7 @@
 
 import { hurry, poll } from "./api.js";
 import { Charts } from "./charts.js";
-import { h, number, scroll, short } from "./dom.js";
+import { counted, h, number, scroll, short } from "./dom.js";
 
 const CHOSEN_AT_FIRST = 12;
 const COLUMNS = ["draw", "run", "state", "score", "agent steps/s", "minutes", "agent steps", "version", "workers", "environment", "seed"];
@@ -97,7 +97,7 @@ export function showRuns(main, signal) {
       if (body.children[index] !== each.element) body.insertBefore(each.element, body.children[index] ?? null);
     });
     const running = runs.filter((run) => run.state === "running").length;
-    count.textContent = `${runs.length} runs, ${running} running`;
+    count.textContent = `${counted(runs.length, "run")}, ${running} running`;
     filterRows();
     if (changed) chosenChanged();
   }

@@ -1,7 +1,7 @@
 // Where the time of the newest versions went: rank × span, which rank was K-th, blame, and the hosts.
 
 import { poll } from "./api.js";
-import { h, number, refill, scroll, short, table } from "./dom.js";
+import { counted, h, number, refill, scroll, short, table } from "./dom.js";
 
 const milliseconds = (seconds) => number(1e3 * seconds, seconds < 0.1 ? 2 : 0);
 const percent = (share) => `${number(100 * share, 1)} %`;
@@ -24,7 +24,7 @@ function parts(found) {
   if (!ranks.length) return [h("p", {}, "The run has recorded no times yet. A process writes its times every 5 s, and ZMQRL_PROFILE=off turns this off.")];
   const shown = [];
   if (found.update_ms.p50 !== undefined && found.versions_covered) {
-    shown.push(h("p", {}, `The last ${number(found.versions_covered)} versions, ${short(found.update_ms.p50)} ms each (median).`));
+    shown.push(h("p", {}, `The last ${counted(found.versions_covered, "version")}, ${short(found.update_ms.p50)} ms each (median).`));
   }
   shown.push(...found.warnings.map((text) => h("p", { class: "notice" }, text)), heatMap(found, ranks));
   if (found.versions.length) shown.push(strip(found, ranks));
@@ -55,7 +55,7 @@ function heatMap(found, ranks) {
     }),
     h("td", {}, found.kth[rank] === undefined ? "–" : percent(found.kth[rank])), h("td", {}, found.inclusion[rank] === undefined ? "–" : percent(found.inclusion[rank]))));
   const head = h("tr", {}, ["", ...spans.map((span) => span.replaceAll("_", " ")), "was K-th", "counted"].map((text) => h(text ? "th" : "td", text ? { scope: "col" } : {}, text)));
-  const title = "time of each rank per contribution by span, in milliseconds; ◆ was the K-th in the newest version";
+  const title = "milliseconds of each rank per contribution, by span; ◆ was the K-th worker of the newest version";
   return scroll(title, h("table", { class: "heat" }, h("caption", {}, title), h("thead", {}, head), h("tbody", {}, rows)));
 }
 
@@ -76,7 +76,7 @@ function hosts(found) {
   const rows = Object.entries(found).flatMap(([host, { cores, memory_kb, processes }]) => {
     const used = Object.values(processes).map((each) => each.cores ?? 0).reduce((sum, each) => sum + each, 0);
     const memory = Object.values(processes).map((each) => each.memory_kb ?? 0).reduce((sum, each) => sum + each, 0);
-    const whole = { class: "differs", cells: [host, `${Object.keys(processes).length} processes`, `${number(used, 2)} of ${cores} cores`, memory ? `${megabytes(memory)} of ${megabytes(memory_kb)}` : "–"] };
+    const whole = { class: "differs", cells: [host, counted(Object.keys(processes).length, "process", "processes"), `${number(used, 2)} of ${counted(cores, "core")}`, memory ? `${megabytes(memory)} of ${megabytes(memory_kb)}` : "–"] };
     return [whole, ...Object.entries(processes).map(([process, use]) => ["", process, use.cores === null ? "–" : `${number(use.cores, 2)} cores`, megabytes(use.memory_kb)])];
   });
   return table("hosts", ["host", "process", "CPU", "memory"], rows, { texts: ["process"] });

@@ -21,6 +21,13 @@ COUNTS = ("late", "duplicate", "rejected")
 Line: TypeAlias = dict[str, Any]
 
 
+def missing_lines(first: int, last: int) -> str:
+    """Words for versions without a line: ``the lines of versions 2 to 3 are missing``."""
+    if first == last:
+        return f"the line of version {first} is missing"
+    return f"the lines of versions {first} to {last} are missing"
+
+
 def pack_record(record: Record) -> bytes:
     """Encode a record for the header of its slot."""
     view = record.view
@@ -95,7 +102,7 @@ class History:
                 )
             if version + 1 < record.version or not record.ranks:
                 last_missing = record.version - bool(record.ranks)
-                self.news.append(f"{self.path}: the lines of versions {version + 1} to {last_missing} are missing")
+                self.news.append(f"{self.path}: {missing_lines(version + 1, last_missing)}")
             if record.ranks:
                 self.append(record, crc32)
 

@@ -142,7 +142,7 @@ class ShardMachine:
         if g.layout != me.layout or g.shard != me.shard:
             return "rejected", "it is for another layout or shard"
         if me.payload_bytes[g.codec] != event.payload_bytes:
-            return "rejected", f"{event.payload_bytes} bytes of {g.codec}"
+            return "rejected", f"{event.payload_bytes} bytes of {g.codec} instead of {me.payload_bytes[g.codec]}"
         if self.state == "empty" or g.generation > self.generation:
             return "rejected", "its generation is unknown"
         if g.rank not in self.roster.member_set:
@@ -164,7 +164,7 @@ class ShardMachine:
         if g.rank in self.contributions.held:
             return "duplicate", "already held"
         if g.view != self.view.id:
-            return "rejected", f"its view is {g.view}"
+            return "rejected", f"its view is {g.view}, not {self.view.id}"
         if not event.is_finite():
             return "rejected", NOT_FINITE
         return "used", ""
@@ -190,8 +190,9 @@ class ShardMachine:
         if not event.finite:
             ranks = ", ".join(map(str, record.ranks[:RANKS_NAMED]))
             more = len(record.ranks) - RANKS_NAMED
+            noun = "rank" if len(record.ranks) == 1 else "ranks"
             self.failure = (
-                f"version {record.version} has numbers that are not finite, from contributions of ranks {ranks}"
+                f"version {record.version} has numbers that are not finite, from contributions of {noun} {ranks}"
                 f"{f' and {more} more' if more > 0 else ''}"
             )
             self.state, self.stop = "ended", self.version
@@ -344,7 +345,7 @@ class ShardMachine:
         assert self.last is not None
         self._set_view(e.View(change.view, change.quorum, change.members))
         actions: list[e.Action] = [
-            e.Log("info", f"view {change.view}: {change.quorum} of {len(change.members)} members")
+            e.Log("info", f"view {change.view}: {change.quorum} of {counted(len(change.members), 'member')}")
         ]
         actions += [*self._commit_again(replace(self.last, view=self.view)), *self._publish_first(now)]
         actions += [*self.contributions.accumulate(self.view), *self._close_if_complete(now)]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgpack
 
 from zmqrl.ps.wire.messages import MAX_HEADER_BYTES, MAX_REPORT_BYTES, MAX_WORKERS, PROTOCOL, Message, Refuse, Uint
+from zmqrl.words import counted
 
 
 class MalformedMessage(Exception):
@@ -74,7 +75,7 @@ def decode(frame: bytes | memoryview) -> Message:
         raise MalformedMessage(f"unknown kind {array[1]!r}")
     hints = _HINTS[cls]
     if not _LEAST_FIELDS[cls] <= len(array) - 2 <= len(hints):
-        raise MalformedMessage(f"{array[1]} with {len(array) - 2} fields instead of {len(hints)}")
+        raise MalformedMessage(f"{array[1]} with {counted(len(array) - 2, 'field')} instead of {len(hints)}")
     for (name, hint), value in zip(hints, array[2:], strict=False):
         if not _fits(value, hint):
             # Without the value, because a deeply nested value cannot be printed.

@@ -122,7 +122,7 @@ class World:
         raise ClusterError(
             f"the simulated run is stuck at version {version} after {self.clock.now - self.begun_at:.0f} s: "
             f"it needs {self.scenario.effective_quorum} of {counted(self.scenario.ranks, 'worker')} and all shards, "
-            f"but {', '.join(gone) or 'no process'} is gone."
+            f"but {', '.join(gone) or 'no process'} {'are' if len(gone) > 1 else 'is'} gone."
         )
 
     # failures
