@@ -162,6 +162,12 @@ def test_no_folder_has_too_many_modules() -> None:
     assert not {folder: size for folder, size in sizes.items() if size > MOST_MODULES_IN_A_FOLDER}
 
 
+def test_every_folder_of_tests_has_the_name_of_a_folder_of_the_package() -> None:
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    assert len(folders) > 10, "the search no longer finds tests"
+    assert not [str(folder) for folder in folders if not (PACKAGE / folder / "__init__.py").exists()]
+
+
 # modules named in strings and documents
 
 
