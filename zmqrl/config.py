@@ -20,8 +20,8 @@ from zmqrl.local.extras import missing
 from zmqrl.ps.layout import MAX_SHARDS
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
+from zmqrl.simulate.compute import Pace
 from zmqrl.simulate.laws import Law
-from zmqrl.simulate.pace import Pace
 from zmqrl.simulate.scenario import Failure, Straggler
 from zmqrl.words import counted
 
