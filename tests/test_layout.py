@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-from zmqrl.cli import COMMANDS
+from zmqrl.commands import COMMANDS
 
 PACKAGE = ROOT / "zmqrl"
 MOST_MODULES_IN_A_FOLDER = 16
