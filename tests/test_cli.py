@@ -21,7 +21,7 @@ from support.rig import eventually
 
 from zmqrl import __version__, cli
 from zmqrl.checkpoint import Checkpoint
-from zmqrl.cli import COMMANDS
+from zmqrl.commands import COMMANDS
 from zmqrl.commands.run.train import config_from
 from zmqrl.config import Config, WireConfig
 from zmqrl.hosts.inventory import Host

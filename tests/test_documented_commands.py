@@ -11,8 +11,7 @@ import pytest
 from support.paths import ROOT
 
 from zmqrl import cli
-from zmqrl.cli import COMMANDS
-from zmqrl.commands import completion
+from zmqrl.commands import COMMANDS, completion
 from zmqrl.commands.inspect import this_machine
 from zmqrl.commands.measure import bench_train, bench_wire, simulate
 from zmqrl.commands.run import help, launch, train

@@ -12,51 +12,11 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-from zmqrl.cli import COMMANDS
+from zmqrl.commands import COMMANDS
 
 PACKAGE = ROOT / "zmqrl"
 MOST_MODULES_IN_A_FOLDER = 16
 
-# From the bottom up. A module imports from its own unit and from earlier lines, never from other units of its line.
-ORDER = (
-    ("__init__",),  # it also imports the policy, but only on request
-    ("errors", "process_id", "words"),
-    ("process", "child_process", "json_lines"),
-    ("local",),
-    ("rundir",),
-    ("observe",),
-    ("hostd",),
-    ("profile",),
-    ("page",),
-    ("ps",),
-    ("simulate",),  # does not import the learner or torch
-    ("learner",),
-    ("checkpoint",),
-    ("config",),
-    ("recipes", "start"),
-    ("results",),
-    ("policy",),
-    ("reporter",),
-    ("worker",),
-    ("hosts",),
-    ("supervisor",),
-    ("bench",),
-    ("commands",),
-    ("cli",),
-    ("__main__",),
-)
-# The same for the parameter server.
-ORDER_IN_PS = (
-    ("layout", "schedule", "story", "wire"),
-    ("cluster_file", "control", "flat"),
-    ("shard", "worker"),
-    ("standalone",),
-    ("__init__",),
-)
-LEVELS = {
-    package: {unit: level for level, units in enumerate(order) for unit in units}
-    for package, order in {"zmqrl": ORDER, "zmqrl.ps": ORDER_IN_PS}.items()
-}
 DAEMON_OF_OLDER_CODE = "zmqrl.cluster.agent"  # named in cluster.json files that older code wrote
 FOR_HOSTD = (
     "zmqrl",
@@ -68,10 +28,47 @@ FOR_HOSTD = (
     "zmqrl.observe.provenance",
     "zmqrl.hostd",
 )
+FREE_OF_ZMQ_AND_TORCH = (
+    "zmqrl.ps.layout",
+    "zmqrl.ps.shard.events",
+    "zmqrl.ps.shard.machine",
+    "zmqrl.ps.wire.messages",
+    "zmqrl.ps.worker.events",
+    "zmqrl.ps.worker.machine",
+    "zmqrl.supervisor.events",
+    "zmqrl.supervisor.machine",
+)
 MODULES = {
     ".".join(("zmqrl", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
+
+
+def rows_of_the_table() -> list[list[str]]:
+    """The files and folders in each row of the table of folders, from the bottom up."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Folders\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`[^|]*) \|", section, re.MULTILINE)
+    return [re.findall(r"`([^`]+)`", row) for row in reversed(rows)]
+
+
+def levels_of(package: str) -> dict[str, int]:
+    """The level of each unit of ``package``, by the table: 0 is the lowest row.
+
+    A row with the folder of ``package`` itself contains its ``__init__``.
+    """
+    folder = "".join(f"{part}/" for part in package.split(".")[1:])
+    levels = {}
+    for level, row in enumerate(rows_of_the_table()):
+        for name in row:
+            unit = name.removeprefix(folder).removesuffix("/").removesuffix(".py")
+            if name.startswith(folder) and "/" not in unit:
+                assert unit not in levels, f"{name} is in two rows"
+                levels[unit or "__init__"] = level
+    return levels
+
+
+LEVELS = {package: levels_of(package) for package in ("zmqrl", "zmqrl.ps")}
 
 
 def unit_of(module: str, package: str = "zmqrl") -> str:
@@ -90,14 +87,15 @@ def tree_of(path: Path) -> ast.Module:
 
 
 @cache
-def imports_of(path: Path) -> list[tuple[int, str]]:
+def imports_of(path: Path, *, at_start: bool = False) -> list[tuple[int, str]]:
     """The line and module of every import, even within functions. ``from a import b`` gives a.b if that is a module.
 
-    Imports for type checking are left out.
+    Imports for type checking are left out. If ``at_start``, those within functions are left out, too.
     """
     tree = tree_of(path)
     for_types = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
-    skipped = {id(inner) for node in for_types for inner in ast.walk(node)}
+    functions = [node for node in ast.walk(tree) if at_start and isinstance(node, ast.FunctionDef)]
+    skipped = {id(inner) for node in (*for_types, *functions) for inner in ast.walk(node)}
     found = []
     for node in ast.walk(tree):
         if id(node) in skipped:
@@ -143,6 +141,24 @@ def test_the_parameter_server_and_the_learner_do_not_import_each_other() -> None
     ]
 
 
+@pytest.mark.parametrize("module", FREE_OF_ZMQ_AND_TORCH)
+def test_state_machines_messages_and_layout_import_neither_zmq_nor_torch(module: str) -> None:
+    missing = [module]
+    loaded: dict[str, set[str]] = {}
+    while missing:
+        each = missing.pop()
+        loaded[each] = {imported for _, imported in imports_of(MODULES[each], at_start=True)}
+        parents = {each.rpartition(".")[0]} - {""}
+        missing += [name for name in loaded[each] | parents if name in MODULES and name not in loaded]
+    assert len(loaded) > 3, "the search no longer finds imports"
+    assert not [
+        f"{each} imports {name}"
+        for each, names in loaded.items()
+        for name in names
+        if name.partition(".")[0] in ("zmq", "torch")
+    ]
+
+
 @pytest.mark.processes
 def test_the_host_daemon_needs_little_beyond_the_standard_library() -> None:
     assert not [
@@ -160,6 +176,12 @@ def test_no_folder_has_too_many_modules() -> None:
     folders = {path.parent for path in MODULES.values()}
     sizes = {folder: len(list(folder.glob("*.py"))) for folder in folders}
     assert not {folder: size for folder, size in sizes.items() if size > MOST_MODULES_IN_A_FOLDER}
+
+
+def test_every_folder_of_tests_has_the_name_of_a_folder_of_the_package() -> None:
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    assert len(folders) > 10, "the search no longer finds tests"
+    assert not [str(folder) for folder in folders if not (PACKAGE / folder / "__init__.py").exists()]
 
 
 # modules named in strings and documents

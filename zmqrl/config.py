@@ -15,15 +15,17 @@ import tyro
 from zmqrl.errors import UsageError, require
 from zmqrl.json_lines import read_json
 from zmqrl.learner.games import EnvConfig
-from zmqrl.learner.settings import BA3CConfig, NetworkConfig, PPOConfig
+from zmqrl.learner.settings import IMAGE_NETWORKS, VECTOR_NETWORK, BA3CConfig, NetworkConfig, PPOConfig
 from zmqrl.local.extras import missing
 from zmqrl.ps.layout import MAX_SHARDS
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
+from zmqrl.simulate.compute import Pace
 from zmqrl.simulate.laws import Law
-from zmqrl.simulate.pace import Pace
 from zmqrl.simulate.scenario import Failure, Straggler
 from zmqrl.words import counted
+
+MODEL_HELP = f"Network: {IMAGE_NETWORKS} for images, {VECTOR_NETWORK} for vectors, or your own MODULE:FUNCTION."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,8 +170,7 @@ class Config:
     """Number of parameter-server shards."""
     algo: Literal["ppo", "ba3c"] = "ppo"
     """Learning algorithm."""
-    model: str = "small"
-    """Network: small, nature, narrow or dba3c for images, mlp for vectors, or your own MODULE:FUNCTION."""
+    model: Annotated[str, tyro.conf.arg(help=MODEL_HELP)] = "small"
     loss: str | None = None
     """Your own loss function, as MODULE:FUNCTION. None: the loss of --algo."""
     updates: int | None = None

@@ -57,4 +57,4 @@ def main(rank: int, meeting_point: str) -> None:
 if __name__ == "__main__":
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory() as place:
-        mp.spawn(main, args=(f"{place}/gloo",), nprocs=PROCESSES)  # type: ignore[no-untyped-call]
+        mp.spawn(main, args=(f"{place}/gloo",), nprocs=PROCESSES)  # type: ignore[attr-defined, no-untyped-call]

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecFrameStack
 FOREVER = 10**9
 
 
-class Told(BaseCallback):
+class Told(BaseCallback):  # type: ignore[misc]
     """Prints the agent steps after each rollout."""
 
     def _on_step(self) -> bool:

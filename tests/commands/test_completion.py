@@ -12,14 +12,14 @@ from support.paths import ROOT
 from support.terminal import terminal_of
 
 from zmqrl import cli
-from zmqrl.cli import COMMANDS
+from zmqrl.commands import COMMANDS
 from zmqrl.commands.completion import completions
 from zmqrl.commands.measure.bench import BENCHMARKS
 from zmqrl.commands.options import options_of
 from zmqrl.config import Config
 from zmqrl.recipes import RECIPES
 
-FOUND = completions(COMMANDS)
+FOUND = completions()
 NAMES = [name for name in FOUND if name != "bench"]
 OWN_TRAIN_OPTIONS = len(list(options_of(Config)))
 PRESS_TAB = """

@@ -161,7 +161,8 @@ def bare(directory: Path) -> dict[str, str]:
 def test_every_command_has_its_help_without_extras(tmp_path: Path) -> None:
     program = """
 import contextlib, io
-from zmqrl.cli import COMMANDS, run
+from zmqrl.cli import run
+from zmqrl.commands import COMMANDS
 from zmqrl.local.extras import EXTRAS, missing
 assert all(missing(extra) for extra in EXTRAS)
 for name in COMMANDS:

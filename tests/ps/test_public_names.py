@@ -1,6 +1,7 @@
 """The public names of ``zmqrl.ps``: everything that a program needs to use the parameter server alone."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,15 @@ def test_the_example_imports_only_the_public_names() -> None:
     assert {node.module for node in imports if str(node.module).startswith("zmqrl")} == {"zmqrl.ps"}
     names = [name.name for node in imports if node.module == "zmqrl.ps" for name in node.names]
     assert set(names) <= set(ps.__all__)
+
+
+@pytest.mark.processes
+def test_the_example_learns() -> None:
+    done = subprocess.run([sys.executable, EXAMPLE], stdout=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 0
+    losses = [float(loss) for loss in re.findall(r"^version \d+: loss (\S+)$", done.stdout, re.MULTILINE)]
+    assert len(losses) == 5
+    assert losses[-1] < losses[0] / 100
 
 
 @pytest.mark.processes

@@ -6,12 +6,12 @@ The script contains all words, so completion starts no Python.
 import importlib
 import re
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import tyro
 
+from zmqrl.commands import COMMANDS
 from zmqrl.commands.measure.bench import BENCHMARKS
 from zmqrl.commands.options import Option, options_of, parse
 from zmqrl.commands.shells import SCRIPTS
@@ -19,22 +19,6 @@ from zmqrl.config import Config
 from zmqrl.recipes import RECIPES
 
 Kind = Literal["words", "runs", "files"]
-
-
-class About(Protocol):
-    """What the table of commands says about a command."""
-
-    @property
-    def module(self) -> str:
-        """The name of the module below ``zmqrl.commands``."""
-
-    @property
-    def arguments(self) -> str:
-        """The arguments in the usage line."""
-
-    @property
-    def purpose(self) -> str:
-        """The first line of the help."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,16 +49,16 @@ class Options:
     """Shell that runs the script."""
 
 
-def command(arguments: list[str], commands: Mapping[str, About]) -> int:
-    """Print the script. ``commands`` is the table of all commands."""
+def command(arguments: list[str]) -> int:
+    """Print the script."""
     options = parse(Options, arguments, "zmqrl completion")
-    sys.stdout.write(SCRIPTS[options.shell](completions(commands)))
+    sys.stdout.write(SCRIPTS[options.shell](completions()))
     return 0
 
 
-def completions(commands: Mapping[str, About]) -> dict[str, Completed]:
+def completions() -> dict[str, Completed]:
     """Maps each command, such as ``train`` or ``bench train``, to what can follow it."""
-    found = {name: completed(about.module, about.arguments, about.purpose) for name, about in commands.items()}
+    found = {name: completed(about.module, about.arguments, about.purpose) for name, about in COMMANDS.items()}
     for name, (module, purpose) in BENCHMARKS.items():
         arguments = "[RECIPE]" if name == "train" else ""
         found[f"bench {name}"] = completed(f"measure.{module}", arguments, purpose)

@@ -28,7 +28,6 @@ from zmqrl.hostd import messages as h
 from zmqrl.hostd.child import ASK, ASK_BLOCKED
 from zmqrl.hostd.fork_server import Forked, ForkServer
 from zmqrl.hostd.interfaces import interfaces
-from zmqrl.hostd.lines import Lines
 from zmqrl.hostd.orphans import MARK, Orphans, adopt_orphans
 from zmqrl.json_lines import parse_json
 from zmqrl.observe.provenance import versions
@@ -76,7 +75,7 @@ class _Child:
     stdout: int
     stderr: int
     streams: tuple[int, ...]  # the other ends of these pipes, until the process has them
-    lines: dict[int, Lines]  # by pipe
+    lines: dict[int, h.Lines]  # by pipe
     name: str = ""
     mark: str = ""
     process: "subprocess.Popen[bytes] | Forked | None" = None  # None until the fork server has forked it
@@ -97,7 +96,7 @@ class _Child:
         read_in, stdin, stdout, write_out, stderr, write_err = pipes
         for pipe in (stdin, stdout, stderr):
             os.set_blocking(pipe, False)
-        lines = {stdout: Lines(), stderr: Lines()}
+        lines = {stdout: h.Lines(), stderr: h.Lines()}
         return cls(stdin, stdout, stderr, (read_in, write_out, write_err), lines)
 
     def let_go(self) -> None:
@@ -119,7 +118,7 @@ class Daemon:
         self.why_end: str | None = None
         self.work, self._lock = Path("/nowhere"), -1
         self._selector = selectors.DefaultSelector()
-        self._requests = Lines()
+        self._requests = h.Lines()
         self._has_heard = False
         self._unsent = bytearray(b"\n")  # ends what the startup files of the shell may have printed
         self._lost_lines = 0

@@ -368,6 +368,23 @@ def decode_event(line: bytes) -> Event:
     return event
 
 
+class Lines:
+    """Joins the pieces of a stream to lines. ``rest`` is the incomplete line at the end."""
+
+    def __init__(self) -> None:
+        self.rest = bytearray()
+
+    def add(self, piece: bytes) -> list[bytes]:
+        """Return the lines that ``piece`` completes, without line ends."""
+        whole, newline, rest = piece.rpartition(b"\n")
+        if not newline:
+            self.rest += rest
+            return []
+        lines = bytes(self.rest + whole).split(b"\n")
+        self.rest = bytearray(rest)
+        return lines
+
+
 def _decode(key: str, kinds: Mapping[str, type[T]], line: bytes) -> T:
     data = parse_json(line)
     if not isinstance(data, dict) or (cls := kinds.get(str(data.get(key)))) is None:

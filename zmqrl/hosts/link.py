@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from zmqrl.hostd import messages as h
-from zmqrl.hostd.lines import Lines
 
 # Without -P, files in the working directory would hide modules of the same name.
 DAEMON = ("-P", "-m", "zmqrl.hostd.daemon")
@@ -57,7 +56,7 @@ class Link:
         self.process: subprocess.Popen[bytes] | None = None
         self._sending = threading.Lock()
         self._unsent = bytearray()
-        self._arrived = Lines()
+        self._arrived = h.Lines()
         self._words = bytearray()  # the standard error of the daemon, or of ssh
         self._printed, self._printed_bytes = b"", 0  # the last line that startup files printed, and the length of all
         self._has_answered = False
@@ -121,7 +120,7 @@ class Link:
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert pipe is not None
             os.set_blocking(pipe.fileno(), False)
-        self.up, self.made, self._arrived, self._words = None, None, Lines(), bytearray()
+        self.up, self.made, self._arrived, self._words = None, None, h.Lines(), bytearray()
         self._printed, self._printed_bytes, self._has_answered = b"", 0, False
         self._opened_at = self._heard_at = time.monotonic()
 

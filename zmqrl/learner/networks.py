@@ -16,13 +16,12 @@ from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.learner.activations import PLAIN, Activations, Plain
 from zmqrl.learner.games import ActionSpace, BoxActions, EnvSpec
 from zmqrl.learner.plugin import load_model
-from zmqrl.learner.settings import NetworkConfig
+from zmqrl.learner.settings import HIDDEN, IMAGE_NETWORKS, VECTOR_NETWORK, NetworkConfig
 from zmqrl.learner.statistics import add_statistics
 
 Compute = Literal["float32", "bfloat16"]
 
 CPU = torch.device("cpu")
-HIDDEN = {"small": 256, "nature": 512, "narrow": 128, "dba3c": 128, "mlp": 64}
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
@@ -202,9 +201,9 @@ def _bare_model(name: str, spec: EnvSpec, network: NetworkConfig, device: torch.
         raise UsageError(f"unknown model {name!r}{did_you_mean(name, HIDDEN)}; {known}")
     hidden = network.hidden or HIDDEN[name]
     unfit = f"model {name!r} does not fit observations of shape {shape}"
-    if name == "mlp":
+    if name == VECTOR_NETWORK:
         if len(shape) != 1:
-            raise UsageError(f"{unfit}: it reads vectors; use small, nature, narrow or dba3c for images.")
+            raise UsageError(f"{unfit}: it reads vectors; use {IMAGE_NETWORKS} for images.")
         if network.compute == "bfloat16":
             raise UsageError("--network.compute bfloat16: model 'mlp' computes in float32 only.")
         return VectorPolicy(shape, actions, hidden=hidden)

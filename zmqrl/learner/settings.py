@@ -7,6 +7,10 @@ from typing import Literal
 from zmqrl.errors import UsageError, require
 from zmqrl.words import counted
 
+HIDDEN = {"small": 256, "nature": 512, "narrow": 128, "dba3c": 128, "mlp": 64}  # units of the hidden layers, by default
+VECTOR_NETWORK = "mlp"
+*_FIRST, _LAST = (name for name in HIDDEN if name != VECTOR_NETWORK)
+IMAGE_NETWORKS = f"{', '.join(_FIRST)} or {_LAST}"  # in a sentence
 MAX_HIDDEN = 8192  # above it, orthogonal initialization takes minutes
 
 

@@ -1,5 +1,9 @@
-"""Decides which requests the page answers: those of a browser that was opened with the printed address."""
+"""Decides which connections and requests the page accepts.
 
+It answers the requests of a browser that was opened with the printed address.
+"""
+
+import asyncio
 import hmac
 from collections.abc import Mapping
 from typing import Final
@@ -9,7 +13,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+MOST_CONNECTIONS: Final = 100  # a browser opens about six
 COOKIE: Final = "zmqrl"
 LOCAL: Final = ("127.0.0.1", "localhost", "[::1]")
 HEADERS: Final = {
@@ -77,6 +83,19 @@ class Guard:
         if not (below and _same(_cookies(headers).get(COOKIE, ""), self._proof)):
             return PlainTextResponse("open the address that zmqrl printed: it contains a token.\n", 403)
         return None
+
+
+class FewConnections(H11Protocol):
+    """Closes each new connection while there are ``MOST_CONNECTIONS`` others.
+
+    Every user of the machine can connect. The server waits without a limit for the rest of a request. The part that
+    has arrived, up to ``server.REQUEST_BYTES``, takes memory of a machine that may be training.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.abort()
 
 
 def _same(text: str, secret: str) -> bool:

@@ -64,7 +64,7 @@ class PageServer:
         import uvicorn  # takes 0.25 s, and only the page needs it
 
         from zmqrl.page.app import make_app
-        from zmqrl.page.connections import FewConnections
+        from zmqrl.page.guard import FewConnections
 
         os.nice(10)
         app = make_app(self._root, token=self._token, base=self._base, address=self._address)

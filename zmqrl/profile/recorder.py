@@ -29,7 +29,14 @@ RECENT_WRITTEN = 256  # most single spans in a block without --profile
 TRACE_SPANS = 200_000  # most spans in the trace of a process, about 2 MB
 NEWEST_EVERY_S = 60.0  # between two blocks with recent spans
 
-_this_thread = threading.local()
+
+class _ThisThread(threading.local):
+    """State of each thread: the open file with its times in the scheduler."""
+
+    schedstat: int | None = None
+
+
+_this_thread = _ThisThread()
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +268,7 @@ def _scheduled_us() -> tuple[int, int]:
     as reading.
     """
     with contextlib.suppress(OSError, ValueError):
-        if not hasattr(_this_thread, "schedstat"):
+        if _this_thread.schedstat is None:
             _this_thread.schedstat = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
         running_ns, waiting_ns, _ = map(int, os.pread(_this_thread.schedstat, 128, 0).split())
         return running_ns // 1000, waiting_ns // 1000

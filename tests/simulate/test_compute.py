@@ -3,7 +3,7 @@
 import pytest
 
 from zmqrl.simulate import Scenario
-from zmqrl.simulate.pace import Pace
+from zmqrl.simulate.compute import Pace
 from zmqrl.simulate.times import times_of
 
 
