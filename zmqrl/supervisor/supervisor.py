@@ -241,7 +241,7 @@ class Supervisor:
             self._arrived(shard, message)
         row = self.progress.row
         self.followers.on_scores(self.progress.metrics.mean_score(SCORES_TO_CONFIRM), row["episodes"])
-        self._feed(e.Figures(row["agent_steps"], self.followers.confirmed_score, row["updates_per_s"] or 0.0))
+        self._feed(e.RunFigures(row["agent_steps"], self.followers.confirmed_score, row["updates_per_s"] or 0.0))
         if self.followers.wants_checkpoint(row["wall_s"]):
             self._feed(e.CheckpointWanted())
         if self.interrupts and not self.machine.interrupted:
@@ -342,7 +342,7 @@ class Supervisor:
                 pid = self.launcher.pids().get(process)
                 name = f"{process} (process {pid})" if pid is not None else process
                 self.console.notice(f"{name} has not answered for {silent_s:.0f} s")
-            case e.Inspect(process):
+            case e.InspectProcess(process):
                 self.launcher.inspect(process)
             case e.ShowStall(stall, tell):
                 self._show_stall(stall.placed(lambda process: self.sites[process].host), tell)
@@ -365,7 +365,7 @@ class Supervisor:
                 self.control.send(shard, m.Stop(run=run, version=version))
             case e.TellElapsed(shard, elapsed):
                 self.control.send(shard, m.Elapsed(run=run, elapsed=elapsed))
-            case e.Load():
+            case e.LoadCheckpoint():
                 self._load(action)
             case e.SetAside(shard, version):
                 self.control.send(shard, m.Checkpoint(run=run, version=version))
@@ -385,7 +385,7 @@ class Supervisor:
             case e.TellDeath(process, lines):
                 for line in lines:
                     self._lines.add((self.sites[process].host, str(process)), line, time.monotonic())
-            case e.Stop(reason):
+            case e.EndRun(reason):
                 self.reason = reason
             case e.Fail(why, misused=ProcessId() as process):
                 host, log = self.sites[process].host, self.directory.log(process)
@@ -470,7 +470,7 @@ class Supervisor:
 
     # checkpoints
 
-    def _load(self, load: e.Load) -> None:
+    def _load(self, load: e.LoadCheckpoint) -> None:
         """Make all shards load the newest checkpoint: at the start, and after a shard has lost its state."""
         checkpoint, view = self.checkpoint, load.view
         try:
@@ -479,8 +479,8 @@ class Supervisor:
                 about = (load.generation, version, view.id, view.quorum, view.members)
                 self.control.load(shard, *about, state, elapsed=load.elapsed)
         except ClusterError as error:  # a shard died: once it is back, all shards load the checkpoint again
-            return self._feed(e.NotLoaded(str(error)))
-        return self._feed(e.Loaded())
+            return self._feed(e.CheckpointNotLoaded(str(error)))
+        return self._feed(e.CheckpointLoaded())
 
     def _take_checkpoint(self, version: int) -> None:
         self._take_in_stats()
@@ -503,7 +503,9 @@ class Supervisor:
         """Stop all shards, restarting those that die meanwhile, and write a checkpoint of their last versions."""
         self.console.notice(f"stopping ({reason}): writing a checkpoint")
         self.reports_closed = reason == "stop_score"  # games that end from now on do not count
-        over = e.Fail | e.Stop | e.Load | e.TakeCheckpoint  # actions of these types in the queue are out of date
+        over = (
+            e.Fail | e.EndRun | e.LoadCheckpoint | e.TakeCheckpoint
+        )  # actions of these types in the queue are out of date
         self._actions = deque(action for action in self._actions if not isinstance(action, over))
         self._feed(e.Ending())
         members, together = self.machine.membership.view.members, self.config.mode == "sync"
