@@ -216,23 +216,23 @@ class DaemonLauncher(Launcher):
                 self._events.append(HostUp(link.host))
             case h.Listing() | h.Piece() | h.Written() if self.files is not None:
                 self.files.take(link.host, event)
-            case h.Started() | h.Said() | h.Log() | h.Exited() | h.Inspected():
+            case h.Started() | h.Output() | h.LogLine() | h.ExitReport() | h.InspectionReport():
                 running = self._running.get(event.name)
                 if running is None or running.link is not link:  # a host cannot report on processes of other hosts
                     return
                 match event:
                     case h.Started():
                         running.pid = event.pid
-                    case h.Said():
+                    case h.Output():
                         self._events.append(Said(running.process, event.facts))
-                    case h.Log():
+                    case h.LogLine():
                         running.write(event.line)
-                    case h.Inspected():
+                    case h.InspectionReport():
                         seen = Inspected(
                             process=running.process, state=event.state, kernel=event.kernel, stack=tuple(event.stack)
                         )
                         self._events.append(seen)
-                    case h.Exited():
+                    case h.ExitReport():
                         self._end(event.name, event.status, event.why)
 
     def _end(self, name: str, status: int, why: str | None, *, with_host: bool = False) -> None:
