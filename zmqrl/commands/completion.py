@@ -18,10 +18,10 @@ from zmqrl.commands.shells import SCRIPTS
 from zmqrl.config import Config
 from zmqrl.recipes import RECIPES
 
-Kind = Literal["words", "runs", "files"]
+OperandKind = Literal["words", "runs", "files"]
 
 
-class About(Protocol):
+class CommandEntry(Protocol):
     """What the table of commands says about a command."""
 
     @property
@@ -46,7 +46,7 @@ class Completed:
 
     purpose: str
     options: tuple[Option, ...]
-    kind: Kind | None = None
+    kind: OperandKind | None = None
     words: tuple[str, ...] = ()
 
 
@@ -65,14 +65,14 @@ class Options:
     """Shell that runs the script."""
 
 
-def command(arguments: list[str], commands: Mapping[str, About]) -> int:
+def command(arguments: list[str], commands: Mapping[str, CommandEntry]) -> int:
     """Print the script. ``commands`` is the table of all commands."""
     options = parse(Options, arguments, "zmqrl completion")
     sys.stdout.write(SCRIPTS[options.shell](completions(commands)))
     return 0
 
 
-def completions(commands: Mapping[str, About]) -> dict[str, Completed]:
+def completions(commands: Mapping[str, CommandEntry]) -> dict[str, Completed]:
     """Maps each command, such as ``train`` or ``bench train``, to what can follow it."""
     found = {name: completed(about.module, about.arguments, about.purpose) for name, about in commands.items()}
     for name, (module, purpose) in BENCHMARKS.items():
@@ -85,7 +85,7 @@ def completed(module: str, arguments: str, purpose: str) -> Completed:
     """What can follow the command of ``module`` below ``zmqrl.commands``, whose usage line shows ``arguments``."""
     cls = getattr(importlib.import_module(f"zmqrl.commands.{module}"), "Options", None)
     options = [] if cls is None else list(options_of(cls))
-    kind: Kind | None = None
+    kind: OperandKind | None = None
     words: tuple[str, ...] = ()
     if "RECIPE" in arguments:
         options += options_of(Config)
