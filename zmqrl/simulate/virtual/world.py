@@ -9,8 +9,8 @@ from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.events import Record
 from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.simulate.compute import ComputeTimes
-from zmqrl.simulate.result import Result, Use
 from zmqrl.simulate.scenario import Failure, Scenario
+from zmqrl.simulate.simulated_run import SimulatedRun, Use
 from zmqrl.simulate.times import times_of
 from zmqrl.simulate.virtual.clock import Clock
 from zmqrl.simulate.virtual.link import Link
@@ -22,7 +22,7 @@ from zmqrl.words import counted
 STUCK_S = 120.0
 
 
-def simulate(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
+def simulate(scenario: Scenario, *, compute: ComputeTimes | None = None) -> SimulatedRun:
     """Run ``scenario`` in virtual time. The same arguments give the same result.
 
     ``compute`` replaces the times of work that ``scenario.compute`` and ``scenario.rollout`` describe. Raises
@@ -98,7 +98,7 @@ class World:
             self._to_come += 1
             self.clock.after(failure.at, self._fail, failure)
 
-    def run(self) -> Result:
+    def run(self) -> SimulatedRun:
         """Run until every shard has published the last version. Raises ClusterError if the run gets stuck."""
         self.clock.after(STUCK_S, self._check_moving)
         collects = gc.isenabled()
@@ -155,7 +155,7 @@ class World:
 
     # the result
 
-    def _result(self) -> Result:
+    def _result(self) -> SimulatedRun:
         last = self.clock.now
         elapsed_s = last - self.begun_at
         done_at = [max(times) for times in zip(*self.made_at, strict=True)]
@@ -163,7 +163,7 @@ class World:
         skipped, resent = map(sum, zip(*(worker.totals() for worker in self.workers), strict=True))
         for worker in self.workers:
             worker.stop()
-        return Result(
+        return SimulatedRun(
             scenario=self.scenario,
             step_s=tuple(after - before for before, after in pairwise(done_at)),
             elapsed_s=elapsed_s,
