@@ -9,8 +9,8 @@ from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.worker.events import PublicationArrived
-from zmqrl.simulate.virtual.link import PAYLOAD, Link
-from zmqrl.simulate.virtual.network import Host
+from zmqrl.simulate.virtual.connections import PAYLOAD, VirtualConnections
+from zmqrl.simulate.virtual.network import VirtualHost
 
 if TYPE_CHECKING:
     from zmqrl.simulate.virtual.world import World
@@ -22,12 +22,12 @@ LOOK_S = 0.025  # the server checks its timers this often
 class SimulatedShard:
     """One shard: a process, which can be killed and restarted, and the committed state, which survives."""
 
-    def __init__(self, world: "World", number: int, host: Host, slice_bytes: int) -> None:
+    def __init__(self, world: "World", number: int, host: VirtualHost, slice_bytes: int) -> None:
         self.world, self.number, self.host, self.slice_bytes = world, number, host, slice_bytes
         scenario = world.scenario
         self.costs = scenario.costs
-        self.links: list[Link] = []
-        self.peers: dict[bytes, Link] = {}
+        self.links: list[VirtualConnections] = []
+        self.peers: dict[bytes, VirtualConnections] = {}
         self.alive = False
         self.life = 0
         self.busy_s = 0.0
@@ -157,7 +157,7 @@ class SimulatedShard:
         self._send_next(waiting, event, told, self.life)
 
     def _send_next(
-        self, waiting: Iterator[Link], event: PublicationArrived, told: tuple[object, ...], life: int
+        self, waiting: Iterator[VirtualConnections], event: PublicationArrived, told: tuple[object, ...], life: int
     ) -> None:
         """Let the I/O thread send to the subscribers one by one, while the process continues."""
         link = next(waiting, None)
@@ -166,7 +166,7 @@ class SimulatedShard:
             self.host.work(self.costs.send_s, self._sent, link, waiting, event, told, life)
 
     def _sent(
-        self, link: Link, waiting: Iterator[Link], event: PublicationArrived, told: tuple[object, ...], life: int
+        self, link: VirtualConnections, waiting: Iterator[VirtualConnections], event: PublicationArrived, told: tuple[object, ...], life: int
     ) -> None:
         link.publish_weights(event, told)
         self._send_next(waiting, event, told, life)

@@ -12,9 +12,9 @@ from zmqrl.simulate.compute import ComputeTimes
 from zmqrl.simulate.scenario import Failure, Scenario
 from zmqrl.simulate.simulated_run import SimulatedRun, Use
 from zmqrl.simulate.times import times_of
-from zmqrl.simulate.virtual.clock import Clock
-from zmqrl.simulate.virtual.link import Link
-from zmqrl.simulate.virtual.network import Host, Network
+from zmqrl.simulate.virtual.clock import VirtualClock
+from zmqrl.simulate.virtual.connections import VirtualConnections
+from zmqrl.simulate.virtual.network import VirtualHost, Network
 from zmqrl.simulate.virtual.shard import SimulatedShard
 from zmqrl.simulate.virtual.worker import SimulatedWorker
 from zmqrl.words import counted
@@ -38,7 +38,7 @@ class World:
     def __init__(self, scenario: Scenario, times: ComputeTimes) -> None:
         self.scenario, self.times = scenario, times
         self.steps_per_gradient = scenario.agent_steps_per_rollout / scenario.updates_per_rollout
-        self.clock = Clock()
+        self.clock = VirtualClock()
         self._numbers = count(1)
         self.network = Network(
             self.clock,
@@ -50,7 +50,7 @@ class World:
         of_rank, of_shard = scenario.host_of_rank(), scenario.host_of_shard()
         most_each = self.network.most_each()
         self.hosts = [
-            Host(self.clock, scenario.cores, scenario.bandwidth, most_each)
+            VirtualHost(self.clock, scenario.cores, scenario.bandwidth, most_each)
             for _ in range(1 + max(*of_rank, *of_shard, (scenario.hosts or 1) - 1))
         ]
         layout = Layout.of([("parameters", (scenario.parameters,))], scenario.shards)
@@ -65,7 +65,7 @@ class World:
         self.workers = [SimulatedWorker(self, rank, self.hosts[host]) for rank, host in enumerate(of_rank)]
         for worker in self.workers:
             for shard in self.shards:
-                link = Link(self, worker, shard)
+                link = VirtualConnections(self, worker, shard)
                 worker.links.append(link)
                 shard.links.append(link)
         for worker in self.workers:
