@@ -7,7 +7,7 @@ one of its names is first used, because every run imports parts of this package 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__all__ = ["ComputeTimes", "Failure", "SimulatedRun", "Scenario", "ShardCosts", "Straggler", "Work", "simulate"]
+__all__ = ["ComputeTimes", "Failure", "Scenario", "ShardCosts", "SimulatedRun", "Straggler", "Work", "simulate"]
 
 if TYPE_CHECKING:
     from zmqrl.simulate.compute import ComputeTimes, Work

@@ -10,7 +10,7 @@ from zmqrl.errors import UsageError, require
 from zmqrl.json_lines import read_json
 from zmqrl.observe.records import RunRecord
 from zmqrl.profile.clocks import Clocks
-from zmqrl.profile.critical_path import Timeline, critical_path
+from zmqrl.profile.critical_path import Timeline, critical_paths
 from zmqrl.profile.recording import Recording
 from zmqrl.ps.layout import Layout
 from zmqrl.rundir import RunDirectory
@@ -61,7 +61,7 @@ def recorded_run(run: Path) -> RecordedRun | None:
     recording = Recording.newest(RunDirectory(run).profile)
     timeline = Timeline.of(recording, Clocks.of(recording))
     try:
-        return RecordedRun(recording, timeline, critical_path(timeline), settings_of(run, RunRecord.read(run)))
+        return RecordedRun(recording, timeline, critical_paths(timeline), settings_of(run, RunRecord.read(run)))
     except TooLittleRecorded:
         return None
 

@@ -39,7 +39,7 @@ GREET_WITHIN_S = 20.0
 COPY_WITHIN_S = 30.0
 UP_WITHIN_S = 10.0  # for a host that is needed only to copy and remove its old files
 
-Notice = Callable[[str], None]
+TellUser = Callable[[str], None]
 
 
 class Gone(ClusterError):
@@ -50,7 +50,7 @@ class Damaged(ClusterError):
     """The state of the shards exists, but cannot become a checkpoint. Another try would fail, too."""
 
 
-def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
+def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: TellUser) -> Checkpoint:
     """Make a checkpoint of the newest version that all shards of a killed run still hold.
 
     Returns ``checkpoint``, the newest so far, if the shards hold nothing newer. If the state of a shard no longer
@@ -93,7 +93,7 @@ def _forget_state(directory: RunDirectory) -> None:
     directory.left.unlink()
 
 
-def remove_files(directory: RunDirectory, notice: Notice, but: Collection[str] = ()) -> None:
+def remove_files(directory: RunDirectory, notice: TellUser, but: Collection[str] = ()) -> None:
     """Remove the files of the killed run from all its hosts except ``but``. Call this after :func:`salvage`.
 
     First copies files that this machine lacks, such as videos. ``notice`` reports hosts that keep files.
@@ -121,7 +121,7 @@ def remove_files(directory: RunDirectory, notice: Notice, but: Collection[str] =
     directory.old_hosts.unlink()
 
 
-def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
+def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: TellUser) -> Checkpoint:
     """Start frozen shards under the id of the old run, and make a checkpoint of the versions that they hold."""
     left = _Left.read(directory.left)
     set_aside = {shard: _set_aside(directory.history(shard)) for shard in range(checkpoint.layout.shards)}
@@ -163,7 +163,7 @@ def _set_aside(history: Path) -> set[Path]:
     return set(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
 
 
-def _tell_of_history(history: Path, set_aside: Collection[Path], notice: Notice) -> None:
+def _tell_of_history(history: Path, set_aside: Collection[Path], notice: TellUser) -> None:
     """Report missing and unreadable lines of a history to the user. The shard writes them only to its own log."""
     for aside in sorted(_set_aside(history) - set(set_aside)):
         notice(f"{history}: lines that could not be read were removed; the original file is kept as {aside.name}")
@@ -315,7 +315,7 @@ def to_save(
 
 
 def counters_at(
-    version: int, stats: Mapping[int, m.Stats], checkpoint: Checkpoint, directory: RunDirectory, notice: Notice
+    version: int, stats: Mapping[int, m.Stats], checkpoint: Checkpoint, directory: RunDirectory, notice: TellUser
 ) -> Counters:
     """Estimate the counters of the run at ``version``, after ``checkpoint``.
 

@@ -15,7 +15,7 @@ from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.faults import Faults
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected, Paused, Said, Task
 from zmqrl.observe.console import Console
-from zmqrl.observe.exporter import Exporter, Snapshot
+from zmqrl.observe.exporter import Exporter, LiveMetrics
 from zmqrl.observe.folding import Folded, Folding
 from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.metrics import Counters
@@ -283,7 +283,7 @@ class Supervisor:
         ranks = self.config.ranks
         self.stages.at("workers", f"waiting for {counted(ranks, 'worker')}", len(present), ranks)
 
-    def _snapshot(self, now: float) -> Snapshot:
+    def _snapshot(self, now: float) -> LiveMetrics:
         """The figures of the run for Prometheus, the screen and other terminals."""
         stats, view = self.shards.stats, self.machine.membership.view
         heard = {
@@ -291,7 +291,7 @@ class Supervisor:
             for each in stats.values()
             for rank, silent_ms in zip(each.present, each.silent_ms, strict=False)
         }
-        return Snapshot(
+        return LiveMetrics(
             row=self.progress.row,
             about={"name": self.directory.path.name, "recipe": self.config.recipe, "env": self.config.env},
             processes=self._presences(now),
@@ -315,7 +315,7 @@ class Supervisor:
             found.append(Presence(process=process, host=host, state=state, for_s=for_s, restarts=restarts))
         return found
 
-    def _show(self, snapshot: Snapshot) -> None:
+    def _show(self, snapshot: LiveMetrics) -> None:
         self.progress.processes = snapshot.processes
         with contextlib.suppress(OSError):  # another part reports a full disk
             write_json(self.directory.live, snapshot.to_json())

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.simulate.virtual.clock import VirtualClock, Shared
+from zmqrl.simulate.virtual.clock import Shared, VirtualClock
 
 
 def test_calls_are_ordered_by_time_and_then_by_scheduling() -> None:

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from zmqrl.simulate.virtual.clock import VirtualClock, Shared
+from zmqrl.simulate.virtual.clock import Shared, VirtualClock
 
 PACKET_BYTES = 1448  # payload of a TCP segment on Ethernet
 TIMEOUT_S = 0.2  # the minimum retransmission timeout of Linux
@@ -56,7 +56,9 @@ class Network:
         """Send a message of one packet."""
         self.clock.after(self._delay(source, target, 0), deliver, *arguments)
 
-    def transfer(self, source: VirtualHost, target: VirtualHost, size: int, deliver: Callable[..., None], *arguments: Any) -> None:
+    def transfer(
+        self, source: VirtualHost, target: VirtualHost, size: int, deliver: Callable[..., None], *arguments: Any
+    ) -> None:
         """Send a slice of ``size`` bytes."""
         self.under_way += 1
         delay = self._delay(source, target, size)

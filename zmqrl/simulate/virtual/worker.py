@@ -49,7 +49,7 @@ class SimulatedWorker:
 
     def __init__(self, world: "World", rank: int, host: VirtualHost) -> None:
         self.world, self.rank, self.host = world, rank, host
-        self.links: list[VirtualConnections] = []
+        self.connections: list[VirtualConnections] = []
         self.alive = False
         self.agent_steps = 0.0
         self.abandoned = self.abandoned_rollouts = 0
@@ -80,8 +80,8 @@ class SimulatedWorker:
             now=self.world.clock.now,
             timing=TIMING,
         )
-        for link in self.links:
-            link.connect()
+        for each in self.connections:
+            each.connect()
         self._tick(self._life)
         self._work = self._run()
         self._go_on(None)
@@ -97,8 +97,8 @@ class SimulatedWorker:
         self._life += 1
         self.skipped += self.machine.tally.skipped
         self.resent += self.machine.tally.resent
-        for link in self.links:
-            link.disconnect()
+        for each in self.connections:
+            each.disconnect()
 
     @property
     def computes(self) -> bool:
@@ -109,7 +109,7 @@ class SimulatedWorker:
         """The numbers of skipped and of resent slices."""
         now = self.machine.tally if self.alive else None
         skipped, resent = (now.skipped, now.resent) if now else (0, 0)
-        return self.skipped + skipped + self.abandoned * len(self.links), self.resent + resent
+        return self.skipped + skipped + self.abandoned * len(self.connections), self.resent + resent
 
     # what the computing thread does: compare with zmqrl/worker.py
 
@@ -197,10 +197,10 @@ class SimulatedWorker:
         for action in self.machine.handle(event, self.world.clock.now):
             match action:
                 case e.SendGradient():
-                    if not self.links[action.shard].push(action.header):
+                    if not self.connections[action.shard].push(action.header):
                         self.feed(e.SendBlocked(action.shard))
                 case e.SendControl():
-                    self.links[action.shard].request(action.message)
+                    self.connections[action.shard].request(action.message)
                     self._look_again(action.message)
                 case e.Assembled():
                     self._wait_ends()

@@ -14,7 +14,7 @@ from zmqrl.simulate.simulated_run import SimulatedRun, Use
 from zmqrl.simulate.times import times_of
 from zmqrl.simulate.virtual.clock import VirtualClock
 from zmqrl.simulate.virtual.connections import VirtualConnections
-from zmqrl.simulate.virtual.network import VirtualHost, Network
+from zmqrl.simulate.virtual.network import Network, VirtualHost
 from zmqrl.simulate.virtual.shard import SimulatedShard
 from zmqrl.simulate.virtual.worker import SimulatedWorker
 from zmqrl.words import counted
@@ -65,9 +65,9 @@ class World:
         self.workers = [SimulatedWorker(self, rank, self.hosts[host]) for rank, host in enumerate(of_rank)]
         for worker in self.workers:
             for shard in self.shards:
-                link = VirtualConnections(self, worker, shard)
-                worker.links.append(link)
-                shard.links.append(link)
+                each = VirtualConnections(self, worker, shard)
+                worker.connections.append(each)
+                shard.connections.append(each)
         for worker in self.workers:
             worker.start()
 
@@ -146,8 +146,8 @@ class World:
     def _reconnect(self) -> None:
         """Reconnect restarted processes at once. Real ones take a fraction of a second."""
         for worker in self.workers:
-            for link in worker.links:
-                link.connect()
+            for each in worker.connections:
+                each.connect()
 
     def _processes(self, failure: Failure) -> list[SimulatedWorker | SimulatedShard]:
         ranks, shards = self.scenario.processes_of(failure)
