@@ -30,7 +30,7 @@ from zmqrl.ps.shard.history import last_version, read_lines
 from zmqrl.ps.wire import messages as m
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.checkpointer import Checkpointer
-from zmqrl.supervisor.plan import Plan
+from zmqrl.supervisor.tasks import RunTasks
 
 TRIES = 3
 PAUSE_S = 1.0
@@ -131,8 +131,8 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: TellUser) -
         def look() -> None:
             _look(launcher)
 
-        plan = Plan(config, directory, checkpoint.layout, deployment, run=left.run)
-        with _frozen_shards(plan, launcher) as control:
+        tasks = RunTasks(config, directory, checkpoint.layout, deployment, run=left.run)
+        with _frozen_shards(tasks, launcher) as control:
             shards = range(checkpoint.layout.shards)
             welcomes = control.greet(shards, within_s=GREET_WITHIN_S, meanwhile=look)
             if away := deployment.files.copy_back(launcher.receive, within_s=COPY_WITHIN_S):
@@ -253,11 +253,11 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
 
 
 @contextlib.contextmanager
-def _frozen_shards(plan: Plan, launcher: Launcher) -> Iterator[ShardControl]:
-    """Start all shards of ``plan`` as frozen shards, which make no versions, and connect. Raises ClusterError."""
-    shards = range(plan.layout.shards)
+def _frozen_shards(tasks: RunTasks, launcher: Launcher) -> Iterator[ShardControl]:
+    """Start all shards of ``tasks`` as frozen shards, which make no versions, and connect. Raises ClusterError."""
+    shards = range(tasks.layout.shards)
     for shard in shards:
-        launcher.start(plan.shard_task(shard, None, frozen=True))
+        launcher.start(tasks.shard_task(shard, None, frozen=True))
     endpoints: dict[ProcessId, str] = {}
     deadline = time.monotonic() + START_WITHIN_S
     while len(endpoints) < len(shards):
@@ -266,7 +266,7 @@ def _frozen_shards(plan: Plan, launcher: Launcher) -> Iterator[ShardControl]:
             missing = ", ".join(f"shard {shard}" for shard in shards if shard_id(shard) not in endpoints)
             raise ClusterError(f"{missing} did not come up within {START_WITHIN_S:g} s.")
         time.sleep(0.02)
-    with contextlib.closing(plan.control([endpoints[shard_id(shard)] for shard in shards])) as control:
+    with contextlib.closing(tasks.control([endpoints[shard_id(shard)] for shard in shards])) as control:
         yield control
 
 

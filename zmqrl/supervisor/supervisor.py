@@ -32,7 +32,7 @@ from zmqrl.supervisor.checkpointer import Checkpointer
 from zmqrl.supervisor.ending import exit_status, explained, stop_shards, write_summary
 from zmqrl.supervisor.followers import SCORES_TO_CONFIRM, Followers
 from zmqrl.supervisor.machine import Limits, ScheduleEnd, SupervisorMachine
-from zmqrl.supervisor.plan import Plan
+from zmqrl.supervisor.tasks import RunTasks
 from zmqrl.supervisor.progress import Progress
 from zmqrl.supervisor.resume import mend_histories
 from zmqrl.words import as_word, counted
@@ -73,7 +73,7 @@ class Supervisor:
         self.config, self.directory, self.console, self.checkpoint = config, directory, console, checkpoint
         self.flavour, self.stages = flavour, stages
         counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
-        self.plan = Plan(
+        self.tasks = RunTasks(
             config,
             directory,
             checkpoint.layout,
@@ -93,7 +93,7 @@ class Supervisor:
                 minutes=config.minutes,
                 stop_score=config.stop_score,
             ),
-            local_ranks=self.plan.local_ranks,
+            local_ranks=self.tasks.local_ranks,
             checkpoint_every_s=60 * config.checkpoint.every_minutes,
             updates_per_rollout=config.algorithm.updates_per_rollout,
             schedule_end=ScheduleEnd(
@@ -208,18 +208,18 @@ class Supervisor:
             old.unlink(missing_ok=True)
         reserve(self.directory.summary, SUMMARY_BYTES)
         endpoints = [self.endpoints[shard]["control"] for shard in self.shards.numbers]
-        self.control = self.plan.control(endpoints, self._arrived)
+        self.control = self.tasks.control(endpoints, self._arrived)
         self.checkpointer = Checkpointer(
             control=self.control, directory=self.directory, model=self.checkpoint, keep=self.config.checkpoint.keep
         )
         self._feed(e.Connected())
-        for rank in self.plan.local_ranks:
+        for rank in self.tasks.local_ranks:
             self.launcher.tell(worker_id(rank), self._worker_job(rank))
         trained_s = self.progress.metrics.counters().wall_s
         self.followers.start(trained_s)
         self.followers.on_checkpoint(self.checkpoint.version, trained_s)
         if self.config.external_workers:
-            for rank in self.plan.open_ranks:
+            for rank in self.tasks.open_ranks:
                 self.console.notice(
                     f"rank {rank} is open: zmqrl worker {as_word(self.directory.cluster)} --rank {rank}"
                 )
@@ -309,7 +309,7 @@ class Supervisor:
         starts = self.machine.processes.starts
         hosts = {process: self.sites[process].host for process in sorted(starts)}
         found = []
-        for process, host in [*hosts.items(), *((worker_id(rank), EXTERNAL) for rank in self.plan.open_ranks)]:
+        for process, host in [*hosts.items(), *((worker_id(rank), EXTERNAL) for rank in self.tasks.open_ranks)]:
             state, for_s = self.machine.presence(process, missing_s, now)
             restarts = max(0, starts[process] - 1)
             found.append(Presence(process=process, host=host, state=state, for_s=for_s, restarts=restarts))
@@ -331,7 +331,7 @@ class Supervisor:
         self._actions.extend(self.machine.handle(event, time.monotonic()))
 
     def _do(self, action: e.Action) -> None:
-        run = self.plan.run
+        run = self.tasks.run
         match action:
             case e.StartProcess(process):
                 self.launcher.start(self._task(process))
@@ -428,7 +428,7 @@ class Supervisor:
         if self.is_up and time.monotonic() >= self._write_cluster_at:
             try:
                 lost_at = {host: lost.since for host, lost in self.machine.processes.lost_hosts.items()}
-                self.plan.write_cluster(self.endpoints, self.launcher.pids(), lost_at)
+                self.tasks.write_cluster(self.endpoints, self.launcher.pids(), lost_at)
                 self._write_cluster_at = 0.0
             except OSError as error:
                 if not self._write_cluster_at:
@@ -459,14 +459,14 @@ class Supervisor:
     def _task(self, process: ProcessId) -> Task:
         match process:
             case ProcessId("shard", shard):
-                return self.plan.shard_task(shard, self.endpoints.get(shard))
+                return self.tasks.shard_task(shard, self.endpoints.get(shard))
             case ProcessId("worker", rank):
-                return self.plan.worker_task(rank, self._worker_job(rank) if self.is_up else None)
+                return self.tasks.worker_task(rank, self._worker_job(rank) if self.is_up else None)
             case _:
-                return self.plan.follower_task(process, self.followers.pending[process])
+                return self.tasks.follower_task(process, self.followers.pending[process])
 
     def _worker_job(self, rank: int) -> dict[str, Any]:
-        return self.plan.worker_job(rank, max(self.shards.seen.values()), self.plan.cluster(self.endpoints, {}))
+        return self.tasks.worker_job(rank, max(self.shards.seen.values()), self.tasks.cluster(self.endpoints, {}))
 
     # checkpoints
 
@@ -584,7 +584,7 @@ class Supervisor:
     def _let_leave(self) -> None:
         """Give the workers, which have received BYE, time to leave. Then end the shards and remaining workers."""
         shards = list(map(shard_id, self.shards.numbers))
-        for process in (*map(worker_id, self.plan.local_ranks), *shards):
+        for process in (*map(worker_id, self.tasks.local_ranks), *shards):
             self.machine.processes.give_up(process)
         workers = [process for process in self.launcher.running() if process.role == "worker"]
         self.launcher.wait(workers, within_s=LEAVE_WITHIN_S)

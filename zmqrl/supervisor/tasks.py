@@ -42,7 +42,7 @@ def may_fork() -> bool:
     return os.environ.get(FORK) != "off"
 
 
-class Plan:
+class RunTasks:
     """The processes of one run.
 
     ``run`` is a new id, unless the shards must find the state of an earlier run. ``secret`` authenticates the
