@@ -32,8 +32,8 @@ from zmqrl.recipes import cartpole
 from zmqrl.rundir import RunDirectory, write_json
 from zmqrl.start.initial import initial_checkpoint
 from zmqrl.supervisor import salvage as salvage_module
-from zmqrl.supervisor.tasks import RunTasks
 from zmqrl.supervisor.salvage import counters_at, remove_files, salvage, to_save
+from zmqrl.supervisor.tasks import RunTasks
 
 pytestmark = pytest.mark.processes
 

@@ -38,10 +38,10 @@ from zmqrl.start.stages import Stages
 from zmqrl.supervisor import resume
 from zmqrl.supervisor.ending import correcting, write_summary
 from zmqrl.supervisor.events import Reason
-from zmqrl.supervisor.tasks import prepare
 from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
 from zmqrl.supervisor.salvage import remove_files, salvage
 from zmqrl.supervisor.supervisor import Supervisor
+from zmqrl.supervisor.tasks import prepare
 from zmqrl.words import as_text
 
 Deploy: TypeAlias = Callable[[Config, RunDirectory, Stages], Deployment]

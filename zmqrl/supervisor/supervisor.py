@@ -32,9 +32,9 @@ from zmqrl.supervisor.checkpointer import Checkpointer
 from zmqrl.supervisor.ending import exit_status, explained, stop_shards, write_summary
 from zmqrl.supervisor.followers import SCORES_TO_CONFIRM, Followers
 from zmqrl.supervisor.machine import Limits, ScheduleEnd, SupervisorMachine
-from zmqrl.supervisor.tasks import RunTasks
 from zmqrl.supervisor.progress import Progress
 from zmqrl.supervisor.resume import mend_histories
+from zmqrl.supervisor.tasks import RunTasks
 from zmqrl.words import as_word, counted
 
 TURN_S = 0.05
