@@ -77,7 +77,7 @@ class Run:
                 self.stands[shard]["view"] = view.id
             case e.TellStop(shard, version) if shard in self.stands:
                 self.stands[shard]["stop"] = version
-            case e.SetAside(shard, version) if shard in self.stands and self.stands[shard]["version"] <= version:
+            case e.CaptureVersion(shard, version) if shard in self.stands and self.stands[shard]["version"] <= version:
                 self.stands[shard]["captured"] = version
             case e.TakeCheckpoint(version):
                 self.feed(e.CheckpointWritten((version, version)))
@@ -256,17 +256,17 @@ def test_a_quorum_of_workers_can_report_that_a_shard_has_lost_versions(run: Run)
 
 def test_a_checkpoint_is_captured_on_every_shard_then_fetched_and_due_again_a_period_later(run: Run) -> None:
     run.ticks(58.0, versions=True)
-    assert run.told(e.SetAside) == []
+    assert run.told(e.CaptureVersion) == []
     since = len(run.actions)
     run.ticks(4.0, versions=True)
-    asked = {action.version for action in run.told(e.SetAside, since)}
+    asked = {action.version for action in run.told(e.CaptureVersion, since)}
     (taken,) = run.told(e.TakeCheckpoint, since)
     assert asked == {taken.version}
     assert run.machine.shards.checkpoint == (taken.version, taken.version)
     assert not any(isinstance(action, e.TakeCheckpoint) for action in run.ticks(50.0, versions=True))
 
 
-def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[e.SetAside]:
+def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[e.CaptureVersion]:
     """Make the periodic checkpoint due. Returns the requests to the shards, which never arrive there."""
     for shard, version in enumerate(versions):
         run.stands[shard]["version"] = version
@@ -276,7 +276,7 @@ def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[e.SetAside]:
     return look(run)
 
 
-def look(run: Run) -> list[e.SetAside]:
+def look(run: Run) -> list[e.CaptureVersion]:
     """Let both shards report their state, and let the supervisor check this state. Returns the supervisor's checkpoint
     requests.
     """
@@ -285,12 +285,12 @@ def look(run: Run) -> list[e.SetAside]:
     for shard in run.stands:
         run.feed(e.ShardSaid(shard, run.stats(shard)))
     run.feed(e.Tick())
-    return run.told(e.SetAside, since)
+    return run.told(e.CaptureVersion, since)
 
 
 def test_no_checkpoint_is_requested_before_it_is_due(run: Run) -> None:
     run.ticks(58.0)
-    assert run.told(e.SetAside) == []
+    assert run.told(e.CaptureVersion) == []
 
 
 def test_all_shards_get_a_checkpoint_request_for_the_same_future_version(run: Run) -> None:
@@ -303,7 +303,7 @@ def test_a_request_is_repeated_only_to_shards_that_have_not_captured_the_version
     wanted = due(run)[0].version
     run.stands[0] |= {"version": wanted, "captured": wanted}
     run.stands[1] |= {"version": wanted - 1}
-    assert look(run) == [e.SetAside(1, wanted)]
+    assert look(run) == [e.CaptureVersion(1, wanted)]
 
 
 def test_a_version_that_a_shard_missed_is_replaced_by_a_later_one(run: Run) -> None:

@@ -235,7 +235,7 @@ class Session:
                 self.told += 1
                 if self.told % 3:  # every third message is lost
                     self.control.send(shard, m.Elapsed(run=RUN, elapsed=elapsed))
-            case e.SetAside(shard, version):
+            case e.CaptureVersion(shard, version):
                 self.control.send(shard, m.Checkpoint(run=RUN, version=version))
             case e.LoadCheckpoint():
                 self._load(action)
@@ -298,7 +298,7 @@ class Session:
                 versions, stopped = stop_shards(self.control, numbers, STOP_WITHIN_S, self.look_after)
                 for shard, stats in stopped.items():
                     self._feed(e.ShardSaid(shard, stats))
-                held = checkpointer.set_aside(versions, self.look_after)
+                held = checkpointer.capture(versions, self.look_after)
                 self._save(versions[0], [held[shard].captured_totals for shard in numbers])
                 break
             except ClusterError as error:

@@ -155,10 +155,10 @@ def _filled(family: "GaugeMetricFamily | CounterMetricFamily", values: Mapping[A
 
 
 @contextlib.contextmanager
-def exporter_at(place: tuple[str, int] | None) -> Iterator[Exporter | None]:
-    """An exporter at the address and port ``place``, or None if ``place`` is None. Raises UsageError."""
-    if place is None:
+def exporter_at(endpoint: tuple[str, int] | None) -> Iterator[Exporter | None]:
+    """An exporter at the ``endpoint`` (address and port), or None without one. Raises UsageError."""
+    if endpoint is None:
         yield None
     else:
-        with contextlib.closing(Exporter(*place)) as exporter:
+        with contextlib.closing(Exporter(*endpoint)) as exporter:
             yield exporter

@@ -33,12 +33,12 @@ def plot_profile(profile: Profile, found: dict[str, Any], path: Path, title: str
         axes[1, 0].barh(labels, [row["seconds"] for row in rows], color=COLOURS[0])
         axes[1, 0].set(title="causes of delay beyond the usual time", xlabel="s")
         ranks = found["ranks"]
-        places = np.arange(len(ranks))
+        positions = np.arange(len(ranks))
         counted, kth = ([100 * each[name] for each in ranks.values()] for name in ("inclusion", "kth"))
-        axes[1, 1].bar(places - 0.2, counted, 0.4, color=COLOURS[0], label="counted")
-        axes[1, 1].bar(places + 0.2, kth, 0.4, color=COLOURS[1], label="was K-th")
+        axes[1, 1].bar(positions - 0.2, counted, 0.4, color=COLOURS[0], label="counted")
+        axes[1, 1].bar(positions + 0.2, kth, 0.4, color=COLOURS[1], label="was K-th")
         axes[1, 1].set(title="ranks", xlabel="rank", ylabel="% of updates")
-        axes[1, 1].set_xticks(places, list(ranks))
+        axes[1, 1].set_xticks(positions, list(ranks))
         axes[1, 1].legend(**BESIDE)
         save(figure, path)
 

@@ -16,8 +16,8 @@ from zmqrl.simulate.compute import ComputeTimes, Work
 from zmqrl.simulate.scenario import Scenario, ShardCosts
 from zmqrl.words import numbered
 
-ROLLOUT = ("env_step", "act")
-GRADIENT = ("assemble", OTHER, "gradient", "straggle", "encode", "push")
+ROLLOUT_SPANS = ("env_step", "act")
+GRADIENT_SPANS = ("assemble", OTHER, "gradient", "straggle", "encode", "push")
 ASLEEP = ("straggle",)  # a worker in these spans needs no core
 MOST_UPDATES = 1000
 STRETCHES = 10  # a replay of a long recording uses this many stretches of it
@@ -121,8 +121,8 @@ class RecordedRun:
             cycles = [cycle for version, cycle in known.items() if version in replayed] or list(known.values())
             way_s = link * _way_s(self._timeline, rank)
             delay = delays.get(rank, 0.0)
-            played = [self._work(rank, cycle, ROLLOUT, spans, delay) for cycle in cycles if cycle.with_rollout]
-            learned = [self._work(rank, cycle, GRADIENT, spans, delay) for cycle in cycles]
+            played = [self._work(rank, cycle, ROLLOUT_SPANS, spans, delay) for cycle in cycles if cycle.with_rollout]
+            learned = [self._work(rank, cycle, GRADIENT_SPANS, spans, delay) for cycle in cycles]
             beside_s = self._beside[rank]
             gradient.append(Work([cpu + beside_s for cpu, _ in learned], [idle + way_s for _, idle in learned]))
             rollout.append(Work([cpu for cpu, _ in played], [idle for _, idle in played]))

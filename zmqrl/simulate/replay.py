@@ -9,7 +9,7 @@ from zmqrl.errors import ClusterError, UsageError
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.critical_path import OTHER, CriticalPath
 from zmqrl.profile.report import AS_IT_WAS, ONE_BACKUP_FEWER
-from zmqrl.simulate.recorded import GRADIENT, ROLLOUT, RecordedRun
+from zmqrl.simulate.recorded import GRADIENT_SPANS, ROLLOUT_SPANS, RecordedRun
 from zmqrl.simulate.virtual.world import World, simulate
 
 
@@ -131,6 +131,10 @@ def _longest_span(paths: Sequence[CriticalPath]) -> str:
     total: dict[str, float] = {}
     for path in paths:
         for part in path.parts:
-            if part.process.role == "worker" and part.cause in (*ROLLOUT, *GRADIENT) and part.cause != OTHER:
+            if (
+                part.process.role == "worker"
+                and part.cause in (*ROLLOUT_SPANS, *GRADIENT_SPANS)
+                and part.cause != OTHER
+            ):
                 total[part.cause] = total.get(part.cause, 0.0) + part.seconds
     return max(total, key=lambda name: total[name], default="gradient")

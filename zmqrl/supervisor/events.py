@@ -245,7 +245,7 @@ class LoadCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class SetAside:
+class CaptureVersion:
     """Ask a shard to keep a copy of a version for a checkpoint."""
 
     shard: int
@@ -315,7 +315,7 @@ Action: TypeAlias = (
     | TellStop
     | TellElapsed
     | LoadCheckpoint
-    | SetAside
+    | CaptureVersion
     | TakeCheckpoint
     | UndoRows
     | BeginTime

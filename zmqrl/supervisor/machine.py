@@ -392,7 +392,7 @@ class SupervisorMachine:
             # Choose a version so far ahead that the request reaches every shard in time.
             newest = max(each.version for each in stats.values())
             wanted = self.checkpoint_version = self._soon_after(newest)
-        return [e.SetAside(shard, wanted) for shard, each in stats.items() if each.captured != wanted]
+        return [e.CaptureVersion(shard, wanted) for shard, each in stats.items() if each.captured != wanted]
 
     def _soon_after(self, version: int) -> int:
         """The version that the run will make about a second after ``version``."""

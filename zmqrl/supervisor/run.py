@@ -102,7 +102,7 @@ def train_on(
         stages.at("game", f"checking the game {config.env}")
         preparation = stack.enter_context(Preparation(config, needs_cuda=needs_cuda))
         flavour = preparation.flavour()
-        exporter = stack.enter_context(exporter_at(config.metrics_place()))
+        exporter = stack.enter_context(exporter_at(config.metrics_endpoint()))
         stack.enter_context(_claimed(directory))
         config = dataclasses.replace(config, run_dir=path.with_name(directory.path.name))
         news = [f"run directory {as_text(directory.path)}; scores: {config.env}, {flavour}"]

@@ -124,7 +124,7 @@ def remove_files(directory: RunDirectory, notice: TellUser, but: Collection[str]
 def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: TellUser) -> Checkpoint:
     """Start frozen shards under the id of the old run, and make a checkpoint of the versions that they hold."""
     left = _Left.read(directory.left)
-    set_aside = {shard: _set_aside(directory.history(shard)) for shard in range(checkpoint.layout.shards)}
+    originals = {shard: _damaged_originals(directory.history(shard)) for shard in range(checkpoint.layout.shards)}
     config, deployment = left.config, _where_it_was(left, directory)
     with contextlib.closing(deployment.launcher) as launcher:
 
@@ -138,7 +138,7 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: TellUser) -
             if away := deployment.files.copy_back(launcher.receive, within_s=COPY_WITHIN_S):
                 raise ClusterError(f"cannot copy the histories of the shards from {', '.join(away)}.")
             for shard in shards:
-                _tell_of_history(directory.history(shard), set_aside[shard], notice)
+                _tell_of_history(directory.history(shard), originals[shard], notice)
             made = {shard: last_version(directory.history(shard)) for shard in shards}
             found, versions = checkpoint, to_save(welcomes, made, checkpoint, together=config.mode == "sync")
             for shard, version in made.items():
@@ -148,7 +148,7 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: TellUser) -
                 checkpointer = Checkpointer(
                     control=control, directory=directory, model=checkpoint, keep=config.checkpoint.keep
                 )
-                stats = checkpointer.set_aside(versions, look)
+                stats = checkpointer.capture(versions, look)
                 counters = counters_at(min(versions.values()), stats, checkpoint, directory, notice).to_json()
                 found = checkpointer.write(versions, welcomes[0].generation, counters)
                 held = " to ".join(map(str, sorted({min(versions.values()), max(versions.values())})))
@@ -158,15 +158,15 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: TellUser) -
     return found
 
 
-def _set_aside(history: Path) -> set[Path]:
+def _damaged_originals(history: Path) -> set[Path]:
     """The original files that were kept when damaged lines were removed from a history."""
     return set(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
 
 
-def _tell_of_history(history: Path, set_aside: Collection[Path], notice: TellUser) -> None:
+def _tell_of_history(history: Path, originals: Collection[Path], notice: TellUser) -> None:
     """Report missing and unreadable lines of a history to the user. The shard writes them only to its own log."""
-    for aside in sorted(_set_aside(history) - set(set_aside)):
-        notice(f"{history}: lines that could not be read were removed; the original file is kept as {aside.name}")
+    for original in sorted(_damaged_originals(history) - set(originals)):
+        notice(f"{history}: lines that could not be read were removed; the original file is kept as {original.name}")
     after = 0
     for version in sorted(line["version"] for line in read_lines(history)):
         if version > after + 1:
@@ -242,9 +242,9 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
         why = "; ".join(f"{host}: {words}" for host, words in failed.items())
         # The nodes of a Slurm job cannot be reached after its end.
         raise (Gone if all(map(is_over, failed.values())) else ClusterError)(why)
-    places = {host: RunDirectory(Path(link.up.work)) for host, link in links.items() if link.up is not None}
+    directories = {host: RunDirectory(Path(link.up.work)) for host, link in links.items() if link.up is not None}
     sites = {
-        shard: Site(host=host, directory=places[host], address=address)
+        shard: Site(host=host, directory=directories[host], address=address)
         for shard, (host, address) in left.shards.items()
     }
     files = Mirror(links, directory, host_of)

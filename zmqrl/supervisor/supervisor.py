@@ -126,7 +126,7 @@ class Supervisor:
         reason: e.Reason = "failed"
         with contextlib.ExitStack() as at_the_end:  # closes all parts in reverse order, even if one fails to close
             closers: tuple[Callable[[BaseException | None], None], ...] = (
-                lambda _: self._set_aside(),
+                lambda _: self._keep_cluster_as_left(),
                 lambda _: self.followers.close(),
                 lambda _: self.progress.close(hurried=self.interrupts > 1),
                 lambda first: self._write_summary(reason, first),
@@ -367,7 +367,7 @@ class Supervisor:
                 self.control.send(shard, m.Elapsed(run=run, elapsed=elapsed))
             case e.LoadCheckpoint():
                 self._load(action)
-            case e.SetAside(shard, version):
+            case e.CaptureVersion(shard, version):
                 self.control.send(shard, m.Checkpoint(run=run, version=version))
             case e.TakeCheckpoint(version):
                 self._take_checkpoint(version)
@@ -520,7 +520,7 @@ class Supervisor:
                 )
                 for shard, stats in stopped.items():
                     self._feed(e.ShardSaid(shard, stats))
-                stats_then = self.checkpointer.set_aside(versions, self._look_after)
+                stats_then = self.checkpointer.capture(versions, self._look_after)
                 counters = self.progress.end(min(versions.values()), stats_then, members, time.monotonic())
                 self.checkpoint = self.checkpointer.write(versions, self.shards.generation, counters)
                 self._feed(e.CheckpointWritten(tuple(versions[shard] for shard in self.shards.numbers)))
@@ -544,11 +544,11 @@ class Supervisor:
         status = exit_status(reason, error)
         write_summary(self.directory.summary, reason, status, self.config, self.checkpoint, self.flavour)
 
-    def _set_aside(self) -> None:
+    def _keep_cluster_as_left(self) -> None:
         """If the state of the shards is not saved, rename cluster.json to left.json, which --resume reads."""
         try:
             if not self.saved:
-                self.directory.set_aside()
+                self.directory.keep_cluster_as_left()
         except OSError as error:
             self.console.notice(
                 f"--resume will not find the state of the shards: {refusal(error, self.directory.left)}"

@@ -24,7 +24,7 @@ from zmqrl.rundir import ANOTHER
 from zmqrl.start.initial import Preparation
 from zmqrl.supervisor.run import check_extras, check_here
 
-HERE: Final = "this machine"
+THIS_MACHINE: Final = "this machine"
 
 
 def run(config: Config, *, json: bool) -> int:
@@ -83,20 +83,20 @@ def _errors(config: Config) -> dict[str, str | None]:
 
 def judgement_of(config: Config, facts: Mapping[str, Any], found: Resources, torch: TorchBuild) -> Judgement:
     """What prevents the run here, and what to change."""
-    placement = place_run(config, [Host(name=HERE)], {HERE: CORES})
+    placement = place_run(config, [Host(name=THIS_MACHINE)], {THIS_MACHINE: CORES})
     # advice() reports busy cores.
-    judged = judge(Survey(facts={HERE: {**facts, "busy_cores": None}}), config, placement)
+    judged = judge(Survey(facts={THIS_MACHINE: {**facts, "busy_cores": None}}), config, placement)
     problems = list(judged.problems)
     if facts["network_error"] is not None:
-        problems.append(f"{HERE}: {facts['network_error']}.")
+        problems.append(f"{THIS_MACHINE}: {facts['network_error']}.")
     for check in (check_here, check_extras):
         try:
             check(config)
         except UsageError as error:
-            problems.append(f"{HERE}: {error}")
+            problems.append(f"{THIS_MACHINE}: {error}")
     if not os.access(facts["work"], os.W_OK | os.X_OK):
-        problems.append(f"{HERE}: {facts['work']} is not writable: make it writable, or {ANOTHER}.")
-    told = [f"{HERE}: {text}." for text in advice(found, torch, cuda=config.device == "cuda")]
+        problems.append(f"{THIS_MACHINE}: {facts['work']} is not writable: make it writable, or {ANOTHER}.")
+    told = [f"{THIS_MACHINE}: {text}." for text in advice(found, torch, cuda=config.device == "cuda")]
     return Judgement(problems, [*judged.warnings, *placement.notices, *told])
 
 

@@ -49,11 +49,11 @@ def _draw_sweep(axes: Axes, results: Sequence[SimulatedRun], swept: Sequence[str
     for number, (values, points) in enumerate(lines.items()):
         name = ", ".join(f"{name} {value}" for name, value in zip(swept[1:], values, strict=True))
         firsts = [first for first, _ in points]
-        places = [float(place) for place in range(len(points))] if isinstance(firsts[0], str) else firsts
+        positions = [float(position) for position in range(len(points))] if isinstance(firsts[0], str) else firsts
         axes.plot(
-            places, [value for _, value in points], "o-", color=COLOURS[number % len(COLOURS)], label=name or None
+            positions, [value for _, value in points], "o-", color=COLOURS[number % len(COLOURS)], label=name or None
         )
-        axes.set_xticks(places, [f"{first:g}" if isinstance(first, float) else str(first) for first in firsts])
+        axes.set_xticks(positions, [f"{first:g}" if isinstance(first, float) else str(first) for first in firsts])
     axes.set_xlabel(swept[0].replace("_", " "))
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)

@@ -169,13 +169,13 @@ class History:
         offset = start + len(rest)
         readable = [(line, raw) for line, raw in lines if line is not None]
         if len(readable) < len(lines):
-            self._set_aside(offset, lines)
+            self._keep_damaged(offset, lines)
         return offset, readable
 
-    def _set_aside(self, offset: int, lines: list[tuple[JsonLine | None, bytes]]) -> None:
+    def _keep_damaged(self, offset: int, lines: list[tuple[JsonLine | None, bytes]]) -> None:
         """Keep the file under another name. Continue with a copy that lacks the unreadable ``lines``."""
-        aside = self.path.with_name(f"{self.path.stem}.damaged-{time.time_ns()}.jsonl")
-        shutil.copyfile(self.path, aside)
+        original = self.path.with_name(f"{self.path.stem}.damaged-{time.time_ns()}.jsonl")
+        shutil.copyfile(self.path, original)
         mended, before = self.path.with_name(f"{self.path.name}.mended"), 0
         with self.path.open("rb") as damaged, mended.open("wb") as file:
             while piece := damaged.read(min(PIECE_BYTES, offset - damaged.tell())):
@@ -186,7 +186,7 @@ class History:
         self._lines.reopen()
         numbers = [number for number, (line, _) in enumerate(lines, start=before + 1) if line is None]
         what = f"line {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} lines from line {numbers[0]} on"
-        self.news.append(f"{self.path}: {what} could not be read; the original file is kept as {aside.name}")
+        self.news.append(f"{self.path}: {what} could not be read; the original file is kept as {original.name}")
 
 
 def line_of(record: Record, crc32: int) -> JsonLine:
