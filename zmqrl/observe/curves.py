@@ -51,8 +51,8 @@ def position(evaluation: Evaluation, x: str) -> float:
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
     """Group runs that differ only in the settings in ``MAY_DIFFER_IN_GROUP``, such as the seed.
 
-    Groups are in the order of their first runs. The label of a group has the settings that differ between groups. If none or too many differ, the label is the
-    common name of the runs.
+    Groups are in the order of their first runs. The label of a group has the settings that differ between groups. If
+    none or too many differ, the label is the common name of the runs.
     """
     found: dict[str, list[RunRecord]] = {}
     for run in runs:

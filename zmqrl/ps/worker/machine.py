@@ -53,9 +53,8 @@ class WorkerMachine:
         self.tally = Tally()
         self.asynchronous = asynchronous
         self.shards = [KnownShard(shard, self.tally, asynchronous, heard_at=now) for shard in range(shards)]
-        self.contributed_under: int | None = (
-            None  # generation of the contribution. `KnownShard.computed_on` has the version at each shard
-        )
+        # The generation of the contribution. ``KnownShard.computed_on`` has the version at each shard.
+        self.contributed_under: int | None = None
         self.elapsed = 0  # progress of the run for the contribution, in millionths
         self.elapsed_then = 0  # the same, for the weights handed out last
         self.slowest = -1  # version that every shard has reached
