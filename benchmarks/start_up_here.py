@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from zmqrl.supervisor.plan import FORK
+from zmqrl.supervisor.tasks import FORK
 
 DEFAULT = ["pong", "--envs.num-envs", "4", "--ppo.rollout-steps", "16", "--ppo.minibatches", "4"]
 LOOK_EVERY_S = 0.01

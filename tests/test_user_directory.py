@@ -12,7 +12,7 @@ from support.run_rig import training
 
 from zmqrl.hosts.connecting import NOT_THERE
 from zmqrl.hosts.sync import BOOTSTRAP
-from zmqrl.process import HERE, look_for_modules, staying_here
+from zmqrl.process import STARTED_IN, look_for_modules, staying_here
 
 WITHIN_S = 180.0
 # Modules that zmqrl, torch or Gymnasium import. A test gives its files these names: importing one ends the process.
@@ -107,7 +107,7 @@ def test_a_python_without_safe_paths_is_reported_as_too_old() -> None:
 def test_modules_are_found_where_the_launcher_was_started_even_on_another_host(tmp_path: Path, hiding: Path) -> None:
     (hiding / "a_worker.py").write_text("print('found')\n")
     command = [sys.executable, "-P", "-m", "zmqrl.hostd.child", "a_worker"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), HERE: str(hiding)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), STARTED_IN: str(hiding)}
     elsewhere = tmp_path / "home"
     elsewhere.mkdir()
     done = subprocess.run(

@@ -336,24 +336,24 @@ class Config:
         """Whether the run has an evaluator: for regular evaluations, or to confirm ``stop_score``."""
         return self.evaluator or self.stop_score is not None
 
-    def metrics_place(self) -> tuple[str, int] | None:
+    def metrics_endpoint(self) -> tuple[str, int] | None:
         """Address and port of ``metrics_port``. Raises UsageError for an invalid value."""
         if self.metrics_port is None:
             return None
         address, _, port = self.metrics_port.rpartition(":")
         try:
-            place = ipaddress.IPv4Address(address or "127.0.0.1")
+            ip = ipaddress.IPv4Address(address or "127.0.0.1")
         except ValueError:
             raise UsageError(f"--metrics-port {self.metrics_port}: the address before the port must be IPv4.") from None
         require(
-            not place.is_unspecified,
+            not ip.is_unspecified,
             f"--metrics-port {self.metrics_port} would listen on every network: use one address of this machine.",
         )
         require(
             port.isascii() and port.isdigit() and int(port) < 65536,
             f"--metrics-port {self.metrics_port}: the port must be from 0 to 65535.",
         )
-        return str(place), int(port)
+        return str(ip), int(port)
 
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""
@@ -401,7 +401,7 @@ class Config:
         if self.pace is not None:
             Law.parse(self.pace, "--pace")
         self.ports()
-        self.metrics_place()
+        self.metrics_endpoint()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as in ``config.json``."""

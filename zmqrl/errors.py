@@ -75,23 +75,23 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def refusal(error: OSError, place: object, otherwise: str | None = None) -> str:
+def refusal(error: OSError, path: object, otherwise: str | None = None) -> str:
     """The sentence for a file that cannot be written: its name, the reason and the remedy.
 
-    ``place`` is used if the error names no file. ``otherwise`` is a second remedy.
+    ``path`` is used if the error names no file. ``otherwise`` is a second remedy.
     """
-    name = place if error.filename is None else error.filename
+    name = path if error.filename is None else error.filename
     remedies = ", or ".join(filter(None, [_REMEDIES.get(error.errno or 0), otherwise]))
     return f"cannot write {name}: {error.strerror or error}{': ' if remedies else ''}{remedies}."
 
 
 @contextmanager
-def naming(place: object) -> Iterator[None]:
-    """Make every OSError in the block name ``place``. Otherwise, it may name a temporary file, or none."""
+def naming(path: object) -> Iterator[None]:
+    """Make every OSError in the block name ``path``. Otherwise, it may name a temporary file, or none."""
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(place)) from error
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -31,7 +31,7 @@ FEWEST_OPEN_FILES = 256  # a process of a small run opens about 40
 LOG_LEVEL = "ZMQRL_LOG_LEVEL"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MOST_OPEN_FILES = 1 << 16  # a higher limit is useless, and some programs loop over all descriptors
-HERE = "ZMQRL_HERE"  # the directory where the user started zmqrl
+STARTED_IN = "ZMQRL_HERE"  # the directory where the user started zmqrl
 # Variables that make OpenMP bind the threads of all workers on a host to the same cores, or use fewer threads than a
 # run gives to a worker.
 BINDING = (
@@ -130,7 +130,7 @@ def look_for_modules_here() -> None:
     except FileNotFoundError:
         raise UsageError("the current directory was removed: change to another directory.") from None
     look_for_modules(here)
-    os.environ[HERE] = here
+    os.environ[STARTED_IN] = here
     searched = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if here == str(Path(__file__).parents[1]) and here not in searched:  # a checkout, which may not be installed
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*searched, here]))
@@ -139,7 +139,7 @@ def look_for_modules_here() -> None:
 def look_for_modules_there() -> None:
     """Like :func:`look_for_modules_here`, but in a process of a run, which may be on another host."""
     with contextlib.suppress(FileNotFoundError):  # the directory was removed
-        look_for_modules(*filter(None, [os.environ.get(HERE), str(Path.cwd())]))
+        look_for_modules(*filter(None, [os.environ.get(STARTED_IN), str(Path.cwd())]))
 
 
 @contextlib.contextmanager

@@ -67,11 +67,11 @@ class RunDirectory:
 
     def sockets(self) -> Path:
         """Make a directory with mode 0700 and a path that is short enough for Unix sockets."""
-        place = self.path / "sockets"
-        if holds_sockets(place):
-            place.mkdir(mode=0o700, exist_ok=True)
-            place.chmod(0o700)
-            return place
+        sockets = self.path / "sockets"
+        if holds_sockets(sockets):
+            sockets.mkdir(mode=0o700, exist_ok=True)
+            sockets.chmod(0o700)
+            return sockets
         if self._sockets is None:
             self._sockets = directory_for_sockets()
         return Path(self._sockets.name)
@@ -96,7 +96,7 @@ class RunDirectory:
             ) from error
         try:
             self._check_writable()
-            self.set_aside()
+            self.keep_cluster_as_left()
         except OSError as error:
             self._unlock()
             raise UsageError(refusal(error, self.path, ANOTHER)) from error
@@ -125,7 +125,7 @@ class RunDirectory:
         for file in itertools.chain.from_iterable(sorted(directory.iterdir()) for directory in of_shards):
             os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
-    def set_aside(self) -> None:
+    def keep_cluster_as_left(self) -> None:
         """Rename the cluster.json of a killed run to left.json, so that its shards can still be found."""
         with contextlib.suppress(FileNotFoundError):
             self.cluster.replace(self.left)

@@ -40,7 +40,7 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
     pace = config.pace_of(connection.rank)
     contributed = 0
 
-    def place(weights: PulledWeights) -> tuple[int, int]:
+    def iteration_of(weights: PulledWeights) -> tuple[int, int]:
         """The iteration that ``weights`` belong to, and the index of the next update in that iteration."""
         updates = contributed if config.mode == "async" else weights.version
         return divmod(updates, config.algorithm.updates_per_rollout)
@@ -59,20 +59,20 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
         weights = connection.pull(acted.version - 1)
         if weights is None:
             break
-        iteration, _ = place(weights)
-        if weights.generation != acted.generation or iteration > place(acted)[0] + 1:
+        iteration, _ = iteration_of(weights)
+        if weights.generation != acted.generation or iteration > iteration_of(acted)[0] + 1:
             log.info("rollout of version %d dropped: the run is at version %d", acted.version, weights.version)
             reporter.abandoned()
             continue
         learner.prepare(rollout)
-        while weights is not None and (weights.generation, place(weights)[0]) == (acted.generation, iteration):
+        while weights is not None and (weights.generation, iteration_of(weights)[0]) == (acted.generation, iteration):
             begun_at = time.monotonic()
             if weights.version != acted.version:
                 rollout.activations = None
             load(weights)
             gradient = connection.gradient_buffer()
             with spans("gradient"), parameters.gradient_in(gradient):
-                losses = learner.gradient(rollout, place(weights)[1], weights.version, weights.elapsed)
+                losses = learner.gradient(rollout, iteration_of(weights)[1], weights.version, weights.elapsed)
             if not is_finite(gradient):
                 raise ClusterError(f"the gradient of version {weights.version} is not finite (loss {losses['loss']}).")
             sleep_s = pace.sleep_s(weights.version, time.monotonic() - begun_at)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.recordings import cycle, worker
 
-from zmqrl.bench.efficiency import PARTS, SPLIT, Efficiency, Round, per_step_s, split_of
+from zmqrl.bench.efficiency import PARTS, SPLIT, Efficiency, StepTimes, per_step_s, split_of
 from zmqrl.errors import ClusterError
 from zmqrl.profile.recording import Columns
 
@@ -75,7 +75,7 @@ def test_the_time_of_a_step_is_that_of_all_workers_together(measured: list[tuple
 def test_the_limit_is_the_speed_of_the_bare_parts_added_up(
     workers: int, splits: list[dict[str, float]], data: st.DataObject
 ) -> None:
-    rounds = [Round(bare_s={name: data.draw(seconds) for name in PARTS}, split_s=split_s) for split_s in splits]
+    rounds = [StepTimes(bare_s={name: data.draw(seconds) for name in PARTS}, split_s=split_s) for split_s in splits]
     found = Efficiency(workers=workers, rounds=rounds)
     assert found.steps_per_s * sum(found.split_s.values()) == pytest.approx(workers)
     assert found.limit_steps_per_s * sum(found.bare_s.values()) == pytest.approx(workers)
@@ -87,7 +87,7 @@ def test_json_has_the_totals_the_parts_and_the_rounds() -> None:
     bare_s = {"env_step": 4e-4, "act": 1e-4, "gradient": 3e-4}
     fast = {"env_step": 4e-4, "act": 2e-4, "gradient": 4e-4, "wait": 0.0, "rest": 0.0}
     slow = fast | {"wait": 4e-4, "rest": 2e-4}
-    rounds = [Round(bare_s=bare_s, split_s=fast), Round(bare_s=bare_s, split_s=slow)]
+    rounds = [StepTimes(bare_s=bare_s, split_s=fast), StepTimes(bare_s=bare_s, split_s=slow)]
     found = Efficiency(workers=2, rounds=rounds).to_json()
     assert found["agent_steps_per_s"] == pytest.approx(2 / 1.3e-3)
     assert found["component_limit_steps_per_s"] == pytest.approx(2500)

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from zmqrl import cli
-from zmqrl.commands.help import Group, grouped, help_of
+from zmqrl.commands.help import OptionGroup, grouped, help_of
 from zmqrl.commands.run import help
 
 
@@ -37,7 +37,7 @@ class Trip:
     """Where to."""
 
 
-GROUPS = [Group("trip", ["help", "to"]), Group("boat", ["sails"], ["engine"])]
+GROUPS = [OptionGroup("trip", ["help", "to"]), OptionGroup("boat", ["sails"], ["engine"])]
 PAGE = """usage: sail [-h] [--name STR] [--sails INT] [--to STR] [--engine.power FLOAT]
 
 Sail somewhere.

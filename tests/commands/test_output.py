@@ -14,7 +14,7 @@ from support.policy_rig import CARTPOLE, write_run
 from zmqrl import cli
 from zmqrl.commands.inspect import doctor
 from zmqrl.commands.output import print_json
-from zmqrl.hosts.preflight import Survey, Verdict
+from zmqrl.hosts.preflight import Judgement, Survey
 
 NOISY = """
 import ctypes
@@ -80,7 +80,7 @@ def test_doctor_prints_only_its_findings(
 
     def examined(*_: object) -> object:
         sys.stdout.write("examining\n")
-        return {}, Survey(facts={}), Verdict(), None
+        return {}, Survey(facts={}), Judgement(), None
 
     monkeypatch.setattr(doctor, "examine", examined)
     assert cli.run(["doctor", "-H", "h1", "cartpole", "--env", "noisy_for_doctor:Noisy-v0", "--json"]) == 0

@@ -43,7 +43,7 @@ class Host:
         match self.asked.pop(0):
             case h.List(under):
                 return h.Listing(files.sizes(self.place, under))
-            case h.Fetch(path, offset):
+            case h.FetchPiece(path, offset):
                 return files.read(self.place, path, offset)
             case h.Put(path, offset, data, unless):
                 return h.Written(path, files.write(self.place, path, offset, base64.b64decode(data), unless))

@@ -1,4 +1,4 @@
-"""Checks before a run on several hosts: addresses, facts and routes, and the verdict on them."""
+"""Checks before a run on several hosts: addresses, facts and routes, and the judgement on them."""
 
 import dataclasses
 import re
@@ -17,7 +17,7 @@ from zmqrl.hosts import probe
 from zmqrl.hosts.connecting import listed_twice
 from zmqrl.hosts.inventory import Host, read_addresses
 from zmqrl.hosts.placement import Placement, place
-from zmqrl.hosts.preflight import Survey, Verdict, files_needed, judge, loopbacks, ports_on
+from zmqrl.hosts.preflight import Judgement, Survey, files_needed, judge, loopbacks, ports_on
 from zmqrl.hosts.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE, game_error, lacks, listen, measure
 from zmqrl.hosts.probing import Route, rounds
 from zmqrl.hosts.reach import addresses_of, check_interface
@@ -160,16 +160,16 @@ def test_the_interfaces_of_this_machine_are_known() -> None:
     assert "127.0.0.1" in interfaces()["lo"]
 
 
-# the verdict
+# the judgement
 
 
-def judged(route: dict[str, Any] | None = None, failed: dict[str, str] | None = None, **facts: Any) -> Verdict:
+def judged(route: dict[str, Any] | None = None, failed: dict[str, str] | None = None, **facts: Any) -> Judgement:
     routes = {Route("h2", "h1", "10.0.0.1", (42000, 42001)): route or {"round_trip_s": 0.001}}
     return judge(Survey(facts={"h1": ABOUT["h1"] | FINE | facts}, failed=failed or {}, routes=routes), RUN, placed())
 
 
 def test_usable_hosts_have_no_problems_and_no_warnings() -> None:
-    assert judged() == Verdict([], [])
+    assert judged() == Judgement([], [])
     judged().check()
 
 
@@ -197,10 +197,10 @@ def test_usable_hosts_have_no_problems_and_no_warnings() -> None:
     ],
 )
 def test_conditions_that_prevent_a_run_are_problems(facts: dict[str, Any], sentence: str) -> None:
-    verdict = judged(**facts)
-    assert verdict == Verdict([sentence], [])
+    judgement = judged(**facts)
+    assert judgement == Judgement([sentence], [])
     with pytest.raises(ClusterError, match="the run cannot start:\n  h1: "):
-        verdict.check()
+        judgement.check()
 
 
 @pytest.mark.parametrize(
@@ -224,12 +224,12 @@ def test_conditions_that_prevent_a_run_are_problems(facts: dict[str, Any], sente
     ],
 )
 def test_conditions_that_do_not_prevent_a_run_are_warnings(facts: dict[str, Any], sentence: str) -> None:
-    assert judged(**facts) == Verdict([], [sentence])
+    assert judged(**facts) == Judgement([], [sentence])
 
 
 def test_a_blocked_route_is_reported_with_its_remedy() -> None:
-    verdict = judged({"port": 42001, "error": "refused"})
-    assert verdict.problems == [
+    judgement = judged({"port": 42001, "error": "refused"})
+    assert judgement.problems == [
         "h2 -> h1 (10.0.0.1:42001): refused: allow TCP connections from h2 to ports 42000-42009 of h1, "
         "or choose another --port-range."
     ]
@@ -334,7 +334,7 @@ def test_a_slow_host_among_fast_ones_is_a_warning() -> None:
 
 
 def test_json_has_every_key_even_for_an_unknown_host() -> None:
-    plain = to_json(HOSTS, {"h1": UP["h1"]}, found(), Verdict(["a"], ["b"]))
+    plain = to_json(HOSTS, {"h1": UP["h1"]}, found(), Judgement(["a"], ["b"]))
     assert [host["host"] for host in plain["hosts"]] == ["h1", "h2"]
     assert set(plain["hosts"][0]) == set(plain["hosts"][1])
     assert (plain["hosts"][0]["memory_bytes"], plain["hosts"][1]["memory_bytes"]) == (8 * 10**9, None)

@@ -1,4 +1,4 @@
-"""Prometheus reads every figure of a snapshot over HTTP, and the dashboard uses only these figures."""
+"""Prometheus reads every figure of the metrics over HTTP, and the dashboard uses only these figures."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.paths import ROOT
 
 from zmqrl.errors import UsageError
-from zmqrl.observe.exporter import BY_RANK, COUNTERS, GAUGES, LAGS, Exporter, Snapshot, exporter_at
+from zmqrl.observe.exporter import BY_RANK, COUNTERS, GAUGES, LAGS, Exporter, LiveMetrics, exporter_at
 from zmqrl.observe.live.presence import Presence
 from zmqrl.observe.metrics import LOSSES, Counters, RunMetrics
 from zmqrl.process_id import shard_id, worker_id
@@ -48,7 +48,7 @@ ROW: dict[str, Any] = {
     "split_s": {"env_step": 0.01, "wait": 0.002},
     "learning_rate": 5e-4,
 }
-SNAPSHOT = Snapshot(
+METRICS = LiveMetrics(
     row=ROW,
     about={"name": "first", "recipe": "cartpole", "env": "CartPole-v1"},
     processes=[
@@ -84,8 +84,8 @@ def scraped(exporter: Exporter) -> Samples:
     }
 
 
-def test_every_figure_of_a_snapshot_is_served(exporter: Exporter) -> None:
-    exporter.show(SNAPSHOT)
+def test_every_figure_of_the_metrics_is_served(exporter: Exporter) -> None:
+    exporter.show(METRICS)
     found = scraped(exporter)
     for name, value in {
         ("zmqrl_run_info", "env=CartPole-v1", "name=first", "recipe=cartpole"): 1.0,
@@ -131,24 +131,24 @@ def test_each_key_of_a_row_has_a_metric() -> None:
     assert set(row) <= known, "a new key of a row needs a metric of its own"
 
 
-def test_nothing_is_served_before_the_first_snapshot_and_afterwards_only_the_newest_one(exporter: Exporter) -> None:
+def test_nothing_is_served_before_the_first_metrics_and_afterwards_only_the_newest_one(exporter: Exporter) -> None:
     assert scraped(exporter) == {}
     for version in (1, 2, 3):
-        exporter.show(replace(SNAPSHOT, row=ROW | {"version": version}))
+        exporter.show(replace(METRICS, row=ROW | {"version": version}))
     assert scraped(exporter)["zmqrl_version",] == 3.0
 
 
 def test_a_rollback_does_not_lower_a_counter_of_contributions(exporter: Exporter) -> None:
     served = []
     for used in (100, 150, 120, 130):  # the third value follows a rollback
-        exporter.show(replace(SNAPSHOT, row=ROW | {"contributions": {"used": used}}))
+        exporter.show(replace(METRICS, row=ROW | {"contributions": {"used": used}}))
         served.append(scraped(exporter)["zmqrl_contributions_total", "outcome=used"])
     assert served == [100.0, 150.0, 150.0, 160.0]
 
 
 def test_names_from_other_processes_cannot_forge_a_line(exporter: Exporter) -> None:
     forged = 'x"} 1\nzmqrl_version 999\n'
-    exporter.show(replace(SNAPSHOT, about={"name": forged}, row=ROW | {"split_s": {forged: 1.0}}))
+    exporter.show(replace(METRICS, about={"name": forged}, row=ROW | {"split_s": {forged: 1.0}}))
     assert scraped(exporter)["zmqrl_version",] == 812.0
 
 
@@ -190,7 +190,7 @@ def panels() -> list[dict[str, Any]]:
 
 
 def test_each_query_of_the_dashboard_names_metrics_that_are_exported(exporter: Exporter) -> None:
-    exporter.show(SNAPSHOT)
+    exporter.show(METRICS)
     exported = {name for name, *_ in scraped(exporter)}
     queries = [target["expr"] for panel in panels() for target in panel["targets"]]
     queries += [each["query"]["query"] for each in DASHBOARD["templating"]["list"] if each["type"] == "query"]
@@ -204,7 +204,7 @@ def test_each_query_of_the_dashboard_names_metrics_that_are_exported(exporter: E
 
 
 def test_each_label_of_the_dashboard_belongs_to_its_metric(exporter: Exporter) -> None:
-    exporter.show(SNAPSHOT)
+    exporter.show(METRICS)
     labels: dict[str, set[str]] = {}
     for name, *pairs in scraped(exporter):
         labels.setdefault(name, {"instance"}).update(pair.partition("=")[0] for pair in pairs)
@@ -230,7 +230,7 @@ def test_panels_have_their_own_ids_and_places() -> None:
 
 
 def test_the_page_lists_every_metric_with_its_labels(exporter: Exporter) -> None:
-    exporter.show(SNAPSHOT)
+    exporter.show(METRICS)
     served: dict[str, set[str]] = {}
     for name, *pairs in scraped(exporter):
         served.setdefault(name, set()).update(pair.partition("=")[0] for pair in pairs)

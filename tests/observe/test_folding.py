@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqrl.observe import folding
-from zmqrl.observe.folding import Folded, Folding, Source, ranges
+from zmqrl.observe.folding import Folded, Folding, LogSource, ranges
 
 SOURCES = [(f"h{1 + rank // 2}", f"worker-{rank}") for rank in range(4)]
 PAUSES = st.integers(0, 6).map(lambda eighths: eighths / 8)  # eighths, so that sums are exact
@@ -20,7 +20,7 @@ def once(lines: list[str]) -> list[str]:
     return [line for line, _ in groupby(lines)]
 
 
-def fold(said: list[tuple[Source, str, float]], held: Folding) -> list[Folded]:
+def fold(said: list[tuple[LogSource, str, float]], held: Folding) -> list[Folded]:
     """The lines shown if each line is logged the given number of seconds after the previous line."""
     shown, now = [], 0.0
     for source, line, pause_s in said:
@@ -31,7 +31,7 @@ def fold(said: list[tuple[Source, str, float]], held: Folding) -> list[Folded]:
 
 
 @given(SAID)
-def test_no_line_is_lost_and_the_lines_of_each_process_stay_in_order(said: list[tuple[Source, str, float]]) -> None:
+def test_no_line_is_lost_and_the_lines_of_each_process_stay_in_order(said: list[tuple[LogSource, str, float]]) -> None:
     shown = fold(said, Folding())
     counts = Counter[str]()
     for each in shown:
@@ -43,7 +43,7 @@ def test_no_line_is_lost_and_the_lines_of_each_process_stay_in_order(said: list[
 
 
 @given(SAID)
-def test_no_line_is_held_back_for_longer_than_the_window(said: list[tuple[Source, str, float]]) -> None:
+def test_no_line_is_held_back_for_longer_than_the_window(said: list[tuple[LogSource, str, float]]) -> None:
     held = Folding()
     now, unseen = 0.0, list[float]()
     for source, line, pause_s in said:
@@ -58,7 +58,7 @@ def test_no_line_is_held_back_for_longer_than_the_window(said: list[tuple[Source
 
 
 @given(st.lists(st.sampled_from("abcd"), max_size=20), st.permutations(SOURCES))
-def test_a_line_that_all_processes_log_is_shown_once(lines: list[str], order: list[Source]) -> None:
+def test_a_line_that_all_processes_log_is_shown_once(lines: list[str], order: list[LogSource]) -> None:
     shown = fold([(source, line, 0.0) for source in order for line in lines], Folding())
     assert [each.line for each in shown] == once(lines)
     assert all(list(each.sources) == order for each in shown)

@@ -27,8 +27,8 @@ from support.rig import ending, eventually, is_alive
 
 from zmqrl.errors import UsageError
 from zmqrl.page import server
+from zmqrl.page.access import MOST_CONNECTIONS
 from zmqrl.page.app import MOST_RUNS, make_app
-from zmqrl.page.guard import MOST_CONNECTIONS
 from zmqrl.page.runs import Runs, UnknownRun
 from zmqrl.page.server import listen
 from zmqrl.rundir import RunDirectory

@@ -81,12 +81,12 @@ def long_run(tmp_path: Path) -> Path:
 def test_a_long_recording_is_read_from_its_newest_versions(long_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert newest_version(long_run) == VERSIONS
     whole = Recording.newest(long_run)
-    assert (whole.left_out, len(Profile.of(whole).steps)) == (-1, VERSIONS)
+    assert (whole.left_out, len(Profile.of(whole).paths)) == (-1, VERSIONS)
     monkeypatch.setattr(recording_module, "MOST_CYCLES", 3 * 10)
     part = Recording.newest(long_run)
     profile = Profile.of(part)
     assert part.left_out == VERSIONS - 10
-    assert [step.version for step in profile.steps] == list(range(VERSIONS - 9, VERSIONS))
+    assert [path.version for path in profile.paths] == list(range(VERSIONS - 9, VERSIONS))
     assert [each.histograms()["act"].count for each in part.processes] == [6] * 5
     assert "the report covers only versions after 30" in profile.to_json()["warnings"][0]
     assert sum(len(each.table("cycles")["version"]) for each in part.processes) <= 30
@@ -102,11 +102,11 @@ def test_only_the_requested_versions_are_read(long_run: Path) -> None:
 def test_the_last_seconds_end_with_the_newest_version_of_all_shards() -> None:
     whole = Recording(tuple(synthetic_run(versions=VERSIONS)))
     for seconds in (0.5, 1.0, 3.0):
-        steps = Profile.of(whole.last(seconds)).steps
-        assert steps[-1].version == VERSIONS - 1
-        assert sum(step.seconds for step in steps) <= seconds
-        assert sum(step.seconds for step in steps) > seconds - 3 * steps[0].seconds
-    assert len(Profile.of(whole.last(1e6)).steps) == VERSIONS
+        paths = Profile.of(whole.last(seconds)).paths
+        assert paths[-1].version == VERSIONS - 1
+        assert sum(path.seconds for path in paths) <= seconds
+        assert sum(path.seconds for path in paths) > seconds - 3 * paths[0].seconds
+    assert len(Profile.of(whole.last(1e6)).paths) == VERSIONS
     assert Recording(()).last(1.0).processes == ()
 
 

@@ -19,8 +19,8 @@ def predicted_s(**planted: Any) -> dict[str, float]:
     profile = Profile.of(Recording(tuple(synthetic_run(versions=30, **planted))))
     quorum = planted.get("quorum", 3)
     scenario = Scenario(workers=3, shards=2, parameters=10_000, backups=planted.get("workers", quorum) - quorum)
-    recorded = RecordedRun(profile.recording, profile.timeline, profile.steps, scenario)
-    return {each.change: 1 / each.updates_per_s for each in what_if(recorded, profile.steps)}
+    recorded = RecordedRun(profile.recording, profile.timeline, profile.paths, scenario)
+    return {each.change: 1 / each.updates_per_s for each in what_if(recorded, profile.paths)}
 
 
 def test_the_unchanged_replay_takes_as_long_as_the_run() -> None:

@@ -37,7 +37,7 @@ from zmqrl.ps.wire.sockets import new_context, shard_sockets, worker_sockets
 from zmqrl.ps.worker.machine import WorkerTiming
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.ending import stop_shards
-from zmqrl.supervisor.plan import Plan
+from zmqrl.supervisor.tasks import RunTasks
 
 DOCS = ROOT / "docs"
 PAGE = (DOCS / "protocol.md").read_text(encoding="utf-8")
@@ -226,9 +226,9 @@ def test_the_documented_keys_of_a_report_are_those_that_the_supervisor_reads() -
 def test_the_table_of_a_key_file_lists_every_key_that_a_run_writes(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     config = Config(external_workers=1, wire=WireConfig(transport="tcp", curve=True))
-    plan = Plan(config, directory, Layout.of([("w", (100,))], 2), on_this_machine(config, directory))
-    plan.write_cluster({}, {shard_id(0): 1})
-    written = json.loads((tmp_path / plan.cluster({}, {})["keys"]["1"]).read_text(encoding="utf-8"))
+    tasks = RunTasks(config, directory, Layout.of([("w", (100,))], 2), on_this_machine(config, directory))
+    tasks.write_cluster({}, {shard_id(0): 1})
+    written = json.loads((tmp_path / tasks.cluster({}, {})["keys"]["1"]).read_text(encoding="utf-8"))
     key_file, judged = tables(section("1.15"))
     types = {"text": str, "int": int, "list of text": list}
     assert [(key, types[kind]) for key, kind, _ in key_file] == [(key, type(value)) for key, value in written.items()]

@@ -11,7 +11,7 @@ from support.result_rig import SCORES, write_result
 from zmqrl import cli
 from zmqrl.errors import UsageError
 from zmqrl.results.bootstrap import mean_interval
-from zmqrl.results.kept import Limits, Result, reproducible
+from zmqrl.results.kept import RecordedLimits, Result, reproducible
 from zmqrl.rundir import write_json
 
 
@@ -37,9 +37,9 @@ def test_an_evaluation_within_the_limits_of_the_user_is_preferred(tmp_path: Path
     (path / "evaluations.jsonl").write_text(json.dumps(early) + "\n", encoding="utf-8")
     assert reproducible(path)[1].version == 60
     write_json(path / "evaluation.json", json.loads((path / "evaluation.json").read_text()) | {"agent_steps": 6000})
-    assert reproducible(path, Limits(agent_steps=2500))[1].version == 20
-    assert reproducible(path, Limits(agent_steps=6000))[1].version == 60
-    assert reproducible(path, Limits(agent_steps=100))[1].version == 60
+    assert reproducible(path, RecordedLimits(agent_steps=2500))[1].version == 20
+    assert reproducible(path, RecordedLimits(agent_steps=6000))[1].version == 60
+    assert reproducible(path, RecordedLimits(agent_steps=100))[1].version == 60
 
 
 def refusal(path: Path) -> str:

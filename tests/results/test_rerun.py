@@ -14,7 +14,7 @@ from support.result_rig import write_result
 from zmqrl.config import Config
 from zmqrl.observe.records import Evaluation
 from zmqrl.results.bootstrap import RESAMPLES, difference_interval, mean_interval
-from zmqrl.results.kept import NO_LIMITS, Limits, Result, reproducible
+from zmqrl.results.kept import NO_LIMITS, RecordedLimits, Result, reproducible
 from zmqrl.results.rerun import By, default_axis, judge, rerun_config
 
 SCORES = st.lists(st.floats(-100, 100), min_size=2, max_size=20)
@@ -83,7 +83,7 @@ def test_minutes_are_repeated_only_on_the_recorded_machine(tmp_path: Path) -> No
     assert default_axis(by_time, ("EPYC", 4)) == default_axis(by_time, ("Xeon", 2)) == "agent-steps"
 
 
-def planned(path: Path, by: By, given: Limits = NO_LIMITS, **settings: Any) -> Config:
+def planned(path: Path, by: By, given: RecordedLimits = NO_LIMITS, **settings: Any) -> Config:
     """The plan for a result with ``settings``."""
     result, evaluated = reproducible(write_result(path, **settings), given)
     return rerun_config(result, evaluated, by, Path("again"), given)
@@ -112,9 +112,13 @@ def test_a_repetition_trains_as_long_as_the_evaluated_version(tmp_path: Path) ->
 
 
 def test_the_user_can_end_a_repetition_earlier(tmp_path: Path) -> None:
-    assert limits(planned(tmp_path / "a", "agent-steps", Limits(agent_steps=100, minutes=2.0))) == (None, 100, 2.0)
-    assert limits(planned(tmp_path / "b", "agent-steps", Limits(agent_steps=10**6))) == (None, 6000, None)
-    assert limits(planned(tmp_path / "c", "minutes", Limits(minutes=0.05))) == (None, None, 0.05)
+    assert limits(planned(tmp_path / "a", "agent-steps", RecordedLimits(agent_steps=100, minutes=2.0))) == (
+        None,
+        100,
+        2.0,
+    )
+    assert limits(planned(tmp_path / "b", "agent-steps", RecordedLimits(agent_steps=10**6))) == (None, 6000, None)
+    assert limits(planned(tmp_path / "c", "minutes", RecordedLimits(minutes=0.05))) == (None, None, 0.05)
 
 
 def test_a_schedule_in_minutes_becomes_one_in_the_agent_steps_of_these_minutes(tmp_path: Path) -> None:

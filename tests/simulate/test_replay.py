@@ -6,7 +6,7 @@ import pytest
 from support.recordings import synthetic_run
 
 from zmqrl.profile.clocks import Clocks
-from zmqrl.profile.critical_path import Timeline, critical_path
+from zmqrl.profile.critical_path import Timeline, critical_paths
 from zmqrl.profile.recording import Recording
 from zmqrl.simulate.recorded import RecordedRun
 from zmqrl.simulate.replay import most_blamed, what_if
@@ -16,15 +16,15 @@ from zmqrl.simulate.scenario import Scenario
 def replayed(without: tuple[int, ...] = (), **planted: Any) -> list[str]:
     recording = Recording(tuple(synthetic_run(versions=24, **planted)))
     timeline = Timeline.of(recording, Clocks.of(recording))
-    steps = critical_path(timeline)
+    paths = critical_paths(timeline)
     scenario = Scenario(workers=planted.get("workers", 3), shards=2, parameters=10_000)
-    found = what_if(RecordedRun(recording, timeline, steps, scenario), steps, without)
+    found = what_if(RecordedRun(recording, timeline, paths, scenario), paths, without)
     return [each.change for each in found if each.change.startswith("without")]
 
 
 def blamed(**planted: Any) -> list[int]:
     recording = Recording(tuple(synthetic_run(versions=24, **planted)))
-    return most_blamed(critical_path(Timeline.of(recording, Clocks.of(recording))))
+    return most_blamed(critical_paths(Timeline.of(recording, Clocks.of(recording))))
 
 
 def test_the_blamed_rank_and_the_ranks_named_by_the_user_are_left_out() -> None:
@@ -48,6 +48,6 @@ def test_more_shards_are_predicted_only_if_the_network_does_not_limit_the_run(li
     run = synthetic_run(versions=24, link_extra_s=dict.fromkeys(range(3), link_s))
     recording = Recording(tuple(run))
     timeline = Timeline.of(recording, Clocks.of(recording))
-    steps = critical_path(timeline)
-    found = what_if(RecordedRun(recording, timeline, steps, Scenario(workers=3, parameters=10_000)), steps)
+    paths = critical_paths(timeline)
+    found = what_if(RecordedRun(recording, timeline, paths, Scenario(workers=3, parameters=10_000)), paths)
     assert ("twice as many shards" in [each.change for each in found]) == asked

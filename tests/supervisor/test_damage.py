@@ -51,8 +51,8 @@ def test_a_run_continues_with_a_damaged_line_in_a_history_and_names_the_gap(tmp_
         assert f"{history}: line 12 could not be read; the original file is kept as shard-1.damaged-" in run.said()
     made = [line["version"] for line in RunFiles(path).history(1)]
     assert made == [version for version in range(1, 41) if version != 12]
-    (aside,) = history.parent.glob("shard-1.damaged-*.jsonl")
-    assert aside.read_text() == "".join(lines)
+    (original,) = history.parent.glob("shard-1.damaged-*.jsonl")
+    assert original.read_text() == "".join(lines)
 
 
 @pytest.mark.slow

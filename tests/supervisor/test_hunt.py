@@ -145,7 +145,7 @@ def rolls_back_under_the_same_generation(patch: pytest.MonkeyPatch) -> None:
         before = max(self.generation, 1)
         actions = roll_back(self, *arguments)
         self.generation = before
-        return [replace(each, generation=before) if isinstance(each, e.Load) else each for each in actions]
+        return [replace(each, generation=before) if isinstance(each, e.LoadCheckpoint) else each for each in actions]
 
     patch.setattr(Shards, "roll_back", same)
 

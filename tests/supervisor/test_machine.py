@@ -68,16 +68,16 @@ class Run:
                 self.feed(e.Connected())
             case e.AskShard(shard, greet) if shard in self.stands:
                 self.feed(e.ShardSaid(shard, self.welcome(shard) if greet else self.stats(shard)))
-            case e.Load(generation):
+            case e.LoadCheckpoint(generation):
                 for shard, stands in self.stands.items():
                     stands |= {"generation": generation, "version": self.machine.shards.checkpoint[shard]}
                     stands |= {"state": "open", "captured": None}
-                self.feed(e.Loaded() if len(self.stands) == 2 else e.NotLoaded("a shard is gone"))
+                self.feed(e.CheckpointLoaded() if len(self.stands) == 2 else e.CheckpointNotLoaded("a shard is gone"))
             case e.TellView(shard, view) if shard in self.stands:
                 self.stands[shard]["view"] = view.id
             case e.TellStop(shard, version) if shard in self.stands:
                 self.stands[shard]["stop"] = version
-            case e.SetAside(shard, version) if shard in self.stands and self.stands[shard]["version"] <= version:
+            case e.CaptureVersion(shard, version) if shard in self.stands and self.stands[shard]["version"] <= version:
                 self.stands[shard]["captured"] = version
             case e.TakeCheckpoint(version):
                 self.feed(e.CheckpointWritten((version, version)))
@@ -145,16 +145,16 @@ def test_a_run_starts_all_processes_connects_loads_the_checkpoint_and_counts_its
         *("shard-0", "shard-1"),
         *("worker-0", "worker-1", "worker-2"),
     ]
-    kinds = [type(action) for action in run.actions if isinstance(action, e.Connect | e.Load | e.BeginTime)]
-    assert kinds == [e.Connect, e.Load, e.BeginTime]
-    assert run.told(e.Load) == [e.Load(1, View(1, 2, (0, 1, 2)))]
+    kinds = [type(action) for action in run.actions if isinstance(action, e.Connect | e.LoadCheckpoint | e.BeginTime)]
+    assert kinds == [e.Connect, e.LoadCheckpoint, e.BeginTime]
+    assert run.told(e.LoadCheckpoint) == [e.LoadCheckpoint(1, View(1, 2, (0, 1, 2)))]
     assert run.machine.shards.ready
 
 
 def test_progress_by_minutes_is_sent_repeatedly_and_ends_at_a_million() -> None:
     run = Run(schedule_end=ScheduleEnd(minutes=1.0, trained_s=15.0))
     run.ticks(1.0)
-    assert [load.elapsed for load in run.told(e.Load)] == [250_000]
+    assert [load.elapsed for load in run.told(e.LoadCheckpoint)] == [250_000]
     begun_at = run.machine.began_at
     assert begun_at is not None
     run.ticks(30.0, versions=True)
@@ -170,14 +170,14 @@ def test_progress_by_minutes_is_sent_repeatedly_and_ends_at_a_million() -> None:
 def test_progress_is_the_greater_of_minutes_and_agent_steps_and_is_sent_again_in_a_rollback() -> None:
     run = Run(schedule_end=ScheduleEnd(minutes=10.0, agent_steps=1000))
     run.ticks(1.0)
-    run.feed(e.Figures(400, float("-inf"), 1.0))
+    run.feed(e.RunFigures(400, float("-inf"), 1.0))
     run.ticks(1.0, versions=True)
     assert run.told(e.TellElapsed)[-1] == e.TellElapsed(1, 400_000)
-    run.feed(e.Figures(300, float("-inf"), 1.0))
+    run.feed(e.RunFigures(300, float("-inf"), 1.0))
     run.kill_shard(0)
     run.start_shard(0)
     run.ticks(5.0)
-    assert run.told(e.Load)[-1] == e.Load(2, View(1, 2, (0, 1, 2)), 300_000)
+    assert run.told(e.LoadCheckpoint)[-1] == e.LoadCheckpoint(2, View(1, 2, (0, 1, 2)), 300_000)
 
 
 def test_no_progress_is_sent_if_no_schedule_ends_by_minutes_or_agent_steps(run: Run) -> None:
@@ -199,7 +199,7 @@ def test_a_shard_that_comes_back_with_its_state_gets_the_view_and_the_run_contin
     run.ticks(0.5)
     assert e.Notice(f"shard 1 is back at version {stood['version']}") in run.actions[since:]
     assert run.told(e.TellView, since)[0] == e.TellView(1, View(1, 2, (0, 1, 2)))
-    assert run.told(e.Load, since) == []
+    assert run.told(e.LoadCheckpoint, since) == []
 
 
 def test_a_shard_that_comes_back_empty_rolls_all_shards_back_to_the_checkpoint(run: Run) -> None:
@@ -209,7 +209,7 @@ def test_a_shard_that_comes_back_empty_rolls_all_shards_back_to_the_checkpoint(r
     run.start_shard(1)
     since = len(run.actions)
     run.ticks(0.5)
-    assert [load.generation for load in run.told(e.Load, since)] == [2]
+    assert [load.generation for load in run.told(e.LoadCheckpoint, since)] == [2]
     text = "shard 1 came back without the newest state: all shards go back to the checkpoint of version 0"
     assert e.Notice(text) in run.actions[since:]
     assert {stands["version"] for stands in run.stands.values()} == {0}
@@ -248,35 +248,35 @@ def test_a_quorum_of_workers_can_report_that_a_shard_has_lost_versions(run: Run)
     run.ticks(1.0)
     since = len(run.actions)
     for rank in (0, 1):
-        assert run.told(e.Load, since) == []
+        assert run.told(e.LoadCheckpoint, since) == []
         run.feed(e.ShardSaid(0, m.Lost(run=RUN, shard=0, rank=rank, version=9)))
         run.ticks(0.5)
-    assert len(run.told(e.Load, since)) == 1
+    assert len(run.told(e.LoadCheckpoint, since)) == 1
 
 
 def test_a_checkpoint_is_captured_on_every_shard_then_fetched_and_due_again_a_period_later(run: Run) -> None:
     run.ticks(58.0, versions=True)
-    assert run.told(e.SetAside) == []
+    assert run.told(e.CaptureVersion) == []
     since = len(run.actions)
     run.ticks(4.0, versions=True)
-    asked = {action.version for action in run.told(e.SetAside, since)}
+    asked = {action.version for action in run.told(e.CaptureVersion, since)}
     (taken,) = run.told(e.TakeCheckpoint, since)
     assert asked == {taken.version}
     assert run.machine.shards.checkpoint == (taken.version, taken.version)
     assert not any(isinstance(action, e.TakeCheckpoint) for action in run.ticks(50.0, versions=True))
 
 
-def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[e.SetAside]:
+def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[e.CaptureVersion]:
     """Make the periodic checkpoint due. Returns the requests to the shards, which never arrive there."""
     for shard, version in enumerate(versions):
         run.stands[shard]["version"] = version
     run.act = lambda action: None  # type: ignore[method-assign]
-    run.feed(e.Figures(0, 0.0, 10.0))
+    run.feed(e.RunFigures(0, 0.0, 10.0))
     run.now = max(run.now, 102.0) + 60.0
     return look(run)
 
 
-def look(run: Run) -> list[e.SetAside]:
+def look(run: Run) -> list[e.CaptureVersion]:
     """Let both shards report their state, and let the supervisor check this state. Returns the supervisor's checkpoint
     requests.
     """
@@ -285,12 +285,12 @@ def look(run: Run) -> list[e.SetAside]:
     for shard in run.stands:
         run.feed(e.ShardSaid(shard, run.stats(shard)))
     run.feed(e.Tick())
-    return run.told(e.SetAside, since)
+    return run.told(e.CaptureVersion, since)
 
 
 def test_no_checkpoint_is_requested_before_it_is_due(run: Run) -> None:
     run.ticks(58.0)
-    assert run.told(e.SetAside) == []
+    assert run.told(e.CaptureVersion) == []
 
 
 def test_all_shards_get_a_checkpoint_request_for_the_same_future_version(run: Run) -> None:
@@ -303,7 +303,7 @@ def test_a_request_is_repeated_only_to_shards_that_have_not_captured_the_version
     wanted = due(run)[0].version
     run.stands[0] |= {"version": wanted, "captured": wanted}
     run.stands[1] |= {"version": wanted - 1}
-    assert look(run) == [e.SetAside(1, wanted)]
+    assert look(run) == [e.CaptureVersion(1, wanted)]
 
 
 def test_a_version_that_a_shard_missed_is_replaced_by_a_later_one(run: Run) -> None:
@@ -451,10 +451,10 @@ def test_an_interrupt_does_not_wait_for_space_but_the_limit_of_a_run_does() -> N
     run.ticks(1.0)
     fill_disk(run, 100.0)
     assert run.machine.out_of_space == [shard_id(0)]
-    assert not run.told(e.Stop)
+    assert not run.told(e.EndRun)
     run.feed(e.Interrupted())
     run.ticks(TURN_S)
-    assert run.told(e.Stop) == [e.Stop("interrupted")]
+    assert run.told(e.EndRun) == [e.EndRun("interrupted")]
 
 
 def test_workers_do_not_count_as_silent_while_no_shard_is_up(run: Run) -> None:
@@ -623,7 +623,7 @@ def test_a_stall_names_and_inspects_the_workers_that_have_not_contributed(run: R
     run.machine.membership.view = View(1, 3, (0, 1, 2))
     stall = stalled(run)
     assert [(each.process, each.span, each.span_s) for each in stall.awaited] == [(worker_id(1), "env_step", 4.0)]
-    assert run.told(e.Inspect) == [e.Inspect(worker_id(1))]
+    assert run.told(e.InspectProcess) == [e.InspectProcess(worker_id(1))]
     run.feed(e.ProcessInspected(Inspected(process=worker_id(1), state="waiting", kernel="futex", stack=("a frame",))))
     run.ticks(1.0)
     shown = run.told(e.ShowStall)[-1].stall
@@ -642,14 +642,14 @@ def test_external_workers_are_named_but_not_inspected() -> None:
     run.held, run.doing = {0, 1}, {2: ("gradient", 7000)}
     (awaited,) = stalled(run).awaited
     assert (awaited.process, awaited.is_external, awaited.span) == (worker_id(2), True, "gradient")
-    assert run.told(e.Inspect) == []
+    assert run.told(e.InspectProcess) == []
 
 
 def test_a_worker_that_is_not_connected_is_also_inspected(run: Run) -> None:
     run.present, run.held = {0, 2}, {0, 2}
     (awaited,) = stalled(run).awaited
     assert (awaited.process, awaited.span) == (worker_id(1), "")
-    assert run.told(e.Inspect) == [e.Inspect(worker_id(1))]
+    assert run.told(e.InspectProcess) == [e.InspectProcess(worker_id(1))]
 
 
 def test_a_silent_shard_is_inspected_but_not_the_workers_that_wait_for_it(run: Run) -> None:
@@ -659,12 +659,12 @@ def test_a_silent_shard_is_inspected_but_not_the_workers_that_wait_for_it(run: R
     (awaited,) = run.told(e.ShowStall)[-1].stall.awaited
     assert awaited.process == shard_id(1)
     assert awaited.silent_s > SILENCE_S
-    assert run.told(e.Inspect) == [e.Inspect(shard_id(1))]
+    assert run.told(e.InspectProcess) == [e.InspectProcess(shard_id(1))]
 
 
 def test_a_shard_that_does_not_come_up_is_inspected_before_the_run_fails(half_up: Run) -> None:
     half_up.ticks(30.0)
-    assert half_up.told(e.Inspect) == [e.Inspect(shard_id(1))]
+    assert half_up.told(e.InspectProcess) == [e.InspectProcess(shard_id(1))]
     assert [each.process for each in half_up.told(e.ShowStall)[-1].stall.awaited] == [shard_id(1)]
 
 
@@ -686,24 +686,24 @@ def test_a_run_that_ends_has_no_stall(run: Run) -> None:
     assert len(run.told(e.EndStall)) == 1
     since = len(run.actions)
     run.ticks(60.0)
-    assert run.told(e.ShowStall, since) == run.told(e.Inspect, since) == []
+    assert run.told(e.ShowStall, since) == run.told(e.InspectProcess, since) == []
 
 
 @pytest.mark.parametrize(
     ("limits", "figures", "reason"),
     [
-        (Limits(agent_steps=1000), e.Figures(1000, float("-inf"), 1.0), "agent_steps"),
-        (Limits(stop_score=30.0), e.Figures(10, 30.0, 1.0), "stop_score"),
-        (Limits(minutes=0.5), e.Figures(10, 0.0, 1.0), "minutes"),
+        (Limits(agent_steps=1000), e.RunFigures(1000, float("-inf"), 1.0), "agent_steps"),
+        (Limits(stop_score=30.0), e.RunFigures(10, 30.0, 1.0), "stop_score"),
+        (Limits(minutes=0.5), e.RunFigures(10, 0.0, 1.0), "minutes"),
     ],
 )
-def test_a_limit_stops_the_run(limits: Limits, figures: e.Figures, reason: str) -> None:
+def test_a_limit_stops_the_run(limits: Limits, figures: e.RunFigures, reason: str) -> None:
     run = Run(limits=limits)
     run.ticks(1.0)
-    assert run.told(e.Stop) == []
+    assert run.told(e.EndRun) == []
     run.feed(figures)
     run.ticks(31.0)
-    assert run.told(e.Stop)[0] == e.Stop(reason)  # type: ignore[arg-type]
+    assert run.told(e.EndRun)[0] == e.EndRun(reason)  # type: ignore[arg-type]
 
 
 def test_the_run_ends_when_all_shards_have_reached_the_last_version() -> None:
@@ -711,16 +711,16 @@ def test_the_run_ends_when_all_shards_have_reached_the_last_version() -> None:
     run.ticks(1.0)
     assert {(action.shard, action.version) for action in run.told(e.TellStop)} == {(0, 8), (1, 8)}
     run.ticks(1.5, versions=True)
-    assert run.told(e.Stop) == []
+    assert run.told(e.EndRun) == []
     run.ticks(1.0, versions=True)
-    assert run.told(e.Stop)[0] == e.Stop("updates")
+    assert run.told(e.EndRun)[0] == e.EndRun("updates")
 
 
 def test_a_stop_waits_only_a_limited_time_for_a_shard_that_is_down(run: Run) -> None:
     run.kill_shard(1)
     run.feed(e.Interrupted())
-    assert e.Stop("interrupted") not in run.ticks(STOP_WITHIN_S - 1.0)
-    assert e.Stop("interrupted") in run.ticks(2.0)
+    assert e.EndRun("interrupted") not in run.ticks(STOP_WITHIN_S - 1.0)
+    assert e.EndRun("interrupted") in run.ticks(2.0)
 
 
 def test_a_shard_that_loses_its_state_while_the_run_ends_fails_the_run(run: Run) -> None:
@@ -768,7 +768,7 @@ def test_a_failed_load_does_not_hide_that_newer_versions_exist(run: Run) -> None
     run.act = lambda action: None  # type: ignore[method-assign]
     run.feed(e.ShardSaid(1, run.welcome(1)))
     run.ticks(0.5)
-    run.feed(e.NotLoaded("shard 0 did not answer"))
+    run.feed(e.CheckpointNotLoaded("shard 0 did not answer"))
     assert run.machine.shards.seen[0] == newest, "the state of the shards must be kept for --resume"
 
 
@@ -800,7 +800,7 @@ def test_a_worker_that_leaves_has_not_failed_while_the_run_may_be_over() -> None
     run.stands = unheard
     for stands in run.stands.values():
         stands |= {"version": 10_000, "state": "ended"}
-    assert e.Stop("updates") in run.ticks(3.0)
+    assert e.EndRun("updates") in run.ticks(3.0)
 
 
 @pytest.mark.parametrize("updates", [1, 10_000])

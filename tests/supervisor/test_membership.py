@@ -10,7 +10,7 @@ from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.events import View
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.membership import NOTICE_EVERY_S, SHRINK_AFTER_S, Membership
-from zmqrl.supervisor.plan import Plan
+from zmqrl.supervisor.tasks import RunTasks
 
 
 def test_every_rank_is_a_member_at_the_start_of_a_run() -> None:
@@ -109,21 +109,21 @@ def test_a_process_is_newer_than_its_predecessor_even_if_the_clock_was_set_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = RunDirectory(tmp_path)
-    plan = Plan(Config(), directory, Layout.of([("w", (1000,))], 2), on_this_machine(Config(), directory))
+    tasks = RunTasks(Config(), directory, Layout.of([("w", (1000,))], 2), on_this_machine(Config(), directory))
     found = []
     for now_ms in (5_000, 6_000, 2_000, 2_000):
         monkeypatch.setattr("time.time_ns", lambda now_ms=now_ms: now_ms * 1_000_000)
-        found.append(plan.worker_job(0, 0, {})["incarnation"])
+        found.append(tasks.worker_job(0, 0, {})["incarnation"])
     assert found == [5_000, 6_000, 6_001, 6_002]
-    job = plan.shard_task(0, None).job
+    job = tasks.shard_task(0, None).job
     assert job is not None
     assert job["incarnation"] == 2_000
 
 
 def test_a_resumed_session_traces_its_own_first_versions(tmp_path: Path) -> None:
     config, directory = Config(profile=20), RunDirectory(tmp_path)
-    plan = Plan(config, directory, Layout.of([("w", (1000,))], 2), on_this_machine(config, directory), version=500)
-    assert plan.worker_job(0, 500, {})["recorder"]["trace_below"] == 520
-    job = plan.shard_task(0, None).job
+    tasks = RunTasks(config, directory, Layout.of([("w", (1000,))], 2), on_this_machine(config, directory), version=500)
+    assert tasks.worker_job(0, 500, {})["recorder"]["trace_below"] == 520
+    job = tasks.shard_task(0, None).job
     assert job is not None
     assert job["recorder"]["trace_below"] == 520

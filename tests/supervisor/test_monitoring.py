@@ -88,7 +88,7 @@ def test_a_port_in_use_ends_the_command_before_the_run_starts(tmp_path: Path) ->
     ],
 )
 def test_a_port_is_on_loopback_unless_an_address_is_given(given: str | None, place: tuple[str, int] | None) -> None:
-    assert Config(metrics_port=given).metrics_place() == place
+    assert Config(metrics_port=given).metrics_endpoint() == place
 
 
 @pytest.mark.parametrize(

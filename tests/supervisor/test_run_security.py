@@ -24,7 +24,7 @@ from zmqrl.ps.layout import Layout
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.sockets import SOCKET_ROLES
 from zmqrl.rundir import RunDirectory
-from zmqrl.supervisor.plan import Plan
+from zmqrl.supervisor.tasks import RunTasks
 
 pytestmark = pytest.mark.processes
 CURVE = ("--wire.transport", "tcp", "--wire.curve")
@@ -123,8 +123,8 @@ def assert_no_secret_on_disk(run: Run, secret: str) -> None:
         assert path.is_dir() or secret.encode() not in path.read_bytes(), path
 
 
-def planned(config: Config, directory: RunDirectory) -> Plan:
-    return Plan(config, directory, Layout.of([("w", (100,))], 2), on_this_machine(config, directory))
+def planned(config: Config, directory: RunDirectory) -> RunTasks:
+    return RunTasks(config, directory, Layout.of([("w", (100,))], 2), on_this_machine(config, directory))
 
 
 def test_an_external_worker_names_its_missing_key_file(tmp_path: Path) -> None:
@@ -132,9 +132,9 @@ def test_an_external_worker_names_its_missing_key_file(tmp_path: Path) -> None:
     directory.claim()
     try:
         config = Config(external_workers=1, wire=WireConfig(transport="tcp", curve=True))
-        plan = planned(config, directory)
+        tasks = planned(config, directory)
         place = {"grad": "tcp://127.0.0.1:1", "weights": "tcp://127.0.0.1:2", "control": "tcp://127.0.0.1:3"}
-        plan.write_cluster({0: place, 1: place}, {shard_id(0): 1})  # type: ignore[dict-item]
+        tasks.write_cluster({0: place, 1: place}, {shard_id(0): 1})  # type: ignore[dict-item]
         directory.key_file(1).unlink()
         with pytest.raises(UsageError, match=r"cannot read .*/run/keys/worker-1\.json, the keys of rank 1: No such"):
             worker.run(worker.Options(cluster=directory.cluster))

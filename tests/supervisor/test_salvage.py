@@ -32,8 +32,8 @@ from zmqrl.recipes import cartpole
 from zmqrl.rundir import RunDirectory, write_json
 from zmqrl.start.initial import initial_checkpoint
 from zmqrl.supervisor import salvage as salvage_module
-from zmqrl.supervisor.plan import Plan
 from zmqrl.supervisor.salvage import counters_at, remove_files, salvage, to_save
+from zmqrl.supervisor.tasks import RunTasks
 
 pytestmark = pytest.mark.processes
 
@@ -379,8 +379,8 @@ def test_a_shard_killed_while_its_state_is_read_is_read_again(run: Killed, monke
     frozen_shards, kills = salvage_module._frozen_shards, iter([True])
 
     @contextlib.contextmanager
-    def killing(plan: Plan, launcher: DaemonLauncher) -> Iterator[ShardControl]:
-        with frozen_shards(plan, launcher) as control:
+    def killing(tasks: RunTasks, launcher: DaemonLauncher) -> Iterator[ShardControl]:
+        with frozen_shards(tasks, launcher) as control:
             if next(kills, False):
                 os.kill(launcher.pids()[shard_id(1)], signal.SIGKILL)
             yield control
@@ -436,7 +436,7 @@ def test_a_shard_started_only_to_be_read_avoids_its_old_address_if_it_can(
     config, directory = dataclasses.replace(cartpole(), wire=wire), RunDirectory(tmp_path)
     deployment = on_this_machine(config, directory)
     with contextlib.closing(deployment.launcher):
-        job = Plan(config, directory, LAYOUT, deployment).shard_task(1, None, frozen=True).job
+        job = RunTasks(config, directory, LAYOUT, deployment).shard_task(1, None, frozen=True).job
     assert job is not None
     assert (job["frozen"], job["bind"]) == (True, {"control": bound.format(tmp_path)})
 

@@ -31,7 +31,7 @@ def loaded(*versions: int, stop_at: int | None = None) -> Shards:
     shards = Shards(versions or (0, 0), 0, stop_at)
     for shard in (0, 1):
         shards.on_welcome(shard, welcome(shard, 10, "empty"), VIEW)
-    assert shards.roll_back(VIEW, 0.0) == [e.Load(1, VIEW)]
+    assert shards.roll_back(VIEW, 0.0) == [e.LoadCheckpoint(1, VIEW)]
     shards.loaded()
     return shards
 
@@ -66,7 +66,9 @@ def test_an_empty_shard_is_loaded_even_after_a_late_message_from_its_old_process
     assert is_ready(shards)
     shards.on_welcome(0, welcome(0, 11, "empty"), VIEW)
     assert not is_ready(shards)
-    assert [action for action in shards.roll_back(VIEW, 1.0) if isinstance(action, e.Load)] == [e.Load(2, VIEW)]
+    assert [action for action in shards.roll_back(VIEW, 1.0) if isinstance(action, e.LoadCheckpoint)] == [
+        e.LoadCheckpoint(2, VIEW)
+    ]
 
 
 @pytest.mark.parametrize(("generation", "version"), [(0, 9), (1, 6)])

@@ -33,7 +33,7 @@ from zmqrl.hosts.inventory import read_hosts
 from zmqrl.hosts.reach import HostOptions
 from zmqrl.hosts.ways.login_node import Submitted
 from zmqrl.json_lines import nulled, parse_json
-from zmqrl.observe.exporter import Snapshot
+from zmqrl.observe.exporter import LiveMetrics
 from zmqrl.observe.forms import HOSTS, read_object
 from zmqrl.observe.live.presence import Presence, by_host
 from zmqrl.observe.metrics import Counters, RunMetrics
@@ -368,7 +368,7 @@ def live() -> dict[str, Any]:
     """The contents of ``live.json``."""
     row = {"version": 3, "wall_s": 9.0, "agent_steps": 64, "agent_steps_per_s": 7.1, "updates_per_s": 0.3}
     presences = [Presence(process=worker_id(rank), host="h", state="lost", for_s=2.0, restarts=1) for rank in (0, 1)]
-    return Snapshot(row=row, about={}, processes=presences, quorum=2).to_json()
+    return LiveMetrics(row=row, about={}, processes=presences, quorum=2).to_json()
 
 
 def read_live(run: Path) -> None:

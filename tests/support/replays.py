@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zmqrl.profile.clocks import Clocks
-from zmqrl.profile.critical_path import Timeline, critical_path
+from zmqrl.profile.critical_path import Timeline, critical_paths
 from zmqrl.profile.recording import ProcessRecording, Recording
 from zmqrl.simulate.recorded import RecordedRun
 from zmqrl.simulate.scenario import Scenario
@@ -16,4 +16,4 @@ def recorded(processes: Sequence[ProcessRecording], **scenario: Any) -> Recorded
     timeline = Timeline.of(recording, Clocks.of(recording))
     shards = sum(each.process.role == "shard" for each in processes)
     settings = {"workers": len(processes) - shards, "shards": shards, "parameters": 10_000}
-    return RecordedRun(recording, timeline, critical_path(timeline), Scenario(**settings | scenario))
+    return RecordedRun(recording, timeline, critical_paths(timeline), Scenario(**settings | scenario))

@@ -235,13 +235,13 @@ class Session:
                 self.told += 1
                 if self.told % 3:  # every third message is lost
                     self.control.send(shard, m.Elapsed(run=RUN, elapsed=elapsed))
-            case e.SetAside(shard, version):
+            case e.CaptureVersion(shard, version):
                 self.control.send(shard, m.Checkpoint(run=RUN, version=version))
-            case e.Load():
+            case e.LoadCheckpoint():
                 self._load(action)
             case e.TakeCheckpoint(version):
                 self._take_checkpoint(version)
-            case e.Stop(reason):
+            case e.EndRun(reason):
                 self.reason = reason
             case e.Fail(why):
                 raise Failed(why)
@@ -255,7 +255,7 @@ class Session:
         self.world.shards[process.number].start()
         return self.started.append(process.number)
 
-    def _load(self, load: e.Load) -> None:
+    def _load(self, load: e.LoadCheckpoint) -> None:
         self.loads += 1
         if not self.loading:
             assert self.world.state_lost, "a rollback although no shard has lost its state"
@@ -267,9 +267,9 @@ class Session:
                 about = (load.generation, checkpoint.version, view.id, view.quorum, view.members)
                 self.control.load(shard, *about, b"%d" % weights, elapsed=load.elapsed)
         except ClusterError as error:
-            return self._feed(e.NotLoaded(str(error)))
+            return self._feed(e.CheckpointNotLoaded(str(error)))
         self.loading = False
-        return self._feed(e.Loaded())
+        return self._feed(e.CheckpointLoaded())
 
     def _take_checkpoint(self, version: int) -> None:
         totals = [stats.captured_totals for stats in self.machine.shards.stats.values()]
@@ -288,7 +288,7 @@ class Session:
 
     def _finish(self) -> None:
         """Stands in for ``Supervisor._finish``."""
-        over = e.Fail | e.Stop | e.Load | e.TakeCheckpoint
+        over = e.Fail | e.EndRun | e.LoadCheckpoint | e.TakeCheckpoint
         self._actions = deque(action for action in self._actions if not isinstance(action, over))
         self._feed(e.Ending())
         checkpointer = Checkpointer(control=self.control, directory=cast(Any, None), model=cast(Any, None), keep=1)
@@ -298,7 +298,7 @@ class Session:
                 versions, stopped = stop_shards(self.control, numbers, STOP_WITHIN_S, self.look_after)
                 for shard, stats in stopped.items():
                     self._feed(e.ShardSaid(shard, stats))
-                held = checkpointer.set_aside(versions, self.look_after)
+                held = checkpointer.capture(versions, self.look_after)
                 self._save(versions[0], [held[shard].captured_totals for shard in numbers])
                 break
             except ClusterError as error:

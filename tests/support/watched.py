@@ -12,7 +12,7 @@ from support.rig import WITHIN_S, eventually, is_alive
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.launcher import Event, Exited, Inspected, Said, Task
 from zmqrl.hosts.link import Link
-from zmqrl.hosts.ways.way import HERE
+from zmqrl.hosts.ways.way import LOCALHOST
 from zmqrl.process_id import ProcessId
 
 EXPORTED = {"A_TOKEN": "it's a $secret"}
@@ -22,7 +22,7 @@ MODULES = f"{ROOT}:{TESTS}"  # where the processes find their modules
 class Place:
     """A place for processes: how to start a host daemon there, and how to check processes without the daemon."""
 
-    host = HERE
+    host = LOCALHOST
     lease_s: float | None = None
     forked = False
 

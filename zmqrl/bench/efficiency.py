@@ -15,7 +15,7 @@ SPLIT: Final = (*PARTS, "wait", "rest")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Round:
+class StepTimes:
     """The times of an agent step of one worker, in seconds.
 
     ``bare_s`` has the time of each of ``PARTS`` alone. ``split_s`` divides the time in training into the spans and the
@@ -31,7 +31,7 @@ class Efficiency:
     """The result for ``workers`` workers. The figures are means over ``rounds``, at least one."""
 
     workers: int
-    rounds: Sequence[Round]
+    rounds: Sequence[StepTimes]
 
     @property
     def bare_s(self) -> dict[str, float]:

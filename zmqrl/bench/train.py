@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from zmqrl.bench.crew import Crew, Facts, Part, Role
-from zmqrl.bench.efficiency import PARTS, Efficiency, Round, per_step_s, split_of
+from zmqrl.bench.efficiency import PARTS, Efficiency, StepTimes, per_step_s, split_of
 from zmqrl.bench.reference import Reference, references
 from zmqrl.config import Config
 from zmqrl.errors import require
@@ -93,7 +93,7 @@ def measure(config: Config, *, seconds: float, rounds: int, begin: Callable[[str
             begin(f"round {number + 1} of {rounds}: training")
             directory = _round_directory(config.run_dir or Path(scratch), number)
             split_s = _measure_training(config, directory, seconds / rounds, sum(bare_s.values()))
-            found.append(Round(bare_s=bare_s, split_s=split_s))
+            found.append(StepTimes(bare_s=bare_s, split_s=split_s))
         facts = parts["gradient"][0].facts
     known = references(
         config, threads=threads, compute=facts["compute"], passes=passes, backward_only=facts["backward_only"]

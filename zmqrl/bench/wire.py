@@ -55,7 +55,7 @@ class Stage:
 
     crew: Crew
     first_hub: int
-    place: Path
+    directory: Path
     operations: tuple[Operation, ...]
 
 
@@ -67,11 +67,11 @@ def measure(grid: Grid, begin: Callable[[Case], None]) -> Iterator[list[Row]]:
     with tempfile.TemporaryDirectory(prefix="zmqrl-bench-") as scratch, Crew(first_hub + hubs) as crew:
         for number, group in enumerate(groups):
             begin(group)
-            place = Path(scratch) / str(number)
-            place.mkdir()
+            directory = Path(scratch) / str(number)
+            directory.mkdir()
             now = time.monotonic()
             share_s = (end_at - now) / (len(groups) - number)
-            yield _measure_group(grid, group, Stage(crew, first_hub, place, grid.operation), now + share_s)
+            yield _measure_group(grid, group, Stage(crew, first_hub, directory, grid.operation), now + share_s)
 
 
 def _measure_group(grid: Grid, group: Case, stage: Stage, end_at: float) -> list[Row]:
@@ -108,19 +108,19 @@ def _measure_group(grid: Grid, group: Case, stage: Stage, end_at: float) -> list
 @contextmanager
 def _zmqrl(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
     """Shard processes and workers, as in training. The shards record when gradients arrived."""
-    crew, place = stage.crew, stage.place / name
+    crew, directory = stage.crew, stage.directory / name
     with standalone_shards(
         case.layout,
         np.zeros(case.parameters, np.float32),
         optimizer=ADAM,
         workers=case.workers + 1,  # the last worker only sends PING
         quorum=case.workers,
-        directory=place,
+        directory=directory,
         codec=case.codec,
         transport="ipc" if case.transport == "ipc" else "tcp",
         curve=case.curve,
         timing=PATIENT,
-        recorder=RecorderJob(place / "profile", "localhost", trace_below=2**53),
+        recorder=RecorderJob(directory / "profile", "localhost", trace_below=2**53),
     ) as shards:
         jobs = {rank: _job(shards, rank) for rank in range(case.workers)}
         ping = {0: _job(shards, case.workers)}
@@ -128,7 +128,7 @@ def _zmqrl(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
             crew.playing(name, ZmqrlWorker, jobs) as workers,
             crew.playing(f"{name}-ping", ZmqrlPinger, ping) as pinger,
         ):
-            yield Variant(_measures(stage, workers, pinger), _recorded(place / "profile", case))
+            yield Variant(_measures(stage, workers, pinger), _recorded(directory / "profile", case))
 
 
 def _job(shards: StandaloneShards, rank: int) -> Facts:
@@ -196,7 +196,7 @@ def _connected(
 @contextmanager
 def _gloo(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
     job = {
-        "store": str(stage.place / name),
+        "store": str(stage.directory / name),
         "workers": case.workers,
         "count": case.parameters,
         "codec": case.codec,

@@ -18,7 +18,7 @@ from zmqrl.commands.shells import SCRIPTS
 from zmqrl.config import Config
 from zmqrl.recipes import RECIPES
 
-Kind = Literal["words", "runs", "files"]
+OperandKind = Literal["words", "runs", "files"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +30,7 @@ class Completed:
 
     purpose: str
     options: tuple[Option, ...]
-    kind: Kind | None = None
+    kind: OperandKind | None = None
     words: tuple[str, ...] = ()
 
 
@@ -69,7 +69,7 @@ def completed(module: str, arguments: str, purpose: str) -> Completed:
     """What can follow the command of ``module`` below ``zmqrl.commands``, whose usage line shows ``arguments``."""
     cls = getattr(importlib.import_module(f"zmqrl.commands.{module}"), "Options", None)
     options = [] if cls is None else list(options_of(cls))
-    kind: Kind | None = None
+    kind: OperandKind | None = None
     words: tuple[str, ...] = ()
     if "RECIPE" in arguments:
         options += options_of(Config)

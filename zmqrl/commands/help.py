@@ -18,7 +18,7 @@ BOLD, RESET = "\x1b[1m", "\x1b[0m"
 STYLE: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class Group(NamedTuple):
+class OptionGroup(NamedTuple):
     """A group of options under a ``title``.
 
     ``options`` are names without dashes, in order. ``parts`` are nested settings, shown after the options: ``ppo``
@@ -44,7 +44,7 @@ def help_of(own: type[Any], settings: Any, program: str) -> str:
     return page.getvalue()
 
 
-def grouped(page: str, groups: Sequence[Group], examples: Mapping[str, str]) -> str:
+def grouped(page: str, groups: Sequence[OptionGroup], examples: Mapping[str, str]) -> str:
     """The ``page`` that tyro printed, with its options sorted into ``groups``.
 
     Options that belong to no group come last. ``examples`` maps command lines to what they do.
@@ -60,7 +60,7 @@ def grouped(page: str, groups: Sequence[Group], examples: Mapping[str, str]) -> 
             shown.extend(["", f"{BOLD}{title}{RESET}" if is_styled else title, *found])
 
     add("EXAMPLES", [line for command, purpose in examples.items() for line in (f"  {purpose}:", f"    {command}")])
-    for title, names, of_parts in (*groups, Group("other", list(options), list(parts))):
+    for title, names, of_parts in (*groups, OptionGroup("other", list(options), list(parts))):
         entries = [options.pop(name) for name in names if name in options]
         add(f"{title} options".upper(), itertools.chain(*entries))
         for part in of_parts:

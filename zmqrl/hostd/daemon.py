@@ -197,7 +197,7 @@ class Daemon:
                     self._inspect(child)
             case h.List():
                 self._send(h.Listing(files.sizes(self.work, request.under)))
-            case h.Fetch():
+            case h.FetchPiece():
                 self._send(files.read(self.work, request.path, request.offset))
             case h.Put():
                 error = files.write(self.work, request.path, request.offset, b64decode(request.data), request.unless)
@@ -238,7 +238,7 @@ class Daemon:
         return None
 
     def _refuse(self, why: str) -> None:
-        self._send(h.Refused(why))
+        self._send(h.HostRefused(why))
         self.why_end = why
 
     def _environment(self, request: h.Start | h.Prepare) -> dict[str, str]:
@@ -402,7 +402,7 @@ class Daemon:
     def _pass_on_stack(self, child: _Child, asked: _Asked) -> None:
         child.asked = None
         sight, stack = asked.sight, inspection.frames(asked.lines)
-        self._send(h.Inspected(name=child.name, state=sight.state, kernel=sight.kernel, stack=stack))
+        self._send(h.InspectionReport(name=child.name, state=sight.state, kernel=sight.kernel, stack=stack))
 
     def _read(self, child: _Child, pipe: int, take: Callable[[_Child, bytes], None]) -> bool:
         """Forward the complete lines that are available. Returns False if there was no data."""
@@ -426,7 +426,7 @@ class Daemon:
         except ValueError:
             said = None
         if isinstance(said, dict):
-            self._send(h.Said(child.name, said))
+            self._send(h.Output(child.name, said))
         else:  # printed by user code, such as an environment or a model
             self._take_log(child, line)
 
@@ -437,9 +437,9 @@ class Daemon:
             self._lost_lines += 1
             return
         if self._lost_lines:
-            self._send(h.Log(child.name, f"... lines of the log lost here: {self._lost_lines} ..."))
+            self._send(h.LogLine(child.name, f"... lines of the log lost here: {self._lost_lines} ..."))
             self._lost_lines = 0
-        self._send(h.Log(child.name, line.decode(errors="replace")))
+        self._send(h.LogLine(child.name, line.decode(errors="replace")))
 
     def _take_exit(self, child: _Child) -> None:
         # Kill the child's group before reaping the child: until then, no other process can get its id.
@@ -467,7 +467,7 @@ class Daemon:
         del self.children[child.name]
 
     def _exited(self, name: str, status: int, why: str | None) -> None:
-        self._send(h.Exited(name, status, why))
+        self._send(h.ExitReport(name, status, why))
 
     # the loop
 

@@ -104,23 +104,23 @@ def _install(path: Path, request: Mapping[str, Any]) -> None:
 
 def _receive(path: Path, pins: Mapping[str, str]) -> Path:
     """Ask the launcher for wheels of all packages that this Python lacks. Returns their directory."""
-    place = path / WHEELS
-    place.mkdir()
+    wheels = path / WHEELS
+    wheels.mkdir()
     fits = subprocess.run([_python_of(path), "-P", "-c", FITS], capture_output=True, text=True, timeout=ANSWER_WITHIN_S)
     if fits.returncode:
         raise CannotMake(f"pip does not tell which wheels fit: {' '.join(fits.stderr.split())[-300:]}")
     _say({"is": "lacking", "packages": _lacking(pins)} | json.loads(fits.stdout))
     sizes = _heard()["files"]
     for name, size in sizes.items():
-        (place / name).touch()
-        while (place / name).stat().st_size < size:
+        (wheels / name).touch()
+        while (wheels / name).stat().st_size < size:
             piece = _heard()
-            with (place / piece["name"]).open("ab") as file:
+            with (wheels / piece["name"]).open("ab") as file:
                 file.write(base64.b64decode(piece["data"]))
             _say({"is": "put", "path": piece["name"], "error": None})
-            received = sum(each.stat().st_size for each in place.iterdir())
+            received = sum(each.stat().st_size for each in wheels.iterdir())
             _tell(f"received {received / 1e6:.0f} of {sum(sizes.values()) / 1e6:.0f} MB")
-    return place
+    return wheels
 
 
 def _heard() -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _unpack(path: Path, wheel: bytes, base: str) -> None:
 def _let_see(path: Path, base: str) -> None:
     """Make an environment find its own packages first, then those of the Python ``base``."""
     bare, seen = (_seen(base, *options) for options in (("-I", "-S"), ("-P",)))
-    lines = [f"{place}\n" for place in seen if place not in bare and Path(place).is_dir()]
+    lines = [f"{path}\n" for path in seen if path not in bare and Path(path).is_dir()]
     (_site_packages(path) / "base.pth").write_text("".join(lines))
 
 
@@ -152,8 +152,8 @@ def _seen(python: str, *options: str) -> list[str]:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWER_WITHIN_S)
     except subprocess.SubprocessError as error:
         raise CannotMake(f"cannot list the packages of {python}: {error}") from None
-    places: list[str] = json.loads(done.stdout)
-    return places
+    paths: list[str] = json.loads(done.stdout)
+    return paths
 
 
 def _site_packages(path: Path) -> Path:

@@ -40,15 +40,15 @@ class Sight:
 
 def look(pid: int) -> Sight | None:
     """The state of a process according to ``/proc``. None if it is gone, or belongs to another user."""
-    place = Path("/proc") / str(pid)
+    process = Path("/proc") / str(pid)
     try:
-        own, cpu_s = _state(place / "task" / str(pid))
-        blocked = [thread for thread in (place / "task").iterdir() if _state(thread)[0] == "blocked"]
-        status = (place / "status").read_text().splitlines()
+        own, cpu_s = _state(process / "task" / str(pid))
+        blocked = [thread for thread in (process / "task").iterdir() if _state(thread)[0] == "blocked"]
+        status = (process / "status").read_text().splitlines()
     except (OSError, IndexError):
         return None
     # One thread that waits for a disk can hold up all others.
-    state, where = ("blocked", blocked[0]) if blocked and own in ("running", "waiting") else (own, place)
+    state, where = ("blocked", blocked[0]) if blocked and own in ("running", "waiting") else (own, process)
     kernel = ""
     with contextlib.suppress(OSError):  # not in all kernels
         kernel = (where / "wchan").read_text()
@@ -57,9 +57,9 @@ def look(pid: int) -> Sight | None:
     return Sight(state, kernel.strip("0"), cpu_s, answers)
 
 
-def _state(place: Path) -> tuple[str, float]:
+def _state(process: Path) -> tuple[str, float]:
     """The state and the processor time in seconds of a thread. In ``stat``, both follow the name in brackets."""
-    fields = (place / "stat").read_text().rpartition(")")[2].split()
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
     return STATES.get(fields[0], "waiting"), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

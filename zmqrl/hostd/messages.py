@@ -15,7 +15,7 @@ from zmqrl.json_lines import parse_json
 
 T = TypeVar("T")
 
-SAME_MACHINE = "this is the same machine as"  # the start of a reason in Refused
+SAME_MACHINE = "this is the same machine as"  # the start of a reason in HostRefused
 NO_INPUT = "the command that reaches this host does not pass standard input on: docker exec and kubectl exec need -i"
 
 
@@ -97,7 +97,7 @@ class List:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetch:
+class FetchPiece:
     """Ask for the piece of a file that begins at ``offset``."""
 
     path: str
@@ -165,7 +165,7 @@ class Up:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class HostRefused:
     """The daemon cannot continue, or an environment cannot be made."""
 
     why: str
@@ -180,7 +180,7 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Output:
     """A process wrote a JSON object to its standard output."""
 
     name: str
@@ -188,7 +188,7 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class LogLine:
     """A process wrote a line to its standard error."""
 
     name: str
@@ -196,7 +196,7 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
-class Exited:
+class ExitReport:
     """A process ended with ``status`` (see ``Popen.returncode``), or did not start for the reason ``why``."""
 
     name: str
@@ -205,7 +205,7 @@ class Exited:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inspected:
+class InspectionReport:
     """What a process is doing: see ``inspection.Sight``. ``stack`` is that of the main thread, innermost first."""
 
     name: str
@@ -289,7 +289,7 @@ Request: TypeAlias = (
     | Signal
     | Inspect
     | List
-    | Fetch
+    | FetchPiece
     | Put
     | Remove
     | Clean
@@ -298,12 +298,12 @@ Request: TypeAlias = (
 )
 Event: TypeAlias = (
     Up
-    | Refused
+    | HostRefused
     | Started
-    | Said
-    | Log
-    | Exited
-    | Inspected
+    | Output
+    | LogLine
+    | ExitReport
+    | InspectionReport
     | Alive
     | Listing
     | Piece
@@ -323,7 +323,7 @@ REQUESTS: dict[str, type[Any]] = {
     "signal": Signal,
     "inspect": Inspect,
     "list": List,
-    "fetch": Fetch,
+    "fetch": FetchPiece,
     "put": Put,
     "remove": Remove,
     "clean": Clean,
@@ -332,12 +332,12 @@ REQUESTS: dict[str, type[Any]] = {
 }
 EVENTS: dict[str, type[Any]] = {
     "up": Up,
-    "refused": Refused,
+    "refused": HostRefused,
     "started": Started,
-    "said": Said,
-    "log": Log,
-    "exited": Exited,
-    "inspected": Inspected,
+    "said": Output,
+    "log": LogLine,
+    "exited": ExitReport,
+    "inspected": InspectionReport,
     "alive": Alive,
     "list": Listing,
     "file": Piece,

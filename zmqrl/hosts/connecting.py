@@ -11,7 +11,7 @@ from zmqrl.hosts.link import RENEW_EVERY_S, Link, LinkLost
 from zmqrl.observe.provenance import code_hash
 from zmqrl.words import counted
 
-News = Callable[[str, h.Event], None]
+OnEvent = Callable[[str, h.Event], None]
 
 AT_A_TIME = 16
 TRIES = 5
@@ -25,7 +25,7 @@ NOT_THERE = re.compile(r"python\S*: |: \S*python\S*$|No module named|python -h")
 NO_SHELL = "account is currently not available"  # printed by nologin
 
 
-def connect_all(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> None:
+def connect_all(links: Sequence[Link], news: OnEvent | None = None, *, instead: str | None = None) -> None:
     """Open all ``links`` with :func:`connect`. Raises ClusterError, which names each host that failed."""
     failed = connect(links, news, instead=instead)
     failed |= listed_twice({link.host: link.up for link in links if link.up is not None})
@@ -46,7 +46,7 @@ def listed_twice(up: Mapping[str, h.Up]) -> dict[str, str]:
     return {host: f"{h.SAME_MACHINE} {name}: list it once" for host, name in names.items() if name != host}
 
 
-def connect(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> dict[str, str]:
+def connect(links: Sequence[Link], news: OnEvent | None = None, *, instead: str | None = None) -> dict[str, str]:
     """Open all ``links``, several at a time, and retry a server that drops connections. Returns the reason for each
     failure, by host, in the order of ``links``.
 

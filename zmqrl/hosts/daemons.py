@@ -25,7 +25,7 @@ from zmqrl.hosts.launcher import (
 )
 from zmqrl.hosts.link import RENEW_EVERY_S, Link, LinkLost
 from zmqrl.hosts.mirror import Mirror
-from zmqrl.process import HERE, LOG_LEVEL
+from zmqrl.process import LOG_LEVEL, STARTED_IN
 from zmqrl.process_id import ProcessId
 
 # By default, glibc returns the memory of a freed large tensor to the kernel, so the next large tensor causes page
@@ -62,16 +62,16 @@ class _Running:
 
 
 class DaemonLauncher(Launcher):
-    """Runs tasks on the hosts of ``links``. ``place`` returns the host that runs a process.
+    """Runs tasks on the hosts of ``links``. ``host_of`` returns the host that runs a process.
 
     If a host is lost, its processes count as killed. The next start of a process there contacts the host again.
     Messages about files go to ``files``.
     """
 
     def __init__(
-        self, links: Mapping[str, Link], place: Callable[[ProcessId], str], *, files: Mirror | None = None
+        self, links: Mapping[str, Link], host_of: Callable[[ProcessId], str], *, files: Mirror | None = None
     ) -> None:
-        self.links, self.place, self.files = links, place, files
+        self.links, self._host_of, self.files = links, host_of, files
         self._running: dict[str, _Running] = {}  # by name
         self._events: list[Event] = []
         self._pulse = Pulse()
@@ -157,7 +157,7 @@ class DaemonLauncher(Launcher):
         return {running.process: running.pid for running in self._running.values() if running.pid is not None}
 
     def host_of(self, process: ProcessId) -> str:
-        return self.place(process)
+        return self._host_of(process)
 
     def to_dict(self) -> list[dict[str, Any]]:
         return [link.to_dict() for link in self.links.values()]
@@ -216,23 +216,23 @@ class DaemonLauncher(Launcher):
                 self._events.append(HostUp(link.host))
             case h.Listing() | h.Piece() | h.Written() if self.files is not None:
                 self.files.take(link.host, event)
-            case h.Started() | h.Said() | h.Log() | h.Exited() | h.Inspected():
+            case h.Started() | h.Output() | h.LogLine() | h.ExitReport() | h.InspectionReport():
                 running = self._running.get(event.name)
                 if running is None or running.link is not link:  # a host cannot report on processes of other hosts
                     return
                 match event:
                     case h.Started():
                         running.pid = event.pid
-                    case h.Said():
+                    case h.Output():
                         self._events.append(Said(running.process, event.facts))
-                    case h.Log():
+                    case h.LogLine():
                         running.write(event.line)
-                    case h.Inspected():
+                    case h.InspectionReport():
                         seen = Inspected(
                             process=running.process, state=event.state, kernel=event.kernel, stack=tuple(event.stack)
                         )
                         self._events.append(seen)
-                    case h.Exited():
+                    case h.ExitReport():
                         self._end(event.name, event.status, event.why)
 
     def _end(self, name: str, status: int, why: str | None, *, with_host: bool = False) -> None:
@@ -243,7 +243,7 @@ class DaemonLauncher(Launcher):
 
 
 def _environment(link: Link, threads: int) -> dict[str, str]:
-    ours = environment_of(threads) | {name: os.environ[name] for name in (HERE, LOG_LEVEL) if name in os.environ}
+    ours = environment_of(threads) | {name: os.environ[name] for name in (STARTED_IN, LOG_LEVEL) if name in os.environ}
     return ours | link.environment | link.exported
 
 

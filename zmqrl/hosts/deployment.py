@@ -15,7 +15,7 @@ from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.placement import Placement, place_run
 from zmqrl.hosts.preflight import files_needed
-from zmqrl.hosts.ways.way import HERE
+from zmqrl.hosts.ways.way import LOCALHOST
 from zmqrl.observe.provenance import versions
 from zmqrl.process import CORES, check_open_files
 from zmqrl.process_id import ProcessId
@@ -59,7 +59,7 @@ class Deployment:
 
 def placed_here(config: Config) -> Placement:
     """The placement of a whole run on this machine."""
-    return place_run(config, [Host(name=HERE)], {HERE: CORES})
+    return place_run(config, [Host(name=LOCALHOST)], {LOCALHOST: CORES})
 
 
 def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
@@ -81,4 +81,6 @@ def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
 def local_launcher(work: Path) -> Launcher:
     """A launcher for this machine, whose daemon is a child of this process. ``work`` is the run's directory."""
     command = [sys.executable, *DAEMON]
-    return DaemonLauncher({HERE: Link(HERE, command, work=str(work), lease_s=None)}, lambda process: HERE)
+    return DaemonLauncher(
+        {LOCALHOST: Link(LOCALHOST, command, work=str(work), lease_s=None)}, lambda process: LOCALHOST
+    )

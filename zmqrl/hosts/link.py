@@ -162,7 +162,7 @@ class Link:
                     self.up = event
                 case h.Made():
                     self.made = event
-                case h.Refused():
+                case h.HostRefused():
                     self._words += event.why.encode(errors="backslashreplace")
         if not events:
             if ended:

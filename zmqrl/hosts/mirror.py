@@ -204,7 +204,7 @@ class Mirror:
             offset = self._lacks_from(host, name, size)
             if offset is not None:
                 self._fetching[host] = name
-                self.links[host].send(h.Fetch(name, offset))
+                self.links[host].send(h.FetchPiece(name, offset))
                 return
 
     def _lacks_from(self, host: str, name: str, size: int) -> int | None:

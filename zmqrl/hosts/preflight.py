@@ -146,7 +146,7 @@ def _transfers(probes: Probes, routes: Sequence[Route], say: Callable[[str], Non
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Judgement:
     """Sentences for the user. ``problems`` prevent the start of the run, but ``warnings`` do not."""
 
     problems: list[str] = field(default_factory=list)
@@ -162,7 +162,7 @@ class Verdict:
         return [*(f"warning: {text}" for text in self.warnings), *(f"problem: {text}" for text in self.problems)]
 
 
-def judge(found: Survey, config: Config, placement: Placement) -> Verdict:
+def judge(found: Survey, config: Config, placement: Placement) -> Judgement:
     """The problems and warnings about the hosts, each with a remedy."""
     problems = [f"{host}: {why}." for host, why in found.failed.items()]
     warnings: list[str] = []
@@ -180,7 +180,7 @@ def judge(found: Survey, config: Config, placement: Placement) -> Verdict:
         f"{_some(sources)} -> {target} ({where}): {error}: {_way_out(_some(sources), target, error, config)}."
         for (target, where, error), sources in blocked.items()
     ]
-    return Verdict(problems, warnings)
+    return Judgement(problems, warnings)
 
 
 def _host_problems(facts: Facts, config: Config, processes: Sequence[ProcessId]) -> Iterator[str]:

@@ -37,10 +37,10 @@ STAT = Path("/proc/stat")
 SOMEBODY_ELSE = "another machine answers"
 ONLY_LITTLE_PASSES = f"answers, but {FIRST_BYTES // 1024} KiB did not arrive within {ANSWER_WITHIN_S:g} s"
 
-Route = Mapping[str, Any]
+RouteOrder = Mapping[str, Any]
 
 
-def measure(route: Route) -> dict[str, Any]:
+def measure(route: RouteOrder) -> dict[str, Any]:
     """Connect to all ports of ``route``.
 
     Returns ``round_trip_s``, and with ``transfer`` also ``bytes_per_s``. If a port fails, returns that ``port`` and the

@@ -121,8 +121,8 @@ def rounds(routes: Sequence[Route]) -> list[list[Route]]:
 
     All routes between N hosts need 2 N to 4 N rounds.
     """
-    places = {name: place for place, name in enumerate(dict.fromkeys(end for r in routes for end in r[:2]))}
-    apart = sorted(routes, key=lambda route: (places[route.target] - places[route.source]) % len(places))
+    positions = {name: position for position, name in enumerate(dict.fromkeys(end for r in routes for end in r[:2]))}
+    apart = sorted(routes, key=lambda route: (positions[route.target] - positions[route.source]) % len(positions))
     busy: list[set[str]] = []
     found: list[list[Route]] = []
     for route in apart:

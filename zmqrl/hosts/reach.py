@@ -25,7 +25,7 @@ from zmqrl.hosts.ways.batch import lsf_hosts, pbs_hosts
 from zmqrl.hosts.ways.ray_cluster import RayCluster
 from zmqrl.hosts.ways.slurm import allocation, own_address
 from zmqrl.hosts.ways.via import read_via, shown
-from zmqrl.hosts.ways.way import HERE, Way, command_on
+from zmqrl.hosts.ways.way import LOCALHOST, Way, command_on
 from zmqrl.process import unset
 
 NO_ADDRESS = WireConfig().address  # the user chose no address
@@ -75,7 +75,7 @@ class Reach:
             lease_s=lease_s,
             environment=host.env,
             exported=self.exported,
-            shown="" if host.name == HERE else shown(host.via, host.name),
+            shown="" if host.name == LOCALHOST else shown(host.via, host.name),
         )
 
     def command(self, host: Host) -> list[str]:
@@ -237,7 +237,7 @@ class HostOptions:
         """The same hosts, after installing this zmqrl on them if ``--sync`` says so. Raises ClusterError."""
         if self.sync == "none":
             return reach
-        others = [host for host in reach.hosts if host.name != HERE]
+        others = [host for host in reach.hosts if host.name != LOCALHOST]
         pythons = make_environments(others, reach.way, say, reach.exported, offline=self.offline)
         return replace(
             reach, hosts=tuple(replace(host, python=pythons.get(host.name, host.python)) for host in reach.hosts)
@@ -344,9 +344,9 @@ def _by_interfaces(host: Host, up: Mapping[str, Up]) -> str | None:
 
     For this machine: the address from which it reaches another host, or else loopback.
     """
-    if host.name != HERE:
+    if host.name != LOCALHOST:
         return _sole(up[host.name].interfaces)
-    others = (about.address or _sole(about.interfaces) for name, about in up.items() if name != HERE)
+    others = (about.address or _sole(about.interfaces) for name, about in up.items() if name != LOCALHOST)
     with contextlib.suppress(OSError):
         return own_address(next(filter(None, others), NO_ADDRESS))
     return None

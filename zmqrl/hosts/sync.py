@@ -87,12 +87,12 @@ def wheel() -> bytes:
         for path in sorted(package.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
-    place = f"zmqrl-{about.version}.dist-info"
+    dist_info = f"zmqrl-{about.version}.dist-info"
     for name in ("METADATA", "entry_points.txt"):
-        files[f"{place}/{name}"] = (about.read_text(name) or "").encode()
-    files[f"{place}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: zmqrl\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        files[f"{dist_info}/{name}"] = (about.read_text(name) or "").encode()
+    files[f"{dist_info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: zmqrl\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     record = [f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in files.items()]
-    files[f"{place}/RECORD"] = "".join([*record, f"{place}/RECORD,,\n"]).encode()
+    files[f"{dist_info}/RECORD"] = "".join([*record, f"{dist_info}/RECORD,,\n"]).encode()
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():

@@ -61,15 +61,15 @@ def wheels_for(host: str, lacking: h.Lacking, versions: Mapping[str, str], say: 
     ClusterError.
     """
     about = json.dumps([lacking.python, lacking.abis, lacking.platforms])
-    place = cache() / hashlib.sha256(about.encode()).hexdigest()[:16]
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if missing := [name for name in lacking.packages if _found(place, name, versions[name]) is None]:
+    directory = cache() / hashlib.sha256(about.encode()).hexdigest()[:16]
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if missing := [name for name in lacking.packages if _found(directory, name, versions[name]) is None]:
         say(f"{host}: downloading {counted(len(missing), 'package')} for Python {lacking.python}")
-        with tempfile.TemporaryDirectory(dir=place) as here:
+        with tempfile.TemporaryDirectory(dir=directory) as here:
             _download([f"{name}=={versions[name]}" for name in missing], lacking, here, host)
             for path in Path(here).iterdir():
-                path.replace(place / path.name)  # a killed launch leaves no partial wheel
-    found = [_found(place, name, versions[name]) for name in lacking.packages]
+                path.replace(directory / path.name)  # a killed launch leaves no partial wheel
+    found = [_found(directory, name, versions[name]) for name in lacking.packages]
     return [path for path in found if path is not None]
 
 
@@ -78,10 +78,10 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zmqrl" / "wheels"
 
 
-def _found(place: Path, name: str, version: str) -> Path | None:
-    """The wheel of a package in ``place``. Its file name can spell the package differently."""
+def _found(directory: Path, name: str, version: str) -> Path | None:
+    """The wheel of a package in ``directory``. Its file name can spell the package differently."""
     wanted = _normal(name), version
-    names = ((path, path.name.split("-")) for path in sorted(place.glob("*.whl")))
+    names = ((path, path.name.split("-")) for path in sorted(directory.glob("*.whl")))
     return next((path for path, parts in names if (_normal(parts[0]), parts[1]) == wanted), None)
 
 

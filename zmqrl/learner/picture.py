@@ -24,7 +24,7 @@ FULL = 255  # the highest level
 JUST_ABOVE = 1.01  # floats up to 1 can exceed 1 slightly, for example after a resize
 RGBA = 4  # channels
 
-Screen = npt.NDArray[np.uint8]
+ScreenPixels = npt.NDArray[np.uint8]
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Shown:
     the same seed and actions always give the same game.
     """
 
-    screens: list[Screen]
+    screens: list[ScreenPixels]
     reward: float
     over: bool
     observation: np.ndarray | None = None
@@ -148,7 +148,7 @@ class _GymnasiumPicture:
     def close(self) -> None:
         self._played.close()
 
-    def _screen(self) -> Screen:
+    def _screen(self) -> ScreenPixels:
         with blaming(self._blame):
             drawn: Any = self._played.env.render()
             check_drawn(drawn)
@@ -179,7 +179,7 @@ def check_drawn(drawn: Any) -> None:
         raise ValueError(f"render returned levels from {lowest:g} to {highest:g}, not from 0 to {FULL}")
 
 
-def as_screen(drawn: np.ndarray, brightest: float) -> Screen:
+def as_screen(drawn: np.ndarray, brightest: float) -> ScreenPixels:
     """The picture ``drawn`` in RGB, with a black background. ``brightest`` is the highest level of this game so far."""
     if drawn.dtype == np.uint8 and drawn.shape[2:] == (3,):
         return drawn

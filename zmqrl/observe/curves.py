@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zmqrl.observe.metrics import OUTCOMES
-from zmqrl.observe.records import ASIDE, Evaluation, Figures, RunRecord, differing
+from zmqrl.observe.records import MAY_DIFFER_IN_GROUP, Evaluation, Figures, RunRecord, differing
 
 GRID_POINTS = 200
 SETTINGS_IN_A_LABEL = 3
@@ -18,7 +18,7 @@ MIN_MAX_SEEDS = 4  # above it, the extremes depend more on the number of seeds t
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Runs of one experiment: all settings are equal, except those in ``ASIDE``."""
+    """Runs of one experiment: all settings are equal, except those in ``MAY_DIFFER_IN_GROUP``."""
 
     label: str
     runs: tuple[RunRecord, ...]
@@ -49,16 +49,16 @@ def position(evaluation: Evaluation, x: str) -> float:
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
-    """Group runs that differ only in the settings in ``ASIDE``, such as the seed, in the order of their first runs.
+    """Group runs that differ only in the settings in ``MAY_DIFFER_IN_GROUP``, such as the seed.
 
-    The label of a group has the settings that differ between groups. If none or too many differ, the label is the
-    common name of the runs.
+    Groups are in the order of their first runs. The label of a group has the settings that differ between groups. If
+    none or too many differ, the label is the common name of the runs.
     """
     found: dict[str, list[RunRecord]] = {}
     for run in runs:
-        found.setdefault(json.dumps(run.settings_but(ASIDE), sort_keys=True), []).append(run)
+        found.setdefault(json.dumps(run.settings_but(MAY_DIFFER_IN_GROUP), sort_keys=True), []).append(run)
     groups = list(found.values())
-    settings = differing([group[0] for group in groups], but=ASIDE)
+    settings = differing([group[0] for group in groups], but=MAY_DIFFER_IN_GROUP)
     labels = [
         " ".join(f"{name}={_shown(values[index])}" for name, values in settings.items())
         if 1 <= len(settings) <= SETTINGS_IN_A_LABEL

@@ -38,7 +38,7 @@ BY_RANK = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class LiveMetrics:
     """The figures of a run at one moment. ``row`` is the newest row of ``metrics.jsonl``.
 
     ``shard_held`` has the number of contributions to the open version, by shard. ``silent_s`` has the time since the
@@ -62,13 +62,13 @@ class Snapshot:
 
 
 class Exporter:
-    """Serves the newest snapshot at ``url`` until :meth:`close`."""
+    """Serves the newest metrics at ``url`` until :meth:`close`."""
 
     def __init__(self, address: str, port: int) -> None:
         """Port 0 picks a free port. Raises UsageError if the port is in use, or the address is not local."""
         from prometheus_client import CollectorRegistry, start_http_server
 
-        self._snapshot: Snapshot | None = None
+        self._metrics: LiveMetrics | None = None
         self._contributions: defaultdict[str, float] = defaultdict(float)
         registry = CollectorRegistry()
         registry.register(self)
@@ -78,13 +78,13 @@ class Exporter:
             raise UsageError(f"--metrics-port: {cannot_listen(error, address, port)}: choose another port.") from error
         self.url = f"http://{address}:{self._server.server_port}/metrics"
 
-    def show(self, snapshot: Snapshot) -> None:
-        """Serve ``snapshot`` from now on. Never waits."""
-        before = self._snapshot.row.get("contributions", {}) if self._snapshot else {}
-        for outcome, count in snapshot.row.get("contributions", {}).items():
+    def show(self, metrics: LiveMetrics) -> None:
+        """Serve ``metrics`` from now on. Never waits."""
+        before = self._metrics.row.get("contributions", {}) if self._metrics else {}
+        for outcome, count in metrics.row.get("contributions", {}).items():
             # A rollback lowers the counts of a run. Prometheus assumes that a falling counter restarted at 0.
             self._contributions[outcome] += max(0, count - before.get(outcome, 0))
-        self._snapshot = snapshot
+        self._metrics = metrics
 
     def close(self) -> None:
         self._server.shutdown()
@@ -94,16 +94,16 @@ class Exporter:
     # the threads of the server call these methods
 
     def describe(self) -> "Iterator[Metric]":
-        """Return nothing: the metric names are unknown before the first snapshot."""
+        """Return nothing: the metric names are unknown before the first call of ``show``."""
         return iter(())
 
     def collect(self) -> "Iterator[Metric]":
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
-        snapshot, contributions = self._snapshot, dict(self._contributions)
-        if snapshot is None:
+        metrics, contributions = self._metrics, dict(self._contributions)
+        if metrics is None:
             return
-        row = snapshot.row
+        row = metrics.row
 
         def gauge(name: str, about: str, labels: Sequence[str], values: Mapping[Any, Any]) -> "Metric":
             return _filled(GaugeMetricFamily(name, about, labels=labels), values)
@@ -111,7 +111,7 @@ class Exporter:
         def counter(name: str, about: str, labels: Sequence[str], values: Mapping[Any, Any]) -> "Metric":
             return _filled(CounterMetricFamily(name, about, labels=labels), values)
 
-        yield InfoMetricFamily("zmqrl_run", "The run", dict(snapshot.about))
+        yield InfoMetricFamily("zmqrl_run", "The run", dict(metrics.about))
         for key, (name, about) in GAUGES.items():
             yield gauge(name, about, [], {(): row.get(key)})
         for key, (name, about) in COUNTERS.items():
@@ -132,13 +132,13 @@ class Exporter:
         )
         for key, (name, about) in BY_RANK.items():
             yield counter(name, about, ["rank"], row.get(key, {}))
-        yield gauge("zmqrl_worker_silent_seconds", "Time since the last message of a rank", ["rank"], snapshot.silent_s)
-        yield gauge("zmqrl_workers_required", "K: contributions that make an update", [], {(): snapshot.quorum})
-        yield gauge("zmqrl_stalled_seconds", "Time for which a version has stalled, or 0", [], {(): snapshot.stalled_s})
-        yield gauge("zmqrl_checkpoint_version", "Version of the newest checkpoint", [], {(): snapshot.checkpoint})
-        yield gauge("zmqrl_shard_version", "Updates that a shard has made", ["shard"], snapshot.shard_versions)
-        yield gauge("zmqrl_shard_held", "Contributions to the open version of a shard", ["shard"], snapshot.shard_held)
-        named = {(each.process.role, str(each.process.number), each.host): each for each in snapshot.processes}
+        yield gauge("zmqrl_worker_silent_seconds", "Time since the last message of a rank", ["rank"], metrics.silent_s)
+        yield gauge("zmqrl_workers_required", "K: contributions that make an update", [], {(): metrics.quorum})
+        yield gauge("zmqrl_stalled_seconds", "Time for which a version has stalled, or 0", [], {(): metrics.stalled_s})
+        yield gauge("zmqrl_checkpoint_version", "Version of the newest checkpoint", [], {(): metrics.checkpoint})
+        yield gauge("zmqrl_shard_version", "Updates that a shard has made", ["shard"], metrics.shard_versions)
+        yield gauge("zmqrl_shard_held", "Contributions to the open version of a shard", ["shard"], metrics.shard_held)
+        named = {(each.process.role, str(each.process.number), each.host): each for each in metrics.processes}
         labels = ["role", "rank", "host"]
         up = {name: int(each.is_up) for name, each in named.items()}
         yield gauge("zmqrl_process_up", "1 while a process of the run is up", labels, up)
@@ -155,10 +155,10 @@ def _filled(family: "GaugeMetricFamily | CounterMetricFamily", values: Mapping[A
 
 
 @contextlib.contextmanager
-def exporter_at(place: tuple[str, int] | None) -> Iterator[Exporter | None]:
-    """An exporter at the address and port ``place``, or None if ``place`` is None. Raises UsageError."""
-    if place is None:
+def exporter_at(endpoint: tuple[str, int] | None) -> Iterator[Exporter | None]:
+    """An exporter at the ``endpoint`` (address and port), or None without one. Raises UsageError."""
+    if endpoint is None:
         yield None
     else:
-        with contextlib.closing(Exporter(*place)) as exporter:
+        with contextlib.closing(Exporter(*endpoint)) as exporter:
             yield exporter

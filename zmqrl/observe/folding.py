@@ -12,7 +12,7 @@ WINDOW_S = 1.0
 MOST_HELD = 200
 PARTS_SHOWN = 4
 
-Source: TypeAlias = tuple[str, str]  # host (empty if not needed) and process, such as worker-3
+LogSource: TypeAlias = tuple[str, str]  # host (empty if not needed) and process, such as worker-3
 
 
 @dataclass(slots=True, eq=False)
@@ -20,7 +20,7 @@ class Folded:
     """A line, its sources, and how often they wrote it."""
 
     line: str
-    sources: dict[Source, None] = field(default_factory=dict)
+    sources: dict[LogSource, None] = field(default_factory=dict)
     count: int = 0
 
     def __str__(self) -> str:
@@ -40,10 +40,10 @@ class Folding:
         self._by_time = by_time
         self._opened_at = 0.0
         self._held: list[Folded] = []
-        self._newest: dict[Source, Folded] = {}  # the newest held line of each source
+        self._newest: dict[LogSource, Folded] = {}  # the newest held line of each source
         self._over: list[Folded] = []
 
-    def add(self, source: Source, line: str, now: float) -> None:
+    def add(self, source: LogSource, line: str, now: float) -> None:
         if len(self._held) >= MOST_HELD:
             self._close()
         if not self._held:

@@ -23,7 +23,7 @@ PLACE: Final = frozenset({"run_dir", "resume", "detach", "trackers", "page"})
 COUNTED: Final = frozenset({*RunMetrics(start=Counters()).row(0.0), "learning_rate"} - {*LOSSES, "policy_lag"})
 
 # Settings in which runs of one experiment can differ: seed, name, length, checkpoints, evaluator and recorder.
-ASIDE: Final = frozenset(
+MAY_DIFFER_IN_GROUP: Final = frozenset(
     {
         "seed",
         "recipe",

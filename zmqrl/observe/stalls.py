@@ -292,5 +292,5 @@ def _short(frame: str) -> str:
 def _names(group: Sequence[Awaited]) -> str:
     names = ranges((str(each.process) for each in group), short=True)
     hosts = {each.host for each in group if each.host}
-    place = "external" if group[0].is_external else f"host{'s' if len(hosts) > 1 else ''} {ranges(hosts)}"
-    return f"{names} ({place})" if hosts or group[0].is_external else names
+    where = "external" if group[0].is_external else f"host{'s' if len(hosts) > 1 else ''} {ranges(hosts)}"
+    return f"{names} ({where})" if hosts or group[0].is_external else names

@@ -18,9 +18,9 @@ from starlette.routing import Mount, Route
 
 from zmqrl.json_lines import nulled
 from zmqrl.observe.records import differing
+from zmqrl.page.access import AccessCheck
 from zmqrl.page.charts import XAxis, charts
 from zmqrl.page.following import follow
-from zmqrl.page.guard import Guard
 from zmqrl.page.runs import VIDEOS, Runs, UnknownRun, files_in, stamp, text_of
 from zmqrl.page.timing import read_timing
 from zmqrl.words import counted
@@ -52,7 +52,7 @@ def make_app(root: Path, *, token: str, base: str, address: str) -> Starlette:
     ]
     return Starlette(
         routes=[Mount(base, routes=routes)],
-        middleware=[Middleware(Guard, token=token, base=base, address=address)],
+        middleware=[Middleware(AccessCheck, token=token, base=base, address=address)],
         exception_handlers={UnknownRun: _gone, OSError: _gone},
     )
 

@@ -214,8 +214,8 @@ class Runs:
 
     def _search(self) -> Iterator[tuple[str, Path]]:
         """The name and path of each run. Does not look inside runs, hidden directories and symbolic links."""
-        for place, names, files in os.walk(self.root):
-            path = Path(place)
+        for directory, names, files in os.walk(self.root):
+            path = Path(directory)
             below = path.relative_to(self.root)
             if "config.json" in files and self._is_run(path / "config.json"):
                 yield text_of(str(below)), path

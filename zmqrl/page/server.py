@@ -63,8 +63,8 @@ class PageServer:
         """
         import uvicorn  # takes 0.25 s, and only the page needs it
 
+        from zmqrl.page.access import FewConnections
         from zmqrl.page.app import make_app
-        from zmqrl.page.guard import FewConnections
 
         os.nice(10)
         app = make_app(self._root, token=self._token, base=self._base, address=self._address)

@@ -29,8 +29,8 @@ def read_timing(profile: Path, *, asynchronous: bool) -> dict[str, Any]:
     """
     recording = _newest_versions(Recording.tail(profile, BLOCKS))
     found = Profile.of(recording, asynchronous=asynchronous)
-    steps = found.steps
-    kth = {(step.generation, step.version): step.kth.number for step in steps}
+    paths = found.paths
+    kth = {(path.generation, path.version): path.kth.number for path in paths}
     shown = sorted(kth)[-VERSIONS_SHOWN:]
     ranks = sorted({rank for _, rank in found.timeline.cycles} | set(kth.values()))
     cycles: dict[int, list[Cycle]] = {rank: [] for rank in ranks}
@@ -38,7 +38,7 @@ def read_timing(profile: Path, *, asynchronous: bool) -> dict[str, Any]:
         cycles[rank].append(made)
     report = found.to_json()
     return {
-        "versions_covered": len(steps),
+        "versions_covered": len(paths),
         "update_ms": report["update_ms"],
         "spans": {str(rank): _spans(of_rank) for rank, of_rank in cycles.items()},
         "kth": report["kth"],

@@ -7,7 +7,7 @@ from statistics import fmean, median
 
 from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.process_id import worker_id
-from zmqrl.profile.critical_path import Step, Timeline, Version
+from zmqrl.profile.critical_path import CriticalPath, Timeline, Version
 from zmqrl.words import counted, numbered
 
 AGAIN_ABOVE = 0.05  # share of a rank's slices that arrived again: above this, resends load the network
@@ -51,11 +51,11 @@ class Accounts:
     warnings: list[str] = field(default_factory=list)
 
 
-def accounts(timeline: Timeline, steps: Sequence[Step]) -> Accounts:
-    """Add up the contributions of every rank over the versions of ``steps``."""
-    versions = {(step.generation, step.version) for step in steps}
+def accounts(timeline: Timeline, paths: Sequence[CriticalPath]) -> Accounts:
+    """Add up the contributions of every rank over the versions of ``paths``."""
+    versions = {(path.generation, path.version) for path in paths}
     ranks: defaultdict[int, RankAccount] = defaultdict(lambda: RankAccount(""))
-    kth = Counter(step.kth.number for step in steps)
+    kth = Counter(path.kth.number for path in paths)
     for (version, rank), cycle in timeline.cycles.items():
         arrivals = timeline.arrivals.get((version, rank), {})
         account = ranks[rank]
@@ -71,7 +71,7 @@ def accounts(timeline: Timeline, steps: Sequence[Step]) -> Accounts:
             used = sum(arrival.outcome == USED for arrival in arrivals.values())
             ranks[rank].inclusion += used / (timeline.shards * len(versions))
     for rank, account in ranks.items():
-        account.kth = kth[rank] / len(steps) if steps else 0.0
+        account.kth = kth[rank] / len(paths) if paths else 0.0
     return _found(timeline, ranks, _backup_gain_s(timeline, versions))
 
 

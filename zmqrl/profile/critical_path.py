@@ -31,7 +31,7 @@ Version: TypeAlias = tuple[int, int]
 """Generation and version."""
 
 
-class Part(NamedTuple):
+class PathPart(NamedTuple):
     """A part of a critical path: a span, the process, the duration, and the usual duration."""
 
     cause: str
@@ -46,7 +46,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class CriticalPath:
     """One update: from the publication of ``version`` to that of the next version. Times are in seconds.
 
     ``shard`` published last. ``kth`` is the worker whose contribution completed the quorum of ``shard``.
@@ -56,7 +56,7 @@ class Step:
     version: int
     shard: ProcessId
     kth: ProcessId
-    parts: tuple[Part, ...]
+    parts: tuple[PathPart, ...]
 
     @property
     def seconds(self) -> float:
@@ -224,26 +224,26 @@ def without_path(timeline: Timeline) -> Counter[int]:
     return Counter(rank for version, rank in ranks if rank >= 0 and (version, rank) not in timeline.cycles)
 
 
-def critical_path(timeline: Timeline) -> list[Step]:
-    """One step for each version with a successor in the same generation, if the K-th worker recorded its work."""
+def critical_paths(timeline: Timeline) -> list[CriticalPath]:
+    """A path for each version with a successor in the same generation, if the K-th worker recorded its work."""
     usual = Usual(timeline)
-    steps = []
+    paths = []
     for began, last, made, (generation, version) in _updates(timeline):
         kth = made.closing_rank
         cycle = timeline.cycles.get(((generation, version), kth))
         if cycle is not None:
-            parts: list[Part] = []
+            parts: list[PathPart] = []
             for cause, process, seconds in _parts(began, cycle, made, worker_id(kth), shard_id(last)):
                 shard = cycle.last_shard if cause == WEIGHTS else last
                 usual_s = usual(cause, process, shard_id(shard), seconds, with_rollout=cycle.with_rollout)
-                part = Part(cause, process, seconds, usual_s)
+                part = PathPart(cause, process, seconds, usual_s)
                 shards_s = min(
                     part.excess_s, _caused_by_shard_s(timeline, (generation, version), cause, kth, shard, usual_s)
                 )
-                parts += [Part(cause, shard_id(shard), shards_s, 0.0), part._replace(seconds=seconds - shards_s)]
-            path = tuple(part for part in parts if part.seconds > 0)
-            steps.append(Step(generation, version, shard_id(last), worker_id(kth), path))
-    return steps
+                parts += [PathPart(cause, shard_id(shard), shards_s, 0.0), part._replace(seconds=seconds - shards_s)]
+            whole = tuple(part for part in parts if part.seconds > 0)
+            paths.append(CriticalPath(generation, version, shard_id(last), worker_id(kth), whole))
+    return paths
 
 
 def _parts(

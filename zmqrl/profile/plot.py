@@ -24,7 +24,7 @@ def plot_profile(profile: Profile, found: dict[str, Any], path: Path, title: str
         axes = figure.subplots(2, 2)
         figure.suptitle(title)
         _over_versions(profile, list(found["path_ms"]), axes[0, 0])
-        milliseconds = [1e3 * step.seconds for step in profile.steps]
+        milliseconds = [1e3 * path.seconds for path in profile.paths]
         axes[0, 1].hist(milliseconds, bins=BINS, log=True, color=COLOURS[0])
         axes[0, 1].set(title="time of an update", xlabel="ms", ylabel="updates")
         axes[0, 1].yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))  # STYLE turns off mathtext
@@ -33,26 +33,26 @@ def plot_profile(profile: Profile, found: dict[str, Any], path: Path, title: str
         axes[1, 0].barh(labels, [row["seconds"] for row in rows], color=COLOURS[0])
         axes[1, 0].set(title="causes of delay beyond the usual time", xlabel="s")
         ranks = found["ranks"]
-        places = np.arange(len(ranks))
+        positions = np.arange(len(ranks))
         counted, kth = ([100 * each[name] for each in ranks.values()] for name in ("inclusion", "kth"))
-        axes[1, 1].bar(places - 0.2, counted, 0.4, color=COLOURS[0], label="counted")
-        axes[1, 1].bar(places + 0.2, kth, 0.4, color=COLOURS[1], label="was K-th")
+        axes[1, 1].bar(positions - 0.2, counted, 0.4, color=COLOURS[0], label="counted")
+        axes[1, 1].bar(positions + 0.2, kth, 0.4, color=COLOURS[1], label="was K-th")
         axes[1, 1].set(title="ranks", xlabel="rank", ylabel="% of updates")
-        axes[1, 1].set_xticks(places, list(ranks))
+        axes[1, 1].set_xticks(positions, list(ranks))
         axes[1, 1].legend(**BESIDE)
         save(figure, path)
 
 
 def _over_versions(profile: Profile, causes: list[str], axes: Axes) -> None:
     """Plot the mean milliseconds of each part of the path against the version."""
-    steps = profile.steps
-    groups = np.array_split(np.arange(len(steps)), min(BINS, max(len(steps), 1)))
+    paths = profile.paths
+    groups = np.array_split(np.arange(len(paths)), min(BINS, max(len(paths), 1)))
     groups = [group for group in groups if len(group)]
-    middle = [steps[int(group[len(group) // 2])].version for group in groups]
+    middle = [paths[int(group[len(group) // 2])].version for group in groups]
     values = np.zeros((len(causes), len(groups)))
     for column, group in enumerate(groups):
         for i in group:
-            for part in steps[int(i)].parts:
+            for part in paths[int(i)].parts:
                 values[causes.index(part.cause), column] += 1e3 * part.seconds / len(group)
     shown = values[:CAUSES_SHOWN]
     labels = [*causes[:CAUSES_SHOWN], "rest"]

@@ -13,7 +13,7 @@ from zmqrl.observe.tables import plain_table
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.accounts import Accounts, accounts, asynchronous_accounts
 from zmqrl.profile.clocks import Clocks
-from zmqrl.profile.critical_path import Step, Timeline, critical_path, without_path
+from zmqrl.profile.critical_path import CriticalPath, Timeline, critical_paths, without_path
 from zmqrl.profile.machine_use import MachineUse, machine_use, warnings
 from zmqrl.profile.recording import MOST_CYCLES, Recording
 from zmqrl.profile.trace import left_out
@@ -36,7 +36,7 @@ class Profile:
     recording: Recording
     clocks: Clocks
     timeline: Timeline
-    steps: Sequence[Step]
+    paths: Sequence[CriticalPath]
     accounts: Accounts
     machine: dict[ProcessId, MachineUse]
     asynchronous: bool
@@ -45,20 +45,20 @@ class Profile:
     def of(cls, recording: Recording, *, asynchronous: bool = False) -> "Profile":
         """Find the critical path of every version, and add up the contributions of each rank.
 
-        An ``asynchronous`` run has no critical path, so its profile has no steps.
+        An ``asynchronous`` run has no critical path, so its profile has no paths.
         """
         clocks = Clocks.of(recording)
         timeline = Timeline.of(recording, clocks)
-        steps = [] if asynchronous else critical_path(timeline)
-        found = asynchronous_accounts(timeline) if asynchronous else accounts(timeline, steps)
-        return cls(recording, clocks, timeline, steps, found, machine_use(recording), asynchronous)
+        paths = [] if asynchronous else critical_paths(timeline)
+        found = asynchronous_accounts(timeline) if asynchronous else accounts(timeline, paths)
+        return cls(recording, clocks, timeline, paths, found, machine_use(recording), asynchronous)
 
     def to_json(self) -> dict[str, Any]:
-        seconds = [step.seconds for step in self.steps]
+        seconds = [path.seconds for path in self.paths]
         found = self.accounts
         return {
             "mode": "async" if self.asynchronous else "sync",
-            "updates": self._versions_made() if self.asynchronous else len(self.steps),
+            "updates": self._versions_made() if self.asynchronous else len(self.paths),
             "without_path": {} if self.asynchronous else self._without_path(),
             "update_ms": statistics_ms(seconds),
             "budget_ms": self._budget(),
@@ -132,18 +132,18 @@ class Profile:
     def _path(self) -> dict[str, float]:
         """Mean milliseconds per update for each part of the critical path."""
         parts: defaultdict[str, float] = defaultdict(float)
-        for step in self.steps:
-            for part in step.parts:
-                parts[part.cause] += 1e3 * part.seconds / len(self.steps)
+        for path in self.paths:
+            for part in path.parts:
+                parts[part.cause] += 1e3 * part.seconds / len(self.paths)
         return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
     def _blame(self) -> list[dict[str, Any]]:
         """Seconds beyond the usual time by cause and process, over all updates, largest first."""
         lost: defaultdict[tuple[str, ProcessId], float] = defaultdict(float)
-        for step in self.steps:
-            for part in step.parts:
+        for path in self.paths:
+            for part in path.parts:
                 lost[part.cause, part.process] += part.excess_s
-        whole = sum(step.seconds for step in self.steps)
+        whole = sum(path.seconds for path in self.paths)
         return [
             {
                 "cause": cause,

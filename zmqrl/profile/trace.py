@@ -16,7 +16,7 @@ from zmqrl.profile.recording import ProcessRecording, Recording, named
 from zmqrl.words import counted
 
 VERSIONS_SHOWN = 2000
-Event: TypeAlias = dict[str, Any]
+TraceEvent: TypeAlias = dict[str, Any]
 """One event of the Trace Event Format (docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU)."""
 Starts: TypeAlias = dict[tuple[int, int, int], tuple[int, float, float]]
 """Track, begin and end of the trace slice from which an arrow starts, by message."""
@@ -79,7 +79,7 @@ def newest(recording: Recording) -> range:
     return range(max(0, last + 1 - VERSIONS_SHOWN), last + 1)
 
 
-def _events(recording: Recording, clocks: Clocks, shown: range) -> Iterator[Event]:
+def _events(recording: Recording, clocks: Clocks, shown: range) -> Iterator[TraceEvent]:
     pushed: Starts = {}  # slices by generation, version, rank
     published: Starts = {}  # slices by generation, version, shard
     known = [(track, each) for track, each in enumerate(recording.processes, 1) if clocks.knows(each)]
@@ -96,14 +96,14 @@ def _events(recording: Recording, clocks: Clocks, shown: range) -> Iterator[Even
         yield from _publications(each, clocks, track, shown, published)
 
 
-def _slice(name: str, track: int, start_us: float, end_us: float, **args: Any) -> Event:
+def _slice(name: str, track: int, start_us: float, end_us: float, **args: Any) -> TraceEvent:
     duration = round(max(end_us - start_us, 0.001), 3)
     return {"ph": "X", "name": name, "cat": "span", "pid": track, "tid": 0, "ts": start_us, "dur": duration} | (
         {"args": args} if args else {}
     )
 
 
-def _arrow(name: str, key: str, start: tuple[int, float, float], end: tuple[int, float]) -> Iterator[Event]:
+def _arrow(name: str, key: str, start: tuple[int, float, float], end: tuple[int, float]) -> Iterator[TraceEvent]:
     """An arrow from the end of the trace slice ``start`` to the track and time ``end``.
 
     A message can arrive before the sender has recorded the end of sending. The arrow then starts earlier in the slice.
@@ -117,7 +117,7 @@ def _arrow(name: str, key: str, start: tuple[int, float, float], end: tuple[int,
         yield about | {"ph": "f", "bp": "e", "pid": end[0], "ts": end[1]}
 
 
-def _spans(each: ProcessRecording, clocks: Clocks, track: int, shown: range) -> Iterator[Event]:
+def _spans(each: ProcessRecording, clocks: Clocks, track: int, shown: range) -> Iterator[TraceEvent]:
     table = each.table("spans")
     starts_us = clocks.times_us(each, table["start_ns"] // 1000) + table["start_ns"] % 1000 / 1000
     for name, start_us, duration_ns, version in zip(
@@ -128,7 +128,7 @@ def _spans(each: ProcessRecording, clocks: Clocks, track: int, shown: range) -> 
             yield _slice(each.span_names[name], track, float(start_us), float(end_us), version=int(version))
 
 
-def _cycles(each: ProcessRecording, clocks: Clocks, track: int, shown: range, pushed: Starts) -> Iterator[Event]:
+def _cycles(each: ProcessRecording, clocks: Clocks, track: int, shown: range, pushed: Starts) -> Iterator[TraceEvent]:
     table = each.table("cycles")
     began, ended = (clocks.times_us(each, table[name]) for name in ("began_at_us", "pushed_at_us"))
     for i in np.flatnonzero(np.isin(table["version"], shown)):
@@ -139,7 +139,9 @@ def _cycles(each: ProcessRecording, clocks: Clocks, track: int, shown: range, pu
         pushed.setdefault(key, (track, float(began[i]), float(ended[i])))
 
 
-def _versions(each: ProcessRecording, clocks: Clocks, track: int, shown: range, published: Starts) -> Iterator[Event]:
+def _versions(
+    each: ProcessRecording, clocks: Clocks, track: int, shown: range, published: Starts
+) -> Iterator[TraceEvent]:
     table = each.table("versions")
     closed, out = (clocks.times_us(each, table[name]) for name in ("closed_at_us", "published_at_us"))
     for i in np.flatnonzero(np.isin(table["version"], shown)):
@@ -149,7 +151,7 @@ def _versions(each: ProcessRecording, clocks: Clocks, track: int, shown: range, 
         published.setdefault(key, (track, float(closed[i]), float(out[i])))
 
 
-def _pushes(each: ProcessRecording, clocks: Clocks, track: int, shown: range, pushed: Starts) -> Iterator[Event]:
+def _pushes(each: ProcessRecording, clocks: Clocks, track: int, shown: range, pushed: Starts) -> Iterator[TraceEvent]:
     table = each.table("arrivals")
     arrived = clocks.times_us(each, table["arrived_at_us"])
     come: set[tuple[int, int, int]] = set()  # a gradient slice that is sent again has no second arrow
@@ -166,7 +168,7 @@ def _pushes(each: ProcessRecording, clocks: Clocks, track: int, shown: range, pu
 
 def _publications(
     each: ProcessRecording, clocks: Clocks, track: int, shown: range, published: Starts
-) -> Iterator[Event]:
+) -> Iterator[TraceEvent]:
     table = each.table("cycles")
     began, pulled = (clocks.times_us(each, table[name]) for name in ("began_at_us", "pulled_at_us"))
     for i in np.flatnonzero(np.isin(table["version"], shown)):

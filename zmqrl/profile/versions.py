@@ -8,7 +8,7 @@ from rich.console import Console
 from zmqrl.errors import UsageError
 from zmqrl.observe.tables import plain_table
 from zmqrl.process_id import ProcessId
-from zmqrl.profile.critical_path import Step
+from zmqrl.profile.critical_path import CriticalPath
 
 
 def version_range(text: str) -> range:
@@ -22,22 +22,22 @@ def version_range(text: str) -> range:
     raise UsageError(f"--versions {text}: write a version, such as 812, or the first and the last, such as 800-820.")
 
 
-def held_up(steps: Sequence[Step], hosts: Mapping[ProcessId, str], shown: range) -> list[dict[str, Any]]:
+def held_up(paths: Sequence[CriticalPath], hosts: Mapping[ProcessId, str], shown: range) -> list[dict[str, Any]]:
     """The K-th rank, the last shard and the worst part of the path, for each version in ``shown`` with a known path.
 
     The worst part has the most time beyond the usual time: ``part_ms`` in total, ``excess_ms`` more than usual.
     """
     rows = []
-    for step in steps:
-        if step.version + 1 in shown:
-            worst = max(step.parts, key=lambda part: (part.excess_s, part.seconds))
+    for path in paths:
+        if path.version + 1 in shown:
+            worst = max(path.parts, key=lambda part: (part.excess_s, part.seconds))
             rows.append(
                 {
-                    "generation": step.generation,
-                    "version": step.version + 1,
-                    "update_ms": 1e3 * step.seconds,
-                    "kth": step.kth.number,
-                    "shard": step.shard.number,
+                    "generation": path.generation,
+                    "version": path.version + 1,
+                    "update_ms": 1e3 * path.seconds,
+                    "kth": path.kth.number,
+                    "shard": path.shard.number,
                     "cause": worst.cause,
                     "process": str(worst.process),
                     "host": hosts[worst.process],

@@ -94,7 +94,7 @@ def standalone_shards(
         "Set horizon or schedule_updates.",
     )
     with directory_for_sockets() as scratch:
-        place = directory or Path(scratch)
+        base = directory or Path(scratch)
         ipc, tcp = f"ipc://{scratch}", f"tcp://{address}:0"
         run, secret = secrets.token_hex(8), secrets.token_hex(16)
         keys = RunKeys.make(workers=workers, shards=layout.shards) if curve else None
@@ -107,8 +107,8 @@ def standalone_shards(
                 optimizer=optimizer,
                 bind={role: f"{ipc}/{shard}-{role}" if transport == "ipc" else tcp for role in SOCKET_ROLES},
                 secret=secret,
-                state_path=place / "state" / f"shard-{shard}.slots",
-                history_path=place / "history" / f"shard-{shard}.jsonl",
+                state_path=base / "state" / f"shard-{shard}.slots",
+                history_path=base / "history" / f"shard-{shard}.jsonl",
                 consistent=consistent,
                 asynchronous=asynchronous,
                 timing=timing or ShardTiming(),

@@ -21,7 +21,7 @@ EVALUATION_FILE = "evaluation.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class RecordedLimits:
     """How long a run may train. None: no limit."""
 
     minutes: float | None = None
@@ -33,7 +33,7 @@ class Limits:
         )
 
 
-NO_LIMITS: Final = Limits()
+NO_LIMITS: Final = RecordedLimits()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,7 @@ class Result:
     generation: int
 
     @classmethod
-    def read(cls, path: Path, limits: Limits = NO_LIMITS) -> Self:
+    def read(cls, path: Path, limits: RecordedLimits = NO_LIMITS) -> Self:
         """Read the run directory ``path``. ``evaluation`` is the newest one within ``limits``, else the newest of all.
 
         Raises UsageError if the run has not ended, or if this version of zmqrl lacks its recipe or one of its settings.
@@ -98,7 +98,7 @@ class Result:
         return int(steps * minutes / end) if end else 0
 
 
-def reproducible(path: Path, limits: Limits = NO_LIMITS) -> tuple[Result, Evaluation]:
+def reproducible(path: Path, limits: RecordedLimits = NO_LIMITS) -> tuple[Result, Evaluation]:
     """The result at ``path`` and its evaluation. Raises UsageError if the result cannot be reproduced or judged."""
     result = Result.read(path, limits)
     if result.evaluation is None or "ci95" not in result.games or not result.seeds:
@@ -143,7 +143,7 @@ def _doubt(evaluation: Evaluation, games: Mapping[str, Any], summary: Mapping[st
     return None
 
 
-def _newest_evaluation(path: Path, limits: Limits) -> dict[str, Any]:
+def _newest_evaluation(path: Path, limits: RecordedLimits) -> dict[str, Any]:
     """The evaluation of the highest version, with the 95 % interval if it has several games. Empty if there is none.
 
     If any are within ``limits``, only these count. Of two of the same version, the one in ``evaluation.json`` counts.

@@ -10,7 +10,7 @@ from zmqrl.config import Config
 from zmqrl.observe.curves import position
 from zmqrl.observe.records import Evaluation
 from zmqrl.results.bootstrap import difference_interval
-from zmqrl.results.kept import Limits, Result
+from zmqrl.results.kept import RecordedLimits, Result
 
 By: TypeAlias = Literal["minutes", "agent-steps"]
 Word: TypeAlias = Literal["within", "outside", "undecided"]
@@ -29,7 +29,7 @@ def default_axis(result: Result, machine: tuple[str, int | None]) -> By:
     return "minutes" if is_by_minutes else "agent-steps"
 
 
-def rerun_config(result: Result, evaluated: Evaluation, by: By, run_dir: Path, given: Limits) -> Config:
+def rerun_config(result: Result, evaluated: Evaluation, by: By, run_dir: Path, given: RecordedLimits) -> Config:
     """The settings of a run that trains as long as the evaluated version of ``result`` was trained.
 
     The limits ``given`` can end the new run earlier. Schedules still end where they ended in the recorded run.

@@ -7,17 +7,17 @@ one of its names is first used, because every run imports parts of this package 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__all__ = ["ComputeTimes", "Failure", "Result", "Scenario", "ShardCosts", "Straggler", "Work", "simulate"]
+__all__ = ["ComputeTimes", "Failure", "Scenario", "ShardCosts", "SimulatedRun", "Straggler", "Work", "simulate"]
 
 if TYPE_CHECKING:
     from zmqrl.simulate.compute import ComputeTimes, Work
-    from zmqrl.simulate.result import Result
     from zmqrl.simulate.scenario import Failure, Scenario, ShardCosts, Straggler
+    from zmqrl.simulate.simulated_run import SimulatedRun
     from zmqrl.simulate.virtual.world import simulate
 else:
     _HOMES = {
         "zmqrl.simulate.compute": ("ComputeTimes", "Work"),
-        "zmqrl.simulate.result": ("Result",),
+        "zmqrl.simulate.simulated_run": ("SimulatedRun",),
         "zmqrl.simulate.scenario": ("Failure", "Scenario", "ShardCosts", "Straggler"),
         "zmqrl.simulate.virtual.world": ("simulate",),
     }

@@ -7,8 +7,8 @@ from typing import Final, TypeAlias
 from zmqrl.errors import require
 from zmqrl.ps.layout import ALIGNMENT
 from zmqrl.ps.wire.messages import MAX_WORKERS
-from zmqrl.simulate.result import Result
 from zmqrl.simulate.scenario import Scenario
+from zmqrl.simulate.simulated_run import SimulatedRun
 from zmqrl.simulate.virtual.world import simulate
 from zmqrl.words import counted
 
@@ -25,17 +25,17 @@ Setting: TypeAlias = tuple[int, int, int]
 class Plan:
     """The recommended run, all runs that the search tried, and the reasons in sentences."""
 
-    best: Result
-    tried: tuple[Result, ...]
+    best: SimulatedRun
+    tried: tuple[SimulatedRun, ...]
     reasons: tuple[str, ...]
 
 
 @dataclass(slots=True)
 class _Search:
     scenario: Scenario
-    found: dict[Setting, Result] = field(default_factory=dict)
+    found: dict[Setting, SimulatedRun] = field(default_factory=dict)
 
-    def run(self, setting: Setting) -> Result:
+    def run(self, setting: Setting) -> SimulatedRun:
         if setting not in self.found:
             ranks, shards, backups = setting
             scenario = replace(

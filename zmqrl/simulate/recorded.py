@@ -9,15 +9,15 @@ import numpy as np
 
 from zmqrl.errors import UsageError
 from zmqrl.process_id import shard_id, worker_id
-from zmqrl.profile.critical_path import OTHER, TRANSFERS, Cycle, Step, Timeline
+from zmqrl.profile.critical_path import OTHER, TRANSFERS, CriticalPath, Cycle, Timeline
 from zmqrl.profile.machine_use import grown_s
 from zmqrl.profile.recording import ProcessRecording, Recording
 from zmqrl.simulate.compute import ComputeTimes, Work
 from zmqrl.simulate.scenario import Scenario, ShardCosts
 from zmqrl.words import numbered
 
-ROLLOUT = ("env_step", "act")
-GRADIENT = ("assemble", OTHER, "gradient", "straggle", "encode", "push")
+ROLLOUT_SPANS = ("env_step", "act")
+GRADIENT_SPANS = ("assemble", OTHER, "gradient", "straggle", "encode", "push")
 ASLEEP = ("straggle",)  # a worker in these spans needs no core
 MOST_UPDATES = 1000
 STRETCHES = 10  # a replay of a long recording uses this many stretches of it
@@ -36,13 +36,15 @@ class RecordedRun:
     ``transfer_share`` is the share of update time that transfers took.
     """
 
-    def __init__(self, recording: Recording, timeline: Timeline, steps: Sequence[Step], scenario: Scenario) -> None:
+    def __init__(
+        self, recording: Recording, timeline: Timeline, paths: Sequence[CriticalPath], scenario: Scenario
+    ) -> None:
         """``scenario`` has the run's settings. Hosts and costs come from the recording. Raises TooLittleRecorded."""
-        if not steps:
+        if not paths:
             raise TooLittleRecorded("no complete update was recorded.")
-        self.measured = 1 / fmean(step.seconds for step in steps)
-        sent_s = sum(part.seconds for step in steps for part in step.parts if part.cause in TRANSFERS)
-        self.transfer_share = sent_s / sum(step.seconds for step in steps)
+        self.measured = 1 / fmean(path.seconds for path in paths)
+        sent_s = sum(part.seconds for path in paths for part in path.parts if part.cause in TRANSFERS)
+        self.transfer_share = sent_s / sum(path.seconds for path in paths)
         self._timeline = timeline
         self._versions = sorted({version for version, _ in timeline.cycles})
         by_version = sorted(timeline.cycles.items())
@@ -58,7 +60,7 @@ class RecordedRun:
         hosts = {host: i for i, host in enumerate(dict.fromkeys(timeline.hosts.values()))}
         self.scenario = replace(
             scenario,
-            updates=min(len(steps), MOST_UPDATES),
+            updates=min(len(paths), MOST_UPDATES),
             hosts=len(hosts),
             cores=max(each.cores for each in recording.processes),
             worker_hosts=tuple(hosts[timeline.hosts[worker_id(rank)]] for rank in range(scenario.ranks)),
@@ -119,8 +121,8 @@ class RecordedRun:
             cycles = [cycle for version, cycle in known.items() if version in replayed] or list(known.values())
             way_s = link * _way_s(self._timeline, rank)
             delay = delays.get(rank, 0.0)
-            played = [self._work(rank, cycle, ROLLOUT, spans, delay) for cycle in cycles if cycle.with_rollout]
-            learned = [self._work(rank, cycle, GRADIENT, spans, delay) for cycle in cycles]
+            played = [self._work(rank, cycle, ROLLOUT_SPANS, spans, delay) for cycle in cycles if cycle.with_rollout]
+            learned = [self._work(rank, cycle, GRADIENT_SPANS, spans, delay) for cycle in cycles]
             beside_s = self._beside[rank]
             gradient.append(Work([cpu + beside_s for cpu, _ in learned], [idle + way_s for _, idle in learned]))
             rollout.append(Work([cpu for cpu, _ in played], [idle for _, idle in played]))

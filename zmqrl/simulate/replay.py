@@ -7,9 +7,9 @@ from functools import lru_cache
 
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.process_id import ProcessId
-from zmqrl.profile.critical_path import OTHER, Step
+from zmqrl.profile.critical_path import OTHER, CriticalPath
 from zmqrl.profile.report import AS_IT_WAS, ONE_BACKUP_FEWER
-from zmqrl.simulate.recorded import GRADIENT, ROLLOUT, RecordedRun
+from zmqrl.simulate.recorded import GRADIENT_SPANS, ROLLOUT_SPANS, RecordedRun
 from zmqrl.simulate.virtual.world import World, simulate
 
 
@@ -84,7 +84,7 @@ def delays(recorded: RecordedRun) -> dict[int, float]:
     return found
 
 
-def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int] = ()) -> list[WhatIf]:
+def what_if(recorded: RecordedRun, paths: Sequence[CriticalPath], without: Sequence[int] = ()) -> list[WhatIf]:
     """Predict the effect of typical changes, such as removing one of the most blamed ranks.
 
     ``without`` names additional ranks to remove, one at a time. If the network limits the run, there is no prediction
@@ -93,10 +93,10 @@ def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int]
     scenario = recorded.scenario
     as_it_was = replay(recorded)
     error = as_it_was / recorded.measured - 1
-    span = _longest_span(steps)
+    span = _longest_span(paths)
     questions: list[tuple[str, Changes]] = []
     if scenario.ranks > 1:
-        ranks = dict.fromkeys((*most_blamed(steps), *without))
+        ranks = dict.fromkeys((*most_blamed(paths), *without))
         questions += [(f"without rank {rank}", Changes(without=rank)) for rank in ranks]
     if scenario.backups:
         questions.append((ONE_BACKUP_FEWER, Changes(backups=-1)))
@@ -115,22 +115,26 @@ def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int]
     return found
 
 
-def most_blamed(steps: Sequence[Step]) -> list[int]:
+def most_blamed(paths: Sequence[CriticalPath]) -> list[int]:
     """The ranks with the most ``excess_s`` on the critical path. Each has at least ``BLAMED_FROM`` of the total."""
     lost_s: defaultdict[ProcessId, float] = defaultdict(float)
-    for step in steps:
-        for part in step.parts:
+    for path in paths:
+        for part in path.parts:
             lost_s[part.process] += part.excess_s
     least_s = BLAMED_FROM * sum(lost_s.values())
     blamed = [each for each in lost_s if each.role == "worker" and lost_s[each] >= least_s > 0]
     return [each.number for each in sorted(blamed, key=lambda each: -lost_s[each])[:MOST_BLAMED]]
 
 
-def _longest_span(steps: Sequence[Step]) -> str:
+def _longest_span(paths: Sequence[CriticalPath]) -> str:
     """The worker span that takes the most time of the critical path."""
     total: dict[str, float] = {}
-    for step in steps:
-        for part in step.parts:
-            if part.process.role == "worker" and part.cause in (*ROLLOUT, *GRADIENT) and part.cause != OTHER:
+    for path in paths:
+        for part in path.parts:
+            if (
+                part.process.role == "worker"
+                and part.cause in (*ROLLOUT_SPANS, *GRADIENT_SPANS)
+                and part.cause != OTHER
+            ):
                 total[part.cause] = total.get(part.cause, 0.0) + part.seconds
     return max(total, key=lambda name: total[name], default="gradient")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from zmqrl.observe.tables import plain_table
-from zmqrl.simulate.result import Result
 from zmqrl.simulate.scenario import Scenario
+from zmqrl.simulate.simulated_run import SimulatedRun
 from zmqrl.words import counted
 
 COLUMNS = (
@@ -25,7 +25,7 @@ COLUMNS = (
 )
 
 
-def report(result: Result) -> str:
+def report(result: SimulatedRun) -> str:
     found, scenario = result.to_json(), result.scenario
     step = found["step_ms"]
     hosts = "hosts of their own" if scenario.hosts is None else counted(scenario.hosts, "host")
@@ -58,7 +58,7 @@ def assumed(scenario: Scenario) -> str:
     return f"assumed: {hosts}, {cores}, {rate}"
 
 
-def table(results: Sequence[Result], swept: Sequence[str], marked: Result | None = None) -> Table:
+def table(results: Sequence[SimulatedRun], swept: Sequence[str], marked: SimulatedRun | None = None) -> Table:
     """One row for each run. ``swept`` lists the settings that differ. The row of ``marked`` gets an arrow."""
     found = plain_table(None, *(name.replace("_", "-") for name in swept), *COLUMNS, *([""] if marked else []))
     for result in results:
@@ -77,12 +77,12 @@ def table(results: Sequence[Result], swept: Sequence[str], marked: Result | None
     return found
 
 
-def _setting(result: Result, name: str) -> object:
+def _setting(result: SimulatedRun, name: str) -> object:
     value = getattr(result.scenario, name)
     return result.scenario.effective_quorum if name == "quorum" else f"{value:g}" if isinstance(value, float) else value
 
 
-def _busiest(result: Result) -> str:
+def _busiest(result: SimulatedRun) -> str:
     """The share of bandwidth that the busiest direction of any network card used, as text. Empty if not measured."""
     return f"{max(max(use.outgoing, use.incoming) for use in result.nics):.0%}" if result.nics else ""
 

@@ -10,13 +10,13 @@ from zmqrl.errors import UsageError, require
 from zmqrl.json_lines import read_json
 from zmqrl.observe.records import RunRecord
 from zmqrl.profile.clocks import Clocks
-from zmqrl.profile.critical_path import Timeline, critical_path
+from zmqrl.profile.critical_path import Timeline, critical_paths
 from zmqrl.profile.recording import Recording
 from zmqrl.ps.layout import Layout
 from zmqrl.rundir import RunDirectory
 from zmqrl.simulate.compute import ComputeTimes, Work
 from zmqrl.simulate.laws import Law
-from zmqrl.simulate.recorded import GRADIENT, ROLLOUT, RecordedRun, TooLittleRecorded
+from zmqrl.simulate.recorded import GRADIENT_SPANS, ROLLOUT_SPANS, RecordedRun, TooLittleRecorded
 from zmqrl.simulate.scenario import RECORDED, Scenario
 
 
@@ -61,7 +61,7 @@ def recorded_run(run: Path) -> RecordedRun | None:
     recording = Recording.newest(RunDirectory(run).profile)
     timeline = Timeline.of(recording, Clocks.of(recording))
     try:
-        return RecordedRun(recording, timeline, critical_path(timeline), settings_of(run, RunRecord.read(run)))
+        return RecordedRun(recording, timeline, critical_paths(timeline), settings_of(run, RunRecord.read(run)))
     except TooLittleRecorded:
         return None
 
@@ -82,7 +82,8 @@ def recorded_times(run: Path, updates: int, *, transfers: bool = True) -> Comput
     if not splits:
         raise UsageError(f"{run} has no times in metrics.jsonl: use a run that has made updates.")
     rollout_s, gradient_s = (
-        sum(split.get(span, 0.0) for split in splits for span in spans) / len(splits) for spans in (ROLLOUT, GRADIENT)
+        sum(split.get(span, 0.0) for split in splits for span in spans) / len(splits)
+        for spans in (ROLLOUT_SPANS, GRADIENT_SPANS)
     )
     return ComputeTimes((Work([gradient_s]),), (Work([rollout_s * per_rollout]),))
 

@@ -27,7 +27,7 @@ class Checkpointer:
     model: Checkpoint
     keep: int
 
-    def set_aside(self, versions: Mapping[int, int], meanwhile: Callable[[], None]) -> dict[int, m.Stats]:
+    def capture(self, versions: Mapping[int, int], meanwhile: Callable[[], None]) -> dict[int, m.Stats]:
         """Make each shard copy the version ``versions[shard]``. Returns the STATS after that. Raises ClusterError."""
 
         def answer(message: m.Message) -> m.Stats | None:

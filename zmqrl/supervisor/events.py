@@ -63,12 +63,12 @@ class ProcessWorked:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class CheckpointLoaded:
     """All shards have loaded the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
-class NotLoaded:
+class CheckpointNotLoaded:
     """A shard could not load the checkpoint."""
 
     why: str
@@ -95,7 +95,7 @@ class CheckpointFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class RunFigures:
     """The metrics that decisions depend on.
 
     ``confirmed_score`` is the mean score of the last evaluation for ``Limits.stop_score``, or -inf without one.
@@ -129,12 +129,12 @@ Event: TypeAlias = (
     | HostChanged
     | ProcessInspected
     | ProcessWorked
-    | Loaded
-    | NotLoaded
+    | CheckpointLoaded
+    | CheckpointNotLoaded
     | CheckpointWanted
     | CheckpointWritten
     | CheckpointFailed
-    | Figures
+    | RunFigures
     | Interrupted
     | Ending
     | Tick
@@ -167,7 +167,7 @@ class TellSilence:
 
 
 @dataclass(frozen=True, slots=True)
-class Inspect:
+class InspectProcess:
     """Ask the host of a process what the process is doing. Leads to ProcessInspected."""
 
     process: ProcessId
@@ -233,10 +233,10 @@ class TellElapsed:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """Make all shards load the newest checkpoint under a new generation. Leads to Loaded or NotLoaded.
+class LoadCheckpoint:
+    """Make all shards load the newest checkpoint under a new generation.
 
-    ``elapsed`` is the progress of the run, as in TellElapsed.
+    Leads to CheckpointLoaded or CheckpointNotLoaded. ``elapsed`` is the progress of the run, as in TellElapsed.
     """
 
     generation: int
@@ -245,7 +245,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class SetAside:
+class CaptureVersion:
     """Ask a shard to keep a copy of a version for a checkpoint."""
 
     shard: int
@@ -285,7 +285,7 @@ class TellDeath:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class EndRun:
     reason: Reason
 
 
@@ -305,7 +305,7 @@ Action: TypeAlias = (
     StartProcess
     | KillProcess
     | TellSilence
-    | Inspect
+    | InspectProcess
     | ShowStall
     | EndStall
     | GiveUp
@@ -314,13 +314,13 @@ Action: TypeAlias = (
     | TellView
     | TellStop
     | TellElapsed
-    | Load
-    | SetAside
+    | LoadCheckpoint
+    | CaptureVersion
     | TakeCheckpoint
     | UndoRows
     | BeginTime
     | Notice
     | TellDeath
-    | Stop
+    | EndRun
     | Fail
 )

@@ -79,7 +79,7 @@ class SupervisorMachine:
         self.stalls = Stalls(updates_per_rollout)
         self.local_ranks = local_ranks
         self.bound: set[int] = set()
-        self.figures = e.Figures(0, float("-inf"), 0.0)
+        self.figures = e.RunFigures(0, float("-inf"), 0.0)
         self.began_at: float | None = None
         self.interrupted = False
         self.checkpoint_every_s = checkpoint_every_s
@@ -106,7 +106,7 @@ class SupervisorMachine:
 
     def handle(self, event: e.Event, now: float) -> list[e.Action]:
         """Handle one event. If an invariant breaks, raises BrokenInvariant, which lists the last events."""
-        if not isinstance(event, e.Tick | e.Figures | e.CheckpointWanted):
+        if not isinstance(event, e.Tick | e.RunFigures | e.CheckpointWanted):
             self._story.add(now, type(event), event)
         actions = self._handle(event, now)
         try:
@@ -147,11 +147,11 @@ class SupervisorMachine:
             case e.ProcessWorked(process):
                 self.processes.worked(process)
                 return []
-            case e.Loaded():
+            case e.CheckpointLoaded():
                 self.processes.reset_tallies()
                 self.checkpoint_version = None
                 return [*self.shards.loaded(), e.UndoRows(self.shards.generation)]
-            case e.NotLoaded(why):
+            case e.CheckpointNotLoaded(why):
                 return [e.Notice(f"cannot roll back yet: {why}")]
             case e.CheckpointWanted():
                 failed_at = self._checkpoint_failed_at
@@ -167,7 +167,7 @@ class SupervisorMachine:
                 is_first, self._checkpoint_failed_at = self._checkpoint_failed_at is None, now
                 self._next_checkpoint(now)
                 return [e.Notice(f"checkpoint of version {version} postponed: {why}")] if is_first else []
-            case e.Figures():
+            case e.RunFigures():
                 self.figures = event
                 return []
             case e.Interrupted():
@@ -286,7 +286,7 @@ class SupervisorMachine:
             self.state, self._stop_by = "stopping", now + STOP_WITHIN_S
         in_vain = self.interrupted if self.out_of_space else now >= self._stop_by
         if reason is not None and (self.shards.ready or in_vain):
-            actions.append(e.Stop(reason))
+            actions.append(e.EndRun(reason))
         return actions
 
     def _late_start(self, now: float) -> list[e.Action]:
@@ -327,7 +327,7 @@ class SupervisorMachine:
     def _watch_version(self, now: float) -> list[e.Action]:
         """Report the processes that a late version waits for, and ask their hosts what the processes do."""
         news = self.stalls.look(self._awaited(now), now)
-        actions: list[e.Action] = [e.Inspect(process) for process in news.ask]
+        actions: list[e.Action] = [e.InspectProcess(process) for process in news.ask]
         if news.stall is not None:
             actions.append(e.ShowStall(news.stall, news.tell))
         if news.over is not None:
@@ -392,7 +392,7 @@ class SupervisorMachine:
             # Choose a version so far ahead that the request reaches every shard in time.
             newest = max(each.version for each in stats.values())
             wanted = self.checkpoint_version = self._soon_after(newest)
-        return [e.SetAside(shard, wanted) for shard, each in stats.items() if each.captured != wanted]
+        return [e.CaptureVersion(shard, wanted) for shard, each in stats.items() if each.captured != wanted]
 
     def _soon_after(self, version: int) -> int:
         """The version that the run will make about a second after ``version``."""

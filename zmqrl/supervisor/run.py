@@ -38,10 +38,10 @@ from zmqrl.start.stages import Stages
 from zmqrl.supervisor import resume
 from zmqrl.supervisor.ending import correcting, write_summary
 from zmqrl.supervisor.events import Reason
-from zmqrl.supervisor.plan import prepare
 from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
 from zmqrl.supervisor.salvage import remove_files, salvage
 from zmqrl.supervisor.supervisor import Supervisor
+from zmqrl.supervisor.tasks import prepare
 from zmqrl.words import as_text
 
 Deploy: TypeAlias = Callable[[Config, RunDirectory, Stages], Deployment]
@@ -102,7 +102,7 @@ def train_on(
         stages.at("game", f"checking the game {config.env}")
         preparation = stack.enter_context(Preparation(config, needs_cuda=needs_cuda))
         flavour = preparation.flavour()
-        exporter = stack.enter_context(exporter_at(config.metrics_place()))
+        exporter = stack.enter_context(exporter_at(config.metrics_endpoint()))
         stack.enter_context(_claimed(directory))
         config = dataclasses.replace(config, run_dir=path.with_name(directory.path.name))
         news = [f"run directory {as_text(directory.path)}; game: {config.env}, {flavour}"]

@@ -30,7 +30,7 @@ from zmqrl.ps.shard.history import last_version, missing_lines, read_lines
 from zmqrl.ps.wire import messages as m
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.checkpointer import Checkpointer
-from zmqrl.supervisor.plan import Plan
+from zmqrl.supervisor.tasks import RunTasks
 
 TRIES = 3
 PAUSE_S = 1.0
@@ -39,7 +39,7 @@ GREET_WITHIN_S = 20.0
 COPY_WITHIN_S = 30.0
 UP_WITHIN_S = 10.0  # for a host that is needed only to copy and remove its old files
 
-Notice = Callable[[str], None]
+TellUser = Callable[[str], None]
 
 
 class Gone(ClusterError):
@@ -50,7 +50,7 @@ class Damaged(ClusterError):
     """The state of the shards exists, but cannot become a checkpoint. Another try would fail, too."""
 
 
-def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
+def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: TellUser) -> Checkpoint:
     """Make a checkpoint of the newest version that all shards of a killed run still hold.
 
     Returns ``checkpoint``, the newest so far, if the shards hold nothing newer. If the state of a shard no longer
@@ -93,7 +93,7 @@ def _forget_state(directory: RunDirectory) -> None:
     directory.left.unlink()
 
 
-def remove_files(directory: RunDirectory, notice: Notice, but: Collection[str] = ()) -> None:
+def remove_files(directory: RunDirectory, notice: TellUser, but: Collection[str] = ()) -> None:
     """Remove the files of the killed run from all its hosts except ``but``. Call this after :func:`salvage`.
 
     First copies files that this machine lacks, such as videos. ``notice`` reports hosts that keep files.
@@ -121,24 +121,24 @@ def remove_files(directory: RunDirectory, notice: Notice, but: Collection[str] =
     directory.old_hosts.unlink()
 
 
-def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
+def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: TellUser) -> Checkpoint:
     """Start frozen shards under the id of the old run, and make a checkpoint of the versions that they hold."""
     left = _Left.read(directory.left)
-    set_aside = {shard: _set_aside(directory.history(shard)) for shard in range(checkpoint.layout.shards)}
+    originals = {shard: _damaged_originals(directory.history(shard)) for shard in range(checkpoint.layout.shards)}
     config, deployment = left.config, _where_it_was(left, directory)
     with contextlib.closing(deployment.launcher) as launcher:
 
         def look() -> None:
             _look(launcher)
 
-        plan = Plan(config, directory, checkpoint.layout, deployment, run=left.run)
-        with _frozen_shards(plan, launcher) as control:
+        tasks = RunTasks(config, directory, checkpoint.layout, deployment, run=left.run)
+        with _frozen_shards(tasks, launcher) as control:
             shards = range(checkpoint.layout.shards)
             welcomes = control.greet(shards, within_s=GREET_WITHIN_S, meanwhile=look)
             if away := deployment.files.copy_back(launcher.receive, within_s=COPY_WITHIN_S):
                 raise ClusterError(f"cannot copy the histories of the shards from {', '.join(away)}.")
             for shard in shards:
-                _tell_of_history(directory.history(shard), set_aside[shard], notice)
+                _tell_of_history(directory.history(shard), originals[shard], notice)
             made = {shard: last_version(directory.history(shard)) for shard in shards}
             found, versions = checkpoint, to_save(welcomes, made, checkpoint, together=config.mode == "sync")
             for shard, version in made.items():
@@ -148,7 +148,7 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
                 checkpointer = Checkpointer(
                     control=control, directory=directory, model=checkpoint, keep=config.checkpoint.keep
                 )
-                stats = checkpointer.set_aside(versions, look)
+                stats = checkpointer.capture(versions, look)
                 counters = counters_at(min(versions.values()), stats, checkpoint, directory, notice).to_json()
                 found = checkpointer.write(versions, welcomes[0].generation, counters)
                 low, high = min(versions.values()), max(versions.values())
@@ -159,15 +159,15 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
     return found
 
 
-def _set_aside(history: Path) -> set[Path]:
+def _damaged_originals(history: Path) -> set[Path]:
     """The original files that were kept when damaged lines were removed from a history."""
     return set(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
 
 
-def _tell_of_history(history: Path, set_aside: Collection[Path], notice: Notice) -> None:
+def _tell_of_history(history: Path, originals: Collection[Path], notice: TellUser) -> None:
     """Report missing and unreadable lines of a history to the user. The shard writes them only to its own log."""
-    for aside in sorted(_set_aside(history) - set(set_aside)):
-        notice(f"{history}: lines that could not be read were removed; the original file is kept as {aside.name}")
+    for original in sorted(_damaged_originals(history) - set(originals)):
+        notice(f"{history}: lines that could not be read were removed; the original file is kept as {original.name}")
     after = 0
     for version in sorted(line["version"] for line in read_lines(history)):
         if version > after + 1:
@@ -243,9 +243,9 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
         why = "; ".join(f"{host}: {words}" for host, words in failed.items())
         # The nodes of a Slurm job cannot be reached after its end.
         raise (Gone if all(map(is_over, failed.values())) else ClusterError)(why)
-    places = {host: RunDirectory(Path(link.up.work)) for host, link in links.items() if link.up is not None}
+    directories = {host: RunDirectory(Path(link.up.work)) for host, link in links.items() if link.up is not None}
     sites = {
-        shard: Site(host=host, directory=places[host], address=address)
+        shard: Site(host=host, directory=directories[host], address=address)
         for shard, (host, address) in left.shards.items()
     }
     files = Mirror(links, directory, host_of)
@@ -254,11 +254,11 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
 
 
 @contextlib.contextmanager
-def _frozen_shards(plan: Plan, launcher: Launcher) -> Iterator[ShardControl]:
-    """Start all shards of ``plan`` as frozen shards, which make no versions, and connect. Raises ClusterError."""
-    shards = range(plan.layout.shards)
+def _frozen_shards(tasks: RunTasks, launcher: Launcher) -> Iterator[ShardControl]:
+    """Start all shards of ``tasks`` as frozen shards, which make no versions, and connect. Raises ClusterError."""
+    shards = range(tasks.layout.shards)
     for shard in shards:
-        launcher.start(plan.shard_task(shard, None, frozen=True))
+        launcher.start(tasks.shard_task(shard, None, frozen=True))
     endpoints: dict[ProcessId, str] = {}
     deadline = time.monotonic() + START_WITHIN_S
     while len(endpoints) < len(shards):
@@ -267,7 +267,7 @@ def _frozen_shards(plan: Plan, launcher: Launcher) -> Iterator[ShardControl]:
             missing = ", ".join(f"shard {shard}" for shard in shards if shard_id(shard) not in endpoints)
             raise ClusterError(f"{missing} did not come up within {START_WITHIN_S:g} s.")
         time.sleep(0.02)
-    with contextlib.closing(plan.control([endpoints[shard_id(shard)] for shard in shards])) as control:
+    with contextlib.closing(tasks.control([endpoints[shard_id(shard)] for shard in shards])) as control:
         yield control
 
 
@@ -316,7 +316,7 @@ def to_save(
 
 
 def counters_at(
-    version: int, stats: Mapping[int, m.Stats], checkpoint: Checkpoint, directory: RunDirectory, notice: Notice
+    version: int, stats: Mapping[int, m.Stats], checkpoint: Checkpoint, directory: RunDirectory, notice: TellUser
 ) -> Counters:
     """Estimate the counters of the run at ``version``, after ``checkpoint``.
 

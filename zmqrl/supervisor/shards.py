@@ -141,7 +141,7 @@ class Shards:
         self.generation += 1
         self.stats.clear()
         notice = e.Notice(f"{self.rollback}: all shards go back to {self._checkpoint_in_words()}")
-        return [*([] if self.rollback == START else [notice]), e.Load(self.generation, view, elapsed)]
+        return [*([] if self.rollback == START else [notice]), e.LoadCheckpoint(self.generation, view, elapsed)]
 
     def loaded(self) -> list[e.Action]:
         self._claims.clear()

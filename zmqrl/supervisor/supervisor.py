@@ -15,7 +15,7 @@ from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.faults import Faults
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected, Paused, Said, Task
 from zmqrl.observe.console import Console
-from zmqrl.observe.exporter import Exporter, Snapshot
+from zmqrl.observe.exporter import Exporter, LiveMetrics
 from zmqrl.observe.folding import Folded, Folding
 from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.metrics import Counters
@@ -32,9 +32,9 @@ from zmqrl.supervisor.checkpointer import Checkpointer
 from zmqrl.supervisor.ending import exit_status, explained, stop_shards, write_summary
 from zmqrl.supervisor.followers import SCORES_TO_CONFIRM, Followers
 from zmqrl.supervisor.machine import Limits, ScheduleEnd, SupervisorMachine
-from zmqrl.supervisor.plan import Plan
 from zmqrl.supervisor.progress import Progress
 from zmqrl.supervisor.resume import mend_histories
+from zmqrl.supervisor.tasks import RunTasks
 from zmqrl.words import as_word, counted
 
 TURN_S = 0.05
@@ -73,7 +73,7 @@ class Supervisor:
         self.config, self.directory, self.console, self.checkpoint = config, directory, console, checkpoint
         self.flavour, self.stages = flavour, stages
         counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
-        self.plan = Plan(
+        self.tasks = RunTasks(
             config,
             directory,
             checkpoint.layout,
@@ -93,7 +93,7 @@ class Supervisor:
                 minutes=config.minutes,
                 stop_score=config.stop_score,
             ),
-            local_ranks=self.plan.local_ranks,
+            local_ranks=self.tasks.local_ranks,
             checkpoint_every_s=60 * config.checkpoint.every_minutes,
             updates_per_rollout=config.algorithm.updates_per_rollout,
             schedule_end=ScheduleEnd(
@@ -126,7 +126,7 @@ class Supervisor:
         reason: e.Reason = "failed"
         with contextlib.ExitStack() as at_the_end:  # closes all parts in reverse order, even if one fails to close
             closers: tuple[Callable[[BaseException | None], None], ...] = (
-                lambda _: self._set_aside(),
+                lambda _: self._keep_cluster_as_left(),
                 lambda _: self.followers.close(),
                 lambda _: self.progress.close(hurried=self.interrupts > 1),
                 lambda first: self._write_summary(reason, first),
@@ -208,18 +208,18 @@ class Supervisor:
             old.unlink(missing_ok=True)
         reserve(self.directory.summary, SUMMARY_BYTES)
         endpoints = [self.endpoints[shard]["control"] for shard in self.shards.numbers]
-        self.control = self.plan.control(endpoints, self._arrived)
+        self.control = self.tasks.control(endpoints, self._arrived)
         self.checkpointer = Checkpointer(
             control=self.control, directory=self.directory, model=self.checkpoint, keep=self.config.checkpoint.keep
         )
         self._feed(e.Connected())
-        for rank in self.plan.local_ranks:
+        for rank in self.tasks.local_ranks:
             self.launcher.tell(worker_id(rank), self._worker_job(rank))
         trained_s = self.progress.metrics.counters().wall_s
         self.followers.start(trained_s)
         self.followers.on_checkpoint(self.checkpoint.version, trained_s)
         if self.config.external_workers:
-            for rank in self.plan.open_ranks:
+            for rank in self.tasks.open_ranks:
                 self.console.notice(
                     f"rank {rank} is open: zmqrl worker {as_word(self.directory.cluster)} --rank {rank}"
                 )
@@ -241,7 +241,7 @@ class Supervisor:
             self._arrived(shard, message)
         row = self.progress.row
         self.followers.on_scores(self.progress.metrics.mean_score(SCORES_TO_CONFIRM), row["episodes"])
-        self._feed(e.Figures(row["agent_steps"], self.followers.confirmed_score, row["updates_per_s"] or 0.0))
+        self._feed(e.RunFigures(row["agent_steps"], self.followers.confirmed_score, row["updates_per_s"] or 0.0))
         if self.followers.wants_checkpoint(row["wall_s"]):
             self._feed(e.CheckpointWanted())
         if self.interrupts and not self.machine.interrupted:
@@ -283,7 +283,7 @@ class Supervisor:
         ranks = self.config.ranks
         self.stages.at("workers", f"waiting for {counted(ranks, 'worker')}", len(present), ranks)
 
-    def _snapshot(self, now: float) -> Snapshot:
+    def _snapshot(self, now: float) -> LiveMetrics:
         """The figures of the run for Prometheus, the screen and other terminals."""
         stats, view = self.shards.stats, self.machine.membership.view
         heard = {
@@ -291,7 +291,7 @@ class Supervisor:
             for each in stats.values()
             for rank, silent_ms in zip(each.present, each.silent_ms, strict=False)
         }
-        return Snapshot(
+        return LiveMetrics(
             row=self.progress.row,
             about={"name": self.directory.path.name, "recipe": self.config.recipe, "env": self.config.env},
             processes=self._presences(now),
@@ -309,13 +309,13 @@ class Supervisor:
         starts = self.machine.processes.starts
         hosts = {process: self.sites[process].host for process in sorted(starts)}
         found = []
-        for process, host in [*hosts.items(), *((worker_id(rank), EXTERNAL) for rank in self.plan.open_ranks)]:
+        for process, host in [*hosts.items(), *((worker_id(rank), EXTERNAL) for rank in self.tasks.open_ranks)]:
             state, for_s = self.machine.presence(process, missing_s, now)
             restarts = max(0, starts[process] - 1)
             found.append(Presence(process=process, host=host, state=state, for_s=for_s, restarts=restarts))
         return found
 
-    def _show(self, snapshot: Snapshot) -> None:
+    def _show(self, snapshot: LiveMetrics) -> None:
         self.progress.processes = snapshot.processes
         with contextlib.suppress(OSError):  # another part reports a full disk
             write_json(self.directory.live, snapshot.to_json())
@@ -331,7 +331,7 @@ class Supervisor:
         self._actions.extend(self.machine.handle(event, time.monotonic()))
 
     def _do(self, action: e.Action) -> None:
-        run = self.plan.run
+        run = self.tasks.run
         match action:
             case e.StartProcess(process):
                 self.launcher.start(self._task(process))
@@ -342,7 +342,7 @@ class Supervisor:
                 pid = self.launcher.pids().get(process)
                 name = f"{process} (process {pid})" if pid is not None else process
                 self.console.notice(f"{name} has not answered for {silent_s:.0f} s")
-            case e.Inspect(process):
+            case e.InspectProcess(process):
                 self.launcher.inspect(process)
             case e.ShowStall(stall, tell):
                 self._show_stall(stall.placed(lambda process: self.sites[process].host), tell)
@@ -365,9 +365,9 @@ class Supervisor:
                 self.control.send(shard, m.Stop(run=run, version=version))
             case e.TellElapsed(shard, elapsed):
                 self.control.send(shard, m.Elapsed(run=run, elapsed=elapsed))
-            case e.Load():
+            case e.LoadCheckpoint():
                 self._load(action)
-            case e.SetAside(shard, version):
+            case e.CaptureVersion(shard, version):
                 self.control.send(shard, m.Checkpoint(run=run, version=version))
             case e.TakeCheckpoint(version):
                 self._take_checkpoint(version)
@@ -385,7 +385,7 @@ class Supervisor:
             case e.TellDeath(process, lines):
                 for line in lines:
                     self._lines.add((self.sites[process].host, str(process)), line, time.monotonic())
-            case e.Stop(reason):
+            case e.EndRun(reason):
                 self.reason = reason
             case e.Fail(why, misused=ProcessId() as process):
                 host, log = self.sites[process].host, self.directory.log(process)
@@ -428,7 +428,7 @@ class Supervisor:
         if self.is_up and time.monotonic() >= self._write_cluster_at:
             try:
                 lost_at = {host: lost.since for host, lost in self.machine.processes.lost_hosts.items()}
-                self.plan.write_cluster(self.endpoints, self.launcher.pids(), lost_at)
+                self.tasks.write_cluster(self.endpoints, self.launcher.pids(), lost_at)
                 self._write_cluster_at = 0.0
             except OSError as error:
                 if not self._write_cluster_at:
@@ -459,18 +459,18 @@ class Supervisor:
     def _task(self, process: ProcessId) -> Task:
         match process:
             case ProcessId("shard", shard):
-                return self.plan.shard_task(shard, self.endpoints.get(shard))
+                return self.tasks.shard_task(shard, self.endpoints.get(shard))
             case ProcessId("worker", rank):
-                return self.plan.worker_task(rank, self._worker_job(rank) if self.is_up else None)
+                return self.tasks.worker_task(rank, self._worker_job(rank) if self.is_up else None)
             case _:
-                return self.plan.follower_task(process, self.followers.pending[process])
+                return self.tasks.follower_task(process, self.followers.pending[process])
 
     def _worker_job(self, rank: int) -> dict[str, Any]:
-        return self.plan.worker_job(rank, max(self.shards.seen.values()), self.plan.cluster(self.endpoints, {}))
+        return self.tasks.worker_job(rank, max(self.shards.seen.values()), self.tasks.cluster(self.endpoints, {}))
 
     # checkpoints
 
-    def _load(self, load: e.Load) -> None:
+    def _load(self, load: e.LoadCheckpoint) -> None:
         """Make all shards load the newest checkpoint: at the start, and after a shard has lost its state."""
         checkpoint, view = self.checkpoint, load.view
         try:
@@ -479,8 +479,8 @@ class Supervisor:
                 about = (load.generation, version, view.id, view.quorum, view.members)
                 self.control.load(shard, *about, state, elapsed=load.elapsed)
         except ClusterError as error:  # a shard died: once it is back, all shards load the checkpoint again
-            return self._feed(e.NotLoaded(str(error)))
-        return self._feed(e.Loaded())
+            return self._feed(e.CheckpointNotLoaded(str(error)))
+        return self._feed(e.CheckpointLoaded())
 
     def _take_checkpoint(self, version: int) -> None:
         self._take_in_stats()
@@ -503,7 +503,9 @@ class Supervisor:
         """Stop all shards, restarting those that die meanwhile, and write a checkpoint of their last versions."""
         self.console.notice(f"stopping ({reason}): writing a checkpoint")
         self.reports_closed = reason == "stop_score"  # games that end from now on do not count
-        over = e.Fail | e.Stop | e.Load | e.TakeCheckpoint  # actions of these types in the queue are out of date
+        over = (
+            e.Fail | e.EndRun | e.LoadCheckpoint | e.TakeCheckpoint
+        )  # actions of these types in the queue are out of date
         self._actions = deque(action for action in self._actions if not isinstance(action, over))
         self._feed(e.Ending())
         members, together = self.machine.membership.view.members, self.config.mode == "sync"
@@ -519,7 +521,7 @@ class Supervisor:
                 )
                 for shard, stats in stopped.items():
                     self._feed(e.ShardSaid(shard, stats))
-                stats_then = self.checkpointer.set_aside(versions, self._look_after)
+                stats_then = self.checkpointer.capture(versions, self._look_after)
                 counters = self.progress.end(min(versions.values()), stats_then, members, time.monotonic())
                 self.checkpoint = self.checkpointer.write(versions, self.shards.generation, counters)
                 self._feed(e.CheckpointWritten(tuple(versions[shard] for shard in self.shards.numbers)))
@@ -543,11 +545,11 @@ class Supervisor:
         status = exit_status(reason, error)
         write_summary(self.directory.summary, reason, status, self.config, self.checkpoint, self.flavour)
 
-    def _set_aside(self) -> None:
+    def _keep_cluster_as_left(self) -> None:
         """If the state of the shards is not saved, rename cluster.json to left.json, which --resume reads."""
         try:
             if not self.saved:
-                self.directory.set_aside()
+                self.directory.keep_cluster_as_left()
         except OSError as error:
             self.console.notice(
                 f"--resume will not find the state of the shards: {refusal(error, self.directory.left)}"
@@ -583,7 +585,7 @@ class Supervisor:
     def _let_leave(self) -> None:
         """Give the workers, which have received BYE, time to leave. Then end the shards and remaining workers."""
         shards = list(map(shard_id, self.shards.numbers))
-        for process in (*map(worker_id, self.plan.local_ranks), *shards):
+        for process in (*map(worker_id, self.tasks.local_ranks), *shards):
             self.machine.processes.give_up(process)
         workers = [process for process in self.launcher.running() if process.role == "worker"]
         self.launcher.wait(workers, within_s=LEAVE_WITHIN_S)

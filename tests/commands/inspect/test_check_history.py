@@ -148,7 +148,7 @@ def test_a_shard_without_a_history_is_a_violation(tmp_path: Path) -> None:
     assert check(path)["versions"] == 0
 
 
-def test_a_history_that_was_set_aside_as_damaged_is_reported(tmp_path: Path) -> None:
+def test_a_history_that_was_kept_as_damaged_is_reported(tmp_path: Path) -> None:
     path = ended(tmp_path / "run", whole())
     (path / "history" / "shard-1.damaged-17.jsonl").write_text("{", encoding="utf-8")
     assert violations(path) == [

@@ -21,7 +21,7 @@ from zmqrl.commands.inspect import logs, status
 from zmqrl.commands.inspect.merging import time_of
 from zmqrl.commands.run import stop
 from zmqrl.errors import ClusterError, UsageError
-from zmqrl.observe.exporter import Snapshot
+from zmqrl.observe.exporter import LiveMetrics
 from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.provenance import versions
 from zmqrl.observe.stalls import Awaited, Stall
@@ -264,7 +264,7 @@ def test_status_shows_speed_and_who_is_present_since_when(starting: RunDirectory
         Presence(process=worker_id(1), host="h2", state="lost", for_s=3.0, restarts=2),
         Presence(process=worker_id(2), host=EXTERNAL, state="present"),
     ]
-    write_json(starting.live, Snapshot(row=row, about={}, processes=presences, quorum=3).to_json())
+    write_json(starting.live, LiveMetrics(row=row, about={}, processes=presences, quorum=3).to_json())
     found = status.status(starting.path)
     assert {key: found[key] for key in row} == row
     assert found["processes"][1] == {

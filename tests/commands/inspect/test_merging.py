@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqrl.commands.inspect.merging import HELD_S, SETTLED_S, Merging, Timed, time_of
-from zmqrl.observe.folding import Source
+from zmqrl.observe.folding import LogSource
 
-SOURCES: list[Source] = [("h1", "worker-0"), ("h1", "worker-1"), ("h2", "worker-2")]
+SOURCES: list[LogSource] = [("h1", "worker-0"), ("h1", "worker-1"), ("h2", "worker-2")]
 START = time_of("2026-01-05 10:00:00")
 assert START is not None
 
@@ -89,9 +89,9 @@ LOGS = st.fixed_dictionaries(
 
 @given(LOGS, st.data())
 def test_a_followed_log_is_shown_in_order_even_if_lines_arrive_late(
-    logs: dict[Source, list[tuple[int, bool]]], data: st.DataObject
+    logs: dict[LogSource, list[tuple[int, bool]]], data: st.DataObject
 ) -> None:
-    arrivals: list[tuple[float, int, Source, list[str]]] = []
+    arrivals: list[tuple[float, int, LogSource, list[str]]] = []
     for number, (source, lines) in enumerate(logs.items()):
         arrived = 0.0
         for at, has_more in lines:

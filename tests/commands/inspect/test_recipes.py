@@ -8,7 +8,7 @@ import pytest
 from support.paths import ROOT
 
 from zmqrl import cli
-from zmqrl.commands.inspect.recipes import RESULTS, WITH_AVX512, Result
+from zmqrl.commands.inspect.recipes import RESULTS, WITH_AVX512, MeasuredRun
 from zmqrl.observe.records import flat
 from zmqrl.recipes import RECIPES
 
@@ -28,7 +28,7 @@ MEASURED = [
 
 
 @pytest.mark.parametrize(("name", "result"), MEASURED, ids=[result.source for _, result in MEASURED])
-def test_every_figure_is_that_of_a_kept_result(name: str, result: Result) -> None:
+def test_every_figure_is_that_of_a_kept_result(name: str, result: MeasuredRun) -> None:
     summary = read(result.source, "summary.json")
     assert summary["recipe"] == name
     assert result.score == summary["score_mean_50"]
@@ -47,7 +47,7 @@ def test_every_figure_is_that_of_a_kept_result(name: str, result: Result) -> Non
 
 
 @pytest.mark.parametrize(("name", "result"), MEASURED, ids=[result.source for _, result in MEASURED])
-def test_every_figure_is_that_of_the_recipe_as_it_is_now(name: str, result: Result) -> None:
+def test_every_figure_is_that_of_the_recipe_as_it_is_now(name: str, result: MeasuredRun) -> None:
     kept = dict(flat(read(result.source, "config.json")))
     now = dict(flat(json.loads(json.dumps(RECIPES[name]().to_json()))))  # tuples become lists
     changed = {key for key in kept.keys() & now.keys() if kept[key] != now[key]}

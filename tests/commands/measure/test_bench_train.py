@@ -14,7 +14,7 @@ from rich.console import Console
 from support.rig import descendants, ending, eventually, is_alive
 
 from zmqrl import cli
-from zmqrl.bench.efficiency import PARTS, SPLIT, Efficiency, Round
+from zmqrl.bench.efficiency import PARTS, SPLIT, Efficiency, StepTimes
 from zmqrl.bench.reference import references
 from zmqrl.bench.train import Measured, to_json
 from zmqrl.commands.measure import bench_train
@@ -26,7 +26,7 @@ MEASURED = Measured(
     efficiency=Efficiency(
         workers=2,
         rounds=[
-            Round(
+            StepTimes(
                 bare_s={"env_step": 8e-4, "act": 5e-5, "gradient": 4e-4},
                 split_s={"env_step": 8e-4, "act": 1e-4, "gradient": 5e-4, "wait": wait_s, "rest": 1e-4},
             )

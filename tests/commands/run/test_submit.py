@@ -409,7 +409,7 @@ def test_a_login_node_answers_over_real_ssh_and_sends_changed_files(ssh_config: 
     job = Submitted(host="h1", ssh_config=None, job="7", run_dir=str(there), log=str(tmp_path / "run.log"))
     (tmp_path / "run.log").write_text("one\ntwo\n")
     with LoginNode("h1", ssh_config) as node:
-        assert node.place(str(tmp_path), "run") == (str(tmp_path), 8)
+        assert node.make_directory(str(tmp_path), "run") == (str(tmp_path), 8)
         assert node.run(["cat"], given="a b'c") == b"a b'c"
         with pytest.raises(ClusterError, match=r"^ls on h1 failed: ls: cannot access '/no such': No such file"):
             node.run(["ls", "/no such"])

@@ -222,7 +222,7 @@ def test_a_disk_too_full_for_a_copy_of_a_damaged_history_is_an_error_and_the_his
     ],
 )
 @pytest.mark.parametrize("place", [1, 2])
-def test_a_history_with_a_damaged_line_is_set_aside_and_continues_without_it(
+def test_a_history_with_a_damaged_line_is_kept_and_continues_without_it(
     history: History, damage: bytes, place: int
 ) -> None:
     for version in (1, 2, 3):
@@ -234,10 +234,10 @@ def test_a_history_with_a_damaged_line_is_set_aside_and_continues_without_it(
     kept = [version for version in (1, 2, 3) if version != place + 1]
     assert [line["version"] for line in read_lines(history.path)] == kept
     reopened = History(history.path)
-    (aside,) = history.path.parent.glob("shard-0.damaged-*.jsonl")
-    assert aside.read_bytes() == b"".join(lines)
+    (original,) = history.path.parent.glob("shard-0.damaged-*.jsonl")
+    assert original.read_bytes() == b"".join(lines)
     assert reopened.news == [
-        f"{history.path}: line {place + 1} could not be read; the original file is kept as {aside.name}"
+        f"{history.path}: line {place + 1} could not be read; the original file is kept as {original.name}"
     ]
     reopened.append(record(4), crc32=7)
     reopened.rewind(3, generation=2)

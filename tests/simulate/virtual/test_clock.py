@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.simulate.virtual.clock import Clock, Shared
+from zmqrl.simulate.virtual.clock import Shared, VirtualClock
 
 
 def test_calls_are_ordered_by_time_and_then_by_scheduling() -> None:
-    clock, seen = Clock(), list[tuple[float, str]]()
+    clock, seen = VirtualClock(), list[tuple[float, str]]()
     for delay_s, name in ((2.0, "c"), (1.0, "a"), (1.0, "b")):
         clock.after(delay_s, lambda name: seen.append((clock.now, name)), name)
     clock.run()
@@ -32,7 +32,7 @@ def test_a_job_that_starts_later_slows_the_first_one_down() -> None:
 
 
 def test_a_cancelled_job_frees_its_share() -> None:
-    clock, done = Clock(), list[float]()
+    clock, done = VirtualClock(), list[float]()
     shared = Shared(clock, 1.0, 1.0)
     shared.start(4.0, lambda: done.append(clock.now))
     other = shared.start(4.0, lambda: done.append(-1.0))
@@ -58,7 +58,7 @@ def test_no_work_is_lost_and_no_job_is_faster_than_alone(jobs: list[tuple[float,
 
 def ends(jobs: list[tuple[float, float]], *, capacity: float, each: float) -> list[float]:
     """The time at which each job ends, given its start time and its amount of work."""
-    clock, found = Clock(), [math.nan] * len(jobs)
+    clock, found = VirtualClock(), [math.nan] * len(jobs)
     shared = Shared(clock, capacity, each)
 
     def note(number: int) -> None:

@@ -80,8 +80,8 @@ def check(path: Path) -> dict[str, Any]:
             *([] if history.exists() or directory.in_use() else ["there is no history"]),
             *(f"line {number} cannot be read" for number in unreadable),
             *(
-                f"lines that could not be read were removed; the original file is kept as {aside.name}"
-                for aside in sorted(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
+                f"lines that could not be read were removed; the original file is kept as {original.name}"
+                for original in sorted(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
             ),
         ]
         violations += [f"shard {shard}: {sentence}" for sentence in found]

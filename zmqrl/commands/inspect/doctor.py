@@ -29,7 +29,7 @@ from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.judging.speed import Expectation, expect
 from zmqrl.hosts.placement import place_run
-from zmqrl.hosts.preflight import Survey, Verdict, judge, size, survey
+from zmqrl.hosts.preflight import Judgement, Survey, judge, size, survey
 from zmqrl.hosts.probing import Route, probe_ids
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
 from zmqrl.observe.provenance import code_hash
@@ -79,19 +79,19 @@ def run(options: Options, config: Config) -> int:
         with Preparation(config) as preparation:
             preparation.flavour()  # checks the game
             reach = options.bring(reach, _say)
-            up, found, verdict, expected = examine(reach, config, lambda: preparation.checkpoint().layout)
+            up, found, judgement, expected = examine(reach, config, lambda: preparation.checkpoint().layout)
     if options.json:
-        print_json(to_json(hosts, up, found, verdict, expected))
-        return 3 if verdict.problems else 0
+        print_json(to_json(hosts, up, found, judgement, expected))
+        return 3 if judgement.problems else 0
     console = page()
     console.print(host_table(hosts, up, found))
     if found.routes:
         console.print(route_table(found.routes))
     if expected is not None:
         console.print(Text(expected.sentence()))
-    for line in verdict.lines():
+    for line in judgement.lines():
         console.print(Text(line))
-    if verdict.problems:
+    if judgement.problems:
         return 3
     console.print(Text(f"no problems found: this job can run on {', '.join(host.name for host in hosts)}"))
     return 0
@@ -99,10 +99,10 @@ def run(options: Options, config: Config) -> int:
 
 def examine(
     reach: Reach, config: Config, layout: Callable[[], Layout]
-) -> tuple[dict[str, Up], Survey, Verdict, Expectation | None]:
+) -> tuple[dict[str, Up], Survey, Judgement, Expectation | None]:
     """Connect to the hosts and probe them.
 
-    Returns the daemons' reports, the survey, the verdict, and the speed to expect with this ``layout``, or None.
+    Returns the daemons' reports, the survey, the judgement, and the speed to expect with this ``layout``, or None.
     """
     hosts = reach.hosts
     work = f"doctor-{secrets.token_hex(6)}"
@@ -126,7 +126,7 @@ def examine(
             for link in links.values():
                 link.send(Clean(whole=True))
     found = dataclasses.replace(found, failed={**failed, **found.failed})
-    verdict = judge(found, config, placement)
+    judgement = judge(found, config, placement)
     expected = expect(
         placement,
         layout(),
@@ -135,7 +135,7 @@ def examine(
         found.measured("round_trip_s"),
         together=config.mode == "sync",
     )
-    return up, found, dataclasses.replace(verdict, problems=[*verdict.problems, *unknown]), expected
+    return up, found, dataclasses.replace(judgement, problems=[*judgement.problems, *unknown]), expected
 
 
 def known(host: Host, up: Mapping[str, Up], found: Survey) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def to_json(
     hosts: Sequence[Host],
     up: Mapping[str, Up],
     found: Survey,
-    verdict: Verdict,
+    judgement: Judgement,
     expected: Expectation | None = None,
 ) -> dict[str, Any]:
     """The findings as plain data. Unknown values are null."""
@@ -228,8 +228,8 @@ def to_json(
             for route, measured in found.routes.items()
         ],
         "expected": None if expected is None else expected.to_json(),
-        "problems": verdict.problems,
-        "warnings": verdict.warnings,
+        "problems": judgement.problems,
+        "warnings": judgement.warnings,
     }
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from zmqrl.observe.folding import Source
+from zmqrl.observe.folding import LogSource
 
 TIME: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d{1,6})?(?!\S)", re.ASCII)
 EPOCH: Final = datetime(1970, 1, 1)
@@ -31,7 +31,7 @@ class Timed:
     ``at`` is the latest time, in seconds, of this line and all earlier lines of ``source``.
     """
 
-    source: Source
+    source: LogSource
     at: float
     arrived: float
     lines: list[str] = field(default_factory=list)
@@ -42,14 +42,14 @@ class Merging:
 
     def __init__(self) -> None:
         self._held: list[Timed] = []
-        self._newest: dict[Source, float] = {}
-        self._growing: dict[Source, Timed] = {}  # to which the next lines without a time are added
+        self._newest: dict[LogSource, float] = {}
+        self._growing: dict[LogSource, Timed] = {}  # to which the next lines without a time are added
 
-    def begin(self, source: Source, at: float) -> None:
+    def begin(self, source: LogSource, at: float) -> None:
         """Use ``at`` as the time of lines of ``source`` until one has its own time."""
         self._newest[source] = at
 
-    def add(self, source: Source, line: str, now: float) -> None:
+    def add(self, source: LogSource, line: str, now: float) -> None:
         """Take the next line of ``source``, which was read at ``now``."""
         at = time_of(line)
         if at is None and source in self._growing:

@@ -94,7 +94,7 @@ def run(options: Options) -> int:
     found = profile.to_json()
     add_settings(path, record, profile, found, options.without)
     if shown is not None:
-        found["versions"] = held_up(profile.steps, profile.timeline.hosts, shown)
+        found["versions"] = held_up(profile.paths, profile.timeline.hosts, shown)
         without = f"--versions {options.versions}: the recording has no critical path for these versions."
         require(bool(found["versions"]), without)
     if options.trace is not None:
@@ -145,9 +145,9 @@ def add_settings(
         scenario = settings_of(path, record)
         slice_bytes = payload_bytes(scenario.codec, scenario.parameters) // scenario.shards
         found["traffic"] = {str(shard): asdict(each) for shard, each in traffic(profile.timeline, slice_bytes).items()}
-        if profile.steps:
-            recorded = RecordedRun(profile.recording, profile.timeline, profile.steps, scenario)
-            found["what_if"] = [asdict(each) for each in what_if(recorded, profile.steps, without)]
+        if profile.paths:
+            recorded = RecordedRun(profile.recording, profile.timeline, profile.paths, scenario)
+            found["what_if"] = [asdict(each) for each in what_if(recorded, profile.paths, without)]
             if reason := recorded.no_answer_for_shards():
                 found["warnings"].append(f"no prediction for more shards: {reason}")
     except (UsageError, ClusterError) as error:

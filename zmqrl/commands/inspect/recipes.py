@@ -14,7 +14,7 @@ WITHOUT_AVX512: Final = "2 cores of an x86-64 processor without AVX-512"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
+class MeasuredRun:
     """A measured run of a recipe on ``machine``. ``source`` is where the repository has the figures.
 
     ``score`` is the mean of the last 50 games in training, or the ``--stop-score`` that ended the run. ``evaluation``
@@ -40,9 +40,9 @@ class Result:
 
 
 # Recipes that are not here have not been measured.
-RESULTS: Final[Mapping[str, tuple[Result, ...]]] = {
+RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
     "breakout": (
-        Result(
+        MeasuredRun(
             score=369.52,
             evaluation=366.6,
             games=100,
@@ -52,7 +52,7 @@ RESULTS: Final[Mapping[str, tuple[Result, ...]]] = {
             machine=WITHOUT_AVX512,
             source="benchmarks/results/breakout",
         ),
-        Result(
+        MeasuredRun(
             score=440.12,
             evaluation=434.16,
             games=100,
@@ -64,7 +64,7 @@ RESULTS: Final[Mapping[str, tuple[Result, ...]]] = {
         ),
     ),
     "breakout-ppo": (
-        Result(
+        MeasuredRun(
             score=176.04,
             evaluation=132.92,
             minutes=60.0,
@@ -75,7 +75,7 @@ RESULTS: Final[Mapping[str, tuple[Result, ...]]] = {
         ),
     ),
     "pong": (
-        Result(
+        MeasuredRun(
             score=18.08,
             evaluation=None,
             minutes=20.0,
@@ -86,7 +86,7 @@ RESULTS: Final[Mapping[str, tuple[Result, ...]]] = {
         ),
     ),
     "cartpole": tuple(
-        Result(
+        MeasuredRun(
             score=475.0,
             evaluation=None,
             minutes=seconds / 60,

@@ -14,7 +14,7 @@ from zmqrl.errors import UsageError
 from zmqrl.hosts import probe
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.placement import place_run
-from zmqrl.hosts.preflight import Survey, Verdict, judge, size
+from zmqrl.hosts.preflight import Judgement, Survey, judge, size
 from zmqrl.local.advice import advice
 from zmqrl.local.extras import EXTRAS, missing
 from zmqrl.local.resources import INSTRUCTIONS, Resources, TorchBuild, resources, to_json, torch_build
@@ -24,7 +24,7 @@ from zmqrl.rundir import ANOTHER
 from zmqrl.start.initial import Preparation
 from zmqrl.supervisor.run import check_extras, check_here
 
-HERE: Final = "this machine"
+THIS_MACHINE: Final = "this machine"
 
 
 def run(config: Config, *, json: bool) -> int:
@@ -34,21 +34,21 @@ def run(config: Config, *, json: bool) -> int:
     with prints_to_stderr():
         facts = facts_of(config)
         found, torch = resources(facts["busy_cores"]), torch_build()
-        verdict = verdict_of(config, facts, found, torch)
+        judgement = judgement_of(config, facts, found, torch)
     if json:
         about = {key: facts[key] for key in ("game_error", "memory_bytes", "open_files", "disk_bytes", "shm_bytes")}
         extras = {name: not missing(name) for name in EXTRAS}
         machine = to_json(found, torch) | about | {"run_directory": facts["work"], "extras": extras}
-        print_json({"machine": machine, "problems": verdict.problems, "warnings": verdict.warnings})
-        return 3 if verdict.problems else 0
+        print_json({"machine": machine, "problems": judgement.problems, "warnings": judgement.warnings})
+        return 3 if judgement.problems else 0
     console = page()
     table = Table.grid(padding=(0, 2))
     for name, value in rows(config, facts, found, torch):
         table.add_row(name, Text(value))
     console.print(table)
-    for line in verdict.lines():
+    for line in judgement.lines():
         console.print(Text(line))
-    if verdict.problems:
+    if judgement.problems:
         return 3
     console.print(Text("no problems found: this machine can run this job"))
     return 0
@@ -81,23 +81,23 @@ def _errors(config: Config) -> dict[str, str | None]:
     return found
 
 
-def verdict_of(config: Config, facts: Mapping[str, Any], found: Resources, torch: TorchBuild) -> Verdict:
+def judgement_of(config: Config, facts: Mapping[str, Any], found: Resources, torch: TorchBuild) -> Judgement:
     """What prevents the run here, and what to change."""
-    placement = place_run(config, [Host(name=HERE)], {HERE: CORES})
+    placement = place_run(config, [Host(name=THIS_MACHINE)], {THIS_MACHINE: CORES})
     # advice() reports busy cores.
-    judged = judge(Survey(facts={HERE: {**facts, "busy_cores": None}}), config, placement)
+    judged = judge(Survey(facts={THIS_MACHINE: {**facts, "busy_cores": None}}), config, placement)
     problems = list(judged.problems)
     if facts["network_error"] is not None:
-        problems.append(f"{HERE}: {facts['network_error']}.")
+        problems.append(f"{THIS_MACHINE}: {facts['network_error']}.")
     for check in (check_here, check_extras):
         try:
             check(config)
         except UsageError as error:
-            problems.append(f"{HERE}: {error}")
+            problems.append(f"{THIS_MACHINE}: {error}")
     if not os.access(facts["work"], os.W_OK | os.X_OK):
-        problems.append(f"{HERE}: {facts['work']} is not writable: make it writable, or {ANOTHER}.")
-    told = [f"{HERE}: {text}." for text in advice(found, torch, cuda=config.device == "cuda")]
-    return Verdict(problems, [*judged.warnings, *placement.notices, *told])
+        problems.append(f"{THIS_MACHINE}: {facts['work']} is not writable: make it writable, or {ANOTHER}.")
+    told = [f"{THIS_MACHINE}: {text}." for text in advice(found, torch, cuda=config.device == "cuda")]
+    return Judgement(problems, [*judged.warnings, *placement.notices, *told])
 
 
 def rows(config: Config, facts: Mapping[str, Any], found: Resources, torch: TorchBuild) -> list[tuple[str, str]]:

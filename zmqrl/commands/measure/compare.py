@@ -15,7 +15,7 @@ from zmqrl.observe.records import RunRecord, differing, read_runs
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
 
-Result: TypeAlias = dict[str, Any]
+ComparedRun: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def run(options: Options) -> int:
     return 0
 
 
-def result(run: RunRecord) -> Result:
+def result(run: RunRecord) -> ComparedRun:
     """The results of a run as plain data. Unknown values are None.
 
     Totals come from the summary, or from the newest row if there is none yet. ``best`` is the highest mean of 50 games,
@@ -75,7 +75,7 @@ def result(run: RunRecord) -> Result:
     }
 
 
-def _best(run: RunRecord) -> Result | None:
+def _best(run: RunRecord) -> ComparedRun | None:
     """The best mean of 50 games. A mean of fewer does not count: one lucky game could be the best."""
     rows = [
         row for row in run.rows if (row.get("episodes") or 0) >= SCORES_KEPT and row.get("score_mean_50") is not None
@@ -90,14 +90,14 @@ def _best(run: RunRecord) -> Result | None:
     }
 
 
-def _last_evaluation(run: RunRecord) -> Result | None:
+def _last_evaluation(run: RunRecord) -> ComparedRun | None:
     if not run.evaluations:
         return None
     last = max(run.evaluations, key=lambda evaluation: evaluation.version)
     return {"version": last.version, "mean": last.mean, "ci95": [last.low, last.high], "episodes": last.episodes}
 
 
-def table(names: Sequence[str], settings: Mapping[str, Sequence[Any]], results: Sequence[Result]) -> Table:
+def table(names: Sequence[str], settings: Mapping[str, Sequence[Any]], results: Sequence[ComparedRun]) -> Table:
     """A column for each run, with a section of settings and a section of results."""
     shown = Table(box=box.SIMPLE_HEAD)
     shown.add_column("", overflow="fold")
@@ -114,7 +114,7 @@ def table(names: Sequence[str], settings: Mapping[str, Sequence[Any]], results: 
     return shown
 
 
-def _result_rows(results: Sequence[Result]) -> Iterator[tuple[str, list[str]]]:
+def _result_rows(results: Sequence[ComparedRun]) -> Iterator[tuple[str, list[str]]]:
     """The label and cells of each row. Commit and processor appear only if they differ."""
     for label, cell in _ROWS.items():
         yield label, [cell(result) for result in results]
@@ -130,21 +130,21 @@ def _number(value: float | None, digits: int = 0) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
-def _best_score(result: Result) -> str:
+def _best_score(result: ComparedRun) -> str:
     return "-" if result["best"] is None else _number(result["best"]["score_mean_50"], 2)
 
 
-def _best_at(result: Result) -> str:
+def _best_at(result: ComparedRun) -> str:
     best = result["best"]
     return "-" if best is None else f"{best['minutes']:,.1f} min, {best['agent_steps']:,} steps"
 
 
-def _evaluation(result: Result) -> str:
+def _evaluation(result: ComparedRun) -> str:
     found = result["evaluation"]
     return "-" if found is None else "{:,.2f} ({:,.2f} to {:,.2f})".format(found["mean"], *found["ci95"])
 
 
-def _contributions(result: Result, outcome: str) -> str:
+def _contributions(result: ComparedRun, outcome: str) -> str:
     counts = result["contributions"] or {}
     total = sum(counts.values())
     return (
@@ -152,7 +152,7 @@ def _contributions(result: Result, outcome: str) -> str:
     )
 
 
-_ROWS: Final[dict[str, Callable[[Result], str]]] = {
+_ROWS: Final[dict[str, Callable[[ComparedRun], str]]] = {
     "exit reason": lambda result: result["exit_reason"] or "none yet",
     "minutes": lambda result: _number(result["minutes"], 1),
     "agent steps": lambda result: _number(result["agent_steps"]),

@@ -24,7 +24,7 @@ from zmqrl.local.extras import require_extra
 from zmqrl.process import Messages, interruptible, log_to_stderr, read_job, say
 
 if TYPE_CHECKING:
-    from zmqrl.learner.picture import Screen, Shown
+    from zmqrl.learner.picture import ScreenPixels, Shown
     from zmqrl.policy import Policy
 
 HEIGHT, WIDTH = 640, 1280  # pixels of the largest enlarged video
@@ -164,7 +164,7 @@ def main() -> None:
 class _Video:
     """An unfinished video. An integer factor enlarges the picture, so that it stays sharp."""
 
-    def __init__(self, path: Path, frames_per_s: float, first: "Screen") -> None:
+    def __init__(self, path: Path, frames_per_s: float, first: "ScreenPixels") -> None:
         """``first`` is the first picture. Raises UsageError if it is too large."""
         import imageio.v2 as imageio  # takes a second
 
@@ -193,7 +193,7 @@ class _Video:
                 output_params=["-threads", "1"],  # a run may train on the other cores
             )
 
-    def add(self, screen: "Screen") -> None:
+    def add(self, screen: "ScreenPixels") -> None:
         image = screen.repeat(self._scale, 0).repeat(self._scale, 1)
         height, width, _ = image.shape
         # Colours have half the resolution in an mp4, so its sides must be even.
@@ -219,7 +219,7 @@ class _Video:
 
 
 @contextmanager
-def video_at(path: Path, frames_per_s: float, first: "Screen") -> Iterator[_Video]:
+def video_at(path: Path, frames_per_s: float, first: "ScreenPixels") -> Iterator[_Video]:
     """A video whose first picture is ``first``. The file appears at ``path`` complete or not at all."""
     unfinished = path.with_name(f".{path.name}")
     try:

@@ -20,7 +20,7 @@ from zmqrl.observe.provenance import provenance
 from zmqrl.observe.records import Evaluation
 from zmqrl.policy import load_policy
 from zmqrl.process import CORES, interruptible
-from zmqrl.results.kept import EVALUATION_FILE, Limits, Result, reproducible
+from zmqrl.results.kept import EVALUATION_FILE, RecordedLimits, Result, reproducible
 from zmqrl.results.pages import reproduction_page
 from zmqrl.results.rerun import By, default_axis, judge, rerun_config
 from zmqrl.rundir import RunDirectory, new_path, write_json
@@ -62,7 +62,7 @@ def command(arguments: list[str]) -> int:
 def run(options: Options) -> int:
     """Train, evaluate, write reproduction.md into the new run directory, and print the verdict."""
     require_extra("plot", "pictures need")
-    limits = Limits(minutes=options.minutes, agent_steps=options.agent_steps)
+    limits = RecordedLimits(minutes=options.minutes, agent_steps=options.agent_steps)
     recorded, evaluated = reproducible(options.result, limits)
     here = provenance()
     by = options.by or default_axis(recorded, (here["cpu"], here["cores"]))

@@ -14,8 +14,8 @@ from zmqrl.errors import UsageError, refusal
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible, quiet_children
 from zmqrl.simulate.report import report, table
-from zmqrl.simulate.result import Result
 from zmqrl.simulate.scenario import RECORDED, Scenario
+from zmqrl.simulate.simulated_run import SimulatedRun
 from zmqrl.simulate.sweep import Axis, variants
 from zmqrl.simulate.times import recorded_run, scenario_of
 from zmqrl.simulate.virtual.world import simulate
@@ -125,7 +125,7 @@ def run(options: Options) -> int:
     return 0
 
 
-def _live(scenario: Scenario) -> Callable[[Scenario], Result]:
+def _live(scenario: Scenario) -> Callable[[Scenario], SimulatedRun]:
     from zmqrl.simulate.live.run import ignored, live  # only live runs need sockets
 
     if names := ignored(scenario):
@@ -153,7 +153,7 @@ def tell_of_loss(scenarios: Iterable[Scenario]) -> None:
         sys.stderr.write("--loss without --latency only adds timeouts: set --latency to also limit transfer rates.\n")
 
 
-def draw(results: Sequence[Result], axes: Sequence[Axis], path: Path) -> None:
+def draw(results: Sequence[SimulatedRun], axes: Sequence[Axis], path: Path) -> None:
     """Write the picture. Raises UsageError."""
     from zmqrl.commands.measure.simulated_picture import write_picture  # matplotlib takes a second to import
 

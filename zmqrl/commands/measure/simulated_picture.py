@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zmqrl.observe.drawing import COLOURS, STYLE, save
-from zmqrl.simulate.result import Result
+from zmqrl.simulate.simulated_run import SimulatedRun
 
 
-def write_picture(results: Sequence[Result], swept: Sequence[str], path: Path) -> None:
+def write_picture(results: Sequence[SimulatedRun], swept: Sequence[str], path: Path) -> None:
     """Plot the step times of one run, or throughput and median step time against the first swept setting.
 
     Raises OSError.
@@ -29,7 +29,7 @@ def write_picture(results: Sequence[Result], swept: Sequence[str], path: Path) -
         save(figure, path)
 
 
-def _draw_steps(axes: Axes, result: Result) -> None:
+def _draw_steps(axes: Axes, result: SimulatedRun) -> None:
     """The cumulative distribution of step times."""
     steps_ms = 1000 * np.sort(result.step_s)
     axes.step(steps_ms, 100 * np.arange(1, len(steps_ms) + 1) / len(steps_ms), where="post", color=COLOURS[0])
@@ -38,7 +38,7 @@ def _draw_steps(axes: Axes, result: Result) -> None:
     axes.set_xlim(left=0)
 
 
-def _draw_sweep(axes: Axes, results: Sequence[Result], swept: Sequence[str], what: str, label: str) -> None:
+def _draw_sweep(axes: Axes, results: Sequence[SimulatedRun], swept: Sequence[str], what: str, label: str) -> None:
     """A line for each combination of the other swept settings."""
     lines: dict[tuple[object, ...], list[tuple[Any, float]]] = {}
     for result in results:
@@ -49,11 +49,11 @@ def _draw_sweep(axes: Axes, results: Sequence[Result], swept: Sequence[str], wha
     for number, (values, points) in enumerate(lines.items()):
         name = ", ".join(f"{name} {value}" for name, value in zip(swept[1:], values, strict=True))
         firsts = [first for first, _ in points]
-        places = [float(place) for place in range(len(points))] if isinstance(firsts[0], str) else firsts
+        positions = [float(position) for position in range(len(points))] if isinstance(firsts[0], str) else firsts
         axes.plot(
-            places, [value for _, value in points], "o-", color=COLOURS[number % len(COLOURS)], label=name or None
+            positions, [value for _, value in points], "o-", color=COLOURS[number % len(COLOURS)], label=name or None
         )
-        axes.set_xticks(places, [f"{first:g}" if isinstance(first, float) else str(first) for first in firsts])
+        axes.set_xticks(positions, [f"{first:g}" if isinstance(first, float) else str(first) for first in firsts])
     axes.set_xlabel(swept[0].replace("_", " "))
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)

@@ -4,30 +4,32 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from zmqrl.commands.help import Group, grouped, help_of
+from zmqrl.commands.help import OptionGroup, grouped, help_of
 from zmqrl.config import Config
 
 RUN: Final = (
-    Group("run", ["help", "run-dir", "minutes", "updates", "agent-steps", "stop-score"]),
-    Group("start", ["resume", "detach", "dry-run", "seed"]),
-    Group("worker and shard", ["workers", "shards", "backups", "quorum", "device", "on-loss", "external-workers"]),
-    Group("environment", ["env"], ["envs"]),
-    Group("learning", ["algo", "model", "loss"], ["ppo", "ba3c", "network", "optimizer", "schedule"]),
-    Group("watching", ["page", "trackers", "metrics-port", "profile"]),
-    Group("checkpoint", [], ["checkpoint"]),
-    Group("evaluation", ["evaluator"], ["evaluation"]),
-    Group("recording", ["recorder"], ["recording"]),
-    Group("experiment", ["scenario", "straggle", "pace", "mode", "consistent", "act-only"]),
-    Group("connection", [], ["wire"]),
+    OptionGroup("run", ["help", "run-dir", "minutes", "updates", "agent-steps", "stop-score"]),
+    OptionGroup("start", ["resume", "detach", "dry-run", "seed"]),
+    OptionGroup(
+        "worker and shard", ["workers", "shards", "backups", "quorum", "device", "on-loss", "external-workers"]
+    ),
+    OptionGroup("environment", ["env"], ["envs"]),
+    OptionGroup("learning", ["algo", "model", "loss"], ["ppo", "ba3c", "network", "optimizer", "schedule"]),
+    OptionGroup("watching", ["page", "trackers", "metrics-port", "profile"]),
+    OptionGroup("checkpoint", [], ["checkpoint"]),
+    OptionGroup("evaluation", ["evaluator"], ["evaluation"]),
+    OptionGroup("recording", ["recorder"], ["recording"]),
+    OptionGroup("experiment", ["scenario", "straggle", "pace", "mode", "consistent", "act-only"]),
+    OptionGroup("connection", [], ["wire"]),
 )
 HOSTS: Final = (
-    Group(
+    OptionGroup(
         "host",
         ["hosts", "slurm", "pbs", "lsf", "ray", "include", "exclude", "via", "ssh-config", "preflight", "requeue"],
     ),
-    Group("installation", ["sync", "offline", "export"]),
-    Group("login node", ["slurm-login", "sbatch", "login-dir"]),
-    Group("network", ["iface", "address", "node-address", "lease-s"]),
+    OptionGroup("installation", ["sync", "offline", "export"]),
+    OptionGroup("login node", ["slurm-login", "sbatch", "login-dir"]),
+    OptionGroup("network", ["iface", "address", "node-address", "lease-s"]),
 )
 TRAIN: Final = {
     "zmqrl train breakout": "Train until Ctrl-C, which ends the run with a checkpoint",
@@ -41,6 +43,8 @@ LAUNCH: Final = {
 }
 
 
-def show(own: type[Any], default: Config, program: str, groups: Sequence[Group], examples: Mapping[str, str]) -> None:
+def show(
+    own: type[Any], default: Config, program: str, groups: Sequence[OptionGroup], examples: Mapping[str, str]
+) -> None:
     """Print the help for the options of ``own``, and for the settings of a run with the values ``default``."""
     sys.stdout.write(grouped(help_of(own, default, program), groups, examples))

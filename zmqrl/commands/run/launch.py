@@ -128,7 +128,7 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
         host_of = placement.host_of
         of_shards = {host_of[shard_id(shard)] for shard in range(config.shards)}
         addresses, unknown = reach.addresses(of_shards, facts)
-        preflight.Verdict(unknown).check()
+        preflight.Judgement(unknown).check()
         files = Mirror(links, directory, host_of)
         if not config.resume:
             files.clean(whole=False)  # an earlier run may have used a directory of this name
@@ -139,9 +139,9 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
         if options.preflight:
             stages.at("checking", f"checking {of_all}")
             found = preflight.survey(launcher, config, placement, facts, addresses, probes, whole=False)
-            verdict = preflight.judge(found, config, placement)
-            verdict.check()
-            notices += tuple(verdict.warnings)
+            judgement = preflight.judge(found, config, placement)
+            judgement.check()
+            notices += tuple(judgement.warnings)
     except BaseException:
         for link in links.values():
             if not link.is_ready:

@@ -81,7 +81,7 @@ def submit(arguments: list[str], config: Config) -> int:
         python = make_environments([host], way, print_line, {}, offline=here.offline)[host.name]
     with LoginNode(host.name, here.ssh_config) as node:
         _refuse_a_second_job(node, run)
-        directory, read = node.place(here.login_dir, run.name)
+        directory, read = node.make_directory(here.login_dir, run.name)
         script = job_script(python, [*rest, "--run-dir", f"{directory}/{run.name}"])
         run.mkdir(parents=True, exist_ok=True)
         earlier = summary_of(run)

@@ -155,7 +155,7 @@ class LoginNode:
             raise ClusterError(f"{words[0]} did not run on {self.host}: its shell printed {done.stdout[-60:]!r}.")
         return output
 
-    def place(self, directory: str, name: str) -> tuple[str, int]:
+    def make_directory(self, directory: str, name: str) -> tuple[str, int]:
         """Make ``directory``. Returns its absolute path, and the size of the log ``name.log`` in it."""
         path, size = self.run(["sh", "-c", MAKE_DIRECTORY, "sh", directory, name]).decode().splitlines()[-2:]
         return path, int(size)

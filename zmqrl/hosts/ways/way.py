@@ -8,7 +8,7 @@ from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.ways.ssh import ssh_command
 from zmqrl.hosts.ways.via import via_command
 
-HERE: Final = "localhost"
+LOCALHOST: Final = "localhost"
 
 Way: TypeAlias = Callable[[Host, Sequence[str]], list[str]]
 """Turns a host and the words of a command into a command for this machine, which runs the words on the host and passes
@@ -18,7 +18,7 @@ on their standard streams.
 
 def command_on(host: Host, words: Sequence[str], *, ssh_config: Path | None = None) -> list[str]:
     """The command that runs ``words`` on ``host``: a :data:`Way`."""
-    if host.name == HERE:
+    if host.name == LOCALHOST:
         return list(words)
     if host.via:
         return via_command(host.via, host.name, words)

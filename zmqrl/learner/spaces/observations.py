@@ -78,8 +78,8 @@ def kind_of(space: object) -> str:
 class _Array:
     """A part that is one array of numbers.
 
-    Each number must fit ``dtype``, and lie within ``bounds`` (low, high), if given. With ``places``, numbers become
-    one-hot: the vector is 1 at ``places`` plus the number. Otherwise, the vector gets the numbers themselves.
+    Each number must fit ``dtype``, and lie within ``bounds`` (low, high), if given. With ``offsets``, numbers become
+    one-hot: the vector is 1 at ``offsets`` plus the number. Otherwise, the vector gets the numbers themselves.
     """
 
     name: str
@@ -87,15 +87,15 @@ class _Array:
     dtype: np.dtype[Any]
     size: int
     bounds: tuple[np.ndarray, np.ndarray] | None = None
-    places: np.ndarray | None = None
+    offsets: np.ndarray | None = None
 
     def write(self, value: Any, vector: Vector) -> None:
         """Write ``value`` to ``vector``, which holds zeros."""
         numbers = self.checked(value).ravel()
-        if self.places is None:
+        if self.offsets is None:
             vector[:] = numbers
         else:
-            vector[self.places + numbers] = 1
+            vector[self.offsets + numbers] = 1
 
     def checked(self, value: Any) -> np.ndarray:
         """``value`` as an array of ``dtype``. Raises Unfit if it does not belong to the space."""
@@ -125,8 +125,8 @@ class _Array:
     def _require(self, fit: npt.NDArray[np.bool_], given: np.ndarray) -> None:
         if not fit.all():
             index = tuple(np.argwhere(~fit)[0].tolist())
-            place = f"[{', '.join(map(str, index))}]" if index else ""
-            raise Unfit(f"{self.name}{place} is {given[index]}, but must be {self._allowed(index)}")
+            where = f"[{', '.join(map(str, index))}]" if index else ""
+            raise Unfit(f"{self.name}{where} is {given[index]}, but must be {self._allowed(index)}")
 
     def _allowed(self, index: tuple[int, ...]) -> str:
         """The allowed numbers at ``index``, in words."""
@@ -205,8 +205,8 @@ def _numbers(space: Box, keys: str) -> _Array:
 def _choices(keys: str, start: np.ndarray, counts: np.ndarray) -> _Array:
     """Choices, which become one-hot. Each is a whole number from ``start``, and has ``counts`` possible values."""
     low, counts = start.astype(np.int64), counts.astype(np.int64)
-    places = np.cumsum(counts) - counts.ravel() - low.ravel()
-    return replace(_whole(keys, low, low + counts - 1), size=int(counts.sum()), places=places)
+    offsets = np.cumsum(counts) - counts.ravel() - low.ravel()
+    return replace(_whole(keys, low, low + counts - 1), size=int(counts.sum()), offsets=offsets)
 
 
 def _whole(keys: str, low: np.ndarray, high: np.ndarray) -> _Array:

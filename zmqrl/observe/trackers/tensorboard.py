@@ -50,14 +50,14 @@ class TensorBoard:
 
         self._event, self._summary = Event, Summary
         self._directory: int | None = None
-        place = str(directory)
+        path = str(directory)
         try:
-            place.encode()
+            path.encode()
         except UnicodeEncodeError:  # TensorBoard needs a path in UTF-8
             directory.mkdir(parents=True, exist_ok=True)
             self._directory = os.open(directory, os.O_PATH | os.O_CLOEXEC)
-            place = f"/proc/self/fd/{self._directory}"
-        self._writer = EventFileWriter(place, flush_secs=FLUSH_EVERY_S)
+            path = f"/proc/self/fd/{self._directory}"
+        self._writer = EventFileWriter(path, flush_secs=FLUSH_EVERY_S)
         if resumed_at is not None:
             self._write(resumed_at, session_log=SessionLog(status=SessionLog.START))
 

@@ -18,7 +18,7 @@ from zmqrl.ps.shard.events import Record, Totals, View, added
 
 COUNTS = ("late", "duplicate", "rejected")
 
-Line: TypeAlias = dict[str, Any]
+JsonLine: TypeAlias = dict[str, Any]
 
 
 def missing_lines(first: int, last: int) -> str:
@@ -154,14 +154,14 @@ class History:
                 raise FullDiskError(f"cannot write {self.path}: the disk is full.") from error
             raise ClusterError(f"cannot write {self.path}: {error.strerror}.") from error
 
-    def _newest(self, version: int = sys.maxsize) -> tuple[int, list[tuple[Line, bytes]]]:
+    def _newest(self, version: int = sys.maxsize) -> tuple[int, list[tuple[JsonLine, bytes]]]:
         """The offset in the file where the newest lines begin, and these lines, parsed and raw.
 
         They go back at least to the line of ``version``, or to an earlier version if there is no such line.
 
         If a line cannot be read, the file is kept under another name and replaced by a file without that line.
         """
-        lines: list[tuple[Line | None, bytes]] = []
+        lines: list[tuple[JsonLine | None, bytes]] = []
         start, rest = os.fstat(self._lines.file).st_size, b""
         while start > 0:
             size = min(start, PIECE_BYTES)
@@ -176,13 +176,13 @@ class History:
         offset = start + len(rest)
         readable = [(line, raw) for line, raw in lines if line is not None]
         if len(readable) < len(lines):
-            self._set_aside(offset, lines)
+            self._keep_damaged(offset, lines)
         return offset, readable
 
-    def _set_aside(self, offset: int, lines: list[tuple[Line | None, bytes]]) -> None:
+    def _keep_damaged(self, offset: int, lines: list[tuple[JsonLine | None, bytes]]) -> None:
         """Keep the file under another name. Continue with a copy that lacks the unreadable ``lines``."""
-        aside = self.path.with_name(f"{self.path.stem}.damaged-{time.time_ns()}.jsonl")
-        shutil.copyfile(self.path, aside)
+        original = self.path.with_name(f"{self.path.stem}.damaged-{time.time_ns()}.jsonl")
+        shutil.copyfile(self.path, original)
         mended, before = self.path.with_name(f"{self.path.name}.mended"), 0
         with self.path.open("rb") as damaged, mended.open("wb") as file:
             while piece := damaged.read(min(PIECE_BYTES, offset - damaged.tell())):
@@ -193,10 +193,10 @@ class History:
         self._lines.reopen()
         numbers = [number for number, (line, _) in enumerate(lines, start=before + 1) if line is None]
         what = f"line {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} lines from line {numbers[0]} on"
-        self.news.append(f"{self.path}: {what} could not be read; the original file is kept as {aside.name}")
+        self.news.append(f"{self.path}: {what} could not be read; the original file is kept as {original.name}")
 
 
-def line_of(record: Record, crc32: int) -> Line:
+def line_of(record: Record, crc32: int) -> JsonLine:
     """The line of a version. ``crc32`` is the checksum of the published weights."""
     line = {
         "version": record.version,
@@ -217,7 +217,7 @@ def line_of(record: Record, crc32: int) -> Line:
     return line
 
 
-def parse_line(raw: bytes) -> Line | None:
+def parse_line(raw: bytes) -> JsonLine | None:
     """Parse a line of a history. Returns None if it is not valid."""
     try:
         line = json.loads(raw)
@@ -229,7 +229,7 @@ def parse_line(raw: bytes) -> Line | None:
         return None
 
 
-def read_lines(path: Path) -> list[Line]:
+def read_lines(path: Path) -> list[JsonLine]:
     """The readable lines of a history, in order. Empty if the file does not exist."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         whole: Iterable[bytes] = read_file(path).rpartition(b"\n")[0].splitlines()
@@ -237,7 +237,7 @@ def read_lines(path: Path) -> list[Line]:
     return []
 
 
-def counts_of(line: Line) -> Totals:
+def counts_of(line: JsonLine) -> Totals:
     """The number of contributions in a line, by outcome."""
     late, duplicate, rejected = (int(line.get(name, 0)) for name in COUNTS)
     return len(line.get("ranks", ())), late, duplicate, rejected

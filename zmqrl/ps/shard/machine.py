@@ -28,7 +28,7 @@ class ShardTiming:
     stall_notice_s: float = 5.0
 
 
-class About(TypedDict):
+class ShardHeader(TypedDict):
     """The first fields of most messages of a shard."""
 
     run: str
@@ -403,7 +403,7 @@ class ShardMachine:
 
     # messages about this shard
 
-    def _about(self) -> About:
+    def _about(self) -> ShardHeader:
         me = self.identity
         return {
             "run": me.run,

@@ -53,7 +53,8 @@ class WorkerMachine:
         self.tally = Tally()
         self.asynchronous = asynchronous
         self.shards = [KnownShard(shard, self.tally, asynchronous, heard_at=now) for shard in range(shards)]
-        self.contribution: int | None = None  # its generation. `KnownShard.computed_on` has the version at each shard
+        # The generation of the contribution. ``KnownShard.computed_on`` has the version at each shard.
+        self.contributed_under: int | None = None
         self.elapsed = 0  # progress of the run for the contribution, in millionths
         self.elapsed_then = 0  # the same, for the weights handed out last
         self.slowest = -1  # version that every shard has reached
@@ -73,7 +74,7 @@ class WorkerMachine:
             actions = self._take(event, now)
             number = getattr(event, "shard", None)
             for shard in self.shards if number is None else (self.shards[number],):
-                shard.check(self.contribution)
+                shard.check(self.contributed_under)
         except AssertionError as error:
             where = f"worker {self.rank}, {type(event).__name__}"
             raise self.story.broken(where, error, shard=getattr(event, "shard", None)) from error
@@ -153,7 +154,7 @@ class WorkerMachine:
             case m.Need():
                 actions += self._reached(shard, message.version)
                 if message.version == shard.version:
-                    again = shard.need(self.contribution, wanted=self.rank not in message.held)
+                    again = shard.need(self.contributed_under, wanted=self.rank not in message.held)
                     actions += self._push(shard) if again else []
         return actions + self._assemble(now)
 
@@ -186,7 +187,7 @@ class WorkerMachine:
         assert payload is not None, "weights without a payload"
         shard.keep(message.version, (message.codec, payload), message.elapsed)
         actions: list[e.Action] = []
-        if self.contribution == message.generation:
+        if self.contributed_under == message.generation:
             at = bisect_left(message.ranks, self.rank)  # ranks are in order, and there can be a thousand
             outcome = shard.learns(message.version, named=message.ranks[at : at + 1] == (self.rank,))
             actions = self._close(shard, outcome) if outcome is not None else []
@@ -270,7 +271,7 @@ class WorkerMachine:
     # contributions
 
     def _contribute(self, event: e.Contributed) -> list[e.Action]:
-        self.contribution, self.elapsed = event.generation, self.elapsed_then
+        self.contributed_under, self.elapsed = event.generation, self.elapsed_then
         self.pulling_above = None
         self.progress += 1
         for shard in self.shards:
@@ -282,11 +283,11 @@ class WorkerMachine:
     def _push(self, shard: KnownShard) -> list[e.Action]:
         if not shard.can_push():
             return []
-        assert self.contribution is not None
+        assert self.contributed_under is not None
         header = m.Gradient(
             run=self.run,
             layout=self.layout,
-            generation=self.contribution,
+            generation=self.contributed_under,
             view=shard.view,
             shard=shard.number,
             version=shard.computed_on,

@@ -22,8 +22,8 @@ from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.standalone import StandaloneShards, standalone_shards
 from zmqrl.ps.wire import messages as m
 from zmqrl.simulate.compute import ComputeTimes
-from zmqrl.simulate.result import Result
 from zmqrl.simulate.scenario import Scenario
+from zmqrl.simulate.simulated_run import SimulatedRun
 from zmqrl.simulate.times import times_of
 
 READY_WITHIN_S = 120.0
@@ -53,12 +53,12 @@ class Observed:
     ``worker_cpu_s`` is the CPU time per gradient of all threads of a worker together.
     """
 
-    result: Result
+    result: SimulatedRun
     shard_s: dict[str, float]
     worker_cpu_s: float
 
 
-def live(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
+def live(scenario: Scenario, *, compute: ComputeTimes | None = None) -> SimulatedRun:
     """Run ``scenario`` in real time, as :func:`observe` does."""
     return observe(scenario, compute=compute).result
 
@@ -251,7 +251,7 @@ class _Shard:
         return cls(published_at, spans_s)
 
 
-def _result(scenario: Scenario, shards: list[_Shard], stats: list[m.Stats], told: list[dict[str, Any]]) -> Result:
+def _result(scenario: Scenario, shards: list[_Shard], stats: list[m.Stats], told: list[dict[str, Any]]) -> SimulatedRun:
     done_at = []
     for version in range(scenario.updates + 1):
         known = [each.published_at[version] for each in shards if version in each.published_at]
@@ -266,7 +266,7 @@ def _result(scenario: Scenario, shards: list[_Shard], stats: list[m.Stats], told
     )
     counts = {name: sum(each["counts"][name] for each in told) for name in told[0]["counts"]}
     rollouts = counts["rollouts"] or counts["gradients"] / scenario.updates_per_rollout
-    return Result(
+    return SimulatedRun(
         live=True,
         scenario=scenario,
         step_s=tuple(after - before for before, after in pairwise(done_at)),

@@ -9,7 +9,7 @@ from typing import Any
 RESOLUTION_S = 1e-9
 
 
-class Clock:
+class VirtualClock:
     """Virtual time in seconds. Calls that are due at the same time happen in the order in which they were scheduled."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Shared:
     are in bytes per second, and amounts in bytes. An infinite ``capacity`` needs a finite ``each``.
     """
 
-    def __init__(self, clock: Clock, capacity: float, each: float) -> None:
+    def __init__(self, clock: VirtualClock, capacity: float, each: float) -> None:
         self._clock, self._capacity, self._each = clock, capacity, each
         self._jobs: list[tuple[float, int, Job]] = []  # each with the value of _service at which the job is done
         self._order = count()

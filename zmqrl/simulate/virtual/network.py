@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from zmqrl.simulate.virtual.clock import Clock, Shared
+from zmqrl.simulate.virtual.clock import Shared, VirtualClock
 
 PACKET_BYTES = 1448  # payload of a TCP segment on Ethernet
 TIMEOUT_S = 0.2  # the minimum retransmission timeout of Linux
@@ -13,10 +13,10 @@ TAIL_PACKETS = 3  # if one of the last packets is lost, only the timeout reveals
 MATHIS = math.sqrt(1.5)
 
 
-class Host:
+class VirtualHost:
     """A machine: cores that its processes share, and a network card with two directions."""
 
-    def __init__(self, clock: Clock, cores: int | None, bandwidth: float, most_each: float) -> None:
+    def __init__(self, clock: VirtualClock, cores: int | None, bandwidth: float, most_each: float) -> None:
         self.clock = clock
         self.cores = None if cores is None else Shared(clock, cores, 1.0)
         finite = min(bandwidth, most_each) < math.inf
@@ -39,7 +39,7 @@ class Network:
     of the last packets is lost, the transfer also waits for a timeout.
     """
 
-    def __init__(self, clock: Clock, *, latency_s: float, loss: float, loopback: float, seed: int) -> None:
+    def __init__(self, clock: VirtualClock, *, latency_s: float, loss: float, loopback: float, seed: int) -> None:
         self.clock = clock
         self.latency_s, self.loss, self.loopback = latency_s, loss, loopback
         self.random = random.Random(seed)
@@ -52,11 +52,13 @@ class Network:
             return math.inf
         return PACKET_BYTES * MATHIS / (2 * self.latency_s * math.sqrt(self.loss))
 
-    def tell(self, source: Host, target: Host, deliver: Callable[..., None], *arguments: Any) -> None:
+    def tell(self, source: VirtualHost, target: VirtualHost, deliver: Callable[..., None], *arguments: Any) -> None:
         """Send a message of one packet."""
         self.clock.after(self._delay(source, target, 0), deliver, *arguments)
 
-    def transfer(self, source: Host, target: Host, size: int, deliver: Callable[..., None], *arguments: Any) -> None:
+    def transfer(
+        self, source: VirtualHost, target: VirtualHost, size: int, deliver: Callable[..., None], *arguments: Any
+    ) -> None:
         """Send a slice of ``size`` bytes."""
         self.under_way += 1
         delay = self._delay(source, target, size)
@@ -68,7 +70,7 @@ class Network:
         source.outgoing.start(size, transfer.half)
         target.incoming.start(size, transfer.half)
 
-    def _delay(self, source: Host, target: Host, size: int) -> float:
+    def _delay(self, source: VirtualHost, target: VirtualHost, size: int) -> float:
         """The latency of a transfer, without the time in the network cards."""
         if source is target:
             return 0.0

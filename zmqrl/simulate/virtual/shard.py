@@ -9,8 +9,8 @@ from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.worker.events import PublicationArrived
-from zmqrl.simulate.virtual.link import PAYLOAD, Link
-from zmqrl.simulate.virtual.network import Host
+from zmqrl.simulate.virtual.connections import PAYLOAD, VirtualConnections
+from zmqrl.simulate.virtual.network import VirtualHost
 
 if TYPE_CHECKING:
     from zmqrl.simulate.virtual.world import World
@@ -22,12 +22,12 @@ LOOK_S = 0.025  # the server checks its timers this often
 class SimulatedShard:
     """One shard: a process, which can be killed and restarted, and the committed state, which survives."""
 
-    def __init__(self, world: "World", number: int, host: Host, slice_bytes: int) -> None:
+    def __init__(self, world: "World", number: int, host: VirtualHost, slice_bytes: int) -> None:
         self.world, self.number, self.host, self.slice_bytes = world, number, host, slice_bytes
         scenario = world.scenario
         self.costs = scenario.costs
-        self.links: list[Link] = []
-        self.peers: dict[bytes, Link] = {}
+        self.connections: list[VirtualConnections] = []
+        self.peers: dict[bytes, VirtualConnections] = {}
         self.alive = False
         self.life = 0
         self.busy_s = 0.0
@@ -74,8 +74,8 @@ class SimulatedShard:
         self.life += 1
         self._inbox.clear()
         self._serving, self._owed_s = None, 0.0
-        for link in self.links:
-            link.disconnect()
+        for each in self.connections:
+            each.disconnect()
 
     def totals(self) -> e.Totals:
         machine = self.machine
@@ -150,32 +150,37 @@ class SimulatedShard:
         event = PublicationArrived(self.number, m.Weights(**self._describe(record)), PAYLOAD)
         told, send_s = self._told(), self.costs.send_s
         if not send_s:
-            for link in self.links:
-                link.publish_weights(event, told)
+            for each in self.connections:
+                each.publish_weights(event, told)
             return
-        waiting = iter([link for link in self.links if link.up])
+        waiting = iter([each for each in self.connections if each.up])
         self._send_next(waiting, event, told, self.life)
 
     def _send_next(
-        self, waiting: Iterator[Link], event: PublicationArrived, told: tuple[object, ...], life: int
+        self, waiting: Iterator[VirtualConnections], event: PublicationArrived, told: tuple[object, ...], life: int
     ) -> None:
         """Let the I/O thread send to the subscribers one by one, while the process continues."""
-        link = next(waiting, None)
-        if link is not None and life == self.life:
+        each = next(waiting, None)
+        if each is not None and life == self.life:
             self.busy_s += self.costs.send_s
-            self.host.work(self.costs.send_s, self._sent, link, waiting, event, told, life)
+            self.host.work(self.costs.send_s, self._sent, each, waiting, event, told, life)
 
     def _sent(
-        self, link: Link, waiting: Iterator[Link], event: PublicationArrived, told: tuple[object, ...], life: int
+        self,
+        each: VirtualConnections,
+        waiting: Iterator[VirtualConnections],
+        event: PublicationArrived,
+        told: tuple[object, ...],
+        life: int,
     ) -> None:
-        link.publish_weights(event, told)
+        each.publish_weights(event, told)
         self._send_next(waiting, event, told, life)
 
     def _publish(self, message: m.Heartbeat | m.Need | m.Bye) -> None:
         event = PublicationArrived(self.number, message)
         told = self._told() if isinstance(message, m.Heartbeat) else None
-        for link in self.links:
-            link.publish(event, told)
+        for each in self.connections:
+            each.publish(event, told)
 
     def _told(self) -> tuple[object, ...]:
         machine = self.machine

@@ -8,8 +8,8 @@ from zmqrl.ps.wire import messages as m
 from zmqrl.ps.worker import events as e
 from zmqrl.ps.worker.machine import WorkerMachine, WorkerTiming
 from zmqrl.simulate.virtual.clock import Job
-from zmqrl.simulate.virtual.link import Link
-from zmqrl.simulate.virtual.network import Host
+from zmqrl.simulate.virtual.connections import VirtualConnections
+from zmqrl.simulate.virtual.network import VirtualHost
 from zmqrl.simulate.virtual.shard import LAYOUT, RUN
 
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ TIMING = WorkerTiming(ping_s=10.0, stall_notice_s=float("inf"))
 
 
 @dataclass(frozen=True, slots=True)
-class Pull:
+class PullStep:
     """Wait for a version above ``above``. The result is the version, or None at the end of the run."""
 
     above: int
 
 
 @dataclass(frozen=True, slots=True)
-class Compute:
+class ComputeStep:
     """Work for ``cpu_s`` seconds on a core and ``idle_s`` seconds without one.
 
     The result is ``on``, the version of this work, or None if the work was dropped.
@@ -41,15 +41,15 @@ class Compute:
     drops: bool
 
 
-Step: TypeAlias = Pull | Compute
+WorkerStep: TypeAlias = PullStep | ComputeStep
 
 
 class SimulatedWorker:
     """One worker: a process, which can be killed and restarted, and the counts, which survive."""
 
-    def __init__(self, world: "World", rank: int, host: Host) -> None:
+    def __init__(self, world: "World", rank: int, host: VirtualHost) -> None:
         self.world, self.rank, self.host = world, rank, host
-        self.links: list[Link] = []
+        self.connections: list[VirtualConnections] = []
         self.alive = False
         self.agent_steps = 0.0
         self.abandoned = self.abandoned_rollouts = 0
@@ -59,7 +59,7 @@ class SimulatedWorker:
         self._factor, self._sleep_s = world.scenario.slowness(rank)
         self._state: Literal["pulling", "computing", "ended"] = "ended"
         self._life = 0
-        self._computing: Compute | None = None
+        self._computing: ComputeStep | None = None
         self._job: Job | None = None
         self._waits_from = self._queues_from = 0.0
 
@@ -80,8 +80,8 @@ class SimulatedWorker:
             now=self.world.clock.now,
             timing=TIMING,
         )
-        for link in self.links:
-            link.connect()
+        for each in self.connections:
+            each.connect()
         self._tick(self._life)
         self._work = self._run()
         self._go_on(None)
@@ -97,8 +97,8 @@ class SimulatedWorker:
         self._life += 1
         self.skipped += self.machine.tally.skipped
         self.resent += self.machine.tally.resent
-        for link in self.links:
-            link.disconnect()
+        for each in self.connections:
+            each.disconnect()
 
     @property
     def computes(self) -> bool:
@@ -109,21 +109,21 @@ class SimulatedWorker:
         """The numbers of skipped and of resent slices."""
         now = self.machine.tally if self.alive else None
         skipped, resent = (now.skipped, now.resent) if now else (0, 0)
-        return self.skipped + skipped + self.abandoned * len(self.links), self.resent + resent
+        return self.skipped + skipped + self.abandoned * len(self.connections), self.resent + resent
 
     # what the computing thread does: compare with zmqrl/worker.py
 
-    def _run(self) -> Generator[Step, e.Assembled | None, None]:
+    def _run(self) -> Generator[WorkerStep, e.Assembled | None, None]:
         scenario, times = self.world.scenario, self.world.times
         per_rollout = scenario.updates_per_rollout
         drops = scenario.abandon == "immediately"
-        weights = yield Pull(-1)
+        weights = yield PullStep(-1)
         while weights is not None:
             acted, iteration = weights, weights.version // per_rollout
             if times.rollout:
                 yield self._effort(*times.rollout_s(self.rank, iteration), acted)
                 self.agent_steps += scenario.agent_steps_per_rollout
-                weights = yield Pull(acted.version - 1)
+                weights = yield PullStep(acted.version - 1)
                 if weights is None:
                     break
                 iteration = weights.version // per_rollout
@@ -139,12 +139,12 @@ class SimulatedWorker:
                     self.abandoned += 1
                 else:
                     self.feed(e.Contributed(weights.generation, weights.version))
-                weights = yield Pull(weights.version)
+                weights = yield PullStep(weights.version)
 
     def _effort(
         self, cpu_s: float, idle_s: float, on: e.Assembled, sleep_s: float = 0.0, drops: bool = False
-    ) -> Compute:
-        return Compute(self._factor * cpu_s, self._factor * idle_s + sleep_s, on, drops)
+    ) -> ComputeStep:
+        return ComputeStep(self._factor * cpu_s, self._factor * idle_s + sleep_s, on, drops)
 
     def _go_on(self, answer: e.Assembled | None) -> None:
         """Take the next step. Its end calls this method again."""
@@ -153,7 +153,7 @@ class SimulatedWorker:
         except StopIteration:
             self._state = "ended"
             return
-        if isinstance(step, Pull):
+        if isinstance(step, PullStep):
             self._state, self._waits_from = "pulling", self.world.clock.now
             self.feed(e.Pulling(step.above))
         else:
@@ -164,13 +164,13 @@ class SimulatedWorker:
             else:
                 self.world.clock.after(step.cpu_s + step.idle_s, self._computed, step)
 
-    def _sleep(self, step: Compute) -> None:
+    def _sleep(self, step: ComputeStep) -> None:
         self._job = None
         self.cpu_s += step.cpu_s
         self.queued_s += self.world.clock.now - self._queues_from - step.cpu_s
         self.world.clock.after(step.idle_s, self._computed, step)
 
-    def _computed(self, step: Compute) -> None:
+    def _computed(self, step: ComputeStep) -> None:
         if step is self._computing:  # else the step was dropped
             self._computing = None
             if not self.world.times.rollout:
@@ -197,10 +197,10 @@ class SimulatedWorker:
         for action in self.machine.handle(event, self.world.clock.now):
             match action:
                 case e.SendGradient():
-                    if not self.links[action.shard].push(action.header):
+                    if not self.connections[action.shard].push(action.header):
                         self.feed(e.SendBlocked(action.shard))
                 case e.SendControl():
-                    self.links[action.shard].request(action.message)
+                    self.connections[action.shard].request(action.message)
                     self._look_again(action.message)
                 case e.Assembled():
                     self._wait_ends()

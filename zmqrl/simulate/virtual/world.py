@@ -9,12 +9,12 @@ from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.events import Record
 from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.simulate.compute import ComputeTimes
-from zmqrl.simulate.result import Result, Use
 from zmqrl.simulate.scenario import Failure, Scenario
+from zmqrl.simulate.simulated_run import SimulatedRun, Use
 from zmqrl.simulate.times import times_of
-from zmqrl.simulate.virtual.clock import Clock
-from zmqrl.simulate.virtual.link import Link
-from zmqrl.simulate.virtual.network import Host, Network
+from zmqrl.simulate.virtual.clock import VirtualClock
+from zmqrl.simulate.virtual.connections import VirtualConnections
+from zmqrl.simulate.virtual.network import Network, VirtualHost
 from zmqrl.simulate.virtual.shard import SimulatedShard
 from zmqrl.simulate.virtual.worker import SimulatedWorker
 from zmqrl.words import counted
@@ -22,7 +22,7 @@ from zmqrl.words import counted
 STUCK_S = 120.0
 
 
-def simulate(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
+def simulate(scenario: Scenario, *, compute: ComputeTimes | None = None) -> SimulatedRun:
     """Run ``scenario`` in virtual time. The same arguments give the same result.
 
     ``compute`` replaces the times of work that ``scenario.compute`` and ``scenario.rollout`` describe. Raises
@@ -38,7 +38,7 @@ class World:
     def __init__(self, scenario: Scenario, times: ComputeTimes) -> None:
         self.scenario, self.times = scenario, times
         self.steps_per_gradient = scenario.agent_steps_per_rollout / scenario.updates_per_rollout
-        self.clock = Clock()
+        self.clock = VirtualClock()
         self._numbers = count(1)
         self.network = Network(
             self.clock,
@@ -50,7 +50,7 @@ class World:
         of_rank, of_shard = scenario.host_of_rank(), scenario.host_of_shard()
         most_each = self.network.most_each()
         self.hosts = [
-            Host(self.clock, scenario.cores, scenario.bandwidth, most_each)
+            VirtualHost(self.clock, scenario.cores, scenario.bandwidth, most_each)
             for _ in range(1 + max(*of_rank, *of_shard, (scenario.hosts or 1) - 1))
         ]
         layout = Layout.of([("parameters", (scenario.parameters,))], scenario.shards)
@@ -65,9 +65,9 @@ class World:
         self.workers = [SimulatedWorker(self, rank, self.hosts[host]) for rank, host in enumerate(of_rank)]
         for worker in self.workers:
             for shard in self.shards:
-                link = Link(self, worker, shard)
-                worker.links.append(link)
-                shard.links.append(link)
+                each = VirtualConnections(self, worker, shard)
+                worker.connections.append(each)
+                shard.connections.append(each)
         for worker in self.workers:
             worker.start()
 
@@ -98,7 +98,7 @@ class World:
             self._to_come += 1
             self.clock.after(failure.at, self._fail, failure)
 
-    def run(self) -> Result:
+    def run(self) -> SimulatedRun:
         """Run until every shard has published the last version. Raises ClusterError if the run gets stuck."""
         self.clock.after(STUCK_S, self._check_moving)
         collects = gc.isenabled()
@@ -146,8 +146,8 @@ class World:
     def _reconnect(self) -> None:
         """Reconnect restarted processes at once. Real ones take a fraction of a second."""
         for worker in self.workers:
-            for link in worker.links:
-                link.connect()
+            for each in worker.connections:
+                each.connect()
 
     def _processes(self, failure: Failure) -> list[SimulatedWorker | SimulatedShard]:
         ranks, shards = self.scenario.processes_of(failure)
@@ -155,7 +155,7 @@ class World:
 
     # the result
 
-    def _result(self) -> Result:
+    def _result(self) -> SimulatedRun:
         last = self.clock.now
         elapsed_s = last - self.begun_at
         done_at = [max(times) for times in zip(*self.made_at, strict=True)]
@@ -163,7 +163,7 @@ class World:
         skipped, resent = map(sum, zip(*(worker.totals() for worker in self.workers), strict=True))
         for worker in self.workers:
             worker.stop()
-        return Result(
+        return SimulatedRun(
             scenario=self.scenario,
             step_s=tuple(after - before for before, after in pairwise(done_at)),
             elapsed_s=elapsed_s,

@@ -33,7 +33,7 @@ OPENED = (
 )
 
 
-class Guard:
+class AccessCheck:
     """Answers only GET and HEAD requests for the host names of this machine, from a browser that has the token.
 
     The token is in the address that zmqrl prints. The first answer gives the browser a cookie, and leads to the same

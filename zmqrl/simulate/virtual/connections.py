@@ -22,7 +22,7 @@ def is_finite() -> bool:
     return True
 
 
-class Link:
+class VirtualConnections:
     """The three connections between a worker and a shard, one for each pair of sockets.
 
     A heartbeat without news is delivered only every ``REPEAT_S``. More heartbeats would not change the result, but

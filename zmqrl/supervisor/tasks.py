@@ -42,7 +42,7 @@ def may_fork() -> bool:
     return os.environ.get(FORK) != "off"
 
 
-class Plan:
+class RunTasks:
     """The processes of one run.
 
     ``run`` is a new id, unless the shards must find the state of an earlier run. ``secret`` authenticates the
@@ -232,8 +232,8 @@ class Plan:
     def _addresses(self, shard: int, *, frozen: bool) -> dict[SocketRole, str]:
         wire, ports = self.config.wire, self.config.ports()
         if ports is None and wire.transport == "ipc":
-            places = f"ipc://{self.directory.sockets()}/{shard}-"
-            return {"control": f"{places}frozen"} if frozen else {role: f"{places}{role}" for role in SOCKET_ROLES}
+            prefix = f"ipc://{self.directory.sockets()}/{shard}-"
+            return {"control": f"{prefix}frozen"} if frozen else {role: f"{prefix}{role}" for role in SOCKET_ROLES}
         chosen = [0, 0, 0] if ports is None else ports[3 * shard : 3 * shard + 3]
         address = self.sites[shard_id(shard)].address
         bound = {role: f"tcp://{address}:{port}" for role, port in zip(SOCKET_ROLES, chosen, strict=True)}

@@ -1,4 +1,4 @@
-"""The result of a simulation."""
+"""A simulated run, and what it used."""
 
 import math
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class SimulatedRun:
     """A simulated run, from the publication of version 0 to that of the last version. If ``live``, times are real.
 
     ``step_s`` has the times from one version to the next. A version counts from the moment when the last shard has
