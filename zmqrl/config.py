@@ -15,7 +15,7 @@ import tyro
 from zmqrl.errors import UsageError, require
 from zmqrl.json_lines import read_json
 from zmqrl.learner.games import EnvConfig
-from zmqrl.learner.settings import BA3CConfig, NetworkConfig, PPOConfig
+from zmqrl.learner.settings import Algorithm, AlgorithmName, BA3CConfig, NetworkConfig, PPOConfig
 from zmqrl.local.extras import missing
 from zmqrl.ps.layout import MAX_SHARDS
 from zmqrl.ps.shard.optimizer import OptimizerConfig
@@ -166,7 +166,7 @@ class Config:
     """K: number of contributions that an update needs. None: N, the number of workers."""
     shards: int = 2
     """Number of parameter-server shards."""
-    algo: Literal["ppo", "ba3c"] = "ppo"
+    algo: AlgorithmName = "ppo"
     """Learning algorithm."""
     model: str = "small"
     """Network: small, nature, narrow or dba3c for images, mlp for vectors, or your own MODULE:FUNCTION."""
@@ -236,8 +236,9 @@ class Config:
         return self.workers + self.backups
 
     @property
-    def algorithm(self) -> PPOConfig | BA3CConfig:
-        return self.ppo if self.algo == "ppo" else self.ba3c
+    def algorithm(self) -> Algorithm:
+        chosen: Algorithm = getattr(self, self.algo)
+        return chosen
 
     def effective_quorum(self) -> int:
         """K: the number of contributions that an update needs."""

@@ -6,13 +6,14 @@ from typing import Any, Final
 
 from zmqrl.commands.help import Group, grouped, help_of
 from zmqrl.config import Config
+from zmqrl.learner.settings import ALGORITHMS
 
 RUN: Final = (
     Group("run", ["help", "run-dir", "minutes", "updates", "agent-steps", "stop-score"]),
     Group("start", ["resume", "detach", "dry-run", "seed"]),
     Group("worker and shard", ["workers", "shards", "backups", "quorum", "device", "on-loss", "external-workers"]),
     Group("environment", ["env"], ["envs"]),
-    Group("learning", ["algo", "model", "loss"], ["ppo", "ba3c", "network", "optimizer", "schedule"]),
+    Group("learning", ["algo", "model", "loss"], [*ALGORITHMS, "network", "optimizer", "schedule"]),
     Group("watching", ["page", "trackers", "metrics-port", "profile"]),
     Group("checkpoint", [], ["checkpoint"]),
     Group("evaluation", ["evaluator"], ["evaluation"]),
