@@ -29,8 +29,8 @@ ORDER = (
     ("profile",),
     ("page",),
     ("ps",),
-    ("simulate",),  # does not import the learner or torch
     ("learner",),
+    ("simulate",),  # of the learner, only the settings of the algorithms
     ("checkpoint",),
     ("config",),
     ("recipes", "start"),

@@ -3,12 +3,10 @@
 import dataclasses
 import ipaddress
 import math
-import sys
-import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -17,6 +15,7 @@ from zmqrl.json_lines import read_json
 from zmqrl.learner.games import EnvConfig
 from zmqrl.learner.settings import Algorithm, AlgorithmName, BA3CConfig, NetworkConfig, PPOConfig
 from zmqrl.local.extras import missing
+from zmqrl.observe.forms import decode
 from zmqrl.ps.layout import MAX_SHARDS
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
@@ -415,8 +414,7 @@ class Config:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Config":
         """Inverse of :meth:`to_json`. Raises a UsageError that names an unknown or invalid setting."""
-        config: Config = build(cls, data, "")
-        return config
+        return decode(cls, data)
 
     @classmethod
     def read(cls, path: Path) -> "Config":
@@ -445,50 +443,3 @@ def _require_positive(option: str, value: float | None) -> None:
     if value is not None:
         limit, words = (2**53, "below 2^53") if isinstance(value, int) else (math.inf, "finite")
         require(0 < value < limit, f"{option} {value}: must be above 0 and {words}.")
-
-
-def build(cls: type[Any], data: object, path: str) -> Any:
-    """Build a dataclass and its nested dataclasses from plain data. Missing settings keep their defaults.
-
-    Raises a UsageError that names an unknown or invalid setting, below ``path``.
-    """
-    if not isinstance(data, dict):
-        raise UsageError(f"{path or 'the file'} is {data!r:.60}: it must be a group of settings.")
-    hints = get_type_hints(cls)
-    values = {}
-    for name, value in data.items():
-        where = f"{path}.{name}" if path else name
-        if name not in hints:
-            raise UsageError(f"unknown setting {where}.")
-        values[name] = _value(hints[name], value, where)
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise UsageError(f"{path or 'the file'} is not complete: {error}.") from error
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        assert isinstance(hint, type)
-        return build(hint, value, where)
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        (hint,) = [argument for argument in arguments if argument is not type(None)]
-        return _value(hint, value, where)
-    if origin is Literal:
-        fits = value in arguments
-    elif origin in (tuple, Sequence):
-        fits = isinstance(value, list)
-        value = tuple(_value(arguments[0], item, where) for item in value) if fits else value
-    elif hint is Path:
-        fits = isinstance(value, str)
-        value = Path(value) if fits else value
-    elif hint is float:
-        fits = isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max)
-    else:
-        fits = type(value) is hint
-    if not fits:
-        raise UsageError(f"{where} cannot be {value!r:.60}.")
-    return value
