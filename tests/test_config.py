@@ -3,14 +3,14 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from zmqrl.config import CheckpointConfig, Config, ScheduleConfig, WireConfig
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import EnvConfig
-from zmqrl.learner.settings import BA3CConfig, PPOConfig
+from zmqrl.learner.settings import ALGORITHMS, AlgorithmName, BA3CConfig, PPOConfig
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.recipes import RECIPES
 
@@ -27,6 +27,14 @@ def test_a_recipe_has_its_own_name_and_is_valid(recipe: str) -> None:
     config.check()
     assert config.recipe == recipe
     assert config.algorithm.minibatch_samples(config.envs.num_envs) > 0
+
+
+def test_every_algorithm_has_a_name_and_settings_in_the_configuration() -> None:
+    assert set(get_args(AlgorithmName)) == set(ALGORITHMS)
+    for name in get_args(AlgorithmName):
+        config = Config(algo=name)
+        assert type(config.algorithm) is ALGORITHMS[name]
+        assert config.algorithm is getattr(config, name)
 
 
 def test_settings_of_every_kind_survive_json(tmp_path: Path) -> None:
