@@ -3,14 +3,14 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from zmqrl.config import CheckpointConfig, Config, EvaluationConfig, RecordingConfig, ScheduleConfig, WireConfig
+from zmqrl.config import CheckpointConfig, Config, ScheduleConfig, WireConfig
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import EnvConfig
-from zmqrl.learner.settings import BA3CConfig, PPOConfig
+from zmqrl.learner.settings import ALGORITHMS, AlgorithmName, BA3CConfig, PPOConfig
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.recipes import RECIPES
 
@@ -27,6 +27,14 @@ def test_a_recipe_has_its_own_name_and_is_valid(recipe: str) -> None:
     config.check()
     assert config.recipe == recipe
     assert config.algorithm.minibatch_samples(config.envs.num_envs) > 0
+
+
+def test_every_algorithm_has_a_name_and_settings_in_the_configuration() -> None:
+    assert set(get_args(AlgorithmName)) == set(ALGORITHMS)
+    for name in get_args(AlgorithmName):
+        config = Config(algo=name)
+        assert type(config.algorithm) is ALGORITHMS[name]
+        assert config.algorithm is getattr(config, name)
 
 
 def test_settings_of_every_kind_survive_json(tmp_path: Path) -> None:
@@ -115,45 +123,45 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"profile": 0}, "--profile 0"),
     ({"seed": -1}, "--seed -1"),
     ({"seed": 2**70}, f"--seed {2**70}"),
-    ({"mode": "async", "envs": EnvConfig(normalize_observations=True)}, "--envs.no-normalize-observations"),
-    ({"mode": "async", "envs": EnvConfig(normalize_rewards=True)}, "--envs.no-normalize-rewards"),
+    ({"mode": "async", "envs": {"normalize_observations": True}}, "--envs.no-normalize-observations"),
+    ({"mode": "async", "envs": {"normalize_rewards": True}}, "--envs.no-normalize-rewards"),
     ({"consistent": True, "backups": 1}, "--consistent"),
     ({"consistent": True, "quorum": 1}, "--consistent"),
     ({"consistent": True, "external_workers": 1}, "--external-workers"),
     ({"consistent": True, "on_loss": "shrink"}, "--on-loss shrink"),
-    ({"wire": WireConfig(address="127.0.0.2")}, "--wire.transport tcp"),
-    ({"wire": WireConfig(transport="tcp", address="0.0.0.0")}, "--wire.address 0.0.0.0"),
-    ({"wire": WireConfig(transport="tcp", address="0.0.0.0", insecure_plaintext=True)}, "--wire.address 0.0.0.0"),
-    ({"wire": WireConfig(transport="tcp", address="localhost")}, "--wire.address localhost"),
-    ({"wire": WireConfig(curve=True)}, "--wire.transport tcp"),
-    ({"wire": WireConfig(transport="tcp", curve=True, insecure_plaintext=True)}, "--wire.insecure-plaintext"),
-    ({"straggle": ("1",)}, "--straggle 1"),
-    ({"straggle": ("x:1",)}, "--straggle x:1"),
-    ({"straggle": ("0:nan",)}, "--straggle 0:nan"),
-    ({"straggle": ("0:-1",)}, "--straggle 0:-1"),
-    ({"straggle": ("2:1",)}, "--straggle 2:1"),
-    ({"wire": WireConfig(need_s=0.0)}, "--wire.need-s 0"),
-    ({"wire": WireConfig(need_s=float("inf"))}, "--wire.need-s inf"),
-    ({"wire": WireConfig(port_range="80-90")}, "80-90"),
-    ({"wire": WireConfig(port_range="5000")}, "--wire.port-range 5000"),
-    ({"wire": WireConfig(port_range="5009-5000")}, "5009-5000"),
-    ({"wire": WireConfig(port_range="5000-5004")}, "2 shards need 6"),
-    ({"checkpoint": CheckpointConfig(every_minutes=0.0)}, "--checkpoint.every-minutes 0"),
-    ({"checkpoint": CheckpointConfig(keep=0)}, "--checkpoint.keep 0"),
-    ({"evaluation": EvaluationConfig(episodes=0)}, "--evaluation.episodes 0"),
-    ({"evaluation": EvaluationConfig(every_minutes=-1.0)}, "--evaluation.every-minutes -1"),
-    ({"schedule": ScheduleConfig(updates=0)}, "--schedule.updates 0"),
-    ({"schedule": ScheduleConfig(agent_steps=-1)}, "--schedule.agent-steps -1"),
-    ({"schedule": ScheduleConfig(minutes=float("nan"))}, "--schedule.minutes nan"),
-    ({"schedule": ScheduleConfig(default_minutes=0.0)}, "--schedule.default-minutes 0"),
-    ({"recording": RecordingConfig(minutes=(0.0, float("inf")))}, "--recording.minutes inf"),
+    ({"wire": {"address": "127.0.0.2"}}, "--wire.transport tcp"),
+    ({"wire": {"transport": "tcp", "address": "0.0.0.0"}}, "--wire.address 0.0.0.0"),
+    ({"wire": {"transport": "tcp", "address": "0.0.0.0", "insecure_plaintext": True}}, "--wire.address 0.0.0.0"),
+    ({"wire": {"transport": "tcp", "address": "localhost"}}, "--wire.address localhost"),
+    ({"wire": {"curve": True}}, "--wire.transport tcp"),
+    ({"wire": {"transport": "tcp", "curve": True, "insecure_plaintext": True}}, "--wire.insecure-plaintext"),
+    ({"straggle": ["1"]}, "--straggle 1"),
+    ({"straggle": ["x:1"]}, "--straggle x:1"),
+    ({"straggle": ["0:nan"]}, "--straggle 0:nan"),
+    ({"straggle": ["0:-1"]}, "--straggle 0:-1"),
+    ({"straggle": ["2:1"]}, "--straggle 2:1"),
+    ({"wire": {"need_s": 0.0}}, "--wire.need-s 0"),
+    ({"wire": {"need_s": float("inf")}}, "--wire.need-s inf"),
+    ({"wire": {"port_range": "80-90"}}, "80-90"),
+    ({"wire": {"port_range": "5000"}}, "--wire.port-range 5000"),
+    ({"wire": {"port_range": "5009-5000"}}, "5009-5000"),
+    ({"wire": {"port_range": "5000-5004"}}, "2 shards need 6"),
+    ({"checkpoint": {"every_minutes": 0.0}}, "--checkpoint.every-minutes 0"),
+    ({"checkpoint": {"keep": 0}}, "--checkpoint.keep 0"),
+    ({"evaluation": {"episodes": 0}}, "--evaluation.episodes 0"),
+    ({"evaluation": {"every_minutes": -1.0}}, "--evaluation.every-minutes -1"),
+    ({"schedule": {"updates": 0}}, "--schedule.updates 0"),
+    ({"schedule": {"agent_steps": -1}}, "--schedule.agent-steps -1"),
+    ({"schedule": {"minutes": float("nan")}}, "--schedule.minutes nan"),
+    ({"schedule": {"default_minutes": 0.0}}, "--schedule.default-minutes 0"),
+    ({"recording": {"minutes": [0.0, float("inf")]}}, "--recording.minutes inf"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "names"), BAD, ids=[names for _, names in BAD])
 def test_an_error_names_an_invalid_setting_and_its_value(changes: dict[str, Any], names: str) -> None:
     with pytest.raises(UsageError) as caught:
-        dataclasses.replace(Config(), **changes).check()
+        Config.from_json(changes).check()
     assert names in str(caught.value)
 
 

@@ -1,22 +1,32 @@
-"""The settings of a run: one frozen tree, stored and sent as JSON. Each component owns and checks its part."""
+"""The settings of a run: one frozen tree, stored and sent as JSON.
+
+Each part checks its own settings when it is made, and raises UsageError for the first invalid one.
+"""
 
 import dataclasses
 import ipaddress
 import math
-import sys
-import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from zmqrl.errors import UsageError, require
 from zmqrl.json_lines import read_json
 from zmqrl.learner.games import EnvConfig
-from zmqrl.learner.settings import IMAGE_NETWORKS, VECTOR_NETWORK, BA3CConfig, NetworkConfig, PPOConfig
+from zmqrl.learner.settings import (
+    IMAGE_NETWORKS,
+    VECTOR_NETWORK,
+    Algorithm,
+    AlgorithmName,
+    BA3CConfig,
+    NetworkConfig,
+    PPOConfig,
+)
 from zmqrl.local.extras import missing
+from zmqrl.observe.forms import decode
 from zmqrl.ps.layout import MAX_SHARDS
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
@@ -64,7 +74,7 @@ class WireConfig:
         require(is_range, f"--wire.port-range {self.port_range}: must be FIRST-LAST within 1024-65535.")
         return range(int(first), int(last) + 1)
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         _require_positive("--wire.need-s", self.need_s)
         self.ports()
         try:
@@ -102,7 +112,7 @@ class ScheduleConfig:
     default_minutes: tyro.conf.Suppress[float | None] = None
     """The recipe's value for ``minutes`` if the run has no limit."""
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         for name in ("updates", "agent_steps", "minutes", "default_minutes"):
             _require_positive(f"--schedule.{name.replace('_', '-')}", getattr(self, name))
 
@@ -120,7 +130,7 @@ class CheckpointConfig:
     keep: int = 10
     """Number of checkpoints to keep. Older ones are removed."""
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         _require_positive("--checkpoint.every-minutes", self.every_minutes)
         require(self.keep >= 1, f"--checkpoint.keep {self.keep}: must be 1 or more.")
 
@@ -136,7 +146,7 @@ class EvaluationConfig:
     greedy: bool = False
     """Take the most probable action instead of sampling one."""
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         require(self.episodes >= 1, f"--evaluation.episodes {self.episodes}: must be 1 or more.")
         _require_positive("--evaluation.every-minutes", self.every_minutes)
 
@@ -148,7 +158,7 @@ class RecordingConfig:
     minutes: tuple[float, ...] = (0.0, 15.0, 30.0)
     """Times of training, in minutes, at which to record a game."""
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         for minute in self.minutes:
             require(0 <= minute < math.inf, f"--recording.minutes {minute}: must be 0 or more and finite.")
 
@@ -168,7 +178,7 @@ class Config:
     """K: number of contributions that an update needs. None: N, the number of workers."""
     shards: int = 2
     """Number of parameter-server shards."""
-    algo: Literal["ppo", "ba3c"] = "ppo"
+    algo: AlgorithmName = "ppo"
     """Learning algorithm."""
     model: Annotated[str, tyro.conf.arg(help=MODEL_HELP)] = "small"
     loss: str | None = None
@@ -237,8 +247,9 @@ class Config:
         return self.workers + self.backups
 
     @property
-    def algorithm(self) -> PPOConfig | BA3CConfig:
-        return self.ppo if self.algo == "ppo" else self.ba3c
+    def algorithm(self) -> Algorithm:
+        chosen: Algorithm = getattr(self, self.algo)
+        return chosen
 
     def effective_quorum(self) -> int:
         """K: the number of contributions that an update needs."""
@@ -355,16 +366,30 @@ class Config:
         )
         return str(ip), int(port)
 
-    def check(self) -> None:
-        """Raise UsageError for the first invalid setting."""
-        for part in (self.wire, self.envs, self.schedule, self.checkpoint, self.evaluation, self.recording):
-            part.check()
+    def __post_init__(self) -> None:
+        """Raise UsageError for the first setting whose value is invalid for every run."""
         require(self.workers >= 1, f"--workers {self.workers}: must be 1 or more.")
         require(self.backups >= 0, f"--backups {self.backups}: must be 0 or more.")
+        require(1 <= self.shards <= MAX_SHARDS, f"--shards {self.shards}: must be from 1 to {MAX_SHARDS}.")
+        for option, limit in (
+            ("--updates", self.updates),
+            ("--agent-steps", self.agent_steps),
+            ("--minutes", self.minutes),
+            ("--profile", self.profile),
+        ):
+            _require_positive(option, limit)
+        score = self.stop_score
+        require(score is None or math.isfinite(score), f"--stop-score {score}: must be finite.")
+        require(0 <= self.seed < 2**32, f"--seed {self.seed}: must be at least 0 and below 2^32.")
+        if self.pace is not None:
+            Law.parse(self.pace, "--pace")
+        self.metrics_endpoint()
+
+    def check(self) -> None:
+        """Raise UsageError for the first invalid combination of settings."""
         require(
             self.ranks <= MAX_WORKERS, f"--workers and --backups: {self.ranks} is above the limit of {MAX_WORKERS}."
         )
-        require(1 <= self.shards <= MAX_SHARDS, f"--shards {self.shards}: must be from 1 to {MAX_SHARDS}.")
         k = self.effective_quorum()
         require(k >= 1, f"--quorum {k}: must be 1 or more.")
         require(k <= self.ranks, f"--quorum {k} is above the number of workers, {self.ranks} (N + b).")
@@ -372,13 +397,6 @@ class Config:
             0 <= self.external_workers <= self.ranks,
             f"--external-workers {self.external_workers}: must be from 0 to {self.ranks} (N + b).",
         )
-        _require_positive("--updates", self.updates)
-        _require_positive("--agent-steps", self.agent_steps)
-        _require_positive("--minutes", self.minutes)
-        _require_positive("--profile", self.profile)
-        score = self.stop_score
-        require(score is None or math.isfinite(score), f"--stop-score {score}: must be finite.")
-        require(0 <= self.seed < 2**32, f"--seed {self.seed}: must be at least 0 and below 2^32.")
         require(
             self.mode == "sync" or (self.backups == 0 and self.quorum is None and not self.consistent),
             "--mode async cannot be combined with --backups, --quorum or --consistent: remove them.",
@@ -398,10 +416,7 @@ class Config:
         )
         self.algorithm.minibatch_samples(self.envs.num_envs)
         self.stragglers()
-        if self.pace is not None:
-            Law.parse(self.pace, "--pace")
         self.ports()
-        self.metrics_endpoint()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as in ``config.json``."""
@@ -415,8 +430,7 @@ class Config:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Config":
         """Inverse of :meth:`to_json`. Raises a UsageError that names an unknown or invalid setting."""
-        config: Config = build(cls, data, "")
-        return config
+        return decode(cls, data)
 
     @classmethod
     def read(cls, path: Path) -> "Config":
@@ -445,50 +459,3 @@ def _require_positive(option: str, value: float | None) -> None:
     if value is not None:
         limit, words = (2**53, "below 2^53") if isinstance(value, int) else (math.inf, "finite")
         require(0 < value < limit, f"{option} {value}: must be above 0 and {words}.")
-
-
-def build(cls: type[Any], data: object, path: str) -> Any:
-    """Build a dataclass and its nested dataclasses from plain data. Missing settings keep their defaults.
-
-    Raises a UsageError that names an unknown or invalid setting, below ``path``.
-    """
-    if not isinstance(data, dict):
-        raise UsageError(f"{path or 'the file'} is {data!r:.60}: it must be a group of settings.")
-    hints = get_type_hints(cls)
-    values = {}
-    for name, value in data.items():
-        where = f"{path}.{name}" if path else name
-        if name not in hints:
-            raise UsageError(f"unknown setting {where}.")
-        values[name] = _value(hints[name], value, where)
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise UsageError(f"{path or 'the file'} is not complete: {error}.") from error
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        assert isinstance(hint, type)
-        return build(hint, value, where)
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        (hint,) = [argument for argument in arguments if argument is not type(None)]
-        return _value(hint, value, where)
-    if origin is Literal:
-        fits = value in arguments
-    elif origin in (tuple, Sequence):
-        fits = isinstance(value, list)
-        value = tuple(_value(arguments[0], item, where) for item in value) if fits else value
-    elif hint is Path:
-        fits = isinstance(value, str)
-        value = Path(value) if fits else value
-    elif hint is float:
-        fits = isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max)
-    else:
-        fits = type(value) is hint
-    if not fits:
-        raise UsageError(f"{where} cannot be {value!r:.60}.")
-    return value

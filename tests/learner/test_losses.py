@@ -16,7 +16,7 @@ from zmqrl.learner.losses import Batch, Learner, ba3c_loss, entropy_coefficient_
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.returns import gae, n_step_returns
 from zmqrl.learner.rollout import Player, Rollout
-from zmqrl.learner.settings import BA3CConfig, PPOConfig
+from zmqrl.learner.settings import Algorithm, BA3CConfig, PPOConfig
 
 SAMPLES, ACTIONS = 24, 3
 # With several threads, tiny products can be ten times slower on a busy host, because the threads wait for each other.
@@ -146,7 +146,7 @@ def test_one_sample_with_normalized_advantage_is_finite() -> None:
 
 
 @pytest.mark.parametrize("make_config", [PPOConfig, BA3CConfig])
-def test_the_entropy_bonus_follows_the_version(make_config: Callable[..., PPOConfig | BA3CConfig]) -> None:
+def test_the_entropy_bonus_follows_the_version(make_config: Callable[..., Algorithm]) -> None:
     constant = make_config(entropy_coefficient=0.01)
     assert [entropy_coefficient_at(constant, v) for v in (0, 10**9)] == [0.01, 0.01]
     falling = make_config(entropy_coefficient=0.02, final_entropy_coefficient=0.01, entropy_schedule_updates=100)
@@ -161,7 +161,7 @@ def test_the_entropy_bonus_follows_the_version(make_config: Callable[..., PPOCon
 
 
 @pytest.mark.parametrize("make_config", [PPOConfig, BA3CConfig])
-def test_the_entropy_bonus_follows_the_progress_of_the_run(make_config: Callable[..., PPOConfig | BA3CConfig]) -> None:
+def test_the_entropy_bonus_follows_the_progress_of_the_run(make_config: Callable[..., Algorithm]) -> None:
     config = make_config(entropy_coefficient=0.02, final_entropy_coefficient=0.01)
     assert config.follows_progress
     assert not make_config().follows_progress
@@ -189,7 +189,7 @@ def test_the_clip_range_follows_the_progress_of_the_run() -> None:
 
 @pytest.mark.parametrize("make_config", [PPOConfig, BA3CConfig])
 def test_a_gradient_depends_on_its_version_and_not_on_earlier_work(
-    make_config: Callable[..., PPOConfig | BA3CConfig],
+    make_config: Callable[..., Algorithm],
 ) -> None:
     coefficients = []
 
@@ -242,7 +242,7 @@ class Recording(nn.Module):
         return self.inner(observations)
 
 
-def shown_samples(config: PPOConfig | BA3CConfig, *, seed: int = 0, number: int = 0) -> list[list[int]]:
+def shown_samples(config: Algorithm, *, seed: int = 0, number: int = 0) -> list[list[int]]:
     model = Recording()
     learner, rollout = Learner(model, config, seed=seed), draw_rollout(number=number)
     learner.prepare(rollout)
@@ -332,7 +332,7 @@ METRICS = {
 
 
 @pytest.mark.parametrize("config", [PPOConfig(minibatches=3), BA3CConfig()])
-def test_the_metrics_have_their_names_and_are_finite(config: PPOConfig | BA3CConfig) -> None:
+def test_the_metrics_have_their_names_and_are_finite(config: Algorithm) -> None:
     learner, rollout = Learner(Recording(), config, seed=0), draw_rollout()
     learner.prepare(rollout)
     metrics = learner.gradient(rollout, 0, version=0)
@@ -432,7 +432,7 @@ class Bandits:
         (BA3CConfig(rollout_steps=5), 80),
     ],
 )
-def test_bandits_are_learned(config: PPOConfig | BA3CConfig, iterations: int) -> None:
+def test_bandits_are_learned(config: Algorithm, iterations: int) -> None:
     torch.manual_seed(0)
     envs = Bandits(num_envs=8)
     model = make_model("mlp", described((2,), 2))

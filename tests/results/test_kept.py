@@ -52,7 +52,7 @@ def refusal(path: Path) -> str:
     ("settings", "reason"),
     [
         ({"recipe": "chess"}, "a run of recipe 'chess', which this version of zmqrl does not have"),
-        ({"speed": 1}, "config.json cannot be used: unknown setting speed."),
+        ({"speed": 1}, "config.json cannot be used: unknown setting speed (did you mean seed?)."),
         ({"external_workers": 1}, "cannot be reproduced: zmqrl cannot start its 1 external worker."),
         (
             {"evaluation": {"version": 60, "mean": 1.0}},

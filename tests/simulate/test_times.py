@@ -4,15 +4,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from support.paths import TESTS
 from support.recordings import synthetic_run
 from support.replays import recorded
 
 from zmqrl.commands.measure.simulate import tell_of_recording
+from zmqrl.errors import UsageError
+from zmqrl.observe.records import RunRecord
 from zmqrl.simulate import Scenario, times
 from zmqrl.simulate.live.run import within_s, without_ignored
 from zmqrl.simulate.recorded import RecordedRun
 from zmqrl.simulate.virtual.world import simulate
 
+OLD_RUN = TESTS / "old_run"
 SLICE_BYTES = 4 * 10_000
 
 
@@ -66,3 +70,36 @@ def test_waits_before_the_first_and_after_the_last_version_do_not_count() -> Non
     waits = [(0.0, 3.0), (3.5, 4.0), (6.0, 9.0), (9.0, 10.0)]
     assert within_s(waits, 2.0, 8.0) == 1.0 + 0.5 + 2.0
     assert within_s(waits, 20.0, 30.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "updates_per_rollout", "agent_steps"),
+    [
+        ({}, 16, 8 * 128),
+        ({"ppo.epochs": 6, "ppo.setting_of_a_newer_version": 7}, 24, 8 * 128),
+        ({"algo": "ba3c"}, 1, 8 * 5),
+    ],
+)
+def test_the_settings_of_a_run_say_how_many_updates_learn_from_a_rollout(
+    changes: dict[str, Any], updates_per_rollout: int, agent_steps: int
+) -> None:
+    record = RunRecord.read(OLD_RUN)
+    scenario = times.settings_of(OLD_RUN, replace(record, settings={**record.settings, **changes}))
+    assert scenario.updates_per_rollout == updates_per_rollout
+    assert scenario.agent_steps_per_rollout == agent_steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"algo": "a3c"}, "'a3c'"),
+        ({"algo": ["ppo"]}, "unhashable type: 'list'"),
+        ({"ppo.epochs": "3"}, "ppo.epochs cannot be '3'"),
+        ({"ppo.epochs": 0}, "--ppo.epochs 0: must be 1 or more"),
+    ],
+)
+def test_a_run_with_an_invalid_setting_is_refused(changes: dict[str, Any], reason: str) -> None:
+    record = RunRecord.read(OLD_RUN)
+    with pytest.raises(UsageError) as refused:
+        times.settings_of(OLD_RUN, replace(record, settings={**record.settings, **changes}))
+    assert str(refused.value).endswith(f"config.json cannot be used: a setting is missing or invalid: {reason}.")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 import tyro
 
-from zmqrl.config import Config, WireConfig, build, is_loopback
+from zmqrl.config import Config, WireConfig, is_loopback
 from zmqrl.errors import UsageError
 from zmqrl.hostd.messages import Up
 from zmqrl.hosts.inventory import Host, is_file, read_addresses, read_hosts, select
@@ -26,6 +26,7 @@ from zmqrl.hosts.ways.ray_cluster import RayCluster
 from zmqrl.hosts.ways.slurm import allocation, own_address
 from zmqrl.hosts.ways.via import read_via, shown
 from zmqrl.hosts.ways.way import LOCALHOST, Way, command_on
+from zmqrl.observe.forms import decode
 from zmqrl.process import unset
 
 NO_ADDRESS = WireConfig().address  # the user chose no address
@@ -170,7 +171,7 @@ class HostOptions:
         The hosts file has the values of environment variables. Raises UsageError, which names ``where``, if they cannot
         be read.
         """
-        earlier: Self = build(type(self), given.get("options"), str(where))
+        earlier = decode(type(self), given.get("options"), str(where))
         kept = replace(earlier, **_changed(self, ()))
         if given.get("variables"):
             try:

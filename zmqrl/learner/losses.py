@@ -1,17 +1,15 @@
 """The losses of the algorithms, and the learner that turns a rollout into gradients."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zmqrl.learner.heads import CATEGORICAL, Head
-from zmqrl.learner.returns import gae, n_step_returns
 from zmqrl.learner.rollout import Rollout
-from zmqrl.learner.settings import BA3CConfig, PPOConfig
+from zmqrl.learner.settings import Algorithm, BA3CConfig, PPOConfig
 from zmqrl.learner.statistics import statistics_of
 
 
@@ -81,7 +79,7 @@ def ba3c_loss(
     return loss, stats
 
 
-def entropy_coefficient_at(config: PPOConfig | BA3CConfig, version: int, elapsed: float = 0.0) -> float:
+def entropy_coefficient_at(config: Algorithm, version: int, elapsed: float = 0.0) -> float:
     """The coefficient of the entropy bonus for the update of ``version``, at progress ``elapsed`` (0 to 1)."""
     if config.final_entropy_coefficient is None:
         return config.entropy_coefficient
@@ -89,25 +87,14 @@ def entropy_coefficient_at(config: PPOConfig | BA3CConfig, version: int, elapsed
     return config.entropy_coefficient + done * (config.final_entropy_coefficient - config.entropy_coefficient)
 
 
-def clip_at(config: PPOConfig, elapsed: float) -> float:
-    """The clip range of the probability ratio at progress ``elapsed`` (0 to 1) of the run."""
-    return config.clip if config.final_clip is None else config.clip + elapsed * (config.final_clip - config.clip)
-
-
 class Learner:
     """Turns rollouts into gradients, one minibatch at a time. The shards take the optimizer step."""
 
-    def __init__(
-        self, model: nn.Module, config: PPOConfig | BA3CConfig, *, seed: int, loss: Loss | None = None
-    ) -> None:
-        """The order of the samples depends on ``seed``, the number of the rollout, and the epoch.
-
-        ``loss`` replaces the loss of the algorithm.
-        """
+    def __init__(self, model: nn.Module, config: Algorithm, *, seed: int, loss: Loss | None = None) -> None:
+        """The order of the samples depends on ``seed``. ``loss`` replaces the loss of the algorithm."""
         self.model = model
         self.config = config
-        losses: dict[type, Loss] = {PPOConfig: ppo_loss, BA3CConfig: ba3c_loss}
-        self._loss = loss or losses[type(config)]
+        self._loss = loss or config.loss
         self._seed = seed
         self._statistics = statistics_of(model)
         self._tensors = list(model.parameters())
@@ -116,18 +103,11 @@ class Learner:
 
     @property
     def uses_whole_rollouts(self) -> bool:
-        """Whether each minibatch is a whole rollout, in its order, as ``Rollout.activations`` requires."""
-        return isinstance(self.config, BA3CConfig)
+        return self.config.uses_whole_rollouts
 
     def prepare(self, rollout: Rollout) -> None:
         """Compute ``advantages`` and ``returns`` of the rollout, once, before ``gradient``."""
-        ends = (rollout.terminated, rollout.truncated, rollout.bootstrap_values, rollout.last_values)
-        match self.config:
-            case PPOConfig(gamma=gamma, gae_lambda=lam):
-                advantages, returns = gae(rollout.rewards, rollout.values, *ends, gamma, lam)
-            case BA3CConfig(gamma=gamma):
-                returns = n_step_returns(rollout.rewards, *ends, gamma)
-                advantages = returns - rollout.values
+        advantages, returns = self.config.advantages(rollout)
         rollout.advantages.copy_(advantages)
         rollout.returns.copy_(returns)
         unexplained = advantages.var(correction=0) / returns.var(correction=0)
@@ -151,7 +131,8 @@ class Learner:
                 parameter.grad.zero_()
         if index == 0 and self._statistics is not None:
             self._statistics.set_gradients(rollout.moments)
-        indices = self._samples(rollout, index)
+        samples = self.config.samples(rollout, index, self._seed)
+        indices = torch.from_numpy(samples).to(rollout.actions.device)
         batch = Batch(
             actions=rollout.actions.flatten(0, 1)[indices],
             log_probs=rollout.log_probs.flatten()[indices],
@@ -164,10 +145,8 @@ class Learner:
         else:
             rollout.activations.begin_learning()
             outputs, values = self.model(rollout.observations.flatten(0, 1), rollout.activations)
-        config, entropy_coefficient = self.config, entropy_coefficient_at(self.config, version, elapsed)
-        if isinstance(config, PPOConfig) and config.final_clip is not None:
-            config = replace(config, clip=clip_at(config, elapsed))
-        loss, stats = self._loss(outputs, values, batch, config, entropy_coefficient)
+        entropy_coefficient = entropy_coefficient_at(self.config, version, elapsed)
+        loss, stats = self._loss(outputs, values, batch, self.config.at(elapsed), entropy_coefficient)
         torch.autograd.backward(loss)
         grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
         whole = {"loss": loss.detach(), "grad_norm": grad_norm, "explained_variance": rollout.explained_variance}
@@ -177,22 +156,6 @@ class Learner:
         metrics["entropy_coefficient"] = entropy_coefficient
         metrics["grad_norm_clipped"] = min(metrics["grad_norm"], self.config.max_grad_norm)
         return metrics
-
-    def _samples(self, rollout: Rollout, index: int) -> Tensor:
-        """The samples of minibatch ``index``, as int64 (M,) for ``Rollout.gather_observations``."""
-        size = self.config.minibatch_samples(rollout.num_envs)
-        steps, num_envs = rollout.steps, rollout.num_envs
-        if isinstance(self.config, BA3CConfig):
-            samples = np.arange(size)
-        else:
-            epoch, part = divmod(index, self.config.minibatches)
-            rng = np.random.default_rng((self._seed, rollout.number, epoch))
-            if self.config.shuffle == "envs":
-                envs = rng.permutation(num_envs).reshape(self.config.minibatches, -1)[part]
-                samples = (np.arange(steps)[:, None] * num_envs + envs).ravel()
-            else:
-                samples = rng.permutation(steps * num_envs).reshape(self.config.minibatches, -1)[part]
-        return torch.from_numpy(samples).to(rollout.actions.device)
 
 
 class NoLearner:

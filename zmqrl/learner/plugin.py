@@ -11,7 +11,7 @@ from zmqrl.errors import UsageError, blaming, load_function
 from zmqrl.learner.games import ActionSpace
 from zmqrl.learner.heads import head_of
 from zmqrl.learner.losses import LEARNER_METRICS, Batch, Loss
-from zmqrl.learner.settings import BA3CConfig, PPOConfig
+from zmqrl.learner.settings import Algorithm
 from zmqrl.observe.reports import MOST_FIGURES, NAME
 
 SAMPLES = 4
@@ -72,7 +72,7 @@ def outputs_of(reference: str, model: nn.Module, observations: Tensor, num_actio
     return outputs
 
 
-def load_loss(reference: str, config: PPOConfig | BA3CConfig, actions: ActionSpace) -> Loss:
+def load_loss(reference: str, config: Algorithm, actions: ActionSpace) -> Loss:
     """The function ``reference``, with the signature of ``ppo_loss``.
 
     Raises UsageError if a call with ``actions`` fails.

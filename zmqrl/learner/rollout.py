@@ -73,6 +73,11 @@ class Rollout:
         self.activations: Activations | None = None
         self.moments: dict[str, MeanAndVariance] = {}
 
+    @property
+    def ends(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Where games and the rollout end, and the values there, in the order of the functions in ``returns.py``."""
+        return self.terminated, self.truncated, self.bootstrap_values, self.last_values
+
     def gather_observations(self, indices: Tensor) -> Tensor:
         """Observations (M, *shape) of the samples ``indices`` int64 (M,). Sample t * B + i is step t of game i.
 

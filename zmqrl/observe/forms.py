@@ -1,12 +1,17 @@
-"""The required contents of the JSON files in a run directory, and the errors for damaged files."""
+"""The required contents of the JSON files in a run directory, settings built from plain data, and errors for both."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from types import MappingProxyType, UnionType
+from typing import Any, Final, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from zmqrl.errors import UsageError
+from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.json_lines import parse_json, read_file
 from zmqrl.words import counted
+
+T = TypeVar("T")
 
 
 class _Kind(NamedTuple):
@@ -220,3 +225,53 @@ def _checked(found: object, form: Form, path: Path, where: str, remedy: str) -> 
         raise UsageError(f"{path} is damaged: {where}{complaint}; {remedy}.")
     assert isinstance(found, dict)
     return found
+
+
+def decode(cls: type[T], data: object, where: str = "", refused: Mapping[str, str] = MappingProxyType({})) -> T:
+    """Build a dataclass and its nested dataclasses from ``data``. Missing settings keep their defaults.
+
+    Names can have dashes instead of underscores. A list becomes a tuple, and text becomes a path. A float can be
+    written as an integer, or as the text ``inf``.
+
+    Raises a UsageError that names an unknown, missing or invalid setting, below ``where``. ``refused`` has the rest of
+    the sentence for names that the user may expect.
+    """
+    if not isinstance(data, dict):
+        raise UsageError(f"{where or 'the file'} is {data!r:.60}: it must be a group of settings.")
+    hints = get_type_hints(cls)
+    values = {}
+    for name, value in data.items():
+        name = name.replace("-", "_")
+        path = f"{where}.{name}" if where else name
+        if name in refused:
+            raise UsageError(f"{path} {refused[name]}")
+        if name not in hints:
+            raise UsageError(f"unknown setting {path}{did_you_mean(name, hints)}.")
+        values[name] = _value(hints[name], value, path, refused)
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise UsageError(f"{where or 'the file'} is not complete: {error}.") from error
+
+
+def _value(hint: Any, value: Any, path: str, refused: Mapping[str, str]) -> Any:
+    if is_dataclass(hint):
+        assert isinstance(hint, type)
+        return decode(hint, value, path, refused)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        if value is None:
+            return None
+        (hint,) = [argument for argument in arguments if argument is not type(None)]
+        return _value(hint, value, path, refused)
+    if origin in (tuple, Sequence) and isinstance(value, list | tuple):
+        return tuple(_value(arguments[0], item, f"{path}[{n}]", refused) for n, item in enumerate(value))
+    if origin is Literal and value in arguments:
+        return value
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and (value == "inf" or (type(value) is int and abs(value) <= sys.float_info.max)):
+        return float(value)
+    if origin is None and type(value) is hint:
+        return value
+    raise UsageError(f"{path} cannot be {value!r:.60}.")

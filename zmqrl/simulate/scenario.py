@@ -5,12 +5,13 @@ import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal
 
 import tyro
 
-from zmqrl.errors import UsageError, did_you_mean, require
+from zmqrl.errors import UsageError, require
 from zmqrl.json_lines import parse_json
+from zmqrl.observe.forms import decode
 from zmqrl.process_id import worker_id
 from zmqrl.ps.layout import ALIGNMENT, MAX_COUNT, MAX_SHARDS
 from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
@@ -18,14 +19,16 @@ from zmqrl.simulate.laws import Law
 from zmqrl.words import counted
 
 RECORDED: Final = "run:"
-LARGEST_FLOAT: Final = 2**1023
 NOT_SIMULATED: Final = {
-    "mode": "asynchronous updates",
-    "on_loss": "changes of the quorum",
-    "rollback": "rollbacks",
-    "rollbacks": "rollbacks",
+    name: f"asks for {what}, which the simulator does not model: remove it."
+    for name, what in {
+        "mode": "asynchronous updates",
+        "on_loss": "changes of the quorum",
+        "rollback": "rollbacks",
+        "rollbacks": "rollbacks",
+    }.items()
 }
-"""Settings that a user may expect in a scenario, and what they ask for."""
+"""Settings that a user may expect in a scenario, and why they are refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,7 +251,7 @@ class Scenario:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Scenario":
         """Inverse of :meth:`to_json`. Missing settings keep their defaults. Raises UsageError."""
-        scenario: Scenario = _build(cls, data, "")
+        scenario = decode(cls, data, refused=NOT_SIMULATED)
         scenario.check()
         return scenario
 
@@ -280,44 +283,3 @@ def _option(name: str) -> str:
 
 def _require_at_least_one(name: str, number: int) -> None:
     require(1 <= number < 2**53, f"--{_option(name)} {number}: must be at least 1 and below 2^53.")
-
-
-def _build(cls: type[Any], data: object, where: str) -> Any:
-    """Make a dataclass from plain data. Missing settings keep their defaults."""
-    if not isinstance(data, dict):
-        raise UsageError(f"{where or 'the file'} is {data!r:.60}: it must be a group of settings.")
-    hints = get_type_hints(cls)
-    values = {}
-    for name, value in data.items():
-        name = name.replace("-", "_")
-        if name in NOT_SIMULATED:
-            what = NOT_SIMULATED[name]
-            raise UsageError(f"{where}{name} asks for {what}, which the simulator does not model: remove it.")
-        if name not in hints:
-            raise UsageError(f"unknown setting {where}{name}{did_you_mean(name, hints)}.")
-        values[name] = _value(hints[name], value, f"{where}{name}")
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise UsageError(f"{where or 'the file'} is not complete: {error}.") from error
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        assert isinstance(hint, type)
-        return _build(hint, value, f"{where}.")
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_value(arguments[0], item, f"{where}[{n}]") for n, item in enumerate(value))
-    if origin is Literal:
-        fits = value in arguments
-    elif value is None:
-        fits = type(None) in arguments
-    else:
-        wanted = next((argument for argument in arguments if argument is not type(None)), hint)
-        if wanted is float and (value == "inf" or (type(value) is int and abs(value) < LARGEST_FLOAT)):
-            value = float(value)
-        fits = origin is not tuple and type(value) is wanted
-    if not fits:
-        raise UsageError(f"{where} cannot be {value!r:.60}.")
-    return value

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from zmqrl.errors import UsageError, require
 from zmqrl.json_lines import read_json
+from zmqrl.learner.settings import ALGORITHMS
+from zmqrl.observe.forms import decode
 from zmqrl.observe.records import RunRecord
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.critical_path import Timeline, critical_paths
@@ -114,12 +116,14 @@ def _whole_iterations(per_rollout: int) -> int:
 def _rollout_of(settings: Mapping[str, Any], run: Path) -> tuple[int, int]:
     """The versions learned from one rollout, and the agent steps in it."""
     try:
-        algo = settings["algo"]
-        agent_steps = settings[f"{algo}.rollout_steps"] * settings["envs.num_envs"]
-        per_rollout = settings["ppo.epochs"] * settings["ppo.minibatches"] if algo == "ppo" else 1
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{run / 'config.json'} cannot be used: a setting is missing or invalid: {error}.") from error
-    return per_rollout, agent_steps
+        name = settings["algo"]
+        kind = ALGORITHMS[name]
+        stored = {each: settings[f"{name}.{each}"] for each in get_type_hints(kind) if f"{name}.{each}" in settings}
+        algorithm = decode(kind, stored, name)
+        return algorithm.updates_per_rollout, algorithm.rollout_steps * settings["envs.num_envs"]
+    except (KeyError, TypeError, UsageError) as error:
+        reason = str(error).removesuffix(".")
+        raise UsageError(f"{run / 'config.json'} cannot be used: a setting is missing or invalid: {reason}.") from error
 
 
 def _parameters_of(run: Path) -> int:

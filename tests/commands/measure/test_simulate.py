@@ -164,7 +164,7 @@ def test_bad_usage_is_refused_in_one_sentence(arguments: list[str], sentence: st
         ("worker = 3", r"unknown setting worker \(did you mean workers\?\)"),
         ("workers = 'x'", "workers cannot be 'x'"),
         ("workers = true", "workers cannot be True"),
-        ("[[failures]]\nat = 1", r"failures\[0\]. is not complete"),
+        ("[[failures]]\nat = 1", r"failures\[0\] is not complete"),
         ("[[failures]]\nprocess = 'worker-9'\nat = 1", "there is no process 'worker-9'"),
         ("workers 3", "is not valid TOML"),
         ("stragglers = 3", "stragglers cannot be 3"),

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from zmqrl.commands.help import OptionGroup, grouped, help_of
 from zmqrl.config import Config
+from zmqrl.learner.settings import ALGORITHMS
 
 RUN: Final = (
     OptionGroup("run", ["help", "run-dir", "minutes", "updates", "agent-steps", "stop-score"]),
@@ -14,7 +15,7 @@ RUN: Final = (
         "worker and shard", ["workers", "shards", "backups", "quorum", "device", "on-loss", "external-workers"]
     ),
     OptionGroup("environment", ["env"], ["envs"]),
-    OptionGroup("learning", ["algo", "model", "loss"], ["ppo", "ba3c", "network", "optimizer", "schedule"]),
+    OptionGroup("learning", ["algo", "model", "loss"], [*ALGORITHMS, "network", "optimizer", "schedule"]),
     OptionGroup("watching", ["page", "trackers", "metrics-port", "profile"]),
     OptionGroup("checkpoint", [], ["checkpoint"]),
     OptionGroup("evaluation", ["evaluator"], ["evaluation"]),
