@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from zmqrl.bench.crew import Crew, Facts, Part, Role
+from zmqrl.bench.crew import Crew, Part, PartFacts, Role
 from zmqrl.bench.efficiency import PARTS, Efficiency, StepTimes, per_step_s, split_of
 from zmqrl.bench.reference import Reference, references
 from zmqrl.config import Config
@@ -46,7 +46,7 @@ class Measured(NamedTuple):
     efficiency: Efficiency
     threads: int
     passes: float
-    facts: Facts
+    facts: PartFacts
     references: Mapping[str, Reference]
 
 

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from zmqrl.bench.crew import Crew, Facts, Role
+from zmqrl.bench.crew import Crew, PartFacts, Role
 from zmqrl.bench.grid import TRIP_BYTES, Case, Grid, Implementation, Operation
 from zmqrl.bench.parts import ADAM, Copier, GlooRank, RawHub, RawWorker, ZmqrlPinger, ZmqrlWorker
 from zmqrl.bench.samples import Kind, Round, Row, rows, samples
@@ -131,7 +131,7 @@ def _zmqrl(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
             yield Variant(_measures(stage, workers, pinger), _recorded(directory / "profile", case))
 
 
-def _job(shards: StandaloneShards, rank: int) -> Facts:
+def _job(shards: StandaloneShards, rank: int) -> PartFacts:
     keys = shards.keys
     return {
         "cluster": shards.cluster.to_json(),
