@@ -1,4 +1,4 @@
-"""Measure the cost of recording a profile: nanoseconds per span, and the speed of runs with and without a recording.
+"""Measure the cost of recording a profile: nanoseconds per span, and the speed of runs with and without a profile.
 
     python benchmarks/profile_overhead.py [--rounds 10] [--updates 1000] [RECIPE options ...]
 
@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from zmqrl.observe.spans import Spans
-from zmqrl.profile.recorder import segments
-from zmqrl.profile.recording import Recording
+from zmqrl.profile.profiler import segments
+from zmqrl.profile.run_tables import RunTables
 from zmqrl.results.bootstrap import mean_interval
 
 SPANS = 200_000
@@ -52,7 +52,7 @@ def run(options: list[str], setting: str, directory: Path) -> float:
 
 
 def main() -> None:
-    """Print the cost of a span, the number of spans in an update, and the speed of runs with and without recording."""
+    """Print the cost of a span, the number of spans in an update, and the speed of runs with and without a profile."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--updates", type=int, default=1000)
@@ -77,8 +77,8 @@ def main() -> None:
 
 def describe(directory: Path, each_ns: float, updates: int) -> None:
     """Print which share of an update's time is spent on recording spans, and the bytes per version and rank."""
-    recording = Recording.read(directory / "profile")
-    workers = list(recording.of_role("worker"))
+    tables = RunTables.read(directory / "profile")
+    workers = list(tables.of_role("worker"))
     spans = (
         sum(histogram.count for each in workers for histogram in each.histograms().values()) / len(workers) / updates
     )

@@ -2,7 +2,7 @@
 
     python benchmarks/what_if.py [--rounds 1] [--only TEXT] [--json FILE]
 
-Each prediction uses only the recording of the baseline run. The baseline and the changed run of a case take turns.
+Each prediction uses only the profile of the baseline run. The baseline and the changed run of a case take turns.
 `waiting` cases use hardly any processor time. In `computing` cases the workers compete for the cores of this machine.
 """
 
@@ -93,7 +93,7 @@ CASES = (
 
 
 def profiled(options: str, directory: Path) -> RecordedRun:
-    """Train once. Returns the recording of the run."""
+    """Train once. Returns the profile of the run."""
     command = [sys.executable, "-m", "zmqrl", "train", *options.split(), "--run-dir", str(directory)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     recorded = recorded_run(directory)

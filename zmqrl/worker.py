@@ -19,7 +19,7 @@ from zmqrl.learner.rollout import Player, Rollout
 from zmqrl.observe.provenance import code_id
 from zmqrl.observe.spans import Spans
 from zmqrl.process import lived_s, log_to_stderr, read_job
-from zmqrl.profile.recorder import RecorderJob
+from zmqrl.profile.profiler import ProfilerJob
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.wire.codec import is_finite
@@ -132,13 +132,13 @@ def join(
     version: int,
     threads: int,
     log: logging.Logger,
-    recorder: RecorderJob | None = None,
+    profiler: ProfilerJob | None = None,
     incarnation: int | None = None,
     code: str = "",
 ) -> None:
     """Connect to the shards as ``rank``, work until the run ends, and leave. Raises ZmqrlError.
 
-    Shards refuse a worker whose ``code`` differs from theirs. An empty ``code`` is not checked. With ``recorder``, the
+    Shards refuse a worker whose ``code`` differs from theirs. An empty ``code`` is not checked. With ``profiler``, the
     worker records how it spends its time.
     """
     spans, begun_s = Spans(), lived_s()
@@ -147,7 +147,7 @@ def join(
     try:
         # Connect last, because the run waits for every worker that has connected.
         with Connection(
-            cluster, rank, incarnation=incarnation, code=code, spans=spans, recorder=recorder, log=log
+            cluster, rank, incarnation=incarnation, code=code, spans=spans, profiler=profiler, log=log
         ) as connection:
             work(connection, actor_learner, config, log)
     finally:
@@ -169,7 +169,7 @@ def main() -> None:
             version=job["version"],
             threads=job["threads"],
             log=log,
-            recorder=RecorderJob.from_json(job["recorder"]) if job["recorder"] else None,
+            profiler=ProfilerJob.from_json(job["profiler"]) if job["profiler"] else None,
             incarnation=job["incarnation"],
             code=code_id(),
         )

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.recordings import cycle, worker
+from support.profiles import cycle, worker
 
 from zmqrl.bench.efficiency import PARTS, SPLIT, Efficiency, StepTimes, per_step_s, split_of
 from zmqrl.errors import ClusterError
-from zmqrl.profile.recording import Columns
+from zmqrl.profile.run_tables import Columns
 
 # Each iteration makes two updates from a rollout of ten agent steps.
 ITERATION = {"updates_per_rollout": 2, "steps_per_rollout": 10}

@@ -15,18 +15,18 @@ from zmqrl.bench.samples import Blocks, Round
 from zmqrl.errors import ClusterError
 from zmqrl.observe.spans import Spans
 from zmqrl.process_id import shard_id
-from zmqrl.profile.recorder import Recorder, RecorderJob
-from zmqrl.profile.recording import Recording
+from zmqrl.profile.profiler import Profiler, ProfilerJob
+from zmqrl.profile.run_tables import RunTables
 
 
-def test_the_times_of_a_shard_are_read_from_its_recording(tmp_path: Path) -> None:
+def test_the_times_of_a_shard_are_read_from_its_profile(tmp_path: Path) -> None:
     spans = Spans()
-    recorder = Recorder(RecorderJob(tmp_path, "h", 10), shard_id(0), spans, run="r", incarnation=1)
+    profiler = Profiler(ProfilerJob(tmp_path, "h", 10), shard_id(0), spans, run="r", incarnation=1)
     for event in (("receive", 1, 2, 3), ("accumulate", 10, 2, 3), ("accumulate", 20, 2, 3), ("publish", 30, 2, 4)):
         spans.keep(event)
-    recorder.close()
-    (recording,) = Recording.read(tmp_path).of_role("shard")
-    arrived, published = wire.shard_instants(recording)
+    profiler.close()
+    (tables,) = RunTables.read(tmp_path).of_role("shard")
+    arrived, published = wire.shard_instants(tables)
     assert arrived == {3: [12, 22]}
     assert published == {4: 30}
 

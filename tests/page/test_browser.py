@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import imageio.v2 as imageio
 import numpy as np
 import pytest
-from support.page_rig import ServedPage, served_page, write_recording
+from support.page_rig import ServedPage, served_page, write_profile
 from support.paths import TESTS
+from support.profiles import synthetic_run
 from support.record_rig import row, run_directory, summary
-from support.recordings import synthetic_run
 
 from zmqrl.rundir import RunDirectory
 
@@ -51,7 +51,7 @@ DRAWN = """(canvas) => {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seeds of Pong. The first has an evaluation, a video, a log and a recording of its times."""
+    """Two seeds of Pong. The first has an evaluation, a video, a log and a profile of its times."""
     root = tmp_path_factory.mktemp("browser") / "runs"
     for seed in (1, 2):
         run_directory(
@@ -69,7 +69,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "videos").mkdir()
     frames: list[Any] = [np.full((64, 64, 3), 4 * i, np.uint8) for i in range(40)]
     imageio.mimwrite(run / "videos" / "minute-001-v00000600.mp4", frames, fps=20, codec="libx264", macro_block_size=1)
-    write_recording(run / "profile", synthetic_run(versions=80, worker_extra_s={("gradient", 2): 0.05}))
+    write_profile(run / "profile", synthetic_run(versions=80, worker_extra_s={("gradient", 2): 0.05}))
     return root
 
 

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.page_rig import write_recording
-from support.recordings import TRANSFER_S, USUAL_S, asynchronous_run, synthetic_run
+from support.page_rig import write_profile
+from support.profiles import TRANSFER_S, USUAL_S, asynchronous_run, synthetic_run
 
 from zmqrl.page import timing
 from zmqrl.page.timing import read_timing
-from zmqrl.profile.recording import ProcessRecording
+from zmqrl.profile.run_tables import ProcessTables
 from zmqrl.profile.tables import COLUMNS
 
 
 def test_a_slow_rank_stands_out_in_the_heat_map_and_the_blame_table(tmp_path: Path) -> None:
     processes = synthetic_run(workers=3, shards=2, versions=100, worker_extra_s={("gradient", 1): 0.05})
-    found = read_timing(write_recording(tmp_path / "profile", processes), asynchronous=False)
+    found = read_timing(write_profile(tmp_path / "profile", processes), asynchronous=False)
     assert found["spans"]["1"]["gradient"] == pytest.approx(USUAL_S["gradient"] + 0.05, rel=0.01)
     assert found["spans"]["0"]["gradient"] == pytest.approx(USUAL_S["gradient"], rel=0.01)
     assert {version["kth"] for version in found["versions"]} == {1}
@@ -32,7 +32,7 @@ def test_a_slow_rank_stands_out_in_the_heat_map_and_the_blame_table(tmp_path: Pa
 
 def test_only_the_newest_versions_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "BLOCKS", 2)
-    profile = write_recording(tmp_path / "profile", synthetic_run(versions=300))
+    profile = write_profile(tmp_path / "profile", synthetic_run(versions=300))
     found = read_timing(profile, asynchronous=False)
     assert found["versions"][-1]["version"] == 300
     assert 50 < found["versions_covered"] < 65  # two of ten blocks
@@ -41,13 +41,13 @@ def test_only_the_newest_versions_are_read(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_versions_that_a_resumed_run_has_undone_are_left_out(tmp_path: Path) -> None:
-    write_recording(tmp_path / "profile", synthetic_run(versions=300, worker_extra_s={("gradient", 1): 0.05}))
+    write_profile(tmp_path / "profile", synthetic_run(versions=300, worker_extra_s={("gradient", 1): 0.05}))
     later = [replace(each, incarnation=2) for each in synthetic_run(versions=100)]
     for each in later:
         for name, (rows,) in each.tables.items():
             if "generation" in COLUMNS[name]:
                 rows[:, COLUMNS[name].index("generation")] = 2
-    found = read_timing(write_recording(tmp_path / "profile", later), asynchronous=False)
+    found = read_timing(write_profile(tmp_path / "profile", later), asynchronous=False)
     assert found["versions_covered"] <= 100
     assert found["spans"]["1"]["gradient"] == pytest.approx(USUAL_S["gradient"], rel=0.01)
 
@@ -56,7 +56,7 @@ def test_only_the_newest_versions_of_a_restarted_shard_are_shown(tmp_path: Path)
     processes = synthetic_run(workers=2, shards=1, versions=400)
     (shard,) = (each for each in processes if each.process.role == "shard")
 
-    def part(incarnation: int, versions: range) -> ProcessRecording:
+    def part(incarnation: int, versions: range) -> ProcessTables:
         tables = {
             name: [rows[np.isin(rows[:, COLUMNS[name].index("version")], versions)]]
             for name, (rows,) in shard.tables.items()
@@ -65,14 +65,14 @@ def test_only_the_newest_versions_of_a_restarted_shard_are_shown(tmp_path: Path)
 
     parts = [part(1, range(50)), part(2, range(50, 401))]
     workers = [each for each in processes if each is not shard]
-    found = read_timing(write_recording(tmp_path / "profile", [*workers, *parts]), asynchronous=False)
+    found = read_timing(write_profile(tmp_path / "profile", [*workers, *parts]), asynchronous=False)
     assert found["versions"][-1]["version"] == 400
     assert 200 < found["versions_covered"] <= timing.VERSIONS
 
 
 def test_hosts_have_their_processes_with_cores_and_memory(tmp_path: Path) -> None:
     processes = synthetic_run(workers=2, shards=1, versions=60, hosts={"worker-0": "h1", "worker-1": "h2"})
-    hosts = read_timing(write_recording(tmp_path / "profile", processes), asynchronous=False)["hosts"]
+    hosts = read_timing(write_profile(tmp_path / "profile", processes), asynchronous=False)["hosts"]
     assert {host: list(each["processes"]) for host, each in hosts.items()} == {
         "h1": ["shard-0", "worker-0"],
         "h2": ["worker-1"],
@@ -87,7 +87,7 @@ def test_a_run_without_a_recording_has_nothing_to_show(tmp_path: Path) -> None:
 
 
 def test_symbolic_links_are_left_out(tmp_path: Path) -> None:
-    profile = write_recording(tmp_path / "profile", synthetic_run(workers=2, shards=1, versions=60))
+    profile = write_profile(tmp_path / "profile", synthetic_run(workers=2, shards=1, versions=60))
     assert read_timing(profile, asynchronous=False)["spans"]
     (tmp_path / "link").symlink_to(profile)
     (tmp_path / "links").mkdir()
@@ -99,7 +99,7 @@ def test_symbolic_links_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(60)  # a pipe has no writer, so it would keep its reader waiting
 def test_pipes_are_left_out(tmp_path: Path) -> None:
-    profile = write_recording(tmp_path / "profile", synthetic_run(workers=2, shards=1, versions=60))
+    profile = write_profile(tmp_path / "profile", synthetic_run(workers=2, shards=1, versions=60))
     before = read_timing(profile, asynchronous=False)
     for name in ("worker-0.1.1.blocks", "worker-7.1.0.blocks"):
         os.mkfifo(profile / name)
@@ -108,6 +108,6 @@ def test_pipes_are_left_out(tmp_path: Path) -> None:
 
 
 def test_an_asynchronous_run_has_spans_but_no_kth_worker(tmp_path: Path) -> None:
-    found = read_timing(write_recording(tmp_path / "profile", asynchronous_run()), asynchronous=True)
+    found = read_timing(write_profile(tmp_path / "profile", asynchronous_run()), asynchronous=True)
     assert (found["versions"], found["blame"]) == ([], [])
     assert set(found["spans"]) == {"0", "1"}

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.recordings import shard, worker
+from support.profiles import shard, worker
 
 from zmqrl.profile.clocks import Clock, Clocks, measure
-from zmqrl.profile.recording import Recording
+from zmqrl.profile.run_tables import RunTables
 
 AT = 5e9  # microseconds
 clocks = st.builds(
@@ -90,7 +90,7 @@ def test_times_of_a_shard_on_another_host_are_converted_to_the_clock_of_shard_0(
     trips = [
         (1, AT + 1e6 * i, AT + 1e6 * i + 7_000_100, AT + 1e6 * i + 7_000_110, AT + 1e6 * i + 210) for i in range(30)
     ]
-    recording = Recording(
+    tables = RunTables(
         (
             shard(0, clock="a", host="h1"),
             shard(1, clock="b", host="h2"),
@@ -98,11 +98,11 @@ def test_times_of_a_shard_on_another_host_are_converted_to_the_clock_of_shard_0(
             worker(1, clock="c", host="h3"),
         )
     )
-    found = Clocks.of(recording)
+    found = Clocks.of(tables)
     assert found.reference == "a"
     assert found.by_id["b"].offset_us == pytest.approx(-7_000_000, abs=0.1)
     assert found.by_id["b"].error_us == pytest.approx(100, abs=1)
     assert "c" not in found.by_id
-    by_host = found.by_host(recording.processes)
+    by_host = found.by_host(tables.processes)
     assert set(by_host) == {"h1", "h2"}
     assert by_host["h1"] == Clock()

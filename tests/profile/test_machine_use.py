@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.recordings import US, synthetic_run
+from support.profiles import US, synthetic_run
 
 from zmqrl.observe.spans import Spans
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.profile.machine_use import MachineUse, machine_use, warnings
-from zmqrl.profile.recorder import Recorder, RecorderJob
-from zmqrl.profile.recording import Recording
+from zmqrl.profile.profiler import Profiler, ProfilerJob
+from zmqrl.profile.run_tables import RunTables
 
 
 def test_nothing_is_said_about_processes_that_have_what_they_need() -> None:
@@ -54,15 +54,15 @@ def test_stolen_time_is_a_share_of_all_cores_of_the_machine_even_for_a_pinned_pr
     process.tables["machine"] = [
         (US * np.array([[0.0, 0, 0, 0, 0, 0, 0], [10.0, 0, 0, 0, 4.0, 0, 0]])).astype(np.int64)
     ]
-    assert machine_use(Recording((process,)))[process.process].stolen_share == pytest.approx(4 / 10 / 8)
+    assert machine_use(RunTables((process,)))[process.process].stolen_share == pytest.approx(4 / 10 / 8)
 
 
 def test_a_recording_lists_the_cores_of_the_process_and_of_its_machine(tmp_path: Path) -> None:
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        Recorder(RecorderJob(tmp_path, "h1"), worker_id(0), Spans(), run="r", incarnation=1).close()
+        Profiler(ProfilerJob(tmp_path, "h1"), worker_id(0), Spans(), run="r", incarnation=1).close()
     finally:
         os.sched_setaffinity(0, allowed)
-    (read,) = Recording.read(tmp_path).processes
+    (read,) = RunTables.read(tmp_path).processes
     assert (read.cores, read.machine_cores) == (1, os.cpu_count())

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
-from support.recordings import synthetic_run
+from support.profiles import synthetic_run
 
 from zmqrl.profile import plot
-from zmqrl.profile.recording import Recording
 from zmqrl.profile.report import Profile
+from zmqrl.profile.run_tables import RunTables
 
 pytestmark = pytest.mark.processes
 
@@ -23,7 +23,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:
 
     monkeypatch.setattr(plot, "save", keep)
     extra_s = {(span, 1): 0.1 for span in ("straggle", "encode", "push", "assemble")}
-    profile = Profile.of(Recording(tuple(synthetic_run(versions=40, worker_extra_s=extra_s))))
+    profile = Profile.of(RunTables(tuple(synthetic_run(versions=40, worker_extra_s=extra_s))))
     found = profile.to_json()
     assert len(found["path_ms"]) > plot.CAUSES_SHOWN
     plot.plot_profile(profile, found, tmp_path / "plot.svg", "a run")

@@ -22,7 +22,7 @@ from support.traces import assert_valid
 from zmqrl.commands.inspect.profile import read
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.profile.critical_path import WORK
-from zmqrl.profile.recorder import SEGMENTS_KEPT
+from zmqrl.profile.profiler import SEGMENTS_KEPT
 from zmqrl.profile.report import Profile
 from zmqrl.profile.tables import unpack
 
@@ -115,12 +115,12 @@ def test_the_totals_of_the_profile_are_those_of_the_summary(straggling: RunFiles
 
 
 def test_each_process_recorded_every_version(straggling: RunFiles) -> None:
-    recording = read(straggling.path)
-    assert [str(each.process) for each in recording.processes] == ["shard-0", "shard-1", "worker-0", "worker-1"]
-    for each in recording.of_role("worker"):
+    tables = read(straggling.path)
+    assert [str(each.process) for each in tables.processes] == ["shard-0", "shard-1", "worker-0", "worker-1"]
+    for each in tables.of_role("worker"):
         assert each.table("cycles")["version"].tolist() == list(range(UPDATES))
         assert each.histograms()["gradient"].count == UPDATES
-    for each in recording.of_role("shard"):
+    for each in tables.of_role("shard"):
         assert each.table("versions")["version"].tolist() == list(range(UPDATES + 1))
         assert sorted(each.table("arrivals")["rank"].tolist()) == [0] * UPDATES + [1] * UPDATES
         assert each.histograms()["optimize"].count == UPDATES
@@ -149,7 +149,7 @@ def test_the_command_prints_a_report_writes_files_and_compares_runs(straggling: 
     ("arguments", "sentence"),
     [
         (("--seconds", "5"), "is not running: remove --seconds"),
-        (("--versions", "900"), "the recording has no critical path for these versions"),
+        (("--versions", "900"), "the profile has no critical path for these versions"),
         (("--fail-above", "5%"), "--fail-above compares two runs"),
         (("--trace", "/proc/no/t.json"), "cannot"),
         (("--plot", "/proc/no/t.png"), "cannot"),
@@ -291,19 +291,19 @@ def test_a_worker_that_lost_its_core_is_blamed_for_waiting_for_a_core(burning: i
 
 
 @pytest.mark.slow
-def test_a_killed_worker_and_shard_leave_their_recordings(tmp_path: Path) -> None:
+def test_a_killed_worker_and_shard_leave_their_profiles(tmp_path: Path) -> None:
     with training(tmp_path / "run", "--workers", "2", "--shards", "2") as run:
         directory = run.files.path / "profile"
         for killed in (("worker", 1), ("shard", 0)):
             name = "-".join(map(str, killed))
-            run.eventually(lambda name=name: any(directory.glob(f"{name}*")), f"the first recording of {name}")
+            run.eventually(lambda name=name: any(directory.glob(f"{name}*")), f"the first profile of {name}")
             run.kill(*killed)
         seen = run.files.version()
         run.eventually(lambda: run.files.version() > seen + 200, "200 more versions")
         run.signal(signal.SIGINT)
         run.wait()
-    recording = read(run.files.path)
-    incarnations = [str(each.process) for each in recording.processes]
+    tables = read(run.files.path)
+    incarnations = [str(each.process) for each in tables.processes]
     assert incarnations.count("worker-1") == incarnations.count("shard-0") == 2
     for path in directory.iterdir():
         assert list(unpack(path.read_bytes()))

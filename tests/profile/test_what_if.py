@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from support.recordings import ACCUMULATE_S, SHARD_S, TRANSFER_S, USUAL_S, synthetic_run
+from support.profiles import ACCUMULATE_S, SHARD_S, TRANSFER_S, USUAL_S, synthetic_run
 
-from zmqrl.profile.recording import Recording
 from zmqrl.profile.report import AS_IT_WAS, ONE_BACKUP_FEWER, Profile
+from zmqrl.profile.run_tables import RunTables
 from zmqrl.simulate.recorded import RecordedRun
 from zmqrl.simulate.replay import what_if
 from zmqrl.simulate.scenario import Scenario
@@ -16,10 +16,10 @@ UPDATE_S = 2 * TRANSFER_S + sum(USUAL_S.values()) + ACCUMULATE_S + sum(SHARD_S.v
 
 def predicted_s(**planted: Any) -> dict[str, float]:
     """The predicted seconds per update, by change."""
-    profile = Profile.of(Recording(tuple(synthetic_run(versions=30, **planted))))
+    profile = Profile.of(RunTables(tuple(synthetic_run(versions=30, **planted))))
     quorum = planted.get("quorum", 3)
     scenario = Scenario(workers=3, shards=2, parameters=10_000, backups=planted.get("workers", quorum) - quorum)
-    recorded = RecordedRun(profile.recording, profile.timeline, profile.paths, scenario)
+    recorded = RecordedRun(profile.tables, profile.timeline, profile.paths, scenario)
     return {each.change: 1 / each.updates_per_s for each in what_if(recorded, profile.paths)}
 
 

@@ -1,4 +1,4 @@
-"""Replays of synthetic recordings: the predicted rates, and where the time of the workers goes."""
+"""Replays of synthetic profiles: the predicted rates, and where the time of the workers goes."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.recordings import SHARD_S, TRANSFER_S, USUAL_S, synthetic_run
+from support.profiles import SHARD_S, TRANSFER_S, USUAL_S, synthetic_run
 from support.replays import recorded
 
-from zmqrl.profile.recording import ProcessRecording
+from zmqrl.profile.run_tables import ProcessTables
 from zmqrl.profile.tables import COLUMNS
 from zmqrl.simulate.recorded import STRETCHES, spread
 from zmqrl.simulate.replay import Changes, replay
@@ -19,10 +19,10 @@ ONE_HOST = {name: "h1" for role in ("worker", "shard") for name in (f"{role}-0",
 START_S = 60.0  # time in the run queue before the first cycle
 
 
-def off_core(processes: Sequence[ProcessRecording], on_core: float, queued: float | None) -> list[ProcessRecording]:
-    """Change the recordings: each worker was on a core for the share ``on_core`` of its work.
+def off_core(processes: Sequence[ProcessTables], on_core: float, queued: float | None) -> list[ProcessTables]:
+    """Change the profiles: each worker was on a core for the share ``on_core`` of its work.
 
-    Each worker was in the run queue for the share ``queued`` of its work. None stands for a recording by an older
+    Each worker was in the run queue for the share ``queued`` of its work. None stands for a profile by an older
     version. The processes waited in the run queue for a long time at their start.
     """
     for each in processes:
@@ -76,7 +76,7 @@ def test_older_recordings_without_the_run_queue_of_each_cycle_are_replayed_as_be
 
 
 @given(st.integers(1, 400), st.integers(1, 300))
-def test_the_replayed_stretches_include_both_ends_of_a_long_recording(length: int, number: int) -> None:
+def test_the_replayed_stretches_include_both_ends_of_a_long_profile(length: int, number: int) -> None:
     found = spread(range(length), number)
     assert list(found) == sorted(set(found))
     assert (found[0], found[-1]) == (0, length - 1)

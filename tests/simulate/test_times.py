@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 from support.paths import TESTS
-from support.recordings import synthetic_run
+from support.profiles import synthetic_run
 from support.replays import recorded
 
-from zmqrl.commands.measure.simulate import tell_of_recording
+from zmqrl.commands.measure.simulate import tell_of_profile
 from zmqrl.errors import UsageError
 from zmqrl.observe.records import RunRecord
 from zmqrl.simulate import Scenario, times
@@ -56,13 +56,13 @@ def test_a_run_on_a_slow_network_gives_no_prediction_for_more_shards(
 ) -> None:
     monkeypatch.setattr("zmqrl.commands.measure.simulate.recorded_run", lambda _: slow_link)
     scenario = replace(slow_link.scenario, compute="run:here")
-    tell_of_recording(scenario, {1, 2})
+    tell_of_profile(scenario, {1, 2})
     assert capsys.readouterr().err == (
-        "here: transfers took 53% of the time of updates, and the recording does not show how another number of "
+        "here: transfers took 53% of the time of updates, and the profile does not show how another number of "
         "shards would change them: set --bandwidth to simulate them.\n"
     )
-    tell_of_recording(scenario, {1})
-    tell_of_recording(replace(scenario, bandwidth=1e6), {1, 2})
+    tell_of_profile(scenario, {1})
+    tell_of_profile(replace(scenario, bandwidth=1e6), {1, 2})
     assert capsys.readouterr().err == ""
 
 

@@ -123,7 +123,7 @@ def test_a_process_is_newer_than_its_predecessor_even_if_the_clock_was_set_back(
 def test_a_resumed_session_traces_its_own_first_versions(tmp_path: Path) -> None:
     config, directory = Config(profile=20), RunDirectory(tmp_path)
     tasks = RunTasks(config, directory, Layout.of([("w", (1000,))], 2), on_this_machine(config, directory), version=500)
-    assert tasks.worker_job(0, 500, {})["recorder"]["trace_below"] == 520
+    assert tasks.worker_job(0, 500, {})["profiler"]["trace_below"] == 520
     job = tasks.shard_task(0, None).job
     assert job is not None
-    assert job["recorder"]["trace_below"] == 520
+    assert job["profiler"]["trace_below"] == 520

@@ -44,7 +44,7 @@ from zmqrl.page.charts import charts
 from zmqrl.page.runs import Runs, UnknownRun
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.profile import tables
-from zmqrl.profile.recording import Recording, newest_version
+from zmqrl.profile.run_tables import RunTables, newest_version
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.history import History, LostState
@@ -176,7 +176,7 @@ def stalled() -> dict[str, Any]:
 
 
 def profile_block() -> dict[str, Any]:
-    """The first block of a shard's recording, with its tables as :func:`profile.tables.pack` encodes them."""
+    """The first block of a shard's profile, with its tables as :func:`profile.tables.pack` encodes them."""
     about = {"format": tables.FORMAT, "process": "shard-0", "incarnation": 1, "run": "r", "host": "h", "clock": "c"}
     histogram = {"gaps": [3], "counts": [2], "maximum": 3, "total": 6}
     rows = {name: [[1] * len(columns)] * 2 for name, columns in tables.COLUMNS.items()}
@@ -315,7 +315,7 @@ def read_profile(data: bytes, place: Path) -> None:
     for content in (data, block, block * 2):
         (place / "shard-0.1.1.blocks").write_bytes(content)
         newest_version(place)
-        for each in Recording.read(place).after(0).processes:
+        for each in RunTables.read(place).after(0).processes:
             each.histograms()
 
 

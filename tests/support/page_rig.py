@@ -1,4 +1,4 @@
-"""Helpers for tests of the page: ``zmqrl serve`` in a process of its own, requests to it, and recordings in files."""
+"""Helpers for tests of the page: ``zmqrl serve`` in a process of its own, requests to it, and profiles in files."""
 
 import http.client
 import json
@@ -14,7 +14,7 @@ from urllib.parse import urlencode, urlsplit
 import numpy as np
 from support.rig import ending
 
-from zmqrl.profile.recording import ProcessRecording
+from zmqrl.profile.run_tables import ProcessTables
 from zmqrl.profile.tables import FORMAT, pack
 
 WITHIN_S = 60.0
@@ -89,8 +89,8 @@ def served_page(root: Path, *options: str) -> Iterator[ServedPage]:
         yield ServedPage(process.stdout.readline().strip(), process)
 
 
-def write_recording(directory: Path, processes: Sequence[ProcessRecording]) -> Path:
-    """Write the recordings of processes to the files of a profile, in several blocks."""
+def write_profile(directory: Path, processes: Sequence[ProcessTables]) -> Path:
+    """Write the profiles of processes to the files of a profile, in several blocks."""
     directory.mkdir(exist_ok=True)
     for each in processes:
         about = {

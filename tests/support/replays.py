@@ -1,19 +1,19 @@
-"""Synthetic recordings as runs to replay."""
+"""Synthetic profiles as runs to replay."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.critical_path import Timeline, critical_paths
-from zmqrl.profile.recording import ProcessRecording, Recording
+from zmqrl.profile.run_tables import ProcessTables, RunTables
 from zmqrl.simulate.recorded import RecordedRun
 from zmqrl.simulate.scenario import Scenario
 
 
-def recorded(processes: Sequence[ProcessRecording], **scenario: Any) -> RecordedRun:
-    """A run with these recordings. ``scenario`` has settings of the run, such as ``backups``."""
-    recording = Recording(tuple(processes))
-    timeline = Timeline.of(recording, Clocks.of(recording))
+def recorded(processes: Sequence[ProcessTables], **scenario: Any) -> RecordedRun:
+    """A run with these profiles. ``scenario`` has settings of the run, such as ``backups``."""
+    tables = RunTables(tuple(processes))
+    timeline = Timeline.of(tables, Clocks.of(tables))
     shards = sum(each.process.role == "shard" for each in processes)
     settings = {"workers": len(processes) - shards, "shards": shards, "parameters": 10_000}
-    return RecordedRun(recording, timeline, critical_paths(timeline), Scenario(**settings | scenario))
+    return RecordedRun(tables, timeline, critical_paths(timeline), Scenario(**settings | scenario))

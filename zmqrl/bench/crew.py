@@ -14,7 +14,7 @@ from zmqrl.child_process import ChildProcess
 from zmqrl.errors import ClusterError
 from zmqrl.process import Messages, look_for_modules_there, read_job, say
 
-Facts: TypeAlias = dict[str, Any]
+PartFacts: TypeAlias = dict[str, Any]
 
 ANSWER_WITHIN_S: Final = 300.0
 
@@ -25,9 +25,9 @@ class Part(Protocol):
     ``facts`` is what the benchmark must know about the part, such as its port.
     """
 
-    facts: Facts
+    facts: PartFacts
 
-    def run(self, *args: Any, **given: Any) -> Facts:
+    def run(self, *args: Any, **given: Any) -> PartFacts:
         """Run, as :meth:`Crew.run` or :meth:`Crew.run_for` asks. Returns the measurements."""
 
     def close(self) -> None:
@@ -39,7 +39,7 @@ class Role(NamedTuple):
 
     name: str
     process: int
-    facts: Facts
+    facts: PartFacts
 
 
 class Crew:
@@ -64,7 +64,7 @@ class Crew:
             child.kill()  # the process may be waiting for a process that has ended
 
     @contextmanager
-    def playing(self, name: str, part: type[Part], jobs: Mapping[int, Facts]) -> Iterator[list[Role]]:
+    def playing(self, name: str, part: type[Part], jobs: Mapping[int, PartFacts]) -> Iterator[list[Role]]:
         """Let processes play ``part`` during the block, each with its job. Raises ClusterError if a process fails."""
         about = {"join": name, "module": part.__module__, "part": part.__name__}
         joining = {process: {**about, "job": job} for process, job in jobs.items()}
@@ -72,7 +72,7 @@ class Crew:
         # Not after an error: a process that waits for a dead process does not answer.
         self._ask({process: {"leave": name} for process in jobs})
 
-    def run(self, roles: Sequence[Role], rounds: int, pauses_s: Sequence[float] = ()) -> list[Facts]:
+    def run(self, roles: Sequence[Role], rounds: int, pauses_s: Sequence[float] = ()) -> list[PartFacts]:
         """Run ``rounds`` rounds of all ``roles`` at the same time. Returns the measurements of each role.
 
         Before each round, role i pauses for ``pauses_s[i]``, or not at all. Raises ClusterError if a process fails.
@@ -80,25 +80,27 @@ class Crew:
         pauses = [*pauses_s, *[0.0] * (len(roles) - len(pauses_s))]
         return self._run(roles, [{"rounds": rounds, "pause_s": pause} for pause in pauses])
 
-    def run_for(self, roles: Sequence[Role], seconds: float) -> list[Facts]:
+    def run_for(self, roles: Sequence[Role], seconds: float) -> list[PartFacts]:
         """Run all ``roles`` at the same time for ``seconds``. Returns the measurements of each role.
 
         Raises ClusterError if a process fails.
         """
         return self._run(roles, [{"seconds": seconds} for _ in roles], within_s=seconds + ANSWER_WITHIN_S)
 
-    def _run(self, roles: Sequence[Role], given: Sequence[Facts], within_s: float = ANSWER_WITHIN_S) -> list[Facts]:
+    def _run(
+        self, roles: Sequence[Role], given: Sequence[PartFacts], within_s: float = ANSWER_WITHIN_S
+    ) -> list[PartFacts]:
         asked = {role.process: {"run": role.name, "given": each} for role, each in zip(roles, given, strict=True)}
         assert len(asked) == len(roles), "a process does one thing at a time"
         return list(self._ask(asked, within_s).values())
 
-    def _ask(self, messages: Mapping[int, Facts], within_s: float = ANSWER_WITHIN_S) -> dict[int, Facts]:
+    def _ask(self, messages: Mapping[int, PartFacts], within_s: float = ANSWER_WITHIN_S) -> dict[int, PartFacts]:
         for process, message in messages.items():
             self._children[process].tell(message)
         deadline = time.monotonic() + within_s
         return {process: self._answer(process, deadline) for process in messages}
 
-    def _answer(self, process: int, deadline: float) -> Facts:
+    def _answer(self, process: int, deadline: float) -> PartFacts:
         answer = self._children[process].hear(max(0.0, deadline - time.monotonic()))
         if answer is None:
             raise ClusterError(f"process {process} of the benchmark did not answer in time.")

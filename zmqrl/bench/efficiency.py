@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from zmqrl.errors import ClusterError
-from zmqrl.profile.recording import Columns
+from zmqrl.profile.run_tables import Columns
 
 PARTS: Final = ("env_step", "act", "gradient")  # names of spans of a worker
 SPLIT: Final = (*PARTS, "wait", "rest")

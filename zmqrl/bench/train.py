@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from zmqrl.bench.crew import Crew, Facts, Part, Role
+from zmqrl.bench.crew import Crew, Part, PartFacts, Role
 from zmqrl.bench.efficiency import PARTS, Efficiency, StepTimes, per_step_s, split_of
 from zmqrl.bench.reference import Reference, references
 from zmqrl.config import Config
@@ -19,7 +19,7 @@ from zmqrl.errors import require
 from zmqrl.hosts.daemons import PATIENCE, environment_of
 from zmqrl.hosts.deployment import placed_here
 from zmqrl.process_id import worker_id
-from zmqrl.profile.recording import Recording
+from zmqrl.profile.run_tables import RunTables
 from zmqrl.rundir import RunDirectory
 from zmqrl.start.initial import Preparation
 from zmqrl.supervisor.run import check_extras, check_here, train
@@ -46,7 +46,7 @@ class Measured(NamedTuple):
     efficiency: Efficiency
     threads: int
     passes: float
-    facts: Facts
+    facts: PartFacts
     references: Mapping[str, Reference]
 
 
@@ -125,9 +125,9 @@ def _measure_training(config: Config, directory: Path, seconds: float, bare_s: f
     with contextlib.redirect_stdout(io.StringIO()):
         if train(run) != 0:
             raise KeyboardInterrupt
-    recording = Recording.read(RunDirectory(directory).profile)
+    tables = RunTables.read(RunDirectory(directory).profile)
     return split_of(
-        (each.table("cycles") for each in recording.of_role("worker")),
+        (each.table("cycles") for each in tables.of_role("worker")),
         first_version=updates * warm_up,
         updates_per_rollout=config.algorithm.updates_per_rollout,
         steps_per_rollout=steps,

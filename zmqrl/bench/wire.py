@@ -16,12 +16,12 @@ from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from zmqrl.bench.crew import Crew, Facts, Role
+from zmqrl.bench.crew import Crew, PartFacts, Role
 from zmqrl.bench.grid import TRIP_BYTES, Case, Grid, Implementation, Operation
 from zmqrl.bench.parts import ADAM, Copier, GlooRank, RawHub, RawWorker, ZmqrlPinger, ZmqrlWorker
 from zmqrl.bench.samples import Kind, Round, Row, rows, samples
-from zmqrl.profile.recorder import RecorderJob
-from zmqrl.profile.recording import ProcessRecording, Recording
+from zmqrl.profile.profiler import ProfilerJob
+from zmqrl.profile.run_tables import ProcessTables, RunTables
 from zmqrl.ps.shard.machine import ShardTiming
 from zmqrl.ps.standalone import StandaloneShards, standalone_shards
 from zmqrl.ps.wire.codec import payload_bytes
@@ -120,7 +120,7 @@ def _zmqrl(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
         transport="ipc" if case.transport == "ipc" else "tcp",
         curve=case.curve,
         timing=PATIENT,
-        recorder=RecorderJob(directory / "profile", "localhost", trace_below=2**53),
+        profiler=ProfilerJob(directory / "profile", "localhost", trace_below=2**53),
     ) as shards:
         jobs = {rank: _job(shards, rank) for rank in range(case.workers)}
         ping = {0: _job(shards, case.workers)}
@@ -131,7 +131,7 @@ def _zmqrl(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
             yield Variant(_measures(stage, workers, pinger), _recorded(directory / "profile", case))
 
 
-def _job(shards: StandaloneShards, rank: int) -> Facts:
+def _job(shards: StandaloneShards, rank: int) -> PartFacts:
     keys = shards.keys
     return {
         "cluster": shards.cluster.to_json(),
@@ -145,26 +145,26 @@ def _recorded(directory: Path, case: Case) -> Callable[[Round], Round]:
 
     @functools.cache
     def shards() -> list[tuple[dict[int, list[int]], dict[int, int]]]:
-        return [shard_instants(each) for each in Recording.read(directory).of_role("shard")]
+        return [shard_instants(each) for each in RunTables.read(directory).of_role("shard")]
 
     def told(each: Round) -> Round:
         arrived = tuple(tuple(ends.get(each.version, ())) for ends, _ in shards())
         published = tuple(starts[each.version + 1] for _, starts in shards() if each.version + 1 in starts)
         if len(published) < case.shards or any(len(ends) < case.workers for ends in arrived):
-            return each  # a recording can hold only a limited number of spans
+            return each  # a profile can hold only a limited number of spans
         return replace(each, arrived=arrived, published=published)
 
     return told
 
 
-def shard_instants(recording: ProcessRecording) -> tuple[dict[int, list[int]], dict[int, int]]:
+def shard_instants(tables: ProcessTables) -> tuple[dict[int, list[int]], dict[int, int]]:
     """The instants, in ns and by version, at which a shard had added each contribution and began to publish."""
     arrived: dict[int, list[int]] = {}
     published: dict[int, int] = {}
-    table = recording.table("spans")
+    table = tables.table("spans")
     columns = (table[name].tolist() for name in ("name", "start_ns", "duration_ns", "version"))
     for number, start_ns, duration_ns, version in zip(*columns, strict=True):
-        name = recording.span_names[number]
+        name = tables.span_names[number]
         if name == "accumulate":
             arrived.setdefault(version, []).append(start_ns + duration_ns)
         elif name == "publish":

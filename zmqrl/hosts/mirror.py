@@ -14,7 +14,7 @@ from zmqrl.hostd import messages as h
 from zmqrl.hosts.link import Link
 from zmqrl.json_lines import open_file
 from zmqrl.process_id import RECORDER, ProcessId, shard_id
-from zmqrl.profile.recorder import prune
+from zmqrl.profile.profiler import prune
 from zmqrl.ps.shard.history import History
 from zmqrl.rundir import RunDirectory
 

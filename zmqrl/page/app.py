@@ -19,7 +19,7 @@ from starlette.routing import Mount, Route
 from zmqrl.json_lines import nulled
 from zmqrl.observe.records import differing
 from zmqrl.page.access import AccessCheck
-from zmqrl.page.charts import XAxis, charts
+from zmqrl.page.charts import ChartAxis, charts
 from zmqrl.page.following import follow
 from zmqrl.page.runs import VIDEOS, Runs, UnknownRun, files_in, stamp, text_of
 from zmqrl.page.timing import read_timing
@@ -86,7 +86,7 @@ class Page:
                 stamps[name] = runs.stamp(name)
         if not stamps:
             raise UnknownRun(names[0])
-        x: XAxis = "agent_steps" if request.query_params.get("x") == "agent_steps" else "minutes"
+        x: ChartAxis = "agent_steps" if request.query_params.get("x") == "agent_steps" else "minutes"
         fold = request.query_params.get("fold") != "no"
         known, changed = list(stamps), tuple(stamps.items())
         return _json(request, changed, lambda: charts(known, [runs.record(name) for name in known], x, fold=fold))

@@ -12,7 +12,7 @@ from zmqrl.observe.records import Figures, RunRecord
 
 GRID_POINTS = 300
 DIGITS = 5
-XAxis: TypeAlias = Literal["minutes", "agent_steps"]
+ChartAxis: TypeAlias = Literal["minutes", "agent_steps"]
 
 SCORE, CONTRIBUTIONS = "score", "contributions"
 COLUMNS: Final = {
@@ -23,7 +23,7 @@ COLUMNS: Final = {
 }
 
 
-def charts(names: Sequence[str], runs: Sequence[RunRecord], x: XAxis, *, fold: bool = True) -> dict[str, Any]:
+def charts(names: Sequence[str], runs: Sequence[RunRecord], x: ChartAxis, *, fold: bool = True) -> dict[str, Any]:
     """The object ``{"x", "groups", "charts"}`` for ``runs``. If ``fold``, the seeds of one experiment become one group.
 
     ``x`` has the positions of all points, in minutes or agent steps. Each chart has ``lines``: the mean, the spread
@@ -58,13 +58,13 @@ def charts(names: Sequence[str], runs: Sequence[RunRecord], x: XAxis, *, fold: b
     }
 
 
-def _line(group: Group, x: XAxis, column: str, grid: Figures) -> dict[str, Any]:
+def _line(group: Group, x: ChartAxis, column: str, grid: Figures) -> dict[str, Any]:
     weights = [run.column("gradients") for run in group.runs] if column == "policy_lag" else None
     series = [(positions(run, x), run.column(column)) for run in group.runs]
     return {"label": group.label} | _on(grid, curve(series, weights))
 
 
-def _contributions(groups: Sequence[Group], x: XAxis, grid: Figures) -> dict[str, Any]:
+def _contributions(groups: Sequence[Group], x: ChartAxis, grid: Figures) -> dict[str, Any]:
     """For one group, the share of each outcome. For several, the share of contributions that were not used."""
     shares = [[(positions(run, x), outcome_shares(run)) for run in group.runs if run.rows] for group in groups]
     if len(groups) == 1:

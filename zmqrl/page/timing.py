@@ -9,8 +9,8 @@ from typing import Any
 from zmqrl.observe.folding import by_number
 from zmqrl.profile.critical_path import OTHER, Cycle
 from zmqrl.profile.machine_use import grown_s
-from zmqrl.profile.recording import ProcessRecording, Recording
 from zmqrl.profile.report import Profile
+from zmqrl.profile.run_tables import ProcessTables, RunTables
 from zmqrl.profile.tables import COLUMNS, Table
 
 VERSIONS = 240
@@ -27,8 +27,8 @@ def read_timing(profile: Path, *, asynchronous: bool) -> dict[str, Any]:
     - ``versions``: the last versions, each with the rank that was the K-th.
     - ``work``: by rank, the seconds of work for each of these versions, or null.
     """
-    recording = _newest_versions(Recording.tail(profile, BLOCKS))
-    found = Profile.of(recording, asynchronous=asynchronous)
+    tables = _newest_versions(RunTables.tail(profile, BLOCKS))
+    found = Profile.of(tables, asynchronous=asynchronous)
     paths = found.paths
     kth = {(path.generation, path.version): path.kth.number for path in paths}
     shown = sorted(kth)[-VERSIONS_SHOWN:]
@@ -53,30 +53,30 @@ def read_timing(profile: Path, *, asynchronous: bool) -> dict[str, Any]:
         },
         "blame": report["blame"][:12],
         "warnings": report["warnings"],
-        "hosts": _hosts(recording.processes),
+        "hosts": _hosts(tables.processes),
     }
 
 
-def _newest_versions(recording: Recording) -> Recording:
+def _newest_versions(tables: RunTables) -> RunTables:
     """The newest ``VERSIONS`` versions that all shards recorded, without versions of earlier generations.
 
     A rollback or resume may have undone those versions.
     """
     newest: dict[int, tuple[int, int]] = {}
-    for shard in recording.of_role("shard"):  # a restarted shard has several recordings
+    for shard in tables.of_role("shard"):  # a restarted shard has several profiles
         table = shard.table("versions")
         made = zip(table["generation"].tolist(), table["version"].tolist(), strict=True)
         newest[shard.process.number] = max([*made, newest.get(shard.process.number, (-1, -1))])
     generation = max((each for each, _ in newest.values()), default=-1)
     if generation < 0:
-        return recording
+        return tables
     version = min(version for each, version in newest.values() if each == generation)
-    kept = tuple(replace(each, tables=_of_generation(each, generation)) for each in recording.processes)
-    return Recording(kept).after(version - VERSIONS) if version > VERSIONS else Recording(kept)
+    kept = tuple(replace(each, tables=_of_generation(each, generation)) for each in tables.processes)
+    return RunTables(kept).after(version - VERSIONS) if version > VERSIONS else RunTables(kept)
 
 
-def _of_generation(each: ProcessRecording, generation: int) -> dict[str, list[Table]]:
-    """The tables of a recording, without the rows of other generations."""
+def _of_generation(each: ProcessTables, generation: int) -> dict[str, list[Table]]:
+    """The tables of a profile, without the rows of other generations."""
     tables = dict(each.tables)
     for name, parts in each.tables.items():
         if "generation" in COLUMNS[name]:
@@ -91,9 +91,9 @@ def _spans(cycles: Sequence[Cycle]) -> dict[str, float]:
     return {name: mean for name, mean in means.items() if mean > 0}
 
 
-def _hosts(processes: Iterable[ProcessRecording]) -> dict[str, Any]:
-    """By host: its cores and memory, and those that each process used in its newest recording."""
-    newest: dict[str, ProcessRecording] = {}
+def _hosts(processes: Iterable[ProcessTables]) -> dict[str, Any]:
+    """By host: its cores and memory, and those that each process used in its newest profile."""
+    newest: dict[str, ProcessTables] = {}
     for each in processes:
         newest[str(each.process)] = max(each, newest.get(str(each.process), each), key=lambda one: one.incarnation)
     hosts: dict[str, dict[str, Any]] = {}
@@ -106,7 +106,7 @@ def _hosts(processes: Iterable[ProcessRecording]) -> dict[str, Any]:
     return hosts
 
 
-def _use(each: ProcessRecording) -> Mapping[str, float | None]:
+def _use(each: ProcessTables) -> Mapping[str, float | None]:
     machine = each.table("machine")
     elapsed_s = grown_s(machine, "at_us")
     memory_kb = machine["memory_kb"][-1:].tolist()

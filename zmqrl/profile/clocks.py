@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from zmqrl.profile.recording import ProcessRecording, Recording
+from zmqrl.profile.run_tables import ProcessTables, RunTables
 
 WINDOWS = 64
 FEWEST_WINDOWS = 4
@@ -107,14 +107,14 @@ class Clocks:
     by_id: Mapping[str, Clock]
 
     @classmethod
-    def of(cls, recording: Recording) -> Self:
+    def of(cls, tables: RunTables) -> Self:
         """Measure the clocks of a run against that of the shard with the lowest number.
 
         A clock that no chain of round trips connects to this reference is left out.
         """
-        reference = min(recording.processes, key=lambda each: each.process).clock if recording.processes else ""
+        reference = min(tables.processes, key=lambda each: each.process).clock if tables.processes else ""
         steps: defaultdict[str, list[tuple[str, Clock]]] = defaultdict(list)
-        for (asking, answering), clock in _pairs(recording).items():
+        for (asking, answering), clock in _pairs(tables).items():
             steps[asking].append((answering, clock.inverse()))
             steps[answering].append((asking, clock))
         known = {reference: Clock()}
@@ -130,15 +130,15 @@ class Clocks:
                     heapq.heappush(waiting, (clock.error_us, there))
         return cls(reference, known)
 
-    def knows(self, recording: ProcessRecording) -> bool:
+    def knows(self, tables: ProcessTables) -> bool:
         """Whether the clock of a process can be converted."""
-        return recording.clock in self.by_id
+        return tables.clock in self.by_id
 
-    def times_us(self, recording: ProcessRecording, times_us: NDArray[np.int64]) -> Times:
+    def times_us(self, tables: ProcessTables, times_us: NDArray[np.int64]) -> Times:
         """Times of a process on the reference clock, in microseconds. Raises KeyError if its clock is not known."""
-        return self.by_id[recording.clock].to_other(times_us.astype(np.float64))
+        return self.by_id[tables.clock].to_other(times_us.astype(np.float64))
 
-    def by_host(self, processes: Iterable[ProcessRecording]) -> dict[str, Clock]:
+    def by_host(self, processes: Iterable[ProcessTables]) -> dict[str, Clock]:
         """The clock of each host. ``h (2)`` is a second clock of host h."""
         named: dict[str, dict[str, None]] = defaultdict(dict)
         for each in processes:
@@ -151,13 +151,13 @@ class Clocks:
         }
 
 
-def _pairs(recording: Recording) -> dict[tuple[str, str], Clock]:
+def _pairs(tables: RunTables) -> dict[tuple[str, str], Clock]:
     """The measured conversions, by asking clock and answering clock."""
-    shards: defaultdict[tuple[str, int], list[ProcessRecording]] = defaultdict(list)
-    for shard in recording.of_role("shard"):
+    shards: defaultdict[tuple[str, int], list[ProcessTables]] = defaultdict(list)
+    for shard in tables.of_role("shard"):
         shards[shard.run, shard.process.number].append(shard)
     trips: defaultdict[tuple[str, str], list[NDArray[np.int64]]] = defaultdict(list)
-    for worker in recording.of_role("worker"):
+    for worker in tables.of_role("worker"):
         pings = worker.table("pings")
         for number in np.unique(pings["shard"]):
             clocks = {shard.clock for shard in shards[worker.run, int(number)]}

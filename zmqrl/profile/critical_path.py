@@ -17,7 +17,7 @@ import numpy as np
 from zmqrl.observe.spans import SHARD_SPANS, WORKER_SPANS
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.profile.clocks import Clocks
-from zmqrl.profile.recording import ProcessRecording, Recording
+from zmqrl.profile.run_tables import ProcessTables, RunTables
 
 WEIGHTS, GRADIENT, OVERRUN, OTHER = "weights_transfer", "gradient_transfer", "overrun", "other"
 TRANSFERS = (WEIGHTS, GRADIENT)
@@ -67,7 +67,7 @@ class Cycle(NamedTuple):
     """The work of a worker for one contribution. Times and ``spans`` (by name) are in seconds on the reference clock.
 
     ``queued_s`` is the time for which the worker was ready but had no core, except during the wait for weights. None in
-    older recordings.
+    older profiles.
     """
 
     began: float
@@ -112,7 +112,7 @@ class Arrival(NamedTuple):
 
 @dataclass(slots=True)
 class Timeline:
-    """All recordings, with times on the reference clock. Processes whose clocks cannot be converted are left out.
+    """All profiles, with times on the reference clock. Processes whose clocks cannot be converted are left out.
 
     ``arrivals`` has the first arrival of each slice at each shard. ``again`` counts the later ones by rank and shard.
     """
@@ -126,9 +126,9 @@ class Timeline:
     ranks: int = 0
 
     @classmethod
-    def of(cls, recording: Recording, clocks: Clocks) -> "Timeline":
+    def of(cls, tables: RunTables, clocks: Clocks) -> "Timeline":
         timeline = cls({}, defaultdict(dict), defaultdict(dict), {})
-        for each in recording.processes:
+        for each in tables.processes:
             timeline.hosts[each.process] = each.host
             if each.process.role == "shard":
                 timeline.shards = max(timeline.shards, each.process.number + 1)
@@ -151,7 +151,7 @@ class Timeline:
 
 
 def _columns(
-    each: ProcessRecording, clocks: Clocks, table: str, spans: Iterable[str]
+    each: ProcessTables, clocks: Clocks, table: str, spans: Iterable[str]
 ) -> tuple[dict[str, list[float]], list[dict[str, float]]]:
     """The columns of a table, with times in seconds on the reference clock, and the spans of each row in seconds."""
     found = each.table(table)
@@ -164,7 +164,7 @@ def _columns(
     return columns, [dict(zip(names, row, strict=True)) for row in seconds]
 
 
-def _cycles(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[tuple[Version, int], Cycle]]:
+def _cycles(each: ProcessTables, clocks: Clocks) -> Iterator[tuple[tuple[Version, int], Cycle]]:
     columns, spans = _columns(each, clocks, "cycles", WORKER_SPANS)
     for i, row in enumerate(spans):
         began, pulled, pushed = (columns[name][i] for name in ("began_at_us", "pulled_at_us", "pushed_at_us"))
@@ -183,7 +183,7 @@ def _cycles(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[tuple[Vers
         yield (version, each.process.number), cycle
 
 
-def _publications(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[Version, Publication]]:
+def _publications(each: ProcessTables, clocks: Clocks) -> Iterator[tuple[Version, Publication]]:
     columns, spans = _columns(each, clocks, "versions", SHARD_SPANS)
     for i, row in enumerate(spans):
         quorum, rank = int(columns["quorum"][i]), int(columns["closing_rank"][i])
@@ -191,7 +191,7 @@ def _publications(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[Vers
         yield (int(columns["generation"][i]), int(columns["version"][i])), made
 
 
-def _arrivals(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[tuple[Version, int], Arrival]]:
+def _arrivals(each: ProcessTables, clocks: Clocks) -> Iterator[tuple[tuple[Version, int], Arrival]]:
     columns, _ = _columns(each, clocks, "arrivals", ("arrived_at_us",))
     for i, (polled, at) in enumerate(zip(columns["polled_at_us"], columns["arrived_at_us"], strict=True)):
         version = int(columns["generation"][i]), int(columns["version"][i])

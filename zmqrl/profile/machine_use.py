@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from zmqrl.observe.folding import ranges
 from zmqrl.process_id import ProcessId
-from zmqrl.profile.recording import Columns, ProcessRecording, Recording, named
+from zmqrl.profile.run_tables import Columns, ProcessTables, RunTables, named
 
 QUEUED_ABOVE = 0.1  # share of time in the run queue: above this, a process lacks a core
 STOLEN_ABOVE = 0.02
@@ -17,7 +17,7 @@ PAGED_ABOVE = 10  # major page faults per second: above this, the machine lacks 
 class MachineUse:
     """The machine use of one process. All shares except ``core_share`` are fractions of the recorded time.
 
-    ``core_share`` is the CPU time of a worker as a fraction of its working time. During ``queued_share``, the recording
+    ``core_share`` is the CPU time of a worker as a fraction of its working time. During ``queued_share``, the profile
     thread waited for a core. During ``stolen_share``, the hypervisor ran something else (mean of all cores of the
     machine). During ``throttled_share``, the control group of the process had no CPU quota left. ``preempted_per_s``
     and ``major_faults_per_s`` are of a worker's computing thread.
@@ -32,10 +32,10 @@ class MachineUse:
     major_faults_per_s: float | None = None
 
 
-def machine_use(recording: Recording) -> dict[ProcessId, MachineUse]:
-    """The machine use of each process. For a restarted process, the longest recording counts."""
-    longest: dict[ProcessId, ProcessRecording] = {}
-    for each in recording.processes:
+def machine_use(tables: RunTables) -> dict[ProcessId, MachineUse]:
+    """The machine use of each process. For a restarted process, the longest profile counts."""
+    longest: dict[ProcessId, ProcessTables] = {}
+    for each in tables.processes:
         known = longest.get(each.process)
         if known is None or _seconds(each.table("machine")) > _seconds(known.table("machine")):
             longest[each.process] = each
@@ -82,7 +82,7 @@ def _span(values: Iterable[float]) -> str:
     return str(ordered[0]) if ordered[0] == ordered[-1] else f"{ordered[0]}-{ordered[-1]}"
 
 
-def _use(each: ProcessRecording) -> MachineUse:
+def _use(each: ProcessTables) -> MachineUse:
     use = MachineUse(each.host)
     machine, cycles = each.table("machine"), each.table("cycles")
     measured_s = _seconds(machine)

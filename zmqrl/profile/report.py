@@ -15,7 +15,7 @@ from zmqrl.profile.accounts import Accounts, accounts, asynchronous_accounts
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.critical_path import CriticalPath, Timeline, critical_paths, without_path
 from zmqrl.profile.machine_use import MachineUse, machine_use, warnings
-from zmqrl.profile.recording import MOST_CYCLES, Recording
+from zmqrl.profile.run_tables import MOST_CYCLES, RunTables
 from zmqrl.profile.trace import left_out
 from zmqrl.words import counted, numbered
 
@@ -31,9 +31,9 @@ NO_PATH = (
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The profile of a run, computed from its recording."""
+    """The analysis of the tables of a run."""
 
-    recording: Recording
+    tables: RunTables
     clocks: Clocks
     timeline: Timeline
     paths: Sequence[CriticalPath]
@@ -42,16 +42,16 @@ class Profile:
     asynchronous: bool
 
     @classmethod
-    def of(cls, recording: Recording, *, asynchronous: bool = False) -> "Profile":
+    def of(cls, tables: RunTables, *, asynchronous: bool = False) -> "Profile":
         """Find the critical path of every version, and add up the contributions of each rank.
 
         An ``asynchronous`` run has no critical path, so its profile has no paths.
         """
-        clocks = Clocks.of(recording)
-        timeline = Timeline.of(recording, clocks)
+        clocks = Clocks.of(tables)
+        timeline = Timeline.of(tables, clocks)
         paths = [] if asynchronous else critical_paths(timeline)
         found = asynchronous_accounts(timeline) if asynchronous else accounts(timeline, paths)
-        return cls(recording, clocks, timeline, paths, found, machine_use(recording), asynchronous)
+        return cls(tables, clocks, timeline, paths, found, machine_use(tables), asynchronous)
 
     def to_json(self) -> dict[str, Any]:
         seconds = [path.seconds for path in self.paths]
@@ -75,9 +75,9 @@ class Profile:
                     "drift_ppm": clock.drift * 1e6,
                     "error_ms": clock.error_us / 1e3,
                 }
-                for host, clock in self.clocks.by_host(self.recording.processes).items()
+                for host, clock in self.clocks.by_host(self.tables.processes).items()
             },
-            "left_out": left_out(self.recording, self.clocks),
+            "left_out": left_out(self.tables, self.clocks),
             "machine": {str(process): asdict(use) for process, use in self.machine.items()},
             "warnings": [*self._shortened(), *found.warnings, *warnings(self.machine)],
             "what_if": [],
@@ -103,7 +103,7 @@ class Profile:
         return max(made.values(), default=0)
 
     def _shortened(self) -> list[str]:
-        left_out = self.recording.left_out
+        left_out = self.tables.left_out
         if left_out < 0:
             return []
         return [f"the report covers only versions after {left_out:,}: its limit is {MOST_CYCLES:,} contributions"]
@@ -160,7 +160,7 @@ class Profile:
     def _spans(self) -> Iterable[tuple[str, str, Histogram]]:
         """Process or group, span, and durations in nanoseconds: per role, then per host, then per process."""
         for role, names in (("worker", WORKER_SPANS), ("shard", SHARD_SPANS)):
-            processes = list(self.recording.of_role(role))
+            processes = list(self.tables.of_role(role))
             histograms = [each.histograms() for each in processes]
             whos = {f"all {role}s": histograms}
             if len({each.host for each in processes}) > 1:
@@ -224,7 +224,7 @@ def _print_updates(found: dict[str, Any], console: Console) -> None:
     if left_out:
         ranks = numbered("rank", map(int, left_out))
         waited = f"{counted(sum(left_out.values()), 'update')} that waited for {ranks}"
-        console.print(f"! the report leaves out {waited}, whose work is not in the recording", soft_wrap=True)
+        console.print(f"! the report leaves out {waited}, whose work is not in the profile", soft_wrap=True)
     console.print()
     if found["updates"]:
         _print_bars("critical path of an update, ms", found["path_ms"], console)

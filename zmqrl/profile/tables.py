@@ -54,13 +54,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     # A row of a worker for each PONG. Sent and returned are on the worker's clock, the others on the shard's clock.
     "pings": ("shard", "sent_at_us", "received_at_us", "answered_at_us", "returned_at_us"),
-    # A row at intervals: ``recorder.machine_totals``, and the resident memory of the process.
+    # A row at intervals: ``profiler.machine_totals``, and the resident memory of the process.
     "machine": ("at_us", "cpu_us", "queued_us", "process_cpu_us", "stolen_us", "throttled_us", "memory_kb"),
     # Single spans in nanoseconds: every span with --profile, otherwise only the newest spans at intervals.
     "spans": ("name", "start_ns", "duration_ns", "version"),
 }
 
-# Columns that older recordings lack. Their values are then read as -1.
+# Columns that older profiles lack. Their values are then read as -1.
 ADDED: dict[str, tuple[str, ...]] = {"cycles": ("queued_us",), "machine": ("memory_kb",)}
 
 
@@ -102,7 +102,7 @@ def _bodies(data: bytes) -> Iterator[bytes]:
 
 
 def _with_added(name: str, table: Table) -> Table:
-    """``table`` with -1 in the columns that an older recording lacks."""
+    """``table`` with -1 in the columns that an older profile lacks."""
     added = len(ADDED.get(name, ()))
     if not added or table.shape[1] != len(COLUMNS[name]) - added:
         return table

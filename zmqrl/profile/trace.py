@@ -1,4 +1,4 @@
-"""Recordings as traces for https://ui.perfetto.dev: all hosts on one clock, one track per process."""
+"""Profiles as traces for https://ui.perfetto.dev: all hosts on one clock, one track per process."""
 
 import json
 import os
@@ -11,8 +11,8 @@ import numpy as np
 
 from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.profile.clocks import Clocks
-from zmqrl.profile.recorder import TRACE_SPANS
-from zmqrl.profile.recording import ProcessRecording, Recording, named
+from zmqrl.profile.profiler import TRACE_SPANS
+from zmqrl.profile.run_tables import ProcessTables, RunTables, named
 from zmqrl.words import counted
 
 VERSIONS_SHOWN = 2000
@@ -22,14 +22,14 @@ Starts: TypeAlias = dict[tuple[int, int, int], tuple[int, float, float]]
 """Track, begin and end of the trace slice from which an arrow starts, by message."""
 
 
-def write_trace(recording: Recording, path: Path, shown: range, *, arrows: bool = True) -> list[str]:
-    """Write the recording of the versions ``shown``, with its single spans, to ``path``: completely or not at all.
+def write_trace(tables: RunTables, path: Path, shown: range, *, arrows: bool = True) -> list[str]:
+    """Write the profile of the versions ``shown``, with its single spans, to ``path``: completely or not at all.
 
     Do not draw ``arrows`` for an asynchronous run, whose versions do not show which messages belong together. Returns a
     sentence for each role with missing processes or spans.
     """
-    clocks = Clocks.of(recording)
-    events = list(_events(recording, clocks, shown))
+    clocks = Clocks.of(tables)
+    events = list(_events(tables, clocks, shown))
     if not arrows:
         events = [event for event in events if event["ph"] not in "sf"]
     begin_us = min((event["ts"] for event in events if "ts" in event), default=0.0)
@@ -44,45 +44,45 @@ def write_trace(recording: Recording, path: Path, shown: range, *, arrows: bool 
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return [*left_out(recording, clocks), *cut_short(recording)]
+    return [*left_out(tables, clocks), *cut_short(tables)]
 
 
-def cut_short(recording: Recording) -> list[str]:
+def cut_short(tables: RunTables) -> list[str]:
     """A sentence for each role with processes that had more spans than a trace can hold."""
     return [
         f"the trace holds the first {counted(TRACE_SPANS, 'span')} of each process: "
         f"it lacks {counted(sum(each.untraced for each in cut), 'span')} of {_names(cut)}"
-        for cut in _by_role(each for each in recording.processes if each.untraced)
+        for cut in _by_role(each for each in tables.processes if each.untraced)
     ]
 
 
-def left_out(recording: Recording, clocks: Clocks) -> list[str]:
+def left_out(tables: RunTables, clocks: Clocks) -> list[str]:
     """A sentence for each role with processes whose clocks cannot be compared with the others."""
     return [
-        f"the timeline leaves out {_names(unknown)}: the recording has no PING to compare clocks"
-        for unknown in _by_role(each for each in recording.processes if not clocks.knows(each))
+        f"the timeline leaves out {_names(unknown)}: the profile has no PING to compare clocks"
+        for unknown in _by_role(each for each in tables.processes if not clocks.knows(each))
     ]
 
 
-def _by_role(processes: Iterable[ProcessRecording]) -> Iterator[list[ProcessRecording]]:
+def _by_role(processes: Iterable[ProcessTables]) -> Iterator[list[ProcessTables]]:
     return (list(group) for _, group in groupby(processes, lambda each: each.process.role))
 
 
-def _names(processes: Iterable[ProcessRecording]) -> str:
+def _names(processes: Iterable[ProcessTables]) -> str:
     return named({each.process: each.host for each in processes})
 
 
-def newest(recording: Recording) -> range:
+def newest(tables: RunTables) -> range:
     """The newest versions to which workers contributed, at most ``VERSIONS_SHOWN``."""
-    contributed = [each.table("cycles")["version"] for each in recording.of_role("worker")]
+    contributed = [each.table("cycles")["version"] for each in tables.of_role("worker")]
     last = max((int(each.max()) for each in contributed if len(each)), default=-1)
     return range(max(0, last + 1 - VERSIONS_SHOWN), last + 1)
 
 
-def _events(recording: Recording, clocks: Clocks, shown: range) -> Iterator[TraceEvent]:
+def _events(tables: RunTables, clocks: Clocks, shown: range) -> Iterator[TraceEvent]:
     pushed: Starts = {}  # slices by generation, version, rank
     published: Starts = {}  # slices by generation, version, shard
-    known = [(track, each) for track, each in enumerate(recording.processes, 1) if clocks.knows(each)]
+    known = [(track, each) for track, each in enumerate(tables.processes, 1) if clocks.knows(each)]
     for track, each in known:
         name = f"{each.process.role} {each.process.number} on {each.host}"
         yield {"ph": "M", "name": "process_name", "pid": track, "tid": 0, "args": {"name": name}}
@@ -117,7 +117,7 @@ def _arrow(name: str, key: str, start: tuple[int, float, float], end: tuple[int,
         yield about | {"ph": "f", "bp": "e", "pid": end[0], "ts": end[1]}
 
 
-def _spans(each: ProcessRecording, clocks: Clocks, track: int, shown: range) -> Iterator[TraceEvent]:
+def _spans(each: ProcessTables, clocks: Clocks, track: int, shown: range) -> Iterator[TraceEvent]:
     table = each.table("spans")
     starts_us = clocks.times_us(each, table["start_ns"] // 1000) + table["start_ns"] % 1000 / 1000
     for name, start_us, duration_ns, version in zip(
@@ -128,7 +128,7 @@ def _spans(each: ProcessRecording, clocks: Clocks, track: int, shown: range) -> 
             yield _slice(each.span_names[name], track, float(start_us), float(end_us), version=int(version))
 
 
-def _cycles(each: ProcessRecording, clocks: Clocks, track: int, shown: range, pushed: Starts) -> Iterator[TraceEvent]:
+def _cycles(each: ProcessTables, clocks: Clocks, track: int, shown: range, pushed: Starts) -> Iterator[TraceEvent]:
     table = each.table("cycles")
     began, ended = (clocks.times_us(each, table[name]) for name in ("began_at_us", "pushed_at_us"))
     for i in np.flatnonzero(np.isin(table["version"], shown)):
@@ -139,9 +139,7 @@ def _cycles(each: ProcessRecording, clocks: Clocks, track: int, shown: range, pu
         pushed.setdefault(key, (track, float(began[i]), float(ended[i])))
 
 
-def _versions(
-    each: ProcessRecording, clocks: Clocks, track: int, shown: range, published: Starts
-) -> Iterator[TraceEvent]:
+def _versions(each: ProcessTables, clocks: Clocks, track: int, shown: range, published: Starts) -> Iterator[TraceEvent]:
     table = each.table("versions")
     closed, out = (clocks.times_us(each, table[name]) for name in ("closed_at_us", "published_at_us"))
     for i in np.flatnonzero(np.isin(table["version"], shown)):
@@ -151,7 +149,7 @@ def _versions(
         published.setdefault(key, (track, float(closed[i]), float(out[i])))
 
 
-def _pushes(each: ProcessRecording, clocks: Clocks, track: int, shown: range, pushed: Starts) -> Iterator[TraceEvent]:
+def _pushes(each: ProcessTables, clocks: Clocks, track: int, shown: range, pushed: Starts) -> Iterator[TraceEvent]:
     table = each.table("arrivals")
     arrived = clocks.times_us(each, table["arrived_at_us"])
     come: set[tuple[int, int, int]] = set()  # a gradient slice that is sent again has no second arrow
@@ -167,7 +165,7 @@ def _pushes(each: ProcessRecording, clocks: Clocks, track: int, shown: range, pu
 
 
 def _publications(
-    each: ProcessRecording, clocks: Clocks, track: int, shown: range, published: Starts
+    each: ProcessTables, clocks: Clocks, track: int, shown: range, published: Starts
 ) -> Iterator[TraceEvent]:
     table = each.table("cycles")
     began, pulled = (clocks.times_us(each, table[name]) for name in ("began_at_us", "pulled_at_us"))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from zmqrl.child_process import ChildProcess
 from zmqrl.errors import ClusterError, require
-from zmqrl.profile.recorder import RecorderJob
+from zmqrl.profile.profiler import ProfilerJob
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.layout import Layout
@@ -76,7 +76,7 @@ def standalone_shards(
     consistent: bool = False,
     asynchronous: bool = False,
     timing: ShardTiming | None = None,
-    recorder: RecorderJob | None = None,
+    profiler: ProfilerJob | None = None,
     horizon: float | None = None,
 ) -> Iterator[StandaloneShards]:
     """Run one process for each shard of ``layout``, with ``vector`` (float32 (count,)) as version 0.
@@ -84,7 +84,7 @@ def standalone_shards(
     An update needs contributions from ``quorum`` of the ``workers``: by default from all, or from 1 in asynchronous
     mode. The shards keep state and history in ``directory``, or in a directory that is deleted when the block ends.
     With ``transport`` tcp, they listen at ``address``: an address of this host, not a wildcard. ``curve`` encrypts the
-    connections and authenticates each worker by its key. With ``recorder``, each shard records its time. Schedules that
+    connections and authenticates each worker by its key. With ``profiler``, each shard records its time. Schedules that
     follow the progress of the run end at version ``horizon``. Raises UsageError when such a schedule has no end, and
     ClusterError when a shard does not start.
     """
@@ -113,7 +113,7 @@ def standalone_shards(
                 asynchronous=asynchronous,
                 timing=timing or ShardTiming(),
                 keys=keys.of_shard(shard) if keys else None,
-                recorder=recorder,
+                profiler=profiler,
                 horizon=horizon,
             )
             for shard in range(layout.shards)

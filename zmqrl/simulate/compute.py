@@ -9,7 +9,7 @@ import numpy as np
 from zmqrl.simulate.laws import Law
 
 CHUNK = 1024  # number of durations that are drawn at once
-STRIDE = 7919  # workers that replay the same recording start this many pieces apart
+STRIDE = 7919  # workers that replay the same profile start this many pieces apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class ComputeTimes:
     """The work of each rank.
 
     ``gradient`` has the work for each version, and ``rollout`` the work for each iteration. Without rollouts,
-    ``rollout`` is empty. If there are more workers than recorded ranks, several workers replay the same recording from
+    ``rollout`` is empty. If there are more workers than recorded ranks, several workers replay the same profile from
     different offsets.
     """
 

@@ -11,7 +11,7 @@ from zmqrl.errors import UsageError
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.profile.critical_path import OTHER, TRANSFERS, CriticalPath, Cycle, Timeline
 from zmqrl.profile.machine_use import grown_s
-from zmqrl.profile.recording import ProcessRecording, Recording
+from zmqrl.profile.run_tables import ProcessTables, RunTables
 from zmqrl.simulate.compute import ComputeTimes, Work
 from zmqrl.simulate.scenario import Scenario, ShardCosts
 from zmqrl.words import numbered
@@ -20,14 +20,14 @@ ROLLOUT_SPANS = ("env_step", "act")
 GRADIENT_SPANS = ("assemble", OTHER, "gradient", "straggle", "encode", "push")
 ASLEEP = ("straggle",)  # a worker in these spans needs no core
 MOST_UPDATES = 1000
-STRETCHES = 10  # a replay of a long recording uses this many stretches of it
+STRETCHES = 10  # a replay of a long profile uses this many stretches of it
 NETWORK_BOUND = 0.25  # share of update time: if transfers take more, the network limits the run
 
 T = TypeVar("T")
 
 
 class TooLittleRecorded(UsageError):
-    """A recording lacks data that a simulation needs."""
+    """A profile lacks data that a simulation needs."""
 
 
 class RecordedRun:
@@ -37,9 +37,9 @@ class RecordedRun:
     """
 
     def __init__(
-        self, recording: Recording, timeline: Timeline, paths: Sequence[CriticalPath], scenario: Scenario
+        self, tables: RunTables, timeline: Timeline, paths: Sequence[CriticalPath], scenario: Scenario
     ) -> None:
-        """``scenario`` has the run's settings. Hosts and costs come from the recording. Raises TooLittleRecorded."""
+        """``scenario`` has the run's settings. Hosts and costs come from the profile. Raises TooLittleRecorded."""
         if not paths:
             raise TooLittleRecorded("no complete update was recorded.")
         self.measured = 1 / fmean(path.seconds for path in paths)
@@ -55,14 +55,14 @@ class RecordedRun:
         if not all(self._cycles.values()):
             missing = numbered("rank", (rank for rank, cycles in self._cycles.items() if not cycles))
             raise TooLittleRecorded(f"{missing} recorded nothing, so the run cannot be replayed.")
-        self._queued = {rank: _queued_share(recording, rank, each.values()) for rank, each in self._cycles.items()}
-        self._beside = {rank: _beside_s(recording, rank) for rank in self._cycles}
+        self._queued = {rank: _queued_share(tables, rank, each.values()) for rank, each in self._cycles.items()}
+        self._beside = {rank: _beside_s(tables, rank) for rank in self._cycles}
         hosts = {host: i for i, host in enumerate(dict.fromkeys(timeline.hosts.values()))}
         self.scenario = replace(
             scenario,
             updates=min(len(paths), MOST_UPDATES),
             hosts=len(hosts),
-            cores=max(each.cores for each in recording.processes),
+            cores=max(each.cores for each in tables.processes),
             worker_hosts=tuple(hosts[timeline.hosts[worker_id(rank)]] for rank in range(scenario.ranks)),
             shard_hosts=tuple(hosts[timeline.hosts[shard_id(shard)]] for shard in range(scenario.shards)),
             costs=_costs(timeline),
@@ -77,14 +77,14 @@ class RecordedRun:
         return ranks[(len(ranks) - 1) // 2]
 
     def no_answer_for_shards(self) -> str | None:
-        """Why the recording cannot predict the effect of another number of shards, or None if it can.
+        """Why the profile cannot predict the effect of another number of shards, or None if it can.
 
         In a replay, each transfer takes the recorded time, whatever the number of shards.
         """
         if self.transfer_share <= NETWORK_BOUND:
             return None
         return (
-            f"transfers took {self.transfer_share:.0%} of the time of updates, and the recording does not show how "
+            f"transfers took {self.transfer_share:.0%} of the time of updates, and the profile does not show how "
             "another number of shards would change them"
         )
 
@@ -109,7 +109,7 @@ class RecordedRun:
     ) -> ComputeTimes:
         """The recorded work of the ranks. Transfers of weights and gradients count as time that needs no core.
 
-        A recording with more than ``updates`` updates is used in stretches: see :func:`spread`. ``spans`` has a factor
+        A profile with more than ``updates`` updates is used in stretches: see :func:`spread`. ``spans`` has a factor
         for the time of each span, and ``link`` is the factor for transfers. ``delays`` has, by rank, the seconds
         to add in the run queue for each second on a core.
         """
@@ -161,24 +161,24 @@ def spread(items: Sequence[T], number: int) -> Sequence[T]:
     return [item for start in starts for item in items[start : start + size]]
 
 
-def _queued_share(recording: Recording, rank: int, cycles: Iterable[Cycle]) -> float:
+def _queued_share(tables: RunTables, rank: int, cycles: Iterable[Cycle]) -> float:
     """Estimate the share of a worker's off-core working time in which the worker waited for a core.
 
-    Only old recordings, without queued_us per cycle, need this estimate. It is too high, because it includes waits
+    Only old profiles, without queued_us per cycle, need this estimate. It is too high, because it includes waits
     outside the work and at the start of the process.
     """
-    queued_s = sum(grown_s(each.table("machine"), "queued_us") for each in _of_rank(recording, rank))
+    queued_s = sum(grown_s(each.table("machine"), "queued_us") for each in _of_rank(tables, rank))
     without_s = sum(max(0.0, cycle.worked_s - cycle.spans["straggle"] - cycle.cpu_s) for cycle in cycles)
     return min(1.0, queued_s / without_s) if without_s > 0 else 0.0
 
 
-def _beside_s(recording: Recording, rank: int) -> float:
+def _beside_s(tables: RunTables, rank: int) -> float:
     """CPU seconds that a worker's other threads, such as the one that serves the sockets, use per contribution.
 
     The start of the process and time without recorded contributions do not count.
     """
     others_s, contributions = 0.0, 0
-    for each in _of_rank(recording, rank):
+    for each in _of_rank(tables, rank):
         machine, cycles = each.table("machine"), each.table("cycles")
         at_us, pushed_us = machine["at_us"], cycles["pushed_at_us"]
         if len(at_us) and len(pushed_us):
@@ -223,5 +223,5 @@ def _costs(timeline: Timeline) -> ShardCosts:
     )
 
 
-def _of_rank(recording: Recording, rank: int) -> list[ProcessRecording]:
-    return [each for each in recording.of_role("worker") if each.process.number == rank]
+def _of_rank(tables: RunTables, rank: int) -> list[ProcessTables]:
+    return [each for each in tables.of_role("worker") if each.process.number == rank]

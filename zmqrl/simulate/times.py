@@ -13,7 +13,7 @@ from zmqrl.observe.forms import decode
 from zmqrl.observe.records import RunRecord
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.critical_path import Timeline, critical_paths
-from zmqrl.profile.recording import Recording
+from zmqrl.profile.run_tables import RunTables
 from zmqrl.ps.layout import Layout
 from zmqrl.rundir import RunDirectory
 from zmqrl.simulate.compute import ComputeTimes, Work
@@ -25,7 +25,7 @@ from zmqrl.simulate.scenario import RECORDED, Scenario
 def scenario_of(run: Path) -> Scenario:
     """The scenario of a run: its workers, shards, parameters and work. Raises UsageError if ``run`` is not a run.
 
-    Hosts, cores and the costs of the shards come from the run's recording, if it has one.
+    Hosts, cores and the costs of the shards come from the run's profile, if it has one.
     """
     recorded = recorded_run(run)
     if recorded is None:
@@ -35,7 +35,7 @@ def scenario_of(run: Path) -> Scenario:
 
 
 def settings_of(run: Path, record: RunRecord) -> Scenario:
-    """A scenario from the settings in ``record``, without a recording. Raises UsageError if the run is asynchronous."""
+    """A scenario from the settings in ``record``, without a profile. Raises UsageError if the run is asynchronous."""
     settings = record.settings
     require(
         not record.is_asynchronous,
@@ -59,11 +59,11 @@ def settings_of(run: Path, record: RunRecord) -> Scenario:
 
 @lru_cache(maxsize=1)  # a sweep simulates the same run many times
 def recorded_run(run: Path) -> RecordedRun | None:
-    """The recording of a run, or None if it is too short to simulate. Raises UsageError."""
-    recording = Recording.newest(RunDirectory(run).profile)
-    timeline = Timeline.of(recording, Clocks.of(recording))
+    """The profile of a run, or None if it is too short to simulate. Raises UsageError."""
+    tables = RunTables.newest(RunDirectory(run).profile)
+    timeline = Timeline.of(tables, Clocks.of(tables))
     try:
-        return RecordedRun(recording, timeline, critical_paths(timeline), settings_of(run, RunRecord.read(run)))
+        return RecordedRun(tables, timeline, critical_paths(timeline), settings_of(run, RunRecord.read(run)))
     except TooLittleRecorded:
         return None
 
@@ -71,7 +71,7 @@ def recorded_run(run: Path) -> RecordedRun | None:
 def recorded_times(run: Path, updates: int, *, transfers: bool = True) -> ComputeTimes:
     """The recorded times of a run's workers, for ``updates`` updates. ``transfers``: whether to include transfer times.
 
-    Without a recording, the times are means over the second half of the run's ``metrics.jsonl``, and count as CPU time.
+    Without a profile, the times are means over the second half of the run's ``metrics.jsonl``, and count as CPU time.
     Raises UsageError if ``run`` is not a run, or has no times yet.
     """
     recorded = recorded_run(run)

@@ -28,7 +28,7 @@ from zmqrl.observe.screen import never_waiting
 from zmqrl.page.beside import page_beside
 from zmqrl.process import interruptible
 from zmqrl.process_id import shard_id
-from zmqrl.profile.recording import Recording
+from zmqrl.profile.run_tables import RunTables
 from zmqrl.profile.trace import write_trace
 from zmqrl.ps.shard.store import store_bytes
 from zmqrl.recipes import remark
@@ -46,7 +46,7 @@ from zmqrl.words import as_text
 
 Deploy: TypeAlias = Callable[[Config, RunDirectory, Stages], Deployment]
 
-LOGS_BYTES = 10_000_000  # logs, metrics, histories and recordings of a short run
+LOGS_BYTES = 10_000_000  # logs, metrics, histories and profiles of a short run
 
 
 def train(config: Config, on_up: Callable[[RunDirectory], None] | None = None) -> int:
@@ -310,8 +310,8 @@ def _trace(config: Config, directory: RunDirectory, start: Checkpoint, notice: C
     """Write the trace of the first versions of a session, from the checkpoint ``start``."""
     assert config.profile is not None
     traced = range(start.version, start.version + config.profile)
-    recording = Recording.read(directory.profile, traced)
-    for text in write_trace(recording, directory.trace, traced, arrows=config.mode == "sync"):
+    tables = RunTables.read(directory.profile, traced)
+    for text in write_trace(tables, directory.trace, traced, arrows=config.mode == "sync"):
         notice(text)
     notice(f"trace written to {as_text(directory.trace)}: open it in https://ui.perfetto.dev")
 

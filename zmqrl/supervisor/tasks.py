@@ -13,7 +13,7 @@ from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.launcher import Task
 from zmqrl.observe.provenance import code_id
 from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId, shard_id, worker_id
-from zmqrl.profile.recorder import RecorderJob
+from zmqrl.profile.profiler import ProfilerJob
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.job import ShardJob
@@ -23,7 +23,7 @@ from zmqrl.ps.wire.keys import RunKeys
 from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole
 from zmqrl.rundir import RunDirectory, write_json
 
-PROFILE = "ZMQRL_PROFILE"  # "off" turns recording off, to measure its cost
+PROFILE = "ZMQRL_PROFILE"  # "off" turns profiling off, to measure its cost
 FORK = "ZMQRL_FORK"  # "off" makes each process import its modules itself, to find a fault or measure the gain
 WORKER = "zmqrl.worker"
 FOLLOWERS = {EVALUATOR: "zmqrl.commands.measure.evaluate", RECORDER: "zmqrl.commands.measure.record"}
@@ -98,7 +98,7 @@ class RunTasks:
             asynchronous=config.mode == "async",
             horizon=config.horizon(),
             timing=ShardTiming(need_s=config.wire.need_s),
-            recorder=None if frozen else self._recorder(process),
+            profiler=None if frozen else self._profiler(process),
             incarnation=self._incarnation(process),
             keys=self.keys.of_shard(shard) if self.keys else None,
             frozen=frozen,
@@ -120,15 +120,15 @@ class RunTasks:
             "config": self.config.to_json(),
             "incarnation": self._incarnation(process),
             "threads": self.threads[process],
-            "recorder": recorder.to_json() if (recorder := self._recorder(process)) is not None else None,
+            "profiler": profiler.to_json() if (profiler := self._profiler(process)) is not None else None,
         }
 
-    def _recorder(self, process: ProcessId) -> RecorderJob | None:
-        """What ``process`` needs to record its time, or None if the user has turned recording off."""
+    def _profiler(self, process: ProcessId) -> ProfilerJob | None:
+        """What ``process`` needs to record its time, or None if the user has turned profiling off."""
         if os.environ.get(PROFILE) == "off":
             return None
         site = self.sites[process]
-        return RecorderJob(site.directory.profile, site.host, self.trace_below)
+        return ProfilerJob(site.directory.profile, site.host, self.trace_below)
 
     def control(
         self, endpoints: list[str], other: Callable[[int, m.Message], None] = lambda shard, message: None

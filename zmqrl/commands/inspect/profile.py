@@ -19,9 +19,9 @@ from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
 from zmqrl.profile.accounts import traffic
 from zmqrl.profile.difference import changes, grown, print_changes
-from zmqrl.profile.recorder import FLUSH_EVERY_S
-from zmqrl.profile.recording import Recording, newest_version
+from zmqrl.profile.profiler import FLUSH_EVERY_S
 from zmqrl.profile.report import Profile, print_report
+from zmqrl.profile.run_tables import RunTables, newest_version
 from zmqrl.profile.trace import cut_short, newest, write_trace
 from zmqrl.profile.versions import held_up, print_versions, version_range
 from zmqrl.ps.wire.codec import payload_bytes
@@ -89,18 +89,18 @@ def run(options: Options) -> int:
         raise UsageError(
             f"--versions shows critical paths, but {path} is asynchronous and has none: remove --versions."
         )
-    recording = read(path) if options.seconds is None else watch(path, options.seconds)
-    profile = Profile.of(recording, asynchronous=asynchronous)
+    tables = read(path) if options.seconds is None else watch(path, options.seconds)
+    profile = Profile.of(tables, asynchronous=asynchronous)
     found = profile.to_json()
     add_settings(path, record, profile, found, options.without)
     if shown is not None:
         found["versions"] = held_up(profile.paths, profile.timeline.hosts, shown)
-        without = f"--versions {options.versions}: the recording has no critical path for these versions."
+        without = f"--versions {options.versions}: the profile has no critical path for these versions."
         require(bool(found["versions"]), without)
     if options.trace is not None:
         with _written(options.trace):
-            write_trace(recording, options.trace, newest(recording), arrows=not asynchronous)
-        found["warnings"] += cut_short(recording)
+            write_trace(tables, options.trace, newest(tables), arrows=not asynchronous)
+        found["warnings"] += cut_short(tables)
     if options.plot is not None:
         from zmqrl.profile.plot import plot_profile  # matplotlib takes a second to import
 
@@ -146,7 +146,7 @@ def add_settings(
         slice_bytes = payload_bytes(scenario.codec, scenario.parameters) // scenario.shards
         found["traffic"] = {str(shard): asdict(each) for shard, each in traffic(profile.timeline, slice_bytes).items()}
         if profile.paths:
-            recorded = RecordedRun(profile.recording, profile.timeline, profile.paths, scenario)
+            recorded = RecordedRun(profile.tables, profile.timeline, profile.paths, scenario)
             found["what_if"] = [asdict(each) for each in what_if(recorded, profile.paths, without)]
             if reason := recorded.no_answer_for_shards():
                 found["warnings"].append(f"no prediction for more shards: {reason}")
@@ -166,7 +166,7 @@ def _compare(options: Options, console: Console) -> int:
     before, after = (Profile.of(read(path)).to_json() for path in options.runs)
     for path, profile in zip(options.runs, (before, after), strict=True):
         if not profile["updates"]:
-            raise UsageError(f"{path} has no complete update in its recording.")
+            raise UsageError(f"{path} has no complete update in its profile.")
     found = changes(before, after)
     above = grown(found, limit) if limit is not None else []
     if options.json:
@@ -190,27 +190,27 @@ def share(text: str) -> float:
     return percent / 100
 
 
-def read(path: Path) -> Recording:
-    """The recording of a run. Raises UsageError if there is none."""
+def read(path: Path) -> RunTables:
+    """The profile of a run. Raises UsageError if there is none."""
     directory = RunDirectory(path)
     if not directory.config.exists():
         raise not_a_run(path)
     try:
-        recording = Recording.newest(directory.profile)
+        tables = RunTables.newest(directory.profile)
     except OSError as error:
         raise UsageError(f"cannot read {error.filename or directory.profile}: {error.strerror}.") from error
-    if not recording.processes:
+    if not tables.processes:
         raise UsageError(
             f"{path} has no profile: an older zmqrl made the run, or it ended in its first seconds, or ZMQRL_PROFILE "
             "was off. The mean time of each span is still in its metrics.jsonl, under split_s."
         )
-    return recording
+    return tables
 
 
-def watch(path: Path, seconds: float) -> Recording:
-    """The recording of the next ``seconds`` of a run. Raises UsageError if it is not running.
+def watch(path: Path, seconds: float) -> RunTables:
+    """The profile of the next ``seconds`` of a run. Raises UsageError if it is not running.
 
-    Processes write at intervals, so both ends of the recording can be late by up to ``FLUSH_EVERY_S``.
+    Processes write at intervals, so both ends of the profile can be late by up to ``FLUSH_EVERY_S``.
     """
     if not 0 < seconds < 1e6:
         raise UsageError(f"--seconds {seconds:g}: must be above 0.")

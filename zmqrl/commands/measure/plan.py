@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 import tyro
 
-from zmqrl.commands.measure.simulate import Source, settings_from, tell_of_loss, tell_of_recording
+from zmqrl.commands.measure.simulate import Source, settings_from, tell_of_loss, tell_of_profile
 from zmqrl.commands.options import asks_for_help, parse, parse_known
 from zmqrl.commands.output import print_json
 from zmqrl.errors import require
@@ -55,7 +55,7 @@ def command(arguments: list[str]) -> int:
 @interruptible()
 def run(options: Options) -> int:
     """Search, and print every run that was tried."""
-    tell_of_recording(options.settings, SHARDS)
+    tell_of_profile(options.settings, SHARDS)
     tell_of_loss([options.settings])
     if left_out := [name for name in LEFT_OUT if getattr(options.settings, name)]:
         sys.stderr.write(f"a plan does not use these settings of the scenario: {', '.join(left_out)}.\n")

@@ -109,7 +109,7 @@ def run(options: Options) -> int:
         check_picture("--plot", options.plot)
     axes = [Axis.parse(text) for text in options.sweep]
     scenarios = variants(options.settings, axes)
-    tell_of_recording(options.settings, {each.shards for each in scenarios})
+    tell_of_profile(options.settings, {each.shards for each in scenarios})
     if not options.live:
         tell_of_loss(scenarios)
     run_one = _live(options.settings) if options.live else simulate
@@ -133,7 +133,7 @@ def _live(scenario: Scenario) -> Callable[[Scenario], SimulatedRun]:
     return live
 
 
-def tell_of_recording(scenario: Scenario, shards: Collection[int]) -> None:
+def tell_of_profile(scenario: Scenario, shards: Collection[int]) -> None:
     """Warn if the recorded run has only mean times, or if its transfers do not show the effect of these ``shards``."""
     run = scenario.recorded_run
     if run is None:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zmqrl.profile.recorder import RecorderJob
+from zmqrl.profile.profiler import ProfilerJob
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.machine import ShardTiming
 from zmqrl.ps.shard.optimizer import OptimizerConfig
@@ -31,7 +31,7 @@ class ShardJob:
     timing: ShardTiming = field(default_factory=ShardTiming)
     keys: ShardKeys | None = None
     """If given, every connection is encrypted and authenticated."""
-    recorder: RecorderJob | None = None
+    profiler: ProfilerJob | None = None
     """If given, the shard records how it spends its time."""
     code: str = ""
     """The zmqrl source code that workers must run: see ``Identity``."""
@@ -52,7 +52,7 @@ class ShardJob:
             "keys": self.keys.to_json() if self.keys else None,
             "state_path": str(self.state_path),
             "history_path": str(self.history_path),
-            "recorder": self.recorder.to_json() if self.recorder else None,
+            "profiler": self.profiler.to_json() if self.profiler else None,
             "incarnation": self.incarnation,
         }
 
@@ -67,6 +67,6 @@ class ShardJob:
                 "keys": ShardKeys.from_json(data["keys"]) if data["keys"] else None,
                 "state_path": Path(data["state_path"]),
                 "history_path": Path(data["history_path"]),
-                "recorder": RecorderJob.from_json(data["recorder"]) if data["recorder"] else None,
+                "profiler": ProfilerJob.from_json(data["profiler"]) if data["profiler"] else None,
             }
         )

@@ -14,7 +14,7 @@ import numpy as np
 from zmqrl.errors import UsageError
 from zmqrl.ps.wire.codec import FloatVector, is_finite, watched
 
-State: TypeAlias = Mapping[str, FloatVector]
+OptimizerState: TypeAlias = Mapping[str, FloatVector]
 # one block each of: gradient, weights, old state, new weights, new state
 BlockUpdate: TypeAlias = Callable[[FloatVector, FloatVector, list[FloatVector], FloatVector, list[FloatVector]], None]
 
@@ -108,9 +108,9 @@ class Optimizer:
         gradient_sum: FloatVector,
         count: int,
         weights: FloatVector,
-        state: State,
+        state: OptimizerState,
         new_weights: FloatVector,
-        new_state: State,
+        new_state: OptimizerState,
         *,
         elapsed: float = 0.0,
     ) -> bool:

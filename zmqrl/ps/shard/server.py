@@ -22,7 +22,7 @@ from zmqrl.errors import DISK_IS_FULL, ClusterError, FullDiskError
 from zmqrl.observe.spans import SHARD_SPANS, Spans
 from zmqrl.process import log_to_stderr, raise_open_files, read_job, say
 from zmqrl.process_id import shard_id
-from zmqrl.profile.recorder import Recorder, now_us
+from zmqrl.profile.profiler import Profiler, now_us
 from zmqrl.ps.schedule import WHOLE, elapsed_at
 from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard.gradients import GradientSum
@@ -70,11 +70,11 @@ class ShardServer:
             secret=job.secret,
             code=job.code,
         )
-        self.recorder = (
+        self.profiler = (
             None
-            if job.recorder is None
-            else Recorder(
-                job.recorder,
+            if job.profiler is None
+            else Profiler(
+                job.profiler,
                 shard_id(job.shard),
                 self.spans,
                 run=job.run,
@@ -150,8 +150,8 @@ class ShardServer:
             if now - self.failures_at >= FAILURES_EVERY_S:
                 self.failures_at = now
                 self._log_failures()
-            if self.recorder is not None:
-                self.recorder.step(now)
+            if self.profiler is not None:
+                self.profiler.step(now)
 
     def close(self) -> None:
         for monitor in self.monitors:
@@ -164,8 +164,8 @@ class ShardServer:
                 Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
         self.store.close()
         self.history.close()
-        if self.recorder is not None:
-            self.recorder.close()
+        if self.profiler is not None:
+            self.profiler.close()
 
     # events
 
@@ -183,10 +183,10 @@ class ShardServer:
                 continue
             arrived_us = self.handled_us = now_us()
             self._handle(event)
-            if isinstance(event, e.GradientArrived) and self.recorder is not None:
+            if isinstance(event, e.GradientArrived) and self.profiler is not None:
                 g, outcome = event.header, e.OUTCOMES.index(self.machine.judged)
                 times = (self.polled_us, arrived_us)
-                self.recorder.add("arrivals", g.generation, g.version, g.rank, outcome, *times)
+                self.profiler.add("arrivals", g.generation, g.version, g.rank, outcome, *times)
 
     # actions
 
@@ -280,13 +280,13 @@ class ShardServer:
         self._record_version(record)
 
     def _record_version(self, record: e.Record) -> None:
-        if self.recorder is None:
+        if self.profiler is None:
             return
         made, published_us = bool(record.ranks), now_us()
         closing = self.machine.closing_rank if made else -1
         times = (self.closed_us if made else published_us, published_us)
-        spent, (cpu_us, *_) = self.recorder.spent_us(*SHARD_SPANS), self.recorder.used()
-        self.recorder.add("versions", record.generation, record.version, record.quorum, closing, *times, *spent, cpu_us)
+        spent, (cpu_us, *_) = self.profiler.spent_us(*SHARD_SPANS), self.profiler.used()
+        self.profiler.add("versions", record.generation, record.version, record.quorum, closing, *times, *spent, cpu_us)
 
     def _encoded(self, slot: Slot) -> WireVector:
         return codec.encode(self.job.codec, slot.weights)

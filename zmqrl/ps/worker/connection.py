@@ -22,7 +22,7 @@ import zmq
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.observe.spans import WORKER_SPANS, Spans
 from zmqrl.process_id import worker_id
-from zmqrl.profile.recorder import Recorder, RecorderJob, now_us
+from zmqrl.profile.profiler import Profiler, ProfilerJob, now_us
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.schedule import WHOLE
 from zmqrl.ps.wire import codec, framing
@@ -66,14 +66,14 @@ class Connection:
         incarnation: int | None = None,
         code: str = "",
         spans: Spans | None = None,
-        recorder: RecorderJob | None = None,
+        profiler: ProfilerJob | None = None,
         timing: WorkerTiming | None = None,
         log: logging.Logger | None = None,
     ) -> None:
         """``incarnation`` must be greater than that of the previous process of this rank. None: use the current time.
 
         ``code`` identifies the zmqrl source code of the worker. Shards refuse a code that differs from their own. Leave
-        ``code`` empty in your own program. With ``recorder``, the worker records its time. Raises UsageError when the
+        ``code`` empty in your own program. With ``profiler``, the worker records its time. Raises UsageError when the
         run uses CURVE and ``cluster`` has no keys.
         """
         if cluster.key_files is not None and cluster.keys is None:
@@ -83,11 +83,11 @@ class Connection:
         self.incarnation = incarnation or time.time_ns() // 1_000_000
         self.spans = spans or Spans()
         self._log = log or logging.getLogger("zmqrl.ps.worker.connection")
-        self._recorder = (
+        self._profiler = (
             None
-            if recorder is None
-            else Recorder(
-                recorder, worker_id(rank), self.spans, run=cluster.run, incarnation=self.incarnation, log=self._log
+            if profiler is None
+            else Profiler(
+                profiler, worker_id(rank), self.spans, run=cluster.run, incarnation=self.incarnation, log=self._log
             )
         )
         self._cycle_began_us = now_us()
@@ -138,7 +138,7 @@ class Connection:
         """
         if self._final is None:
             self._post(e.Pulling(above))
-            with self.spans("wait"), self._recorder.waiting() if self._recorder else contextlib.nullcontext():
+            with self.spans("wait"), self._profiler.waiting() if self._profiler else contextlib.nullcontext():
                 answer = self._answer(above, timeout_s)
             if isinstance(answer, e.Assembled):
                 return self._assemble(answer)
@@ -170,16 +170,16 @@ class Connection:
             self._buffers.append((gradient, trackers))
             self._outgoing, self._unreleased = (weights.version, payload, trackers), gradient
             self._post(e.Contributed(weights.generation, weights.version))
-        if self._recorder is not None:
-            self._record_cycle(self._recorder, weights)
+        if self._profiler is not None:
+            self._record_cycle(self._profiler, weights)
 
-    def _record_cycle(self, recorder: Recorder, weights: PulledWeights) -> None:
+    def _record_cycle(self, profiler: Profiler, weights: PulledWeights) -> None:
         began_us, self._cycle_began_us = self._cycle_began_us, now_us()
         pulled_us, shard = self._pulled
         times = (began_us, pulled_us, self._cycle_began_us)
-        used = *recorder.spent_us(*WORKER_SPANS), *recorder.used(), recorder.queued_us()
-        recorder.add("cycles", weights.generation, weights.version, *times, shard, *used)
-        recorder.step(time.monotonic())
+        used = *profiler.spent_us(*WORKER_SPANS), *profiler.used(), profiler.queued_us()
+        profiler.add("cycles", weights.generation, weights.version, *times, shard, *used)
+        profiler.step(time.monotonic())
 
     def passed(self, version: int) -> bool:
         """Whether every shard is past ``version``, so that no shard can use a gradient computed on ``version``."""
@@ -235,8 +235,8 @@ class Connection:
                 time.sleep(0.01)
             self._post(None)
             self._thread.join(CLOSED_WITHIN_S)
-        if self._recorder is not None:
-            self._recorder.close()
+        if self._profiler is not None:
+            self._profiler.close()
         if not self._thread.is_alive():  # otherwise the thread still uses the descriptor
             os.close(self._wake)
         if self.reports_too_large:
@@ -368,9 +368,9 @@ class Connection:
                     self._handle(e.ControlArrived(shard, message, frames[1]))
             elif isinstance(message, m.Left):
                 self._left += 1
-            elif isinstance(message, m.Pong) and self._recorder is not None and len(frames) == 1:
+            elif isinstance(message, m.Pong) and self._profiler is not None and len(frames) == 1:
                 times = (message.sent_us, message.received_us, message.answered_us, now_us())
-                self._recorder.add("pings", shard, *times)
+                self._profiler.add("pings", shard, *times)
                 self._handle(e.ControlArrived(shard, message))
             elif message is not None and len(frames) == 1:
                 self._handle(e.ControlArrived(shard, message))

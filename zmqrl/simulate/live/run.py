@@ -14,8 +14,8 @@ import numpy as np
 from zmqrl.child_process import ChildProcess
 from zmqrl.errors import ClusterError
 from zmqrl.observe.spans import SHARD_SPANS
-from zmqrl.profile.recorder import RecorderJob
-from zmqrl.profile.recording import Recording
+from zmqrl.profile.profiler import ProfilerJob
+from zmqrl.profile.run_tables import RunTables
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.machine import ShardTiming
 from zmqrl.ps.shard.optimizer import OptimizerConfig
@@ -91,15 +91,15 @@ def observe(
             transport="tcp",
             address=address,
             timing=ShardTiming(need_s=scenario.need_s, need_most_s=max(8.0, scenario.need_s)),
-            recorder=RecorderJob(Path(scratch) / "profile", "localhost"),
+            profiler=ProfilerJob(Path(scratch) / "profile", "localhost"),
         ) as shards:
             for shard in range(scenario.shards):
                 shards.control.send(shard, m.Stop(run=shards.cluster.run, version=scenario.updates))
             with _sleepers(scenario, times, shards, workers_through) as sleepers:
                 told = _Run(scenario, shards, sleepers).until_the_end()
             stats = shards.control.stats(range(scenario.shards), within_s=ANSWER_WITHIN_S, what="the end of the run")
-        recording = Recording.read(Path(scratch) / "profile")
-    shards_told = [_Shard.of(recording, shard) for shard in range(scenario.shards)]
+        tables = RunTables.read(Path(scratch) / "profile")
+    shards_told = [_Shard.of(tables, shard) for shard in range(scenario.shards)]
     if not told:
         raise ClusterError("no worker has finished the live run: the scenario kills all of them.")
     result = _result(scenario, shards_told, list(stats.values()), told)
@@ -231,17 +231,17 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """The recording of a shard: when the shard published each version, and the seconds in each span."""
+    """The profile of a shard: when the shard published each version, and the seconds in each span."""
 
     published_at: dict[int, float]
     spans_s: dict[str, float]
 
     @classmethod
-    def of(cls, recording: Recording, shard: int) -> "_Shard":
-        """Read the recordings of a shard. That of a killed process lacks the last seconds before its death."""
+    def of(cls, tables: RunTables, shard: int) -> "_Shard":
+        """Read the profiles of a shard. That of a killed process lacks the last seconds before its death."""
         published_at: dict[int, float] = {}
         spans_s = dict.fromkeys(SHARD_SPANS, 0.0)
-        for each in recording.of_role("shard"):
+        for each in tables.of_role("shard"):
             if each.process.number == shard:
                 table = each.table("versions")
                 for version, at_us in zip(table["version"].tolist(), table["published_at_us"].tolist(), strict=True):

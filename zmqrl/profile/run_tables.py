@@ -14,7 +14,7 @@ from zmqrl.json_lines import read_file
 from zmqrl.observe.folding import ranges
 from zmqrl.observe.histogram import Histogram
 from zmqrl.process_id import ProcessId
-from zmqrl.profile.recorder import segments
+from zmqrl.profile.profiler import segments
 from zmqrl.profile.tables import COLUMNS, FORMAT, Table, unpack
 from zmqrl.words import numbered
 
@@ -32,11 +32,11 @@ def named(hosts: Mapping[ProcessId, str]) -> str:
 
 
 @dataclass(slots=True, kw_only=True)
-class ProcessRecording:
-    """The recording of one process.
+class ProcessTables:
+    """The profile of one process.
 
     ``clock`` identifies the monotonic clock of the process. ``cores`` counts the cores that the process can use, and
-    ``machine_cores`` those of its machine. Older recordings lack ``machine_memory_kb``. A process writes its recording
+    ``machine_cores`` those of its machine. Older profiles lack ``machine_memory_kb``. A process writes its profile
     in blocks. ``parts`` has the end time and the histograms of each block. ``earlier`` has the sum of the histograms of
     all blocks before ``parts[covered:]``, even if their files were removed. ``untraced`` counts the spans of traced
     versions that had no room in the trace.
@@ -67,14 +67,14 @@ class ProcessRecording:
         return found
 
     def table(self, name: str) -> Columns:
-        """The columns of a table, by name, with rows in the order of recording."""
+        """The columns of a table, by name, with rows in the order of their times."""
         columns = COLUMNS[name]
         parts = self.tables.get(name, [])
         rows = np.concatenate(parts) if parts else np.empty((0, len(columns)), np.int64)
         return {column: rows[:, i] for i, column in enumerate(columns)}
 
-    def after(self, version: int) -> "ProcessRecording":
-        """This recording without the rows of versions up to ``version``. All pings are kept.
+    def after(self, version: int) -> "ProcessTables":
+        """This profile without the rows of versions up to ``version``. All pings are kept.
 
         The totals of the machine begin when the process had finished ``version``. The histograms begin with the block
         of that time, at most 5 s earlier.
@@ -99,31 +99,31 @@ class ProcessRecording:
 
 
 def _add_block(
-    found: dict[tuple[str, int], ProcessRecording], about: Mapping[str, Any], block: Mapping[str, Any], versions: range
+    found: dict[tuple[str, int], ProcessTables], about: Mapping[str, Any], block: Mapping[str, Any], versions: range
 ) -> None:
-    """Add a block to the recording of its process, which ``about`` describes."""
+    """Add a block to the profile of its process, which ``about`` describes."""
     process, earlier, new = ProcessId.parse(about["process"]), {**block.get("earlier", {})}, {**block.get("new", {})}
-    recording = found.setdefault(
+    of_process = found.setdefault(
         (str(process), int(about["incarnation"])),
-        ProcessRecording(
+        ProcessTables(
             process=process,
             incarnation=int(about["incarnation"]),
             run=about["run"],
             host=about["host"],
             clock=about["clock"],
             cores=about["cores"],
-            machine_cores=about.get("machine_cores") or about["cores"],  # not known in older recordings
+            machine_cores=about.get("machine_cores") or about["cores"],  # not known in older profiles
             machine_memory_kb=about.get("machine_memory_kb"),
         ),
     )
     for name, table in block["tables"].items():
         if table.shape[1] == len(COLUMNS.get(name, ())):
-            recording.tables.setdefault(name, []).append(_of_versions(name, table, versions))
+            of_process.tables.setdefault(name, []).append(_of_versions(name, table, versions))
     if "earlier" in block:
-        recording.earlier, recording.covered = earlier, len(recording.parts)
+        of_process.earlier, of_process.covered = earlier, len(of_process.parts)
     if (machine := block["tables"].get("machine")) is not None:  # the last row ends the block
-        recording.parts.append((int(machine[-1, 0]), new))
-    recording.span_names, recording.untraced = block["spans"], block.get("untraced", 0)
+        of_process.parts.append((int(machine[-1, 0]), new))
+    of_process.span_names, of_process.untraced = block["spans"], block.get("untraced", 0)
 
 
 def _of_versions(name: str, table: Table, versions: range) -> Table:
@@ -143,13 +143,13 @@ def _since(machine: Table, at_us: int) -> Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
-    """The recordings of all processes of a run. A restarted process has several recordings.
+class RunTables:
+    """The profiles of all processes of a run. A restarted process has several.
 
     ``left_out`` is the newest version that was left out to save memory, or -1.
     """
 
-    processes: tuple[ProcessRecording, ...]
+    processes: tuple[ProcessTables, ...]
     left_out: int = -1
 
     @classmethod
@@ -187,7 +187,7 @@ class Recording:
     @classmethod
     def _of(cls, files: Iterable[tuple[Path, int | None]], versions: range = ALL) -> Self:
         """Read each file, or only the given number of its newest blocks."""
-        found: dict[tuple[str, int], ProcessRecording] = {}
+        found: dict[tuple[str, int], ProcessTables] = {}
         for path, newest in files:
             about = None
             for block in unpack(read_file(path), newest):
@@ -200,12 +200,12 @@ class Recording:
                     break
         return cls(tuple(found[key] for key in sorted(found)))
 
-    def after(self, version: int) -> "Recording":
-        """The part of the recording for versions above ``version``."""
-        return Recording(tuple(each.after(version) for each in self.processes))
+    def after(self, version: int) -> "RunTables":
+        """The part of the profile for versions above ``version``."""
+        return RunTables(tuple(each.after(version) for each in self.processes))
 
-    def last(self, seconds: float) -> "Recording":
-        """The part of the recording for the last ``seconds`` before the newest version that all shards recorded."""
+    def last(self, seconds: float) -> "RunTables":
+        """The part of the profile for the last ``seconds`` before the newest version that all shards recorded."""
         newest: dict[int, tuple[int, Columns]] = {}
         for shard in self.of_role("shard"):
             table = shard.table("versions")
@@ -219,8 +219,8 @@ class Recording:
         early = table["version"][at_us < at_us[table["version"] == version].max() - 1e6 * seconds]
         return self.after(int(early.max(initial=-1)))
 
-    def of_role(self, role: str) -> Iterable[ProcessRecording]:
-        """The recordings of a role, sorted by number and incarnation."""
+    def of_role(self, role: str) -> Iterable[ProcessTables]:
+        """The profiles of a role, sorted by number and incarnation."""
         return (each for each in self.processes if each.process.role == role)
 
 

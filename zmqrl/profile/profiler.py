@@ -1,4 +1,4 @@
-"""Records how a process spends its time, in files of ``DIR/profile``. ``recording.py`` reads these files."""
+"""Records how a process spends its time, in files of ``DIR/profile``. ``run_tables.py`` reads these files."""
 
 import contextlib
 import logging
@@ -40,10 +40,10 @@ _this_thread = _ThisThread()
 
 
 @dataclass(frozen=True, slots=True)
-class RecorderJob:
+class ProfilerJob:
     """The instructions for a process to record its profile. ``host`` is the run's name for the host of the process.
 
-    The recorder keeps each span of the versions below ``trace_below``, but at most ``TRACE_SPANS`` spans.
+    The profiler keeps each span of the versions below ``trace_below``, but at most ``TRACE_SPANS`` spans.
     """
 
     directory: Path
@@ -58,16 +58,16 @@ class RecorderJob:
         return cls(Path(data["directory"]), data["host"], data["trace_below"])
 
 
-class Recorder:
+class Profiler:
     """Records rows of the tables in :mod:`zmqrl.profile.tables`, and the histograms of ``spans``.
 
     Any thread can call ``add``. Only the thread of ``spans`` can call the other methods. If a file cannot be written,
-    the recording ends, but the process continues.
+    the profile ends, but the process continues.
     """
 
     def __init__(
         self,
-        job: RecorderJob,
+        job: ProfilerJob,
         process: ProcessId,
         spans: Spans,
         *,

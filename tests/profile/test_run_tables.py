@@ -1,18 +1,18 @@
-"""Parts of recordings."""
+"""Parts of profiles."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.recordings import US, synthetic_run
+from support.profiles import US, synthetic_run
 
 from zmqrl.observe.histogram import Histogram
 from zmqrl.observe.spans import Spans
-from zmqrl.profile import recording as recording_module
+from zmqrl.profile import run_tables as recording_module
 from zmqrl.profile.machine_use import grown_s, machine_use
-from zmqrl.profile.recorder import Recorder, RecorderJob
-from zmqrl.profile.recording import Recording, newest_version
+from zmqrl.profile.profiler import Profiler, ProfilerJob
 from zmqrl.profile.report import Profile
+from zmqrl.profile.run_tables import RunTables, newest_version
 
 VERSIONS = 40
 PER_S = {
@@ -25,7 +25,7 @@ PER_S = {
 }
 
 
-def recorded(busy_until_s: float = 0.0) -> Recording:
+def recorded(busy_until_s: float = 0.0) -> RunTables:
     """A run with totals of the machine every 0.5 s. The totals grow faster until ``busy_until_s``."""
     processes = synthetic_run(versions=VERSIONS)
     for each in processes:
@@ -33,7 +33,7 @@ def recorded(busy_until_s: float = 0.0) -> Recording:
         used_s = at_s + 20 * np.minimum(at_s, busy_until_s)
         rows = np.stack([at_s, *(share * used_s for share in PER_S.values())], axis=1)
         each.tables["machine"] = [(US * rows).astype(np.int64)]
-    return Recording(tuple(processes))
+    return RunTables(tuple(processes))
 
 
 @pytest.mark.parametrize("version", [10, 20, 35])
@@ -66,7 +66,7 @@ def test_a_part_of_a_recording_begins_with_its_first_new_version() -> None:
 def long_run(tmp_path: Path) -> Path:
     """The files of a run with 40 versions, in several blocks and files."""
     for each in synthetic_run(versions=VERSIONS):
-        one = Recorder(RecorderJob(tmp_path, each.host), each.process, Spans(), run="r", incarnation=1)
+        one = Profiler(ProfilerJob(tmp_path, each.host), each.process, Spans(), run="r", incarnation=1)
         for start in range(0, VERSIONS + 1, 7):
             for name in ("cycles", "versions", "arrivals"):
                 rows = each.table(name)
@@ -80,10 +80,10 @@ def long_run(tmp_path: Path) -> Path:
 
 def test_a_long_recording_is_read_from_its_newest_versions(long_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert newest_version(long_run) == VERSIONS
-    whole = Recording.newest(long_run)
+    whole = RunTables.newest(long_run)
     assert (whole.left_out, len(Profile.of(whole).paths)) == (-1, VERSIONS)
     monkeypatch.setattr(recording_module, "MOST_CYCLES", 3 * 10)
-    part = Recording.newest(long_run)
+    part = RunTables.newest(long_run)
     profile = Profile.of(part)
     assert part.left_out == VERSIONS - 10
     assert [path.version for path in profile.paths] == list(range(VERSIONS - 9, VERSIONS))
@@ -93,25 +93,25 @@ def test_a_long_recording_is_read_from_its_newest_versions(long_run: Path, monke
 
 
 def test_only_the_requested_versions_are_read(long_run: Path) -> None:
-    for each in Recording.read(long_run, range(5, 9)).processes:
+    for each in RunTables.read(long_run, range(5, 9)).processes:
         for name in ("cycles", "versions", "arrivals"):
             assert set(each.table(name)["version"]) <= set(range(5, 9))
     assert newest_version(long_run / "nothing") == -1
 
 
 def test_the_last_seconds_end_with_the_newest_version_of_all_shards() -> None:
-    whole = Recording(tuple(synthetic_run(versions=VERSIONS)))
+    whole = RunTables(tuple(synthetic_run(versions=VERSIONS)))
     for seconds in (0.5, 1.0, 3.0):
         paths = Profile.of(whole.last(seconds)).paths
         assert paths[-1].version == VERSIONS - 1
         assert sum(path.seconds for path in paths) <= seconds
         assert sum(path.seconds for path in paths) > seconds - 3 * paths[0].seconds
     assert len(Profile.of(whole.last(1e6)).paths) == VERSIONS
-    assert Recording(()).last(1.0).processes == ()
+    assert RunTables(()).last(1.0).processes == ()
 
 
 def test_a_part_of_a_recording_has_the_histograms_of_its_own_blocks() -> None:
-    whole = Recording(tuple(synthetic_run(versions=VERSIONS)))
+    whole = RunTables(tuple(synthetic_run(versions=VERSIONS)))
     for each in whole.processes:
         each.earlier = {"act": Histogram().to_json()}
         for end_s in range(1, 12):

@@ -1,4 +1,4 @@
-"""Synthetic recordings of processes, for the tests of the profile."""
+"""Synthetic profiles of processes, for the tests of the profile."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -6,20 +6,20 @@ import numpy as np
 
 from zmqrl.observe.spans import SHARD_SPANS, WORKER_SPANS
 from zmqrl.process_id import ProcessId
-from zmqrl.profile.recording import ProcessRecording
+from zmqrl.profile.run_tables import ProcessTables
 from zmqrl.profile.tables import COLUMNS
 
 US = 1_000_000
 
 
-def _recording(
+def _profile(
     process: ProcessId, clock: str, host: str, tables: Mapping[str, Iterable[Sequence[float]]]
-) -> ProcessRecording:
+) -> ProcessTables:
     arrays = {
         name: np.array(list(rows), np.float64).astype(np.int64).reshape(-1, len(COLUMNS[name]))
         for name, rows in tables.items()
     }
-    return ProcessRecording(
+    return ProcessTables(
         process=process,
         incarnation=1,
         run="r",
@@ -38,9 +38,9 @@ def worker(
     host: str = "h1",
     cycles: Iterable[Sequence[float]] = (),
     pings: Iterable[Sequence[float]] = (),
-) -> ProcessRecording:
-    """The recording of a worker. ``cycle`` makes its rows."""
-    return _recording(ProcessId("worker", rank), clock, host, {"cycles": cycles, "pings": pings})
+) -> ProcessTables:
+    """The profile of a worker. ``cycle`` makes its rows."""
+    return _profile(ProcessId("worker", rank), clock, host, {"cycles": cycles, "pings": pings})
 
 
 def shard(
@@ -50,9 +50,9 @@ def shard(
     host: str = "h1",
     versions: Iterable[Sequence[float]] = (),
     arrivals: Iterable[Sequence[float]] = (),
-) -> ProcessRecording:
-    """The recording of a shard. ``publication`` and ``arrival`` make its rows."""
-    return _recording(ProcessId("shard", number), clock, host, {"versions": versions, "arrivals": arrivals})
+) -> ProcessTables:
+    """The profile of a shard. ``publication`` and ``arrival`` make its rows."""
+    return _profile(ProcessId("shard", number), clock, host, {"versions": versions, "arrivals": arrivals})
 
 
 def cycle(
@@ -96,8 +96,8 @@ def arrival(version: int, rank: int, at_s: float, outcome: int = 0, *, busy_s: f
     return [1, version, rank, outcome, US * (at_s - busy_s), US * at_s]
 
 
-def asynchronous_run() -> list[ProcessRecording]:
-    """The recording of an asynchronous run: rank 0 makes three versions of two shards while rank 1 makes one."""
+def asynchronous_run() -> list[ProcessTables]:
+    """The profile of an asynchronous run: rank 0 makes three versions of two shards while rank 1 makes one."""
     cycles: list[list[list[float]]] = [[], []]
     made: list[list[list[float]]] = [[publication(0, 1.0, 1.0, rank=-1, quorum=0)] for _ in range(2)]
     arrivals: list[list[list[float]]] = [[], []]
@@ -138,8 +138,8 @@ def synthetic_run(
     in_turn_s: Mapping[int, float] | None = None,
     every: int = 1,
     hosts: Mapping[str, str] | None = None,
-) -> list[ProcessRecording]:
-    """The recording of a run in which every span takes exactly its usual time, and all ranks start together.
+) -> list[ProcessTables]:
+    """The profile of a run in which every span takes exactly its usual time, and all ranks start together.
 
     Extra seconds are given by span (or ``"gradient_transfer"``) and by rank or shard. They apply to every ``every``-th
     version. A worker finishes its contribution even if the contribution is late. ``link_extra_s`` are extra seconds per
