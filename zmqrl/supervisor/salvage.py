@@ -25,16 +25,17 @@ from zmqrl.observe.forms import ROW, readable_lines
 from zmqrl.observe.metrics import SCORES_KEPT, SHARD_OUTCOMES, Counters
 from zmqrl.observe.records import lineage
 from zmqrl.process_id import ProcessId, shard_id, worker_id
-from zmqrl.ps.control import ShardControl
+from zmqrl.ps.control import ShardControl, bring_up
 from zmqrl.ps.shard.history import last_version, read_lines
+from zmqrl.ps.shard.machine import START_WITHIN_S
 from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.sockets import ShardUp
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.checkpointer import Checkpointer
 from zmqrl.supervisor.plan import Plan
 
 TRIES = 3
 PAUSE_S = 1.0
-START_WITHIN_S = 60.0
 GREET_WITHIN_S = 20.0
 COPY_WITHIN_S = 30.0
 UP_WITHIN_S = 10.0  # for a host that is needed only to copy and remove its old files
@@ -255,34 +256,29 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
 @contextlib.contextmanager
 def _frozen_shards(plan: Plan, launcher: Launcher) -> Iterator[ShardControl]:
     """Start all shards of ``plan`` as frozen shards, which make no versions, and connect. Raises ClusterError."""
-    shards = range(plan.layout.shards)
-    for shard in shards:
-        launcher.start(plan.shard_task(shard, None, frozen=True))
-    endpoints: dict[ProcessId, str] = {}
-    deadline = time.monotonic() + START_WITHIN_S
-    while len(endpoints) < len(shards):
-        endpoints |= _look(launcher)
-        if time.monotonic() >= deadline:
-            missing = ", ".join(f"shard {shard}" for shard in shards if shard_id(shard) not in endpoints)
-            raise ClusterError(f"{missing} did not come up within {START_WITHIN_S:g} s.")
-        time.sleep(0.02)
-    with contextlib.closing(plan.control([endpoints[shard_id(shard)] for shard in shards])) as control:
+    up = bring_up(
+        range(plan.layout.shards),
+        lambda shard: launcher.start(plan.shard_task(shard, None, frozen=True)),
+        lambda: _look(launcher),
+        within_s=START_WITHIN_S,
+    )
+    with contextlib.closing(plan.control([each.endpoints["control"] for each in up.values()])) as control:
         yield control
 
 
-def _look(launcher: Launcher) -> dict[ProcessId, str]:
-    """The control endpoints of shards that came up since the last call. Raises ClusterError if a shard died."""
-    endpoints = {}
+def _look(launcher: Launcher) -> dict[int, ShardUp]:
+    """The shards that came up since the last call. Raises ClusterError if a shard died."""
+    up = {}
     for event in launcher.poll():
         match event:
-            case Said(facts={"endpoints": {"control": str(endpoint)}}):
-                endpoints[event.process] = endpoint
             case Said(facts={"missing": str(path)}):
                 raise Gone(f"there is no state in {path} on {launcher.host_of(event.process)}.")
+            case Said():
+                up[event.process.number] = ShardUp.from_json(event.facts)
             case Exited():
                 last_line = " ".join(event.log_tail.splitlines()[-1:])
                 raise ClusterError(f"{event.process} died ({event.how()}): {last_line}")
-    return endpoints
+    return up
 
 
 def to_save(

@@ -24,7 +24,7 @@ from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.control import NoAnswer, ShardControl
 from zmqrl.ps.shard.history import History
 from zmqrl.ps.wire import messages as m
-from zmqrl.ps.wire.sockets import SocketRole
+from zmqrl.ps.wire.sockets import ShardUp, SocketRole
 from zmqrl.rundir import RunDirectory, reserve, write_json
 from zmqrl.start.stages import Stages
 from zmqrl.supervisor import events as e
@@ -412,8 +412,8 @@ class Supervisor:
             raise KeyboardInterrupt
         for event in events:
             match event:
-                case Said(ProcessId("shard", shard), {"endpoints": endpoints}):
-                    self.endpoints[shard] = endpoints
+                case Said(ProcessId("shard", shard), facts):
+                    self.endpoints[shard] = ShardUp.from_json(facts).endpoints
                     self._feed(e.ShardBound(shard))
                 case Said() if event.process in self.followers.pending:
                     self.followers.on_answer(event)
