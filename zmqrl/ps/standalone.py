@@ -23,7 +23,7 @@ from zmqrl.ps.shard.optimizer import Optimizer, OptimizerConfig
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import RunKeys
 from zmqrl.ps.wire.sockets import SOCKET_ROLES, ShardUp, SocketRole
-from zmqrl.rundir import directory_for_sockets
+from zmqrl.rundir import RunDirectory, directory_for_sockets
 
 STOP_WITHIN_S = 5.0
 SERVER = ["-m", "zmqrl.ps.shard.server"]
@@ -92,7 +92,7 @@ def standalone_shards(
         "Set horizon or schedule_updates.",
     )
     with directory_for_sockets() as scratch:
-        place = directory or Path(scratch)
+        files = RunDirectory(directory or Path(scratch))
         ipc, tcp = f"ipc://{scratch}", f"tcp://{address}:0"
         run, secret = secrets.token_hex(8), secrets.token_hex(16)
         keys = RunKeys.make(workers=workers, shards=layout.shards) if curve else None
@@ -105,8 +105,8 @@ def standalone_shards(
                 optimizer=optimizer,
                 bind={role: f"{ipc}/{shard}-{role}" if transport == "ipc" else tcp for role in SOCKET_ROLES},
                 secret=secret,
-                state_path=place / "state" / f"shard-{shard}.slots",
-                history_path=place / "history" / f"shard-{shard}.jsonl",
+                state_path=files.state(shard),
+                history_path=files.history(shard),
                 consistent=consistent,
                 asynchronous=asynchronous,
                 timing=timing or ShardTiming(),

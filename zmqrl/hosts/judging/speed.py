@@ -45,7 +45,7 @@ class Expectation:
     def sentence(self) -> str:
         """The figures in words."""
         limit = self.limit
-        of = ", ".join(f"shard-{shard}" for shard in limit.shards)
+        of = ", ".join(str(shard_id(shard)) for shard in limit.shards)
         text = (
             f"the network allows at most {self.updates_per_s:.3g} updates/s: an update sends "
             f"{self.bytes_per_update / 1e6:.3g} MB; the slowest part is the traffic {limit.over}: "
