@@ -13,9 +13,7 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
 from zmqrl.hostd.messages import SAME_MACHINE
-from zmqrl.hosts.connecting import connect
-from zmqrl.hosts.daemons import DaemonLauncher
-from zmqrl.hosts.deployment import Deployment, Site, on_this_machine
+from zmqrl.hosts.deployment import Deployment, Site, connected, on_this_machine
 from zmqrl.hosts.launcher import Exited, Launcher, Said
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.mirror import Mirror
@@ -107,15 +105,13 @@ def remove_files(directory: RunDirectory, notice: Notice, but: Collection[str] =
     for link in links.values():
         link.up_within_s = UP_WITHIN_S
     files = Mirror(links, directory, left.host_of)
-    launcher = DaemonLauncher(links, left.host_of.__getitem__, files=files)
-    with contextlib.closing(launcher):
-        failed = connect(list(links.values()))
-        away = files.copy_back(launcher.receive, within_s=COPY_WITHIN_S)
+    with connected(links, left.host_of, files) as hosts:
+        away = files.copy_back(hosts.launcher.receive, within_s=COPY_WITHIN_S)
         files.clean(whole=True, but=away)
         for text in files.take_news():
             notice(text)
         for host in away:
-            why = failed.get(host, "they could not be copied to this machine")
+            why = hosts.failed.get(host, "they could not be copied to this machine")
             # A node of a job that has ended, or the second name of a host, needs no notice.
             if not (is_over(why) or SAME_MACHINE in why):
                 notice(f"{host}: files of the killed run are still in {links[host].to_dict()['work']}: {why}")
@@ -126,8 +122,9 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
     """Start frozen shards under the id of the old run, and make a checkpoint of the versions that they hold."""
     left = _Left.read(directory.left)
     set_aside = {shard: _set_aside(directory.history(shard)) for shard in range(checkpoint.layout.shards)}
-    config, deployment = left.config, _where_it_was(left, directory)
-    with contextlib.closing(deployment.launcher) as launcher:
+    config = left.config
+    with _where_it_was(left, directory) as deployment:
+        launcher = deployment.launcher
 
         def look() -> None:
             _look(launcher)
@@ -230,27 +227,28 @@ def _whereabouts(directory: RunDirectory) -> str:
     return f"{here}, or on the hosts of the run"
 
 
-def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
+@contextlib.contextmanager
+def _where_it_was(left: _Left, directory: RunDirectory) -> Iterator[Deployment]:
     """Deploy to the hosts with the state of the shards. Raises ClusterError, which names unreachable hosts."""
     if left.is_here:
-        return on_this_machine(left.config, directory)
+        deployment = on_this_machine(left.config, directory)
+        with contextlib.closing(deployment.launcher):
+            yield deployment
+        return
     host_of = {shard: left.host_of[shard] for shard in left.shards}
     links = {host: left.links[host] for host in dict.fromkeys(host_of.values())}
-    failed = connect(list(links.values()))
-    if failed:
-        for link in links.values():
-            link.cut()
-        why = "; ".join(f"{host}: {words}" for host, words in failed.items())
-        # The nodes of a Slurm job cannot be reached after its end.
-        raise (Gone if all(map(is_over, failed.values())) else ClusterError)(why)
-    places = {host: RunDirectory(Path(link.up.work)) for host, link in links.items() if link.up is not None}
-    sites = {
-        shard: Site(host=host, directory=places[host], address=address)
-        for shard, (host, address) in left.shards.items()
-    }
     files = Mirror(links, directory, host_of)
-    launcher = DaemonLauncher(links, host_of.__getitem__, files=files)
-    return Deployment(launcher=launcher, sites=sites, threads=dict.fromkeys(host_of, 1), files=files)
+    with connected(links, host_of, files) as hosts:
+        if failed := hosts.failed:
+            why = "; ".join(f"{host}: {words}" for host, words in failed.items())
+            # The nodes of a Slurm job cannot be reached after its end.
+            raise (Gone if all(map(is_over, failed.values())) else ClusterError)(why)
+        places = {host: RunDirectory(Path(link.up.work)) for host, link in links.items() if link.up is not None}
+        sites = {
+            shard: Site(host=host, directory=places[host], address=address)
+            for shard, (host, address) in left.shards.items()
+        }
+        yield Deployment(launcher=hosts.launcher, sites=sites, threads=dict.fromkeys(host_of, 1), files=files)
 
 
 @contextlib.contextmanager
