@@ -25,6 +25,7 @@ from zmqrl.commands.run.launch import Options, directory_name, on_hosts
 from zmqrl.errors import ClusterError
 from zmqrl.hosts import deployment as deployment_module
 from zmqrl.hosts import preflight
+from zmqrl.hosts.connecting import connect as connect_links
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.reach import over_tcp
 from zmqrl.recipes import cartpole
@@ -328,7 +329,6 @@ def test_a_launch_on_unfit_hosts_ends_only_after_its_daemons(tmp_path: Path, mon
         links.extend(opened)
         return connect_links(opened, *arguments, **options)
 
-    connect_links = deployment_module.connect
     monkeypatch.setattr(preflight, "judge", judge)
     monkeypatch.setattr(deployment_module, "connect", connect)
     options = Options(hosts="h1", address=("h1=127.0.0.1",))
