@@ -35,7 +35,6 @@ from zmqrl.supervisor.plan import Plan
 TRIES = 3
 PAUSE_S = 1.0
 GREET_WITHIN_S = 20.0
-COPY_WITHIN_S = 30.0
 UP_WITHIN_S = 10.0  # for a host that is needed only to copy and remove its old files
 
 Notice = Callable[[str], None]
@@ -106,7 +105,7 @@ def remove_files(directory: RunDirectory, notice: Notice, but: Collection[str] =
         link.up_within_s = UP_WITHIN_S
     files = Mirror(links, directory, left.host_of)
     with connected(links, left.host_of, files) as hosts:
-        away = files.copy_back(hosts.launcher.receive, within_s=COPY_WITHIN_S)
+        away = files.copy_back(hosts.launcher.receive)
         files.clean(whole=True, but=away)
         for text in files.take_news():
             notice(text)
@@ -133,7 +132,7 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
         with _frozen_shards(plan, launcher) as control:
             shards = range(checkpoint.layout.shards)
             welcomes = control.greet(shards, within_s=GREET_WITHIN_S, meanwhile=look)
-            if away := deployment.files.copy_back(launcher.receive, within_s=COPY_WITHIN_S):
+            if away := deployment.files.copy_back(launcher.receive):
                 raise ClusterError(f"cannot copy the histories of the shards from {', '.join(away)}.")
             for shard in shards:
                 _tell_of_history(directory.history(shard), set_aside[shard], notice)
