@@ -26,6 +26,7 @@ from zmqrl.ps.shard.history import History
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.sockets import ShardUp, SocketRole
 from zmqrl.rundir import RunDirectory, reserve, write_json
+from zmqrl.start.jobs import WorkerJob
 from zmqrl.start.stages import Stages
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.checkpointer import Checkpointer
@@ -212,7 +213,7 @@ class Supervisor:
         )
         self._feed(e.Connected())
         for rank in self.plan.local_ranks:
-            self.launcher.tell(worker_id(rank), self._worker_job(rank))
+            self.launcher.tell(worker_id(rank), self._worker_job(rank).to_json())
         trained_s = self.progress.metrics.counters().wall_s
         self.followers.start(trained_s)
         self.followers.on_checkpoint(self.checkpoint.version, trained_s)
@@ -463,8 +464,8 @@ class Supervisor:
             case _:
                 return self.plan.follower_task(process, self.followers.pending[process])
 
-    def _worker_job(self, rank: int) -> dict[str, Any]:
-        return self.plan.worker_job(rank, max(self.shards.seen.values()), self.plan.cluster(self.endpoints, {}))
+    def _worker_job(self, rank: int) -> WorkerJob:
+        return self.plan.worker_job(rank, max(self.shards.seen.values()), self.endpoints)
 
     # checkpoints
 
