@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from zmqrl.errors import UsageError, naming, refusal
 from zmqrl.json_lines import open_file, open_regular
-from zmqrl.process_id import ProcessId
+from zmqrl.process_id import ProcessId, shard_id, worker_id
 
 LOCK = ".lock"
 DAEMON_LOCK = ".agent"  # do not rename: host daemons of earlier versions lock this file
@@ -55,15 +55,15 @@ class RunDirectory:
         return self.path / "logs" / f"{process}.log"
 
     def history(self, shard: int) -> Path:
-        return self.path / "history" / f"shard-{shard}.jsonl"
+        return self.path / "history" / f"{shard_id(shard)}.jsonl"
 
     def state(self, shard: int) -> Path:
         """The memory-mapped slots of a shard."""
-        return self.path / "state" / f"shard-{shard}.slots"
+        return self.path / "state" / f"{shard_id(shard)}.slots"
 
     def key_file(self, rank: int) -> Path:
         """The key file of ``rank``, if external workers may take it."""
-        return Path(self.keys / f"worker-{rank}.json")
+        return Path(self.keys / f"{worker_id(rank)}.json")
 
     def sockets(self) -> Path:
         """Make a directory with mode 0700 and a path that is short enough for Unix sockets."""

@@ -23,9 +23,9 @@ from zmqrl.profile.profiler import ProfilerJob
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.wire.codec import is_finite
-from zmqrl.ps.wire.keys import ClientKeys
 from zmqrl.ps.worker.connection import Connection, PulledWeights
 from zmqrl.reporter import Reporter
+from zmqrl.start.jobs import WorkerJob
 
 
 def work(connection: Connection, actor_learner: "ActorLearner", config: Config, log: logging.Logger) -> None:
@@ -156,21 +156,21 @@ def join(
 
 def main() -> None:
     imported_s = lived_s()
-    job = read_job(signal.SIGKILL)
+    data = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.worker")
     log.info("started and imported in %.1f s", imported_s)
-    keys = ClientKeys.from_json(job["keys"]) if job["keys"] else None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
+        job = WorkerJob.from_json(data)
         join(
-            Cluster.from_json(job["cluster"], keys),
-            Config.from_json(job["config"]),
-            job["rank"],
-            version=job["version"],
-            threads=job["threads"],
+            job.cluster,
+            job.config,
+            job.rank,
+            version=job.version,
+            threads=job.threads,
             log=log,
-            profiler=ProfilerJob.from_json(job["profiler"]) if job["profiler"] else None,
-            incarnation=job["incarnation"],
+            profiler=job.profiler,
+            incarnation=job.incarnation,
             code=code_id(),
         )
     except ZmqrlError as error:

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import pytest
 from support.lab import Lab
-from support.paths import TESTS
+from support.paths import ROOT, TESTS
 from support.rig import WITHIN_S, ending, eventually
 from support.slurm import NODES, Slurm
 from support.watched import EXPORTED, MODULES, Place, Watched
@@ -599,3 +599,10 @@ def test_no_command_line_on_a_host_shows_anything_about_a_run(lab: Lab, far: Ove
 def test_a_link_saved_by_an_older_zmqrl_runs_the_current_daemon() -> None:
     old = {"host": "h1", "command": ["ssh", "h1", "exec python -m zmqrl.cluster.agent"], "work": "run", "lease_s": 8.0}
     assert Link.from_dict(old).command == ["ssh", "h1", "exec python -m zmqrl.hostd.daemon"]
+
+
+def test_all_launchers_are_built_in_one_module() -> None:
+    builds = re.compile(r"(?<!class )\bDaemonLauncher\(")
+    assert [path.name for path in (ROOT / "zmqrl").rglob("*.py") if builds.search(path.read_text())] == [
+        "deployment.py"
+    ]

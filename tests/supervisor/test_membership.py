@@ -113,7 +113,7 @@ def test_a_process_is_newer_than_its_predecessor_even_if_the_clock_was_set_back(
     found = []
     for now_ms in (5_000, 6_000, 2_000, 2_000):
         monkeypatch.setattr("time.time_ns", lambda now_ms=now_ms: now_ms * 1_000_000)
-        found.append(tasks.worker_job(0, 0, {})["incarnation"])
+        found.append(tasks.worker_job(0, 0, {}).incarnation)
     assert found == [5_000, 6_000, 6_001, 6_002]
     job = tasks.shard_task(0, None).job
     assert job is not None
@@ -123,7 +123,9 @@ def test_a_process_is_newer_than_its_predecessor_even_if_the_clock_was_set_back(
 def test_a_resumed_session_traces_its_own_first_versions(tmp_path: Path) -> None:
     config, directory = Config(profile=20), RunDirectory(tmp_path)
     tasks = RunTasks(config, directory, Layout.of([("w", (1000,))], 2), on_this_machine(config, directory), version=500)
-    assert tasks.worker_job(0, 500, {})["profiler"]["trace_below"] == 520
+    profiler = tasks.worker_job(0, 500, {}).profiler
+    assert profiler is not None
+    assert profiler.trace_below == 520
     job = tasks.shard_task(0, None).job
     assert job is not None
     assert job["profiler"]["trace_below"] == 520

@@ -162,5 +162,5 @@ def test_every_start_generates_new_keys(tmp_path: Path) -> None:
     assert not ours & theirs
     shard = first.shard_task(0, None).job
     assert not [secret for secret in ours if secret in json.dumps(shard) and secret != first.keys.shards[0].secret]
-    worker = first.worker_job(1, 0, {})
+    worker = first.worker_job(1, 0, {}).to_json()
     assert not [secret for secret in ours if secret in json.dumps(worker) and secret != first.keys.workers[1].secret]

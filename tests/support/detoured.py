@@ -5,21 +5,22 @@ DETOUR_RANK is the rank, and DETOURS maps the endpoints of the shards to the end
 
 import json
 import os
-from typing import Any
+from dataclasses import replace
 
 from zmqrl.__main__ import main  # first, because it handles signals that arrive during other imports
+from zmqrl.start.jobs import WorkerJob
 from zmqrl.supervisor.supervisor import Supervisor
 
 RANK, DETOURS = int(os.environ["DETOUR_RANK"]), json.loads(os.environ["DETOURS"])
 worker_job = Supervisor._worker_job
 
 
-def detoured(self: Supervisor, rank: int) -> dict[str, Any]:
+def detoured(self: Supervisor, rank: int) -> WorkerJob:
     job = worker_job(self, rank)
-    if rank == RANK:
-        for shard in job["cluster"]["shards"]:
-            shard |= {role: DETOURS[at] for role, at in shard.items() if at in DETOURS}
-    return job
+    if rank != RANK:
+        return job
+    endpoints = tuple({role: DETOURS.get(at, at) for role, at in shard.items()} for shard in job.cluster.endpoints)
+    return replace(job, cluster=replace(job.cluster, endpoints=endpoints))
 
 
 if __name__ == "__main__":

@@ -30,8 +30,18 @@ def connect_all(links: Sequence[Link], news: OnEvent | None = None, *, instead: 
     failed = connect(links, news, instead=instead)
     failed |= listed_twice({link.host: link.up for link in links if link.up is not None})
     if failed:
-        told = "".join(f"\n  {link.host}: {failed[link.host]}" for link in links if link.host in failed)
-        raise ClusterError(f"{len(failed)} of {counted(len(links), 'host')} cannot be used:{told}")
+        raise unusable(failed, [link.host for link in links])
+
+
+def unusable(failed: Mapping[str, str], hosts: Sequence[str]) -> ClusterError:
+    """An error that names each of ``hosts`` that ``failed``, with the reason."""
+    told = "".join(f"\n  {host}: {failed[host]}" for host in hosts if host in failed)
+    return ClusterError(f"{len(failed)} of {counted(len(hosts), 'host')} cannot be used:{told}")
+
+
+def other_code(up: h.Up, instead: str) -> str:
+    """A sentence about a host with other code, with the advice ``instead``."""
+    return f"{OTHER_CODE.format(f'{up.zmqrl}, code {up.code[:8]}', code_hash()[:8])}: {instead}"
 
 
 def listed_twice(up: Mapping[str, h.Up]) -> dict[str, str]:

@@ -169,14 +169,16 @@ class DaemonLauncher(Launcher):
         for link in self.links.values():
             link.hang_up()
         deadline = time.monotonic() + END_WITHIN_S
-        while any(link.process is not None for link in self.links.values()) and time.monotonic() < deadline:
-            self.receive()
-            time.sleep(0.01)
-        self._closed.set()
-        for link in self.links.values():
-            link.cut()
-        for name in list(self._running):
-            self._running.pop(name).log.close()
+        try:
+            while any(link.process is not None for link in self.links.values()) and time.monotonic() < deadline:
+                self.receive()
+                time.sleep(0.01)
+        finally:
+            self._closed.set()
+            for link in self.links.values():
+                link.cut()
+            for name in list(self._running):
+                self._running.pop(name).log.close()
 
     def receive(self) -> None:
         self._pulse.beat()

@@ -1,22 +1,31 @@
-"""The deployment of a run: its launcher, and the host, directory and threads of each process."""
+"""The deployment of a run: its launcher, and the host, directory and threads of each process.
 
+All launchers are built here.
+"""
+
+import contextlib
 import socket as host_socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from zmqrl.config import Config
+from zmqrl.errors import ClusterError
+from zmqrl.hostd.messages import Clean, Up
+from zmqrl.hosts.connecting import OnEvent, connect, listed_twice, other_code, unusable
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.launcher import Launcher
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.placement import Placement, place_run
-from zmqrl.hosts.preflight import files_needed
+from zmqrl.hosts.preflight import Survey, files_needed, survey
+from zmqrl.hosts.probing import probe_ids
+from zmqrl.hosts.reach import Reach
 from zmqrl.hosts.ways.way import LOCALHOST
-from zmqrl.observe.provenance import versions
+from zmqrl.observe.provenance import code_hash, versions
 from zmqrl.process import CORES, check_open_files
 from zmqrl.process_id import ProcessId
 from zmqrl.rundir import RunDirectory
@@ -84,3 +93,126 @@ def local_launcher(work: Path) -> Launcher:
     return DaemonLauncher(
         {LOCALHOST: Link(LOCALHOST, command, work=str(work), lease_s=None)}, lambda process: LOCALHOST
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connected:
+    """Hosts whose daemons were contacted. ``failed`` says why a host cannot be used."""
+
+    launcher: Launcher
+    failed: Mapping[str, str]
+    at_end: contextlib.ExitStack
+    """Ends all links. Call its ``pop_all`` to keep the launcher after the block. The launcher must then be closed."""
+
+
+@contextlib.contextmanager
+def connected(
+    links: Mapping[str, Link],
+    host_of: Mapping[ProcessId, str],
+    files: Mirror | None = None,
+    *,
+    news: OnEvent | None = None,
+    instead: str | None = None,
+    clean: bool = False,
+) -> Iterator[Connected]:
+    """Connect to the hosts of ``links``. For ``news`` and ``instead``, see :func:`zmqrl.hosts.connecting.connect`.
+
+    At the end of the block, even if it is interrupted, all links end. With ``clean``, the hosts first remove the
+    directory of the run.
+    """
+    launcher = DaemonLauncher(links, host_of.__getitem__, files=files)
+    with contextlib.ExitStack() as at_end:
+        at_end.callback(_end, launcher, links, clean=clean)
+        failed = connect(list(links.values()), news, instead=instead)
+        yield Connected(launcher=launcher, failed=failed, at_end=at_end)
+
+
+def _end(launcher: Launcher, links: Mapping[str, Link], *, clean: bool) -> None:
+    for link in links.values():
+        if not link.is_ready:
+            link.cut()  # its command may still wait for the host
+        elif clean:
+            link.send(Clean(whole=True))
+    launcher.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed(Connected):
+    """Hosts that run daemons, and the placement of a run on them."""
+
+    config: Config
+    files: Mirror | None
+    placement: Placement
+    up: Mapping[str, Up]
+    """The reports of the daemons, by host."""
+    addresses: Mapping[str, str]
+    """The address of each host that others connect to."""
+    unknown: list[str]
+    """A sentence for each unknown address."""
+    probes: Mapping[str, ProcessId]
+    whole: bool
+
+    def survey(self, say: Callable[[str], None] = lambda text: None) -> Survey:
+        """Examine the hosts that can be used, as :func:`zmqrl.hosts.preflight.survey` does."""
+        fit = {host: about for host, about in self.up.items() if host not in self.failed}
+        return survey(
+            self.launcher, self.config, self.placement, fit, self.addresses, self.probes, whole=self.whole, say=say
+        )
+
+
+@contextlib.contextmanager
+def connect_and_place(
+    reach: Reach,
+    config: Config,
+    *,
+    work: str,
+    lease_s: float,
+    home: RunDirectory | None = None,
+    whole: bool,
+    clean: bool,
+    show: Callable[[int], None] = lambda connected: None,
+) -> Iterator[Placed]:
+    """Connect to all hosts and place the processes of a run. At the end of the block, all links end.
+
+    ``work`` is the name of the run's directory on the hosts. With ``clean``, the hosts remove it at the end. With
+    ``home``, the launcher copies files between it and the hosts. ``show`` gets the number of connected hosts.
+
+    With ``whole``, the hosts are to be checked for every role, and the block also begins if some cannot be used.
+    Without it, raises ClusterError, which names each host that cannot be used.
+    """
+    links = {host.name: reach.link(host, work=work, lease_s=lease_s) for host in reach.hosts}
+    probes = probe_ids(links)
+    host_of = {probe: host for host, probe in probes.items()}  # the other processes follow once they are placed
+    files = None if home is None else Mirror(links, home, host_of)
+
+    def news(*_: object) -> None:
+        show(sum(link.is_ready for link in links.values()))
+
+    news()
+    with connected(links, host_of, files, news=news, instead=reach.instead, clean=clean) as hosts:
+        up = {host: link.up for host, link in links.items() if link.up is not None}
+        other = {host: other_code(about, reach.instead) for host, about in up.items() if about.code != code_hash()}
+        twice = listed_twice(up)
+        if not whole and (failed := {**hosts.failed, **twice}):
+            raise unusable(failed, list(links))
+        if not whole and other:
+            raise ClusterError(f"{', '.join(other)}: {next(iter(other.values()))}.")
+        failed = {**hosts.failed, **other, **twice}
+        fit = {host: about for host, about in up.items() if host not in failed}
+        placement = place_run(config, reach.hosts, reach.cores(up))
+        host_of |= placement.host_of
+        of_shards = {host for process, host in placement.host_of.items() if process.role == "shard"}
+        addresses, unknown = reach.addresses(fit if whole else of_shards, fit)
+        yield Placed(
+            launcher=hosts.launcher,
+            failed=failed,
+            at_end=hosts.at_end,
+            config=config,
+            files=files,
+            placement=placement,
+            up=up,
+            addresses=addresses,
+            unknown=unknown,
+            probes=probes,
+            whole=whole,
+        )

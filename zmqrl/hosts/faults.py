@@ -42,7 +42,7 @@ class Faults:
     def _processes(self, failure: Failure) -> list[ProcessId]:
         hosts = list(dict.fromkeys(site.host for site in self._sites.values()))
         on_host = dict(enumerate(hosts))
-        role, _, number = failure.process.rpartition("-")
-        if role != "host":
-            return [ProcessId.parse(failure.process)]
-        return [process for process, site in self._sites.items() if site.host == on_host.get(int(number))]
+        target = failure.target
+        if isinstance(target, ProcessId):
+            return [target]
+        return [process for process, site in self._sites.items() if site.host == on_host.get(target.number)]

@@ -26,6 +26,7 @@ _HARMLESS = re.compile(
     re.ASCII,
 )
 LIST_EVERY_S = 5.0
+COPY_WITHIN_S = 30.0
 TAIL_BYTES = 4096  # enough of a history to identify its run, because lines contain checksums
 OUTDATED = ""  # stands in ``_fetching`` for a file that a rollback made out of date
 
@@ -131,7 +132,7 @@ class Mirror:
                 why = refusal(error, path) if isinstance(error, OSError) else str(error)
                 self._news.append(f"{why.rstrip('.')}; it is copied again from {host}")
 
-    def copy_back(self, receive: Callable[[], None], *, within_s: float) -> list[str]:
+    def copy_back(self, receive: Callable[[], None], *, within_s: float = COPY_WITHIN_S) -> list[str]:
         """Wait at most ``within_s`` for all files of the hosts. Returns the hosts whose files are still missing here.
 
         ``receive`` is the launcher's method. The call waits neither for lost hosts nor for space on this machine.

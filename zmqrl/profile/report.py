@@ -10,7 +10,7 @@ from rich.console import Console
 from zmqrl.observe.histogram import PERCENTS, Histogram, merged, statistics_ms
 from zmqrl.observe.spans import SHARD_SPANS, WORKER_SPANS
 from zmqrl.observe.tables import plain_table
-from zmqrl.process_id import ProcessId
+from zmqrl.process_id import ProcessId, worker_id
 from zmqrl.profile.accounts import Accounts, accounts, asynchronous_accounts
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.critical_path import CriticalPath, Timeline, critical_paths, without_path
@@ -270,7 +270,7 @@ def _print_ranks(found: dict[str, Any], console: Console) -> None:
     columns, cells = (ASYNC_COLUMNS, _async_cells) if found["mode"] == "async" else (SYNC_COLUMNS, _sync_cells)
     table = plain_table("workers", "rank", "host", *columns, "of a core")
     for rank, each in found["ranks"].items():
-        share = found["machine"].get(f"worker-{rank}", {}).get("core_share")
+        share = found["machine"].get(str(worker_id(int(rank))), {}).get("core_share")
         table.add_row(rank, each["host"], *cells(each), "" if share is None else f"{share:.0%}")
     console.print(table)
     if found["backup_gain_s"] is not None:

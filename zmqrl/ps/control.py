@@ -1,9 +1,9 @@
-"""The supervisor's control connections: one DEALER socket to each shard."""
+"""Brings up shards, and talks to them as their supervisor: one DEALER socket to each shard."""
 
 import os
 import socket as host_socket
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import zmq
@@ -12,11 +12,12 @@ from zmqrl.errors import ClusterError
 from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import ClientKeys
-from zmqrl.ps.wire.sockets import new_context, new_socket
+from zmqrl.ps.wire.sockets import ShardUp, new_context, new_socket
 
 T = TypeVar("T")
 
 ASK_AGAIN_S = 0.5
+TURN_S = 0.02
 
 
 class NoAnswer(ClusterError):
@@ -244,6 +245,34 @@ class ShardControl:
             except framing.MalformedMessage:
                 continue
             yield message, frames[1] if len(frames) > 1 else None
+
+
+def bring_up(
+    shards: Collection[int],
+    start: Callable[[int], None],
+    poll: Callable[[], Mapping[int, ShardUp]],
+    *,
+    within_s: float,
+    advice: str = "",
+) -> dict[int, ShardUp]:
+    """Start ``shards`` and wait until all are up. Raises ClusterError, which ends with ``advice``, after ``within_s``.
+
+    ``poll`` returns the shards that came up since its last call. It never waits, and raises ClusterError if one died.
+    The supervisor of a run does not use this function: while its shards start, it also restarts those that die,
+    handles other events and shows the progress.
+    """
+    for shard in shards:
+        start(shard)
+    up: dict[int, ShardUp] = {}
+    deadline = time.monotonic() + within_s
+    while True:
+        up |= poll()
+        missing = ", ".join(f"shard {shard}" for shard in shards if shard not in up)
+        if not missing:
+            return {shard: up[shard] for shard in shards}
+        if time.monotonic() >= deadline:
+            raise ClusterError(f"{missing} did not come up within {within_s:g} s{advice}.")
+        time.sleep(TURN_S)
 
 
 def only(kind: type[T]) -> Callable[[object], T | None]:

@@ -2,7 +2,7 @@
 
 import secrets
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,20 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from zmqrl.child_process import ChildProcess
-from zmqrl.errors import ClusterError, require
+from zmqrl.errors import require
 from zmqrl.profile.profiler import ProfilerJob
 from zmqrl.ps.cluster_file import Cluster
-from zmqrl.ps.control import ShardControl
+from zmqrl.ps.control import ShardControl, bring_up
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.job import ShardJob
-from zmqrl.ps.shard.machine import ShardTiming
+from zmqrl.ps.shard.machine import START_WITHIN_S, ShardTiming
 from zmqrl.ps.shard.optimizer import Optimizer, OptimizerConfig
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import RunKeys
-from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole
-from zmqrl.rundir import directory_for_sockets
+from zmqrl.ps.wire.sockets import SOCKET_ROLES, ShardUp, SocketRole
+from zmqrl.rundir import RunDirectory, directory_for_sockets
 
-START_WITHIN_S = 60.0
 STOP_WITHIN_S = 5.0
 SERVER = ["-m", "zmqrl.ps.shard.server"]
 
@@ -41,12 +40,12 @@ class StandaloneShards:
     control: ShardControl
     jobs: list[ShardJob]
     keys: RunKeys | None
-    children: list[ChildProcess]
+    children: dict[int, ChildProcess]
 
     @property
     def processes(self) -> "list[subprocess.Popen[bytes]]":
         """The process of each shard."""
-        return [child.process for child in self.children]
+        return [child.process for child in self.children.values()]
 
     def cluster_for(self, rank: int) -> Cluster:
         """The cluster for worker ``rank``, with the keys of that rank."""
@@ -56,8 +55,7 @@ class StandaloneShards:
         """Restart the process of ``shard`` after it has died."""
         self.children[shard].process.wait(STOP_WITHIN_S)
         self.children[shard].hang_up()
-        self.children[shard] = _start(self.jobs[shard])
-        _endpoints(self.children[shard])
+        _bring_up(self.jobs, self.children, [shard])
 
 
 @contextmanager
@@ -94,7 +92,7 @@ def standalone_shards(
         "Set horizon or schedule_updates.",
     )
     with directory_for_sockets() as scratch:
-        base = directory or Path(scratch)
+        files = RunDirectory(directory or Path(scratch))
         ipc, tcp = f"ipc://{scratch}", f"tcp://{address}:0"
         run, secret = secrets.token_hex(8), secrets.token_hex(16)
         keys = RunKeys.make(workers=workers, shards=layout.shards) if curve else None
@@ -107,8 +105,8 @@ def standalone_shards(
                 optimizer=optimizer,
                 bind={role: f"{ipc}/{shard}-{role}" if transport == "ipc" else tcp for role in SOCKET_ROLES},
                 secret=secret,
-                state_path=base / "state" / f"shard-{shard}.slots",
-                history_path=base / "history" / f"shard-{shard}.jsonl",
+                state_path=files.state(shard),
+                history_path=files.history(shard),
                 consistent=consistent,
                 asynchronous=asynchronous,
                 timing=timing or ShardTiming(),
@@ -118,10 +116,10 @@ def standalone_shards(
             )
             for shard in range(layout.shards)
         ]
-        children = [_start(job) for job in jobs]
+        children: dict[int, ChildProcess] = {}
         control = None
         try:
-            endpoints = [_endpoints(child) for child in children]
+            endpoints = _bring_up(jobs, children, range(layout.shards))
             for job, bound in zip(jobs, endpoints, strict=True):
                 job.bind.update(bound)  # a restarted shard must bind the same addresses
             supervisor = keys.of_supervisor() if keys else None
@@ -140,22 +138,26 @@ def standalone_shards(
         finally:
             if control is not None:
                 control.close()
-            for child in children:
+            for child in children.values():
                 child.hang_up()
-            for child in children:
+            for child in children.values():
                 try:
                     child.process.wait(STOP_WITHIN_S)
                 except subprocess.TimeoutExpired:
                     child.kill()
 
 
-def _start(job: ShardJob) -> ChildProcess:
-    return ChildProcess(f"shard {job.shard}", SERVER, job.to_json())
+def _bring_up(
+    jobs: Sequence[ShardJob], children: dict[int, ChildProcess], shards: Collection[int]
+) -> list[dict[SocketRole, str]]:
+    """Start ``shards`` as ``children``, and return the endpoints of each. Raises ClusterError."""
 
+    def start(shard: int) -> None:
+        children[shard] = ChildProcess(f"shard {shard}", SERVER, jobs[shard].to_json())
 
-def _endpoints(child: ChildProcess) -> dict[SocketRole, str]:
-    said = child.hear(START_WITHIN_S)
-    if said is None:
-        raise ClusterError(f"{child.name} did not start within {START_WITHIN_S:g} s: see its log above.")
-    endpoints: dict[SocketRole, str] = said["endpoints"]
-    return endpoints
+    def poll() -> dict[int, ShardUp]:
+        said = {shard: children[shard].hear(within_s=0.0) for shard in shards}
+        return {shard: ShardUp.from_json(facts) for shard, facts in said.items() if facts is not None}
+
+    up = bring_up(shards, start, poll, within_s=START_WITHIN_S, advice=": see its log above")
+    return [each.endpoints for each in up.values()]

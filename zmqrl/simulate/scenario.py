@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import tyro
 from zmqrl.errors import UsageError, require
 from zmqrl.json_lines import parse_json
 from zmqrl.observe.forms import decode
-from zmqrl.process_id import worker_id
+from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.layout import ALIGNMENT, MAX_COUNT, MAX_SHARDS
 from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
 from zmqrl.simulate.laws import Law
@@ -58,6 +59,16 @@ class Straggler:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class HostNumber:
+    """A host of a scenario, written as ``host-1``."""
+
+    number: int
+
+    def __str__(self) -> str:
+        return f"host-{self.number}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """A process to kill, such as ``worker-3`` or ``shard-0``, or all processes of a host, such as ``host-1``.
@@ -69,6 +80,21 @@ class Failure:
     process: str
     at: float
     restart_s: float | None = None
+
+    @property
+    def target(self) -> ProcessId | HostNumber:
+        """What ``process`` names. Raises UsageError."""
+        if host := re.fullmatch("host-([0-9]{1,9})", self.process):
+            return HostNumber(int(host[1]))
+        try:
+            return ProcessId.parse(self.process)
+        except ValueError:
+            raise UsageError(self.unknown()) from None
+
+    def unknown(self) -> str:
+        """A sentence for a scenario without such a process."""
+        names = f"{worker_id(0)}, {shard_id(0)} or {HostNumber(0)}"
+        return f"failures: there is no process {self.process!r}; write {names}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,17 +254,14 @@ class Scenario:
 
     def processes_of(self, failure: Failure) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ranks and the shards that a failure kills. Raises UsageError if the failure kills no process."""
-        role, _, number = failure.process.rpartition("-")
-        which = int(number) if number.isascii() and number.isdigit() else -1
-        ranks = [which] if role == "worker" and which < self.ranks else []
-        shards = [which] if role == "shard" and which < self.shards else []
-        if role == "host":
-            ranks = [rank for rank, host in enumerate(self.host_of_rank()) if host == which]
-            shards = [shard for shard, host in enumerate(self.host_of_shard()) if host == which]
-        require(
-            which >= 0 and bool(ranks or shards),
-            f"failures: there is no process {failure.process!r}; write {worker_id(0)}, shard-0 or host-0.",
-        )
+        target = failure.target
+        if isinstance(target, HostNumber):
+            ranks = [rank for rank, host in enumerate(self.host_of_rank()) if host == target.number]
+            shards = [shard for shard, host in enumerate(self.host_of_shard()) if host == target.number]
+        else:
+            ranks = [rank for rank in range(self.ranks) if worker_id(rank) == target]
+            shards = [shard for shard in range(self.shards) if shard_id(shard) == target]
+        require(bool(ranks or shards), failure.unknown())
         timed = failure.at >= 0 and (failure.restart_s is None or failure.restart_s >= 0)
         require(timed, f"failures: the times of {failure.process} must be 0 or more.")
         return tuple(ranks), tuple(shards)

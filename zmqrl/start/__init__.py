@@ -1,1 +1,1 @@
-"""The start of a run: the game, the initial parameters, and the progress of the start."""
+"""The start of a run: the game, the initial parameters, the jobs of processes, and the progress of the start."""

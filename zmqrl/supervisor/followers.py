@@ -13,6 +13,7 @@ from zmqrl.observe.console import Console
 from zmqrl.observe.forms import EVALUATION, readable_lines
 from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId
 from zmqrl.rundir import RunDirectory
+from zmqrl.start.jobs import Evaluated, Recorded, Skipped, answer_from
 from zmqrl.words import counted
 
 FINISH_WITHIN_S = 1800.0
@@ -101,28 +102,26 @@ class Followers:
         while self._is_recording_due(trained_s):
             self._tell(RECORDER, {"version": version, "name": f"minute-{self.to_record.pop(0):03g}"})
 
-    def on_answer(self, answer: Said) -> None:
-        facts = answer.facts
-        if evaluation := facts.get("evaluation"):
-            assert self.rows is not None
-            self.rows.write_or_tell(evaluation, self.console.notice)
-            low, high = evaluation["ci95"]
-            self.console.notice(
-                f"evaluation of version {evaluation['version']} ({evaluation['wall_s'] / 60:.1f} min): "
-                f"mean {evaluation['mean']:.1f}, 95% interval {low:.1f} to {high:.1f}, "
-                f"{counted(evaluation['episodes'], 'game')}"
-            )
-            if evaluation["version"] == self.confirming:
-                self._on_confirmation(evaluation["mean"])
-            self._settle(answer.process, evaluation["version"])
-        elif recording := facts.get("recording"):
-            self.console.notice(f"recorded {recording['path']}: score {recording['score']:g}")
-            self._settle(answer.process, recording["version"])
-        elif "skipped" in facts:
-            self.console.notice(f"{answer.process} skipped version {facts['skipped']}: {facts['reason']}")
-            if facts["skipped"] == self.confirming:
-                self.confirming = None
-            self._settle(answer.process, facts["skipped"])
+    def on_answer(self, said: Said) -> None:
+        answer = answer_from(said.facts)
+        match answer:
+            case Evaluated(row):
+                assert self.rows is not None
+                self.rows.write_or_tell(row, self.console.notice)
+                low, high = row["ci95"]
+                self.console.notice(
+                    f"evaluation of version {answer.version} ({row['wall_s'] / 60:.1f} min): "
+                    f"mean {row['mean']:.1f}, 95% interval {low:.1f} to {high:.1f}, {counted(row['episodes'], 'game')}"
+                )
+                if answer.version == self.confirming:
+                    self._on_confirmation(row["mean"])
+            case Recorded(about):
+                self.console.notice(f"recorded {about['path']}: score {about['score']:g}")
+            case Skipped(version, reason):
+                self.console.notice(f"{said.process} skipped version {version}: {reason}")
+                if version == self.confirming:
+                    self.confirming = None
+        self._settle(said.process, answer.version)
 
     def _on_confirmation(self, mean: float) -> None:
         wanted, version = self.config.stop_score, self.confirming

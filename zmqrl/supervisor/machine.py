@@ -11,6 +11,7 @@ from zmqrl.observe.live.presence import State
 from zmqrl.observe.stalls import Awaited, Doing, Stalls
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.schedule import WHOLE
+from zmqrl.ps.shard.machine import START_WITHIN_S
 from zmqrl.ps.story import Story
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
@@ -20,7 +21,6 @@ from zmqrl.supervisor.shards import Shards
 
 ASK_EVERY_S = 0.2
 ASK_AT_FIRST_EVERY_S = 0.05  # until the training time starts
-START_WITHIN_S = 60.0
 GREET_AGAIN_S = 2.0
 WANTED_AGAIN_S = 30.0  # for this long after a failed checkpoint, followers cannot request another
 STOP_WITHIN_S = 30.0

@@ -13,9 +13,7 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
 from zmqrl.hostd.messages import SAME_MACHINE
-from zmqrl.hosts.connecting import connect
-from zmqrl.hosts.daemons import DaemonLauncher
-from zmqrl.hosts.deployment import Deployment, Site, on_this_machine
+from zmqrl.hosts.deployment import Deployment, Site, connected, on_this_machine
 from zmqrl.hosts.launcher import Exited, Launcher, Said
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.mirror import Mirror
@@ -25,18 +23,18 @@ from zmqrl.observe.forms import ROW, readable_lines
 from zmqrl.observe.metrics import SCORES_KEPT, SHARD_OUTCOMES, Counters
 from zmqrl.observe.records import lineage
 from zmqrl.process_id import ProcessId, shard_id, worker_id
-from zmqrl.ps.control import ShardControl
+from zmqrl.ps.control import ShardControl, bring_up
 from zmqrl.ps.shard.history import last_version, missing_lines, read_lines
+from zmqrl.ps.shard.machine import START_WITHIN_S
 from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.sockets import ShardUp
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.checkpointer import Checkpointer
 from zmqrl.supervisor.tasks import RunTasks
 
 TRIES = 3
 PAUSE_S = 1.0
-START_WITHIN_S = 60.0
 GREET_WITHIN_S = 20.0
-COPY_WITHIN_S = 30.0
 UP_WITHIN_S = 10.0  # for a host that is needed only to copy and remove its old files
 
 TellUser = Callable[[str], None]
@@ -106,15 +104,13 @@ def remove_files(directory: RunDirectory, notice: TellUser, but: Collection[str]
     for link in links.values():
         link.up_within_s = UP_WITHIN_S
     files = Mirror(links, directory, left.host_of)
-    launcher = DaemonLauncher(links, left.host_of.__getitem__, files=files)
-    with contextlib.closing(launcher):
-        failed = connect(list(links.values()))
-        away = files.copy_back(launcher.receive, within_s=COPY_WITHIN_S)
+    with connected(links, left.host_of, files) as hosts:
+        away = files.copy_back(hosts.launcher.receive)
         files.clean(whole=True, but=away)
         for text in files.take_news():
             notice(text)
         for host in away:
-            why = failed.get(host, "they could not be copied to this machine")
+            why = hosts.failed.get(host, "they could not be copied to this machine")
             # A node of a job that has ended, or the second name of a host, needs no notice.
             if not (is_over(why) or SAME_MACHINE in why):
                 notice(f"{host}: files of the killed run are still in {links[host].to_dict()['work']}: {why}")
@@ -125,8 +121,9 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: TellUser) -
     """Start frozen shards under the id of the old run, and make a checkpoint of the versions that they hold."""
     left = _Left.read(directory.left)
     originals = {shard: _damaged_originals(directory.history(shard)) for shard in range(checkpoint.layout.shards)}
-    config, deployment = left.config, _where_it_was(left, directory)
-    with contextlib.closing(deployment.launcher) as launcher:
+    config = left.config
+    with _where_it_was(left, directory) as deployment:
+        launcher = deployment.launcher
 
         def look() -> None:
             _look(launcher)
@@ -135,7 +132,7 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: TellUser) -
         with _frozen_shards(tasks, launcher) as control:
             shards = range(checkpoint.layout.shards)
             welcomes = control.greet(shards, within_s=GREET_WITHIN_S, meanwhile=look)
-            if away := deployment.files.copy_back(launcher.receive, within_s=COPY_WITHIN_S):
+            if away := deployment.files.copy_back(launcher.receive):
                 raise ClusterError(f"cannot copy the histories of the shards from {', '.join(away)}.")
             for shard in shards:
                 _tell_of_history(directory.history(shard), originals[shard], notice)
@@ -230,60 +227,56 @@ def _whereabouts(directory: RunDirectory) -> str:
     return f"{here}, or on the hosts of the run"
 
 
-def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
+@contextlib.contextmanager
+def _where_it_was(left: _Left, directory: RunDirectory) -> Iterator[Deployment]:
     """Deploy to the hosts with the state of the shards. Raises ClusterError, which names unreachable hosts."""
     if left.is_here:
-        return on_this_machine(left.config, directory)
+        deployment = on_this_machine(left.config, directory)
+        with contextlib.closing(deployment.launcher):
+            yield deployment
+        return
     host_of = {shard: left.host_of[shard] for shard in left.shards}
     links = {host: left.links[host] for host in dict.fromkeys(host_of.values())}
-    failed = connect(list(links.values()))
-    if failed:
-        for link in links.values():
-            link.cut()
-        why = "; ".join(f"{host}: {words}" for host, words in failed.items())
-        # The nodes of a Slurm job cannot be reached after its end.
-        raise (Gone if all(map(is_over, failed.values())) else ClusterError)(why)
-    directories = {host: RunDirectory(Path(link.up.work)) for host, link in links.items() if link.up is not None}
-    sites = {
-        shard: Site(host=host, directory=directories[host], address=address)
-        for shard, (host, address) in left.shards.items()
-    }
     files = Mirror(links, directory, host_of)
-    launcher = DaemonLauncher(links, host_of.__getitem__, files=files)
-    return Deployment(launcher=launcher, sites=sites, threads=dict.fromkeys(host_of, 1), files=files)
+    with connected(links, host_of, files) as hosts:
+        if failed := hosts.failed:
+            why = "; ".join(f"{host}: {words}" for host, words in failed.items())
+            # The nodes of a Slurm job cannot be reached after its end.
+            raise (Gone if all(map(is_over, failed.values())) else ClusterError)(why)
+        places = {host: RunDirectory(Path(link.up.work)) for host, link in links.items() if link.up is not None}
+        sites = {
+            shard: Site(host=host, directory=places[host], address=address)
+            for shard, (host, address) in left.shards.items()
+        }
+        yield Deployment(launcher=hosts.launcher, sites=sites, threads=dict.fromkeys(host_of, 1), files=files)
 
 
 @contextlib.contextmanager
 def _frozen_shards(tasks: RunTasks, launcher: Launcher) -> Iterator[ShardControl]:
-    """Start all shards of ``tasks`` as frozen shards, which make no versions, and connect. Raises ClusterError."""
-    shards = range(tasks.layout.shards)
-    for shard in shards:
-        launcher.start(tasks.shard_task(shard, None, frozen=True))
-    endpoints: dict[ProcessId, str] = {}
-    deadline = time.monotonic() + START_WITHIN_S
-    while len(endpoints) < len(shards):
-        endpoints |= _look(launcher)
-        if time.monotonic() >= deadline:
-            missing = ", ".join(f"shard {shard}" for shard in shards if shard_id(shard) not in endpoints)
-            raise ClusterError(f"{missing} did not come up within {START_WITHIN_S:g} s.")
-        time.sleep(0.02)
-    with contextlib.closing(tasks.control([endpoints[shard_id(shard)] for shard in shards])) as control:
+    """Start all shards of ``plan`` as frozen shards, which make no versions, and connect. Raises ClusterError."""
+    up = bring_up(
+        range(tasks.layout.shards),
+        lambda shard: launcher.start(tasks.shard_task(shard, None, frozen=True)),
+        lambda: _look(launcher),
+        within_s=START_WITHIN_S,
+    )
+    with contextlib.closing(tasks.control([each.endpoints["control"] for each in up.values()])) as control:
         yield control
 
 
-def _look(launcher: Launcher) -> dict[ProcessId, str]:
-    """The control endpoints of shards that came up since the last call. Raises ClusterError if a shard died."""
-    endpoints = {}
+def _look(launcher: Launcher) -> dict[int, ShardUp]:
+    """The shards that came up since the last call. Raises ClusterError if a shard died."""
+    up = {}
     for event in launcher.poll():
         match event:
-            case Said(facts={"endpoints": {"control": str(endpoint)}}):
-                endpoints[event.process] = endpoint
             case Said(facts={"missing": str(path)}):
                 raise Gone(f"there is no state in {path} on {launcher.host_of(event.process)}.")
+            case Said():
+                up[event.process.number] = ShardUp.from_json(event.facts)
             case Exited():
                 last_line = " ".join(event.log_tail.splitlines()[-1:])
                 raise ClusterError(f"{event.process} died ({event.how()}): {last_line}")
-    return endpoints
+    return up
 
 
 def to_save(

@@ -24,14 +24,15 @@ from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.control import NoAnswer, ShardControl
 from zmqrl.ps.shard.history import History
 from zmqrl.ps.wire import messages as m
-from zmqrl.ps.wire.sockets import SocketRole
+from zmqrl.ps.wire.sockets import ShardUp, SocketRole
 from zmqrl.rundir import RunDirectory, reserve, write_json
+from zmqrl.start.jobs import WorkerJob
 from zmqrl.start.stages import Stages
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.checkpointer import Checkpointer
 from zmqrl.supervisor.ending import exit_status, explained, stop_shards, write_summary
 from zmqrl.supervisor.followers import SCORES_TO_CONFIRM, Followers
-from zmqrl.supervisor.machine import Limits, ScheduleEnd, SupervisorMachine
+from zmqrl.supervisor.machine import STOP_WITHIN_S, Limits, ScheduleEnd, SupervisorMachine
 from zmqrl.supervisor.progress import Progress
 from zmqrl.supervisor.resume import mend_histories
 from zmqrl.supervisor.tasks import RunTasks
@@ -39,10 +40,8 @@ from zmqrl.words import as_word, counted
 
 TURN_S = 0.05
 SHOW_EVERY_S = 1.0
-STOP_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
-COPY_WITHIN_S = 30.0
-ALONE_WITHIN_S = 10.0
+HOSTS_LOST_S = 10.0  # after an interrupt, the run ends if no host has been reachable for this long
 WRITE_AGAIN_S = 1.0  # time between two tries to write cluster.json
 LATE_S = 3.0  # a turn that begins this long after the previous one is late
 SUMMARY_BYTES = 1 << 18  # the summary of a run on hundreds of hosts
@@ -155,13 +154,13 @@ class Supervisor:
             except Exception as error:
                 self._save_what_is_left()
                 with contextlib.suppress(ZmqrlError, OSError):  # the run has already failed for another reason
-                    self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S)
+                    self.files.copy_back(self.launcher.receive)
                 first = self.machine.processes.first_death
                 if first is None or not isinstance(error, ClusterError) or isinstance(error, UnwritableError):
                     raise
                 host, log = self.sites[first.process].host, self.directory.log(first.process)
                 raise explained(error, first, host, log, begun=self.is_up) from error
-            away = self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S)
+            away = self.files.copy_back(self.launcher.receive)
             self.files.clean(whole=True, but=away)
             if away:
                 self.console.notice(f"some files of the run are still on {', '.join(away)}")
@@ -214,7 +213,7 @@ class Supervisor:
         )
         self._feed(e.Connected())
         for rank in self.tasks.local_ranks:
-            self.launcher.tell(worker_id(rank), self._worker_job(rank))
+            self.launcher.tell(worker_id(rank), self._worker_job(rank).to_json())
         trained_s = self.progress.metrics.counters().wall_s
         self.followers.start(trained_s)
         self.followers.on_checkpoint(self.checkpoint.version, trained_s)
@@ -228,7 +227,7 @@ class Supervisor:
     def _bring_histories(self) -> None:
         """Copy each history to the host of its shard, which can differ from that of an earlier session."""
         if self.config.resume:
-            if away := self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S):
+            if away := self.files.copy_back(self.launcher.receive):
                 raise ClusterError(f"cannot copy the histories of the run from {', '.join(away)}.")
             self.shards.generation, news = mend_histories(self.directory, self.checkpoint)
             for text in news:
@@ -407,13 +406,13 @@ class Supervisor:
 
     def _check_processes(self) -> None:
         events = self.launcher.poll()
-        if self.interrupts and self.launcher.unreachable_s() > ALONE_WITHIN_S:
+        if self.interrupts and self.launcher.unreachable_s() > HOSTS_LOST_S:
             self.console.notice("every host is lost, so no newer checkpoint can be written")
             raise KeyboardInterrupt
         for event in events:
             match event:
-                case Said(ProcessId("shard", shard), {"endpoints": endpoints}):
-                    self.endpoints[shard] = endpoints
+                case Said(ProcessId("shard", shard), facts):
+                    self.endpoints[shard] = ShardUp.from_json(facts).endpoints
                     self._feed(e.ShardBound(shard))
                 case Said() if event.process in self.followers.pending:
                     self.followers.on_answer(event)
@@ -465,8 +464,8 @@ class Supervisor:
             case _:
                 return self.tasks.follower_task(process, self.followers.pending[process])
 
-    def _worker_job(self, rank: int) -> dict[str, Any]:
-        return self.tasks.worker_job(rank, max(self.shards.seen.values()), self.tasks.cluster(self.endpoints, {}))
+    def _worker_job(self, rank: int) -> WorkerJob:
+        return self.tasks.worker_job(rank, max(self.shards.seen.values()), self.endpoints)
 
     # checkpoints
 

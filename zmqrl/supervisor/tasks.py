@@ -14,6 +14,7 @@ from zmqrl.hosts.launcher import Task
 from zmqrl.observe.provenance import code_id
 from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId, shard_id, worker_id
 from zmqrl.profile.profiler import ProfilerJob
+from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.job import ShardJob
@@ -22,6 +23,7 @@ from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import RunKeys
 from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole
 from zmqrl.rundir import RunDirectory, write_json
+from zmqrl.start.jobs import FollowerJob, WorkerJob
 
 PROFILE = "ZMQRL_PROFILE"  # "off" turns profiling off, to measure its cost
 FORK = "ZMQRL_FORK"  # "off" makes each process import its modules itself, to find a fault or measure the gain
@@ -105,23 +107,30 @@ class RunTasks:
         )
         return self._task(process, "zmqrl.ps.shard.server", job.to_json())
 
-    def worker_task(self, rank: int, job: Mapping[str, Any] | None) -> Task:
+    def worker_task(self, rank: int, job: WorkerJob | None) -> Task:
         """The task of a worker. Without a ``job``, the worker imports its modules and waits for the job."""
-        return self._task(worker_id(rank), WORKER, job)
+        return self._task(worker_id(rank), WORKER, None if job is None else job.to_json())
 
-    def worker_job(self, rank: int, version: int, cluster: Mapping[str, Any]) -> dict[str, Any]:
-        """The job of a worker. ``cluster`` has the shards' addresses. ``version`` is roughly the run's version."""
+    def worker_job(self, rank: int, version: int, endpoints: Mapping[int, dict[SocketRole, str]]) -> WorkerJob:
+        """The job of a worker. ``endpoints`` are those of the shards. ``version`` is roughly the run's version."""
         process = worker_id(rank)
-        return {
-            "cluster": cluster,
-            "keys": self.keys.of_worker(rank).to_json() if self.keys else None,
-            "rank": rank,
-            "version": version,
-            "config": self.config.to_json(),
-            "incarnation": self._incarnation(process),
-            "threads": self.threads[process],
-            "profiler": profiler.to_json() if (profiler := self._profiler(process)) is not None else None,
-        }
+        cluster = Cluster(
+            run=self.run,
+            layout=self.layout,
+            codec=self.config.wire.codec,
+            endpoints=tuple(endpoints[shard] for shard in sorted(endpoints)),
+            asynchronous=self.config.mode == "async",
+            keys=self.keys.of_worker(rank) if self.keys else None,
+        )
+        return WorkerJob(
+            cluster=cluster,
+            config=self.config,
+            rank=rank,
+            version=version,
+            incarnation=self._incarnation(process),
+            threads=self.threads[process],
+            profiler=self._profiler(process),
+        )
 
     def _profiler(self, process: ProcessId) -> ProfilerJob | None:
         """What ``process`` needs to record its time, or None if the user has turned profiling off."""
@@ -138,13 +147,13 @@ class RunTasks:
         return ShardControl(self.run, self.layout.hash, self.secret, endpoints, keys, other)
 
     def follower_task(self, process: ProcessId, messages: Sequence[Mapping[str, Any]]) -> Task:
-        job = {
-            "run_dir": str(self.sites[process].directory.path),
-            "episodes": self.config.evaluation.episodes,
-            "greedy": self.config.evaluation.greedy,
-            "threads": self.threads[process],
-        }
-        return self._task(process, FOLLOWERS[process], job, messages)
+        job = FollowerJob(
+            run_dir=self.sites[process].directory.path,
+            episodes=self.config.evaluation.episodes,
+            greedy=self.config.evaluation.greedy,
+            threads=self.threads[process],
+        )
+        return self._task(process, FOLLOWERS[process], job.to_json(), messages)
 
     def _task(
         self, process: ProcessId, module: str, job: Mapping[str, Any] | None, messages: Sequence[Mapping[str, Any]] = ()

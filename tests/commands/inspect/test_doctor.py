@@ -21,7 +21,7 @@ import zmqrl
 from zmqrl.commands.inspect import doctor
 from zmqrl.commands.inspect.doctor import KEYS, Options
 from zmqrl.errors import ClusterError
-from zmqrl.hosts import reach
+from zmqrl.hosts import deployment, reach
 from zmqrl.hosts.connecting import connect_all
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.reach import HostOptions, Reach, over_tcp
@@ -266,7 +266,7 @@ def test_an_interrupted_doctor_leaves_nothing_on_hosts_that_are_coming_up(monkey
         raise KeyboardInterrupt
 
     before = places()
-    monkeypatch.setattr(doctor, "place_run", interrupted)
+    monkeypatch.setattr(deployment, "place_run", interrupted)
     config = over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
     with pytest.raises(KeyboardInterrupt):
         doctor.run(Options(hosts="h1"), config)

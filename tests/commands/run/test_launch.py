@@ -11,7 +11,7 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from support.lab import Lab
@@ -21,8 +21,11 @@ from support.run_rig import WITHIN_S, Run, RunFiles, launching, started
 from support.terminal import on_a_terminal
 
 import zmqrl
-from zmqrl.commands.run import launch as launch_command
 from zmqrl.commands.run.launch import Options, directory_name, on_hosts
+from zmqrl.errors import ClusterError
+from zmqrl.hosts import deployment as deployment_module
+from zmqrl.hosts import preflight
+from zmqrl.hosts.connecting import connect as connect_links
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.reach import over_tcp
 from zmqrl.recipes import cartpole
@@ -299,20 +302,44 @@ def test_a_command_that_still_waits_for_its_host_ends_with_an_interrupted_launch
 ) -> None:
     opened: list[subprocess.Popen[bytes]] = []
 
-    def connect_all(links: list[Link], *_: object, **__: object) -> None:
+    def connect(links: list[Link], *_: object, **__: object) -> None:
         for link in links:
             link.open()
             assert link.process is not None
             opened.append(link.process)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch_command, "connect_all", connect_all)
+    monkeypatch.setattr(deployment_module, "connect", connect)
     options = Options(hosts="h1", via="sh -c 'exec sleep 600' {host}")
     stages = SimpleNamespace(at=lambda *stage: None)
     directory, config = RunDirectory(tmp_path / "run"), over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
     with pytest.raises(KeyboardInterrupt):
         on_hosts(options, options.reach(), config, directory, cast(Stages, stages))
     assert [process.poll() for process in opened] == [-signal.SIGKILL]
+
+
+@pytest.mark.usefixtures("ssh_to_here")
+def test_a_launch_on_unfit_hosts_ends_only_after_its_daemons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    links: list[Link] = []
+
+    def judge(*_: object) -> preflight.Judgement:
+        return preflight.Judgement(problems=["h1: it is too small."])
+
+    def connect(opened: list[Link], *arguments: Any, **options: Any) -> dict[str, str]:
+        links.extend(opened)
+        return connect_links(opened, *arguments, **options)
+
+    monkeypatch.setattr(preflight, "judge", judge)
+    monkeypatch.setattr(deployment_module, "connect", connect)
+    options = Options(hosts="h1", address=("h1=127.0.0.1",))
+    stages = SimpleNamespace(at=lambda *stage: None)
+    directory, config = RunDirectory(tmp_path / "run"), over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
+    reach = options.reach()
+    with pytest.raises(ClusterError, match="it is too small"):
+        on_hosts(options, reach, config, directory, cast(Stages, stages))
+    assert [link.process for link in links] == [None]
+    places = Path(f"/var/tmp/zmqrl-{os.getuid()}", socket.gethostname())
+    assert not (places / directory_name(directory, reach.home)).exists()
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 Without hosts, :mod:`zmqrl.commands.inspect.this_machine` checks this machine.
 """
 
-import contextlib
 import dataclasses
 import math
 import secrets
@@ -20,19 +19,15 @@ from rich.text import Text
 from zmqrl.commands.inspect import this_machine
 from zmqrl.commands.options import parse_known
 from zmqrl.commands.output import print_json, prints_to_stderr
-from zmqrl.commands.run.launch import other_code
 from zmqrl.commands.run.train import RECIPE, config_from
 from zmqrl.config import Config
-from zmqrl.hostd.messages import Clean, Up
-from zmqrl.hosts.connecting import connect, listed_twice
-from zmqrl.hosts.daemons import DaemonLauncher
+from zmqrl.hostd.messages import Up
+from zmqrl.hosts.deployment import connect_and_place
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.judging.speed import Expectation, expect
-from zmqrl.hosts.placement import place_run
-from zmqrl.hosts.preflight import Judgement, Survey, judge, size, survey
-from zmqrl.hosts.probing import Route, probe_ids
+from zmqrl.hosts.preflight import Judgement, Survey, judge, size
+from zmqrl.hosts.probing import Route
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
-from zmqrl.observe.provenance import code_hash
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
 from zmqrl.ps.layout import Layout
@@ -99,43 +94,26 @@ def run(options: Options, config: Config) -> int:
 
 def examine(
     reach: Reach, config: Config, layout: Callable[[], Layout]
-) -> tuple[dict[str, Up], Survey, Judgement, Expectation | None]:
+) -> tuple[Mapping[str, Up], Survey, Judgement, Expectation | None]:
     """Connect to the hosts and probe them.
 
     Returns the daemons' reports, the survey, the judgement, and the speed to expect with this ``layout``, or None.
     """
-    hosts = reach.hosts
+    _say(f"connecting to {counted(len(reach.hosts), 'host')}")
     work = f"doctor-{secrets.token_hex(6)}"
-    links = {host.name: reach.link(host, work=work, lease_s=LEASE_S) for host in hosts}
-    probes = probe_ids(links)
-    host_of = {probe: host for host, probe in probes.items()}
-    launcher = DaemonLauncher(links, host_of.__getitem__)
-    with contextlib.closing(launcher):
-        _say(f"connecting to {counted(len(hosts), 'host')}")
-        try:
-            failed = connect(list(links.values()), instead=reach.instead)
-            up = {name: link.up for name, link in links.items() if link.up is not None}
-            placement = place_run(config, hosts, reach.cores(up))
-            ours = code_hash()
-            other = {name: about for name, about in up.items() if about.code != ours}
-            failed |= {name: other_code(about, reach.instead) for name, about in other.items()} | listed_twice(up)
-            fit = {name: about for name, about in up.items() if name not in failed}
-            addresses, unknown = reach.addresses(fit, fit)
-            found = survey(launcher, config, placement, fit, addresses, probes, whole=True, say=_say)
-        finally:
-            for link in links.values():
-                link.send(Clean(whole=True))
-    found = dataclasses.replace(found, failed={**failed, **found.failed})
-    judgement = judge(found, config, placement)
+    with connect_and_place(reach, config, work=work, lease_s=LEASE_S, whole=True, clean=True) as hosts:
+        found = hosts.survey(_say)
+    found = dataclasses.replace(found, failed={**hosts.failed, **found.failed})
+    judgement = judge(found, config, hosts.placement)
     expected = expect(
-        placement,
+        hosts.placement,
         layout(),
         config.wire.codec,
         found.measured("bytes_per_s"),
         found.measured("round_trip_s"),
         together=config.mode == "sync",
     )
-    return up, found, dataclasses.replace(judgement, problems=[*judgement.problems, *unknown]), expected
+    return hosts.up, found, dataclasses.replace(judgement, problems=[*judgement.problems, *hosts.unknown]), expected
 
 
 def known(host: Host, up: Mapping[str, Up], found: Survey) -> dict[str, Any]:

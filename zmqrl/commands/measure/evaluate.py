@@ -20,6 +20,7 @@ from zmqrl.errors import UsageError, require
 from zmqrl.observe.provenance import commit, provenance
 from zmqrl.process import CORES, LOOK_UP_EVERY_S, Messages, interruptible, log_to_stderr, read_job, say
 from zmqrl.results.bootstrap import mean_interval
+from zmqrl.start.jobs import Evaluated, FollowerJob, Skipped
 from zmqrl.words import counted
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def play_games(
 
 def main() -> None:
     """Evaluate checkpoints of a run: always the newest one that the supervisor has named."""
-    job = read_job(signal.SIGKILL)
+    job = FollowerJob.from_json(read_job(signal.SIGKILL))
     log = log_to_stderr("zmqrl.commands.measure.evaluate")
     commit()  # remembers the commit for all evaluations: the files can change later
     told = Messages()
@@ -161,13 +162,13 @@ def main() -> None:
         version = message["version"]
         log.info("evaluating version %d", version)
         try:
-            policy = zmqrl.load_policy(job["run_dir"], version)
+            policy = zmqrl.load_policy(job.run_dir, version)
             first = message.get("seed", 0)
-            seeds = range(first, first + message.get("episodes", job["episodes"]))
-            say({"evaluation": evaluate(policy, seeds, greedy=job["greedy"], threads=job["threads"])})
+            seeds = range(first, first + message.get("episodes", job.episodes))
+            say(Evaluated(evaluate(policy, seeds, greedy=job.greedy, threads=job.threads)).to_json())
         except UsageError as error:  # perhaps it was pruned
             log.info("skipping version %d: %s", version, error, exc_info=error.__cause__)
-            say({"skipped": version, "reason": str(error)})
+            say(Skipped(version, str(error)).to_json())
 
 
 class _Progress:

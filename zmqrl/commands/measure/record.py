@@ -22,6 +22,7 @@ from zmqrl.commands.output import print_json, prints_to_stderr
 from zmqrl.errors import UsageError, refusal, require
 from zmqrl.local.extras import require_extra
 from zmqrl.process import Messages, interruptible, log_to_stderr, read_job, say
+from zmqrl.start.jobs import FollowerJob, Recorded, Skipped
 
 if TYPE_CHECKING:
     from zmqrl.learner.picture import ScreenPixels, Shown
@@ -146,19 +147,19 @@ def _is_same(turn: Turn, before: "Shown", shown: "Shown") -> bool:
 
 def main() -> None:
     """Record a game for each message of the supervisor: the version of a checkpoint, and a name for the video."""
-    job = read_job(signal.SIGKILL)
+    job = FollowerJob.from_json(read_job(signal.SIGKILL))
     log = log_to_stderr("zmqrl.commands.measure.record")
-    told, run = Messages(), Path(job["run_dir"])
+    told = Messages()
     while True:
         message = told.get()
         log.info("recording version %d as %s", message["version"], message["name"])
         try:
-            policy = zmqrl.load_policy(run, message["version"])
-            path = video_path(run, policy, message["name"])
-            say({"recording": record(policy, path, seed=0, greedy=job["greedy"])})
+            policy = zmqrl.load_policy(job.run_dir, message["version"])
+            path = video_path(job.run_dir, policy, message["name"])
+            say(Recorded(record(policy, path, seed=0, greedy=job.greedy)).to_json())
         except UsageError as error:
             log.info("skipping version %d: %s", message["version"], error, exc_info=error.__cause__)
-            say({"skipped": message["version"], "reason": str(error)})
+            say(Skipped(message["version"], str(error)).to_json())
 
 
 class _Video:

@@ -16,22 +16,16 @@ from zmqrl.commands.run.detach import detach, on_up
 from zmqrl.commands.run.submit import LoginOptions, submit
 from zmqrl.commands.run.train import RECIPE, config_from, default_of
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError, UsageError
-from zmqrl.hostd.messages import Clean, Up
+from zmqrl.errors import UsageError
 from zmqrl.hosts import preflight
-from zmqrl.hosts.connecting import OTHER_CODE, connect_all
-from zmqrl.hosts.daemons import DaemonLauncher
-from zmqrl.hosts.deployment import Deployment, Site
-from zmqrl.hosts.mirror import Mirror
+from zmqrl.hosts.deployment import Deployment, Site, connect_and_place
 from zmqrl.hosts.placement import place_run
-from zmqrl.hosts.probing import probe_ids
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
 from zmqrl.hosts.sync import PYTHON
 from zmqrl.observe.forms import HOSTS, read_object
-from zmqrl.observe.provenance import VERSIONS, code_hash
+from zmqrl.observe.provenance import VERSIONS
 from zmqrl.observe.screen import never_waiting
 from zmqrl.process import CORES, interruptible
-from zmqrl.process_id import shard_id
 from zmqrl.rundir import RunDirectory
 from zmqrl.start.stages import Stages
 from zmqrl.supervisor import requeue
@@ -110,58 +104,38 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
     if options.sync != "none":
         stages.at("installing", f"installing zmqrl on {of_all}")
     reach = options.bring(reach, print_line)
-    hosts, work = reach.hosts, directory_name(directory, reach.home)
-    links = {host.name: reach.link(host, work=work, lease_s=options.lease_s) for host in hosts}
-
-    def show_connected(*_: object) -> None:
-        connected = sum(link.is_ready for link in links.values())
-        stages.at("connecting", f"connecting to {of_all}", connected, len(links))
-
-    try:
-        show_connected()
-        connect_all(list(links.values()), show_connected, instead=reach.instead)
-        facts = {link.host: link.up for link in links.values() if link.up is not None}
-        ours = code_hash()
-        if other := [name for name, up in facts.items() if up.code != ours]:
-            raise ClusterError(f"{', '.join(other)}: {other_code(facts[other[0]], reach.instead)}.")
-        placement = place_run(config, hosts, reach.cores(facts))
-        host_of = placement.host_of
-        of_shards = {host_of[shard_id(shard)] for shard in range(config.shards)}
-        addresses, unknown = reach.addresses(of_shards, facts)
-        preflight.Judgement(unknown).check()
-        files = Mirror(links, directory, host_of)
+    with connect_and_place(
+        reach,
+        config,
+        work=directory_name(directory, reach.home),
+        lease_s=options.lease_s,
+        home=directory,
+        whole=False,
+        clean=not config.resume,
+        show=lambda connected: stages.at("connecting", f"connecting to {of_all}", connected, len(reach.hosts)),
+    ) as hosts:
+        assert hosts.files is not None
+        preflight.Judgement(hosts.unknown).check()
         if not config.resume:
-            files.clean(whole=False)  # an earlier run may have used a directory of this name
-        probes = probe_ids(links)
-        hosts_of_all = dict(host_of) | {probe: host for host, probe in probes.items()}
-        launcher = DaemonLauncher(links, hosts_of_all.__getitem__, files=files)
-        notices = placement.notices
+            hosts.files.clean(whole=False)  # an earlier run may have used a directory of this name
+        notices = hosts.placement.notices
         if options.preflight:
             stages.at("checking", f"checking {of_all}")
-            found = preflight.survey(launcher, config, placement, facts, addresses, probes, whole=False)
-            judgement = preflight.judge(found, config, placement)
+            judgement = preflight.judge(hosts.survey(), config, hosts.placement)
             judgement.check()
             notices += tuple(judgement.warnings)
-    except BaseException:
-        for link in links.values():
-            if not link.is_ready:
-                link.cut()  # its command may still wait for the host, and would outlive this process
-                continue
-            if not config.resume:
-                link.send(Clean(whole=True))
-            link.hang_up()
-        raise
-    directories = {name: RunDirectory(Path(up.work)) for name, up in facts.items()}
+        hosts.at_end.pop_all()  # from here on, the deployment has the launcher
+    directories = {name: RunDirectory(Path(up.work)) for name, up in hosts.up.items()}
     sites = {
-        process: Site(host=host, directory=directories[host], address=addresses.get(host, host))
-        for process, host in host_of.items()
+        process: Site(host=host, directory=directories[host], address=hosts.addresses.get(host, host))
+        for process, host in hosts.placement.host_of.items()
     }
     return Deployment(
-        launcher=launcher,
+        launcher=hosts.launcher,
         sites=sites,
-        threads=placement.threads,
-        files=files,
-        versions={name: {key: getattr(up, key) for key in VERSIONS} for name, up in facts.items()},
+        threads=hosts.placement.threads,
+        files=hosts.files,
+        versions={name: {key: getattr(up, key) for key in VERSIONS} for name, up in hosts.up.items()},
         given=options.to_json(but=OF_ONE_START),
         notices=notices,
     )
@@ -182,11 +156,6 @@ def directory_name(directory: RunDirectory, home: str) -> str:
     """
     identity = f"{home}:{directory.path}"
     return f"{directory.path.name}-{hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()[:12]}"
-
-
-def other_code(up: Up, instead: str) -> str:
-    """A sentence about a host with other code, with the advice ``instead``."""
-    return f"{OTHER_CODE.format(f'{up.zmqrl}, code {up.code[:8]}', code_hash()[:8])}: {instead}"
 
 
 def _print_plan(options: Options, reach: Reach, config: Config) -> None:

@@ -45,7 +45,7 @@ class Expectation:
     def sentence(self) -> str:
         """The figures in words."""
         limit = self.limit
-        shards = ", ".join(f"shard-{shard}" for shard in limit.shards)
+        shards = ", ".join(str(shard_id(shard)) for shard in limit.shards)
         what = f"gradients for {shards}" if limit.what == "gradients" else f"weights from {shards}"
         text = (
             f"the network allows at most {self.updates_per_s:.3g} updates/s: an update sends "

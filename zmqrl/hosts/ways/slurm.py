@@ -1,6 +1,5 @@
 """Hosts that are the nodes of a Slurm job: srun starts their daemons as steps of the job, without ssh."""
 
-import ipaddress
 import os
 import re
 import socket as host_socket
@@ -8,6 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from zmqrl.config import is_loopback
 from zmqrl.errors import ClusterError, UsageError, require
 from zmqrl.hosts.inventory import Host, host_names
 from zmqrl.words import counted
@@ -115,14 +115,14 @@ def resolve(names: Mapping[str, str]) -> dict[str, str]:
                 f"node {node}: its address {name} is unknown here ({error.strerror}). "
                 f"Set --node-address, such as {NODE}.cluster or {NODE}-ib0."
             ) from error
-    others = [address for address in addresses.values() if not _is_loopback(address)]
+    others = [address for address in addresses.values() if not is_loopback(address)]
     if len(others) in (0, len(addresses)):
         return addresses
     try:
         own = own_address(others[0])
     except OSError as error:
         raise UsageError(f"{others[0]} cannot be reached from here: {error.strerror}; use --node-address.") from error
-    return {node: own if _is_loopback(address) else address for node, address in addresses.items()}
+    return {node: own if is_loopback(address) else address for node, address in addresses.items()}
 
 
 def own_address(other: str) -> str:
@@ -130,10 +130,6 @@ def own_address(other: str) -> str:
     with host_socket.socket(host_socket.AF_INET, host_socket.SOCK_DGRAM) as probe:
         probe.connect((other, 9))  # with UDP, connect sends nothing
         return str(probe.getsockname()[0])
-
-
-def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address).is_loopback
 
 
 def srun_command(job: str, node: str, words: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from zmqrl.words import counted
 
 NOT_FINITE = "not finite"
 RANKS_NAMED = 20
+START_WITHIN_S = 60.0  # how long a shard may take from its start until it reports its endpoints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ from zmqrl.ps.wire import codec, framing
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.codec import FloatVector, WireVector
 from zmqrl.ps.wire.keys import Authenticator
-from zmqrl.ps.wire.sockets import FailureMonitor, SocketRole, new_context, shard_sockets
+from zmqrl.ps.wire.sockets import FailureMonitor, ShardUp, SocketRole, new_context, shard_sockets
 
 POLL_MS = 25
 MAPPED = re.compile(r"\[::ffff:([0-9.]+)\]")  # an IPv4 address in IPv6 notation
@@ -471,7 +471,7 @@ def main() -> None:
     try:
         server = ShardServer(job, log)
         try:
-            say({"endpoints": server.bind(), "pid": os.getpid()})
+            say(ShardUp(server.bind()).to_json() | {"pid": os.getpid()})
             server.serve()
         finally:
             try:  # if our parent died, SIGTERM follows the end of standard input and may arrive just before this line

@@ -2,7 +2,9 @@
 
 import sys
 from collections import Counter
-from typing import Literal, TypeAlias, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import zmq
 
@@ -24,6 +26,25 @@ FAILURES = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ShardUp:
+    """The first message of a shard process: it has bound its sockets to these ``endpoints``, by role."""
+
+    endpoints: dict[SocketRole, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"endpoints": self.endpoints}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of :meth:`to_json`. A frozen shard binds only the role control. Raises ClusterError."""
+        found = data.get("endpoints")
+        endpoints = {role: found[role] for role in SOCKET_ROLES if role in found} if isinstance(found, dict) else {}
+        if "control" not in endpoints or not all(isinstance(endpoint, str) for endpoint in endpoints.values()):
+            raise ClusterError(f"a shard did not report its endpoints, but {dict(data)!r:.200}.")
+        return cls(endpoints)
 
 
 def new_context(io_threads: int = 1) -> "zmq.Context[zmq.Socket[bytes]]":

@@ -5,6 +5,7 @@ import math
 from itertools import count, pairwise
 
 from zmqrl.errors import ClusterError
+from zmqrl.process_id import shard_id, worker_id
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.events import Record
 from zmqrl.ps.wire.codec import payload_bytes
@@ -116,8 +117,8 @@ class World:
         to_come = self._to_come or self.network.under_way or any(worker.computes for worker in self.workers)
         if to_come or self.clock.now - self._progressed_at < STUCK_S:
             return
-        gone = [f"worker-{worker.rank}" for worker in self.workers if not worker.alive]
-        gone += [f"shard-{shard.number}" for shard in self.shards if not shard.alive]
+        gone = [str(worker_id(worker.rank)) for worker in self.workers if not worker.alive]
+        gone += [str(shard_id(shard.number)) for shard in self.shards if not shard.alive]
         version = min(shard.version for shard in self.shards)
         raise ClusterError(
             f"the simulated run is stuck at version {version} after {self.clock.now - self.begun_at:.0f} s: "

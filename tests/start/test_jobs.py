@@ -1,0 +1,43 @@
+"""Jobs and answers keep their values on the way through JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zmqrl.errors import ClusterError
+from zmqrl.profile.profiler import ProfilerJob
+from zmqrl.ps.cluster_file import Cluster
+from zmqrl.ps.layout import Layout
+from zmqrl.ps.wire.keys import ClientKeys, RunKeys
+from zmqrl.ps.wire.sockets import SocketRole
+from zmqrl.recipes import cartpole
+from zmqrl.start.jobs import Answer, Evaluated, FollowerJob, Recorded, Skipped, WorkerJob, answer_from
+
+
+@pytest.mark.parametrize("keys", [None, RunKeys.make(workers=1, shards=1).of_worker(0)])
+@pytest.mark.parametrize("profiler", [None, ProfilerJob(Path("/profile"), "h1", trace_below=20)])
+def test_the_job_of_a_worker_survives_json(keys: ClientKeys | None, profiler: ProfilerJob | None) -> None:
+    endpoints: dict[SocketRole, str] = {"grad": "tcp://h:1", "weights": "tcp://h:2", "control": "tcp://h:3"}
+    layout = Layout.of([("w", (100,))], 1)
+    cluster = Cluster(run="r", layout=layout, codec="bf16", endpoints=(endpoints,), asynchronous=True, keys=keys)
+    job = WorkerJob(cluster=cluster, config=cartpole(), rank=3, version=7, incarnation=9, threads=2, profiler=profiler)
+    assert WorkerJob.from_json(json.loads(json.dumps(job.to_json()))) == job
+
+
+def test_the_job_of_a_follower_survives_json() -> None:
+    job = FollowerJob(run_dir=Path("/run"), episodes=50, greedy=True, threads=2)
+    assert FollowerJob.from_json(json.loads(json.dumps(job.to_json()))) == job
+
+
+@pytest.mark.parametrize("answer", [Evaluated({"version": 5}), Recorded({"version": 5}), Skipped(5, "it was pruned")])
+def test_an_answer_survives_json(answer: Answer) -> None:
+    assert answer_from(json.loads(json.dumps(answer.to_json()))) == answer
+    assert answer.version == 5
+
+
+@pytest.mark.parametrize("facts", [{}, {"evaluation": None}, {"skipped": 5}])
+def test_an_unknown_answer_is_an_error(facts: dict[str, Any]) -> None:
+    with pytest.raises(ClusterError, match="unknown answer"):
+        answer_from(facts)

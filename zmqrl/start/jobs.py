@@ -1,0 +1,122 @@
+"""The jobs of workers and followers, and the answers of followers. Shards have :mod:`zmqrl.ps.shard.job`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+from zmqrl.config import Config
+from zmqrl.errors import ClusterError
+from zmqrl.profile.profiler import ProfilerJob
+from zmqrl.ps.cluster_file import Cluster
+from zmqrl.ps.wire.keys import ClientKeys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerJob:
+    """Everything that a worker process needs to start, sent as JSON. ``version`` is roughly the run's version."""
+
+    cluster: Cluster
+    config: Config
+    rank: int
+    version: int
+    incarnation: int
+    threads: int
+    profiler: ProfilerJob | None
+    """If given, the worker records how it spends its time."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, including the secret key."""
+        numbers = {name: getattr(self, name) for name in ("rank", "version", "incarnation", "threads")}
+        return numbers | {
+            "cluster": self.cluster.to_json(),
+            "keys": self.cluster.keys.to_json() if self.cluster.keys else None,
+            "config": self.config.to_json(),
+            "profiler": self.profiler.to_json() if self.profiler else None,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of :meth:`to_json`."""
+        keys = ClientKeys.from_json(data["keys"]) if data["keys"] else None
+        return cls(
+            cluster=Cluster.from_json(data["cluster"], keys),
+            config=Config.from_json(data["config"]),
+            rank=data["rank"],
+            version=data["version"],
+            incarnation=data["incarnation"],
+            threads=data["threads"],
+            profiler=ProfilerJob.from_json(data["profiler"]) if data["profiler"] else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowerJob:
+    """What the evaluator or the recorder needs to start, sent as JSON. The recorder ignores ``episodes``."""
+
+    run_dir: Path
+    episodes: int
+    greedy: bool
+    threads: int
+
+    def to_json(self) -> dict[str, Any]:
+        numbers = {name: getattr(self, name) for name in ("episodes", "greedy", "threads")}
+        return numbers | {"run_dir": str(self.run_dir)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**{**data, "run_dir": Path(data["run_dir"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The evaluation of a checkpoint: a line of ``evaluations.jsonl``."""
+
+    row: dict[str, Any]
+
+    @property
+    def version(self) -> int:
+        return int(self.row["version"])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"evaluation": self.row}
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A video of a game with a checkpoint. ``about`` is what ``zmqrl record --json`` prints."""
+
+    about: dict[str, Any]
+
+    @property
+    def version(self) -> int:
+        return int(self.about["version"])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"recording": self.about}
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A checkpoint that a follower could not use, and the reason."""
+
+    version: int
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"skipped": self.version, "reason": self.reason}
+
+
+Answer: TypeAlias = Evaluated | Recorded | Skipped
+
+
+def answer_from(facts: Mapping[str, Any]) -> Answer:
+    """The answer of a follower, from its JSON form. Raises ClusterError."""
+    match facts:
+        case {"evaluation": dict(row)}:
+            return Evaluated(row)
+        case {"recording": dict(about)}:
+            return Recorded(about)
+        case {"skipped": int(version), "reason": str(reason)}:
+            return Skipped(version, reason)
+    raise ClusterError(f"a follower gave the unknown answer {dict(facts)!r:.200}.")
