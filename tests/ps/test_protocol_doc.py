@@ -31,8 +31,9 @@ from zmqrl.ps.shard.history import read_lines
 from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.standalone import StandaloneShards, standalone_shards
-from zmqrl.ps.wire import codec, framing
+from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.codec import CODECS, FloatVector
 from zmqrl.ps.wire.sockets import new_context, shard_sockets, worker_sockets
 from zmqrl.ps.worker.machine import WorkerTiming
 from zmqrl.rundir import RunDirectory
@@ -174,10 +175,11 @@ def test_the_table_of_frames_has_the_payloads_and_topics_of_the_code() -> None:
 def test_the_examples_of_encoded_numbers_match_the_codec() -> None:
     (rows,) = tables(section("1.5"))
     assert len(rows) >= 5
+    assert "| float32 | " + " | ".join(CODECS) + " |\n" in section("1.5")
     for number, *encoded in rows:
         vector = np.array([float(number)], np.float32)
-        for name, shown in zip(("f32", "bf16"), encoded, strict=True):
-            assert codec.encode(name, vector).tobytes().hex(" ") == shown  # type: ignore[arg-type]
+        for each, shown in zip(CODECS.values(), encoded, strict=True):
+            assert each.encode(vector).tobytes().hex(" ") == shown
 
 
 def test_the_documented_layout_hash_is_right() -> None:
@@ -344,7 +346,7 @@ def start(shards: StandaloneShards, rank: int, versions: list[int], **endpoints:
     }
     cluster["shards"][1] |= endpoints
 
-    def gradient(weights: codec.FloatVector, version: int) -> codec.FloatVector:
+    def gradient(weights: FloatVector, version: int) -> FloatVector:
         versions.append(version)
         time.sleep(0.002)
         return np.subtract(weights, 1.0, dtype=np.float32)

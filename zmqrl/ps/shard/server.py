@@ -32,9 +32,9 @@ from zmqrl.ps.shard.machine import ShardMachine
 from zmqrl.ps.shard.optimizer import Optimizer
 from zmqrl.ps.shard.reception import Reception
 from zmqrl.ps.shard.store import Slot, SlotStore, is_blank
-from zmqrl.ps.wire import codec, framing
+from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
-from zmqrl.ps.wire.codec import FloatVector, WireVector
+from zmqrl.ps.wire.codec import CODECS, FloatVector, WireVector, payload_bytes
 from zmqrl.ps.wire.keys import Authenticator
 from zmqrl.ps.wire.sockets import FailureMonitor, SocketRole, new_context, shard_sockets
 
@@ -63,10 +63,7 @@ class ShardServer:
             shard=job.shard,
             incarnation=job.incarnation or time.time_ns() // 1_000_000,
             codec=job.codec,
-            payload_bytes={
-                "f32": codec.payload_bytes("f32", self.count),
-                "bf16": codec.payload_bytes("bf16", self.count),
-            },
+            payload_bytes={name: payload_bytes(name, self.count) for name in CODECS},
             secret=job.secret,
             code=job.code,
         )
@@ -97,7 +94,7 @@ class ShardServer:
         self.context = new_context(io_threads=2)
         self.authenticator = Authenticator(self.context, job.keys) if job.keys else None
         self.reception = Reception(job.keys, log)
-        self.sockets = shard_sockets(self.context, self.identity.payload_bytes["f32"], job.keys)
+        self.sockets = shard_sockets(self.context, max(self.identity.payload_bytes.values()), job.keys)
         self.monitors = [FailureMonitor(socket) for socket in self.sockets.values()]
         self.payload: WireVector = self.sum.buffer  # the newest weights, encoded for publication
         self.loading = bytearray()
@@ -268,8 +265,9 @@ class ShardServer:
             header = framing.encode(self._header(m.Weights, slot, record))
             payload = self.payload
             # Slow subscribers read from the slot itself, unless too many slots are already being read.
-            in_place = self.job.codec == "f32" and self.store.can_pin()
-            if self.job.codec == "f32" and not in_place:
+            is_slot = CODECS[self.job.codec].keeps_float32
+            in_place = is_slot and self.store.can_pin()
+            if is_slot and not in_place:
                 payload = payload.copy()
             tracker = self.sockets["weights"].send_multipart(
                 [m.TOPIC_WEIGHTS, header, payload.data.cast("B")], copy=False, track=True
@@ -289,7 +287,7 @@ class ShardServer:
         self.recorder.add("versions", record.generation, record.version, record.quorum, closing, *times, *spent, cpu_us)
 
     def _encoded(self, slot: Slot) -> WireVector:
-        return codec.encode(self.job.codec, slot.weights)
+        return CODECS[self.job.codec].encode(slot.weights)
 
     def _header(self, kind: type[WithWeights], slot: Slot, record: e.Record) -> WithWeights:
         return kind(

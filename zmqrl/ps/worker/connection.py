@@ -25,9 +25,9 @@ from zmqrl.process_id import worker_id
 from zmqrl.profile.recorder import Recorder, RecorderJob, now_us
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.schedule import WHOLE
-from zmqrl.ps.wire import codec, framing
+from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
-from zmqrl.ps.wire.codec import FloatVector, WireVector
+from zmqrl.ps.wire.codec import CODECS, FloatVector, WireVector, payload_bytes
 from zmqrl.ps.wire.sockets import FailureMonitor, connect, new_context, worker_sockets
 from zmqrl.ps.worker import events as e
 from zmqrl.ps.worker.known_shard import Tally
@@ -164,7 +164,7 @@ class Connection:
         assert gradient.dtype == np.float32
         assert gradient.shape == self._vector.shape
         with self.spans("encode"):
-            payload = codec.encode(self.cluster.codec, gradient)
+            payload = CODECS[self.cluster.codec].encode(gradient)
         with self.spans("push"):
             trackers: list[zmq.MessageTracker] = []
             self._buffers.append((gradient, trackers))
@@ -278,7 +278,7 @@ class Connection:
         self.spans.version = answer.version
         with self.spans("assemble"):
             for cut, (name, payload) in zip(self._slices, answer.payloads, strict=True):
-                codec.decode_into(name, payload.buffer, self._vector[cut.start : cut.stop])
+                CODECS[name].decode_into(payload.buffer, self._vector[cut.start : cut.stop])
         return PulledWeights(answer.generation, answer.version, self._vector, answer.elapsed / WHOLE)
 
     # for the thread that owns the sockets
@@ -376,7 +376,7 @@ class Connection:
                 self._handle(e.ControlArrived(shard, message))
 
     def _fits(self, shard: int, message: m.Weights | m.Snapshot, payload: zmq.Frame) -> bool:
-        return len(payload) == codec.payload_bytes(message.codec, self._slices[shard].count)
+        return len(payload) == payload_bytes(message.codec, self._slices[shard].count)
 
     def _handle(self, event: e.Event) -> None:
         with self._lock:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
 from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.codec import CODECS
 from zmqrl.ps.worker.events import PublicationArrived
 from zmqrl.simulate.virtual.link import PAYLOAD, Link
 from zmqrl.simulate.virtual.network import Host
@@ -56,7 +57,7 @@ class SimulatedShard:
             shard=self.number,
             incarnation=self.incarnation,
             codec=self.world.scenario.codec,
-            payload_bytes={"f32": self.slice_bytes, "bf16": self.slice_bytes},
+            payload_bytes=dict.fromkeys(CODECS, self.slice_bytes),
             secret="",
         )
         need_s = self.world.scenario.need_s
