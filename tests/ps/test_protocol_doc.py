@@ -82,6 +82,9 @@ def type_name(hint: Any) -> str:
         return ", ".join(f'"{word}"' for word in get_args(hint))
     if origin is tuple:
         return f"[{type_name(get_args(hint)[0])}]"
+    if hasattr(hint, "_fields"):  # a named tuple
+        (item,) = {type_name(each) for each in get_type_hints(hint, include_extras=True).values()}
+        return f"[{item}]"
     if type(None) in get_args(hint):
         return f"{type_name(get_args(hint)[0])} or nil"
     return {str: "text", bytes: "bytes", bool: "bool"}[hint]
@@ -161,9 +164,21 @@ def test_the_table_of_frames_has_the_payloads_and_topics_of_the_code() -> None:
     rows = tables(section("1.4"))[0]
     kinds = [kind for row in rows for kind in row[1].split(", ")]
     assert sorted(kinds) == sorted(WORKER_KINDS)
-    assert {kind for row in rows if "payload" in row[2] for kind in row[1].split(", ")} == {
-        framing.kind_of(cls) for cls in (m.Gradient, m.Weights, m.Snapshot)
+    with_payload = {framing.kind_of(cls) for cls in m.WITH_PAYLOAD}
+    assert {kind for row in rows if "payload" in row[2] for kind in row[1].split(", ")} == with_payload & {*kinds}
+    sockets = {
+        framing.kind_of(cls): inbox.socket
+        for inbox in m.INBOXES
+        if inbox.receiver != "supervisor"
+        for cls in inbox.kinds
     }
+    assert {kind: row[0].split(" → ")[1] for row in rows for kind in row[1].split(", ")} == {
+        kind: sockets[kind] for kind in kinds
+    }
+    for kind, direction, *_ in tables(section("2.2"))[0]:
+        inbox = m.REQUESTS if direction.startswith("to") else m.TOLD
+        assert framing.KINDS[kind] in inbox.kinds
+        assert direction.endswith("with a payload") == (kind in with_payload)
     assert [topic.decode() for topic in m.TOPICS] == re.findall(r"`([A-Z])`", section("1.3").split("exactly these")[1])
     assert framing.parse_presence(b"P/2/1764000000000") == (2, 1764000000000)
     assert "`P/2/1764000000000`" in PAGE

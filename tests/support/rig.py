@@ -93,7 +93,7 @@ class Served:
     def pid(self, shard: int) -> int:
         return self.shards.processes[shard].pid
 
-    def tell(self, message: m.Message) -> None:
+    def tell(self, message: m.FromSupervisor) -> None:
         for shard in self.all:
             assert self.shards.control.send(shard, message)
 

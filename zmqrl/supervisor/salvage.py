@@ -132,7 +132,7 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
             _look(launcher)
 
         plan = Plan(config, directory, checkpoint.layout, deployment, run=left.run)
-        with _frozen_shards(plan, launcher) as control:
+        with _frozen_shards(plan, launcher, notice) as control:
             shards = range(checkpoint.layout.shards)
             welcomes = control.greet(shards, within_s=GREET_WITHIN_S, meanwhile=look)
             if away := deployment.files.copy_back(launcher.receive, within_s=COPY_WITHIN_S):
@@ -253,7 +253,7 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
 
 
 @contextlib.contextmanager
-def _frozen_shards(plan: Plan, launcher: Launcher) -> Iterator[ShardControl]:
+def _frozen_shards(plan: Plan, launcher: Launcher, notice: Notice) -> Iterator[ShardControl]:
     """Start all shards of ``plan`` as frozen shards, which make no versions, and connect. Raises ClusterError."""
     shards = range(plan.layout.shards)
     for shard in shards:
@@ -266,7 +266,7 @@ def _frozen_shards(plan: Plan, launcher: Launcher) -> Iterator[ShardControl]:
             missing = ", ".join(f"shard {shard}" for shard in shards if shard_id(shard) not in endpoints)
             raise ClusterError(f"{missing} did not come up within {START_WITHIN_S:g} s.")
         time.sleep(0.02)
-    with contextlib.closing(plan.control([endpoints[shard_id(shard)] for shard in shards])) as control:
+    with contextlib.closing(plan.control([endpoints[shard_id(shard)] for shard in shards], notice)) as control:
         yield control
 
 

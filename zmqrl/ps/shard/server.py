@@ -13,12 +13,13 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 import numpy as np
 import zmq
 
 from zmqrl.errors import DISK_IS_FULL, ClusterError, FullDiskError
+from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.observe.spans import SHARD_SPANS, Spans
 from zmqrl.process import log_to_stderr, raise_open_files, read_job, say
 from zmqrl.process_id import shard_id
@@ -144,6 +145,8 @@ class ShardServer:
                 self._handle(e.Tick())
                 for monitor in self.monitors:
                     monitor.read()
+                if ignored := self.reception.ignored.take(now):
+                    self.log.warning("%s", ignored)
             if now - self.failures_at >= FAILURES_EVERY_S:
                 self.failures_at = now
                 self._log_failures()
@@ -181,7 +184,7 @@ class ShardServer:
             arrived_us = self.handled_us = now_us()
             self._handle(event)
             if isinstance(event, e.GradientArrived) and self.recorder is not None:
-                g, outcome = event.header, e.OUTCOMES.index(self.machine.judged)
+                g, outcome = event.header, SHARD_OUTCOMES.index(self.machine.judged)
                 times = (self.polled_us, arrived_us)
                 self.recorder.add("arrivals", g.generation, g.version, g.rank, outcome, *times)
 
@@ -217,6 +220,8 @@ class ShardServer:
                 self._take_chunk(action.peer, action.message, action.payload)
             case e.Log():
                 self.log.log(logging.getLevelNamesMapping()[action.level.upper()], action.text)
+            case _:
+                assert_never(action)
 
     def _update(self, record: e.Record) -> bool:
         """Make and commit the version of ``record``. If its numbers are not finite, store nothing and return False."""
@@ -305,7 +310,7 @@ class ShardServer:
             elapsed=record.elapsed,
         )
 
-    def _send(self, peer: bytes, message: m.Message, payload: bytes | None = None) -> zmq.MessageTracker | None:
+    def _send(self, peer: bytes, message: e.Answer, payload: bytes | None = None) -> zmq.MessageTracker | None:
         """Send without blocking. Returns a tracker of the payload, or None if nothing was sent."""
         frames = [peer, framing.encode(message)] + ([payload] if payload is not None else [])
         large = payload is not None

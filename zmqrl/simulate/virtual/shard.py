@@ -139,8 +139,8 @@ class SimulatedShard:
                     self._publish_weights()
                 case e.Publish():
                     self._publish(action.message)
-                case e.Send() if action.peer in self.peers:
-                    self.peers[action.peer].answer(action.message)
+                case e.Send(peer, message) if peer in self.peers and isinstance(message, m.ToWorker):
+                    self.peers[peer].answer(message)
                 case e.SendSnapshot() if action.peer in self.peers:
                     record = next(slot for slot in self.slots if slot.version == action.version)
                     self.peers[action.peer].answer(m.Snapshot(**self._describe(record)))
