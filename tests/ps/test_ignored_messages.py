@@ -70,6 +70,7 @@ def test_a_shard_counts_and_names_misplaced_kinds() -> None:
     )
 
 
+@pytest.mark.processes
 def test_a_worker_names_misplaced_kinds(shard: BareShard, caplog: pytest.LogCaptureFixture) -> None:
     cluster = Cluster(run="r", layout=LAYOUT, codec="f32", endpoints=(shard.endpoints,))
     with Connection(cluster, 0):
@@ -83,6 +84,7 @@ def test_a_worker_names_misplaced_kinds(shard: BareShard, caplog: pytest.LogCapt
     assert {record.levelname for record in caplog.records} == {"WARNING"}
 
 
+@pytest.mark.processes
 def test_a_supervisor_names_misplaced_kinds(shard: BareShard) -> None:
     told: list[str] = []
     others: list[m.Message] = []
