@@ -71,7 +71,10 @@ def test_a_shard_counts_and_names_misplaced_kinds() -> None:
 
 
 @pytest.mark.processes
-def test_a_worker_names_misplaced_kinds(shard: BareShard, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_names_misplaced_kinds(
+    shard: BareShard, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(framing, "TELL_EVERY_S", 0.0)
     cluster = Cluster(run="r", layout=LAYOUT, codec="f32", endpoints=(shard.endpoints,))
     with Connection(cluster, 0):
         while shard.sockets["weights"].recv() != b"\1X":
