@@ -31,8 +31,9 @@ from zmqrl.ps.shard.history import read_lines
 from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.standalone import StandaloneShards, standalone_shards
-from zmqrl.ps.wire import codec, framing
+from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.codec import CODECS, FloatVector
 from zmqrl.ps.wire.sockets import new_context, shard_sockets, worker_sockets
 from zmqrl.ps.worker.machine import WorkerTiming
 from zmqrl.rundir import RunDirectory
@@ -81,6 +82,9 @@ def type_name(hint: Any) -> str:
         return ", ".join(f'"{word}"' for word in get_args(hint))
     if origin is tuple:
         return f"[{type_name(get_args(hint)[0])}]"
+    if hasattr(hint, "_fields"):  # a named tuple
+        (item,) = {type_name(each) for each in get_type_hints(hint, include_extras=True).values()}
+        return f"[{item}]"
     if type(None) in get_args(hint):
         return f"{type_name(get_args(hint)[0])} or nil"
     return {str: "text", bytes: "bytes", bool: "bool"}[hint]
@@ -160,9 +164,21 @@ def test_the_table_of_frames_has_the_payloads_and_topics_of_the_code() -> None:
     rows = tables(section("1.4"))[0]
     kinds = [kind for row in rows for kind in row[1].split(", ")]
     assert sorted(kinds) == sorted(WORKER_KINDS)
-    assert {kind for row in rows if "payload" in row[2] for kind in row[1].split(", ")} == {
-        framing.kind_of(cls) for cls in (m.Gradient, m.Weights, m.Snapshot)
+    with_payload = {framing.kind_of(cls) for cls in m.WITH_PAYLOAD}
+    assert {kind for row in rows if "payload" in row[2] for kind in row[1].split(", ")} == with_payload & {*kinds}
+    sockets = {
+        framing.kind_of(cls): inbox.socket
+        for inbox in m.INBOXES
+        if inbox.receiver != "supervisor"
+        for cls in inbox.kinds
     }
+    assert {kind: row[0].split(" → ")[1] for row in rows for kind in row[1].split(", ")} == {
+        kind: sockets[kind] for kind in kinds
+    }
+    for kind, direction, *_ in tables(section("2.2"))[0]:
+        inbox = m.REQUESTS if direction.startswith("to") else m.TOLD
+        assert framing.KINDS[kind] in inbox.kinds
+        assert direction.endswith("with a payload") == (kind in with_payload)
     assert [topic.decode() for topic in m.TOPICS] == re.findall(r"`([A-Z])`", section("1.3").split("exactly these")[1])
     assert framing.parse_presence(b"P/2/1764000000000") == (2, 1764000000000)
     assert "`P/2/1764000000000`" in PAGE
@@ -174,10 +190,11 @@ def test_the_table_of_frames_has_the_payloads_and_topics_of_the_code() -> None:
 def test_the_examples_of_encoded_numbers_match_the_codec() -> None:
     (rows,) = tables(section("1.5"))
     assert len(rows) >= 5
+    assert "| float32 | " + " | ".join(CODECS) + " |\n" in section("1.5")
     for number, *encoded in rows:
         vector = np.array([float(number)], np.float32)
-        for name, shown in zip(("f32", "bf16"), encoded, strict=True):
-            assert codec.encode(name, vector).tobytes().hex(" ") == shown  # type: ignore[arg-type]
+        for each, shown in zip(CODECS.values(), encoded, strict=True):
+            assert each.encode(vector).tobytes().hex(" ") == shown
 
 
 def test_the_documented_layout_hash_is_right() -> None:
@@ -344,7 +361,7 @@ def start(shards: StandaloneShards, rank: int, versions: list[int], **endpoints:
     }
     cluster["shards"][1] |= endpoints
 
-    def gradient(weights: codec.FloatVector, version: int) -> codec.FloatVector:
+    def gradient(weights: FloatVector, version: int) -> FloatVector:
         versions.append(version)
         time.sleep(0.002)
         return np.subtract(weights, 1.0, dtype=np.float32)

@@ -17,7 +17,7 @@ from zmqrl.hosts.launcher import Exited
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.shard import contributions
 from zmqrl.ps.shard.events import Totals, View, added
-from zmqrl.ps.shard.machine import ShardMachine
+from zmqrl.ps.shard.machine import Ruling, ShardMachine
 from zmqrl.ps.shard.roster import Roster
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.worker.known_shard import KnownShard
@@ -86,8 +86,9 @@ def judged(before: str, reason: str) -> Callable[[pytest.MonkeyPatch], None]:
         judge = ShardMachine._judge
 
         def wrong(self: ShardMachine, event: Any) -> Any:
-            outcome, why = judge(self, event)
-            return ("used", "") if outcome == before and reason in why and self.state == "open" else (outcome, why)
+            right = judge(self, event)
+            planted = right.outcome == before and reason in right.why and self.state == "open"
+            return Ruling("used") if planted else right
 
         patch.setattr(ShardMachine, "_judge", wrong)
 

@@ -8,6 +8,7 @@ import pytest
 from zmqrl.errors import DISK_IS_FULL, USER_CODE_FAILED, ClusterError, UsageError
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp
 from zmqrl.process_id import ProcessId, ProcessRole, worker_id
+from zmqrl.ps.wire.messages import RankTally
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.ending import explained
 from zmqrl.supervisor.processes import (
@@ -202,11 +203,11 @@ def test_a_death_is_reported_with_the_last_lines_of_the_log() -> None:
 
 def test_work_after_a_rollback_clears_the_record_of_a_process() -> None:
     processes = Processes()
-    processes.contributed([(0, 100_000, 0, 0, 0)])
+    processes.contributed([RankTally(0, 100_000, 0, 0, 0)])
     processes.reset_tallies()
     for used in range(1, FAILURES_IN_A_ROW + 1):
         processes.died(exited(), 1.0)
-        processes.contributed([(0, used, 0, 0, 0)])
+        processes.contributed([RankTally(0, used, 0, 0, 0)])
     assert not processes.hopeless
 
 

@@ -379,8 +379,8 @@ def test_a_shard_killed_while_its_state_is_read_is_read_again(run: Killed, monke
     frozen_shards, kills = salvage_module._frozen_shards, iter([True])
 
     @contextlib.contextmanager
-    def killing(tasks: RunTasks, launcher: DaemonLauncher) -> Iterator[ShardControl]:
-        with frozen_shards(tasks, launcher) as control:
+    def killing(tasks: RunTasks, launcher: DaemonLauncher, notice: Callable[[str], None]) -> Iterator[ShardControl]:
+        with frozen_shards(tasks, launcher, notice) as control:
             if next(kills, False):
                 os.kill(launcher.pids()[shard_id(1)], signal.SIGKILL)
             yield control

@@ -95,6 +95,8 @@ def example(hint: Any) -> Any:
         return (example(inner[0]),)
     if inner:
         return example(inner[0])
+    if hasattr(hint, "_fields"):  # a named tuple
+        return hint(*map(example, get_type_hints(hint).values()))
     return {int: 1, str: "run", bytes: b"\x80", bool: True}[hint]
 
 
@@ -235,9 +237,9 @@ def decode_at_a_worker(data: bytes, _: Path) -> None:
     """Give the bytes to the state machine of a worker as the message of a shard."""
     worker, found = worker_rig.contributed(), framing.decode(data)
     payload = zmq.Frame(PAYLOAD) if isinstance(found, m.Weights | m.Snapshot) else None
-    if isinstance(found, m.Weights | m.Heartbeat | m.Need | m.Bye):
+    if isinstance(found, m.Publication):
         worker.handle(worker_events.PublicationArrived(0, found, payload), 0.0)
-    else:
+    elif isinstance(found, m.ToWorker):
         worker.handle(worker_events.ControlArrived(0, found, payload), 0.0)
     worker.handle(worker_events.Tick(), 1.0)
 

@@ -212,11 +212,11 @@ class ShardHost:
             case shard_events.Publish():
                 self._publish(worker_events.PublicationArrived(self.number, action.message))
             case shard_events.Send():
-                self._send(action.peer, worker_events.ControlArrived(self.number, action.message))
+                self._send(action.peer, action.message)
             case shard_events.SendSnapshot():
                 slot = next(slot for slot in reversed(self.slots) if slot.record.version == action.version)
                 snapshot = m.Snapshot(**self._describe(slot))
-                self._send(action.peer, worker_events.ControlArrived(self.number, snapshot, self._show(slot)))
+                self._send(action.peer, snapshot, slice=self._show(slot))
             case shard_events.Capture():
                 self.captured = next(slot for slot in reversed(self.slots) if slot.record.version == action.version)
             case shard_events.SendChunk():
@@ -225,7 +225,7 @@ class ShardHost:
                 load = action.message
                 self._load(load, int(action.payload))
                 loaded = m.Loaded(run=RUN, shard=self.number, generation=load.generation, offset=len(action.payload))
-                self._send(action.peer, worker_events.ControlArrived(self.number, loaded))
+                self._send(action.peer, loaded)
 
     def _update(self, record: shard_events.Record) -> None:
         at = (record.generation, self.number, record.version)
@@ -294,20 +294,22 @@ class ShardHost:
                 link.publications.append(event)
 
     def _send_chunk(self, peer: bytes, fetch: m.Fetch) -> None:
-        answer: m.Message = m.Missing(run=RUN, shard=self.number, version=fetch.version)
+        answer: m.Missing | m.Chunk = m.Missing(run=RUN, shard=self.number, version=fetch.version)
         payload = None
         if self.captured is not None and self.captured.record.version == fetch.version:
             payload = b"%d" % self.captured.weights
             about = {"run": RUN, "shard": self.number, "version": fetch.version, "offset": 0}
             answer = m.Chunk(**about, total=len(payload))  # type: ignore[arg-type]
-        self._send(peer, worker_events.ControlArrived(self.number, answer), payload)
+        self._send(peer, answer, payload)
 
-    def _send(self, peer: bytes, event: worker_events.ControlArrived, payload: bytes | None = None) -> None:
+    def _send(self, peer: bytes, message: shard_events.Answer, payload: bytes | None = None, slice: Any = None) -> None:
         if peer == self.world.supervisor.peer(self.number):
-            self.world.supervisor.hear(self.number, event.message, payload)
+            assert isinstance(message, m.ToSupervisor)
+            self.world.supervisor.hear(self.number, message, payload)
         for link in self.world.links:
             if link.peer == peer and link.up:
-                link.answers.append(event)
+                assert isinstance(message, m.ToWorker)
+                link.answers.append(worker_events.ControlArrived(self.number, message, slice))
 
 
 class WorkerHost:

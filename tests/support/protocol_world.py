@@ -33,7 +33,7 @@ class Supervisor:
     def peer(self, shard: int) -> bytes:
         return SUPERVISOR
 
-    def hear(self, shard: int, message: m.Message, payload: bytes | None = None) -> None:
+    def hear(self, shard: int, message: m.ToSupervisor, payload: bytes | None = None) -> None:
         if isinstance(message, m.Stats):
             self.stats[shard] = message
 
@@ -62,7 +62,7 @@ class Supervisor:
     def change_quorum(self, quorum: int) -> None:
         self.view = shard_events.View(self.view.id + 1, quorum, self.view.members)
 
-    def _tell(self, shard: ShardHost, message: m.Message, payload: bytes | None = None) -> m.Stats | None:
+    def _tell(self, shard: ShardHost, message: m.FromSupervisor, payload: bytes | None = None) -> m.Stats | None:
         self.stats.pop(shard.number, None)
         shard.feed(shard_events.ControlArrived(SUPERVISOR, message, payload))
         return self.stats.get(shard.number)

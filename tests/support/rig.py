@@ -27,9 +27,8 @@ from zmqrl.ps.shard import store
 from zmqrl.ps.shard.machine import ShardTiming
 from zmqrl.ps.shard.optimizer import Optimizer, OptimizerConfig
 from zmqrl.ps.standalone import StandaloneShards, standalone_shards
-from zmqrl.ps.wire import codec
 from zmqrl.ps.wire import messages as m
-from zmqrl.ps.wire.codec import FloatVector
+from zmqrl.ps.wire.codec import CODECS, FloatVector
 from zmqrl.ps.worker.connection import Connection, PulledWeights
 from zmqrl.ps.worker.machine import WorkerTiming
 
@@ -94,7 +93,7 @@ class Served:
     def pid(self, shard: int) -> int:
         return self.shards.processes[shard].pid
 
-    def tell(self, message: m.Message) -> None:
+    def tell(self, message: m.FromSupervisor) -> None:
         for shard in self.all:
             assert self.shards.control.send(shard, message)
 
@@ -171,7 +170,7 @@ class Served:
                     version, total, len(line["ranks"]), weights, state, new_weights, new_state, elapsed=elapsed
                 )
                 weights, state = new_weights, new_state
-                assert zlib.crc32(codec.encode(self.cluster.codec, weights).data) == line["crc32"]
+                assert zlib.crc32(CODECS[self.cluster.codec].encode(weights).data) == line["crc32"]
             vector[part] = weights
         return vector
 

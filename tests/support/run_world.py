@@ -72,8 +72,8 @@ class ControlPath:
         self.world, self.shard = world, shard
         self.cut = False
         self.peer = SUPERVISOR
-        self.out: deque[tuple[m.Message, bytes | None]] = deque()
-        self.back: deque[tuple[m.Message, bytes | None]] = deque()
+        self.out: deque[tuple[m.FromSupervisor, bytes | None]] = deque()
+        self.back: deque[tuple[m.ToSupervisor, bytes | None]] = deque()
         self.reconnect()
 
     def reconnect(self, *, arrived: bool = False) -> None:
@@ -83,7 +83,7 @@ class ControlPath:
         if not arrived:
             self.back.clear()
 
-    def deliver(self, queue: deque[tuple[m.Message, bytes | None]]) -> None:
+    def deliver(self, queue: deque[tuple[m.FromSupervisor, bytes | None]]) -> None:
         """Deliver the oldest message to the shard."""
         message, payload = queue.popleft()
         self.shard.feed(shard_events.ControlArrived(self.peer, message, payload))
@@ -110,14 +110,14 @@ class SimulatedControl(ShardControl):
             self.world.wait(milliseconds / 1000)
         return [(path, 1) for path in self.world.paths if path.back]
 
-    def send(self, shard: int, message: m.Message, payload: bytes | None = None) -> bool:
+    def send(self, shard: int, message: m.FromSupervisor, payload: bytes | None = None) -> bool:
         path = self.world.paths[shard]
         if path.cut or path.shard.machine is None:
             return False
         path.out.append((message, payload))
         return True
 
-    def _read(self, socket: Any) -> Iterator[tuple[m.Message, bytes | None]]:
+    def _read(self, socket: Any) -> Iterator[tuple[m.ToSupervisor, bytes | None]]:
         while socket.back:
             yield socket.back.popleft()
 
@@ -168,7 +168,7 @@ class Session:
     def peer(self, shard: int) -> bytes:
         return self.world.paths[shard].peer
 
-    def hear(self, shard: int, message: m.Message, payload: bytes | None = None) -> None:
+    def hear(self, shard: int, message: m.ToSupervisor, payload: bytes | None = None) -> None:
         if not self.world.paths[shard].cut:
             self.world.paths[shard].back.append((message, payload))
 

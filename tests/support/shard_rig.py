@@ -11,6 +11,7 @@ from zmqrl.ps.shard.events import (
     Event,
     GradientArrived,
     Identity,
+    MalformedArrived,
     PresenceChanged,
     Publish,
     PublishWeights,
@@ -85,7 +86,10 @@ def handle(shard: ShardMachine, event: Event, now: float = 0.0, *, finite: bool 
 
 
 def control(shard: ShardMachine, message: m.Message, peer: bytes = SUPERVISOR, now: float = 0.0) -> list[Action]:
+    """Handle a message on ROUTER, as ``Reception`` passes it on."""
     payload = b"state" if isinstance(message, m.Load) else None
+    if not isinstance(message, m.FromWorker | m.FromSupervisor):
+        return handle(shard, MalformedArrived(), now)
     return handle(shard, ControlArrived(peer, message, payload), now)
 
 

@@ -16,7 +16,7 @@ from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.shard.optimizer import Optimizer, OptimizerConfig
 from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
-from zmqrl.ps.wire.codec import FloatVector
+from zmqrl.ps.wire.codec import CODECS, FloatVector
 from zmqrl.ps.wire.keys import ClientKeys
 from zmqrl.ps.wire.sockets import new_context, worker_sockets
 from zmqrl.ps.worker.connection import Connection, PulledWeights
@@ -86,7 +86,7 @@ class ZmqrlPinger:
 
 
 class GlooRank:
-    """A worker without shards: the workers sum their gradients (bf16: in bfloat16), then each takes the same step."""
+    """A worker without shards: the workers sum their gradients in the format of ``codec``, and take the same step."""
 
     def __init__(self, *, store: str, rank: int, workers: int, count: int, codec: m.Codec) -> None:
         self.facts: dict[str, Any] = {}
@@ -95,7 +95,8 @@ class GlooRank:
         from torch import distributed
 
         torch.set_num_threads(1)
-        self.torch, self.distributed, self.workers, self.codec = torch, distributed, workers, codec
+        self.torch, self.distributed, self.workers = torch, distributed, workers
+        self.dtype = getattr(torch, CODECS[codec].torch_dtype)
         distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
         self.gradient = gradient(count)
         self.sum = self.gradient.copy()
@@ -129,11 +130,9 @@ class GlooRank:
 
     def _all_reduce(self) -> None:
         tensor = self.torch.from_numpy(self.sum)
-        if self.codec == "f32":
-            self.distributed.all_reduce(tensor)
-        else:
-            encoded = tensor.to(self.torch.bfloat16)
-            self.distributed.all_reduce(encoded)
+        encoded = tensor.to(self.dtype)
+        self.distributed.all_reduce(encoded)
+        if encoded is not tensor:
             tensor.copy_(encoded)
 
 

@@ -4,12 +4,13 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self, TypedDict
+from typing import Any, Literal, Self, TypeAlias, TypedDict, get_args
 
 from zmqrl.observe.reports import WorkerReport
 from zmqrl.observe.spans import WORKER_SPANS
 
-SHARD_OUTCOMES = ("used", "late", "duplicate", "rejected")
+Outcome: TypeAlias = Literal["used", "late", "duplicate", "rejected"]
+SHARD_OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 OUTCOMES = (*SHARD_OUTCOMES, "skipped")
 
 # Every row has these figures. A figure is null if no worker has reported it since the last row. Workers can report

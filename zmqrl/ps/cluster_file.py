@@ -9,6 +9,7 @@ from zmqrl.errors import UsageError
 from zmqrl.json_lines import read_json
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.codec import codec_named
 from zmqrl.ps.wire.keys import ClientKeys
 from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole
 
@@ -44,7 +45,7 @@ class Cluster:
     def from_json(cls, data: dict[str, Any], keys: ClientKeys | None = None) -> "Cluster":
         """Build a cluster from the parsed file, whose unknown fields are ignored.
 
-        Raises UsageError when the run uses another version of the protocol.
+        Raises UsageError when the run uses another version of the protocol, or an unknown codec.
         """
         if data["protocol"] != m.PROTOCOL:
             raise UsageError(
@@ -55,7 +56,7 @@ class Cluster:
         return cls(
             run=data["run"],
             layout=Layout.from_json(data["layout"]),
-            codec=data["codec"],
+            codec=codec_named(data["codec"], "cluster.json"),
             endpoints=tuple({role: shard[role] for role in SOCKET_ROLES} for shard in data["shards"]),
             open_ranks=open_ranks,
             asynchronous=data.get("mode") == "async",

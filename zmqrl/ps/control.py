@@ -1,5 +1,6 @@
 """Brings up shards, and talks to them as their supervisor: one DEALER socket to each shard."""
 
+import logging
 import os
 import socket as host_socket
 import time
@@ -18,6 +19,7 @@ T = TypeVar("T")
 
 ASK_AGAIN_S = 0.5
 TURN_S = 0.02
+LOG = logging.getLogger(__name__)
 
 
 class NoAnswer(ClusterError):
@@ -31,7 +33,8 @@ class NoAnswer(ClusterError):
 class ShardControl:
     """Sends the supervisor's messages to all shards of a run, and receives the answers.
 
-    ``other`` gets each message that does not answer the current question. ``other`` must not call ``ask``.
+    ``other`` gets each message that does not answer the current question. ``other`` must not call ``ask``. ``warn``
+    gets sentences about messages that are ignored because they are malformed or not for a supervisor.
     """
 
     def __init__(
@@ -41,9 +44,11 @@ class ShardControl:
         secret: str,
         endpoints: list[str],
         keys: ClientKeys | None = None,
-        other: Callable[[int, m.Message], None] = lambda shard, message: None,
+        other: Callable[[int, m.ToSupervisor], None] = lambda shard, message: None,
+        warn: Callable[[str], None] = LOG.warning,
     ) -> None:
         self.run, self.layout, self.secret, self.other = run, layout, secret, other
+        self.warn, self._ignored = warn, framing.Ignored()
         self.incarnation = time.time_ns() // 1_000_000
         self.context = new_context()
         self.poller = zmq.Poller()
@@ -78,7 +83,7 @@ class ShardControl:
             shards, lambda _: self.hello(), only(m.Welcome), within_s=within_s, what=what, meanwhile=meanwhile
         )
 
-    def send(self, shard: int, message: m.Message, payload: bytes | None = None) -> bool:
+    def send(self, shard: int, message: m.FromSupervisor, payload: bytes | None = None) -> bool:
         """Send without blocking. Returns False when the shard is not connected."""
         frames = [framing.encode(message)] + ([payload] if payload is not None else [])
         try:
@@ -87,7 +92,7 @@ class ShardControl:
             return False
         return True
 
-    def arrivals(self, timeout_s: float) -> Iterator[tuple[int, m.Message]]:
+    def arrivals(self, timeout_s: float) -> Iterator[tuple[int, m.ToSupervisor]]:
         """Wait at most ``timeout_s`` for messages. Yields pairs of shard number and message."""
         ready = dict(self.poller.poll(int(timeout_s * 1000)))
         for shard, socket in enumerate(self.sockets):
@@ -97,8 +102,8 @@ class ShardControl:
     def ask(
         self,
         shards: Iterable[int],
-        question: Callable[[int], m.Message],
-        answer: Callable[[m.Message], T | None],
+        question: Callable[[int], m.FromSupervisor],
+        answer: Callable[[m.ToSupervisor], T | None],
         *,
         within_s: float,
         what: str,
@@ -205,12 +210,12 @@ class ShardControl:
     def _exchange(
         self,
         shard: int,
-        message: m.Message,
+        message: m.FromSupervisor,
         payload: bytes | None,
-        is_answer: Callable[[m.Message], bool],
+        is_answer: Callable[[m.ToSupervisor], bool],
         *,
         within_s: float = 10.0,
-    ) -> tuple[m.Message, bytes | None]:
+    ) -> tuple[m.ToSupervisor, bytes | None]:
         """Send ``message`` once and wait for the answer. Raises ClusterError when no answer arrives in time.
 
         HELLO goes first, because the shard does not know the sender after a reconnect.
@@ -223,7 +228,7 @@ class ShardControl:
                 sent = self.send(shard, self.hello()) and self.send(shard, message, payload)
             if not socket.poll(50 if sent else 5):
                 continue
-            answer: tuple[m.Message, bytes | None] | None = None
+            answer: tuple[m.ToSupervisor, bytes | None] | None = None
             for arrived, piece in self._read(socket):
                 if answer is None and is_answer(arrived):
                     answer = arrived, piece
@@ -234,17 +239,20 @@ class ShardControl:
         kind = framing.kind_of(type(message))
         raise ClusterError(f"shard {shard} did not answer {kind} within {within_s:g} s.")
 
-    def _read(self, socket: "zmq.Socket[bytes]") -> Iterator[tuple[m.Message, bytes | None]]:
+    def _read(self, socket: "zmq.Socket[bytes]") -> Iterator[tuple[m.ToSupervisor, bytes | None]]:
         while True:
             try:
                 frames = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                break
             try:
-                message = framing.decode(frames[0])
-            except framing.MalformedMessage:
+                message = framing.decode_at(m.TOLD, frames[0], len(frames) - 1)
+            except framing.MalformedMessage as error:
+                self._ignored.add(f"{error} from shard {self.sockets.index(socket)}")
                 continue
             yield message, frames[1] if len(frames) > 1 else None
+        if ignored := self._ignored.take(time.monotonic()):
+            self.warn(ignored)
 
 
 def bring_up(
@@ -280,5 +288,5 @@ def only(kind: type[T]) -> Callable[[object], T | None]:
     return lambda message: message if isinstance(message, kind) else None
 
 
-def _is_chunk(message: m.Message) -> bool:
+def _is_chunk(message: m.ToSupervisor) -> bool:
     return isinstance(message, m.Chunk | m.Missing)

@@ -132,7 +132,7 @@ class Scenario:
     parameters: int = 331_909
     """Length of the parameter vector. The default is that of the network dba3c."""
     codec: Codec = "f32"
-    """Number format on the wire: 4 bytes (f32) or 2 bytes (bf16) per number."""
+    """Number format on the wire, as in zmqrl train --wire.codec."""
     bandwidth: float = math.inf
     """Bytes per second of each host's network card, in each direction. inf: no limit."""
     latency: float = 0.0

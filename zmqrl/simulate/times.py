@@ -15,6 +15,7 @@ from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.critical_path import Timeline, critical_paths
 from zmqrl.profile.run_tables import RunTables
 from zmqrl.ps.layout import Layout
+from zmqrl.ps.wire.codec import codec_named
 from zmqrl.rundir import RunDirectory
 from zmqrl.simulate.compute import ComputeTimes, Work
 from zmqrl.simulate.laws import Law
@@ -52,7 +53,7 @@ def settings_of(run: Path, record: RunRecord) -> Scenario:
         updates_per_rollout=per_rollout,
         agent_steps_per_rollout=agent_steps,
         parameters=_parameters_of(run),
-        codec=settings.get("wire.codec", "f32"),
+        codec=codec_named(settings.get("wire.codec", "f32"), run),
         need_s=settings.get("wire.need_s", 1.0),
     )
 

@@ -199,19 +199,24 @@ class SupervisorMachine:
     # messages and deaths
 
     def _on_message(self, shard: int, message: m.Welcome | m.Stats | m.Lost, now: float) -> list[e.Action]:
-        if isinstance(message, m.Lost):
-            if self.state != "ending":
-                self.shards.on_lost(shard, message, self.membership.view.quorum)
-            return []
-        self.processes.heard(shard_id(shard), now)
-        if isinstance(message, m.Welcome):
-            return self.shards.on_welcome(shard, message, self.membership.view)
-        if message.state == "open":
-            self._open_at = now
-        if self.shards.on_stats(shard, message):
-            self.processes.worked(shard_id(shard))
-        self.processes.contributed(message.tallies)
-        return []
+        match message:
+            case m.Lost():
+                if self.state != "ending":
+                    self.shards.on_lost(shard, message, self.membership.view.quorum)
+                return []
+            case m.Welcome():
+                self.processes.heard(shard_id(shard), now)
+                return self.shards.on_welcome(shard, message, self.membership.view)
+            case m.Stats():
+                self.processes.heard(shard_id(shard), now)
+                if message.state == "open":
+                    self._open_at = now
+                if self.shards.on_stats(shard, message):
+                    self.processes.worked(shard_id(shard))
+                self.processes.contributed(message.tallies)
+                return []
+            case _:
+                assert_never(message)
 
     def _on_death(self, exited: Exited, now: float) -> list[e.Action]:
         process = exited.process

@@ -154,12 +154,12 @@ class Processes:
         self._kills.pop(process, None)
         self._full_since.pop(process, None)
 
-    def contributed(self, tallies: Iterable[tuple[int, ...]]) -> None:
+    def contributed(self, tallies: Iterable[m.RankTally]) -> None:
         """Read the ``tallies`` of a shard. A worker has worked if its number of used contributions has grown."""
-        for rank, used, *_ in tallies:
-            if used > self._used.get(rank, 0):
-                self._used[rank] = used
-                self.worked(worker_id(rank))
+        for tally in tallies:
+            if tally.used > self._used.get(tally.rank, 0):
+                self._used[tally.rank] = tally.used
+                self.worked(worker_id(tally.rank))
 
     def reset_tallies(self) -> None:
         """Forget the tallies: shards that have loaded a checkpoint count from zero again."""

@@ -157,7 +157,7 @@ def _shard_stats(stats: m.Stats) -> ShardStats:
         "version": stats.version,
         "held": stats.held,
         "present": stats.present,
-        "outcomes": {tally[0]: tally[1:] for tally in stats.tallies if len(tally) == 5},
+        "outcomes": {rank: counts for rank, *counts in stats.tallies},
         "totals": stats.totals,
     }
 

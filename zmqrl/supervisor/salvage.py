@@ -129,7 +129,7 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: TellUser) -
             _look(launcher)
 
         tasks = RunTasks(config, directory, checkpoint.layout, deployment, run=left.run)
-        with _frozen_shards(tasks, launcher) as control:
+        with _frozen_shards(tasks, launcher, notice) as control:
             shards = range(checkpoint.layout.shards)
             welcomes = control.greet(shards, within_s=GREET_WITHIN_S, meanwhile=look)
             if away := deployment.files.copy_back(launcher.receive):
@@ -252,15 +252,15 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Iterator[Deployment]:
 
 
 @contextlib.contextmanager
-def _frozen_shards(tasks: RunTasks, launcher: Launcher) -> Iterator[ShardControl]:
-    """Start all shards of ``plan`` as frozen shards, which make no versions, and connect. Raises ClusterError."""
+def _frozen_shards(tasks: RunTasks, launcher: Launcher, notice: TellUser) -> Iterator[ShardControl]:
+    """Start all shards of ``tasks`` as frozen shards, which make no versions, and connect. Raises ClusterError."""
     up = bring_up(
         range(tasks.layout.shards),
         lambda shard: launcher.start(tasks.shard_task(shard, None, frozen=True)),
         lambda: _look(launcher),
         within_s=START_WITHIN_S,
     )
-    with contextlib.closing(tasks.control([each.endpoints["control"] for each in up.values()])) as control:
+    with contextlib.closing(tasks.control([each.endpoints["control"] for each in up.values()], notice)) as control:
         yield control
 
 

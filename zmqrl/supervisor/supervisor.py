@@ -45,7 +45,7 @@ HOSTS_LOST_S = 10.0  # after an interrupt, the run ends if no host has been reac
 WRITE_AGAIN_S = 1.0  # time between two tries to write cluster.json
 LATE_S = 3.0  # a turn that begins this long after the previous one is late
 SUMMARY_BYTES = 1 << 18  # the summary of a run on hundreds of hosts
-MOST_REFUSED = 100  # number of notices about refused workers: more would flood the screen
+MOST_REFUSED = 100  # number of notices about refusals: more would flood the screen
 
 
 class Supervisor:
@@ -109,7 +109,7 @@ class Supervisor:
         self.endpoints: dict[int, dict[SocketRole, str]] = {}
         self.exporter, self.shown_at, self.on_up = exporter, 0.0, on_up
         self.reports_closed = self.saved = False
-        self.refused: set[str] = set()  # the reasons that the user has seen
+        self.refused: set[str] = set()  # the refusals that the user has seen
         self.interrupts = 0
         self.asked_to_end: set[int] = set()  # the signals that requested the end
         self.reason: e.Reason | None = None
@@ -207,7 +207,7 @@ class Supervisor:
             old.unlink(missing_ok=True)
         reserve(self.directory.summary, SUMMARY_BYTES)
         endpoints = [self.endpoints[shard]["control"] for shard in self.shards.numbers]
-        self.control = self.tasks.control(endpoints, self._arrived)
+        self.control = self.tasks.control(endpoints, self.console.notice, self._arrived)
         self.checkpointer = Checkpointer(
             control=self.control, directory=self.directory, model=self.checkpoint, keep=self.config.checkpoint.keep
         )
@@ -394,15 +394,27 @@ class Supervisor:
             case _:
                 assert_never(action)
 
-    def _arrived(self, shard: int, message: m.Message) -> None:
+    def _arrived(self, shard: int, message: m.ToSupervisor) -> None:
         match message:
             case m.Welcome() | m.Stats() | m.Lost():
                 self._feed(e.ShardSaid(shard, message))
-            case m.Report() if not self.reports_closed:
-                self.progress.on_report(message)
-            case m.Refused() if message.reason not in self.refused and len(self.refused) < MOST_REFUSED:
-                self.refused.add(message.reason)
-                self.console.notice(f"refused: {message.reason}")
+            case m.Report():
+                if not self.reports_closed:
+                    self.progress.on_report(message)
+            case m.Refused():
+                self._tell_refusal(f"refused: {message.reason}")
+            case m.Refuse():
+                self._tell_refusal(f"shard {shard} refuses the supervisor: {message.reason}")
+            case m.Chunk() | m.Loaded() | m.Missing() | m.Snapshot():
+                pass  # a late answer
+            case _:
+                assert_never(message)
+
+    def _tell_refusal(self, text: str) -> None:
+        """Show a refusal, unless the user has seen it or has seen very many."""
+        if text not in self.refused and len(self.refused) < MOST_REFUSED:
+            self.refused.add(text)
+            self.console.notice(text)
 
     def _check_processes(self) -> None:
         events = self.launcher.poll()

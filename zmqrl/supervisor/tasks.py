@@ -140,11 +140,14 @@ class RunTasks:
         return ProfilerJob(site.directory.profile, site.host, self.trace_below)
 
     def control(
-        self, endpoints: list[str], other: Callable[[int, m.Message], None] = lambda shard, message: None
+        self,
+        endpoints: list[str],
+        warn: Callable[[str], None],
+        other: Callable[[int, m.ToSupervisor], None] = lambda shard, message: None,
     ) -> ShardControl:
         """Connect to the shards as the supervisor. Calls ``other(shard, message)`` for unrequested messages."""
         keys = self.keys.of_supervisor() if self.keys else None
-        return ShardControl(self.run, self.layout.hash, self.secret, endpoints, keys, other)
+        return ShardControl(self.run, self.layout.hash, self.secret, endpoints, keys, other, warn)
 
     def follower_task(self, process: ProcessId, messages: Sequence[Mapping[str, Any]]) -> Task:
         job = FollowerJob(

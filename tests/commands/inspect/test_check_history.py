@@ -1,6 +1,7 @@
 """``zmqrl check-history`` finds violations in manipulated histories. test_run.py checks histories of real runs."""
 
 import json
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.commands.inspect.check_history import check
 from zmqrl.errors import UsageError
 from zmqrl.ps.layout import Layout
-from zmqrl.ps.wire.codec import encode
+from zmqrl.ps.wire.codec import CODECS
 from zmqrl.ps.wire.messages import Codec
 
 Line = dict[str, Any]
@@ -346,7 +347,7 @@ def test_a_checkpoint_with_other_weights_than_its_shards_published_is_reported(t
     initial = Checkpoint.initial(layout, np.linspace(0, 1, 100, dtype=np.float32), "sgd", ("momentum",))
     checkpoint, histories = replace(initial, version=VERSIONS), whole()
     for cut, lines in zip(layout.slices, histories, strict=True):
-        lines[-1]["crc32"] = zlib.crc32(encode(codec, initial.vector()[cut.start : cut.stop].copy()).data)
+        lines[-1]["crc32"] = zlib.crc32(CODECS[codec].encode(initial.vector()[cut.start : cut.stop].copy()).data)
     path = ended(tmp_path / "run", histories, wire={"codec": codec})
     written = checkpoint.write(path / "checkpoints")
     assert violations(path) == []
@@ -364,6 +365,16 @@ def test_a_checkpoint_with_other_weights_than_its_shards_published_is_reported(t
     (written / "model.safetensors").write_bytes(b"")
     (found,) = violations(path)
     assert "model.safetensors is damaged" in found
+
+
+def test_a_codec_that_this_zmqrl_does_not_have_is_named_and_not_taken_for_f32(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.initial(Layout.of([("w", (100,))], 2), np.zeros(100, np.float32), "sgd", ("momentum",))
+    for name in ("f8", 7, None, ["bf16"]):
+        path = ended(tmp_path / str(name), whole(), wire={"codec": name})
+        checkpoint.write(path / "checkpoints")
+        with pytest.raises(UsageError, match=re.escape(f"{path / 'config.json'} names the codec {name!r}, but")):
+            violations(path)
+    assert violations(ended(tmp_path / "older", whole(), wire={})) == []
 
 
 def test_the_command_prints_violations_and_exits_with_1_if_there_are_any(

@@ -356,7 +356,7 @@ def test_stats_describe_the_state_of_the_shard() -> None:
         held=(2,),
         present=(0, 2),
         silent_ms=(2500, 2500),
-        tallies=((0, 1, 0, 0, 0), (2, 1, 0, 0, 0)),
+        tallies=(m.RankTally(0, 1, 0, 0, 0), m.RankTally(2, 1, 0, 0, 0)),
         unattributed=0,
         captured=None,
         totals=(2, 0, 0, 0),

@@ -29,9 +29,9 @@ from torch import nn
 from zmqrl.errors import ClusterError
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.shard.optimizer import OptimizerConfig
-from zmqrl.ps.wire import codec, framing
+from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
-from zmqrl.ps.wire.codec import FloatVector
+from zmqrl.ps.wire.codec import CODECS, FloatVector
 from zmqrl.ps.worker.connection import Connection, PulledWeights
 
 pytestmark = pytest.mark.processes
@@ -153,9 +153,9 @@ def test_bf16_payloads_carry_rounded_weights_and_leave_the_master_weights_float3
         np.testing.assert_array_equal(master, running.replay())
         before_last = first.last
     assert before_last is not None
-    rounded = codec.as_float32("bf16", codec.encode("bf16", before_last).tobytes())
+    rounded = CODECS["bf16"].as_float32(CODECS["bf16"].encode(before_last).tobytes())
     np.testing.assert_array_equal(before_last, rounded)
-    assert (codec.as_float32("bf16", codec.encode("bf16", master).tobytes()) != master).any()
+    assert (CODECS["bf16"].as_float32(CODECS["bf16"].encode(master).tobytes()) != master).any()
 
 
 def test_each_version_is_made_of_exactly_k_ranks_and_every_slice_sent_is_accounted_for(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Payloads on the wire hold the same bits as torch's conversion, and no number is lost."""
 
 import struct
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zmqrl.errors import UsageError
+from zmqrl.ps.cluster_file import Cluster
+from zmqrl.ps.layout import Layout
 from zmqrl.ps.wire import codec
-from zmqrl.ps.wire.codec import FloatVector
+from zmqrl.ps.wire.codec import CODECS, FloatVector
 from zmqrl.ps.wire.messages import Codec
 
 BITS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50)
@@ -24,10 +28,10 @@ def torch_bfloat16(vector: FloatVector) -> np.ndarray:
 
 
 def assert_same_as_torch(vector: FloatVector) -> None:
-    ours, nan = codec.encode("bf16", vector), np.isnan(vector)
+    ours, nan = CODECS["bf16"].encode(vector), np.isnan(vector)
     np.testing.assert_array_equal(ours[~nan], torch_bfloat16(vector)[~nan])
     # torch itself makes different NaNs, depending on the processor's instructions
-    assert np.isnan(codec.as_float32("bf16", ours)[nan]).all()
+    assert np.isnan(CODECS["bf16"].as_float32(ours)[nan]).all()
 
 
 def test_every_upper_half_with_every_kind_of_lower_half_is_rounded_as_torch_does() -> None:
@@ -50,23 +54,23 @@ def test_vectors_of_any_number_of_blocks_are_rounded_as_torch_does(size: int) ->
 
 def test_an_overflow_becomes_inf_while_inf_and_nan_stay_unchanged() -> None:
     vector = np.array([3.4028235e38, -3.4028235e38, np.inf, -np.inf, np.nan], np.float32)
-    back = codec.as_float32("bf16", codec.encode("bf16", vector))
+    back = CODECS["bf16"].as_float32(CODECS["bf16"].encode(vector))
     np.testing.assert_array_equal(back, np.array([np.inf, -np.inf, np.inf, -np.inf, np.nan], np.float32))
 
 
 def test_a_nan_whose_bits_would_round_to_a_number_stays_nan() -> None:
-    back = codec.as_float32("bf16", codec.encode("bf16", from_bits([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0xFF800001])))
+    back = CODECS["bf16"].as_float32(CODECS["bf16"].encode(from_bits([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0xFF800001])))
     assert np.isnan(back).all()
 
 
 def test_f32_is_sent_without_a_copy() -> None:
     vector = np.arange(5, dtype=np.float32)
-    assert codec.encode("f32", vector) is vector
+    assert CODECS["f32"].encode(vector) is vector
 
 
 def test_bf16_is_written_to_the_buffer_of_the_caller() -> None:
     vector, out = np.arange(5, dtype=np.float32), np.zeros(5, np.uint16)
-    assert codec.encode("bf16", vector, out) is out
+    assert CODECS["bf16"].encode(vector, out) is out
     np.testing.assert_array_equal(out, torch_bfloat16(vector))
 
 
@@ -74,24 +78,24 @@ def test_bf16_is_written_to_the_buffer_of_the_caller() -> None:
 def test_a_payload_is_read_at_any_alignment(bits: list[int], offset: int) -> None:
     vector = from_bits(bits)
     for name in ("f32", "bf16"):
-        sent = codec.encode(name, vector)
+        sent = CODECS[name].encode(vector)
         frame = memoryview(bytes(offset) + sent.tobytes())[offset:]
         out = np.empty_like(vector)
-        codec.decode_into(name, frame, out)
+        CODECS[name].decode_into(frame, out)
         expected = sent.view(np.uint32) if name == "f32" else sent.astype(np.uint32) << 16
         np.testing.assert_array_equal(out.view(np.uint32), expected)
-        assert codec.as_float32(name, frame).tobytes() == out.tobytes()
+        assert CODECS[name].as_float32(frame).tobytes() == out.tobytes()
 
 
 def test_the_bytes_are_little_endian() -> None:
     vector = np.array([1.0, -2.5], np.float32)
-    assert codec.encode("f32", vector).tobytes() == struct.pack("<2f", 1.0, -2.5)
-    assert codec.encode("bf16", vector).tobytes() == struct.pack("<2H", 0x3F80, 0xC020)
+    assert CODECS["f32"].encode(vector).tobytes() == struct.pack("<2f", 1.0, -2.5)
+    assert CODECS["bf16"].encode(vector).tobytes() == struct.pack("<2H", 0x3F80, 0xC020)
 
 
 def test_an_f32_payload_is_a_read_only_view() -> None:
     frame = bytearray(struct.pack("<2f", 1.0, 2.0))
-    view = codec.as_float32("f32", frame)
+    view = CODECS["f32"].as_float32(frame)
     struct.pack_into("<f", frame, 0, 7.0)
     assert view[0] == 7.0
     with pytest.raises(ValueError, match="read-only"):
@@ -100,7 +104,16 @@ def test_an_f32_payload_is_a_read_only_view() -> None:
 
 @pytest.mark.parametrize(("name", "expected"), [("f32", 40), ("bf16", 20)])
 def test_payload_bytes_is_the_length_of_the_sent_payload(name: Codec, expected: int) -> None:
-    assert codec.payload_bytes(name, 10) == codec.encode(name, np.zeros(10, np.float32)).nbytes == expected
+    assert codec.payload_bytes(name, 10) == CODECS[name].encode(np.zeros(10, np.float32)).nbytes == expected
+
+
+def test_every_codec_of_the_protocol_has_an_entry_and_every_other_name_is_refused() -> None:
+    assert tuple(CODECS) == get_args(Codec)
+    assert [codec.codec_named(name, "a file") for name in CODECS] == list(CODECS)
+    data = Cluster(run="r", layout=Layout.of([("w", (100,))], 1), codec="f32", endpoints=()).to_json()
+    known = " and ".join(CODECS)
+    with pytest.raises(UsageError, match=f"cluster.json names the codec 'f8', but this zmqrl only has {known}: "):
+        Cluster.from_json(data | {"codec": "f8"})
 
 
 @settings(deadline=None)

@@ -11,9 +11,14 @@ from hypothesis import strategies as st
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.framing import (
     KINDS,
+    MOST_REASONS,
+    TELL_EVERY_S,
+    Ignored,
     MalformedMessage,
     OtherProtocol,
+    UnexpectedKind,
     decode,
+    decode_at,
     encode,
     kind_of,
     parse_presence,
@@ -46,6 +51,8 @@ def values(hint: Any, most: int | None = None) -> st.SearchStrategy[Any]:
         return st.booleans()
     if hint is type(None):
         return st.none()
+    if hasattr(hint, "_fields"):  # a named tuple
+        return st.tuples(*map(values, get_type_hints(hint, include_extras=True).values())).map(hint._make)
     return st.one_of([values(option) for option in get_args(hint)])
 
 
@@ -193,6 +200,42 @@ def test_a_field_outside_its_limits_is_malformed(fields: tuple[object, ...]) -> 
         decode(packed(*fields))
 
 
+def test_every_kind_belongs_in_an_inbox() -> None:
+    assert set().union(*(inbox.kinds for inbox in m.INBOXES)) == set(KINDS.values())
+    assert len({(inbox.receiver, inbox.socket) for inbox in m.INBOXES}) == len(m.INBOXES)
+
+
+@pytest.mark.parametrize("inbox", m.INBOXES, ids=lambda inbox: f"{inbox.socket} of a {inbox.receiver}")
+@given(message=any_message, payloads=st.integers(0, 2))
+def test_a_misplaced_kind_or_a_wrong_number_of_frames_is_refused(
+    inbox: m.Inbox[Any], message: m.Message, payloads: int
+) -> None:
+    if type(message) in inbox.kinds and payloads == (type(message) in m.WITH_PAYLOAD):
+        assert decode_at(inbox, encode(message), payloads) == message
+    else:
+        with pytest.raises(UnexpectedKind, match=kind_of(type(message))):
+            decode_at(inbox, encode(message), payloads)
+
+
+def test_a_kind_that_this_zmqrl_does_not_know_is_named() -> None:
+    with pytest.raises(UnexpectedKind, match=r"^unknown kind 'GOOD_BYE'$"):
+        decode_at(m.PUBLICATIONS, packed("zmqrl/1", "GOOD_BYE", "r", 1, 2, 3, 4), 0)
+
+
+def test_a_hostile_peer_cannot_flood_the_log() -> None:
+    ignored = Ignored()
+    for number in range(10_000):
+        ignored.add(f"unknown kind 'X{number}'")
+    first = ignored.take(0.0)
+    assert "1 x unknown kind 'X0'" in first
+    assert f"{10_000 - MOST_REASONS} x others" in first
+    ignored.add("BYE on ROUTER of a shard")
+    ignored.add("BYE on ROUTER of a shard")
+    assert ignored.take(TELL_EVERY_S - 0.1) == ""
+    assert ignored.take(TELL_EVERY_S) == "ignored messages: 2 x BYE on ROUTER of a shard"
+    assert ignored.take(3 * TELL_EVERY_S) == ""
+
+
 def test_the_last_field_of_hello_is_optional_and_is_omitted_if_empty() -> None:
     hello = m.Hello(run="r", layout="l", role="worker", rank=0, incarnation=1, host="h", pid=1, secret="")
     assert msgpack.unpackb(encode(hello))[2:] == ["r", "l", "worker", 0, 1, "h", 1, ""]
@@ -219,10 +262,11 @@ def test_a_refusal_with_an_unknown_code_can_be_read() -> None:
     assert refuse == m.Refuse(run="r", code="whim", reason="because")
 
 
-def test_the_statistics_of_the_largest_cluster_fit_into_a_header() -> None:
+def largest_stats() -> m.Stats:
+    """The statistics of the largest cluster."""
     ranks = tuple(range(m.MAX_WORKERS))
     top = 2**53 - 1
-    stats = m.Stats(
+    return m.Stats(
         run="\N{GRINNING FACE}" * 64,
         shard=2**16 - 1,
         incarnation=top,
@@ -234,7 +278,7 @@ def test_the_statistics_of_the_largest_cluster_fit_into_a_header() -> None:
         held=ranks,
         present=ranks,
         silent_ms=(top,) * len(ranks),
-        tallies=tuple((rank, top, top, top, top) for rank in ranks),
+        tallies=tuple(m.RankTally(rank, top, top, top, top) for rank in ranks),
         unattributed=top,
         captured=top,
         totals=(top,) * 4,
@@ -245,9 +289,26 @@ def test_the_statistics_of_the_largest_cluster_fit_into_a_header() -> None:
         spans=("\N{GRINNING FACE}" * m.LONGEST_SPAN_NAME,) * m.MOST_SPANS,
         span_ms=(top,) * m.MOST_SPANS,
     )
+
+
+def test_the_statistics_of_the_largest_cluster_fit_into_a_header() -> None:
+    stats = largest_stats()
     frame = encode(stats)
     assert len(frame) <= m.MAX_HEADER_BYTES
     assert decode(frame) == stats
+
+
+@pytest.mark.parametrize("tally", [(), (0, 1, 2, 3), (0, 1, 2, 3, 4, 5), (0, 1, 2, 3, -1), (0, "1", 2, 3, 4), 7])
+def test_a_tally_other_than_a_rank_and_its_four_counts_is_malformed(tally: object) -> None:
+    values = msgpack.unpackb(encode(replace(largest_stats(), tallies=(m.RankTally(3, 4, 5, 6, 7),))))
+    place = 2 + [field.name for field in fields(m.Stats)].index("tallies")
+    assert values[place] == [[3, 4, 5, 6, 7]]
+    found = decode(packed(*values))
+    assert isinstance(found, m.Stats)
+    assert found.tallies[0].used == 4
+    values[place] = [tally]
+    with pytest.raises(MalformedMessage, match=r"STATS\.tallies"):
+        decode(packed(*values))
 
 
 @given(st.integers(0, 2**16 - 1), st.integers(0, 2**53 - 1))

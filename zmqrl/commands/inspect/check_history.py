@@ -19,7 +19,7 @@ from zmqrl.observe.metrics import summed
 from zmqrl.process import interruptible
 from zmqrl.ps.layout import MAX_SHARDS
 from zmqrl.ps.shard.history_rules import Line, broken_rules, newest, total
-from zmqrl.ps.wire.codec import encode
+from zmqrl.ps.wire.codec import CODECS, codec_named
 from zmqrl.ps.wire.messages import Codec
 from zmqrl.rundir import RunDirectory, not_a_run
 from zmqrl.words import counted
@@ -57,7 +57,7 @@ def check(path: Path) -> dict[str, Any]:
     """Plain data: the number of ``shards``, the number of ``versions`` that every shard made, and the ``violations``, a
     sentence each.
 
-    Raises UsageError if ``path`` is not a run directory.
+    Raises UsageError if ``path`` is not a run directory, or if the run used an unknown codec.
     """
     directory = RunDirectory(path)
     settings = read_object(directory.config, SETTINGS, "restore the file, or use another run")
@@ -67,6 +67,7 @@ def check(path: Path) -> dict[str, Any]:
     if type(shards) is not int or not 1 <= shards <= MAX_SHARDS:
         problem = f"shards is not a number from 1 to {MAX_SHARDS}"
         raise UsageError(f"{directory.config} is damaged: {problem}; restore the file, or use another run.")
+    codec = _codec(settings, directory.config)
     # If there is a left.json, shards may have made versions after the checkpoint that the summary describes.
     ended = None if directory.left.exists() else read_object(directory.summary, SUMMARY, "remove the file")
     # A live run may write checkpoints and lines at any time, so look for checkpoints first.
@@ -92,7 +93,7 @@ def check(path: Path) -> dict[str, Any]:
     if ended is not None:
         violations += disagreements(histories, ended, together=together)
     for path_of_checkpoint in kept:
-        violations += _unlike_checkpoint(path_of_checkpoint, histories, _codec(settings), ended, is_whole=is_whole)
+        violations += _unlike_checkpoint(path_of_checkpoint, histories, codec, ended, is_whole=is_whole)
     return {
         "shards": len(histories),
         "versions": min((newest(lines) for lines in histories.values()), default=0),
@@ -100,10 +101,10 @@ def check(path: Path) -> dict[str, Any]:
     }
 
 
-def _codec(settings: Mapping[str, Any]) -> Codec:
-    """The codec of publications: always float32 in runs of an older zmqrl."""
+def _codec(settings: Mapping[str, Any], path: Path) -> Codec:
+    """The codec of publications: always float32 in runs of an older zmqrl. Raises UsageError if it is unknown."""
     wire = settings.get("wire")
-    return "bf16" if isinstance(wire, dict) and wire.get("codec") == "bf16" else "f32"
+    return codec_named(wire.get("codec", "f32") if isinstance(wire, dict) else "f32", path)
 
 
 def _read(path: Path) -> tuple[list[Line], list[int]]:
@@ -195,7 +196,7 @@ def _unlike_checkpoint(
     for shard, (cut, state) in enumerate(zip(checkpoint.layout.slices, checkpoint.states, strict=True)):
         version, lines = checkpoint.version_of(shard), histories.get(shard, [])
         led_to[shard] = [line for line in lines if line.version <= version]
-        crc32 = zlib.crc32(encode(codec, np.frombuffer(state, "<f4", cut.count)).data)
+        crc32 = zlib.crc32(CODECS[codec].encode(np.frombuffer(state, "<f4", cut.count)).data)
         if is_whole and newest(lines) < version:
             yield f"shard {shard}: the history ends at version {newest(lines)}, before the checkpoint {path.name}"
         elif any(line.crc32 != crc32 for line in lines if line.version == version):

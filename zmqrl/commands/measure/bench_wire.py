@@ -39,7 +39,7 @@ class Options:
     transport: tuple[Transport, ...] = ("tcp", "ipc")
     """Transports of zmqrl: TCP over the loopback interface (tcp), or Unix sockets (ipc)."""
     codec: tuple[Codec, ...] = ("f32",)
-    """Number format on the wire: float32 or bfloat16."""
+    """Number format on the wire, as in zmqrl train --wire.codec."""
     curve: tuple[Literal["off", "on"], ...] = ("off",)
     """Encryption and authentication of zmqrl."""
     operation: tuple[Operation, ...] = OPERATIONS

@@ -13,7 +13,7 @@ from rich.table import Table
 from zmqrl.bench.grid import OPERATIONS
 from zmqrl.bench.samples import Row
 from zmqrl.observe.drawing import STYLE, look, save
-from zmqrl.ps.wire.codec import ELEMENT_BYTES
+from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.words import counted
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def table(rows: Sequence[Row]) -> Table:
     ``of memcpy`` is the speed divided by that of memcpy. ``of gloo`` is the time divided by that of gloo.
     """
     about = rows[0]
-    megabytes = about["parameters"] * ELEMENT_BYTES[about["codec"]] / 1e6
+    megabytes = payload_bytes(about["codec"], about["parameters"]) / 1e6
     workers = counted(about["workers"], "worker")
     title = f"{about['parameters']:,} parameters, {megabytes:.2f} MB as {about['codec']}, {workers}"
     shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")

@@ -3,8 +3,9 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from zmqrl.observe.metrics import SHARD_OUTCOMES, Outcome
 from zmqrl.ps.schedule import WHOLE
-from zmqrl.ps.shard.events import OUTCOMES, Accumulate, Action, Outcome, Record, View, added
+from zmqrl.ps.shard.events import Accumulate, Action, Record, View, added
 from zmqrl.ps.wire import messages as m
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Contributions:
         self.waiting: set[int] = set()  # ranks whose payload is not accumulated yet
         self.computed_on: dict[int, int] = {}  # rank -> version of its newest contribution, held or used
         self.elapsed = 0  # the greatest `elapsed` of the held contributions
-        self.tallies: dict[int, list[int]] = {}  # rank -> totals, in the order of OUTCOMES
+        self.tallies: dict[int, list[int]] = {}  # rank -> totals, in the order of SHARD_OUTCOMES
         self.unattributed = 0
         self.since_last = {"late": 0, "duplicate": 0, "rejected": 0}
 
@@ -94,7 +95,7 @@ class Contributions:
     def count(self, rank: int, outcome: Outcome, view: View) -> None:
         """Count a contribution for ``rank``, or as unattributed if ``rank`` was never a member."""
         if rank in self.tallies or rank in view.members:
-            self.tallies.setdefault(rank, [0, 0, 0, 0])[OUTCOMES.index(outcome)] += 1
+            self.tallies.setdefault(rank, [0, 0, 0, 0])[SHARD_OUTCOMES.index(outcome)] += 1
         else:
             self.unattributed += 1
         if outcome != "used":

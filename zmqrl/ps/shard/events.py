@@ -9,11 +9,11 @@ from zmqrl.ps.wire import messages as m
 if TYPE_CHECKING:
     from zmqrl.ps.shard.gradients import ReceivedSlice
 
-Outcome: TypeAlias = Literal["used", "late", "duplicate", "rejected"]
-OUTCOMES: tuple[Outcome, ...] = ("used", "late", "duplicate", "rejected")
+Answer: TypeAlias = m.ToWorker | m.ToSupervisor
+"""A message that a shard sends to one receiver."""
 
 Totals: TypeAlias = tuple[int, int, int, int]
-"""Contributions by outcome, in the order of ``OUTCOMES``."""
+"""Contributions by outcome, in the order of ``SHARD_OUTCOMES``."""
 
 
 def added(totals: Totals, counts: Totals, sign: int = 1) -> Totals:
@@ -53,11 +53,11 @@ class Record:
     """How a version was made. Committed with the version, so that a restarted shard knows what it has published.
 
     ``late``, ``duplicate`` and ``rejected`` count arrivals since the previous version. ``tallies`` has the totals of
-    each rank, and ``totals`` those of the history so far, in the order of ``OUTCOMES``. ``view`` is the newest view and
-    ``stop`` is the last version to make, as known at the last commit. The update to this version used ``made_at``, the
-    progress of the run in millionths. The shard publishes the progress ``elapsed`` for the next update. In asynchronous
-    mode, ``staleness`` has the age in versions of each rank's contribution, in the order of ``ranks``. ``applied`` maps
-    each rank to the version on which its newest used contribution was computed.
+    each rank, and ``totals`` those of the history so far, in the order of ``SHARD_OUTCOMES``. ``view`` is the newest
+    view and ``stop`` is the last version to make, as known at the last commit. The update to this version used
+    ``made_at``, the progress of the run in millionths. The shard publishes the progress ``elapsed`` for the next
+    update. In asynchronous mode, ``staleness`` has the age in versions of each rank's contribution, in the order of
+    ``ranks``. ``applied`` maps each rank to the version on which its newest used contribution was computed.
     """
 
     generation: int
@@ -123,7 +123,7 @@ class ControlArrived:
     """A message on the ROUTER socket from the connection ``peer``."""
 
     peer: bytes
-    message: m.Message
+    message: m.FromWorker | m.FromSupervisor
     payload: bytes | None = None
 
 
@@ -254,7 +254,7 @@ class Send:
     """Send a control message to a connection."""
 
     peer: bytes
-    message: m.Message
+    message: Answer
 
 
 @dataclass(frozen=True, slots=True)

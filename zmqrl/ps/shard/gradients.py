@@ -5,9 +5,8 @@ from functools import cached_property
 import numpy as np
 import zmq
 
-from zmqrl.ps.wire import codec
 from zmqrl.ps.wire import messages as m
-from zmqrl.ps.wire.codec import FloatVector
+from zmqrl.ps.wire.codec import CODECS, FloatVector, is_finite, watched
 
 
 class ReceivedSlice:
@@ -20,10 +19,10 @@ class ReceivedSlice:
     @cached_property
     def numbers(self) -> FloatVector:
         """The decoded numbers: float32 (count,), read-only."""
-        return codec.as_float32(self.codec_name, self.frame.buffer)
+        return CODECS[self.codec_name].as_float32(self.frame.buffer)
 
     def is_finite(self) -> bool:
-        return codec.is_finite(self.numbers)
+        return is_finite(self.numbers)
 
 
 class GradientSum:
@@ -37,7 +36,7 @@ class GradientSum:
 
     def is_finite(self) -> bool:
         """Whether the sum is finite. Assumes that each contribution is."""
-        return not self._left_finite or codec.is_finite(self.value)
+        return not self._left_finite or is_finite(self.value)
 
     def add(self, numbers: FloatVector, *, first: bool) -> None:
         """Add ``numbers`` to the sum. If ``first``, start a new sum with ``numbers``."""
@@ -45,6 +44,6 @@ class GradientSum:
             self.value = numbers
             self._left_finite.clear()
         else:
-            with codec.watched(self._left_finite):
+            with watched(self._left_finite):
                 np.add(self.value, numbers, out=self.buffer)
             self.value = self.buffer

@@ -4,8 +4,9 @@
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict, assert_never
 
+from zmqrl.observe.metrics import Outcome
 from zmqrl.ps.schedule import elapsed_at
 from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard.contributions import Contributions
@@ -14,7 +15,6 @@ from zmqrl.ps.story import Story
 from zmqrl.ps.wire import messages as m
 from zmqrl.words import counted
 
-NOT_FINITE = "not finite"
 RANKS_NAMED = 20
 START_WITHIN_S = 60.0  # how long a shard may take from its start until it reports its endpoints
 
@@ -27,6 +27,15 @@ class ShardTiming:
     need_s: float = 1.0
     need_most_s: float = 8.0
     stall_notice_s: float = 5.0
+
+
+class Ruling(NamedTuple):
+    """The outcome of a contribution, and why it was not used. ``is_ahead``: the worker has seen a newer version."""
+
+    outcome: Outcome
+    why: str = ""
+    level: Literal["debug", "warning"] = "debug"
+    is_ahead: bool = False
 
 
 class ShardHeader(TypedDict):
@@ -67,7 +76,7 @@ class ShardMachine:
         self.version = 0
         self.view = e.View(0, 1, ())
         self.last: e.Record | None = None
-        self.judged: e.Outcome = "rejected"  # the outcome of the newest contribution
+        self.judged: Outcome = "rejected"  # the outcome of the newest contribution
         self.closing_rank = -1  # the rank of the newest used contribution
         self.making: e.Record | None = None  # the record of the version that the pending Update makes
         self.failure = ""
@@ -126,49 +135,51 @@ class ShardMachine:
             return self._reject()
         if self.roster.is_newest(header.rank, header.incarnation):
             self.roster.heard(header.rank, now)
-        outcome, why = self._judge(event)
-        self.judged = outcome
+        judgement = self._judge(event)
+        self.judged = outcome = judgement.outcome
         if outcome != "used":
             self.contributions.count(header.rank, outcome, self.view)
-            level: Literal["debug", "warning"] = "warning" if why == NOT_FINITE else "debug"
-            actions: list[e.Action] = [e.Log(level, f"{outcome}: rank {header.rank}, version {header.version}: {why}")]
-            return actions + (self._lost(header) if why == "ahead" else [])
+            text = f"{outcome}: rank {header.rank}, version {header.version}: {judgement.why}"
+            actions: list[e.Action] = [e.Log(judgement.level, text)]
+            return actions + (self._lost(header) if judgement.is_ahead else [])
         self.contributions.hold(header, event.payload)
         self.closing_rank = header.rank
         self._progressed(now)
         return [*self.contributions.accumulate(self.view), *self._close_if_complete(now)]
 
-    def _judge(self, event: e.GradientArrived) -> tuple[e.Outcome, str]:
+    def _judge(self, event: e.GradientArrived) -> Ruling:
         g, me = event.header, self.identity
         if g.layout != me.layout or g.shard != me.shard:
-            return "rejected", "it is for another layout or shard"
+            return Ruling("rejected", "it is for another layout or shard")
         if me.payload_bytes[g.codec] != event.payload_bytes:
-            return "rejected", f"{event.payload_bytes} bytes of {g.codec} instead of {me.payload_bytes[g.codec]}"
+            return Ruling(
+                "rejected", f"{event.payload_bytes} bytes of {g.codec} instead of {me.payload_bytes[g.codec]}"
+            )
         if self.state == "empty" or g.generation > self.generation:
-            return "rejected", "its generation is unknown"
+            return Ruling("rejected", "its generation is unknown")
         if g.rank not in self.roster.member_set:
-            return "rejected", "not a member"
+            return Ruling("rejected", "not a member")
         if not self.roster.is_newest(g.rank, g.incarnation):
-            return "rejected", "not the newest incarnation"
+            return Ruling("rejected", "not the newest incarnation")
         if g.generation < self.generation:
-            return "late", "its generation was rolled back"
+            return Ruling("late", "its generation was rolled back")
         if g.version > self.version:
-            return "rejected", "ahead"
+            return Ruling("rejected", "ahead", is_ahead=True)
         if self.contributions.asynchronous and self.contributions.counts_already(g.rank, g.version):
-            return "duplicate", "already used"
+            return Ruling("duplicate", "already used")
         if g.version < self.version and not self.contributions.asynchronous:
             if self.last is not None and g.version == self.last.version - 1 and g.rank in self.last.ranks:
-                return "duplicate", "already used"
-            return "late", f"by {counted(self.version - g.version, 'version')}"
+                return Ruling("duplicate", "already used")
+            return Ruling("late", f"by {counted(self.version - g.version, 'version')}")
         if self.state == "ended":
-            return "late", "after the last version"
+            return Ruling("late", "after the last version")
         if g.rank in self.contributions.held:
-            return "duplicate", "already held"
+            return Ruling("duplicate", "already held")
         if g.view != self.view.id:
-            return "rejected", f"its view is {g.view}, not {self.view.id}"
+            return Ruling("rejected", f"its view is {g.view}, not {self.view.id}")
         if not event.is_finite():
-            return "rejected", NOT_FINITE
-        return "used", ""
+            return Ruling("rejected", "not finite", "warning")
+        return Ruling("used")
 
     def _close_if_complete(self, now: float) -> list[e.Action]:
         """Make the next version if the contributions reach the quorum."""
@@ -264,19 +275,19 @@ class ShardMachine:
         match message:
             case m.Ping():
                 return self._ping(peer, message, now)
-            case m.SnapshotRequest() if by_supervisor or self.roster.rank_of(peer) is not None:
-                return self._snapshot(peer, message)
+            case m.SnapshotRequest():
+                is_known = by_supervisor or self.roster.rank_of(peer) is not None
+                return self._snapshot(peer, message) if is_known else self._reject()
             case m.Leave():
                 return self.roster.leave(peer, message) or self._reject()
-            case m.Report() if self.roster.rank_of(peer) == message.rank:
-                return self.roster.to_supervisor(message)
-            case _ if by_supervisor:
-                return self._command(event, now)
-        return self._reject()
+            case m.Report():
+                is_own = self.roster.rank_of(peer) == message.rank
+                return self.roster.to_supervisor(message) if is_own else self._reject()
+            case _:
+                return self._command(peer, message, event.payload, now) if by_supervisor else self._reject()
 
-    def _command(self, event: e.ControlArrived, now: float) -> list[e.Action]:
+    def _command(self, peer: bytes, message: m.Command, payload: bytes | None, now: float) -> list[e.Action]:
         """Carry out a command of the supervisor. Answer STATS to every command except ELAPSED, FETCH and LOAD."""
-        peer, message = event.peer, event.message
         actions: list[e.Action] = []
         match message:
             case m.StatsRequest():
@@ -292,11 +303,12 @@ class ShardMachine:
                 return []
             case m.Fetch():
                 return [e.SendChunk(peer, message)]
-            case m.Load() if self.state == "empty" or message.generation > self.generation:
-                assert event.payload is not None, "LOAD without a payload"
-                return [e.TakeChunk(peer, message, event.payload)]
+            case m.Load():
+                assert payload is not None, "LOAD without a payload"
+                is_next = self.state == "empty" or message.generation > self.generation
+                return [e.TakeChunk(peer, message, payload)] if is_next else self._reject()
             case _:
-                return self._reject()
+                assert_never(message)
         return [*actions, e.Send(peer, self._stats(now))]
 
     def _reject(self) -> list[e.Action]:
@@ -448,7 +460,7 @@ class ShardMachine:
             held=self.contributions.ranks(),
             present=tuple(present),
             silent_ms=tuple(self.roster.silent_ms(rank, now) for rank in present),
-            tallies=tuple((rank, *t) for rank, t in sorted(self.contributions.tallies.items())),
+            tallies=tuple(m.RankTally(rank, *t) for rank, t in sorted(self.contributions.tallies.items())),
             unattributed=self.contributions.unattributed,
             captured=self.captured,
             totals=self._totals(self.version),

@@ -22,11 +22,15 @@ class Reception:
         self.speakers = keys.speakers() if keys is not None else None
         self.log = log
         self.false_names: Counter[str] = Counter()
+        self.ignored = framing.Ignored()
 
     def gradient(self, frames: list[zmq.Frame]) -> e.Event:
         """The event for a message on PULL."""
-        header = self._decode(frames[0])
-        if not isinstance(header, m.Gradient) or len(frames) != 2 or not self._may_say(frames[0], header):
+        try:
+            header = framing.decode_at(m.GRADIENTS, frames[0].buffer, len(frames) - 1)
+        except framing.MalformedMessage as error:
+            return self._malformed(error)
+        if not self._may_say(frames[0], header):
             return e.MalformedArrived()
         payload = ReceivedSlice(header.codec, frames[1])
         return e.GradientArrived(header, payload, len(frames[1]), payload.is_finite)
@@ -46,15 +50,14 @@ class Reception:
 
     def control(self, frames: list[zmq.Frame]) -> e.Event:
         """The event for a message on ROUTER."""
+        if len(frames) not in (2, 3):
+            return self._malformed(framing.UnexpectedKind(f"a message of {len(frames) - 1} frames on ROUTER"))
         try:
-            message = framing.decode(frames[1].buffer) if len(frames) in (2, 3) else None
+            message = framing.decode_at(m.REQUESTS, frames[1].buffer, len(frames) - 2)
+        except framing.OtherProtocol as error:
+            return e.ForeignHello(frames[0].bytes, error.protocol) if error.kind == HELLO else self._malformed(error)
         except framing.MalformedMessage as error:
-            if isinstance(error, framing.OtherProtocol) and error.kind == HELLO:
-                return e.ForeignHello(frames[0].bytes, error.protocol)
-            self.log.debug("malformed: %s", error)
-            return e.MalformedArrived()
-        if message is None or (len(frames) == 3) != isinstance(message, m.Load):
-            return e.MalformedArrived()
+            return self._malformed(error)
         peer, payload = frames[0].bytes, frames[2].bytes if len(frames) == 3 else None
         if not self._may_say(frames[1], message):
             return e.FalseHello(peer) if isinstance(message, m.Hello) else e.MalformedArrived()
@@ -66,25 +69,23 @@ class Reception:
         self.false_names.clear()
         return text
 
-    def _decode(self, frame: zmq.Frame) -> m.Message | None:
-        try:
-            return framing.decode(frame.buffer)
-        except framing.MalformedMessage as error:
-            self.log.debug("malformed: %s", error)
-            return None
+    def _malformed(self, error: framing.MalformedMessage) -> e.MalformedArrived:
+        self.log.debug("malformed: %s", error)
+        if isinstance(error, framing.UnexpectedKind):
+            self.ignored.add(error)
+        return e.MalformedArrived()
 
-    def _may_say(self, frame: zmq.Frame, message: m.Message) -> bool:
-        """Whether the sender's key allows ``message``. Messages that workers do not send need the supervisor's key."""
+    def _may_say(self, frame: zmq.Frame, message: m.Gradient | m.FromWorker | m.FromSupervisor) -> bool:
+        """Whether the sender's key allows ``message``: the key of the rank in it, or the supervisor's key."""
         if self.speakers is None:
             return True
         speaker = self._speaker(frame)
-        match message:
-            case m.Hello(role="worker") | m.Gradient() | m.Ping() | m.Report() | m.Leave():
-                allowed = speaker == message.rank
-            case m.SnapshotRequest():
-                allowed = True  # the state machine identifies the sender by its connection
-            case _:
-                allowed = speaker == "supervisor"
+        if isinstance(message, m.SnapshotRequest):
+            allowed = True  # the state machine identifies the sender by its connection
+        elif isinstance(message, m.Command) or (isinstance(message, m.Hello) and message.role == "supervisor"):
+            allowed = speaker == "supervisor"
+        else:
+            allowed = speaker == message.rank
         if not allowed:
             self._note(speaker, framing.kind_of(type(message)))
         return allowed

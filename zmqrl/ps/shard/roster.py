@@ -113,7 +113,7 @@ class Roster:
             words += [] if at is None else [f"last {what} {now - at:.1f} s ago"]
         return f"worker {rank} ({', '.join(words)})"
 
-    def to_supervisor(self, message: m.Message) -> list[Action]:
+    def to_supervisor(self, message: m.ToSupervisor) -> list[Action]:
         """Send a message to the supervisor if it is connected."""
         return [] if self.supervisor is None else [Send(self.supervisor, message)]
 

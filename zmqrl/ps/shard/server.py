@@ -13,12 +13,13 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 import numpy as np
 import zmq
 
 from zmqrl.errors import DISK_IS_FULL, ClusterError, FullDiskError
+from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.observe.spans import SHARD_SPANS, Spans
 from zmqrl.process import log_to_stderr, raise_open_files, read_job, say
 from zmqrl.process_id import shard_id
@@ -32,9 +33,9 @@ from zmqrl.ps.shard.machine import ShardMachine
 from zmqrl.ps.shard.optimizer import Optimizer
 from zmqrl.ps.shard.reception import Reception
 from zmqrl.ps.shard.store import Slot, SlotStore, is_blank
-from zmqrl.ps.wire import codec, framing
+from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
-from zmqrl.ps.wire.codec import FloatVector, WireVector
+from zmqrl.ps.wire.codec import CODECS, FloatVector, WireVector, payload_bytes
 from zmqrl.ps.wire.keys import Authenticator
 from zmqrl.ps.wire.sockets import FailureMonitor, ShardUp, SocketRole, new_context, shard_sockets
 
@@ -63,10 +64,7 @@ class ShardServer:
             shard=job.shard,
             incarnation=job.incarnation or time.time_ns() // 1_000_000,
             codec=job.codec,
-            payload_bytes={
-                "f32": codec.payload_bytes("f32", self.count),
-                "bf16": codec.payload_bytes("bf16", self.count),
-            },
+            payload_bytes={name: payload_bytes(name, self.count) for name in CODECS},
             secret=job.secret,
             code=job.code,
         )
@@ -97,7 +95,7 @@ class ShardServer:
         self.context = new_context(io_threads=2)
         self.authenticator = Authenticator(self.context, job.keys) if job.keys else None
         self.reception = Reception(job.keys, log)
-        self.sockets = shard_sockets(self.context, self.identity.payload_bytes["f32"], job.keys)
+        self.sockets = shard_sockets(self.context, max(self.identity.payload_bytes.values()), job.keys)
         self.monitors = [FailureMonitor(socket) for socket in self.sockets.values()]
         self.payload: WireVector = self.sum.buffer  # the newest weights, encoded for publication
         self.loading = bytearray()
@@ -147,6 +145,8 @@ class ShardServer:
                 self._handle(e.Tick())
                 for monitor in self.monitors:
                     monitor.read()
+                if ignored := self.reception.ignored.take(now):
+                    self.log.warning("%s", ignored)
             if now - self.failures_at >= FAILURES_EVERY_S:
                 self.failures_at = now
                 self._log_failures()
@@ -184,7 +184,7 @@ class ShardServer:
             arrived_us = self.handled_us = now_us()
             self._handle(event)
             if isinstance(event, e.GradientArrived) and self.profiler is not None:
-                g, outcome = event.header, e.OUTCOMES.index(self.machine.judged)
+                g, outcome = event.header, SHARD_OUTCOMES.index(self.machine.judged)
                 times = (self.polled_us, arrived_us)
                 self.profiler.add("arrivals", g.generation, g.version, g.rank, outcome, *times)
 
@@ -220,6 +220,8 @@ class ShardServer:
                 self._take_chunk(action.peer, action.message, action.payload)
             case e.Log():
                 self.log.log(logging.getLevelNamesMapping()[action.level.upper()], action.text)
+            case _:
+                assert_never(action)
 
     def _update(self, record: e.Record) -> bool:
         """Make and commit the version of ``record``. If its numbers are not finite, store nothing and return False."""
@@ -268,8 +270,9 @@ class ShardServer:
             header = framing.encode(self._header(m.Weights, slot, record))
             payload = self.payload
             # Slow subscribers read from the slot itself, unless too many slots are already being read.
-            in_place = self.job.codec == "f32" and self.store.can_pin()
-            if self.job.codec == "f32" and not in_place:
+            is_slot = CODECS[self.job.codec].keeps_float32
+            in_place = is_slot and self.store.can_pin()
+            if is_slot and not in_place:
                 payload = payload.copy()
             tracker = self.sockets["weights"].send_multipart(
                 [m.TOPIC_WEIGHTS, header, payload.data.cast("B")], copy=False, track=True
@@ -289,7 +292,7 @@ class ShardServer:
         self.profiler.add("versions", record.generation, record.version, record.quorum, closing, *times, *spent, cpu_us)
 
     def _encoded(self, slot: Slot) -> WireVector:
-        return codec.encode(self.job.codec, slot.weights)
+        return CODECS[self.job.codec].encode(slot.weights)
 
     def _header(self, kind: type[WithWeights], slot: Slot, record: e.Record) -> WithWeights:
         return kind(
@@ -307,7 +310,7 @@ class ShardServer:
             elapsed=record.elapsed,
         )
 
-    def _send(self, peer: bytes, message: m.Message, payload: bytes | None = None) -> zmq.MessageTracker | None:
+    def _send(self, peer: bytes, message: e.Answer, payload: bytes | None = None) -> zmq.MessageTracker | None:
         """Send without blocking. Returns a tracker of the payload, or None if nothing was sent."""
         frames = [peer, framing.encode(message)] + ([payload] if payload is not None else [])
         large = payload is not None

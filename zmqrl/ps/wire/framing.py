@@ -3,13 +3,28 @@
 This module does not handle payloads, which are raw frames after the header.
 """
 
+from collections import Counter
 from dataclasses import MISSING, fields
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import msgpack
 
-from zmqrl.ps.wire.messages import MAX_HEADER_BYTES, MAX_REPORT_BYTES, MAX_WORKERS, PROTOCOL, Message, Refuse, Uint
+from zmqrl.ps.wire.messages import (
+    MAX_HEADER_BYTES,
+    MAX_REPORT_BYTES,
+    MAX_WORKERS,
+    PROTOCOL,
+    WITH_PAYLOAD,
+    Inbox,
+    Kind,
+    Message,
+    Refuse,
+    Uint,
+)
 from zmqrl.words import counted
+
+MOST_REASONS = 20
+TELL_EVERY_S = 5.0
 
 
 class MalformedMessage(Exception):
@@ -20,8 +35,12 @@ class OtherProtocol(MalformedMessage):
     """A message of ``kind`` in another version of the protocol."""
 
     def __init__(self, protocol: str, kind: str) -> None:
-        super().__init__(f"{kind} in {protocol!r:.40}")
+        super().__init__(f"{kind!r:.40} in {protocol!r:.40}")
         self.protocol, self.kind = protocol, kind
+
+
+class UnexpectedKind(MalformedMessage):
+    """The kind of the message is unknown, is not sent to this socket, or does not have this number of frames."""
 
 
 def kind_of(cls: type) -> str:
@@ -29,13 +48,29 @@ def kind_of(cls: type) -> str:
     return "".join(f"_{c}" if c.isupper() and i else c for i, c in enumerate(cls.__name__)).upper()
 
 
-KINDS: dict[str, type[Message]] = {kind_of(cls): cls for cls in get_args(Message)}
+KINDS: dict[str, type[Any]] = {kind_of(cls): cls for cls in get_args(Message)}
+
+
+def _named_item(hint: Any) -> Any:
+    """The named tuple that ``hint`` is a list of, or None."""
+    items = get_args(getattr(hint, "__origin__", None))
+    return items[0] if items and hasattr(items[0], "_fields") else None
+
+
 _HINTS: dict[type, tuple[tuple[str, Any], ...]] = {
     cls: tuple((f.name, get_type_hints(cls, include_extras=True)[f.name]) for f in fields(cls))
     for cls in KINDS.values()
 }
 # Number of required fields of each kind. Optional fields follow. Empty ones at the end are left out.
 _LEAST_FIELDS = {cls: sum(f.default is MISSING for f in fields(cls)) for cls in KINDS.values()}
+# Fields that are lists of named tuples, which are arrays on the wire.
+_NAMED: dict[type, tuple[tuple[str, Any], ...]] = {
+    cls: tuple((name, item) for name, hint in hints if (item := _named_item(hint)) is not None)
+    for cls, hints in _HINTS.items()
+}
+_ITEM_HINTS: dict[Any, tuple[Any, ...]] = {
+    item: tuple(get_type_hints(item, include_extras=True).values()) for named in _NAMED.values() for _, item in named
+}
 
 
 def encode(message: Message) -> bytes:
@@ -72,7 +107,7 @@ def decode(frame: bytes | memoryview) -> Message:
         raise OtherProtocol(*array[:2])
     cls = KINDS.get(array[1])
     if cls is None:
-        raise MalformedMessage(f"unknown kind {array[1]!r}")
+        raise UnexpectedKind(f"unknown kind {array[1]!r:.40}")
     hints = _HINTS[cls]
     if not _LEAST_FIELDS[cls] <= len(array) - 2 <= len(hints):
         raise MalformedMessage(f"{array[1]} with {counted(len(array) - 2, 'field')} instead of {len(hints)}")
@@ -80,8 +115,44 @@ def decode(frame: bytes | memoryview) -> Message:
         if not _fits(value, hint):
             # Without the value, because a deeply nested value cannot be printed.
             raise MalformedMessage(f"{array[1]}.{name} has a {type(value).__name__} that is not allowed")
-    message: Message = cls(**dict(zip((name for name, _ in hints), array[2:], strict=False)))
+    values: dict[str, Any] = dict(zip((name for name, _ in hints), array[2:], strict=False))
+    for name, item in _NAMED[cls]:
+        values[name] = tuple(item(*each) for each in values[name])
+    message: Message = cls(**values)
     return message
+
+
+def decode_at(inbox: Inbox[Kind], header: bytes | memoryview, payloads: int) -> Kind:
+    """Decode a header that ``payloads`` other frames follow. Raises UnexpectedKind if it is not for ``inbox``."""
+    message = decode(header)
+    cls = type(message)
+    if cls not in inbox.kinds:
+        raise UnexpectedKind(f"{kind_of(cls)} on {inbox.socket} of a {inbox.receiver}")
+    if payloads != (cls in WITH_PAYLOAD):
+        raise UnexpectedKind(f"{kind_of(cls)} with {payloads} frames after the header")
+    return cast("Kind", message)
+
+
+class Ignored:
+    """Counts ignored messages by reason. Its summaries are rare, so a hostile peer cannot flood the log."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._told_at = float("-inf")
+
+    def add(self, reason: object) -> None:
+        text = str(reason)
+        is_known = text in self._counts or len(self._counts) < MOST_REASONS
+        self._counts[text if is_known else "others"] += 1
+
+    def take(self, now: float) -> str:
+        """The counts since the last summary, in words. Empty if there are none, or soon after a summary."""
+        if not self._counts or now - self._told_at < TELL_EVERY_S:
+            return ""
+        text = ", ".join(f"{count} x {reason}" for reason, count in sorted(self._counts.items()))
+        self._counts.clear()
+        self._told_at = now
+        return f"ignored messages: {text}"
 
 
 def _fits(value: object, hint: Any) -> bool:
@@ -101,7 +172,10 @@ def _fits(value: object, hint: Any) -> bool:
         item = get_args(hint)[0]
         return isinstance(value, tuple) and all(_fits(v, item) for v in value)
     if origin is None:
-        return bool(isinstance(value, hint))
+        hints = _ITEM_HINTS.get(hint)
+        if hints is None:
+            return bool(isinstance(value, hint))
+        return isinstance(value, tuple) and len(value) == len(hints) and all(map(_fits, value, hints))
     return any(_fits(value, option) for option in get_args(hint))
 
 

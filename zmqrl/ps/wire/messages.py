@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Generic, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 PROTOCOL = "zmqrl/1"
 MAX_WORKERS = 1024
@@ -43,10 +43,22 @@ Name: TypeAlias = Annotated[str, Size(64)]
 SpanName: TypeAlias = Annotated[str, Size(LONGEST_SPAN_NAME)]
 Sentence: TypeAlias = Annotated[str, Size(1000)]
 Ranks: TypeAlias = Annotated[tuple[U16, ...], Size(MAX_WORKERS)]
-Tallies: TypeAlias = Annotated[tuple[tuple[U53, ...], ...], Size(MAX_WORKERS)]
 Codec: TypeAlias = Literal["f32", "bf16"]
 Totals: TypeAlias = Annotated[tuple[U53, ...], Size(4)]
 Refusal: TypeAlias = Literal["run", "layout", "rank", "replaced", "secret", "key", "code", "protocol"]
+
+
+class RankTally(NamedTuple):
+    """The contributions of one rank by outcome: an array on the wire."""
+
+    rank: U53
+    used: U53
+    late: U53
+    duplicate: U53
+    rejected: U53
+
+
+Tallies: TypeAlias = Annotated[tuple[RankTally, ...], Size(MAX_WORKERS)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -407,33 +419,36 @@ class Refused:
     reason: Sentence
 
 
-Message: TypeAlias = (
-    Gradient
-    | Weights
-    | Heartbeat
-    | Need
-    | Bye
-    | Hello
-    | Welcome
-    | Refuse
-    | SnapshotRequest
-    | Snapshot
-    | Missing
-    | Ping
-    | Pong
-    | Leave
-    | Left
-    | Report
-    | StatsRequest
-    | Stats
-    | ViewChange
-    | Stop
-    | Elapsed
-    | Checkpoint
-    | Fetch
-    | Chunk
-    | Load
-    | Loaded
-    | Lost
-    | Refused
+# Every kind of message is in one or more of these unions, by receiver and sender.
+
+Publication: TypeAlias = Weights | Heartbeat | Need | Bye
+FromWorker: TypeAlias = Hello | SnapshotRequest | Ping | Leave | Report
+Command: TypeAlias = StatsRequest | ViewChange | Stop | Elapsed | Checkpoint | Fetch | Load
+FromSupervisor: TypeAlias = Hello | SnapshotRequest | Command
+ToWorker: TypeAlias = Welcome | Refuse | Snapshot | Missing | Pong | Left
+ToSupervisor: TypeAlias = Welcome | Refuse | Snapshot | Missing | Stats | Chunk | Loaded | Lost | Refused | Report
+Message: TypeAlias = Gradient | Publication | FromWorker | FromSupervisor | ToWorker | ToSupervisor
+
+WITH_PAYLOAD: frozenset[type[Message]] = frozenset({Gradient, Weights, Snapshot, Chunk, Load})
+"""The kinds with a payload, which is the frame after the header."""
+
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True, slots=True)
+class Inbox(Generic[Kind]):
+    """The kinds of message that ``receiver`` gets on its ``socket``. ``framing.decode_at`` refuses all others."""
+
+    receiver: Literal["shard", "worker", "supervisor"]
+    socket: Literal["PULL", "ROUTER", "SUB", "DEALER"]
+    kinds: frozenset[type[Kind]]
+
+
+GRADIENTS: Inbox[Gradient] = Inbox("shard", "PULL", frozenset({Gradient}))
+REQUESTS: Inbox[FromWorker | FromSupervisor] = Inbox(
+    "shard", "ROUTER", frozenset(get_args(FromWorker) + get_args(FromSupervisor))
 )
+PUBLICATIONS: Inbox[Publication] = Inbox("worker", "SUB", frozenset(get_args(Publication)))
+ANSWERS: Inbox[ToWorker] = Inbox("worker", "DEALER", frozenset(get_args(ToWorker)))
+TOLD: Inbox[ToSupervisor] = Inbox("supervisor", "DEALER", frozenset(get_args(ToSupervisor)))
+INBOXES = (GRADIENTS, REQUESTS, PUBLICATIONS, ANSWERS, TOLD)

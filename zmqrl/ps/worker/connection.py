@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import assert_never
 
 import msgpack
 import numpy as np
@@ -25,9 +26,9 @@ from zmqrl.process_id import worker_id
 from zmqrl.profile.profiler import Profiler, ProfilerJob, now_us
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.schedule import WHOLE
-from zmqrl.ps.wire import codec, framing
+from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
-from zmqrl.ps.wire.codec import FloatVector, WireVector
+from zmqrl.ps.wire.codec import CODECS, FloatVector, WireVector, payload_bytes
 from zmqrl.ps.wire.sockets import FailureMonitor, connect, new_context, worker_sockets
 from zmqrl.ps.worker import events as e
 from zmqrl.ps.worker.known_shard import Tally
@@ -123,6 +124,7 @@ class Connection:
         self.reports_too_large = 0
         self._monitors: list[FailureMonitor] = []
         self._left = 0
+        self._ignored = framing.Ignored()
         self._thread = threading.Thread(target=self._run, name="zmqrl-connection", daemon=True)
         self._thread.start()
 
@@ -164,7 +166,7 @@ class Connection:
         assert gradient.dtype == np.float32
         assert gradient.shape == self._vector.shape
         with self.spans("encode"):
-            payload = codec.encode(self.cluster.codec, gradient)
+            payload = CODECS[self.cluster.codec].encode(gradient)
         with self.spans("push"):
             trackers: list[zmq.MessageTracker] = []
             self._buffers.append((gradient, trackers))
@@ -278,7 +280,7 @@ class Connection:
         self.spans.version = answer.version
         with self.spans("assemble"):
             for cut, (name, payload) in zip(self._slices, answer.payloads, strict=True):
-                codec.decode_into(name, payload.buffer, self._vector[cut.start : cut.stop])
+                CODECS[name].decode_into(payload.buffer, self._vector[cut.start : cut.stop])
         return PulledWeights(answer.generation, answer.version, self._vector, answer.elapsed / WHOLE)
 
     # for the thread that owns the sockets
@@ -341,6 +343,8 @@ class Connection:
                     monitor.read()
                     if "handshake" in monitor.take():
                         self._handle(e.HandshakeFailed(shard))
+                if ignored := self._ignored.take(tick_at):
+                    self._log.warning("%s", ignored)
                 self._handle(self._tick())
 
     def _tick(self) -> e.Tick:
@@ -352,31 +356,42 @@ class Connection:
 
     def _receive_publications(self, shard: int) -> None:
         for frames in _all_messages(self._sockets[shard]["weights"]):
-            message = _decode(frames[1]) if len(frames) in (2, 3) else None
-            if isinstance(message, m.Weights) and len(frames) == 3 and self._fits(shard, message, frames[2]):
-                self._arrivals_us[shard] = now_us()
-                self._handle(e.PublicationArrived(shard, message, frames[2]))
-            elif isinstance(message, m.Heartbeat | m.Need | m.Bye) and len(frames) == 2:
+            message = self._decode(m.PUBLICATIONS, shard, frames[1:])  # without the topic
+            if isinstance(message, m.Weights):
+                if self._fits(shard, message, frames[2]):
+                    self._arrivals_us[shard] = now_us()
+                    self._handle(e.PublicationArrived(shard, message, frames[2]))
+            elif message is not None:
                 self._handle(e.PublicationArrived(shard, message))
 
     def _receive_control(self, shard: int) -> None:
         for frames in _all_messages(self._sockets[shard]["control"]):
-            message = _decode(frames[0])
+            message = self._decode(m.ANSWERS, shard, frames)
             if isinstance(message, m.Snapshot):
-                if len(frames) == 2 and self._fits(shard, message, frames[1]):
+                if self._fits(shard, message, frames[1]):
                     self._arrivals_us[shard] = now_us()
                     self._handle(e.ControlArrived(shard, message, frames[1]))
             elif isinstance(message, m.Left):
                 self._left += 1
-            elif isinstance(message, m.Pong) and self._profiler is not None and len(frames) == 1:
-                times = (message.sent_us, message.received_us, message.answered_us, now_us())
-                self._profiler.add("pings", shard, *times)
-                self._handle(e.ControlArrived(shard, message))
-            elif message is not None and len(frames) == 1:
+            elif message is not None:
+                if isinstance(message, m.Pong) and self._profiler is not None:
+                    times = (message.sent_us, message.received_us, message.answered_us, now_us())
+                    self._profiler.add("pings", shard, *times)
                 self._handle(e.ControlArrived(shard, message))
 
+    def _decode(self, inbox: m.Inbox[m.Kind], shard: int, frames: list[zmq.Frame]) -> m.Kind | None:
+        """The message of a header and its payload, or None if the worker must ignore it."""
+        try:
+            return framing.decode_at(inbox, frames[0].buffer if frames else b"", len(frames) - 1)
+        except framing.MalformedMessage as error:
+            self._ignored.add(f"{error} from shard {shard}")
+            return None
+
     def _fits(self, shard: int, message: m.Weights | m.Snapshot, payload: zmq.Frame) -> bool:
-        return len(payload) == codec.payload_bytes(message.codec, self._slices[shard].count)
+        fits = len(payload) == payload_bytes(message.codec, self._slices[shard].count)
+        if not fits:
+            self._ignored.add(f"{framing.kind_of(type(message))} of the wrong length from shard {shard}")
+        return fits
 
     def _handle(self, event: e.Event) -> None:
         with self._lock:
@@ -400,8 +415,10 @@ class Connection:
                     self._failed = True
                 case e.Log():
                     self._log.log(logging.getLevelNamesMapping()[action.level.upper()], action.text)
+                case _:
+                    assert_never(action)
 
-    def _send(self, shard: int, message: m.Message) -> bool:
+    def _send(self, shard: int, message: m.FromWorker) -> bool:
         """Send without waiting. Returns whether ``message`` was sent."""
         try:
             self._sockets[shard]["control"].send(framing.encode(message), zmq.NOBLOCK)
@@ -423,13 +440,6 @@ class Connection:
             trackers.append(tracker)
         except zmq.Again:
             self._handle(e.SendBlocked(shard))
-
-
-def _decode(frame: zmq.Frame) -> m.Message | None:
-    try:
-        return framing.decode(frame.buffer)
-    except framing.MalformedMessage:
-        return None
 
 
 def _all_messages(socket: "zmq.Socket[bytes]") -> list[list[zmq.Frame]]:

@@ -19,7 +19,7 @@ class PublicationArrived:
     """A message on the subscription to ``shard``."""
 
     shard: int
-    message: m.Weights | m.Heartbeat | m.Need | m.Bye
+    message: m.Publication
     payload: "zmq.Frame | None" = None
 
 
@@ -28,7 +28,7 @@ class ControlArrived:
     """A message on the DEALER socket of ``shard``."""
 
     shard: int
-    message: m.Message
+    message: m.ToWorker
     payload: "zmq.Frame | None" = None
 
 
@@ -110,7 +110,7 @@ class SendControl:
     """Send a message on the DEALER socket of ``shard``."""
 
     shard: int
-    message: m.Message
+    message: m.FromWorker
 
 
 @dataclass(frozen=True, slots=True)

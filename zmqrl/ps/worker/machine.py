@@ -5,7 +5,7 @@
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, assert_never
 
 from zmqrl.ps.story import Story
 from zmqrl.ps.wire import messages as m
@@ -131,7 +131,7 @@ class WorkerMachine:
     def _publication(
         self,
         shard: KnownShard,
-        message: m.Weights | m.Heartbeat | m.Need | m.Bye,
+        message: m.Publication,
         payload: "zmq.Frame | None",
         now: float,
     ) -> list[e.Action]:
@@ -156,6 +156,8 @@ class WorkerMachine:
                 if message.version == shard.version:
                     again = shard.need(self.contributed_under, wanted=self.rank not in message.held)
                     actions += self._push(shard) if again else []
+            case _:
+                assert_never(message)
         return actions + self._assemble(now)
 
     def _heard(self, shard: KnownShard, message: Statement, now: float) -> list[e.Action]:
@@ -303,7 +305,7 @@ class WorkerMachine:
     # control
 
     def _control(
-        self, shard: KnownShard, message: m.Message, payload: "zmq.Frame | None", now: float
+        self, shard: KnownShard, message: m.ToWorker, payload: "zmq.Frame | None", now: float
     ) -> list[e.Action]:
         shard.heard_at = now
         match message:
@@ -323,7 +325,10 @@ class WorkerMachine:
                 return [*actions, *self._slice(shard, message, payload), *self._assemble(now)]
             case m.Refuse():
                 return [e.Failed(f"shard {shard.number} refuses worker {self.rank}: {message.reason}")]
-        return []
+            case m.Missing() | m.Pong() | m.Left():
+                return []
+            case _:
+                assert_never(message)
 
     def _hello(self, shard: KnownShard, now: float) -> e.SendControl:
         shard.hello_at = now

@@ -13,6 +13,7 @@ import numpy as np
 
 from zmqrl.child_process import ChildProcess
 from zmqrl.errors import ClusterError
+from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.observe.spans import SHARD_SPANS
 from zmqrl.profile.profiler import ProfilerJob
 from zmqrl.profile.run_tables import RunTables
@@ -262,7 +263,7 @@ def _result(scenario: Scenario, shards: list[_Shard], stats: list[m.Stats], told
         done_at.append(max(known))
     elapsed_s = done_at[-1] - done_at[0]
     used, late, duplicate, rejected = (
-        sum(each.tallies[n][outcome] for each in stats for n in range(len(each.tallies))) for outcome in range(1, 5)
+        sum(getattr(tally, outcome) for each in stats for tally in each.tallies) for outcome in SHARD_OUTCOMES
     )
     counts = {name: sum(each["counts"][name] for each in told) for name in told[0]["counts"]}
     rollouts = counts["rollouts"] or counts["gradients"] / scenario.updates_per_rollout

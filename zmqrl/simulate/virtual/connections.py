@@ -82,7 +82,7 @@ class VirtualConnections:
 
     # messages from the worker
 
-    def request(self, message: m.Message) -> None:
+    def request(self, message: m.FromWorker) -> None:
         """Send a control message to the shard."""
         if self.up:
             self.asking |= isinstance(message, m.SnapshotRequest)
@@ -145,7 +145,7 @@ class VirtualConnections:
             self.told, self.told_at = told, now
         self.world.network.tell(self.shard.host, self.worker.host, self._at_worker, event, self.epoch)
 
-    def answer(self, message: m.Message) -> None:
+    def answer(self, message: m.ToWorker) -> None:
         """Send a control message to the worker, and the slice if the message is a snapshot."""
         if not self.up:
             return

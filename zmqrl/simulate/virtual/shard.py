@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
 from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.codec import CODECS
 from zmqrl.ps.worker.events import PublicationArrived
 from zmqrl.simulate.virtual.connections import PAYLOAD, VirtualConnections
 from zmqrl.simulate.virtual.network import VirtualHost
@@ -56,7 +57,7 @@ class SimulatedShard:
             shard=self.number,
             incarnation=self.incarnation,
             codec=self.world.scenario.codec,
-            payload_bytes={"f32": self.slice_bytes, "bf16": self.slice_bytes},
+            payload_bytes=dict.fromkeys(CODECS, self.slice_bytes),
             secret="",
         )
         need_s = self.world.scenario.need_s
@@ -138,8 +139,8 @@ class SimulatedShard:
                     self._publish_weights()
                 case e.Publish():
                     self._publish(action.message)
-                case e.Send() if action.peer in self.peers:
-                    self.peers[action.peer].answer(action.message)
+                case e.Send(peer, message) if peer in self.peers and isinstance(message, m.ToWorker):
+                    self.peers[peer].answer(message)
                 case e.SendSnapshot() if action.peer in self.peers:
                     record = next(slot for slot in self.slots if slot.version == action.version)
                     self.peers[action.peer].answer(m.Snapshot(**self._describe(record)))
