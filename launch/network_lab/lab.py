@@ -85,7 +85,7 @@ def first_process(lab: Lab, host: str) -> int:
     except (OSError, ValueError):
         pid = 0
     if not is_in(pid, lab.netns(host)):
-        raise Refusal(f"{host} is not running: take the lab down and up again")
+        raise Refusal(f"{host} is not running: take the lab down and make it again")
     return pid
 
 

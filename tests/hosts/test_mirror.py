@@ -241,7 +241,7 @@ def test_a_history_that_cannot_be_rolled_back_here_is_copied_again_from_its_host
     world.mirror.rewind(lambda shard: 7, generation=2)
     (told,) = world.mirror.take_news()
     assert told.startswith(f"cannot write {world.home.history(0)}: ")
-    assert told.endswith("; it is copied again from h1")
+    assert told.endswith("; the file will be copied again from h1")
     host.write(NAME, lines(1, 7) + lines(8, 12, generation=2))
     if answer is not None:
         world.mirror.take("h1", answer)

@@ -197,8 +197,8 @@ def test_the_end_of_a_process_is_described_in_words() -> None:
 
 def test_a_death_is_reported_with_the_last_lines_of_the_log() -> None:
     (told,) = Processes().died(exited(), 1.0)
-    lines = ("died (exit status 1) and is restarted; its log ends:", "  | Traceback", "  | RuntimeError: no display")
-    assert told == e.TellDeath(WORKER, lines)
+    death = "died (exit status 1) and is being restarted; its log ends:"
+    assert told == e.TellDeath(WORKER, (death, "  | Traceback", "  | RuntimeError: no display"))
 
 
 def test_work_after_a_rollback_clears_the_record_of_a_process() -> None:

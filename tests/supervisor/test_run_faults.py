@@ -66,7 +66,7 @@ SLOWLY = ("--straggle", "0:0.02", "--straggle", "1:0.02")
 
 def killed(said: str) -> int:
     """The number of deaths by SIGKILL that a run has reported. One line can report several."""
-    words = r"died \(killed by SIGKILL\) and is restarted(?:; its log ends:)?(?: \((\d+)x\))?$"
+    words = r"died \(killed by SIGKILL\) and is being restarted(?:; its log ends:)?(?: \((\d+)x\))?$"
     return sum(int(times or 1) for times in re.findall(words, said, re.MULTILINE))
 
 
@@ -247,7 +247,7 @@ def test_a_stopped_worker_is_named_and_restarted(tmp_path: Path) -> None:
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         run.wait_to_say(f"worker-1 (process {pid}) has not answered for")
-        run.wait_to_say("worker-1 has not answered for 4 s and is restarted")
+        run.wait_to_say("worker-1 has not answered for 4 s and is being restarted")
         run.wait_for(run.files.version() + 20)
         run.signal(signal.SIGINT)
         assert run.wait() == 130, run.said()
@@ -508,7 +508,7 @@ def test_the_first_failure_of_a_cascade_is_reported_last_and_decides_the_exit_st
 def test_a_common_cause_of_death_is_reported_once(tmp_path: Path) -> None:
     with broken(tmp_path, "-1:200", "--workers", "3", program=FOLDING) as run:
         run.wait_to_say(" worker-0..2]   | RuntimeError: the joystick broke (3x)")
-        assert f" worker-0..2] died {CODE_FAILED} and is restarted; its log ends: (3x)" in run.said()
+        assert f" worker-0..2] died {CODE_FAILED} and is being restarted; its log ends: (3x)" in run.said()
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ COMMANDS = {
     "train": Command("run.train", "[RECIPE] [options]", "train on this machine"),
     "launch": Command("run.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts (ssh, Slurm and others)"),
     "doctor": Command("inspect.doctor", "[-H HOSTS] [RECIPE] [options]", "check that machines can run this job"),
-    "recipes": Command("inspect.recipes", "[--json]", "list the recipes, what they reach and how long they take"),
+    "recipes": Command("inspect.recipes", "[--json]", "list the recipes, with their scores and training times"),
     "eval": Command(
         "measure.evaluate", "RUN [options]", "play full games with a policy and print the scores", is_guarded=True
     ),

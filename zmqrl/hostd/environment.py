@@ -108,7 +108,7 @@ def _receive(path: Path, pins: Mapping[str, str]) -> Path:
     wheels.mkdir()
     fits = subprocess.run([_python_of(path), "-P", "-c", FITS], capture_output=True, text=True, timeout=ANSWER_WITHIN_S)
     if fits.returncode:
-        raise CannotMake(f"pip does not tell which wheels fit: {' '.join(fits.stderr.split())[-300:]}")
+        raise CannotMake(f"pip cannot tell which wheels fit: {' '.join(fits.stderr.split())[-300:]}")
     _say({"is": "lacking", "packages": _lacking(pins)} | json.loads(fits.stdout))
     sizes = _heard()["files"]
     for name, size in sizes.items():

@@ -130,7 +130,7 @@ class Mirror:
             except (ClusterError, OSError) as error:
                 path.unlink()
                 why = refusal(error, path) if isinstance(error, OSError) else str(error)
-                self._news.append(f"{why.rstrip('.')}; it is copied again from {host}")
+                self._news.append(f"{why.rstrip('.')}; the file will be copied again from {host}")
 
     def copy_back(self, receive: Callable[[], None], *, within_s: float = COPY_WITHIN_S) -> list[str]:
         """Wait at most ``within_s`` for all files of the hosts. Returns the hosts whose files are still missing here.

@@ -101,7 +101,7 @@ class HostOptions:
     """The options of a command that choose its hosts."""
 
     hosts: Annotated[str | None, tyro.conf.arg(aliases=["-H"])] = None
-    """Hosts: a list such as h1,node[01-16]:4 (:4 means 4 workers), a hostfile, or a .toml file."""
+    """Hosts: a list such as h1,node[01-16]:4 (:4 means at most 4 workers), a hostfile, or a .toml file."""
     slurm: bool = False
     """Use the nodes of this Slurm job, through srun."""
     pbs: bool = False

@@ -147,7 +147,8 @@ class Page:
     def _named(self, request: Request, count: int | None = None) -> list[str]:
         names = list(dict.fromkeys(request.query_params.getlist("run")))
         if not 1 <= len(names) <= (count or MOST_RUNS):
-            raise HTTPException(400, f"choose 1 to {counted(count or MOST_RUNS, 'run')}, not {len(names)}.")
+            wanted = "1 run" if count == 1 else f"1 to {counted(count or MOST_RUNS, 'run')}"
+            raise HTTPException(400, f"choose {wanted}, not {len(names)}.")
         return names
 
 

@@ -90,7 +90,7 @@ class Processes:
             return []
         ends = "; its log ends:" if exited.log_tail else ""
         most = 1 if exited.status in (-9, -15, 0) else LINES_TOLD
-        return [_told(exited, f"died ({exited.how()}) and is restarted{ends}", most)]
+        return [_told(exited, f"died ({exited.how()}) and is being restarted{ends}", most)]
 
     def host_changed(self, change: HostLost | HostUp, now: float) -> list[e.Action]:
         """Report a host when it is lost, from time to time while it cannot be reached, and when it is back."""

@@ -335,7 +335,7 @@ class Supervisor:
             case e.StartProcess(process):
                 self.launcher.start(self._task(process))
             case e.KillProcess(process, silent_s):
-                self.console.notice(f"{process} has not answered for {silent_s:.0f} s and is restarted")
+                self.console.notice(f"{process} has not answered for {silent_s:.0f} s and is being restarted")
                 self.launcher.signal(process, signal.SIGKILL)
             case e.TellSilence(process, silent_s):
                 pid = self.launcher.pids().get(process)

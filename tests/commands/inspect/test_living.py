@@ -99,7 +99,7 @@ def test_the_logs_of_one_host_are_shown(starting: RunDirectory, capsys: pytest.C
         "[h2 worker-1] 2026-01-05 10:00:00,000 worker-1 is up",
         "[h2 shard-0] 2026-01-05 10:00:02,000 shard-0 is up",
     ]
-    with pytest.raises(UsageError, match="--host h3: no such host; its hosts: h1, h2"):
+    with pytest.raises(UsageError, match="--host h3: no such host; hosts: h1, h2"):
         logs.run(logs.Options(run=starting.path, host="h3"))
 
 

@@ -25,7 +25,7 @@ LOOK_EVERY_S = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Show the logs of a run's processes in the order of time. A line that several processes logged is shown once."""
+    """Show the logs of a run's processes in chronological order. A line that several processes logged is shown once."""
 
     run: RunPath
     """The run directory."""
@@ -56,7 +56,7 @@ def run(options: Options) -> int:
     if options.host is not None and options.host not in hosts.values():
         names = sorted(set(hosts.values()), key=by_number)
         hint = did_you_mean(options.host, names)
-        raise UsageError(f"--host {options.host}: no such host{hint}; its hosts: {', '.join(names) or 'unknown'}.")
+        raise UsageError(f"--host {options.host}: no such host{hint}; hosts: {', '.join(names) or 'unknown'}.")
     readers: dict[str, Reader] = {}
     merging = Merging()
     while True:

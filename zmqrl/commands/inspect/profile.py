@@ -49,7 +49,7 @@ class Options:
     processes: bool = False
     """Also print the spans and the machine use of every process."""
     without: Annotated[tuple[int, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="RANK")] = ()
-    """Also predict the run without this rank. The ranks that delayed updates most are always predicted."""
+    """Also predict the run without this rank. The ranks that delayed updates most are always included."""
     versions: Annotated[str | None, tyro.conf.arg(metavar="V[-W]")] = None
     """For each version from V to W, list what its update waited for: the K-th rank, the last shard, the worst delay."""
     trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None

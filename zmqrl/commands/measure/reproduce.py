@@ -40,7 +40,7 @@ class Options:
     result: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RESULT")]
     """A run directory with an evaluation, such as benchmarks/results/cartpole."""
     by: By | None = None
-    """Repeat the minutes or the agent steps of the recorded run.
+    """Train for as many minutes, or for as many agent steps, as the recorded run.
 
     None: minutes if a limit in minutes ended that run, on a machine equal to this one. Otherwise agent steps.
     """

@@ -140,7 +140,7 @@ def tell_of_profile(scenario: Scenario, shards: Collection[int]) -> None:
         return
     recorded = recorded_run(run)
     if recorded is None:
-        sys.stderr.write(f"{run} has no profile: each worker always takes its mean times.\n")
+        sys.stderr.write(f"{run} has no profile: all workers take the mean times of the run, which do not vary.\n")
         return
     reason = recorded.no_answer_for_shards()
     if reason and not scenario.times_transfers and set(shards) != {recorded.scenario.shards}:

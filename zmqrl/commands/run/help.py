@@ -39,7 +39,7 @@ TRAIN: Final = {
 }
 LAUNCH: Final = {
     "zmqrl launch -H one,two:8 breakout --workers 12 --dry-run": "Show what would run on which host",
-    "zmqrl launch -H one,two:8 breakout --workers 12": "Train on two hosts, on the second with 8 workers",
+    "zmqrl launch -H one,two:8 breakout --workers 12": "Train on two hosts, with at most 8 workers on the second",
     "zmqrl launch --slurm breakout --workers 60": "Train on the nodes of this Slurm job",
 }
 

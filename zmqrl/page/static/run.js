@@ -70,7 +70,7 @@ function showCurves(place, signal, name, onRun) {
     const source = `video?${new URLSearchParams({ run: name, name: video.name })}`;
     const told = `${label(video)}, version ${number(video.version)}`;
     player.replaceChildren(
-      video.name.endsWith(".gif") ? h("img", { src: source, alt: `a game of ${told}` }) : Object.assign(h("video", { src: source, controls: true, playsinline: true, "aria-label": `a game of ${told}` }), { muted: true, autoplay: begin }),
+      video.name.endsWith(".gif") ? h("img", { src: source, alt: `video of a game: ${told}` }) : Object.assign(h("video", { src: source, controls: true, playsinline: true, "aria-label": `video of a game: ${told}` }), { muted: true, autoplay: begin }),
       h("p", {}, told));
     drawButtons();
     mark();

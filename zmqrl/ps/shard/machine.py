@@ -358,7 +358,7 @@ class ShardMachine:
         assert self.last is not None
         self._set_view(e.View(change.view, change.quorum, change.members))
         actions: list[e.Action] = [
-            e.Log("info", f"view {change.view}: {change.quorum} of {counted(len(change.members), 'member')}")
+            e.Log("info", f"view {change.view}: quorum {change.quorum} of {counted(len(change.members), 'member')}")
         ]
         actions += [*self._commit_again(replace(self.last, view=self.view)), *self._publish_first(now)]
         actions += [*self.contributions.accumulate(self.view), *self._close_if_complete(now)]
