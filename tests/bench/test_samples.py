@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqrl.bench.grid import Case, Implementation, Operation
-from zmqrl.bench.samples import Kind, Round, rows, samples
+from zmqrl.bench.samples import MeasureKind, Round, rows, samples
 
 MS = 1_000_000
 
@@ -35,7 +35,7 @@ def test_each_operation_is_a_part_of_a_round() -> None:
 
 
 def test_the_first_round_of_each_block_is_a_warm_up() -> None:
-    blocks: dict[Kind, list[list[Round]]] = {"together": [[at(0), at(20), at(50)], [at(1000), at(1013)]]}
+    blocks: dict[MeasureKind, list[list[Round]]] = {"together": [[at(0), at(20), at(50)], [at(1000), at(1013)]]}
     assert samples(blocks)["update_round"] == [20.0, 30.0, 13.0]
     assert len(samples(blocks)["fan_out"]) == 3
 

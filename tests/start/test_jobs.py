@@ -13,7 +13,7 @@ from zmqrl.ps.layout import Layout
 from zmqrl.ps.wire.keys import ClientKeys, RunKeys
 from zmqrl.ps.wire.sockets import SocketRole
 from zmqrl.recipes import cartpole
-from zmqrl.start.jobs import Answer, Evaluated, FollowerJob, Recorded, Skipped, WorkerJob, answer_from
+from zmqrl.start.jobs import Evaluated, FollowerAnswer, FollowerJob, Recorded, Skipped, WorkerJob, answer_from
 
 
 @pytest.mark.parametrize("keys", [None, RunKeys.make(workers=1, shards=1).of_worker(0)])
@@ -32,7 +32,7 @@ def test_the_job_of_a_follower_survives_json() -> None:
 
 
 @pytest.mark.parametrize("answer", [Evaluated({"version": 5}), Recorded({"version": 5}), Skipped(5, "it was pruned")])
-def test_an_answer_survives_json(answer: Answer) -> None:
+def test_an_answer_survives_json(answer: FollowerAnswer) -> None:
     assert answer_from(json.loads(json.dumps(answer.to_json()))) == answer
     assert answer.version == 5
 

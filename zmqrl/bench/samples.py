@@ -11,7 +11,7 @@ from zmqrl.bench.grid import OPERATIONS, Case, Implementation, Operation
 
 # In a ``together`` round, all workers push at once. In an ``alone`` round, worker 0 pushes first. A round of any other
 # kind measures the operation of that name directly.
-Kind: TypeAlias = Literal["together", "alone"] | Operation
+MeasureKind: TypeAlias = Literal["together", "alone"] | Operation
 Row: TypeAlias = dict[str, Any]
 
 
@@ -30,7 +30,7 @@ class Round:
     version: int = 0
 
 
-Blocks: TypeAlias = Mapping[Kind, Sequence[Sequence[Round]]]
+Blocks: TypeAlias = Mapping[MeasureKind, Sequence[Sequence[Round]]]
 
 
 def samples(blocks: Blocks) -> dict[Operation, list[float]]:
@@ -51,7 +51,7 @@ def samples(blocks: Blocks) -> dict[Operation, list[float]]:
     return {operation: [ns / 1e6 for ns in durations] for operation, durations in found.items() if durations}
 
 
-def _rounds(blocks: Blocks, kind: Kind) -> Iterator[Round]:
+def _rounds(blocks: Blocks, kind: MeasureKind) -> Iterator[Round]:
     for block in blocks.get(kind, ()):
         yield from block[1:]
 

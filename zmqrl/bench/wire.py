@@ -19,7 +19,7 @@ import numpy as np
 from zmqrl.bench.crew import Crew, PartFacts, Role
 from zmqrl.bench.grid import TRIP_BYTES, Case, Grid, Implementation, Operation
 from zmqrl.bench.parts import ADAM, Copier, GlooRank, RawHub, RawWorker, ZmqrlPinger, ZmqrlWorker
-from zmqrl.bench.samples import Kind, Round, Row, rows, samples
+from zmqrl.bench.samples import MeasureKind, Round, Row, rows, samples
 from zmqrl.profile.profiler import ProfilerJob
 from zmqrl.profile.run_tables import ProcessTables, RunTables
 from zmqrl.ps.shard.machine import ShardTiming
@@ -31,7 +31,7 @@ WARM_UP: Final = 5
 ALONE_FOR: Final = 1.5  # how long worker 0 has the network to itself, in durations of an update round
 # While other variants have their turn, workers are idle. Shards must then neither ask for gradients nor log stalls.
 PATIENT: Final = ShardTiming(need_s=3600.0, need_most_s=3600.0, stall_notice_s=3600.0)
-KINDS: Final[dict[Operation, Kind]] = {
+KINDS: Final[dict[Operation, MeasureKind]] = {
     "update_round": "together",
     "ingest": "together",
     "fan_out": "together",
@@ -45,7 +45,7 @@ Measure: TypeAlias = Callable[[int], list[Round]]  # runs the given number of ro
 class Variant(NamedTuple):
     """A variant to measure. ``told`` adds data to a round once the variant has ended."""
 
-    measures: dict[Kind, Measure]
+    measures: dict[MeasureKind, Measure]
     told: Callable[[Round], Round] = lambda each: each
 
 
@@ -76,7 +76,7 @@ def measure(grid: Grid, begin: Callable[[Case], None]) -> Iterator[list[Row]]:
 
 def _measure_group(grid: Grid, group: Case, stage: Stage, end_at: float) -> list[Row]:
     names = list(grid.variants(group))
-    blocks: list[dict[Kind, list[list[Round]]]] = [{} for _ in names]
+    blocks: list[dict[MeasureKind, list[list[Round]]]] = [{} for _ in names]
     with ExitStack() as stack:
         variants = [
             stack.enter_context(VARIANTS[implementation](str(number), case, stage))
@@ -208,7 +208,7 @@ def _gloo(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
 @contextmanager
 def _memcpy(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
     with ExitStack() as stack:
-        measures: dict[Kind, Measure] = {}
+        measures: dict[MeasureKind, Measure] = {}
         for operation in stage.operations:
             pieces, piece_bytes = case.pieces(operation)
             job = {"pieces": pieces, "piece_bytes": piece_bytes}
@@ -225,7 +225,7 @@ VARIANTS: Final[dict[Implementation, Callable[[str, Case, Stage], AbstractContex
 }
 
 
-def _measures(stage: Stage, players: Sequence[Role], trip: Sequence[Role]) -> dict[Kind, Measure]:
+def _measures(stage: Stage, players: Sequence[Role], trip: Sequence[Role]) -> dict[MeasureKind, Measure]:
     """Measure rounds of ``players`` (workers, then hubs), and round trips between the roles of ``trip``."""
     took_ns = 0.0
 
@@ -240,7 +240,7 @@ def _measures(stage: Stage, players: Sequence[Role], trip: Sequence[Role]) -> di
         return _made(stage.crew, players, rounds, [0.0, *[pause_s] * (len(players) - 1)])
 
     needed = {KINDS[operation] for operation in stage.operations}
-    measures: dict[Kind, Measure] = {}
+    measures: dict[MeasureKind, Measure] = {}
     if "together" in needed or (trip and "alone" in needed):  # ``alone`` needs the duration of ``together``
         measures["together"] = together
     if trip and "alone" in needed:

@@ -96,7 +96,7 @@ def local_launcher(work: Path) -> Launcher:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Connected:
+class ConnectedHosts:
     """Hosts whose daemons were contacted. ``failed`` says why a host cannot be used."""
 
     launcher: Launcher
@@ -114,7 +114,7 @@ def connected(
     news: OnEvent | None = None,
     instead: str | None = None,
     clean: bool = False,
-) -> Iterator[Connected]:
+) -> Iterator[ConnectedHosts]:
     """Connect to the hosts of ``links``. For ``news`` and ``instead``, see :func:`zmqrl.hosts.connecting.connect`.
 
     At the end of the block, even if it is interrupted, all links end. With ``clean``, the hosts first remove the
@@ -124,7 +124,7 @@ def connected(
     with contextlib.ExitStack() as at_end:
         at_end.callback(_end, launcher, links, clean=clean)
         failed = connect(list(links.values()), news, instead=instead)
-        yield Connected(launcher=launcher, failed=failed, at_end=at_end)
+        yield ConnectedHosts(launcher=launcher, failed=failed, at_end=at_end)
 
 
 def _end(launcher: Launcher, links: Mapping[str, Link], *, clean: bool) -> None:
@@ -137,7 +137,7 @@ def _end(launcher: Launcher, links: Mapping[str, Link], *, clean: bool) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Placed(Connected):
+class Placed(ConnectedHosts):
     """Hosts that run daemons, and the placement of a run on them."""
 
     config: Config

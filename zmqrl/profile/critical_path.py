@@ -89,7 +89,7 @@ class Cycle(NamedTuple):
         return max(0.0, self.pushed - self.began - self.spans["wait"])
 
 
-class Publication(NamedTuple):
+class PublishedVersion(NamedTuple):
     """How a shard made and published a version. Times are in seconds on the reference clock."""
 
     closed: float
@@ -118,7 +118,7 @@ class Timeline:
     """
 
     cycles: dict[tuple[Version, int], Cycle]
-    publications: dict[Version, dict[int, Publication]]
+    publications: dict[Version, dict[int, PublishedVersion]]
     arrivals: dict[tuple[Version, int], dict[int, Arrival]]
     hosts: dict[ProcessId, str]
     again: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -183,11 +183,11 @@ def _cycles(each: ProcessTables, clocks: Clocks) -> Iterator[tuple[tuple[Version
         yield (version, each.process.number), cycle
 
 
-def _publications(each: ProcessTables, clocks: Clocks) -> Iterator[tuple[Version, Publication]]:
+def _publications(each: ProcessTables, clocks: Clocks) -> Iterator[tuple[Version, PublishedVersion]]:
     columns, spans = _columns(each, clocks, "versions", SHARD_SPANS)
     for i, row in enumerate(spans):
         quorum, rank = int(columns["quorum"][i]), int(columns["closing_rank"][i])
-        made = Publication(columns["closed_at_us"][i], columns["published_at_us"][i], quorum, rank, row)
+        made = PublishedVersion(columns["closed_at_us"][i], columns["published_at_us"][i], quorum, rank, row)
         yield (int(columns["generation"][i]), int(columns["version"][i])), made
 
 
@@ -203,7 +203,7 @@ class _Update(NamedTuple):
 
     began: float
     last: int
-    made: Publication
+    made: PublishedVersion
     version: Version
 
 
@@ -247,7 +247,7 @@ def critical_paths(timeline: Timeline) -> list[CriticalPath]:
 
 
 def _parts(
-    began: float, cycle: Cycle, made: Publication, worker: ProcessId, shard: ProcessId
+    began: float, cycle: Cycle, made: PublishedVersion, worker: ProcessId, shard: ProcessId
 ) -> Iterator[tuple[str, ProcessId, float]]:
     """Cause, process and seconds of each part, from ``began`` to the publication of the next version."""
     starts = max(began, cycle.began)  # before that, the worker was busy with an earlier version
@@ -371,7 +371,7 @@ def _usual(medians: Mapping[T, float], process: T, seconds: float) -> float:
     return min([medians.get(process, seconds), *([median_low(others)] if others else [])])
 
 
-def _shard_parts(made: Publication, shard: ProcessId, took_s: float) -> Iterator[tuple[str, ProcessId, float]]:
+def _shard_parts(made: PublishedVersion, shard: ProcessId, took_s: float) -> Iterator[tuple[str, ProcessId, float]]:
     """The parts of the ``took_s`` seconds from quorum to publication. Time outside all spans counts as accumulation."""
     known = [(name, made.spans[name]) for name in AT_THE_SHARD]
     yield "accumulate", shard, max(0.0, took_s - sum(seconds for _, seconds in known))

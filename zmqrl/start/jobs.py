@@ -107,10 +107,10 @@ class Skipped:
         return {"skipped": self.version, "reason": self.reason}
 
 
-Answer: TypeAlias = Evaluated | Recorded | Skipped
+FollowerAnswer: TypeAlias = Evaluated | Recorded | Skipped
 
 
-def answer_from(facts: Mapping[str, Any]) -> Answer:
+def answer_from(facts: Mapping[str, Any]) -> FollowerAnswer:
     """The answer of a follower, from its JSON form. Raises ClusterError."""
     match facts:
         case {"evaluation": dict(row)}:

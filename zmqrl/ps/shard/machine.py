@@ -286,7 +286,7 @@ class ShardMachine:
             case _:
                 return self._command(peer, message, event.payload, now) if by_supervisor else self._reject()
 
-    def _command(self, peer: bytes, message: m.Command, payload: bytes | None, now: float) -> list[e.Action]:
+    def _command(self, peer: bytes, message: m.ShardCommand, payload: bytes | None, now: float) -> list[e.Action]:
         """Carry out a command of the supervisor. Answer STATS to every command except ELAPSED, FETCH and LOAD."""
         actions: list[e.Action] = []
         match message:

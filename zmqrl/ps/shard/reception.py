@@ -82,7 +82,7 @@ class Reception:
         speaker = self._speaker(frame)
         if isinstance(message, m.SnapshotRequest):
             allowed = True  # the state machine identifies the sender by its connection
-        elif isinstance(message, m.Command) or (isinstance(message, m.Hello) and message.role == "supervisor"):
+        elif isinstance(message, m.ShardCommand) or (isinstance(message, m.Hello) and message.role == "supervisor"):
             allowed = speaker == "supervisor"
         else:
             allowed = speaker == message.rank

@@ -423,8 +423,8 @@ class Refused:
 
 Publication: TypeAlias = Weights | Heartbeat | Need | Bye
 FromWorker: TypeAlias = Hello | SnapshotRequest | Ping | Leave | Report
-Command: TypeAlias = StatsRequest | ViewChange | Stop | Elapsed | Checkpoint | Fetch | Load
-FromSupervisor: TypeAlias = Hello | SnapshotRequest | Command
+ShardCommand: TypeAlias = StatsRequest | ViewChange | Stop | Elapsed | Checkpoint | Fetch | Load
+FromSupervisor: TypeAlias = Hello | SnapshotRequest | ShardCommand
 ToWorker: TypeAlias = Welcome | Refuse | Snapshot | Missing | Pong | Left
 ToSupervisor: TypeAlias = Welcome | Refuse | Snapshot | Missing | Stats | Chunk | Loaded | Lost | Refused | Report
 Message: TypeAlias = Gradient | Publication | FromWorker | FromSupervisor | ToWorker | ToSupervisor
