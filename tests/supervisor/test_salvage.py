@@ -27,6 +27,7 @@ from zmqrl.observe.metrics import OUTCOMES, SCORES_KEPT, Counters
 from zmqrl.process_id import shard_id
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.layout import Layout
+from zmqrl.ps.shard.history import History
 from zmqrl.ps.wire import messages as m
 from zmqrl.recipes import cartpole
 from zmqrl.rundir import RunDirectory, write_json
@@ -112,6 +113,12 @@ def test_nothing_is_saved_if_nothing_was_learned_since_the_checkpoint(
 def test_an_error_says_why_there_is_no_common_version(other: m.Welcome, why: str) -> None:
     with pytest.raises(ClusterError, match=why):
         saved(welcome(0, 7), other, made=7)
+
+
+def test_a_shard_without_versions_and_history_is_named() -> None:
+    welcomes = {0: welcome(0, 7), 1: welcome(1, 0, state="empty")}
+    with pytest.raises(ClusterError, match=r"shard 1 has no intact version, but other shards have made version 7\."):
+        to_save(welcomes, {0: 7, 1: 0}, checkpoint(5, {}), together=True)
 
 
 # which figures
@@ -323,6 +330,16 @@ def test_the_previous_version_is_saved_if_the_newest_of_a_shard_is_damaged(run: 
     found = run.salvage()
     assert (found.version, found.counters["contributions"]["used"]) == (6, 2 * 2 * 6)
     assert run.news[0] == "version 7 of shard 1 is lost: its state was damaged"
+
+
+def test_a_version_that_a_rollback_undid_is_not_saved(run: Killed) -> None:
+    """Both shards have gone back to the checkpoint, but the version that they loaded is damaged."""
+    for shard in range(2):
+        history = History(run.directory.history(shard))
+        history.rewind(0, generation=9)
+        history.close()
+    assert run.salvage() is run.checkpoint
+    assert run.news == []
 
 
 def test_a_resume_does_not_wait_for_the_state_of_a_shard_that_never_had_one(run: Killed) -> None:

@@ -107,7 +107,8 @@ class ShardHost:
         self.machine = ShardMachine(
             identity, ShardTiming(), consistent=self.world.consistent, horizon=self.world.horizon, frozen=frozen
         )
-        if self.slots and (self._mend_history() or frozen):
+        found = self._mend_history() if self.slots else "lost"
+        if self.slots and (found == "intact" or (found == "lost" and frozen)):
             newest, before = self.slots[-1].record, self.slots[0].record
             is_before = (before.generation, before.version + 1) == (newest.generation, newest.version)
             previous = before.version if is_before else None
@@ -115,20 +116,20 @@ class ShardHost:
         for link in self.links():
             link.connect()
 
-    def _mend_history(self) -> bool:
-        """Stand-in for ``History.recover``. Returns whether the slots have the newest version that was made."""
+    def _mend_history(self) -> Literal["intact", "lost", "undone"]:
+        """Stand-in for ``History.recover``. Says whether the newest version that was made is lost or undone."""
         record, (generation, version) = self.slots[-1].record, self.last_made()
         if version > record.version:
             if generation >= record.generation:
-                return False
+                return "lost"
             self.rewind(record.version, record.generation)
             _, version = self.last_made()
         if version < record.version:
             if self.undone_by > record.generation:
-                return False
+                return "undone"
             if record.ranks:
                 self.history.append(line_of(record, self.slots[-1].weights))
-        return True
+        return "intact"
 
     def rewind(self, version: int, generation: int) -> None:
         """Stand-in for ``History.rewind``."""

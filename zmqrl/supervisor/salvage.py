@@ -293,7 +293,9 @@ def to_save(
         return None
     empty = [shard for shard, each in sorted(welcomes.items()) if each.state == "empty"]
     if empty:
-        raise Damaged(f"shard {empty[0]} has no intact version, but it had made version {made[empty[0]]}.")
+        latest = made[empty[0]]
+        newer = f"it had made version {latest}" if latest else f"other shards have made version {max(stands.values())}"
+        raise Damaged(f"shard {empty[0]} has no intact version, but {newer}.")
     newest = max(each.generation for each in welcomes.values())
     if any(each.generation < newest for each in welcomes.values()):
         loaded = {shard: each.version for shard, each in welcomes.items() if each.generation == newest}

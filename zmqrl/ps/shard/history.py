@@ -46,6 +46,10 @@ class LostState(Exception):
     """The newest version in the store is older than the newest version of the history, or was undone."""
 
 
+class UndoneState(LostState):
+    """A rollback has undone the newest version in the store."""
+
+
 class History:
     """Appends lines to ``path``. Opening the file removes a line that a killed process left half-written.
 
@@ -82,8 +86,8 @@ class History:
         """Make the file agree with ``record``, the newest commit.
 
         The previous process may have been killed at any point, so the last line may be missing or a rewind unfinished.
-        Raises LostState when the file has versions made after ``record``, or when a rollback has undone ``record``.
-        Raises ClusterError when the file cannot be written.
+        Raises LostState when the file has versions made after ``record``, UndoneState when a rollback has undone
+        ``record``, and ClusterError when the file cannot be written.
         """
         if self.last is not None and self.last["version"] > record.version:
             version, generation = self.last["version"], self.last.get("generation", 0)
@@ -96,7 +100,7 @@ class History:
         version = self.last_version or 0
         if version < record.version:
             if (undone := newest_rollback(self.path)) > record.generation:
-                raise LostState(
+                raise UndoneState(
                     f"the newest version in the state file is {record.version} of generation {record.generation}, "
                     f"which the rollback to generation {undone} has undone"
                 )

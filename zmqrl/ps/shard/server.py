@@ -27,7 +27,7 @@ from zmqrl.profile.profiler import Profiler, now_us
 from zmqrl.ps.schedule import WHOLE, elapsed_at
 from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard.gradients import GradientSum
-from zmqrl.ps.shard.history import History, LostState, pack_record, unpack_record
+from zmqrl.ps.shard.history import History, LostState, UndoneState, pack_record, unpack_record
 from zmqrl.ps.shard.job import ShardJob
 from zmqrl.ps.shard.machine import ShardMachine
 from zmqrl.ps.shard.optimizer import Optimizer
@@ -393,7 +393,7 @@ class ShardServer:
         """Continue from the state that an earlier process committed.
 
         If the newest version is lost, the shard stays empty until the supervisor loads a state. A frozen shard serves
-        the newest version that is left.
+        the newest version that is left, unless a rollback has undone this version.
         """
         slot = self.store.newest
         if slot is None:
@@ -403,7 +403,7 @@ class ShardServer:
             self.history.recover(record, slot.crc32)
         except LostState as lost:
             self.log.warning("state is lost: %s", lost)
-            if not self.job.frozen:
+            if not self.job.frozen or isinstance(lost, UndoneState):
                 return
         if not any(record.totals):  # an older zmqrl kept no totals
             record = replace(record, totals=self.history.totals(record.version))
