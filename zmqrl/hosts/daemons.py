@@ -36,6 +36,8 @@ PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE"}
 # A daemon needs some seconds to kill processes. The guard of a stopped daemon needs up to 15 s: it notices after 8 to
 # 10 s, and then ends the processes.
 END_WITHIN_S = 16.0
+# For a host that is still coming up. Its command may wait for the connection without end.
+END_COMING_UP_WITHIN_S = 3.0
 LOST = -int(signal.SIGKILL)  # the status of a process on a lost host
 PAUSE_S = 3.0  # a busy machine can cause shorter gaps between beats
 BLAMED_FOR_S = 10.0  # a pause explains the loss of a host for this long
@@ -168,9 +170,15 @@ class DaemonLauncher(Launcher):
     def close(self) -> None:
         for link in self.links.values():
             link.hang_up()
-        deadline = time.monotonic() + END_WITHIN_S
+        began_at = time.monotonic()
         try:
-            while any(link.process is not None for link in self.links.values()) and time.monotonic() < deadline:
+            while open_links := [link for link in self.links.values() if link.process is not None]:
+                waited_s = time.monotonic() - began_at
+                if waited_s >= END_WITHIN_S:
+                    break
+                for link in open_links:
+                    if waited_s >= END_COMING_UP_WITHIN_S and not link.is_ready:
+                        link.cut()
                 self.receive()
                 time.sleep(0.01)
         finally:

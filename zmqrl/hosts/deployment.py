@@ -114,26 +114,26 @@ def connected(
     news: OnEvent | None = None,
     instead: str | None = None,
     clean: bool = False,
+    ending: Callable[[], None] = lambda: None,
 ) -> Iterator[ConnectedHosts]:
     """Connect to the hosts of ``links``. For ``news`` and ``instead``, see :func:`zmqrl.hosts.connecting.connect`.
 
-    At the end of the block, even if it is interrupted, all links end. With ``clean``, the hosts first remove the
-    directory of the run.
+    At the end of the block, even if it is interrupted, all links end, after a call of ``ending``. With ``clean``, the
+    hosts first remove the directory of the run, even those that are still coming up.
     """
     launcher = DaemonLauncher(links, host_of.__getitem__, files=files)
     with contextlib.ExitStack() as at_end:
-        at_end.callback(_end, launcher, links, clean=clean)
+        at_end.callback(launcher.close)
+        if clean:
+            at_end.callback(_clean, links)
+        at_end.callback(ending)
         failed = connect(list(links.values()), news, instead=instead)
         yield ConnectedHosts(launcher=launcher, failed=failed, at_end=at_end)
 
 
-def _end(launcher: Launcher, links: Mapping[str, Link], *, clean: bool) -> None:
+def _clean(links: Mapping[str, Link]) -> None:
     for link in links.values():
-        if not link.is_ready:
-            link.cut()  # its command may still wait for the host
-        elif clean:
-            link.send(Clean(whole=True))
-    launcher.close()
+        link.send(Clean(whole=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,11 +171,13 @@ def connect_and_place(
     whole: bool,
     clean: bool,
     show: Callable[[int], None] = lambda connected: None,
+    ending: Callable[[], None] = lambda: None,
 ) -> Iterator[Placed]:
     """Connect to all hosts and place the processes of a run. At the end of the block, all links end.
 
     ``work`` is the name of the run's directory on the hosts. With ``clean``, the hosts remove it at the end. With
     ``home``, the launcher copies files between it and the hosts. ``show`` gets the number of connected hosts.
+    ``ending`` is called before the end of the links, which can take seconds.
 
     With ``whole``, the hosts are to be checked for every role, and the block also begins if some cannot be used.
     Without it, raises ClusterError, which names each host that cannot be used.
@@ -189,7 +191,7 @@ def connect_and_place(
         show(sum(link.is_ready for link in links.values()))
 
     news()
-    with connected(links, host_of, files, news=news, instead=reach.instead, clean=clean) as hosts:
+    with connected(links, host_of, files, news=news, instead=reach.instead, clean=clean, ending=ending) as hosts:
         up = {host: link.up for host, link in links.items() if link.up is not None}
         other = {host: other_code(about, reach.instead) for host, about in up.items() if about.code != code_hash()}
         twice = listed_twice(up)

@@ -15,15 +15,16 @@ from pathlib import Path
 import pytest
 from support.lab import Lab
 from support.rig import eventually
-from support.run_rig import launching
+from support.run_rig import WITHIN_S, launching
 
 import zmqrl
 from zmqrl.commands.inspect import doctor
 from zmqrl.commands.inspect.doctor import KEYS, Options
 from zmqrl.errors import ClusterError
-from zmqrl.hosts import deployment, reach
+from zmqrl.hosts import daemons, deployment, reach
 from zmqrl.hosts.connecting import connect_all
 from zmqrl.hosts.inventory import Host
+from zmqrl.hosts.link import Link
 from zmqrl.hosts.reach import HostOptions, Reach, over_tcp
 from zmqrl.hosts.ways.way import Way
 from zmqrl.observe.provenance import code_hash
@@ -256,18 +257,61 @@ def test_doctor_syncs_zmqrl_to_hosts_as_launch_does(monkeypatch: pytest.MonkeyPa
     assert said == ["h1: making it"]
 
 
-@pytest.mark.usefixtures("ssh_to_here")
-def test_an_interrupted_doctor_leaves_nothing_on_hosts_that_are_coming_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    def places() -> set[Path]:
-        return set(Path(f"/var/tmp/zmqrl-{os.getuid()}", socket.gethostname()).glob("doctor-*"))
+def directories_of_doctors() -> set[Path]:
+    return set(Path(f"/var/tmp/zmqrl-{os.getuid()}", socket.gethostname()).glob("doctor-*"))
 
-    def interrupted(*_: object) -> None:
-        assert places() - before
+
+def test_an_interrupted_doctor_tells_a_host_that_is_coming_up_to_remove_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, opened = tmp_path / "heard", list[subprocess.Popen[bytes]]()
+
+    def interrupted(links: list[Link], *_: object, **__: object) -> None:
+        for link in links:
+            link.open()
+            assert link.process is not None
+            opened.append(link.process)
+        eventually(lambda: heard.exists() and b"\n" in heard.read_bytes(), "the host has heard of the run", WITHIN_S)
         raise KeyboardInterrupt
 
-    before = places()
+    monkeypatch.setattr(deployment, "connect", interrupted)
+    monkeypatch.setattr(daemons, "END_COMING_UP_WITHIN_S", WITHIN_S)
+    config = over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
+    with pytest.raises(KeyboardInterrupt):
+        doctor.run(Options(hosts="h1", via=f"sh -c 'exec cat > {heard}' {{host}}"), config)
+    asked = [json.loads(line) for line in heard.read_text().splitlines()]
+    assert [request["do"] for request in asked] == ["begin", "clean"]
+    assert asked[-1]["whole"]
+    assert [process.poll() for process in opened] == [0], "it was killed before it could clean"
+
+
+@pytest.mark.usefixtures("ssh_to_here")
+def test_an_interrupted_doctor_leaves_nothing_on_hosts_that_are_coming_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(links: list[Link], *_: object, **__: object) -> None:
+        """Ctrl-C after the daemons have made their directories, and before anything has read their reports."""
+        for link in links:
+            link.open()
+        eventually(lambda: bool(directories_of_doctors() - before), "a directory on the host", WITHIN_S)
+        assert not any(link.is_ready for link in links)
+        raise KeyboardInterrupt
+
+    before = directories_of_doctors()
+    monkeypatch.setattr(deployment, "connect", interrupted)
+    config = over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
+    with pytest.raises(KeyboardInterrupt):
+        doctor.run(Options(hosts="h1"), config)
+    eventually(lambda: directories_of_doctors() == before, "the end of the daemon", WITHIN_S)
+
+
+@pytest.mark.usefixtures("ssh_to_here")
+def test_an_interrupted_doctor_leaves_nothing_on_hosts_that_are_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        assert directories_of_doctors() - before
+        raise KeyboardInterrupt
+
+    before = directories_of_doctors()
     monkeypatch.setattr(deployment, "place_run", interrupted)
     config = over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
     with pytest.raises(KeyboardInterrupt):
         doctor.run(Options(hosts="h1"), config)
-    assert places() == before
+    assert directories_of_doctors() == before

@@ -21,6 +21,7 @@ from support.run_rig import WITHIN_S, Run, RunFiles, launching, started
 from support.terminal import on_a_terminal
 
 import zmqrl
+from zmqrl.commands.run import launch
 from zmqrl.commands.run.launch import Options, directory_name, on_hosts
 from zmqrl.errors import ClusterError
 from zmqrl.hosts import deployment as deployment_module
@@ -319,8 +320,32 @@ def test_a_command_that_still_waits_for_its_host_ends_with_an_interrupted_launch
 
 
 @pytest.mark.usefixtures("ssh_to_here")
-def test_a_launch_on_unfit_hosts_ends_only_after_its_daemons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launch_that_is_interrupted_after_all_checks_ends_its_daemons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     links: list[Link] = []
+
+    def connect(opened: list[Link], *arguments: Any, **options: Any) -> dict[str, str]:
+        links.extend(opened)
+        return connect_links(opened, *arguments, **options)
+
+    def interrupted(**_: object) -> None:
+        assert all(link.is_ready for link in links)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deployment_module, "connect", connect)
+    monkeypatch.setattr(launch, "Site", interrupted)
+    options = Options(hosts="h1", address=("h1=127.0.0.1",), preflight=False)
+    stages = SimpleNamespace(at=lambda *stage: None)
+    directory, config = RunDirectory(tmp_path / "run"), over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
+    with pytest.raises(KeyboardInterrupt):
+        on_hosts(options, options.reach(), config, directory, cast(Stages, stages))
+    assert [link.process for link in links] == [None]
+
+
+@pytest.mark.usefixtures("ssh_to_here")
+def test_a_launch_on_unfit_hosts_ends_only_after_its_daemons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    links, shown = list[Link](), list[tuple[object, ...]]()
 
     def judge(*_: object) -> preflight.Judgement:
         return preflight.Judgement(problems=["h1: it is too small."])
@@ -332,14 +357,15 @@ def test_a_launch_on_unfit_hosts_ends_only_after_its_daemons(tmp_path: Path, mon
     monkeypatch.setattr(preflight, "judge", judge)
     monkeypatch.setattr(deployment_module, "connect", connect)
     options = Options(hosts="h1", address=("h1=127.0.0.1",))
-    stages = SimpleNamespace(at=lambda *stage: None)
+    stages = SimpleNamespace(at=lambda *stage: shown.append(stage))
     directory, config = RunDirectory(tmp_path / "run"), over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
     reach = options.reach()
     with pytest.raises(ClusterError, match="it is too small"):
         on_hosts(options, reach, config, directory, cast(Stages, stages))
     assert [link.process for link in links] == [None]
-    places = Path(f"/var/tmp/zmqrl-{os.getuid()}", socket.gethostname())
-    assert not (places / directory_name(directory, reach.home)).exists()
+    assert shown[-1] == ("ending", "ending the daemons on 1 host")
+    directories = Path(f"/var/tmp/zmqrl-{os.getuid()}", socket.gethostname())
+    assert not (directories / directory_name(directory, reach.home)).exists()
 
 
 @pytest.mark.slow

@@ -101,7 +101,8 @@ def examine(
     """
     _say(f"connecting to {counted(len(reach.hosts), 'host')}")
     work = f"doctor-{secrets.token_hex(6)}"
-    with connect_and_place(reach, config, work=work, lease_s=LEASE_S, whole=True, clean=True) as hosts:
+    ending = partial(_say, "ending the daemons")
+    with connect_and_place(reach, config, work=work, lease_s=LEASE_S, whole=True, clean=True, ending=ending) as hosts:
         found = hosts.survey(_say)
     found = dataclasses.replace(found, failed={**hosts.failed, **found.failed})
     judgement = judge(found, config, hosts.placement)

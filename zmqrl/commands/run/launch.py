@@ -113,6 +113,7 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
         whole=False,
         clean=not config.resume,
         show=lambda connected: stages.at("connecting", f"connecting to {of_all}", connected, len(reach.hosts)),
+        ending=lambda: stages.at("ending", f"ending the daemons on {of_all}"),
     ) as hosts:
         assert hosts.files is not None
         preflight.Judgement(hosts.unknown).check()
@@ -124,21 +125,22 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
             judgement = preflight.judge(hosts.survey(), config, hosts.placement)
             judgement.check()
             notices += tuple(judgement.warnings)
+        directories = {name: RunDirectory(Path(up.work)) for name, up in hosts.up.items()}
+        sites = {
+            process: Site(host=host, directory=directories[host], address=hosts.addresses.get(host, host))
+            for process, host in hosts.placement.host_of.items()
+        }
+        deployment = Deployment(
+            launcher=hosts.launcher,
+            sites=sites,
+            threads=hosts.placement.threads,
+            files=hosts.files,
+            versions={name: {key: getattr(up, key) for key in VERSIONS} for name, up in hosts.up.items()},
+            given=options.to_json(but=OF_ONE_START),
+            notices=notices,
+        )
         hosts.at_end.pop_all()  # from here on, the deployment has the launcher
-    directories = {name: RunDirectory(Path(up.work)) for name, up in hosts.up.items()}
-    sites = {
-        process: Site(host=host, directory=directories[host], address=hosts.addresses.get(host, host))
-        for process, host in hosts.placement.host_of.items()
-    }
-    return Deployment(
-        launcher=hosts.launcher,
-        sites=sites,
-        threads=hosts.placement.threads,
-        files=hosts.files,
-        versions={name: {key: getattr(up, key) for key in VERSIONS} for name, up in hosts.up.items()},
-        given=options.to_json(but=OF_ONE_START),
-        notices=notices,
-    )
+        return deployment
 
 
 def _as_before(options: Options, config: Config) -> Options:
