@@ -19,7 +19,6 @@ SHARED = {
     "Log": "the same action of the machines of shards and workers: write a line to the log",
     "Checkpoint": "the message CHECKPOINT, whose class has its name, asks a shard for its part of a checkpoint",
     "Totals": "the same counts, with their limit on the wire and without it",
-    "Facts": "the same facts about a host: doctor prints what the preflight check reads",
 }
 
 

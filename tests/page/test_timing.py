@@ -81,7 +81,7 @@ def test_hosts_have_their_processes_with_cores_and_memory(tmp_path: Path) -> Non
     assert hosts["h2"]["processes"]["worker-1"] == {"cores": pytest.approx(0.5), "memory_kb": 100_000}
 
 
-def test_a_run_without_a_recording_has_nothing_to_show(tmp_path: Path) -> None:
+def test_a_run_without_a_profile_has_nothing_to_show(tmp_path: Path) -> None:
     found = read_timing(tmp_path / "profile", asynchronous=False)
     assert (found["spans"], found["versions"], found["blame"], found["hosts"]) == ({}, [], [], {})
 

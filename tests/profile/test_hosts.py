@@ -11,7 +11,7 @@ from support.paths import ROOT
 from support.run_rig import RunFiles, launching
 
 from zmqrl.commands.inspect.profile import read
-from zmqrl.profile.report import Profile
+from zmqrl.profile.report import Analysis
 
 pytestmark = pytest.mark.processes
 
@@ -20,7 +20,7 @@ UPDATES = 96
 
 
 def profile(files: RunFiles) -> dict[str, Any]:
-    return Profile.of(read(files.path)).to_json()
+    return Analysis.of(read(files.path)).to_json()
 
 
 def hosts_file(path: Path, pythons: dict[str, Path], hosts: tuple[str, ...]) -> Path:

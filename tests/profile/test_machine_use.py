@@ -57,7 +57,7 @@ def test_stolen_time_is_a_share_of_all_cores_of_the_machine_even_for_a_pinned_pr
     assert machine_use(RunTables((process,)))[process.process].stolen_share == pytest.approx(4 / 10 / 8)
 
 
-def test_a_recording_lists_the_cores_of_the_process_and_of_its_machine(tmp_path: Path) -> None:
+def test_a_profile_lists_the_cores_of_the_process_and_of_its_machine(tmp_path: Path) -> None:
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:

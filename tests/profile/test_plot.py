@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from support.profiles import synthetic_run
 
 from zmqrl.profile import plot
-from zmqrl.profile.report import Profile
+from zmqrl.profile.report import Analysis
 from zmqrl.profile.run_tables import RunTables
 
 pytestmark = pytest.mark.processes
@@ -23,10 +23,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:
 
     monkeypatch.setattr(plot, "save", keep)
     extra_s = {(span, 1): 0.1 for span in ("straggle", "encode", "push", "assemble")}
-    profile = Profile.of(RunTables(tuple(synthetic_run(versions=40, worker_extra_s=extra_s))))
-    found = profile.to_json()
+    analysis = Analysis.of(RunTables(tuple(synthetic_run(versions=40, worker_extra_s=extra_s))))
+    found = analysis.to_json()
     assert len(found["path_ms"]) > plot.CAUSES_SHOWN
-    plot.plot_profile(profile, found, tmp_path / "plot.svg", "a run")
+    plot.plot_profile(analysis, found, tmp_path / "plot.svg", "a run")
     return figures[0]
 
 

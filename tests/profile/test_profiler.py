@@ -7,7 +7,7 @@ import pytest
 from zmqrl.observe.histogram import Histogram
 from zmqrl.observe.spans import FOLD_AT, Spans
 from zmqrl.process_id import shard_id, worker_id
-from zmqrl.profile import profiler as recorder_module
+from zmqrl.profile import profiler as profiler_module
 from zmqrl.profile.profiler import SEGMENTS_KEPT, Profiler, ProfilerJob, machine_totals, segments, throttled_us
 from zmqrl.profile.run_tables import RunTables
 from zmqrl.profile.tables import COLUMNS
@@ -39,7 +39,7 @@ def test_recorded_rows_are_read_back(tmp_path: Path) -> None:
 
 
 def test_the_recorded_cores_are_those_that_the_process_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "usable_cores", lambda: 77)  # a quota, for example
+    monkeypatch.setattr(profiler_module, "usable_cores", lambda: 77)  # a quota, for example
     profiler(tmp_path).close()
     (read,) = RunTables.read(tmp_path).processes
     assert read.cores == 77
@@ -56,7 +56,7 @@ def test_a_process_is_throttled_by_the_quotas_of_its_group_and_of_their_parents(
 
 
 def test_every_block_has_the_spans_since_the_previous_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "SEGMENT_BYTES", 600)
+    monkeypatch.setattr(profiler_module, "SEGMENT_BYTES", 600)
     one = profiler(tmp_path)
     for turn in range(60):
         spend(one, turn)
@@ -82,7 +82,7 @@ def test_each_process_of_a_rank_has_its_own_profile(tmp_path: Path) -> None:
 def test_the_oldest_files_of_a_process_are_removed_and_files_of_other_processes_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder_module, "SEGMENT_BYTES", 500)
+    monkeypatch.setattr(profiler_module, "SEGMENT_BYTES", 500)
     other = Profiler(ProfilerJob(tmp_path, "h1"), shard_id(0), Spans(), run="r", incarnation=1)
     other.close()
     one = profiler(tmp_path, incarnation=9)
@@ -133,7 +133,7 @@ def test_a_trace_has_every_span_however_many_there_are_between_two_writes(tmp_pa
 def test_spans_that_a_trace_has_no_room_for_are_counted_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder_module, "TRACE_SPANS", 10)
+    monkeypatch.setattr(profiler_module, "TRACE_SPANS", 10)
     one = profiler(tmp_path / "profile", trace_below=1)
     for _ in range(2):
         spend(one, 8)
@@ -150,7 +150,7 @@ def test_spans_that_a_trace_has_no_room_for_are_counted_and_named(
 
 
 def test_a_long_run_does_not_remove_the_files_of_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "SEGMENT_BYTES", 500)
+    monkeypatch.setattr(profiler_module, "SEGMENT_BYTES", 500)
     one = profiler(tmp_path, trace_below=2)
     for version in range(200):
         spend(one, 3, version)
@@ -211,7 +211,7 @@ def test_rows_from_another_thread_are_not_lost(tmp_path: Path) -> None:
 def test_time_in_the_run_queue_counts_except_in_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # At the start, at both ends of the wait, and at the ends of the first and the second cycle.
     queued_us = iter([1000, 1010, 1300, 1305, 1400])
-    monkeypatch.setattr(recorder_module, "_scheduled_us", lambda: (0, next(queued_us)))
+    monkeypatch.setattr(profiler_module, "_scheduled_us", lambda: (0, next(queued_us)))
     monkeypatch.setattr(Profiler, "_add_machine", lambda *_: None)
     one = profiler(tmp_path)
     with one.waiting():

@@ -12,7 +12,7 @@ from zmqrl.process_id import worker_id
 from zmqrl.profile.accounts import traffic
 from zmqrl.profile.difference import changes, grown
 from zmqrl.profile.machine_use import MachineUse
-from zmqrl.profile.report import Profile, print_report
+from zmqrl.profile.report import Analysis, print_report
 from zmqrl.profile.run_tables import RunTables
 from zmqrl.profile.tables import COLUMNS
 
@@ -21,7 +21,7 @@ UPDATE_S = 2 * TRANSFER_S + sum(USUAL_S.values()) + ACCUMULATE_S + sum(SHARD_S.v
 
 
 def profile(**planted: Any) -> dict[str, Any]:
-    return Profile.of(RunTables(tuple(synthetic_run(versions=VERSIONS, **planted)))).to_json()
+    return Analysis.of(RunTables(tuple(synthetic_run(versions=VERSIONS, **planted)))).to_json()
 
 
 def printed(found: dict[str, Any]) -> str:
@@ -130,7 +130,7 @@ def test_the_gain_of_a_backup_agrees_with_the_prediction(fewer: float, verdict: 
 def test_a_process_with_an_unknown_clock_is_left_out_and_named() -> None:
     profiles = synthetic_run(versions=VERSIONS)
     profiles[-1].clock = "other"
-    found = Profile.of(RunTables(tuple(profiles))).to_json()
+    found = Analysis.of(RunTables(tuple(profiles))).to_json()
     assert found["left_out"] == ["the timeline leaves out worker 2 on w2: the profile has no PING to compare clocks"]
     assert "2" not in found["ranks"] or found["ranks"]["2"]["contributions"] == 0
     assert found["clocks"]["h1"] == {"offset_ms": 0.0, "drift_ppm": 0.0, "error_ms": 0.0}
@@ -144,7 +144,7 @@ def test_updates_that_waited_for_an_unrecorded_worker_are_counted_and_named(exte
         profiles.remove(late)
     else:
         late.clock = "other"
-    found = Profile.of(RunTables(tuple(profiles))).to_json()
+    found = Analysis.of(RunTables(tuple(profiles))).to_json()
     assert found["without_path"] == {"0": VERSIONS // 4}
     assert found["updates"] == VERSIONS - VERSIONS // 4
     words = f"leaves out {VERSIONS // 4} updates that waited for rank 0, whose work is not in the profile"
@@ -155,7 +155,7 @@ def test_updates_that_waited_for_an_unrecorded_worker_are_counted_and_named(exte
 
 def test_a_run_that_always_waited_for_an_unrecorded_worker_says_so() -> None:
     profiles = synthetic_run(versions=VERSIONS, worker_extra_s={("env_step", 2): 0.3})[:-1]
-    found = Profile.of(RunTables(tuple(profiles))).to_json()
+    found = Analysis.of(RunTables(tuple(profiles))).to_json()
     assert (found["updates"], found["without_path"]) == (0, {"2": VERSIONS})
     assert f"0 of {VERSIONS} updates\n! the report leaves out {VERSIONS} updates" in printed(found)
 
@@ -167,7 +167,7 @@ def test_slices_that_arrived_twice_are_counted_and_a_longer_need_s_is_advised(as
     twice = rows[rows[:, COLUMNS["arrivals"].index("rank")] == 2][:30].copy()
     twice[:, COLUMNS["arrivals"].index("outcome")] = SHARD_OUTCOMES.index("duplicate")
     processes[1].tables["arrivals"].append(twice)
-    made = Profile.of(RunTables(tuple(processes)), asynchronous=asynchronous)
+    made = Analysis.of(RunTables(tuple(processes)), asynchronous=asynchronous)
     found = made.to_json()
     assert [each["again"] for each in found["ranks"].values()] == [0, 0, 30]
     assert [warning for warning in found["warnings"] if "need-s" in warning] == [
@@ -194,7 +194,7 @@ def test_the_machine_use_of_each_process_is_printed_with_the_processes() -> None
 
 
 def test_an_asynchronous_run_has_inclusion_and_staleness_and_no_critical_path() -> None:
-    found = Profile.of(RunTables(tuple(asynchronous_run())), asynchronous=True).to_json()
+    found = Analysis.of(RunTables(tuple(asynchronous_run())), asynchronous=True).to_json()
     assert (found["mode"], found["updates"]) == ("async", 32)
     assert (found["path_ms"], found["blame"], found["what_if"], found["backup_gain_s"]) == ({}, [], [], None)
     assert found["inclusion"] == {"0": 0.75, "1": 0.25}
@@ -204,7 +204,7 @@ def test_an_asynchronous_run_has_inclusion_and_staleness_and_no_critical_path() 
 
 
 def test_the_report_of_an_asynchronous_run_says_what_is_not_available() -> None:
-    found = Profile.of(RunTables(tuple(asynchronous_run())), asynchronous=True).to_json()
+    found = Analysis.of(RunTables(tuple(asynchronous_run())), asynchronous=True).to_json()
     text = printed(found)
     assert text.count("there is no critical path, no blame table and no what-if") == 1
     assert "each shard made at most 32 versions" in text
@@ -238,7 +238,7 @@ def test_the_difference_of_two_runs_names_the_span_of_one_slow_worker_of_many() 
 
 @pytest.mark.parametrize("planted", [{}, {"worker_extra_s": {("act", 0): 0.06}}, {"versions": 0}])
 def test_the_report_is_text_and_the_data_is_json(planted: dict[str, Any]) -> None:
-    found = Profile.of(RunTables(tuple(synthetic_run(**{"versions": VERSIONS} | planted)))).to_json()
+    found = Analysis.of(RunTables(tuple(synthetic_run(**{"versions": VERSIONS} | planted)))).to_json()
     assert json.loads(json.dumps(found)) == found
     text = printed(found)
     assert ("no complete update was recorded" in text) == (found["updates"] == 0)

@@ -8,10 +8,10 @@ from support.profiles import US, synthetic_run
 
 from zmqrl.observe.histogram import Histogram
 from zmqrl.observe.spans import Spans
-from zmqrl.profile import run_tables as recording_module
+from zmqrl.profile import run_tables as run_tables_module
 from zmqrl.profile.machine_use import grown_s, machine_use
 from zmqrl.profile.profiler import Profiler, ProfilerJob
-from zmqrl.profile.report import Profile
+from zmqrl.profile.report import Analysis
 from zmqrl.profile.run_tables import RunTables, newest_version
 
 VERSIONS = 40
@@ -37,7 +37,7 @@ def recorded(busy_until_s: float = 0.0) -> RunTables:
 
 
 @pytest.mark.parametrize("version", [10, 20, 35])
-def test_a_part_of_a_recording_has_the_machine_use_of_its_own_time(version: int) -> None:
+def test_a_part_of_a_profile_has_the_machine_use_of_its_own_time(version: int) -> None:
     whole = recorded(busy_until_s=2.0)
     part = whole.after(version)
     for use in machine_use(part).values():
@@ -51,15 +51,15 @@ def test_a_part_of_a_recording_has_the_machine_use_of_its_own_time(version: int)
         assert beside_s == pytest.approx(0.1 * grown_s(machine, "at_us"), rel=1e-3)
 
 
-def test_the_whole_recording_is_after_version_minus_one() -> None:
+def test_the_whole_profile_is_after_version_minus_one() -> None:
     whole = recorded()
     for one, other in zip(whole.processes, whole.after(-1).processes, strict=True):
         assert one.table("machine")["at_us"].tolist() == other.table("machine")["at_us"].tolist()
 
 
-def test_a_part_of_a_recording_begins_with_its_first_new_version() -> None:
-    assert Profile.of(recorded()).first_version() == 1
-    assert Profile.of(recorded().after(20)).first_version() == 21
+def test_a_part_of_a_profile_begins_with_its_first_new_version() -> None:
+    assert Analysis.of(recorded()).first_version() == 1
+    assert Analysis.of(recorded().after(20)).first_version() == 21
 
 
 @pytest.fixture
@@ -78,17 +78,17 @@ def long_run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_long_recording_is_read_from_its_newest_versions(long_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_profile_is_read_from_its_newest_versions(long_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert newest_version(long_run) == VERSIONS
     whole = RunTables.newest(long_run)
-    assert (whole.left_out, len(Profile.of(whole).paths)) == (-1, VERSIONS)
-    monkeypatch.setattr(recording_module, "MOST_CYCLES", 3 * 10)
+    assert (whole.left_out, len(Analysis.of(whole).paths)) == (-1, VERSIONS)
+    monkeypatch.setattr(run_tables_module, "MOST_CYCLES", 3 * 10)
     part = RunTables.newest(long_run)
-    profile = Profile.of(part)
+    analysis = Analysis.of(part)
     assert part.left_out == VERSIONS - 10
-    assert [path.version for path in profile.paths] == list(range(VERSIONS - 9, VERSIONS))
+    assert [path.version for path in analysis.paths] == list(range(VERSIONS - 9, VERSIONS))
     assert [each.histograms()["act"].count for each in part.processes] == [6] * 5
-    assert "the report covers only versions after 30" in profile.to_json()["warnings"][0]
+    assert "the report covers only versions after 30" in analysis.to_json()["warnings"][0]
     assert sum(len(each.table("cycles")["version"]) for each in part.processes) <= 30
 
 
@@ -102,15 +102,15 @@ def test_only_the_requested_versions_are_read(long_run: Path) -> None:
 def test_the_last_seconds_end_with_the_newest_version_of_all_shards() -> None:
     whole = RunTables(tuple(synthetic_run(versions=VERSIONS)))
     for seconds in (0.5, 1.0, 3.0):
-        paths = Profile.of(whole.last(seconds)).paths
+        paths = Analysis.of(whole.last(seconds)).paths
         assert paths[-1].version == VERSIONS - 1
         assert sum(path.seconds for path in paths) <= seconds
         assert sum(path.seconds for path in paths) > seconds - 3 * paths[0].seconds
-    assert len(Profile.of(whole.last(1e6)).paths) == VERSIONS
+    assert len(Analysis.of(whole.last(1e6)).paths) == VERSIONS
     assert RunTables(()).last(1.0).processes == ()
 
 
-def test_a_part_of_a_recording_has_the_histograms_of_its_own_blocks() -> None:
+def test_a_part_of_a_profile_has_the_histograms_of_its_own_blocks() -> None:
     whole = RunTables(tuple(synthetic_run(versions=VERSIONS)))
     for each in whole.processes:
         each.earlier = {"act": Histogram().to_json()}
@@ -121,4 +121,4 @@ def test_a_part_of_a_recording_has_the_histograms_of_its_own_blocks() -> None:
     for each in whole.after(20).of_role("worker"):
         began_s = each.table("cycles")["began_at_us"][0] / US
         assert each.histograms()["act"].total == sum(end_s for end_s in range(1, 12) if end_s > began_s)
-    assert {row["who"] for row in Profile.of(whole.after(20)).to_json()["spans"]} >= {"all workers", "worker-0"}
+    assert {row["who"] for row in Analysis.of(whole.after(20)).to_json()["spans"]} >= {"all workers", "worker-0"}

@@ -23,7 +23,7 @@ from zmqrl.commands.inspect.profile import read
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.profile.critical_path import WORK
 from zmqrl.profile.profiler import SEGMENTS_KEPT
-from zmqrl.profile.report import Profile
+from zmqrl.profile.report import Analysis
 from zmqrl.profile.tables import unpack
 
 pytestmark = pytest.mark.processes
@@ -78,7 +78,7 @@ def test_the_report_includes_predictions_bytes_and_lag(straggling: RunFiles) -> 
 
 
 def profile(files: RunFiles) -> dict[str, Any]:
-    return Profile.of(read(files.path)).to_json()
+    return Analysis.of(read(files.path)).to_json()
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_profile_refuses_bad_usage_in_one_sentence(
     assert sentence in done.stderr
 
 
-def test_an_error_about_a_run_without_a_recording_points_to_its_metrics(tmp_path: Path) -> None:
+def test_an_error_about_a_run_without_a_profile_points_to_its_metrics(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     done = zmqrl("profile", str(tmp_path))
     assert done.returncode == 2
@@ -185,7 +185,7 @@ def test_a_live_run_can_be_profiled_for_some_seconds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_recording_takes_less_than_100_bytes_per_version_and_rank(tmp_path: Path) -> None:
+def test_a_profile_takes_less_than_100_bytes_per_version_and_rank(tmp_path: Path) -> None:
     files = trained(tmp_path / "run", "--workers", "2", "--shards", "2", "--updates", "600")
     assert sum(path.stat().st_size for path in (files.path / "profile").iterdir()) < 100 * 600 * 2
 
@@ -312,7 +312,7 @@ def test_a_killed_worker_and_shard_leave_their_profiles(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_recording_can_be_turned_off(tmp_path: Path) -> None:
+def test_profiles_can_be_turned_off(tmp_path: Path) -> None:
     options = ("--workers", "1", "--shards", "1", "--updates", "8")
     with training(tmp_path / "run", *options, environment={"ZMQRL_PROFILE": "off"}) as run:
         assert run.wait() == 0, run.said()

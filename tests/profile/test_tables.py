@@ -39,7 +39,7 @@ def test_a_row_of_a_worker_takes_less_than_forty_bytes() -> None:
     assert len(pack({}, {"cycles": rows})) < 40 * len(rows)
 
 
-def test_cycles_of_an_older_recording_lack_the_time_in_the_run_queue() -> None:
+def test_cycles_of_an_older_profile_lack_the_time_in_the_run_queue() -> None:
     now = list(range(len(COLUMNS["cycles"])))
     (block,) = unpack(pack({}, {"cycles": [now[:-1], now[:-1]]}))
     assert block["tables"]["cycles"].tolist() == 2 * [[*now[:-1], -1]]

@@ -85,5 +85,5 @@ def test_the_trace_of_an_asynchronous_run_has_no_arrows(tmp_path: Path) -> None:
     assert_valid(events)
 
 
-def test_an_empty_recording_is_an_empty_trace(tmp_path: Path) -> None:
+def test_an_empty_profile_is_an_empty_trace(tmp_path: Path) -> None:
     assert trace(tmp_path, RunTables(())) == []

@@ -7,17 +7,17 @@ from rich.console import Console
 from support.profiles import synthetic_run
 
 from zmqrl.errors import UsageError
-from zmqrl.profile.report import Profile
+from zmqrl.profile.report import Analysis
 from zmqrl.profile.run_tables import RunTables
 from zmqrl.profile.versions import held_up, print_versions, version_range
 
 
 def test_each_version_names_its_rank_its_shard_and_its_worst_delay() -> None:
     turns = {0: 0.3, 1: 0.2, 2: 0.1}
-    profile = Profile.of(
+    analysis = Analysis.of(
         RunTables(tuple(synthetic_run(versions=30, in_turn_s=turns, shard_extra_s={("commit", 1): 0.01})))
     )
-    rows = held_up(profile.paths, profile.timeline.hosts, range(10, 16))
+    rows = held_up(analysis.paths, analysis.timeline.hosts, range(10, 16))
     assert [row["version"] for row in rows] == list(range(10, 16))
     for row in rows:
         rank = (row["version"] - 1) % 3

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from support.profiles import ACCUMULATE_S, SHARD_S, TRANSFER_S, USUAL_S, synthetic_run
 
-from zmqrl.profile.report import AS_IT_WAS, ONE_BACKUP_FEWER, Profile
+from zmqrl.profile.report import AS_IT_WAS, ONE_BACKUP_FEWER, Analysis
 from zmqrl.profile.run_tables import RunTables
 from zmqrl.simulate.recorded import RecordedRun
 from zmqrl.simulate.replay import what_if
@@ -16,11 +16,11 @@ UPDATE_S = 2 * TRANSFER_S + sum(USUAL_S.values()) + ACCUMULATE_S + sum(SHARD_S.v
 
 def predicted_s(**planted: Any) -> dict[str, float]:
     """The predicted seconds per update, by change."""
-    profile = Profile.of(RunTables(tuple(synthetic_run(versions=30, **planted))))
+    analysis = Analysis.of(RunTables(tuple(synthetic_run(versions=30, **planted))))
     quorum = planted.get("quorum", 3)
     scenario = Scenario(workers=3, shards=2, parameters=10_000, backups=planted.get("workers", quorum) - quorum)
-    recorded = RecordedRun(profile.tables, profile.timeline, profile.paths, scenario)
-    return {each.change: 1 / each.updates_per_s for each in what_if(recorded, profile.paths)}
+    recorded = RecordedRun(analysis.tables, analysis.timeline, analysis.paths, scenario)
+    return {each.change: 1 / each.updates_per_s for each in what_if(recorded, analysis.paths)}
 
 
 def test_the_unchanged_replay_takes_as_long_as_the_run() -> None:

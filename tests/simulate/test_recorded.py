@@ -65,7 +65,7 @@ def test_time_in_the_run_queue_that_the_run_does_not_explain_stays_in_the_replay
     assert half > 1.8 * run.measured
 
 
-def test_older_recordings_without_the_run_queue_of_each_cycle_are_replayed_as_before() -> None:
+def test_older_profiles_without_the_run_queue_of_each_cycle_are_replayed_as_before() -> None:
     # The long wait in the run queue at the start makes it look as if the workers were in the run queue whenever they
     # were off their cores.
     run = recorded(off_core(synthetic_run(), 0.5, queued=None))

@@ -9,7 +9,7 @@ from typing import Any
 from zmqrl.observe.folding import by_number
 from zmqrl.profile.critical_path import OTHER, Cycle
 from zmqrl.profile.machine_use import grown_s
-from zmqrl.profile.report import Profile
+from zmqrl.profile.report import Analysis
 from zmqrl.profile.run_tables import ProcessTables, RunTables
 from zmqrl.profile.tables import COLUMNS, Table
 
@@ -28,7 +28,7 @@ def read_timing(profile: Path, *, asynchronous: bool) -> dict[str, Any]:
     - ``work``: by rank, the seconds of work for each of these versions, or null.
     """
     tables = _newest_versions(RunTables.tail(profile, BLOCKS))
-    found = Profile.of(tables, asynchronous=asynchronous)
+    found = Analysis.of(tables, asynchronous=asynchronous)
     paths = found.paths
     kth = {(path.generation, path.version): path.kth.number for path in paths}
     shown = sorted(kth)[-VERSIONS_SHOWN:]

@@ -26,7 +26,7 @@ class Change:
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
-    """Compare two results of ``Profile.to_json``. The update comes first, then parts and spans by growth."""
+    """Compare two results of ``Analysis.to_json``. The update comes first, then parts and spans by growth."""
     update_ms: float = before["update_ms"]["mean"]
 
     def change(role: str, span: str, one: float, other: float) -> Change:

@@ -10,21 +10,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from zmqrl.observe.drawing import COLOURS, STYLE, save
-from zmqrl.profile.report import Profile, who
+from zmqrl.profile.report import Analysis, who
 
 BINS = 60
 CAUSES_SHOWN = len(COLOURS)
 BESIDE: Final[dict[str, Any]] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": "small"}  # at the side
 
 
-def plot_profile(profile: Profile, found: dict[str, Any], path: Path, title: str) -> None:
-    """Draw four plots of a profile into ``path``. ``found`` is ``profile.to_json()``. Raises OSError."""
+def plot_profile(analysis: Analysis, found: dict[str, Any], path: Path, title: str) -> None:
+    """Draw four plots of a profile into ``path``. ``found`` is ``analysis.to_json()``. Raises OSError."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(13, 8))
         axes = figure.subplots(2, 2)
         figure.suptitle(title)
-        _over_versions(profile, list(found["path_ms"]), axes[0, 0])
-        milliseconds = [1e3 * path.seconds for path in profile.paths]
+        _over_versions(analysis, list(found["path_ms"]), axes[0, 0])
+        milliseconds = [1e3 * path.seconds for path in analysis.paths]
         axes[0, 1].hist(milliseconds, bins=BINS, log=True, color=COLOURS[0])
         axes[0, 1].set(title="time of an update", xlabel="ms", ylabel="updates")
         axes[0, 1].yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))  # STYLE turns off mathtext
@@ -43,9 +43,9 @@ def plot_profile(profile: Profile, found: dict[str, Any], path: Path, title: str
         save(figure, path)
 
 
-def _over_versions(profile: Profile, causes: list[str], axes: Axes) -> None:
+def _over_versions(analysis: Analysis, causes: list[str], axes: Axes) -> None:
     """Plot the mean milliseconds of each part of the path against the version."""
-    paths = profile.paths
+    paths = analysis.paths
     groups = np.array_split(np.arange(len(paths)), min(BINS, max(len(paths), 1)))
     groups = [group for group in groups if len(group)]
     middle = [paths[int(group[len(group) // 2])].version for group in groups]

@@ -30,8 +30,8 @@ NO_PATH = (
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
-    """The analysis of the tables of a run."""
+class Analysis:
+    """What the tables of a run show: the critical path of each version, and the time of each process."""
 
     tables: RunTables
     clocks: Clocks
@@ -42,10 +42,10 @@ class Profile:
     asynchronous: bool
 
     @classmethod
-    def of(cls, tables: RunTables, *, asynchronous: bool = False) -> "Profile":
+    def of(cls, tables: RunTables, *, asynchronous: bool = False) -> "Analysis":
         """Find the critical path of every version, and add up the contributions of each rank.
 
-        An ``asynchronous`` run has no critical path, so its profile has no paths.
+        An ``asynchronous`` run has no critical path, so its analysis has no paths.
         """
         clocks = Clocks.of(tables)
         timeline = Timeline.of(tables, clocks)
@@ -184,7 +184,7 @@ def span_statistics(who: str, span: str, durations: Histogram) -> dict[str, Any]
 
 
 def print_report(found: dict[str, Any], console: Console, *, processes: bool = False) -> None:
-    """Print the data of ``Profile.to_json``. ``processes`` adds the spans and machine use of every process."""
+    """Print the data of ``Analysis.to_json``. ``processes`` adds the spans and machine use of every process."""
     if found["mode"] == "async":
         console.print(f"{NO_PATH}\n\neach shard made at most {counted(found['updates'], 'version')}\n", soft_wrap=True)
     elif not found["updates"] and not found["without_path"]:

@@ -17,8 +17,9 @@ from zmqrl.profile.profiler import ProfilerJob
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.control import ShardControl, bring_up
 from zmqrl.ps.layout import Layout
+from zmqrl.ps.shard import START_WITHIN_S
 from zmqrl.ps.shard.job import ShardJob
-from zmqrl.ps.shard.machine import START_WITHIN_S, ShardTiming
+from zmqrl.ps.shard.machine import ShardTiming
 from zmqrl.ps.shard.optimizer import Optimizer, OptimizerConfig
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import RunKeys

@@ -11,7 +11,7 @@ from zmqrl.observe.live.presence import State
 from zmqrl.observe.stalls import Awaited, Doing, Stalls
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.schedule import WHOLE
-from zmqrl.ps.shard.machine import START_WITHIN_S
+from zmqrl.ps.shard import START_WITHIN_S
 from zmqrl.ps.story import Story
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e

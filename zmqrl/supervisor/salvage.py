@@ -24,8 +24,8 @@ from zmqrl.observe.metrics import SCORES_KEPT, SHARD_OUTCOMES, Counters
 from zmqrl.observe.records import lineage
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.control import ShardControl, bring_up
+from zmqrl.ps.shard import START_WITHIN_S
 from zmqrl.ps.shard.history import last_version, missing_lines, read_lines
-from zmqrl.ps.shard.machine import START_WITHIN_S
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.sockets import ShardUp
 from zmqrl.rundir import RunDirectory

@@ -269,7 +269,7 @@ class Supervisor:
             self._show_stage()
         if time.monotonic() - self.shown_at >= SHOW_EVERY_S:
             self.shown_at = time.monotonic()
-            self._show(self._snapshot(self.shown_at))
+            self._show(self._live_metrics(self.shown_at))
 
     def _show_stage(self) -> None:
         """Show how many shards are up, and then how many workers are present at all shards."""
@@ -282,7 +282,7 @@ class Supervisor:
         ranks = self.config.ranks
         self.stages.at("workers", f"waiting for {counted(ranks, 'worker')}", len(present), ranks)
 
-    def _snapshot(self, now: float) -> LiveMetrics:
+    def _live_metrics(self, now: float) -> LiveMetrics:
         """The figures of the run for Prometheus, the screen and other terminals."""
         stats, view = self.shards.stats, self.machine.membership.view
         heard = {
@@ -514,9 +514,8 @@ class Supervisor:
         """Stop all shards, restarting those that die meanwhile, and write a checkpoint of their last versions."""
         self.console.notice(f"stopping ({reason}): writing a checkpoint")
         self.reports_closed = reason == "stop_score"  # games that end from now on do not count
-        over = (
-            e.Fail | e.EndRun | e.LoadCheckpoint | e.TakeCheckpoint
-        )  # actions of these types in the queue are out of date
+        # Actions of these types in the queue are out of date.
+        over = e.Fail | e.EndRun | e.LoadCheckpoint | e.TakeCheckpoint
         self._actions = deque(action for action in self._actions if not isinstance(action, over))
         self._feed(e.Ending())
         members, together = self.machine.membership.view.members, self.config.mode == "sync"

@@ -25,7 +25,7 @@ from zmqrl.hostd.messages import Up
 from zmqrl.hosts.deployment import connect_and_place
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.judging.speed import Expectation, expect
-from zmqrl.hosts.preflight import Judgement, Survey, judge, size
+from zmqrl.hosts.preflight import Facts, Judgement, Survey, judge, size
 from zmqrl.hosts.probing import Route
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
 from zmqrl.observe.tables import page
@@ -40,8 +40,6 @@ KEYS = (
     *("zmqrl", "code", "python", "cores", "interfaces", "game_error", "memory_bytes", "open_files", "disk_bytes"),
     *("shm_bytes", "clock_ahead_s", "torch", "machine_cores", "busy_cores", "load_average", "steal_share"),
 )
-
-Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from zmqrl.process import interruptible
 from zmqrl.profile.accounts import traffic
 from zmqrl.profile.difference import changes, grown, print_changes
 from zmqrl.profile.profiler import FLUSH_EVERY_S
-from zmqrl.profile.report import Profile, print_report
+from zmqrl.profile.report import Analysis, print_report
 from zmqrl.profile.run_tables import RunTables, newest_version
 from zmqrl.profile.trace import cut_short, newest, write_trace
 from zmqrl.profile.versions import held_up, print_versions, version_range
@@ -90,11 +90,11 @@ def run(options: Options) -> int:
             f"--versions shows critical paths, but {path} is asynchronous and has none: remove --versions."
         )
     tables = read(path) if options.seconds is None else watch(path, options.seconds)
-    profile = Profile.of(tables, asynchronous=asynchronous)
-    found = profile.to_json()
-    add_settings(path, record, profile, found, options.without)
+    analysis = Analysis.of(tables, asynchronous=asynchronous)
+    found = analysis.to_json()
+    add_settings(path, record, analysis, found, options.without)
     if shown is not None:
-        found["versions"] = held_up(profile.paths, profile.timeline.hosts, shown)
+        found["versions"] = held_up(analysis.paths, analysis.timeline.hosts, shown)
         without = f"--versions {options.versions}: the profile has no critical path for these versions."
         require(bool(found["versions"]), without)
     if options.trace is not None:
@@ -105,7 +105,7 @@ def run(options: Options) -> int:
         from zmqrl.profile.plot import plot_profile  # matplotlib takes a second to import
 
         with _written(options.plot):
-            plot_profile(profile, found, options.plot, str(path))
+            plot_profile(analysis, found, options.plot, str(path))
     if options.json:
         print_json(found)
     elif shown is not None:
@@ -125,13 +125,13 @@ def check_ranks(path: Path, record: RunRecord, ranks: Sequence[int]) -> None:
 
 
 def add_settings(
-    path: Path, record: RunRecord, profile: Profile, found: dict[str, Any], without: Sequence[int] = ()
+    path: Path, record: RunRecord, analysis: Analysis, found: dict[str, Any], without: Sequence[int] = ()
 ) -> None:
     """Add predictions, bytes per shard and policy lag to ``found``.
 
     If the run cannot be replayed, add a warning instead of predictions. An asynchronous run gets only the policy lag.
     """
-    first = profile.first_version()
+    first = analysis.first_version()
     rows = (row for row in record.rows if row["version"] >= first)
     lags = [row for row in rows if row.get("policy_lag") is not None]
     if lags:
@@ -139,15 +139,15 @@ def add_settings(
             "mean": fmean(row["policy_lag"] for row in lags),
             "max": max(row.get("policy_lag_max") or row["policy_lag"] for row in lags),
         }
-    if profile.asynchronous:
+    if analysis.asynchronous:
         return
     try:
         scenario = settings_of(path, record)
         slice_bytes = payload_bytes(scenario.codec, scenario.parameters) // scenario.shards
-        found["traffic"] = {str(shard): asdict(each) for shard, each in traffic(profile.timeline, slice_bytes).items()}
-        if profile.paths:
-            recorded = RecordedRun(profile.tables, profile.timeline, profile.paths, scenario)
-            found["what_if"] = [asdict(each) for each in what_if(recorded, profile.paths, without)]
+        found["traffic"] = {str(shard): asdict(each) for shard, each in traffic(analysis.timeline, slice_bytes).items()}
+        if analysis.paths:
+            recorded = RecordedRun(analysis.tables, analysis.timeline, analysis.paths, scenario)
+            found["what_if"] = [asdict(each) for each in what_if(recorded, analysis.paths, without)]
             if reason := recorded.no_answer_for_shards():
                 found["warnings"].append(f"no prediction for more shards: {reason}")
     except (UsageError, ClusterError) as error:
@@ -163,9 +163,9 @@ def _compare(options: Options, console: Console) -> int:
     for path in options.runs:
         if RunRecord.read(path).is_asynchronous:
             raise UsageError(f"{path} is asynchronous and has no updates to compare: use synchronous runs.")
-    before, after = (Profile.of(read(path)).to_json() for path in options.runs)
-    for path, profile in zip(options.runs, (before, after), strict=True):
-        if not profile["updates"]:
+    before, after = (Analysis.of(read(path)).to_json() for path in options.runs)
+    for path, report in zip(options.runs, (before, after), strict=True):
+        if not report["updates"]:
             raise UsageError(f"{path} has no complete update in its profile.")
     found = changes(before, after)
     above = grown(found, limit) if limit is not None else []

@@ -16,7 +16,6 @@ from zmqrl.ps.wire import messages as m
 from zmqrl.words import counted
 
 RANKS_NAMED = 20
-START_WITHIN_S = 60.0  # how long a shard may take from its start until it reports its endpoints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,13 +134,13 @@ class ShardMachine:
             return self._reject()
         if self.roster.is_newest(header.rank, header.incarnation):
             self.roster.heard(header.rank, now)
-        judgement = self._judge(event)
-        self.judged = outcome = judgement.outcome
+        ruling = self._judge(event)
+        self.judged = outcome = ruling.outcome
         if outcome != "used":
             self.contributions.count(header.rank, outcome, self.view)
-            text = f"{outcome}: rank {header.rank}, version {header.version}: {judgement.why}"
-            actions: list[e.Action] = [e.Log(judgement.level, text)]
-            return actions + (self._lost(header) if judgement.is_ahead else [])
+            text = f"{outcome}: rank {header.rank}, version {header.version}: {ruling.why}"
+            actions: list[e.Action] = [e.Log(ruling.level, text)]
+            return actions + (self._lost(header) if ruling.is_ahead else [])
         self.contributions.hold(header, event.payload)
         self.closing_rank = header.rank
         self._progressed(now)
