@@ -95,14 +95,14 @@ def cpu_groups(proc: Path) -> list[Path]:
         return []
     found: dict[Path, None] = {}
     for _, controllers, group in (line.split(":", 2) for line in groups):
-        for _, _, _, *places, kind, _, options in (line.split(" ") for line in mounts):
+        for _, _, _, *paths, kind, _, options in (line.split(" ") for line in mounts):
             if kind == ("cgroup" if controllers else "cgroup2") and (
                 not controllers or "cpu" in {*controllers.split(",")} & {*options.split(",")}
             ):
-                root, place = (ESCAPED.sub(lambda code: chr(int(code[1], 8)), text) for text in places[:2])
-                # In a container, ``group`` may be a path on the host. The container's own group is then at ``place``.
+                root, mounted = (ESCAPED.sub(lambda code: chr(int(code[1], 8)), text) for text in paths[:2])
+                # In a container, ``group`` may be a path on the host. The container's own group is then at ``mounted``.
                 own = Path(group).relative_to(root) if Path(group).is_relative_to(root) else Path()
-                found |= dict.fromkeys(Path(place) / within for within in (own, *own.parents))
+                found |= dict.fromkeys(Path(mounted) / within for within in (own, *own.parents))
     return list(found)
 
 

@@ -401,8 +401,10 @@ DECODERS: dict[str, Decoder] = {
     "worker": Decoder(decode=decode_at_a_worker, errors=(framing.MalformedMessage,), seeds=headers(), form="msgpack"),
     "report": Decoder(decode=decode_report, errors=(ValueError,), seeds=(report(),), form="msgpack"),
     # between launcher, host daemons and processes
-    "request": Decoder(decode=decode_request, errors=(ValueError,), seeds=hostd_messages(h.REQUESTS), form="json"),
-    "event": Decoder(decode=decode_event, errors=(ValueError,), seeds=hostd_messages(h.EVENTS), form="json"),
+    "request": Decoder(
+        decode=decode_request, errors=(ValueError,), seeds=hostd_messages(h.REQUEST_CLASSES), form="json"
+    ),
+    "event": Decoder(decode=decode_event, errors=(ValueError,), seeds=hostd_messages(h.EVENT_CLASSES), form="json"),
     "said": Decoder(
         decode=lambda data, _: parse_json(data), errors=(ValueError,), seeds=jsons({"endpoints": {}}), form="json"
     ),

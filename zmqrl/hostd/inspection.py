@@ -81,6 +81,6 @@ def frames(lines: Iterable[str]) -> list[str]:
     for line in lines:
         if begins_stack(line):
             is_main = line.startswith(("Current thread", "Stack"))
-        elif is_main and line.startswith('  File "') and not any(place in line for place in NOT_OF_THE_MODULE):
+        elif is_main and line.startswith('  File "') and not any(file in line for file in NOT_OF_THE_MODULE):
             found.append(line.strip()[:LONGEST_FRAME])
     return found[:MOST_FRAMES]

@@ -314,7 +314,7 @@ Event: TypeAlias = (
     | Made  # sent by a daemon, or by the program that makes an environment
 )
 
-REQUESTS: dict[str, type[Any]] = {
+REQUEST_CLASSES: dict[str, type[Any]] = {
     "begin": Begin,
     "prepare": Prepare,
     "start": Start,
@@ -330,7 +330,7 @@ REQUESTS: dict[str, type[Any]] = {
     "renew": Renew,
     "look": Look,
 }
-EVENTS: dict[str, type[Any]] = {
+EVENT_CLASSES: dict[str, type[Any]] = {
     "up": Up,
     "refused": HostRefused,
     "started": Started,
@@ -347,7 +347,9 @@ EVENTS: dict[str, type[Any]] = {
     "lacking": Lacking,
     "made": Made,
 }
-TAGS = {cls: ("do", tag) for tag, cls in REQUESTS.items()} | {cls: ("is", tag) for tag, cls in EVENTS.items()}
+TAGS = {cls: ("do", tag) for tag, cls in REQUEST_CLASSES.items()} | {
+    cls: ("is", tag) for tag, cls in EVENT_CLASSES.items()
+}
 
 
 def encode(message: Request | Event) -> bytes:
@@ -358,13 +360,13 @@ def encode(message: Request | Event) -> bytes:
 
 def decode_request(line: bytes) -> Request:
     """Inverse of :func:`encode`. Raises ValueError."""
-    request: Request = _decode("do", REQUESTS, line)
+    request: Request = _decode("do", REQUEST_CLASSES, line)
     return request
 
 
 def decode_event(line: bytes) -> Event:
     """Inverse of :func:`encode`. Raises ValueError."""
-    event: Event = _decode("is", EVENTS, line)
+    event: Event = _decode("is", EVENT_CLASSES, line)
     return event
 
 

@@ -119,12 +119,12 @@ def _spread(workers: int, hosts: Sequence[Host], cores: Mapping[str, int], load:
             "add slots, or use fewer workers."
         )
     # The load per slot or core of a host with one worker, with two, and so on.
-    places = (
+    loads = (
         ((load[host.name] + nth) / (cores[host.name] if host.slots is None else host.slots), index)
         for index, host in enumerate(hosts)
         for nth in range(1, 1 + (workers if host.slots is None else min(host.slots, workers)))
     )
-    return Counter(hosts[index].name for _, index in heapq.nsmallest(workers, places))
+    return Counter(hosts[index].name for _, index in heapq.nsmallest(workers, loads))
 
 
 def _crowding(on: Mapping[str, int], hosts: Sequence[Host], cores: Mapping[str, int]) -> tuple[str, ...]:

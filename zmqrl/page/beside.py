@@ -13,7 +13,7 @@ from zmqrl.page.server import PageServer, listen
 from zmqrl.process import Messages, log_to_stderr, read_job, say
 from zmqrl.rundir import RunDirectory
 
-START_WITHIN_S = 30.0
+PAGE_UP_WITHIN_S = 30.0
 
 
 @contextlib.contextmanager
@@ -24,9 +24,9 @@ def page_beside(directory: RunDirectory) -> Iterator[str]:
     """
     child = ChildProcess("the page", ["-m", "zmqrl.page.beside"], {"run_dir": str(directory.path)})
     try:
-        answer = child.hear(START_WITHIN_S)
+        answer = child.hear(PAGE_UP_WITHIN_S)
         if answer is None:
-            raise ClusterError(f"the page did not start within {START_WITHIN_S:g} s.")
+            raise ClusterError(f"the page did not start within {PAGE_UP_WITHIN_S:g} s.")
         yield answer["url"]
     finally:
         child.kill()

@@ -26,7 +26,8 @@ from zmqrl.ps.wire.keys import RunKeys
 from zmqrl.ps.wire.sockets import SOCKET_ROLES, ShardUp, SocketRole
 from zmqrl.rundir import RunDirectory, directory_for_sockets
 
-STOP_WITHIN_S = 5.0
+GREETED_WITHIN_S = 5.0
+SHARD_ENDS_WITHIN_S = 5.0
 SERVER = ["-m", "zmqrl.ps.shard.server"]
 
 
@@ -54,7 +55,7 @@ class StandaloneShards:
 
     def start(self, shard: int) -> None:
         """Restart the process of ``shard`` after it has died."""
-        self.children[shard].process.wait(STOP_WITHIN_S)
+        self.children[shard].process.wait(SHARD_ENDS_WITHIN_S)
         self.children[shard].hang_up()
         _bring_up(self.jobs, self.children, [shard])
 
@@ -125,7 +126,7 @@ def standalone_shards(
                 job.bind.update(bound)  # a restarted shard must bind the same addresses
             supervisor = keys.of_supervisor() if keys else None
             control = ShardControl(run, layout.hash, secret, [bound["control"] for bound in endpoints], supervisor)
-            control.greet(range(layout.shards), within_s=STOP_WITHIN_S)
+            control.greet(range(layout.shards), within_s=GREETED_WITHIN_S)
             zeros = len(Optimizer(optimizer).state_names)
             for cut in layout.slices:
                 state = vector[cut.start : cut.stop].tobytes() + bytes(4 * cut.count * zeros)
@@ -143,7 +144,7 @@ def standalone_shards(
                 child.hang_up()
             for child in children.values():
                 try:
-                    child.process.wait(STOP_WITHIN_S)
+                    child.process.wait(SHARD_ENDS_WITHIN_S)
                 except subprocess.TimeoutExpired:
                     child.kill()
 

@@ -242,13 +242,13 @@ class Scenario:
             self.processes_of(failure)
 
     def _check_placement(self) -> None:
-        for name, places, number in (
+        for name, hosts, number in (
             ("worker_hosts", self.worker_hosts, self.ranks),
             ("shard_hosts", self.shard_hosts, self.shards),
         ):
             require(
-                not places or (len(places) == number and all(0 <= place < MAX_WORKERS for place in places)),
-                f"{name} has {counted(len(places), 'entry', 'entries')}: "
+                not hosts or (len(hosts) == number and all(0 <= host < MAX_WORKERS for host in hosts)),
+                f"{name} has {counted(len(hosts), 'entry', 'entries')}: "
                 f"it must have {counted(number, 'host number')}, each 0 or more.",
             )
 

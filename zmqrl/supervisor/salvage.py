@@ -35,7 +35,7 @@ from zmqrl.supervisor.tasks import RunTasks
 TRIES = 3
 PAUSE_S = 1.0
 GREET_WITHIN_S = 20.0
-UP_WITHIN_S = 10.0  # for a host that is needed only to copy and remove its old files
+OLD_HOST_UP_WITHIN_S = 10.0  # for a host that is needed only to copy and remove its old files
 
 TellUser = Callable[[str], None]
 
@@ -102,7 +102,7 @@ def remove_files(directory: RunDirectory, notice: TellUser, but: Collection[str]
         return
     links = {host: link for host, link in left.links.items() if host not in but}
     for link in links.values():
-        link.up_within_s = UP_WITHIN_S
+        link.up_within_s = OLD_HOST_UP_WITHIN_S
     files = Mirror(links, directory, left.host_of)
     with connected(links, left.host_of, files) as hosts:
         away = files.copy_back(hosts.launcher.receive)
@@ -243,9 +243,9 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Iterator[Deployment]:
             why = "; ".join(f"{host}: {words}" for host, words in failed.items())
             # The nodes of a Slurm job cannot be reached after its end.
             raise (Gone if all(map(is_over, failed.values())) else ClusterError)(why)
-        places = {host: RunDirectory(Path(link.up.work)) for host, link in links.items() if link.up is not None}
+        directories = {host: RunDirectory(Path(link.up.work)) for host, link in links.items() if link.up is not None}
         sites = {
-            shard: Site(host=host, directory=places[host], address=address)
+            shard: Site(host=host, directory=directories[host], address=address)
             for shard, (host, address) in left.shards.items()
         }
         yield Deployment(launcher=hosts.launcher, sites=sites, threads=dict.fromkeys(host_of, 1), files=files)

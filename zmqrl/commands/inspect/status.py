@@ -27,7 +27,7 @@ FIGURES: Final = (
 FILES_SHOWN: Final = 8
 # Maps the supervisor's state to the state of a run whose lock is held. All other states mean running.
 ALIVE: Final = {"stopped": "stopped", "traced": "stopped", "gone": "killed", "dead": "killed"}
-TOLD: Final = STATES_TOLD | {
+STATE_WORDS: Final = STATES_TOLD | {
     "gone": "gone",
     "restarting": "being restarted",
     "unreachable": "its host is unreachable",
@@ -121,7 +121,7 @@ def _plain(answer: Seen | str) -> dict[str, Any] | str:
 def _process(process: Mapping[str, Any]) -> str:
     """A line about a process. Leaves out a normal state."""
     words = [] if process["pid"] is None else [f"process {process['pid']}"]
-    told, presence = TOLD.get(process["state"] or ""), process.get("presence", "present")
+    told, presence = STATE_WORDS.get(process["state"] or ""), process.get("presence", "present")
     if presence != "present" and process["state"] not in STATES_TOLD:  # the words of a presence also say for how long
         told = Presence.from_json(process).words()
     words += filter(None, [told])

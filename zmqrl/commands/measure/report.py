@@ -51,4 +51,4 @@ def write_page(path: Path, page: str, groups: list[Group]) -> None:
         with naming(path):
             path.write_text(page, encoding="utf-8", errors="backslashreplace")  # settings can have surrogates
     except OSError as error:
-        raise UsageError(refusal(error, path, "choose another place")) from error
+        raise UsageError(refusal(error, path, "choose another path")) from error

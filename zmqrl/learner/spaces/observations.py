@@ -141,7 +141,7 @@ class _Array:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class _Parts:
-    """A Dict or a Tuple. ``parts``: by key or index, each part and its place in the vector."""
+    """A Dict or a Tuple. ``parts``: by key or index, each part and its slice of the vector."""
 
     name: str
     is_dict: bool
@@ -150,8 +150,8 @@ class _Parts:
 
     def write(self, value: Any, vector: Vector) -> None:
         self._check(value)
-        for key, (part, place) in self.parts.items():
-            part.write(value[key], vector[place])
+        for key, (part, within) in self.parts.items():
+            part.write(value[key], vector[within])
 
     def _check(self, value: Any) -> None:
         if not self.is_dict:

@@ -10,7 +10,7 @@ from zmqrl.process_id import ProcessId
 
 State: TypeAlias = Literal["present", "starting", "awaited", "silent", "stopped", "lost", "unreachable", "open"]
 EXTERNAL: Final = "external"  # the host of an external worker, which the run does not know
-TOLD: Final[Mapping[str, str]] = {
+PRESENCE_WORDS: Final[Mapping[str, str]] = {
     "present": "present",
     "starting": "starting for {:.0f} s",
     "awaited": "no contribution for {:.0f} s",
@@ -46,7 +46,7 @@ class Presence:
         return self.state not in ("lost", "unreachable", "open")
 
     def words(self) -> str:
-        return TOLD[self.state].format(self.for_s)
+        return PRESENCE_WORDS[self.state].format(self.for_s)
 
     def to_json(self) -> dict[str, Any]:
         about = {"name": str(self.process), "host": self.host, "presence": self.state}
@@ -55,7 +55,7 @@ class Presence:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Inverse of :meth:`to_json`. Raises KeyError, TypeError or ValueError for other ``data``."""
-        if data["presence"] not in TOLD:
+        if data["presence"] not in PRESENCE_WORDS:
             raise ValueError(data["presence"])
         return cls(
             process=ProcessId.parse(data["name"]),
