@@ -1,11 +1,14 @@
 """In the documents, every link leads to an existing file and heading, and every path named for contributors exists."""
 
+import dataclasses
 import re
 import unicodedata
 from pathlib import Path
 
 import pytest
 from support.paths import ROOT
+
+from zmqrl.learner.settings import ALGORITHMS
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 GENERATED = {"security.md": "SECURITY.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
@@ -49,6 +52,15 @@ def test_every_path_named_for_contributors_exists(page: str) -> None:
     for path in named:
         roots = (ROOT, ROOT / "zmqrl", ROOT / "tests/support")
         assert any((root / path).exists() for root in roots), f"there is no {path}"
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_python_page_shows_exactly_the_settings_of_an_algorithm(algorithm: str) -> None:
+    settings = ALGORITHMS[algorithm]
+    page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    _, _, after = page.partition(f"\n::: {settings.__module__}.{settings.__name__}\n")
+    shown = re.findall(r"^ +- (\w+)$", after.partition("\n\n")[0], re.MULTILINE)
+    assert shown == [each.name for each in dataclasses.fields(settings)]  # type: ignore[arg-type]
 
 
 def test_every_page_of_the_site_exists() -> None:

@@ -200,8 +200,10 @@ def named_in_code() -> Iterator[tuple[str, str]]:
 
 
 def named_in_texts() -> Iterator[tuple[str, str]]:
-    """The place and name of each module in documents, scripts and the project file: after ``-m``, or in code."""
-    named = re.compile(r"(?:-m |`|from |import )(zmqrl(?:\.[a-z_]\w*)*)(?=[`\s\n]|$)")
+    """The place and name of each module in documents, scripts and the project file: after ``-m``, in code, or where
+    mkdocstrings inserts the docstring of a name.
+    """
+    named = re.compile(r"(?:-m |`|from |import |^::: )(zmqrl(?:\.[A-Za-z_]\w*)*)(?=[`\s\n]|$)")
     scripts = [path for path in (ROOT / "launch").rglob("*") if path.is_file() and path.suffix in ("", ".sh")]
     texts = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "Makefile", *scripts]
     for path in sorted(texts):
