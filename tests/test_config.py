@@ -129,6 +129,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"consistent": True, "quorum": 1}, "--consistent"),
     ({"consistent": True, "external_workers": 1}, "--external-workers"),
     ({"consistent": True, "on_loss": "shrink"}, "--on-loss shrink"),
+    ({"metrics_port": "0.0.0.0:80"}, "--metrics-port 0.0.0.0:80"),
+    ({"metrics_port": "65536"}, "--metrics-port 65536"),
+    ({"pace": "slow"}, "--pace slow"),
+    ({"envs": {"num_envs": 0}}, "--envs.num-envs 0"),
+    ({"envs": {"min_frame_skip": 5}}, "--envs.min-frame-skip 5"),
+    ({"envs": {"min_frame_skip": 2}}, "--envs.noop-max 0"),
+    ({"envs": {"args": ["size"]}}, "--env-arg size"),
     ({"wire": {"address": "127.0.0.2"}}, "--wire.transport tcp"),
     ({"wire": {"transport": "tcp", "address": "0.0.0.0"}}, "--wire.address 0.0.0.0"),
     ({"wire": {"transport": "tcp", "address": "0.0.0.0", "insecure_plaintext": True}}, "--wire.address 0.0.0.0"),
@@ -160,9 +167,47 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("changes", "names"), BAD, ids=[names for _, names in BAD])
 def test_an_error_names_an_invalid_setting_and_its_value(changes: dict[str, Any], names: str) -> None:
+    stored = Config.from_json(changes)
     with pytest.raises(UsageError) as caught:
-        Config.from_json(changes).check()
+        stored.check()
     assert names in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"wire": {"transport": "tcp", "address": "0.0.0.0"}},
+            "--wire.address 0.0.0.0 would listen on every network: use one address of this machine.",
+        ),
+        (
+            {"wire": {"address": "10.9.9.9"}},
+            "--wire.address 10.9.9.9 needs TCP: add --wire.transport tcp.",
+        ),
+        (
+            {"metrics_port": "0.0.0.0:80"},
+            "--metrics-port 0.0.0.0:80 would listen on every network: use one address of this machine.",
+        ),
+        (
+            {"envs": {"min_frame_skip": 2}},
+            "--envs.min-frame-skip 2 needs --envs.noop-max 0 --envs.no-fire-reset: "
+            "games with random frame skip start without no-ops and FIRE.",
+        ),
+        ({"checkpoint": {"keep": 0}}, "--checkpoint.keep 0: must be 1 or more."),
+        ({"seed": 2**32}, f"--seed {2**32}: must be at least 0 and below 2^32."),
+    ],
+)
+@pytest.mark.parametrize("within", ["config.json", "cluster.json"])
+def test_stored_settings_that_no_session_can_start_with_can_still_be_read(
+    tmp_path: Path, within: str, changes: dict[str, Any], sentence: str
+) -> None:
+    path = tmp_path / within
+    path.write_text(json.dumps(changes if within == "config.json" else {"config": changes}), encoding="utf-8")
+    stored = Config.read(path)
+    assert Config.from_json(json.loads(json.dumps(stored.to_json()))) == stored
+    with pytest.raises(UsageError) as refused:
+        stored.check()
+    assert str(refused.value) == sentence
 
 
 def test_settings_at_their_limits_are_valid() -> None:
