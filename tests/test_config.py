@@ -37,6 +37,20 @@ def test_every_algorithm_has_a_name_and_settings_in_the_configuration() -> None:
         assert config.algorithm is getattr(config, name)
 
 
+@pytest.mark.parametrize("kind", ALGORITHMS.values())
+def test_only_the_rollout_settings_of_an_algorithm_change_the_size_or_use_of_a_rollout(kind: Any) -> None:
+    default = kind(final_entropy_coefficient=0.0)  # without it, no entropy schedule is valid
+    for setting in dataclasses.fields(kind):
+        value = getattr(default, setting.name)
+        if type(value) is int:
+            changed = dataclasses.replace(default, **{setting.name: value + 1})
+            same = (changed.rollout_steps, changed.updates_per_rollout) == (
+                default.rollout_steps,
+                default.updates_per_rollout,
+            )
+            assert same is (setting.name not in default.rollout_settings), setting.name
+
+
 def test_settings_of_every_kind_survive_json(tmp_path: Path) -> None:
     config = Config(
         run_dir=tmp_path,
