@@ -23,7 +23,8 @@ from zmqrl import __version__, cli
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.commands import COMMANDS
 from zmqrl.commands.run.train import config_from
-from zmqrl.config import Config, WireConfig
+from zmqrl.config import CheckpointConfig, Config, WireConfig
+from zmqrl.errors import UsageError
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.reach import check, over_tcp
 from zmqrl.learner.envs import describe_env
@@ -198,8 +199,7 @@ def test_too_many_workers_for_the_hosts_are_refused_before_any_host_is_contacted
 
 
 def test_a_local_run_can_be_resumed_on_hosts(tmp_path: Path) -> None:
-    wire = WireConfig(transport="tcp", address="10.9.9.9")
-    path = finished_run(tmp_path / "run", dataclasses.replace(cartpole(), wire=wire))
+    path = finished_run(tmp_path / "run", dataclasses.replace(cartpole(), wire=WireConfig(address="10.9.9.9")))
     config = config_from(["--resume", "--run-dir", str(path)], over_tcp)
     assert (config.wire.transport, config.wire.address) == ("tcp", "127.0.0.1")
     check(config, [Host(name="h1")])
@@ -378,6 +378,25 @@ def test_a_repeatable_option_replaces_the_earlier_values_on_resume(tmp_path: Pat
     resume = ["--run-dir", str(path), "--resume"]
     assert config_from(resume).straggle == ("0:0.1",)
     assert config_from([*resume, "--straggle", "0:0.1"]).straggle == ("0:0.1",)
+
+
+@pytest.mark.parametrize(
+    ("stored", "options"),
+    [
+        ({"metrics_port": "0.0.0.0:80"}, ["--metrics-port", "127.0.0.1:9100"]),
+        ({"wire": WireConfig(transport="tcp", address="0.0.0.0")}, ["--wire.address", "127.0.0.1"]),
+        ({"wire": WireConfig(address="10.9.9.9")}, ["--wire.transport", "tcp"]),
+        ({"checkpoint": CheckpointConfig(keep=0)}, ["--checkpoint.keep", "3"]),
+    ],
+)
+def test_an_option_replaces_a_stored_setting_that_is_invalid_on_resume(
+    tmp_path: Path, stored: dict[str, Any], options: list[str]
+) -> None:
+    path = finished_run(tmp_path / "run", dataclasses.replace(cartpole(), **stored))
+    resume = ["--run-dir", str(path), "--resume"]
+    with pytest.raises(UsageError, match=options[0]):
+        config_from(resume).check()
+    config_from([*resume, *options]).check()
 
 
 def test_resuming_with_another_recipe_is_refused(refused: Refused) -> None:

@@ -37,6 +37,20 @@ def test_every_algorithm_has_a_name_and_settings_in_the_configuration() -> None:
         assert config.algorithm is getattr(config, name)
 
 
+@pytest.mark.parametrize("kind", ALGORITHMS.values())
+def test_only_the_rollout_settings_of_an_algorithm_change_the_size_or_use_of_a_rollout(kind: Any) -> None:
+    default = kind(final_entropy_coefficient=0.0)  # without it, no entropy schedule is valid
+    for setting in dataclasses.fields(kind):
+        value = getattr(default, setting.name)
+        if type(value) is int:
+            changed = dataclasses.replace(default, **{setting.name: value + 1})
+            same = (changed.rollout_steps, changed.updates_per_rollout) == (
+                default.rollout_steps,
+                default.updates_per_rollout,
+            )
+            assert same is (setting.name not in default.rollout_settings), setting.name
+
+
 def test_settings_of_every_kind_survive_json(tmp_path: Path) -> None:
     config = Config(
         run_dir=tmp_path,
@@ -129,6 +143,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"consistent": True, "quorum": 1}, "--consistent"),
     ({"consistent": True, "external_workers": 1}, "--external-workers"),
     ({"consistent": True, "on_loss": "shrink"}, "--on-loss shrink"),
+    ({"metrics_port": "0.0.0.0:80"}, "--metrics-port 0.0.0.0:80"),
+    ({"metrics_port": "65536"}, "--metrics-port 65536"),
+    ({"pace": "slow"}, "--pace slow"),
+    ({"envs": {"num_envs": 0}}, "--envs.num-envs 0"),
+    ({"envs": {"min_frame_skip": 5}}, "--envs.min-frame-skip 5"),
+    ({"envs": {"min_frame_skip": 2}}, "--envs.noop-max 0"),
+    ({"envs": {"args": ["size"]}}, "--env-arg size"),
     ({"wire": {"address": "127.0.0.2"}}, "--wire.transport tcp"),
     ({"wire": {"transport": "tcp", "address": "0.0.0.0"}}, "--wire.address 0.0.0.0"),
     ({"wire": {"transport": "tcp", "address": "0.0.0.0", "insecure_plaintext": True}}, "--wire.address 0.0.0.0"),
@@ -160,9 +181,47 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("changes", "names"), BAD, ids=[names for _, names in BAD])
 def test_an_error_names_an_invalid_setting_and_its_value(changes: dict[str, Any], names: str) -> None:
+    stored = Config.from_json(changes)
     with pytest.raises(UsageError) as caught:
-        Config.from_json(changes).check()
+        stored.check()
     assert names in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"wire": {"transport": "tcp", "address": "0.0.0.0"}},
+            "--wire.address 0.0.0.0 would listen on every network: use one address of this machine.",
+        ),
+        (
+            {"wire": {"address": "10.9.9.9"}},
+            "--wire.address 10.9.9.9 needs TCP: add --wire.transport tcp.",
+        ),
+        (
+            {"metrics_port": "0.0.0.0:80"},
+            "--metrics-port 0.0.0.0:80 would listen on every network: use one address of this machine.",
+        ),
+        (
+            {"envs": {"min_frame_skip": 2}},
+            "--envs.min-frame-skip 2 needs --envs.noop-max 0 --envs.no-fire-reset: "
+            "games with random frame skip start without no-ops and FIRE.",
+        ),
+        ({"checkpoint": {"keep": 0}}, "--checkpoint.keep 0: must be 1 or more."),
+        ({"seed": 2**32}, f"--seed {2**32}: must be at least 0 and below 2^32."),
+    ],
+)
+@pytest.mark.parametrize("within", ["config.json", "cluster.json"])
+def test_stored_settings_that_no_session_can_start_with_can_still_be_read(
+    tmp_path: Path, within: str, changes: dict[str, Any], sentence: str
+) -> None:
+    path = tmp_path / within
+    path.write_text(json.dumps(changes if within == "config.json" else {"config": changes}), encoding="utf-8")
+    stored = Config.read(path)
+    assert Config.from_json(json.loads(json.dumps(stored.to_json()))) == stored
+    with pytest.raises(UsageError) as refused:
+        stored.check()
+    assert str(refused.value) == sentence
 
 
 def test_settings_at_their_limits_are_valid() -> None:

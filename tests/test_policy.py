@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from support.stub_games import described
 import zmqrl
 from zmqrl import cli
 from zmqrl.commands.measure.play import whole_game
-from zmqrl.config import Config
+from zmqrl.config import CheckpointConfig, Config, WireConfig
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import EnvConfig
 from zmqrl.learner.networks import make_model
@@ -47,6 +48,25 @@ def test_the_newest_checkpoint_is_read_unless_a_version_is_given(tmp_path: Path)
     assert (policy.version, policy.wall_s, policy.agent_steps) == (200, 12.5, 4096)
     assert (policy.env_id, policy.config.model) == ("CartPole-v1", "mlp")
     assert zmqrl.load_policy(run, 40).version == 40
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"wire": WireConfig(transport="tcp", address="0.0.0.0")},
+        {"wire": WireConfig(address="10.9.9.9")},
+        {"metrics_port": "0.0.0.0:80"},
+        {"checkpoint": CheckpointConfig(keep=0)},
+    ],
+)
+def test_a_policy_can_be_read_even_if_its_run_could_not_be_resumed_with_the_stored_settings(
+    tmp_path: Path, stored: dict[str, Any]
+) -> None:
+    run = write_run(tmp_path / "run", dataclasses.replace(CARTPOLE, **stored), 40)
+    policy = load_policy(run)
+    assert policy.version == 40
+    with pytest.raises(UsageError):
+        policy.config.check()
 
 
 @pytest.mark.processes

@@ -1,6 +1,8 @@
 """The settings of a run: one frozen tree, stored and sent as JSON.
 
-Each part checks its own settings when it is made, and raises UsageError for the first invalid one.
+``Config.check`` decides whether a session can start with them. Reading a stored configuration checks only the settings
+that shape the network and the learner. A run that an earlier version stored therefore stays readable when a rule
+becomes stricter, and options can replace a setting that is no longer valid when the run is resumed.
 """
 
 import dataclasses
@@ -74,7 +76,7 @@ class WireConfig:
         require(is_range, f"--wire.port-range {self.port_range}: must be FIRST-LAST within 1024-65535.")
         return range(int(first), int(last) + 1)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _require_positive("--wire.need-s", self.need_s)
         self.ports()
         try:
@@ -112,7 +114,7 @@ class ScheduleConfig:
     default_minutes: tyro.conf.Suppress[float | None] = None
     """The recipe's value for ``minutes`` if the run has no limit."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name in ("updates", "agent_steps", "minutes", "default_minutes"):
             _require_positive(f"--schedule.{name.replace('_', '-')}", getattr(self, name))
 
@@ -130,7 +132,7 @@ class CheckpointConfig:
     keep: int = 10
     """Number of checkpoints to keep. Older ones are removed."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _require_positive("--checkpoint.every-minutes", self.every_minutes)
         require(self.keep >= 1, f"--checkpoint.keep {self.keep}: must be 1 or more.")
 
@@ -146,7 +148,7 @@ class EvaluationConfig:
     greedy: bool = False
     """Take the most probable action instead of sampling one."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(self.episodes >= 1, f"--evaluation.episodes {self.episodes}: must be 1 or more.")
         _require_positive("--evaluation.every-minutes", self.every_minutes)
 
@@ -158,7 +160,7 @@ class RecordingConfig:
     minutes: tuple[float, ...] = (0.0, 15.0, 30.0)
     """Times of training, in minutes, at which to record a game."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for minute in self.minutes:
             require(0 <= minute < math.inf, f"--recording.minutes {minute}: must be 0 or more and finite.")
 
@@ -366,11 +368,23 @@ class Config:
         )
         return str(ip), int(port)
 
-    def __post_init__(self) -> None:
-        """Raise UsageError for the first setting whose value is invalid for every run."""
+    def check(self) -> None:
+        """Raise UsageError for the first invalid setting."""
+        for part in (self.wire, self.envs, self.schedule, self.checkpoint, self.evaluation, self.recording):
+            part.check()
         require(self.workers >= 1, f"--workers {self.workers}: must be 1 or more.")
         require(self.backups >= 0, f"--backups {self.backups}: must be 0 or more.")
+        require(
+            self.ranks <= MAX_WORKERS, f"--workers and --backups: {self.ranks} is above the limit of {MAX_WORKERS}."
+        )
         require(1 <= self.shards <= MAX_SHARDS, f"--shards {self.shards}: must be from 1 to {MAX_SHARDS}.")
+        k = self.effective_quorum()
+        require(k >= 1, f"--quorum {k}: must be 1 or more.")
+        require(k <= self.ranks, f"--quorum {k} is above the number of workers, {self.ranks} (N + b).")
+        require(
+            0 <= self.external_workers <= self.ranks,
+            f"--external-workers {self.external_workers}: must be from 0 to {self.ranks} (N + b).",
+        )
         for option, limit in (
             ("--updates", self.updates),
             ("--agent-steps", self.agent_steps),
@@ -381,22 +395,6 @@ class Config:
         score = self.stop_score
         require(score is None or math.isfinite(score), f"--stop-score {score}: must be finite.")
         require(0 <= self.seed < 2**32, f"--seed {self.seed}: must be at least 0 and below 2^32.")
-        if self.pace is not None:
-            Law.parse(self.pace, "--pace")
-        self.metrics_endpoint()
-
-    def check(self) -> None:
-        """Raise UsageError for the first invalid combination of settings."""
-        require(
-            self.ranks <= MAX_WORKERS, f"--workers and --backups: {self.ranks} is above the limit of {MAX_WORKERS}."
-        )
-        k = self.effective_quorum()
-        require(k >= 1, f"--quorum {k}: must be 1 or more.")
-        require(k <= self.ranks, f"--quorum {k} is above the number of workers, {self.ranks} (N + b).")
-        require(
-            0 <= self.external_workers <= self.ranks,
-            f"--external-workers {self.external_workers}: must be from 0 to {self.ranks} (N + b).",
-        )
         require(
             self.mode == "sync" or (self.backups == 0 and self.quorum is None and not self.consistent),
             "--mode async cannot be combined with --backups, --quorum or --consistent: remove them.",
@@ -416,7 +414,10 @@ class Config:
         )
         self.algorithm.minibatch_samples(self.envs.num_envs)
         self.stragglers()
+        if self.pace is not None:
+            Law.parse(self.pace, "--pace")
         self.ports()
+        self.metrics_endpoint()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as in ``config.json``."""

@@ -257,5 +257,6 @@ WRONG = {
 
 @pytest.mark.parametrize(("setting", "value"), [*WRONG.items(), ("max_frames", 0)])
 def test_an_error_about_an_invalid_setting_names_its_option(setting: str, value: Any) -> None:
+    config = EnvConfig(**{setting: value})
     with pytest.raises(UsageError, match=f"^--envs.{setting.replace('_', '-')} {value}: "):
-        EnvConfig(**{setting: value})
+        describe_env("ALE/Breakout-v5", config)

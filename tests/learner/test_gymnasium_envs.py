@@ -502,7 +502,7 @@ def test_arguments_reach_the_environment_as_python_values() -> None:
 )
 def test_an_argument_that_cannot_be_read_is_named(args: tuple[str, ...], words: str) -> None:
     with pytest.raises(UsageError) as refused:
-        EnvConfig(args=args)
+        describe_env("CartPole-v1", EnvConfig(args=args))
     assert str(refused.value).startswith(f"--env-arg {words}")
 
 

@@ -9,7 +9,7 @@ import pytest
 from support.games_rig import RANDOM_SKIP, play, random_actions
 
 from zmqrl.errors import UsageError
-from zmqrl.learner.envs import EnvConfig, Game, make_envs
+from zmqrl.learner.envs import EnvConfig, Game, describe_env, make_envs
 from zmqrl.learner.games import game_seeds
 
 pytestmark = pytest.mark.processes
@@ -129,4 +129,4 @@ def test_a_life_lost_at_the_time_limit_ends_the_return_even_with_random_frame_sk
 def test_random_frame_skip_is_refused_for_games_that_start_with_noops_or_fire(settings: dict[str, Any]) -> None:
     needs = "^--envs.min-frame-skip 2 needs --envs.noop-max 0 --envs.no-fire-reset: "
     with pytest.raises(UsageError, match=needs):
-        EnvConfig(min_frame_skip=2, **settings)
+        describe_env("ALE/Breakout-v5", EnvConfig(min_frame_skip=2, **settings))

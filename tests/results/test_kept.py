@@ -69,6 +69,16 @@ def test_a_result_that_cannot_be_reproduced_is_refused(tmp_path: Path, settings:
     assert reason in refusal(write_result(tmp_path / "run", **settings))
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [{"metrics_port": "0.0.0.0:80"}, {"wire": {"address": "10.9.9.9"}}, {"envs": {"min_frame_skip": 2}}],
+)
+def test_a_result_is_read_even_if_its_settings_cannot_start_a_run(tmp_path: Path, stored: dict[str, Any]) -> None:
+    result = Result.read(write_result(tmp_path / "run", **stored))
+    with pytest.raises(UsageError):
+        result.config.check()
+
+
 EVALUATION = {"version": 60, "mean": 6.5, "episodes": 4, "ci95": [5.5, 7.5], "wall_s": 6.0, "agent_steps": 6000}
 
 

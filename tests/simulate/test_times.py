@@ -103,3 +103,35 @@ def test_a_run_with_an_invalid_setting_is_refused(changes: dict[str, Any], reaso
     with pytest.raises(UsageError) as refused:
         times.settings_of(OLD_RUN, replace(record, settings={**record.settings, **changes}))
     assert str(refused.value).endswith(f"config.json cannot be used: a setting is missing or invalid: {reason}.")
+
+
+@pytest.mark.parametrize(
+    ("algo", "missing"),
+    [
+        ("ppo", "ppo.rollout_steps"),
+        ("ppo", "ppo.epochs"),
+        ("ppo", "ppo.minibatches"),
+        ("ba3c", "ba3c.rollout_steps"),
+        ("ppo", "envs.num_envs"),
+    ],
+)
+def test_a_run_that_does_not_say_how_large_a_rollout_is_is_refused(algo: str, missing: str) -> None:
+    record = RunRecord.read(OLD_RUN)
+    settings = {name: value for name, value in record.settings.items() if name != missing} | {"algo": algo}
+    with pytest.raises(UsageError) as refused:
+        times.settings_of(OLD_RUN, replace(record, settings=settings))
+    reason = f"a setting is missing or invalid: {missing!r}."
+    assert str(refused.value) == f"{OLD_RUN / 'config.json'} cannot be used: {reason}"
+
+
+def test_a_run_without_a_setting_that_does_not_change_its_rollouts_can_be_simulated() -> None:
+    record = RunRecord.read(OLD_RUN)
+    settings = {name: value for name, value in record.settings.items() if name not in ("ppo.gamma", "ppo.final_clip")}
+    assert times.settings_of(OLD_RUN, replace(record, settings=settings)).updates_per_rollout == 16
+
+
+def test_an_error_about_the_codec_of_a_run_names_its_configuration() -> None:
+    record = RunRecord.read(OLD_RUN)
+    with pytest.raises(UsageError) as refused:
+        times.settings_of(OLD_RUN, replace(record, settings={**record.settings, "wire.codec": "f8"}))
+    assert str(refused.value).startswith(f"{OLD_RUN / 'config.json'} names the codec 'f8', but this zmqrl only has ")

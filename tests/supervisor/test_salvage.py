@@ -486,11 +486,20 @@ def test_a_resume_changes_nothing_if_left_json_is_damaged(tmp_path: Path, left: 
     assert directory.left.read_text() == left
 
 
-def left_on_a_host(directory: RunDirectory, says: str) -> None:
+def left_on_a_host(directory: RunDirectory, says: str, **settings: Any) -> None:
     command = ["sh", "-c", f"echo {says} >&2; exit 1"]
     host = {"host": "h9", "command": command, "work": "run", "lease_s": 8.0}
     shards = [{"shard": shard, "host": "h9", "control": f"tcp://10.0.0.1:{9000 + shard}"} for shard in range(2)]
-    write_json(directory.left, {"run": "r", "config": cartpole().to_json(), "hosts": [host], "shards": shards})
+    config = cartpole().to_json() | settings
+    write_json(directory.left, {"run": "r", "config": config, "hosts": [host], "shards": shards})
+
+
+@pytest.mark.parametrize("stored", [{"metrics_port": "0.0.0.0:80"}, {"wire": {"address": "10.9.9.9"}}])
+def test_left_json_is_read_even_if_its_settings_cannot_start_a_run(tmp_path: Path, stored: dict[str, Any]) -> None:
+    directory, news = RunDirectory(tmp_path), list[str]()
+    left_on_a_host(directory, "no route to host", **stored)
+    with pytest.raises(ClusterError, match=r"the killed run: h9: no route to host\. The state is kept on h9"):
+        salvage(directory, checkpoint(20, {}), news.append)
 
 
 def test_an_unreachable_host_is_named_and_left_json_stays(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
     threads emulate Atari games. Atari games with random frame skip, and all other environments, run in the calling
     thread. ``zmqrl/Dummy-v0`` is not a game: it returns frames in the shape of an Atari game at no cost.
     """
+    config.check()
     if env_id == DUMMY_ID:
         return DummyEnvs(describe_dummy(config), config)
     registered = find_env(env_id)
@@ -72,6 +73,7 @@ def repeats_games(env_id: str) -> bool:
 
 def _describe(env_id: str, config: EnvConfig, *, plays: bool) -> EnvSpec:
     """Like ``describe_env``, and like ``try_env`` if ``plays``."""
+    config.check()
     if env_id == DUMMY_ID:
         return describe_dummy(config)
     registered = find_env(env_id)

@@ -68,29 +68,6 @@ class EnvConfig:
     normalize_rewards: bool = False
     """For learning, divide rewards by the running standard deviation of returns, and clip them to [-10, 10]."""
 
-    def __post_init__(self) -> None:
-        require(self.num_envs >= 1, f"--envs.num-envs {self.num_envs}: must be 1 or more.")
-        require(self.frame_skip >= 1, f"--envs.frame-skip {self.frame_skip}: must be 1 or more.")
-        least = self.min_frame_skip
-        require(
-            least is None or 1 <= least <= self.frame_skip,
-            f"--envs.min-frame-skip {least}: must be from 1 to {self.frame_skip} (--envs.frame-skip).",
-        )
-        require(
-            least is None or (self.noop_max == 0 and not self.fire_reset),
-            f"--envs.min-frame-skip {least} needs --envs.noop-max 0 --envs.no-fire-reset: "
-            "games with random frame skip start without no-ops and FIRE.",
-        )
-        require(self.frame_stack >= 1, f"--envs.frame-stack {self.frame_stack}: must be 1 or more.")
-        require(self.screen_size >= 1, f"--envs.screen-size {self.screen_size}: must be 1 or more.")
-        require(
-            0 <= self.sticky_actions < 1,
-            f"--envs.sticky-actions {self.sticky_actions}: must be at least 0 and below 1, such as 0.25.",
-        )
-        require(self.noop_max >= 0, f"--envs.noop-max {self.noop_max}: must be 0 or more.")
-        require(self.max_frames >= 1, f"--envs.max-frames {self.max_frames}: must be 1 or more.")
-        self.make_arguments()
-
     @property
     def frame_channels(self) -> int:
         return 1 if self.grayscale else 3
@@ -165,6 +142,29 @@ class EnvConfig:
         changes = [f"with {', '.join(self.args)}"] if self.args else ["as registered"]
         changes += [f"wrapped by {', '.join(self.wrappers)}"] if self.wrappers else []
         return f"played {', '.join(changes)}, scores are sums of {'' if self.wrappers else 'true '}rewards"
+
+    def check(self) -> None:
+        require(self.num_envs >= 1, f"--envs.num-envs {self.num_envs}: must be 1 or more.")
+        require(self.frame_skip >= 1, f"--envs.frame-skip {self.frame_skip}: must be 1 or more.")
+        least = self.min_frame_skip
+        require(
+            least is None or 1 <= least <= self.frame_skip,
+            f"--envs.min-frame-skip {least}: must be from 1 to {self.frame_skip} (--envs.frame-skip).",
+        )
+        require(
+            least is None or (self.noop_max == 0 and not self.fire_reset),
+            f"--envs.min-frame-skip {least} needs --envs.noop-max 0 --envs.no-fire-reset: "
+            "games with random frame skip start without no-ops and FIRE.",
+        )
+        require(self.frame_stack >= 1, f"--envs.frame-stack {self.frame_stack}: must be 1 or more.")
+        require(self.screen_size >= 1, f"--envs.screen-size {self.screen_size}: must be 1 or more.")
+        require(
+            0 <= self.sticky_actions < 1,
+            f"--envs.sticky-actions {self.sticky_actions}: must be at least 0 and below 1, such as 0.25.",
+        )
+        require(self.noop_max >= 0, f"--envs.noop-max {self.noop_max}: must be 0 or more.")
+        require(self.max_frames >= 1, f"--envs.max-frames {self.max_frames}: must be 1 or more.")
+        self.make_arguments()
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,11 @@ class Algorithm(Protocol):
         """The number of updates that learn from one rollout."""
 
     @property
+    def rollout_settings(self) -> tuple[str, ...]:
+        """The settings that determine the size of a rollout and ``updates_per_rollout``."""
+        return ("rollout_steps",)
+
+    @property
     @abstractmethod
     def uses_whole_rollouts(self) -> bool:
         """Whether each minibatch is a whole rollout, in its order, as ``Rollout.activations`` requires."""
@@ -165,6 +170,10 @@ class PPOConfig(Algorithm):
     @property
     def updates_per_rollout(self) -> int:
         return self.epochs * self.minibatches
+
+    @property
+    def rollout_settings(self) -> tuple[str, ...]:
+        return ("rollout_steps", "epochs", "minibatches")
 
     @property
     def uses_whole_rollouts(self) -> bool:

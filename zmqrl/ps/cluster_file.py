@@ -33,7 +33,7 @@ class Cluster:
     def read(cls, path: Path) -> "Cluster":
         """Read ``cluster.json``. Raises UsageError if the file is missing or is not a cluster file."""
         try:
-            return cls.from_json(read_json(path))
+            return cls.from_json(read_json(path), where=path)
         except OSError as error:
             raise UsageError(
                 f"cannot read {path}: {error.strerror}. This file exists only while the run is alive."
@@ -42,8 +42,10 @@ class Cluster:
             raise UsageError(f"{path} is not a cluster file: {error!r}.") from error
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], keys: ClientKeys | None = None) -> "Cluster":
-        """Build a cluster from the parsed file, whose unknown fields are ignored.
+    def from_json(
+        cls, data: dict[str, Any], keys: ClientKeys | None = None, where: Path = Path("cluster.json")
+    ) -> "Cluster":
+        """Build a cluster from the parsed file ``where``, whose unknown fields are ignored.
 
         Raises UsageError when the run uses another version of the protocol, or an unknown codec.
         """
@@ -56,7 +58,7 @@ class Cluster:
         return cls(
             run=data["run"],
             layout=Layout.from_json(data["layout"]),
-            codec=codec_named(data["codec"], "cluster.json"),
+            codec=codec_named(data["codec"], where),
             endpoints=tuple({role: shard[role] for role in SOCKET_ROLES} for shard in data["shards"]),
             open_ranks=open_ranks,
             asynchronous=data.get("mode") == "async",

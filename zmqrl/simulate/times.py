@@ -53,7 +53,7 @@ def settings_of(run: Path, record: RunRecord) -> Scenario:
         updates_per_rollout=per_rollout,
         agent_steps_per_rollout=agent_steps,
         parameters=_parameters_of(run),
-        codec=codec_named(settings.get("wire.codec", "f32"), run),
+        codec=codec_named(settings.get("wire.codec", "f32"), RunDirectory(run).config),
         need_s=settings.get("wire.need_s", 1.0),
     )
 
@@ -121,6 +121,9 @@ def _rollout_of(settings: Mapping[str, Any], run: Path) -> tuple[int, int]:
         kind = ALGORITHMS[name]
         stored = {each: settings[f"{name}.{each}"] for each in get_type_hints(kind) if f"{name}.{each}" in settings}
         algorithm = decode(kind, stored, name)
+        for each in algorithm.rollout_settings:  # their defaults would give another prediction
+            if each not in stored:
+                raise KeyError(f"{name}.{each}")
         return algorithm.updates_per_rollout, algorithm.rollout_steps * settings["envs.num_envs"]
     except (KeyError, TypeError, UsageError) as error:
         reason = str(error).removesuffix(".")

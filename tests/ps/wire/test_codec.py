@@ -1,6 +1,9 @@
 """Payloads on the wire hold the same bits as torch's conversion, and no number is lost."""
 
+import json
+import re
 import struct
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -114,6 +117,14 @@ def test_every_codec_of_the_protocol_has_an_entry_and_every_other_name_is_refuse
     known = " and ".join(CODECS)
     with pytest.raises(UsageError, match=f"cluster.json names the codec 'f8', but this zmqrl only has {known}: "):
         Cluster.from_json(data | {"codec": "f8"})
+
+
+def test_an_error_about_the_codec_of_a_run_names_its_cluster_file(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.json"
+    data = Cluster(run="r", layout=Layout.of([("w", (100,))], 1), codec="f32", endpoints=()).to_json()
+    path.write_text(json.dumps(data | {"codec": "f8"}), encoding="utf-8")
+    with pytest.raises(UsageError, match=re.escape(f"{path} names the codec 'f8', but")):
+        Cluster.read(path)
 
 
 @settings(deadline=None)
