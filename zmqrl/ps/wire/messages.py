@@ -226,8 +226,8 @@ class Missing:
 class Ping:
     """DEALER to ROUTER, about once a second, from the thread that owns the sockets.
 
-    ``progress`` grows when the computing thread makes progress. ``version`` is the newest version that the sender has
-    seen from this shard. The computing thread has been in ``span`` for ``span_ms``.
+    ``computed`` grows whenever the computing thread pulls or pushes. ``version`` is the newest version that the sender
+    has seen from this shard. The computing thread has been in ``span`` for ``span_ms``.
     """
 
     run: Name
@@ -235,7 +235,7 @@ class Ping:
     incarnation: U53
     generation: U32
     version: U53
-    progress: U53
+    computed: U53
     sent_us: U53
     span: SpanName = ""
     span_ms: U53 = 0
