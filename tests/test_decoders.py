@@ -13,7 +13,16 @@ from support.paths import ROOT, TESTS
 
 EACH = pytest.mark.parametrize("name", DECODERS)
 SAMPLE = 100
-IN_MEMORY = {"header", "shard", "worker", "report", "request", "event", "said"}  # decoders that need no file
+IN_MEMORY = {
+    "header",
+    "shard",
+    "worker",
+    "supervisor",
+    "report",
+    "request",
+    "event",
+    "said",
+}  # decoders that need no file
 FUZZ = TESTS / "support/fuzz.py"
 # libFuzzer ends with an error if one message takes longer (seconds) or if the process uses more memory (MiB).
 LIMITS = ("-timeout=10", "-rss_limit_mb=1024", "-max_len=4096", "-verbosity=0")

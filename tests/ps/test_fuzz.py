@@ -128,7 +128,7 @@ def hostile_controls(running: Served, chance: random.Random) -> Iterator[list[by
         replace(hello, layout=layout, rank=60_000),
         replace(hello, run="another"),
         m.SnapshotRequest(run=run, version=None),
-        m.Ping(run=run, rank=0, incarnation=1, generation=1, version=2**53 - 1, progress=0, sent_us=0),
+        m.Ping(run=run, rank=0, incarnation=1, generation=1, version=2**53 - 1, computed=0, sent_us=0),
         m.Leave(run=run, rank=0, incarnation=1),
         m.Report(run=run, rank=0, incarnation=1, figures=bytes(1000)),
         m.StatsRequest(run=run),

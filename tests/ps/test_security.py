@@ -304,7 +304,7 @@ def test_a_hello_under_the_name_of_another_rank_is_refused(impostor: Impostor) -
 
 
 def ping(run: str, rank: int, incarnation: int) -> m.Ping:
-    return m.Ping(run=run, rank=rank, incarnation=incarnation, generation=1, version=0, progress=0, sent_us=1)
+    return m.Ping(run=run, rank=rank, incarnation=incarnation, generation=1, version=0, computed=0, sent_us=1)
 
 
 def test_pings_reports_and_leave_under_another_rank_are_rejected_without_an_answer(

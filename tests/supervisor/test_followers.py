@@ -13,6 +13,7 @@ from zmqrl.hosts.launcher import Said
 from zmqrl.observe.console import LiveFigures
 from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId
 from zmqrl.rundir import RunDirectory
+from zmqrl.start.jobs import EvaluationRequest, FollowerRequest, RecordingRequest
 from zmqrl.supervisor.followers import Followers
 
 pytestmark = pytest.mark.processes
@@ -23,12 +24,12 @@ class Runner:
 
     def __init__(self) -> None:
         self.started: list[ProcessId] = []
-        self.told: list[tuple[ProcessId, dict[str, Any]]] = []
+        self.told: list[tuple[ProcessId, FollowerRequest]] = []
 
     def start(self, process: ProcessId) -> None:
         self.started.append(process)
 
-    def tell(self, process: ProcessId, message: dict[str, Any]) -> None:
+    def tell(self, process: ProcessId, message: FollowerRequest) -> None:
         self.told.append((process, message))
 
     def worked(self, process: ProcessId) -> None: ...
@@ -95,7 +96,7 @@ def test_checkpoints_are_evaluated_every_five_minutes_and_always_at_the_end(
     for version, minutes in ((0, 0.0), (100, 2.0), (200, 4.9), (300, 5.1), (400, 7.0)):
         followers.on_checkpoint(version, 60 * minutes)
     followers.on_checkpoint(500, 60 * 8.0, last=True)
-    assert [told["version"] for name, told in runner.told if name == EVALUATOR] == [0, 300, 500]
+    assert [told.version for name, told in runner.told if name == EVALUATOR] == [0, 300, 500]
 
 
 def test_a_resumed_run_does_not_evaluate_its_last_checkpoint_again(
@@ -108,7 +109,7 @@ def test_a_resumed_run_does_not_evaluate_its_last_checkpoint_again(
     again.on_checkpoint(300, 300.0)
     again.on_checkpoint(400, 400.0)
     again.on_checkpoint(700, 700.0)
-    assert [told["version"] for name, told in runner.told if name == EVALUATOR] == [300, 700]
+    assert [told.version for name, told in runner.told if name == EVALUATOR] == [300, 700]
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_a_score_counts_as_reached_when_new_games_with_one_checkpoint_confirm_it
     confirming.on_scores(10.0, 60)
     assert confirming.wants_checkpoint(0.0)
     confirming.on_checkpoint(200, 20.0)
-    assert runner.told == [(EVALUATOR, {"version": 200, "episodes": 50, "seed": 2**31 + 50 * 200})]
+    assert runner.told == [(EVALUATOR, EvaluationRequest(200, 50, 2**31 + 50 * 200))]
     confirming.on_scores(11.0, 70)
     assert not confirming.wants_checkpoint(0.0), "the evaluator is busy"
     assert confirming.confirmed_score == -float("inf")
@@ -180,7 +181,7 @@ def test_damaged_evaluations_do_not_stop_a_run(
     again = Followers(followers.config, RunDirectory(tmp_path), followers.runner, followers.console, followers.files)
     assert "evaluations.jsonl is damaged: line 2 cannot be read" in notices.texts[-1]
     again.on_checkpoint(300, 300.0)
-    assert [told["version"] for name, told in runner.told if name == EVALUATOR] == [300]
+    assert [told.version for name, told in runner.told if name == EVALUATOR] == [300]
 
 
 def test_a_checkpoint_stays_with_a_follower_as_long_as_it_is_needed(
@@ -206,8 +207,8 @@ def test_a_game_is_recorded_with_the_first_checkpoint_after_each_minute(follower
     assert followers.wants_checkpoint(60 * 15.0)
     followers.on_checkpoint(200, 60 * 15.1)
     assert [told for name, told in runner.told if name == RECORDER] == [
-        {"version": 0, "name": "minute-000"},
-        {"version": 200, "name": "minute-015"},
+        RecordingRequest(0, "minute-000"),
+        RecordingRequest(200, "minute-015"),
     ]
 
 
@@ -230,9 +231,38 @@ def test_pending_evaluations_of_a_dead_evaluator_go_to_the_next_one(followers: F
     followers.on_checkpoint(0, 0.0)
     followers.on_checkpoint(300, 300.0)
     followers.on_answer(evaluation(0))
-    assert followers.pending[EVALUATOR] == [{"version": 300}]
+    assert followers.pending[EVALUATOR] == [EvaluationRequest(300)]
     followers.on_answer(Said(EVALUATOR, {"skipped": 300, "reason": "it was pruned"}))
     assert not followers.pending[EVALUATOR]
+
+
+UNKNOWN = ({"surprise": 1}, {"evaluation": {"version": 0, "mean": None}}, {"recording": {"version": 0}})
+
+
+@pytest.mark.parametrize("facts", UNKNOWN)
+def test_an_unknown_answer_is_shown_and_settles_the_oldest_pending_version(
+    followers: Followers, notices: Notices, brought: set[tuple[ProcessId, int]], facts: dict[str, Any]
+) -> None:
+    followers.on_checkpoint(0, 0.0)
+    followers.on_checkpoint(300, 300.0)
+    followers.on_answer(Said(EVALUATOR, facts))
+    assert followers.pending[EVALUATOR] == [EvaluationRequest(300)]
+    assert notices.texts == [f"evaluator-0 skipped version 0: a follower gave the unknown answer {facts!r}."]
+    followers.on_answer(Said(RECORDER, facts))
+    assert followers.pending[RECORDER] == []
+    assert brought == {(EVALUATOR, 300)}
+    followers.on_answer(Said(RECORDER, facts))
+    assert notices.texts[-1] == f"recorder-0: a follower gave the unknown answer {facts!r}."
+    followers.on_answer(evaluation(300))
+    followers.finish(300, 310.0, lambda: pytest.fail("it waits"), lambda: False)
+
+
+def test_a_score_is_confirmed_again_after_an_unknown_answer(confirming: Followers) -> None:
+    confirming.on_scores(10.0, 60)
+    confirming.on_checkpoint(200, 20.0)
+    confirming.on_answer(Said(EVALUATOR, {"surprise": 1}))
+    confirming.on_scores(10.0, 61)
+    assert confirming.wants_checkpoint(0.0)
 
 
 def test_a_run_continues_without_an_evaluator_that_keeps_dying(followers: Followers) -> None:
@@ -247,9 +277,12 @@ def test_a_run_continues_without_an_evaluator_that_keeps_dying(followers: Follow
 
 def test_the_run_waits_for_both_games_recorded_with_one_checkpoint(followers: Followers) -> None:
     followers.on_checkpoint(900, 60 * 40.0)
-    assert [message["name"] for message in followers.pending[RECORDER]] == ["minute-000", "minute-015"]
+    assert followers.pending[RECORDER] == [
+        RecordingRequest(900, "minute-000"),
+        RecordingRequest(900, "minute-015"),
+    ]
     followers.on_answer(Said(RECORDER, {"recording": {"version": 900, "path": "a.mp4", "score": 1.0}}))
-    assert [message["name"] for message in followers.pending[RECORDER]] == ["minute-015"]
+    assert followers.pending[RECORDER] == [RecordingRequest(900, "minute-015")]
 
 
 @pytest.mark.slow

@@ -234,14 +234,26 @@ def decode_at_a_shard(data: bytes, _: Path) -> None:
 
 
 def decode_at_a_worker(data: bytes, _: Path) -> None:
-    """Give the bytes to the state machine of a worker as the message of a shard."""
-    worker, found = worker_rig.contributed(), framing.decode(data)
-    payload = zmq.Frame(PAYLOAD) if isinstance(found, m.Weights | m.Snapshot) else None
-    if isinstance(found, m.Publication):
-        worker.handle(worker_events.PublicationArrived(0, found, payload), 0.0)
-    elif isinstance(found, m.ToWorker):
-        worker.handle(worker_events.ControlArrived(0, found, payload), 0.0)
+    """Give the bytes to each socket of a worker as the message of a shard, and then to the state machine."""
+    worker = worker_rig.contributed()
+    for payload in (None, zmq.Frame(PAYLOAD)):
+        with contextlib.suppress(framing.MalformedMessage):
+            published = framing.decode_at(m.PUBLICATIONS, data, payload is not None)
+            worker.handle(worker_events.PublicationArrived(0, published, payload), 0.0)
+        with contextlib.suppress(framing.MalformedMessage):
+            answer = framing.decode_at(m.ANSWERS, data, payload is not None)
+            worker.handle(worker_events.ControlArrived(0, answer, payload), 0.0)
     worker.handle(worker_events.Tick(), 1.0)
+
+
+def decode_at_a_supervisor(data: bytes, _: Path) -> None:
+    """Give the bytes to a supervisor as the message of a shard."""
+    found = []
+    for payloads in (0, 1, 2):
+        with contextlib.suppress(framing.MalformedMessage):
+            found.append((payloads, framing.decode_at(m.TOLD, data, payloads)))
+    assert all(payloads == (type(message) in m.WITH_PAYLOAD) for payloads, message in found)
+    assert all(isinstance(message, m.ToSupervisor) for _, message in found)
 
 
 def decode_report(data: bytes, _: Path) -> None:
@@ -398,7 +410,8 @@ DECODERS: dict[str, Decoder] = {
     # on the wire
     "header": Decoder(decode=decode_header, errors=(framing.MalformedMessage,), seeds=headers(), form="msgpack"),
     "shard": Decoder(decode=decode_at_a_shard, seeds=headers(), form="msgpack"),
-    "worker": Decoder(decode=decode_at_a_worker, errors=(framing.MalformedMessage,), seeds=headers(), form="msgpack"),
+    "worker": Decoder(decode=decode_at_a_worker, seeds=headers(), form="msgpack"),
+    "supervisor": Decoder(decode=decode_at_a_supervisor, seeds=headers(), form="msgpack"),
     "report": Decoder(decode=decode_report, errors=(ValueError,), seeds=(report(),), form="msgpack"),
     # between launcher, host daemons and processes
     "request": Decoder(

@@ -1,17 +1,17 @@
 """A shard's state machine at version 0, with short functions for its events."""
 
+import logging
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import zmq
 from support.stand_ins import received
 
 from zmqrl.ps.shard.events import (
     Action,
-    ControlArrived,
     Event,
     GradientArrived,
     Identity,
-    MalformedArrived,
     PresenceChanged,
     Publish,
     PublishWeights,
@@ -24,10 +24,13 @@ from zmqrl.ps.shard.events import (
     View,
 )
 from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
+from zmqrl.ps.shard.reception import Reception
+from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
 
 T = TypeVar("T")
 
+RECEPTION = Reception(None, logging.getLogger("test"))
 SUPERVISOR = b"supervisor"
 IDENTITY = Identity(
     run="run",
@@ -86,11 +89,9 @@ def handle(shard: ShardMachine, event: Event, now: float = 0.0, *, finite: bool 
 
 
 def control(shard: ShardMachine, message: m.Message, peer: bytes = SUPERVISOR, now: float = 0.0) -> list[Action]:
-    """Handle a message on ROUTER, as ``Reception`` passes it on."""
-    payload = b"state" if isinstance(message, m.Load) else None
-    if not isinstance(message, m.FromWorker | m.FromSupervisor):
-        return handle(shard, MalformedArrived(), now)
-    return handle(shard, ControlArrived(peer, message, payload), now)
+    """Handle a message of any kind on ROUTER, in the form in which it arrives there."""
+    frames = [peer, framing.encode(message), *([b"state"] if type(message) in m.WITH_PAYLOAD else [])]
+    return handle(shard, RECEPTION.control([zmq.Frame(part) for part in frames]), now)
 
 
 def arrive(shard: ShardMachine, worker: int, now: float = 0.0, incarnation: int = 10) -> list[Action]:

@@ -67,7 +67,7 @@ class ZmqrlPinger:
     def __init__(self, *, cluster: dict[str, Any], keys: dict[str, Any] | None, rank: int) -> None:
         self.facts: dict[str, Any] = {}
         found = Cluster.from_json(cluster)
-        self.ping = m.Ping(run=found.run, rank=rank, incarnation=1, generation=0, version=0, progress=0, sent_us=0)
+        self.ping = m.Ping(run=found.run, rank=rank, incarnation=1, generation=0, version=0, computed=0, sent_us=0)
         self.context = new_context()
         self.socket = worker_sockets(self.context, rank, 1, _keys(keys), shard=0)["control"]
         self.socket.connect(found.endpoints[0]["control"])

@@ -93,11 +93,15 @@ class ShardControl:
         return True
 
     def arrivals(self, timeout_s: float) -> Iterator[tuple[int, m.ToSupervisor]]:
-        """Wait at most ``timeout_s`` for messages. Yields pairs of shard number and message."""
+        """Wait at most ``timeout_s`` for messages. Yields pairs of shard number and message.
+
+        ``arrivals`` drops payloads: the supervisor needs only that of CHUNK, for which ``fetch`` waits.
+        """
         ready = dict(self.poller.poll(int(timeout_s * 1000)))
         for shard, socket in enumerate(self.sockets):
             if socket in ready:
                 yield from ((shard, message) for message, _ in self._read(socket))
+        self._tell_ignored()
 
     def ask(
         self,
@@ -145,6 +149,7 @@ class ShardControl:
                     else:
                         answers[shard] = found
                         waiting.discard(shard)
+            self._tell_ignored()
         return answers
 
     def stats(
@@ -205,6 +210,8 @@ class ShardControl:
         return bytes(state)
 
     def close(self) -> None:
+        if ignored := self._ignored.take_all():
+            self.warn(ignored)
         self.context.destroy(linger=0)
 
     def _exchange(
@@ -224,6 +231,7 @@ class ShardControl:
         deadline = time.monotonic() + within_s
         sent = False
         while time.monotonic() < deadline:
+            self._tell_ignored()
             if not sent:
                 sent = self.send(shard, self.hello()) and self.send(shard, message, payload)
             if not socket.poll(50 if sent else 5):
@@ -251,6 +259,8 @@ class ShardControl:
                 self._ignored.add(f"{error} from shard {self.sockets.index(socket)}")
                 continue
             yield message, frames[1] if len(frames) > 1 else None
+
+    def _tell_ignored(self) -> None:
         if ignored := self._ignored.take(time.monotonic()):
             self.warn(ignored)
 

@@ -1,4 +1,7 @@
-"""The jobs of workers and followers, and the answers of followers. Shards have :mod:`zmqrl.ps.shard.job`."""
+"""The jobs of workers and followers, and the messages to and from followers.
+
+Shards have :mod:`zmqrl.ps.shard.job`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,6 +72,44 @@ class FollowerJob:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationRequest:
+    """Asks the evaluator to play ``episodes`` games with checkpoint ``version``, with seeds from ``seed`` on.
+
+    None: as many games as its job says.
+    """
+
+    version: int
+    episodes: int | None = None
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        games = {} if self.episodes is None else {"episodes": self.episodes, "seed": self.seed}
+        return {"version": self.version} | games
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingRequest:
+    """Asks the recorder to record a game with checkpoint ``version``. ``name`` begins the name of the video."""
+
+    version: int
+    name: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": self.version, "name": self.name}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**data)
+
+
+FollowerRequest: TypeAlias = EvaluationRequest | RecordingRequest
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluated:
     """The evaluation of a checkpoint: a line of ``evaluations.jsonl``."""
 
@@ -113,9 +154,17 @@ FollowerAnswer: TypeAlias = Evaluated | Recorded | Skipped
 def answer_from(facts: Mapping[str, Any]) -> FollowerAnswer:
     """The answer of a follower, from its JSON form. Raises ClusterError."""
     match facts:
-        case {"evaluation": dict(row)}:
+        case {
+            "evaluation": {
+                "version": int(),
+                "wall_s": int() | float(),
+                "mean": int() | float(),
+                "ci95": [int() | float(), int() | float()],
+                "episodes": int(),
+            } as row
+        }:
             return Evaluated(row)
-        case {"recording": dict(about)}:
+        case {"recording": {"version": int(), "path": str(), "score": int() | float()} as about}:
             return Recorded(about)
         case {"skipped": int(version), "reason": str(reason)}:
             return Skipped(version, reason)

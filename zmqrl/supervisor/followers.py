@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zmqrl.config import Config
+from zmqrl.errors import ClusterError
 from zmqrl.hosts.launcher import Said
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.json_lines import JsonLines
@@ -13,7 +14,15 @@ from zmqrl.observe.console import Console
 from zmqrl.observe.forms import EVALUATION, readable_lines
 from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId
 from zmqrl.rundir import RunDirectory
-from zmqrl.start.jobs import Evaluated, Recorded, Skipped, answer_from
+from zmqrl.start.jobs import (
+    Evaluated,
+    EvaluationRequest,
+    FollowerRequest,
+    Recorded,
+    RecordingRequest,
+    Skipped,
+    answer_from,
+)
 from zmqrl.words import counted
 
 FINISH_WITHIN_S = 1800.0
@@ -27,7 +36,7 @@ class Runner(Protocol):
     def start(self, process: ProcessId) -> None:
         """Start a process now."""
 
-    def tell(self, process: ProcessId, message: dict[str, Any]) -> None:
+    def tell(self, process: ProcessId, message: FollowerRequest) -> None:
         """Send a message to a process."""
 
     def worked(self, process: ProcessId) -> None:
@@ -58,7 +67,7 @@ class Followers:
         self.evaluate_at_s, self.evaluated = 0.0, _last_version(directory.evaluations, console.notice)
         self.to_record = sorted(config.recording.minutes) if config.recorder else []
         wanted = {EVALUATOR: config.needs_evaluator, RECORDER: config.recorder}
-        self.pending: dict[ProcessId, list[dict[str, Any]]] = {name: [] for name in wanted if wanted[name]}
+        self.pending: dict[ProcessId, list[FollowerRequest]] = {name: [] for name in wanted if wanted[name]}
 
     def start(self, trained_s: float) -> None:
         """Start the followers. Skip recordings that were due before ``trained_s``, the training time so far."""
@@ -92,18 +101,24 @@ class Followers:
         """Tell the followers about checkpoint ``version``, written after ``trained_s`` seconds of training."""
         if self.wants_to_confirm and not last:
             self.wants_to_confirm, self.confirming = False, version
-            new = {"episodes": SCORES_TO_CONFIRM, "seed": FIRST_NEW_SEED + SCORES_TO_CONFIRM * (version % 2**24)}
-            self._tell(EVALUATOR, {"version": version, **new})
+            new_seed = FIRST_NEW_SEED + SCORES_TO_CONFIRM * (version % 2**24)
+            self._tell(EVALUATOR, EvaluationRequest(version, SCORES_TO_CONFIRM, new_seed))
         elif self.config.evaluator and self.confirming is None and (last or trained_s >= self.evaluate_at_s):
             self.evaluate_at_s = trained_s + 60 * self.config.evaluation.every_minutes
             if version != self.evaluated:  # an earlier session can have evaluated it
                 self.evaluated = version
-                self._tell(EVALUATOR, {"version": version})
+                self._tell(EVALUATOR, EvaluationRequest(version))
         while self._is_recording_due(trained_s):
-            self._tell(RECORDER, {"version": version, "name": f"minute-{self.to_record.pop(0):03g}"})
+            self._tell(RECORDER, RecordingRequest(version, f"minute-{self.to_record.pop(0):03g}"))
 
     def on_answer(self, said: Said) -> None:
-        answer = answer_from(said.facts)
+        """Show an answer of a follower. An unknown answer counts as a skip of the oldest pending version."""
+        try:
+            answer = answer_from(said.facts)
+        except ClusterError as error:
+            if not (told := self.pending[said.process]):
+                return self.console.notice(f"{said.process}: {error}")
+            answer = Skipped(told[0].version, str(error))
         match answer:
             case Evaluated(row):
                 assert self.rows is not None
@@ -121,7 +136,7 @@ class Followers:
                 self.console.notice(f"{said.process} skipped version {version}: {reason}")
                 if version == self.confirming:
                     self.confirming = None
-        self._settle(said.process, answer.version)
+        return self._settle(said.process, answer.version)
 
     def _on_confirmation(self, mean: float) -> None:
         wanted, version = self.config.stop_score, self.confirming
@@ -160,16 +175,16 @@ class Followers:
         return None
 
     def _busy(self) -> str:
-        at_work = [f"the {name} (version {told[-1]['version']})" for name, told in self.pending.items() if told]
+        at_work = [f"the {name} (version {told[-1].version})" for name, told in self.pending.items() if told]
         return " and ".join(at_work)
 
     def close(self) -> None:
         if self.rows is not None:
             self.rows.close()
 
-    def _tell(self, process: ProcessId, message: dict[str, Any]) -> None:
+    def _tell(self, process: ProcessId, message: FollowerRequest) -> None:
         if process in self.pending:
-            self.files.put_checkpoint(process, message["version"])
+            self.files.put_checkpoint(process, message.version)
             self.pending[process].append(message)
             self.runner.tell(process, message)
 
@@ -179,10 +194,10 @@ class Followers:
         The recorder answers each message, but the evaluator skips old ones.
         """
         told = self.pending[process]
-        left = told[1:] if process == RECORDER else [message for message in told if message["version"] > version]
+        left = told[1:] if process == RECORDER else [message for message in told if message.version > version]
         self.pending[process] = left
-        needed = {message["version"] for told in self.pending.values() for message in told}
-        for settled in {message["version"] for message in told} - needed:
+        needed = {message.version for told in self.pending.values() for message in told}
+        for settled in {message.version for message in told} - needed:
             for each in self.pending:
                 self.files.drop_checkpoint(each, settled)
         self.runner.worked(process)

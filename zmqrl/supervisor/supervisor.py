@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, assert_never
+from typing import assert_never
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
@@ -26,7 +26,7 @@ from zmqrl.ps.shard.history import History
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.sockets import ShardUp, SocketRole
 from zmqrl.rundir import RunDirectory, reserve, write_json
-from zmqrl.start.jobs import WorkerJob
+from zmqrl.start.jobs import FollowerRequest, WorkerJob
 from zmqrl.start.stages import Stages
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.checkpointer import Checkpointer
@@ -461,8 +461,8 @@ class Supervisor:
     def start(self, process: ProcessId) -> None:
         self._actions.append(self.machine.processes.start(process, time.monotonic()))
 
-    def tell(self, process: ProcessId, message: dict[str, Any]) -> None:
-        self.launcher.tell(process, message)
+    def tell(self, process: ProcessId, message: FollowerRequest) -> None:
+        self.launcher.tell(process, message.to_json())
 
     def worked(self, process: ProcessId) -> None:
         self._feed(e.ProcessWorked(process))

@@ -23,7 +23,7 @@ from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import RunKeys
 from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole
 from zmqrl.rundir import RunDirectory, write_json
-from zmqrl.start.jobs import FollowerJob, WorkerJob
+from zmqrl.start.jobs import FollowerJob, FollowerRequest, WorkerJob
 
 PROFILE = "ZMQRL_PROFILE"  # "off" turns profiling off, to measure its cost
 FORK = "ZMQRL_FORK"  # "off" makes each process import its modules itself, to find a fault or measure the gain
@@ -149,14 +149,15 @@ class RunTasks:
         keys = self.keys.of_supervisor() if self.keys else None
         return ShardControl(self.run, self.layout.hash, self.secret, endpoints, keys, other, warn)
 
-    def follower_task(self, process: ProcessId, messages: Sequence[Mapping[str, Any]]) -> Task:
+    def follower_task(self, process: ProcessId, requests: Sequence[FollowerRequest]) -> Task:
+        """The task of a follower, which gets ``requests`` when it starts."""
         job = FollowerJob(
             run_dir=self.sites[process].directory.path,
             episodes=self.config.evaluation.episodes,
             greedy=self.config.evaluation.greedy,
             threads=self.threads[process],
         )
-        return self._task(process, FOLLOWERS[process], job.to_json(), messages)
+        return self._task(process, FOLLOWERS[process], job.to_json(), [each.to_json() for each in requests])
 
     def _task(
         self, process: ProcessId, module: str, job: Mapping[str, Any] | None, messages: Sequence[Mapping[str, Any]] = ()

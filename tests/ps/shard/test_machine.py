@@ -209,7 +209,7 @@ def test_a_message_ahead_of_the_shard_is_reported_to_the_supervisor_as_lost_stat
     shard = opened()
     lost = m.Lost(run="run", shard=1, rank=0, version=3)
     assert Send(SUPERVISOR, lost) in push(shard, 0, version=3)
-    ping = m.Ping(run="run", rank=0, incarnation=10, generation=1, version=3, progress=0, sent_us=0)
+    ping = m.Ping(run="run", rank=0, incarnation=10, generation=1, version=3, computed=0, sent_us=0)
     assert lost in sent(control(shard, ping, b"0"))
     assert lost not in sent(control(shard, replace(ping, generation=0), b"0"))
 
@@ -355,14 +355,14 @@ def test_a_stall_names_the_missing_workers() -> None:
 def test_a_stall_distinguishes_a_hung_worker_from_one_that_computes() -> None:
     shard = opened()
     push(shard, 0)
-    for rank, progress in ((1, 0), (2, 7)):
-        ping = m.Ping(run="run", rank=rank, incarnation=10, generation=1, version=0, progress=progress, sent_us=0)
+    for rank, computed in ((1, 0), (2, 7)):
+        ping = m.Ping(run="run", rank=rank, incarnation=10, generation=1, version=0, computed=computed, sent_us=0)
         if rank == 1:
             ping = replace(ping, span="env_step", span_ms=5000)
         control(shard, ping, b"%d" % rank, now=5.5)
     (log,) = of(Log, shard.handle(Tick(), 6.0))
-    assert "worker 1 (here, in 'env_step' for 5.5 s, last heard 0.5 s ago, last progress 6.0 s ago)" in log.text
-    assert "worker 2 (here, last heard 0.5 s ago, last progress 0.5 s ago)" in log.text
+    assert "worker 1 (here, in 'env_step' for 5.5 s, last heard 0.5 s ago, last computed 6.0 s ago)" in log.text
+    assert "worker 2 (here, last heard 0.5 s ago, last computed 0.5 s ago)" in log.text
 
 
 # the first publication

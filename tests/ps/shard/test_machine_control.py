@@ -37,7 +37,7 @@ from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
 from zmqrl.ps.shard.roster import DOUBT_S, SILENT_S
 from zmqrl.ps.wire import messages as m
 
-PING = m.Ping(run="run", rank=0, incarnation=10, generation=1, version=0, progress=0, sent_us=0)
+PING = m.Ping(run="run", rank=0, incarnation=10, generation=1, version=0, computed=0, sent_us=0)
 
 # HELLO
 
@@ -161,10 +161,10 @@ def test_the_bookkeeping_of_a_rank_stays_bounded_however_often_it_subscribes() -
 
 def test_a_ping_is_answered_with_the_clock_and_shows_that_the_worker_is_alive() -> None:
     shard = opened()
-    ping = m.Ping(run="run", rank=0, incarnation=10, generation=1, version=0, progress=5, sent_us=77)
+    ping = m.Ping(run="run", rank=0, incarnation=10, generation=1, version=0, computed=5, sent_us=77)
     (pong,) = sent(control(shard, ping, b"0", now=3.0))
     assert pong == m.Pong(run="run", shard=1, sent_us=77, received_us=3_000_000, answered_us=3_000_000)
-    assert (shard.roster.workers[0].heard_at, shard.roster.workers[0].progress) == (3.0, 5)
+    assert (shard.roster.workers[0].heard_at, shard.roster.workers[0].computed) == (3.0, 5)
 
 
 def test_a_ping_identifies_a_worker_again_after_its_connection_was_cut() -> None:

@@ -1,6 +1,6 @@
 """Header frames: every kind survives the wire, and ``decode`` raises only MalformedMessage, whatever the bytes."""
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.framing import (
     KINDS,
@@ -234,6 +235,10 @@ def test_a_hostile_peer_cannot_flood_the_log() -> None:
     assert ignored.take(TELL_EVERY_S - 0.1) == ""
     assert ignored.take(TELL_EVERY_S) == "ignored messages: 2 x BYE on ROUTER of a shard"
     assert ignored.take(3 * TELL_EVERY_S) == ""
+    ignored.add("BYE on ROUTER of a shard")
+    assert ignored.take(TELL_EVERY_S + 0.1) == ""
+    assert ignored.take_all() == "ignored messages: 1 x BYE on ROUTER of a shard"
+    assert ignored.take_all() == ""
 
 
 def test_the_last_field_of_hello_is_optional_and_is_omitted_if_empty() -> None:
@@ -309,6 +314,33 @@ def test_a_tally_other_than_a_rank_and_its_four_counts_is_malformed(tally: objec
     values[place] = [tally]
     with pytest.raises(MalformedMessage, match=r"STATS\.tallies"):
         decode(packed(*values))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Later:
+    """A kind of message whose list of named tuples is optional and has no limit of its own."""
+
+    run: m.Name
+    tallies: tuple[m.RankTally, ...] = ()
+
+
+def test_an_optional_list_of_named_tuples_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    hints = tuple(get_type_hints(Later, include_extras=True).items())
+    named = tuple((name, item) for name, hint in hints if (item := framing._named_item(hint)) is not None)
+    assert named == (("tallies", m.RankTally),)
+    monkeypatch.setitem(framing.KINDS, "LATER", Later)
+    monkeypatch.setitem(framing._HINTS, Later, hints)
+    monkeypatch.setitem(framing._LEAST_FIELDS, Later, 1)
+    monkeypatch.setitem(framing._NAMED, Later, named)
+    assert decode(packed(m.PROTOCOL, "LATER", "r")) == Later(run="r")  # type: ignore[comparison-overlap]
+    found: Any = decode(packed(m.PROTOCOL, "LATER", "r", [[0, 1, 2, 3, 4]]))
+    assert found.tallies[0].used == 1
+
+
+@pytest.mark.parametrize("hint", [m.RankTally, m.RankTally | None, m.Tallies | None, tuple[m.RankTally, m.RankTally]])
+def test_a_named_tuple_outside_a_list_is_a_mistake(hint: Any) -> None:
+    with pytest.raises(AssertionError, match="is not a list of named tuples"):
+        framing._named_item(hint)
 
 
 @given(st.integers(0, 2**16 - 1), st.integers(0, 2**53 - 1))

@@ -221,10 +221,10 @@ def test_a_worker_that_leaves_tells_every_shard() -> None:
 # time
 
 
-def test_pings_report_progress_and_the_newest_version_once_per_second() -> None:
+def test_pings_report_the_computing_thread_and_the_newest_version_once_per_second() -> None:
     worker = contributed(4)
     ((_, ping), (_, other)) = sent(m.Ping, worker.handle(Tick(), 1.0))
-    assert ping == m.Ping(run="run", rank=3, incarnation=9, generation=1, version=4, progress=2, sent_us=1_000_000)
+    assert ping == m.Ping(run="run", rank=3, incarnation=9, generation=1, version=4, computed=2, sent_us=1_000_000)
     assert other == ping
     assert sent(m.Ping, worker.handle(Tick(), 1.5)) == []
 

@@ -20,7 +20,7 @@ from zmqrl.errors import UsageError, require
 from zmqrl.observe.provenance import commit, provenance
 from zmqrl.process import CORES, LOOK_UP_EVERY_S, Messages, interruptible, log_to_stderr, read_job, say
 from zmqrl.results.bootstrap import mean_interval
-from zmqrl.start.jobs import Evaluated, FollowerJob, Skipped
+from zmqrl.start.jobs import Evaluated, EvaluationRequest, FollowerJob, Skipped
 from zmqrl.words import counted
 
 if TYPE_CHECKING:
@@ -159,16 +159,16 @@ def main() -> None:
         message = told.get()
         while not told.empty():  # skip to the newest message
             message = told.get()
-        version = message["version"]
-        log.info("evaluating version %d", version)
+        request = EvaluationRequest.from_json(message)
+        log.info("evaluating version %d", request.version)
         try:
-            policy = zmqrl.load_policy(job.run_dir, version)
-            first = message.get("seed", 0)
-            seeds = range(first, first + message.get("episodes", job.episodes))
+            policy = zmqrl.load_policy(job.run_dir, request.version)
+            episodes = job.episodes if request.episodes is None else request.episodes
+            seeds = range(request.seed, request.seed + episodes)
             say(Evaluated(evaluate(policy, seeds, greedy=job.greedy, threads=job.threads)).to_json())
         except UsageError as error:  # perhaps it was pruned
-            log.info("skipping version %d: %s", version, error, exc_info=error.__cause__)
-            say(Skipped(version, str(error)).to_json())
+            log.info("skipping version %d: %s", request.version, error, exc_info=error.__cause__)
+            say(Skipped(request.version, str(error)).to_json())
 
 
 class _Progress:

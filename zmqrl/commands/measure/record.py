@@ -22,7 +22,7 @@ from zmqrl.commands.output import print_json, prints_to_stderr
 from zmqrl.errors import UsageError, refusal, require
 from zmqrl.local.extras import require_extra
 from zmqrl.process import Messages, interruptible, log_to_stderr, read_job, say
-from zmqrl.start.jobs import FollowerJob, Recorded, Skipped
+from zmqrl.start.jobs import FollowerJob, Recorded, RecordingRequest, Skipped
 
 if TYPE_CHECKING:
     from zmqrl.learner.picture import ScreenPixels, Shown
@@ -151,15 +151,15 @@ def main() -> None:
     log = log_to_stderr("zmqrl.commands.measure.record")
     told = Messages()
     while True:
-        message = told.get()
-        log.info("recording version %d as %s", message["version"], message["name"])
+        request = RecordingRequest.from_json(told.get())
+        log.info("recording version %d as %s", request.version, request.name)
         try:
-            policy = zmqrl.load_policy(job.run_dir, message["version"])
-            path = video_path(job.run_dir, policy, message["name"])
+            policy = zmqrl.load_policy(job.run_dir, request.version)
+            path = video_path(job.run_dir, policy, request.name)
             say(Recorded(record(policy, path, seed=0, greedy=job.greedy)).to_json())
         except UsageError as error:
-            log.info("skipping version %d: %s", message["version"], error, exc_info=error.__cause__)
-            say(Skipped(message["version"], str(error)).to_json())
+            log.info("skipping version %d: %s", request.version, error, exc_info=error.__cause__)
+            say(Skipped(request.version, str(error)).to_json())
 
 
 class _Video:

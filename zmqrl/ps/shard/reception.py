@@ -11,7 +11,9 @@ from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import ShardKeys, Speaker
 
-USER_ID = "User-Id"  # frame property with the sender's public key, which the authenticator sets
+# Properties of frames.
+USER_ID = "User-Id"  # the sender's public key, which the authenticator sets
+ADDRESS = "Peer-Address"  # an IP address, or localhost:USER:GROUP:PROCESS for ipc
 HELLO = framing.kind_of(m.Hello)
 
 
@@ -29,7 +31,7 @@ class Reception:
         try:
             header = framing.decode_at(m.GRADIENTS, frames[0].buffer, len(frames) - 1)
         except framing.MalformedMessage as error:
-            return self._malformed(error)
+            return self._ignore(error, frames[0])
         if not self._may_say(frames[0], header):
             return e.MalformedArrived()
         payload = ReceivedSlice(header.codec, frames[1])
@@ -39,11 +41,11 @@ class Reception:
         """The event for a subscription to a presence topic. Returns None for any other topic of the protocol."""
         message = frames[0].bytes
         if len(frames) != 1 or message[:1] not in (b"\0", b"\1"):
-            return e.MalformedArrived()
+            return self._ignore("no subscription on XPUB of a shard", frames[0])
         here, topic = message[:1] == b"\1", message[1:]
         presence = framing.parse_presence(topic)
         if presence is None:
-            return None if topic in m.TOPICS else e.MalformedArrived()
+            return None if topic in m.TOPICS else self._ignore("an unknown topic on XPUB of a shard", frames[0])
         if self.speakers is not None and not self._may_show(frames[0], presence[0], here):
             return e.MalformedArrived()
         return e.PresenceChanged(*presence, here=here)
@@ -51,13 +53,13 @@ class Reception:
     def control(self, frames: list[zmq.Frame]) -> e.Event:
         """The event for a message on ROUTER."""
         if len(frames) not in (2, 3):
-            return self._malformed(framing.UnexpectedKind(f"a message of {len(frames) - 1} frames on ROUTER"))
+            return self._ignore(f"a message of {len(frames) - 1} frames on ROUTER of a shard", frames[0])
         try:
             message = framing.decode_at(m.REQUESTS, frames[1].buffer, len(frames) - 2)
-        except framing.OtherProtocol as error:
-            return e.ForeignHello(frames[0].bytes, error.protocol) if error.kind == HELLO else self._malformed(error)
         except framing.MalformedMessage as error:
-            return self._malformed(error)
+            if isinstance(error, framing.OtherProtocol) and error.kind == HELLO:
+                return e.ForeignHello(frames[0].bytes, error.protocol)
+            return self._ignore(error, frames[1])
         peer, payload = frames[0].bytes, frames[2].bytes if len(frames) == 3 else None
         if not self._may_say(frames[1], message):
             return e.FalseHello(peer) if isinstance(message, m.Hello) else e.MalformedArrived()
@@ -69,11 +71,24 @@ class Reception:
         self.false_names.clear()
         return text
 
-    def _malformed(self, error: framing.MalformedMessage) -> e.MalformedArrived:
-        self.log.debug("malformed: %s", error)
-        if isinstance(error, framing.UnexpectedKind):
-            self.ignored.add(error)
+    def _ignore(self, reason: object, frame: zmq.Frame) -> e.MalformedArrived:
+        """The event for a malformed message that contains ``frame``. Counts the message by reason and sender."""
+        text = f"{reason} from {self._sender(frame)}"
+        self.log.debug("malformed: %s", text)
+        self.ignored.add(text)
         return e.MalformedArrived()
+
+    def _sender(self, frame: zmq.Frame) -> str:
+        """The sender of ``frame``, in words: the owner of its key or, without keys, its process or IP address."""
+        if self.speakers is not None:
+            return _named(self._speaker(frame))
+        try:
+            address = str(frame.get(ADDRESS))
+        except zmq.ZMQError:
+            return _named(None)
+        if address.startswith("localhost:"):
+            return f"process {address.rpartition(':')[2]}"
+        return address.removeprefix("::ffff:")  # of an IPv4 address in IPv6 notation
 
     def _may_say(self, frame: zmq.Frame, message: m.Gradient | m.FromWorker | m.FromSupervisor) -> bool:
         """Whether the sender's key allows ``message``: the key of the rank in it, or the supervisor's key."""
@@ -107,4 +122,10 @@ class Reception:
             return None
 
     def _note(self, speaker: Speaker | None, what: str) -> None:
-        self.false_names[f"{what} by {'supervisor' if speaker == 'supervisor' else f'worker {speaker}'}"] += 1
+        self.false_names[f"{what} by {_named(speaker)}"] += 1
+
+
+def _named(speaker: Speaker | None) -> str:
+    if speaker is None:
+        return "an unknown sender"
+    return f"worker {speaker}" if isinstance(speaker, int) else speaker

@@ -28,8 +28,8 @@ class Worker:
     left: bool = False
     waiting: tuple[int, float] | None = None  # a lower incarnation that asks for the rank, and since when
     heard_at: float | None = None
-    progress: int = 0
-    progressed_at: float | None = None
+    computed: int = 0
+    computed_at: float | None = None
     span: str = ""
     in_span_since: float = 0.0
 
@@ -109,7 +109,7 @@ class Roster:
         worker = self.workers[rank]
         words = ["here" if worker.is_present(now) else "absent"]
         words += [f"in {worker.span!r} for {now - worker.in_span_since:.1f} s"] if worker.span else []
-        for what, at in (("heard", worker.heard_at), ("progress", worker.progressed_at)):
+        for what, at in (("heard", worker.heard_at), ("computed", worker.computed_at)):
             words += [] if at is None else [f"last {what} {now - at:.1f} s ago"]
         return f"worker {rank} ({', '.join(words)})"
 
@@ -186,7 +186,7 @@ class Roster:
         older = worker.incarnation is not None and worker.incarnation < message.incarnation
         told: list[Action] = [Send(worker.peer, self.replaced(message.rank))] if older and worker.peer else []
         worker.incarnation, worker.peer, worker.left, worker.waiting = message.incarnation, peer, False, None
-        worker.heard_at = worker.progressed_at = now
+        worker.heard_at = worker.computed_at = now
         worker.span = ""
         return told
 
@@ -230,8 +230,8 @@ class Roster:
         if worker.incarnation == ping.incarnation and not worker.left:
             # A worker that reconnects has a new peer id.
             worker.peer, worker.heard_at = peer, now
-            if ping.progress != worker.progress:
-                worker.progress, worker.progressed_at = ping.progress, now
+            if ping.computed != worker.computed:
+                worker.computed, worker.computed_at = ping.computed, now
             worker.span, worker.in_span_since = ping.span, now - ping.span_ms / 1000
         return actions
 

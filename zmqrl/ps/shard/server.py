@@ -154,6 +154,8 @@ class ShardServer:
                 self.profiler.step(now)
 
     def close(self) -> None:
+        if ignored := self.reception.ignored.take_all():
+            self.log.warning("%s", ignored)
         for monitor in self.monitors:
             monitor.close()
         if self.authenticator is not None:

@@ -21,7 +21,10 @@ QUIET_NAN = 0x7FC0
 
 
 class NumberFormat(Protocol):
-    """How the float32 numbers of a slice are written in a payload."""
+    """How the float32 numbers of a slice are written in a payload.
+
+    Every number takes ``element_bytes``, torch has the format, and an encoded vector is float32 or uint16.
+    """
 
     element_bytes: int
     keeps_float32: bool

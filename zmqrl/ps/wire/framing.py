@@ -4,6 +4,7 @@ This module does not handle payloads, which are raw frames after the header.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
@@ -52,9 +53,21 @@ KINDS: dict[str, type[Any]] = {kind_of(cls): cls for cls in get_args(Message)}
 
 
 def _named_item(hint: Any) -> Any:
-    """The named tuple that ``hint`` is a list of, or None."""
-    items = get_args(getattr(hint, "__origin__", None))
-    return items[0] if items and hasattr(items[0], "_fields") else None
+    """The named tuple that ``hint`` is a list of, or None. A named tuple in any other position is not possible."""
+    named = [part for part in _parts(hint) if hasattr(part, "_fields")]
+    if not named:
+        return None
+    items = hint.__origin__ if get_origin(hint) is Annotated else hint
+    is_list = get_origin(items) is tuple and get_args(items) == (named[0], ...)
+    assert is_list, f"{hint} is not a list of named tuples"
+    return named[0]
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """``hint`` and all types in it."""
+    yield hint
+    for part in get_args(hint):
+        yield from _parts(part)
 
 
 _HINTS: dict[type, tuple[tuple[str, Any], ...]] = {
@@ -63,6 +76,9 @@ _HINTS: dict[type, tuple[tuple[str, Any], ...]] = {
 }
 # Number of required fields of each kind. Optional fields follow. Empty ones at the end are left out.
 _LEAST_FIELDS = {cls: sum(f.default is MISSING for f in fields(cls)) for cls in KINDS.values()}
+assert not any(any(f.default for f in fields(cls)[_LEAST_FIELDS[cls] :]) for cls in KINDS.values()), (
+    "an optional field has a default that is not empty, or a required field follows it"
+)
 # Fields that are lists of named tuples, which are arrays on the wire.
 _NAMED: dict[type, tuple[tuple[str, Any], ...]] = {
     cls: tuple((name, item) for name, hint in hints if (item := _named_item(hint)) is not None)
@@ -117,7 +133,8 @@ def decode(frame: bytes | memoryview) -> Message:
             raise MalformedMessage(f"{array[1]}.{name} has a {type(value).__name__} that is not allowed")
     values: dict[str, Any] = dict(zip((name for name, _ in hints), array[2:], strict=False))
     for name, item in _NAMED[cls]:
-        values[name] = tuple(item(*each) for each in values[name])
+        if name in values:  # an optional field can be left out
+            values[name] = tuple(item(*each) for each in values[name])
     message: Message = cls(**values)
     return message
 
@@ -149,9 +166,15 @@ class Ignored:
         """The counts since the last summary, in words. Empty if there are none, or soon after a summary."""
         if not self._counts or now - self._told_at < TELL_EVERY_S:
             return ""
+        self._told_at = now
+        return self.take_all()
+
+    def take_all(self) -> str:
+        """The counts since the last summary, in words, however old that summary is. Empty if there are none."""
+        if not self._counts:
+            return ""
         text = ", ".join(f"{count} x {reason}" for reason, count in sorted(self._counts.items()))
         self._counts.clear()
-        self._told_at = now
         return f"ignored messages: {text}"
 
 

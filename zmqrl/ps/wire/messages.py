@@ -226,8 +226,8 @@ class Missing:
 class Ping:
     """DEALER to ROUTER, about once a second, from the thread that owns the sockets.
 
-    ``progress`` grows when the computing thread makes progress. ``version`` is the newest version that the sender has
-    seen from this shard. The computing thread has been in ``span`` for ``span_ms``.
+    ``computed`` grows whenever the computing thread pulls or pushes. ``version`` is the newest version that the sender
+    has seen from this shard. The computing thread has been in ``span`` for ``span_ms``.
     """
 
     run: Name
@@ -235,7 +235,7 @@ class Ping:
     incarnation: U53
     generation: U32
     version: U53
-    progress: U53
+    computed: U53
     sent_us: U53
     span: SpanName = ""
     span_ms: U53 = 0
@@ -419,7 +419,9 @@ class Refused:
     reason: Sentence
 
 
-# Every kind of message is in one or more of these unions, by receiver and sender.
+# Every kind of message is in one or more of these unions, by receiver and sender. A new kind also goes into WITH_PAYLOAD
+# if it has a payload, into TOPICS and Publish (ps/shard/events.py) if it is a publication, and into ShardSaid
+# (supervisor/events.py) if the supervisor decides by it. The supervisor gets payloads only through ShardControl.fetch.
 
 Publication: TypeAlias = Weights | Heartbeat | Need | Bye
 FromWorker: TypeAlias = Hello | SnapshotRequest | Ping | Leave | Report

@@ -303,6 +303,8 @@ class Connection:
             reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
             self._answers.put(e.Failed(f"the connection of worker {self.rank} failed: {reason.rstrip('.')}."))
         finally:
+            if ignored := self._ignored.take_all():
+                self._log.warning("%s", ignored)
             for monitor in self._monitors:
                 monitor.close()
             context.destroy(linger=0)
@@ -356,42 +358,49 @@ class Connection:
 
     def _receive_publications(self, shard: int) -> None:
         for frames in _all_messages(self._sockets[shard]["weights"]):
-            message = self._decode(m.PUBLICATIONS, shard, frames[1:])  # without the topic
-            if isinstance(message, m.Weights):
-                if self._fits(shard, message, frames[2]):
-                    self._arrivals_us[shard] = now_us()
-                    self._handle(e.PublicationArrived(shard, message, frames[2]))
-            elif message is not None:
-                self._handle(e.PublicationArrived(shard, message))
+            decoded = self._decode(m.PUBLICATIONS, shard, frames[1:])  # without the topic
+            if decoded is None:
+                continue
+            message, payload = decoded
+            if isinstance(message, m.Weights) and not self._is_slice(shard, message, payload):
+                continue
+            self._handle(e.PublicationArrived(shard, message, payload))
 
     def _receive_control(self, shard: int) -> None:
         for frames in _all_messages(self._sockets[shard]["control"]):
-            message = self._decode(m.ANSWERS, shard, frames)
-            if isinstance(message, m.Snapshot):
-                if self._fits(shard, message, frames[1]):
-                    self._arrivals_us[shard] = now_us()
-                    self._handle(e.ControlArrived(shard, message, frames[1]))
-            elif isinstance(message, m.Left):
+            decoded = self._decode(m.ANSWERS, shard, frames)
+            if decoded is None:
+                continue
+            message, payload = decoded
+            if isinstance(message, m.Left):
                 self._left += 1
-            elif message is not None:
-                if isinstance(message, m.Pong) and self._profiler is not None:
-                    times = (message.sent_us, message.received_us, message.answered_us, now_us())
-                    self._profiler.add("pings", shard, *times)
-                self._handle(e.ControlArrived(shard, message))
+                continue
+            if isinstance(message, m.Snapshot) and not self._is_slice(shard, message, payload):
+                continue
+            if isinstance(message, m.Pong) and self._profiler is not None:
+                times = (message.sent_us, message.received_us, message.answered_us, now_us())
+                self._profiler.add("pings", shard, *times)
+            self._handle(e.ControlArrived(shard, message, payload))
 
-    def _decode(self, inbox: m.Inbox[m.Kind], shard: int, frames: list[zmq.Frame]) -> m.Kind | None:
-        """The message of a header and its payload, or None if the worker must ignore it."""
+    def _decode(
+        self, inbox: m.Inbox[m.Kind], shard: int, frames: list[zmq.Frame]
+    ) -> tuple[m.Kind, zmq.Frame | None] | None:
+        """The message of a header, and its payload if it has one. None if the worker must ignore the message."""
         try:
-            return framing.decode_at(inbox, frames[0].buffer if frames else b"", len(frames) - 1)
+            message = framing.decode_at(inbox, frames[0].buffer if frames else b"", len(frames) - 1)
         except framing.MalformedMessage as error:
             self._ignored.add(f"{error} from shard {shard}")
             return None
+        return message, frames[1] if len(frames) > 1 else None
 
-    def _fits(self, shard: int, message: m.Weights | m.Snapshot, payload: zmq.Frame) -> bool:
-        fits = len(payload) == payload_bytes(message.codec, self._slices[shard].count)
-        if not fits:
+    def _is_slice(self, shard: int, message: m.Weights | m.Snapshot, payload: zmq.Frame | None) -> bool:
+        """Whether ``payload`` has the length of the slice of ``shard``. Records when the slice arrived."""
+        assert payload is not None, "weights without a payload"
+        if len(payload) != payload_bytes(message.codec, self._slices[shard].count):
             self._ignored.add(f"{framing.kind_of(type(message))} of the wrong length from shard {shard}")
-        return fits
+            return False
+        self._arrivals_us[shard] = now_us()
+        return True
 
     def _handle(self, event: e.Event) -> None:
         with self._lock:

@@ -61,7 +61,7 @@ class WorkerMachine:
         self.pulling_above: int | None = None
         self.assembled_generation = -1
         self.ended = False
-        self.progress = 0
+        self.computed = 0
         self.ping_at = now
         self.notice_at = now
         self.story = Story()
@@ -93,7 +93,7 @@ class WorkerMachine:
                 return self._control(self.shards[event.shard], event.message, event.payload, now)
             case e.Pulling():
                 self.pulling_above, self.notice_at = event.above, now
-                self.progress += 1
+                self.computed += 1
                 return self._assemble(now)
             case e.Contributed():
                 return self._contribute(event)
@@ -275,7 +275,7 @@ class WorkerMachine:
     def _contribute(self, event: e.Contributed) -> list[e.Action]:
         self.contributed_under, self.elapsed = event.generation, self.elapsed_then
         self.pulling_above = None
-        self.progress += 1
+        self.computed += 1
         for shard in self.shards:
             shard.offer(event.generation)
         if not any(shard.is_open() for shard in self.shards):
@@ -376,7 +376,7 @@ class WorkerMachine:
             incarnation=self.incarnation,
             generation=max(shard.generation, 0),
             version=max(shard.version, 0),
-            progress=self.progress,
+            computed=self.computed,
             sent_us=int(now * 1e6),
             span=tick.span,
             span_ms=tick.span_ms,
