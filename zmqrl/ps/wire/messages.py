@@ -419,9 +419,9 @@ class Refused:
     reason: Sentence
 
 
-# Every kind of message is in one or more of these unions, by receiver and sender. A new kind also goes into WITH_PAYLOAD
-# if it has a payload, into TOPICS and Publish (ps/shard/events.py) if it is a publication, and into ShardSaid
-# (supervisor/events.py) if the supervisor decides by it. The supervisor gets payloads only through ShardControl.fetch.
+# Every kind of message is in one or more of these unions, by receiver and sender. A new kind with a payload also goes
+# into WITH_PAYLOAD, a publication into TOPICS and Publish (ps/shard/events.py), and what the supervisor decides by into
+# ShardSaid (supervisor/events.py). The supervisor gets payloads only through ShardControl.fetch.
 
 Publication: TypeAlias = Weights | Heartbeat | Need | Bye
 FromWorker: TypeAlias = Hello | SnapshotRequest | Ping | Leave | Report
