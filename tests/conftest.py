@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import pytest
 from hypothesis import HealthCheck, settings
 from support import slurm as slurm_rig
+from support.extras import extra_of
 from support.lab import PROGRAMS, Lab, running_lab
 from support.ray_rig import running_ray
 from support.slurm import Slurm, running_slurm
@@ -109,7 +110,8 @@ def need_modules(skip_or_fail: Callable[[str], NoReturn]) -> Callable[..., None]
         # The output directory of a tracker can look like a package, but such a package has no file as its origin.
         missing = [name for name, spec in specs.items() if spec is None or spec.origin is None]
         if missing:
-            skip_or_fail(f"{' and '.join(missing)} cannot be imported: pip install 'zmqrl[{','.join(missing)}]'")
+            extras = ",".join(map(extra_of, missing))
+            skip_or_fail(f"{' and '.join(missing)} cannot be imported: pip install -e '.[{extras}]'")
 
     return need
 

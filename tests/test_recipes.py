@@ -1,9 +1,13 @@
-"""The recipe of the original system computes the same as DBA3C."""
+"""Every recipe trains, and the recipe of the original system computes the same as DBA3C."""
 
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from support.run_rig import started
 from torch.nn import functional as F
 
 from zmqrl.learner.losses import Batch, ba3c_loss
@@ -19,6 +23,45 @@ def test_the_settings_of_every_recipe_are_valid(name: str) -> None:
     config.check()
     assert config.recipe == name
     assert config.algorithm.minibatch_samples(config.envs.num_envs) > 0
+
+
+def train_briefly(name: str, path: Path) -> None:
+    """Make two updates with the unchanged recipe ``name``."""
+    command = [sys.executable, "-m", "zmqrl", "train", name, "--updates", "2", "--trackers", "--run-dir", str(path)]
+    with started(command, path, {}) as run:
+        assert run.wait() == 0, run.said()
+    summary = run.files.summary()
+    assert (summary["recipe"], summary["exit_reason"], summary["updates"]) == (name, "updates", 2)
+    assert run.files.newest().version == 2
+
+
+SLOW = {"breakout-ppo", "pong"}  # each worker plays 2,048 steps before the first update
+NEED_AN_EXTRA = {"bipedalwalker", "hopper"}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in RECIPES
+        if name not in NEED_AN_EXTRA
+    ],
+)
+def test_a_recipe_trains(name: str, tmp_path: Path) -> None:
+    train_briefly(name, tmp_path / "run")
+
+
+@pytest.mark.processes
+def test_bipedalwalker_trains_with_its_extra(tmp_path: Path, need_modules: Callable[..., None]) -> None:
+    need_modules("Box2D")
+    train_briefly("bipedalwalker", tmp_path / "run")
+
+
+@pytest.mark.processes
+def test_hopper_trains_with_its_extra(tmp_path: Path, need_modules: Callable[..., None]) -> None:
+    need_modules("mujoco")
+    train_briefly("hopper", tmp_path / "run")
 
 
 def test_the_loss_matches_the_original() -> None:

@@ -1,0 +1,175 @@
+"""``.ci/run`` installs every optional module that its tests need, for each command of the workflows that starts it."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.extras import extra_of
+from support.paths import ROOT, TESTS
+
+DECLARED: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+    "optional-dependencies"
+]
+SCRIPT = ROOT / ".ci" / "run"
+WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Function:
+    """A test or a fixture: its file, the optional modules that it names, the fixtures that it uses, and its marks."""
+
+    path: Path
+    name: str
+    line: int
+    modules: frozenset[str]
+    uses: frozenset[str]
+    marks: frozenset[str]
+    is_fixture: bool
+
+
+def marks_in(*nodes: ast.AST) -> frozenset[str]:
+    """The names of the marks ``pytest.mark.NAME`` in ``nodes``."""
+    found = (each for node in nodes for each in ast.walk(node) if isinstance(each, ast.Attribute))
+    return frozenset(each.attr for each in found if ast.unparse(each.value) == "pytest.mark")
+
+
+def texts_in(names: Iterable[str], *nodes: ast.AST) -> frozenset[str]:
+    """The literal arguments of all calls of functions with one of ``names`` in ``nodes``."""
+    calls = [each for node in nodes for each in ast.walk(node) if isinstance(each, ast.Call)]
+    calls = [each for each in calls if ast.unparse(each.func).rpartition(".")[2] in names]
+    texts = [argument.value for call in calls for argument in call.args if isinstance(argument, ast.Constant)]
+    assert len(texts) == sum(len(call.args) for call in calls), "write the arguments as literal strings"
+    return frozenset(map(str, texts))
+
+
+def functions_of(path: Path) -> Iterator[Function]:
+    """The functions in one file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    of_file = [each for each in tree.body if isinstance(each, ast.Assign) and "pytestmark" in ast.unparse(each)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            around = (*of_file, *node.decorator_list)
+            parameters = {each.arg for each in (*node.args.args, *node.args.kwonlyargs)}
+            yield Function(
+                path=path,
+                name=node.name,
+                line=node.lineno,
+                modules=texts_in(("need_modules", "importorskip"), node),
+                uses=texts_in(("usefixtures",), *around) | parameters,
+                marks=marks_in(*around),
+                is_fixture=any(ast.unparse(each).startswith("pytest.fixture") for each in node.decorator_list),
+            )
+
+
+@cache
+def functions() -> tuple[Function, ...]:
+    """All functions in the files of tests, but not in the packages that tests install there."""
+    paths = [path for path in sorted(TESTS.rglob("*.py")) if "node_modules" not in path.parts]
+    return tuple(each for path in paths for each in functions_of(path))
+
+
+@cache
+def fixtures() -> dict[tuple[Path, str], Function]:
+    """The fixtures by file and name."""
+    return {(each.path, each.name): each for each in functions() if each.is_fixture}
+
+
+def modules_of(function: Function) -> frozenset[str]:
+    """The optional modules of ``function`` and of all fixtures that it uses."""
+    places = [function.path, *(parent / "conftest.py" for parent in function.path.parents)]
+    found = (fixtures()[place, name] for name in function.uses for place in places if (place, name) in fixtures())
+    return function.modules.union(*(modules_of(each) for each in found if each is not function))
+
+
+def needed(skipped: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """The place of each test without one of the marks ``skipped``, and the extra of each module that it needs."""
+    for each in functions():
+        if not each.is_fixture and not each.marks & skipped:
+            place = f"{each.path.relative_to(ROOT)}:{each.line}"
+            yield from ((place, extra_of(module)) for module in modules_of(each))
+
+
+def with_implied(extras: set[str]) -> set[str]:
+    """``extras`` and those that they contain, as ``dev`` contains ``all``."""
+    found: set[str] = set()
+    todo = list(extras)
+    while todo:
+        if (extra := todo.pop()) not in found:
+            found.add(extra)
+            inner = (re.match(r"zmqrl\[(.*)\]", each) for each in DECLARED[extra])
+            todo += [name for each in inner if each for name in each[1].split(",")]
+    return found
+
+
+def write_program(path: Path, line: str = "") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+def installed(scratch: Path, *arguments: str) -> set[str]:
+    """The extras that ``.ci/run`` installs, besides those of ``make setup``. Stand-ins replace all other programs."""
+    script = scratch / ".ci" / "run"
+    script.parent.mkdir()
+    shutil.copy(SCRIPT, script)
+    programs = re.findall(r"^need (\S+)", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(programs) > 5, "the script no longer lists its programs"
+    for name in (*programs, "apt-get", "make"):
+        write_program(scratch / "bin" / name)
+    write_program(scratch / ".venv" / "bin" / "pip", 'printf "%s\\n" "$@" > "$0.said"')
+    environment = os.environ | {"PATH": f"{scratch / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run([script, *arguments], env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    said = (scratch / ".venv" / "bin" / "pip.said").read_text(encoding="utf-8")
+    (extras,) = re.findall(r"^\.\[(.*)\]$", said, re.MULTILINE)
+    return set(extras.split(","))
+
+
+def jobs() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))["jobs"]
+    return found
+
+
+def arguments_of(job: str) -> list[str]:
+    """The arguments that the workflow gives to ``.ci/run`` in ``job``."""
+    (line,) = [step["run"] for step in jobs()[job]["steps"] if ".ci/run" in step.get("run", "")]
+    return str(line).partition(".ci/run")[2].split()
+
+
+def test_make_setup_installs_the_extra_dev() -> None:
+    assert "$(PIP) -e '.[dev]'" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("job", "skipped"),
+    [("tests", frozenset({"slow", "soak"})), ("nightly", frozenset({"soak"}))],
+    ids=lambda each: each,
+)
+def test_a_job_installs_the_extras_of_all_its_tests(job: str, skipped: frozenset[str], tmp_path: Path) -> None:
+    have = with_implied({"dev", *installed(tmp_path, *arguments_of(job))})
+    wanted = list(needed(skipped))
+    assert len({extra for _, extra in wanted}) > 5, "the search no longer finds the modules of tests"
+    assert not [f"{place} needs the extra {extra}" for place, extra in wanted if extra not in have]
+
+
+def test_only_slow_tests_need_ray() -> None:
+    places = [place for place, extra in needed(frozenset({"soak"})) if extra == "ray"]
+    assert len(places) >= 3
+    assert not [place for place, extra in needed(frozenset({"slow", "soak"})) if extra == "ray"]
+
+
+def test_every_extra_is_declared_and_every_game_of_a_recipe_with_an_extra_is_tested() -> None:
+    found = {extra for _, extra in needed(frozenset())}
+    assert found <= set(DECLARED)
+    assert {"box2d", "mujoco"} <= found
