@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.paths import ROOT
 from support.record_rig import row, run_directory
 from support.result_rig import SCORES, write_result
 
 from zmqrl import cli
 from zmqrl.errors import UsageError
 from zmqrl.results.bootstrap import mean_interval
-from zmqrl.results.kept import RecordedLimits, Result, reproducible
+from zmqrl.results.kept import NO_LIMITS, RecordedLimits, Result, obstacle, reproducible
+from zmqrl.results.rerun import default_axis, rerun_config
 from zmqrl.rundir import write_json
 
 
@@ -42,6 +44,12 @@ def test_an_evaluation_within_the_limits_of_the_user_is_preferred(tmp_path: Path
     assert reproducible(path, RecordedLimits(agent_steps=100))[1].version == 60
 
 
+def write_manifest(path: Path, generation: int) -> None:
+    manifest = path / "checkpoints" / "v00000060" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"generation": generation}), encoding="utf-8")
+
+
 def refusal(path: Path) -> str:
     with pytest.raises(UsageError) as refused:
         cli.run(["reproduce", str(path)])
@@ -53,14 +61,14 @@ def refusal(path: Path) -> str:
     [
         ({"recipe": "chess"}, "a run of recipe 'chess', which this version of zmqrl does not have"),
         ({"speed": 1}, "config.json cannot be used: unknown setting speed (did you mean seed?)."),
-        ({"external_workers": 1}, "cannot be reproduced: zmqrl cannot start its 1 external worker."),
+        ({"external_workers": 1}, "cannot be reproduced, because zmqrl cannot start its 1 external worker."),
         (
             {"evaluation": {"version": 60, "mean": 1.0}},
-            "has no evaluation with an interval: write one with `zmqrl eval",
+            "it has no evaluation with an interval, and no checkpoint was kept that could be evaluated.",
         ),
         (
             {"evaluation": {"version": 60, "mean": 5.0, "episodes": 1, "ci95": [5.0, 5.0], "scores": [5.0]}},
-            "has no evaluation with an interval: write one with `zmqrl eval",
+            "it has no evaluation with an interval, and no checkpoint was kept that could be evaluated.",
         ),
         ({"evaluation": {"version": 60, "mean": 1.0, "scores": "5"}}, "is damaged: scores is not a list in which each"),
     ],
@@ -99,7 +107,22 @@ def test_an_impossible_evaluation_is_not_repeated(tmp_path: Path, change: dict[s
     path = write_result(tmp_path / "run", EVALUATION | change)
     with pytest.raises(UsageError) as refused:
         reproducible(path)
-    assert str(refused.value) == f"{path} cannot be reproduced, because its evaluation {doubt}: evaluate the run again."
+    lost = "and no checkpoint was kept that could be evaluated"
+    assert str(refused.value) == f"{path} cannot be reproduced, because its evaluation {doubt}, {lost}."
+
+
+@pytest.mark.parametrize("evaluation", [{"version": 60, "mean": 1.0}, EVALUATION | {"mean": 200.0}])
+def test_the_advice_to_evaluate_a_result_needs_a_checkpoint(tmp_path: Path, evaluation: dict[str, Any]) -> None:
+    path = write_result(tmp_path / "run", evaluation)
+    assert "zmqrl eval" not in refusal(path)
+    write_manifest(path, generation=1)
+    assert refusal(path).endswith(f": evaluate it with `zmqrl eval {path} --json > {path}/evaluation.json`.")
+
+
+def test_the_advice_to_evaluate_a_result_is_not_given_if_it_would_not_help(tmp_path: Path) -> None:
+    path = write_result(tmp_path / "run", {"version": 60, "mean": 1.0}, external_workers=1)
+    write_manifest(path, generation=1)
+    assert "zmqrl eval" not in refusal(path)
 
 
 def test_an_evaluation_between_two_rows_is_repeated_up_to_the_end_of_the_run_at_most(tmp_path: Path) -> None:
@@ -119,7 +142,42 @@ def test_a_run_without_an_end_or_with_several_sessions_is_refused(tmp_path: Path
     assert "is not a run directory" in refusal(tmp_path)
     assert "has no result yet" in refusal(run_directory(tmp_path / "running", [row(1)]))
     resumed = write_result(tmp_path / "resumed")
-    manifest = resumed / "checkpoints" / "v00000060" / "manifest.json"
-    manifest.parent.mkdir(parents=True)
-    manifest.write_text('{"generation": 2}', encoding="utf-8")
+    write_manifest(resumed, generation=2)
     assert "the run was resumed or rolled back" in refusal(resumed)
+
+
+# the results in the repository
+
+NO_EVALUATION = "it has no evaluation with an interval, and no checkpoint was kept that could be evaluated"
+RESUMED = "the run was resumed or rolled back, so the settings of its earlier sessions are unknown"
+KEPT = {
+    "breakout": None,
+    "breakout-ppo": None,
+    "breakout-seed-2": None,
+    "cartpole": None,
+    "pong": RESUMED,
+    "pong-width/128": NO_EVALUATION,
+    "pong-width/256": NO_EVALUATION,
+    "pong-width/512": NO_EVALUATION,
+    "sync-async/async": NO_EVALUATION,
+    "sync-async/sync": NO_EVALUATION,
+    "sync-async/wait": NO_EVALUATION,
+}
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def test_every_result_in_the_repository_is_listed_as_reproducible_or_not() -> None:
+    assert set(KEPT) == {str(path.parent.relative_to(RESULTS)) for path in RESULTS.rglob("summary.json")}
+
+
+@pytest.mark.parametrize(("name", "why"), KEPT.items())
+def test_a_result_in_the_repository_can_be_reproduced_unless_its_page_says_why_not(name: str, why: str | None) -> None:
+    page = (RESULTS / name / "report.md").read_text(encoding="utf-8")
+    assert obstacle(Result.read(RESULTS / name)) == why
+    if why is not None:
+        assert f"`zmqrl reproduce` refuses this result, because {why}." in page
+        assert refusal(RESULTS / name) == f"{RESULTS / name} cannot be reproduced, because {why}."
+        return
+    assert "`zmqrl reproduce` repeats this run and compares the scores." in page
+    result, evaluated = reproducible(RESULTS / name)
+    rerun_config(result, evaluated, default_axis(result, result.machine), Path("again"), NO_LIMITS).check()

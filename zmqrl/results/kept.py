@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 
 from zmqrl import checkpoint
 from zmqrl.config import Config
-from zmqrl.errors import UsageError, require
+from zmqrl.errors import UsageError
 from zmqrl.observe.forms import EVALUATION, MANIFEST, read_lines, read_object
 from zmqrl.observe.records import Evaluation, RunRecord, evaluations
 from zmqrl.recipes import RECIPES
@@ -101,26 +101,36 @@ class Result:
 def reproducible(path: Path, limits: RecordedLimits = NO_LIMITS) -> tuple[Result, Evaluation]:
     """The result at ``path`` and its evaluation. Raises UsageError if the result cannot be reproduced or judged."""
     result = Result.read(path, limits)
-    if result.evaluation is None or "ci95" not in result.games or not result.seeds:
-        raise UsageError(
-            f"{path} has no evaluation with an interval: write one with `zmqrl eval {as_word(path)} --json > "
-            f"{as_word(path / EVALUATION_FILE)}`."
-        )
-    require(
-        result.generation <= 1,
-        f"{path} cannot be reproduced: the run was resumed or rolled back, so the settings of its earlier sessions are "
-        "unknown.",
-    )
-    external = result.config.external_workers
-    require(
-        external == 0, f"{path} cannot be reproduced: zmqrl cannot start its {counted(external, 'external worker')}."
-    )
-    doubt = _doubt(result.evaluation, result.games, result.summary)
-    require(doubt is None, f"{path} cannot be reproduced, because its evaluation {doubt}: evaluate the run again.")
+    if why := obstacle(result):
+        can_evaluate = result.generation and not _repetition_fails(result)
+        remedy = f": evaluate it with `zmqrl eval {as_word(path)} --json > {as_word(path / EVALUATION_FILE)}`"
+        raise UsageError(f"{path} cannot be reproduced, because {why}{remedy if can_evaluate else ''}.")
+    assert result.evaluation is not None
     # If the evaluation lacks these figures, they come from a row of metrics, which can be of a later version.
     wall_s = min(result.evaluation.wall_s, result.summary["wall_s"])
     agent_steps = min(result.evaluation.agent_steps, result.summary["agent_steps"])
     return result, dataclasses.replace(result.evaluation, wall_s=wall_s, agent_steps=agent_steps)
+
+
+def obstacle(result: Result) -> str | None:
+    """Why ``zmqrl reproduce`` cannot repeat or judge ``result``, as a clause, or None."""
+    return _repetition_fails(result) or _judgement_fails(result)
+
+
+def _repetition_fails(result: Result) -> str | None:
+    if result.generation > 1:
+        return "the run was resumed or rolled back, so the settings of its earlier sessions are unknown"
+    if external := result.config.external_workers:
+        return f"zmqrl cannot start its {counted(external, 'external worker')}"
+    return None
+
+
+def _judgement_fails(result: Result) -> str | None:
+    lost = "" if result.generation else ", and no checkpoint was kept that could be evaluated"
+    if result.evaluation is None or "ci95" not in result.games or not result.seeds:
+        return f"it has no evaluation with an interval{lost}"
+    doubt = _doubt(result.evaluation, result.games, result.summary)
+    return doubt and f"its evaluation {doubt}{lost}"
 
 
 def _doubt(evaluation: Evaluation, games: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:

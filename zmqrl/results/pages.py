@@ -16,7 +16,7 @@ from zmqrl.observe.folding import printable
 from zmqrl.observe.metrics import OUTCOMES
 from zmqrl.observe.records import Evaluation, RunRecord
 from zmqrl.results.command_line import train_command
-from zmqrl.results.kept import Result
+from zmqrl.results.kept import Result, obstacle
 from zmqrl.results.rerun import AXES, By, Verdict
 from zmqrl.words import counted
 
@@ -54,6 +54,10 @@ def report_page(result: Result, picture: str) -> str:
             "## Evaluation",
             "",
             *_evaluation(result),
+            "",
+            "## Reproduction",
+            "",
+            _reproduction(result),
             "",
         ]
     )
@@ -186,6 +190,12 @@ def _evaluation(result: Result) -> list[str]:
         **({"seeds": f"{min(games['seeds']):,} to {max(games['seeds']):,}"} if games.get("seeds") else {}),
     }
     return _table(rows)
+
+
+def _reproduction(result: Result) -> str:
+    if why := obstacle(result):
+        return f"`zmqrl reproduce` refuses this result, because {_text(why)}."
+    return "`zmqrl reproduce` repeats this run and compares the scores."
 
 
 def _command(config: Config) -> list[str]:
