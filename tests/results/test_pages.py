@@ -1,5 +1,6 @@
 """The pages about results."""
 
+import dataclasses
 import re
 from html import unescape
 from pathlib import Path
@@ -98,7 +99,10 @@ def test_a_page_about_a_run_with_an_odd_name_is_still_a_page(tmp_path: Path) -> 
 def test_a_result_without_an_evaluation_has_a_page_too(tmp_path: Path) -> None:
     path = write_result(tmp_path / "run")
     (path / "evaluation.json").unlink()
-    assert "5.5 in the last 50 games of training" in report_page(Result.read(path), "report.svg")
+    result = Result.read(path)
+    assert "5.5 in the last 50 games of training" in report_page(result, "report.svg")
+    few = dataclasses.replace(result, summary={**result.summary, "episodes": 40})
+    assert "5.5 in the last 40 games of training" in report_page(few, "report.svg")
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: str(path.relative_to(RESULTS)))

@@ -168,7 +168,8 @@ def _headline(result: Result) -> str:
     if result.evaluation is not None:
         return _mean_of(result.evaluation, result.games)
     score = _score(result.summary["score_mean_50"])
-    return f"{score} in the last 50 games of training" if score != "-" else "no score"
+    games = min(50, result.summary.get("episodes", 50))
+    return f"{score} in the last {counted(games, 'game')} of training" if score != "-" else "no score"
 
 
 def _mean_of(evaluation: Evaluation, games: Mapping[str, Any]) -> str:
