@@ -8,7 +8,7 @@ import pytest
 from support.paths import ROOT
 
 from zmqrl import cli
-from zmqrl.commands.inspect.recipes import RESULTS, WITH_AVX512, MeasuredRun
+from zmqrl.commands.inspect.recipes import BUSY, RESULTS, WITH_AVX512, MeasuredRun
 from zmqrl.observe.records import flat
 from zmqrl.recipes import RECIPES
 
@@ -22,9 +22,15 @@ def read(source: str, name: str) -> Any:
     return json.loads((ROOT / source / name).read_text(encoding="utf-8"))
 
 
-MEASURED = [
-    (name, result) for name, results in RESULTS.items() for result in results if (ROOT / result.source).is_dir()
-]
+ALL = [(name, result) for name, results in RESULTS.items() for result in results]
+MEASURED = [(name, result) for name, result in ALL if (ROOT / result.source / "summary.json").exists()]
+CONTINUOUS = "benchmarks/results/continuous"
+
+
+def test_a_test_compares_the_figures_of_every_source() -> None:
+    others = {(name, result.source) for name, result in ALL} - {(name, result.source) for name, result in MEASURED}
+    assert len(MEASURED) >= 4
+    assert others == {("cartpole", "README.md"), ("pendulum", CONTINUOUS)}
 
 
 @pytest.mark.parametrize(("name", "result"), MEASURED, ids=[result.source for _, result in MEASURED])
@@ -67,6 +73,26 @@ def test_the_figures_of_cartpole_are_those_of_the_readme() -> None:
     assert f"{60 * first.minutes:.0f} and {60 * second.minutes:.0f} s" in row
     assert f"`zmqrl train cartpole {first.options}`" in row
     assert "no AVX-512" in row
+
+
+def test_the_figures_of_continuous_control_are_those_of_the_benchmark() -> None:
+    lines = (ROOT / CONTINUOUS / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row["side"] == "zmqrl"]
+    measured = {
+        (
+            row["recipe"],
+            f"--agent-steps {row['agent_steps']} --seed {row['seed']}",
+            row["score_mean_50"],
+            row["seconds"],
+        )
+        for row in rows
+        if row["recipe"] in RECIPES and row["env"] == RECIPES[row["recipe"]]().env
+    }
+    listed = [(name, result) for name, result in ALL if result.source == CONTINUOUS]
+    assert {(name, each.options, each.score, round(60 * each.minutes)) for name, each in listed} == measured
+    assert all((each.evaluation, each.agent_steps_per_s, each.machine) == (None, None, BUSY) for _, each in listed)
+    page = " ".join((ROOT / CONTINUOUS / "README.md").read_text(encoding="utf-8").split())
+    assert "The machine has 2 cores (AMD EPYC) and was busy with other work" in page
 
 
 def test_every_recipe_is_listed_and_one_without_figures_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from zmqrl.recipes import RECIPES
 
 WITH_AVX512: Final = "2 cores of an AMD EPYC with AVX-512 and bfloat16"
 WITHOUT_AVX512: Final = "2 cores of an x86-64 processor without AVX-512"
+BUSY: Final = "2 cores of an AMD EPYC that other programs also used"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +97,23 @@ RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
             source="README.md",
         )
         for seconds in (57, 82)
+    ),
+    "pendulum": tuple(
+        MeasuredRun(
+            score=score,
+            evaluation=None,
+            minutes=seconds / 60,
+            agent_steps_per_s=None,
+            options=f"--agent-steps {agent_steps} --seed {seed}",
+            machine=BUSY,
+            source="benchmarks/results/continuous",
+        )
+        for seed, agent_steps, score, seconds in (
+            (1, 102_400, -195.9, 230),
+            (2, 102_400, -206.1, 98),
+            (3, 102_400, -189.2, 76),
+            (1, 204_800, -145.1, 610),
+        )
     ),
 }
 
