@@ -72,6 +72,14 @@ def test_the_container_needs_only_files_that_the_package_is_built_from() -> None
     assert all(Path(file).parts[0] in copied for file in PROJECT["license-files"])
 
 
+def test_the_script_for_containers_builds_every_stage_that_a_user_builds() -> None:
+    script = (ROOT / ".ci" / "container").read_text(encoding="utf-8")
+    pages = [*ROOT.glob("docs/**/*.md"), *ROOT.glob("launch/**/*.md"), CONTAINER]
+    named = {stage for page in pages for stage in re.findall(r"--target (\w+)", page.read_text(encoding="utf-8"))}
+    assert named == set(re.findall(r"--target (\w+)", script)) == {"kubernetes"}
+    assert "--entrypoint kubectl zmqrl:ci-kubernetes version --client" in script
+
+
 @pytest.mark.slow
 @pytest.mark.processes
 def test_the_container_is_built_and_trains_where_a_builder_works() -> None:
