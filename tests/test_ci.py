@@ -1,4 +1,4 @@
-"""``.ci/run`` installs every optional module that its tests need, for each command of the workflows that starts it."""
+"""The jobs of the workflow install what their tests need, and run the documented commands."""
 
 import ast
 import os
@@ -144,6 +144,19 @@ def arguments_of(job: str) -> list[str]:
     """The arguments that the workflow gives to ``.ci/run`` in ``job``."""
     (line,) = [step["run"] for step in jobs()[job]["steps"] if ".ci/run" in step.get("run", "")]
     return str(line).partition(".ci/run")[2].split()
+
+
+def documented(heading: str) -> list[str]:
+    """The lines of the first block of code under ``heading`` in docs/install.md."""
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    return page.partition(f"\n## {heading}\n")[2].partition("```sh\n")[2].partition("```")[0].splitlines()
+
+
+@pytest.mark.parametrize(("job", "heading"), [("uv", "With uv"), ("conda", "With conda")])
+def test_a_job_runs_the_documented_commands_for_an_installer(job: str, heading: str) -> None:
+    lines = [line for step in jobs()[job]["steps"] for line in step.get("run", "").splitlines()]
+    # The job makes a few updates. The documented training is longer.
+    assert [re.sub("--updates .*", "--stop-score 475", line) for line in lines] == documented(heading)
 
 
 def test_make_setup_installs_the_extra_dev() -> None:
