@@ -95,6 +95,23 @@ def test_the_documented_command_names_the_pods_of_the_manifest() -> None:
     assert "kubectl exec -it zmqrl-launcher-0 --" in document
 
 
+def test_the_documents_build_push_and_use_one_image() -> None:
+    document = DOCUMENT.read_text(encoding="utf-8")
+    (built,) = re.findall(
+        r"^podman build --target kubernetes -f launch/container/Containerfile -t (\S+) \.$", document, re.MULTILINE
+    )
+    assert re.findall(r"^podman push (\S+)$", document, re.MULTILINE) == [built]
+    assert re.findall(r"sed 's\|IMAGE\|(\S+)\|' launch/kubernetes/pods\.yaml", document) == [built]
+    assert f"sed 's|IMAGE|{built}|'" in MANIFEST.read_text(encoding="utf-8")
+
+
+def test_a_list_of_pods_in_the_documents_has_only_running_pods() -> None:
+    document = DOCUMENT.read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"kubectl get pods ([^)]*)\)", document)
+    assert commands
+    assert all("--field-selector=status.phase=Running" in command for command in commands)
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("via", "host", "asked"),
