@@ -227,6 +227,14 @@ def test_an_evaluation_is_saved_and_reported(followers: Followers, notices: Noti
     assert not followers.pending[EVALUATOR]
 
 
+def test_the_notice_about_an_evaluation_names_the_flavour_of_the_games(followers: Followers, notices: Notices) -> None:
+    followers.on_checkpoint(300, 300.0)
+    told = evaluation(300)
+    told.facts["evaluation"]["flavour"] = "sticky 0, no-ops 30"
+    followers.on_answer(told)
+    assert notices.texts[-1].endswith("10.0 to 15.0, 50 games; games: sticky 0, no-ops 30")
+
+
 def test_pending_evaluations_of_a_dead_evaluator_go_to_the_next_one(followers: Followers) -> None:
     followers.on_checkpoint(0, 0.0)
     followers.on_checkpoint(300, 300.0)

@@ -124,9 +124,11 @@ class Followers:
                 assert self.rows is not None
                 self.rows.write_or_tell(row, self.console.notice)
                 low, high = row["ci95"]
+                games = f"; games: {row['flavour']}" if row.get("flavour") else ""
                 self.console.notice(
                     f"evaluation of version {answer.version} ({row['wall_s'] / 60:.1f} min): "
-                    f"mean {row['mean']:.1f}, 95% interval {low:.1f} to {high:.1f}, {counted(row['episodes'], 'game')}"
+                    f"mean {row['mean']:.1f}, 95% interval {low:.1f} to {high:.1f}, "
+                    f"{counted(row['episodes'], 'game')}{games}"
                 )
                 if answer.version == self.confirming:
                     self._on_confirmation(row["mean"])
