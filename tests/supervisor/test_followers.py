@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from support.run_rig import training
 
-from zmqrl.config import Config, RecordingConfig
+from zmqrl.config import Config, EvaluationConfig, RecordingConfig
 from zmqrl.hosts.launcher import Said
 from zmqrl.observe.console import LiveFigures
 from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId
 from zmqrl.rundir import RunDirectory
 from zmqrl.start.jobs import EvaluationRequest, FollowerRequest, RecordingRequest
-from zmqrl.supervisor.followers import Followers
+from zmqrl.supervisor.followers import Followers, is_for_stop_score
 
 pytestmark = pytest.mark.processes
 
@@ -129,7 +129,7 @@ def test_a_score_counts_as_reached_when_new_games_with_one_checkpoint_confirm_it
     confirming.on_scores(10.0, 60)
     assert confirming.wants_checkpoint(0.0)
     confirming.on_checkpoint(200, 20.0)
-    assert runner.told == [(EVALUATOR, EvaluationRequest(200, 50, 2**31 + 50 * 200))]
+    assert runner.told == [(EVALUATOR, EvaluationRequest(200, 50, 2**31 + 50 * 200, samples=True))]
     confirming.on_scores(11.0, 70)
     assert not confirming.wants_checkpoint(0.0), "the evaluator is busy"
     assert confirming.confirmed_score == -float("inf")
@@ -137,6 +137,27 @@ def test_a_score_counts_as_reached_when_new_games_with_one_checkpoint_confirm_it
     assert confirming.confirmed_score == 12.5
     confirming.on_scores(13.0, 500)
     assert not confirming.wants_checkpoint(0.0), "the score has been confirmed"
+
+
+def test_the_games_that_confirm_a_score_are_sampled_even_if_other_evaluations_are_greedy(
+    tmp_path: Path, runner: Any, notices: Notices
+) -> None:
+    config = Config(stop_score=10.0, evaluator=True, evaluation=EvaluationConfig(greedy=True))
+    files: Any = Files(set())
+    followers = Followers(config, RunDirectory(tmp_path), runner, notices, files)
+    followers.on_checkpoint(100, 0.0)
+    followers.on_answer(evaluation(100))
+    followers.on_scores(10.0, 60)
+    followers.on_checkpoint(200, 20.0)
+    assert [message.samples for _, message in runner.told] == [False, True]
+
+
+def test_only_new_games_with_sampled_actions_can_have_ended_a_run() -> None:
+    assert is_for_stop_score({"seeds": [2**31]})
+    assert is_for_stop_score({"seeds": [2**31], "greedy": False})
+    assert not is_for_stop_score({"seeds": [2**31], "greedy": True})
+    assert not is_for_stop_score({"seeds": [0], "greedy": False})
+    assert not is_for_stop_score({})
 
 
 def test_a_score_that_new_games_do_not_confirm_is_tried_again_after_fifty_games_in_training(
