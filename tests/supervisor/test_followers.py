@@ -149,7 +149,8 @@ def test_the_games_that_confirm_a_score_are_sampled_even_if_other_evaluations_ar
     followers.on_answer(evaluation(100))
     followers.on_scores(10.0, 60)
     followers.on_checkpoint(200, 20.0)
-    assert [message.samples for _, message in runner.told] == [False, True]
+    confirming = EvaluationRequest(200, 50, 2**31 + 50 * 200, samples=True)
+    assert [message for _, message in runner.told] == [EvaluationRequest(100), confirming]
 
 
 def test_only_new_games_with_sampled_actions_can_have_ended_a_run() -> None:

@@ -14,7 +14,7 @@ GROUP = "envs."
 
 def flavour_of(run: RunRecord) -> str | None:
     """The flavour in ``summary.json``. For an Atari game without it, that of the settings. None: unknown."""
-    known = (run.summary or {}).get("flavour")
+    known: str = (run.summary or {}).get("flavour", "")
     if known or not str(run.settings.get("env")).startswith("ALE/"):
         return known or None
     names = {field.name for field in fields(EnvConfig)}

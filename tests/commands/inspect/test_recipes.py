@@ -70,6 +70,10 @@ def test_the_figures_of_cartpole_are_those_of_the_readme() -> None:
     assert "no AVX-512" in row
 
 
+def test_the_readme_names_the_flavour_of_its_atari_games() -> None:
+    assert ATARI in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
 def test_every_recipe_is_listed_and_one_without_figures_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["recipes"]) == 0
     shown = capsys.readouterr().out
