@@ -45,6 +45,9 @@ def test_status_shows_an_old_run(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert cli.run(["status", str(run), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["state"], found["exit_reason"], found["version"]) == ("ended", "updates", 20)
+    assert found["flavour"] == "played as registered, scores are sums of true rewards"
+    assert cli.run(["status", str(run)]) == 0
+    assert f"\ngames: {found['flavour']}\n" in capsys.readouterr().out
 
 
 @pytest.mark.processes

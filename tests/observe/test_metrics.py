@@ -182,8 +182,36 @@ def test_the_score_does_not_wait_for_the_games_of_a_worker_that_is_gone() -> Non
     assert tested.row(2.0)["score_mean_50"] == 1.0
 
 
+def test_the_score_waits_for_the_first_report_of_a_worker_that_is_present() -> None:
+    tested = RunMetrics(start=Counters(), reporting=range(2))
+    tested.on_shards([shard(present=[0, 1])])
+    told(tested, report(0, games=[[1, 1.0, 9]], first_games=0))
+    assert tested.row(1.0)["score_mean_50"] is None
+    assert tested.mean_score(1) == -math.inf
+    assert tested.counters().scores == ()
+    told(tested, report(1, games=[[1, 5.0, 9]], first_games=1))
+    assert tested.row(2.0)["score_mean_50"] is None
+    told(tested, report(1, games=[[1, 5.0, 9], [2, 9.0, 9]], first_games=0))
+    assert tested.row(3.0)["score_mean_50"] == 5.0
+
+
+def test_the_score_waits_for_the_first_reports_even_before_a_shard_has_answered() -> None:
+    tested = RunMetrics(start=Counters(), reporting=range(2))
+    told(tested, report(0, games=[[1, 1.0, 9]], first_games=0))
+    assert tested.row(1.0)["score_mean_50"] is None
+    tested.on_shards([shard(present=[0])])
+    assert tested.row(2.0)["score_mean_50"] == 1.0, "worker 1 has not joined"
+
+
+def test_the_score_does_not_wait_for_an_external_worker_that_never_reports() -> None:
+    tested = RunMetrics(start=Counters(), reporting=range(1))
+    tested.on_shards([shard(present=[0, 1])])
+    told(tested, report(0, games=[[1, 1.0, 9]], first_games=0))
+    assert tested.row(1.0)["score_mean_50"] == 1.0
+
+
 def test_a_resumed_run_has_its_score_at_once() -> None:
-    tested = RunMetrics(start=Counters(version=7, scores=(3.0,)))
+    tested = RunMetrics(start=Counters(version=7, scores=(3.0,)), reporting=range(2))
     told(tested, report(0, first_games=2))
     assert tested.row(1.0)["score_mean_50"] == 3.0
 

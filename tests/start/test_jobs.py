@@ -50,6 +50,10 @@ def test_the_job_of_a_follower_survives_json() -> None:
     [
         (EvaluationRequest(5), {"version": 5}),
         (EvaluationRequest(5, 50, 2**31), {"version": 5, "episodes": 50, "seed": 2**31}),
+        (
+            EvaluationRequest(5, 50, 2**31, samples=True),
+            {"version": 5, "episodes": 50, "seed": 2**31, "samples": True},
+        ),
         (RecordingRequest(5, "minute-015"), {"version": 5, "name": "minute-015"}),
     ],
 )

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from support.run_rig import training
 
-from zmqrl.config import Config, RecordingConfig
+from zmqrl.config import Config, EvaluationConfig, RecordingConfig
 from zmqrl.hosts.launcher import Said
 from zmqrl.observe.console import LiveFigures
 from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId
 from zmqrl.rundir import RunDirectory
 from zmqrl.start.jobs import EvaluationRequest, FollowerRequest, RecordingRequest
-from zmqrl.supervisor.followers import Followers
+from zmqrl.supervisor.followers import Followers, is_for_stop_score
 
 pytestmark = pytest.mark.processes
 
@@ -129,7 +129,7 @@ def test_a_score_counts_as_reached_when_new_games_with_one_checkpoint_confirm_it
     confirming.on_scores(10.0, 60)
     assert confirming.wants_checkpoint(0.0)
     confirming.on_checkpoint(200, 20.0)
-    assert runner.told == [(EVALUATOR, EvaluationRequest(200, 50, 2**31 + 50 * 200))]
+    assert runner.told == [(EVALUATOR, EvaluationRequest(200, 50, 2**31 + 50 * 200, samples=True))]
     confirming.on_scores(11.0, 70)
     assert not confirming.wants_checkpoint(0.0), "the evaluator is busy"
     assert confirming.confirmed_score == -float("inf")
@@ -137,6 +137,28 @@ def test_a_score_counts_as_reached_when_new_games_with_one_checkpoint_confirm_it
     assert confirming.confirmed_score == 12.5
     confirming.on_scores(13.0, 500)
     assert not confirming.wants_checkpoint(0.0), "the score has been confirmed"
+
+
+def test_the_games_that_confirm_a_score_are_sampled_even_if_other_evaluations_are_greedy(
+    tmp_path: Path, runner: Any, notices: Notices
+) -> None:
+    config = Config(stop_score=10.0, evaluator=True, evaluation=EvaluationConfig(greedy=True))
+    files: Any = Files(set())
+    followers = Followers(config, RunDirectory(tmp_path), runner, notices, files)
+    followers.on_checkpoint(100, 0.0)
+    followers.on_answer(evaluation(100))
+    followers.on_scores(10.0, 60)
+    followers.on_checkpoint(200, 20.0)
+    confirming = EvaluationRequest(200, 50, 2**31 + 50 * 200, samples=True)
+    assert [message for _, message in runner.told] == [EvaluationRequest(100), confirming]
+
+
+def test_only_new_games_with_sampled_actions_can_have_ended_a_run() -> None:
+    assert is_for_stop_score({"seeds": [2**31]})
+    assert is_for_stop_score({"seeds": [2**31], "greedy": False})
+    assert not is_for_stop_score({"seeds": [2**31], "greedy": True})
+    assert not is_for_stop_score({"seeds": [0], "greedy": False})
+    assert not is_for_stop_score({})
 
 
 def test_a_score_that_new_games_do_not_confirm_is_tried_again_after_fifty_games_in_training(
@@ -225,6 +247,14 @@ def test_an_evaluation_is_saved_and_reported(followers: Followers, notices: Noti
         "evaluation of version 300 (5.0 min): mean 12.5, 95% interval 10.0 to 15.0, 50 games",
     ]
     assert not followers.pending[EVALUATOR]
+
+
+def test_the_notice_about_an_evaluation_names_the_flavour_of_the_games(followers: Followers, notices: Notices) -> None:
+    followers.on_checkpoint(300, 300.0)
+    told = evaluation(300)
+    told.facts["evaluation"]["flavour"] = "sticky 0, no-ops 30"
+    followers.on_answer(told)
+    assert notices.texts[-1].endswith("10.0 to 15.0, 50 games; games: sticky 0, no-ops 30")
 
 
 def test_pending_evaluations_of_a_dead_evaluator_go_to_the_next_one(followers: Followers) -> None:

@@ -122,8 +122,11 @@ class RunMetrics:
     Counts and sums in a report are cumulative, so a lost report does no harm.
     """
 
-    def __init__(self, *, start: Counters) -> None:
-        """``start`` has the counters of the checkpoint. For a new run, it is ``Counters()``."""
+    def __init__(self, *, start: Counters, reporting: Iterable[int] = ()) -> None:
+        """``start`` has the counters of the checkpoint. For a new run, it is ``Counters()``.
+
+        ``reporting`` are the ranks whose workers certainly report. An external worker may not.
+        """
         self._start = start
         self._version = start.version
         self._wall_s = start.wall_s
@@ -133,6 +136,7 @@ class RunMetrics:
         self._contributions = {outcome: start.contributions.get(outcome, 0) for outcome in OUTCOMES}
         self._scores = deque(start.scores, maxlen=SCORES_KEPT)
         self._first_games: dict[int, int] | None = None if start.version else {}  # by rank. None: all have ended
+        self._reporting = frozenset(reporting)
         self._workers: defaultdict[int, dict[int, _Worker]] = defaultdict(dict)  # by rank and incarnation
         self._skipped_by_rank: defaultdict[int, int] = defaultdict(int)
         self._late_by_rank: defaultdict[int, int] = defaultdict(int)
@@ -351,10 +355,16 @@ class RunMetrics:
         return _mean(scores) if len(scores) >= games else -math.inf
 
     def _fair_scores(self) -> Collection[float]:
-        """The scores of the last games. Empty until every game that began with the run has ended."""
+        """The scores of the last games. Empty until every game that began with the run has ended.
+
+        A worker that is present but has not reported yet still plays its first games.
+        """
         if self._first_games is not None:
-            gone = self._first_games.keys() - {rank for shard in self._shards.values() for rank in shard["present"]}
-            if any(left for rank, left in self._first_games.items() if rank not in gone or not self._shards):
+            silent = self._reporting - self._first_games.keys()
+            awaited = silent.union(rank for rank, left in self._first_games.items() if left)
+            if self._shards:
+                awaited &= {rank for shard in self._shards.values() for rank in shard["present"]}
+            if awaited:
                 return ()
             if self._scores:
                 self._first_games = None

@@ -75,16 +75,17 @@ class FollowerJob:
 class EvaluationRequest:
     """Asks the evaluator to play ``episodes`` games with checkpoint ``version``, with seeds from ``seed`` on.
 
-    None: as many games as its job says.
+    None: as many games as its job says. ``samples``: sample the actions, even if the job says that they are greedy.
     """
 
     version: int
     episodes: int | None = None
     seed: int = 0
+    samples: bool = False
 
     def to_json(self) -> dict[str, Any]:
         games = {} if self.episodes is None else {"episodes": self.episodes, "seed": self.seed}
-        return {"version": self.version} | games
+        return {"version": self.version} | games | ({"samples": True} if self.samples else {})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

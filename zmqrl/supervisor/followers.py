@@ -85,8 +85,8 @@ class Followers:
         """Note the mean score of the last games in training, and how many games have ended.
 
         The best of many means is too high by chance. So ``stop_score`` is reached only when new games with one
-        checkpoint confirm it. After an evaluation that does not confirm it, the next one waits for
-        ``SCORES_TO_CONFIRM`` more games.
+        checkpoint confirm it. Their actions are sampled, because greedy games of different seeds can be the same. After
+        an evaluation that does not confirm it, the next one waits for ``SCORES_TO_CONFIRM`` more games.
         """
         self.episodes, wanted = episodes, self.config.stop_score
         if (
@@ -102,7 +102,7 @@ class Followers:
         if self.wants_to_confirm and not last:
             self.wants_to_confirm, self.confirming = False, version
             new_seed = FIRST_NEW_SEED + SCORES_TO_CONFIRM * (version % 2**24)
-            self._tell(EVALUATOR, EvaluationRequest(version, SCORES_TO_CONFIRM, new_seed))
+            self._tell(EVALUATOR, EvaluationRequest(version, SCORES_TO_CONFIRM, new_seed, samples=True))
         elif self.config.evaluator and self.confirming is None and (last or trained_s >= self.evaluate_at_s):
             self.evaluate_at_s = trained_s + 60 * self.config.evaluation.every_minutes
             if version != self.evaluated:  # an earlier session can have evaluated it
@@ -124,9 +124,11 @@ class Followers:
                 assert self.rows is not None
                 self.rows.write_or_tell(row, self.console.notice)
                 low, high = row["ci95"]
+                games = f"; games: {row['flavour']}" if row.get("flavour") else ""
                 self.console.notice(
                     f"evaluation of version {answer.version} ({row['wall_s'] / 60:.1f} min): "
-                    f"mean {row['mean']:.1f}, 95% interval {low:.1f} to {high:.1f}, {counted(row['episodes'], 'game')}"
+                    f"mean {row['mean']:.1f}, 95% interval {low:.1f} to {high:.1f}, "
+                    f"{counted(row['episodes'], 'game')}{games}"
                 )
                 if answer.version == self.confirming:
                     self._on_confirmation(row["mean"])
@@ -204,8 +206,9 @@ class Followers:
 
 
 def is_for_stop_score(evaluation: Mapping[str, Any]) -> bool:
-    """Whether a line of ``evaluations.jsonl`` is from new games, which can end the run."""
-    return bool(evaluation.get("seeds")) and evaluation["seeds"][0] >= FIRST_NEW_SEED
+    """Whether a line of ``evaluations.jsonl`` is from new games with sampled actions, which can end the run."""
+    new = bool(evaluation.get("seeds")) and evaluation["seeds"][0] >= FIRST_NEW_SEED
+    return new and not evaluation.get("greedy")
 
 
 def _last_version(evaluations: Path, notice: Callable[[str], None]) -> int | None:

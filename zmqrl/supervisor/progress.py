@@ -32,7 +32,8 @@ class Progress:
         written = read_lines(directory.metrics)
         for row in (row for row in written if row["version"] <= counters.version):
             counters = counters.not_below(row)
-        self.metrics = RunMetrics(start=counters)
+        self.started = range(config.ranks - config.external_workers)  # the ranks that the supervisor starts
+        self.metrics = RunMetrics(start=counters, reporting=self.started)
         self.row_version = max(
             (row["version"] for row in written), default=0
         )  # the version of each later row is higher
@@ -62,7 +63,7 @@ class Progress:
                 self.malformed.add(report.rank)
                 self.console.notice(f"reports of worker {report.rank} are ignored because they are malformed: {error}")
             return
-        if taken_over and report.rank >= self.config.ranks - self.config.external_workers:
+        if taken_over and report.rank not in self.started:
             self.console.notice(f"another worker has taken over rank {report.rank}")
 
     def on_stats(self, stats: Mapping[int, m.Stats], shards: Iterable[int], members: tuple[int, ...]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from support.paths import ROOT
 
 from zmqrl import cli
-from zmqrl.commands.inspect.recipes import BUSY, RESULTS, WITH_AVX512, MeasuredRun
+from zmqrl.commands.inspect.recipes import ATARI, BUSY, RESULTS, WITH_AVX512, MeasuredRun
 from zmqrl.observe.records import flat
 from zmqrl.recipes import RECIPES
 
@@ -38,6 +38,7 @@ def test_every_figure_is_that_of_a_kept_result(name: str, result: MeasuredRun) -
     summary = read(result.source, "summary.json")
     assert summary["recipe"] == name
     assert result.score == summary["score_mean_50"]
+    assert result.flavour == summary["flavour"]
     assert result.minutes == round(summary["wall_s"] / 60, 1)
     assert result.agent_steps_per_s == round(summary["agent_steps_per_s"])
     assert f"--minutes {result.minutes:g}" in result.options
@@ -95,6 +96,10 @@ def test_the_figures_of_continuous_control_are_those_of_the_benchmark() -> None:
     assert "The machine has 2 cores (AMD EPYC) and was busy with other work" in page
 
 
+def test_the_readme_names_the_flavour_of_its_atari_games() -> None:
+    assert ATARI in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
 def test_every_recipe_is_listed_and_one_without_figures_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["recipes"]) == 0
     shown = capsys.readouterr().out
@@ -102,8 +107,11 @@ def test_every_recipe_is_listed_and_one_without_figures_says_so(capsys: pytest.C
     assert list(paragraphs) == list(RECIPES)
     for name, text in paragraphs.items():
         assert ("\n  not measured" in text) == (name not in RESULTS)
-    told = "176.0 after 60 minutes, 132.9 in 50 full games (--minutes 60; 957 agent steps/s; 2 cores of"
+        assert ("\n  games: " in text) == (name in RESULTS)
+    told = "132.9 in 50 full games; 176.0 in training after 60 minutes (--minutes 60; 957 agent steps/s; 2 cores of"
     assert told in paragraphs["breakout-ppo"]
+    assert f"\n  games: {ATARI}" in paragraphs["breakout-ppo"]
+    assert "\n  18.1 in training after 20 minutes (" in paragraphs["pong"]
 
 
 def test_the_list_is_also_plain_data(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from support.rig import descendants, ending, eventually, is_alive
 
 from zmqrl import cli
 from zmqrl.bench.efficiency import PARTS, SPLIT, Efficiency, StepTimes
-from zmqrl.bench.reference import references
+from zmqrl.bench.reference import AMX, references
 from zmqrl.bench.train import Measured, to_json
 from zmqrl.commands.measure import bench_train
 from zmqrl.commands.measure.train_figures import headline, notes, table
@@ -68,7 +68,7 @@ def test_the_sentences_tell_the_speed_the_limit_and_what_was_measured() -> None:
         "efficiency: 0.71 (0.69 to 0.74 in 2 rounds)",
         "bare environment: 2,500 agent steps/s; training reaches 0.46 of this",
         "batches of 128; 4 passes per sample",
-        "reference: 2 cores of an AMD EPYC with AVX-512",
+        f"reference of environment, acting, gradient: {AMX}",
     ):
         assert words in said
     kept = MEASURED._replace(passes=1.0, facts=MEASURED.facts | {"backward_only": True}, references={})

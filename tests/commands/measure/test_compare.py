@@ -48,6 +48,7 @@ def test_json_has_the_settings_that_differ_and_the_results_of_each_run(
         "score_mean_50": 5.5,
         "best": {"score_mean_50": 6.0, "minutes": 0.1, "agent_steps": 6000},
         "evaluation": {"version": 60, "mean": 4.0, "ci95": [3.5, 4.5], "episodes": 30},
+        "flavour": None,
         "contributions": summary()["contributions"],
         "commit": "abc",
         "cpu": "EPYC",
@@ -86,6 +87,21 @@ def test_the_table_is_not_cut_off_without_a_terminal(
     assert lines["contributions late"] == ["6", "(6.0%)", "12", "(10.0%)", "6", "(6.0%)"]
     assert lines["commit"] == ["abc", "-", "def"]
     assert "cpu" not in lines
+
+
+def test_the_table_names_the_flavour_of_the_games(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, other = summary(flavour="sticky 0"), summary(flavour="sticky 0.25")
+    paths = [
+        str(run_directory(tmp_path / name, [row(1)], summary=ended))
+        for name, ended in {"a": plain, "b": plain, "c": other, "d": None}.items()
+    ]
+    assert printed(capsys, *paths[:2]).splitlines()[-1] == "games: sticky 0"
+    assert printed(capsys, *paths).splitlines()[-3:] == [
+        "games of a, b: sticky 0",
+        "games of c: sticky 0.25",
+        "games of d: unknown",
+    ]
+    assert json.loads(printed(capsys, *paths, "--json"))["results"]["c"]["flavour"] == "sticky 0.25"
 
 
 def test_runs_with_the_same_name_are_distinguished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -282,20 +282,8 @@ def test_eval_refuses_bad_usage_in_one_sentence(
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(
-    ("follower", "message"),
-    [
-        ("zmqrl.commands.measure.evaluate", {"version": 0}),
-        ("zmqrl.commands.measure.record", {"version": 0, "name": "minute-000"}),
-    ],
-)
-def test_the_evaluator_skips_a_checkpoint_whose_custom_network_fails_and_logs_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follower: str, message: dict[str, Any]
-) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    module = write_failing_network(tmp_path, "raise ValueError('too few')")
-    run = write_run(tmp_path / "run", dataclasses.replace(BREAKOUT, model=f"{module}:Net"), 0)
-    job = {"run_dir": str(run), "episodes": 1, "greedy": False, "threads": 1}
+def answer_of(follower: str, job: dict[str, Any], message: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The answer of a new follower process to ``message``, and its log."""
     with ending(
         subprocess.Popen(
             [sys.executable, "-m", follower],
@@ -312,7 +300,36 @@ def test_the_evaluator_skips_a_checkpoint_whose_custom_network_fails_and_logs_th
         process.stdin.flush()
         answer = json.loads(process.stdout.readline())
         _, log = process.communicate(timeout=180)
-        assert process.returncode == 0, "the evaluator ends with its parent"
+        assert process.returncode == 0, "the follower ends with its parent"
+    return answer, log
+
+
+@pytest.mark.parametrize("samples", [False, True])
+def test_an_evaluator_with_greedy_actions_samples_them_on_request(cartpole_run: Path, samples: bool) -> None:
+    job = {"run_dir": str(cartpole_run), "episodes": 3, "greedy": True, "threads": 1}
+    message = {"version": 0, "episodes": 3, "seed": 2**31} | ({"samples": True} if samples else {})
+    answer, _ = answer_of("zmqrl.commands.measure.evaluate", job, message)
+    played = answer["evaluation"]
+    assert (played["greedy"], played["seeds"]) == (not samples, [2**31, 2**31 + 1, 2**31 + 2])
+    wanted = evaluate(load_policy(cartpole_run), played["seeds"], greedy=not samples, threads=1)
+    assert played["scores"] == wanted["scores"]
+
+
+@pytest.mark.parametrize(
+    ("follower", "message"),
+    [
+        ("zmqrl.commands.measure.evaluate", {"version": 0}),
+        ("zmqrl.commands.measure.record", {"version": 0, "name": "minute-000"}),
+    ],
+)
+def test_the_evaluator_skips_a_checkpoint_whose_custom_network_fails_and_logs_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follower: str, message: dict[str, Any]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = write_failing_network(tmp_path, "raise ValueError('too few')")
+    run = write_run(tmp_path / "run", dataclasses.replace(BREAKOUT, model=f"{module}:Net"), 0)
+    job = {"run_dir": str(run), "episodes": 1, "greedy": False, "threads": 1}
+    answer, log = answer_of(follower, job, message)
     assert answer["skipped"] == 0
     assert answer["reason"].startswith(f"--model {module}:Net fails for observations of shape (4, 84, 84): ValueError")
     assert f'{module}.py", line' in log

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.record_rig import row, run_directory
+from support.record_rig import row, run_directory, summary
 
 from zmqrl import cli
 from zmqrl.commands.measure.plot import layout
@@ -85,6 +85,25 @@ def test_only_the_requested_panels_are_drawn(tmp_path: Path, panels: list[str]) 
     assert "entropy (nats)" in picture
     assert "value loss" not in picture
     assert "minutes" not in picture
+
+
+def test_a_picture_of_scores_names_the_flavour_of_the_games(tmp_path: Path) -> None:
+    paths = [
+        run_directory(tmp_path / name, [row(1), row(2)], summary=summary(flavour=flavour))
+        for name, flavour in {"a": "sticky 0", "b": "sticky 0", "c": "sticky 0.25"}.items()
+    ]
+    assert "games: sticky 0<" in words(*paths[:2], "--panels", "score")
+    different = words(*paths, "--panels", "score")
+    assert "games of a, b: sticky 0<" in different
+    assert "games of c: sticky 0.25<" in different
+    assert "games" not in words(paths[0], "--panels", "entropy").replace("of 50 games", "")
+
+
+def test_a_long_flavour_is_drawn_in_several_lines(tmp_path: Path) -> None:
+    long = run_directory(tmp_path / "long", [row(1), row(2)], summary=summary(flavour="sticky 0, " * 40))
+    lines = re.findall(r">([^<]*sticky 0[^<]*)<", words(long, "--panels", "score"))
+    assert len(lines) > 1
+    assert all(len(line) < 200 for line in lines)
 
 
 def test_a_run_with_one_row_and_no_finished_game_can_be_plotted(tmp_path: Path) -> None:

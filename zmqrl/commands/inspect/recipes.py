@@ -12,15 +12,20 @@ from zmqrl.recipes import RECIPES
 WITH_AVX512: Final = "2 cores of an AMD EPYC with AVX-512 and bfloat16"
 WITHOUT_AVX512: Final = "2 cores of an x86-64 processor without AVX-512"
 BUSY: Final = "2 cores of an AMD EPYC that other programs also used"
+ATARI: Final = (
+    "sticky 0, life loss ends returns, no-ops 30, fire at the start, skip 4, stack 4, grey 84x84, at most 108000 "
+    "frames, rewards clipped for learning, scores unclipped"
+)
+AS_REGISTERED: Final = "played as registered, scores are sums of true rewards"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeasuredRun:
     """A measured run of a recipe on ``machine``. ``source`` is where the repository has the figures.
 
-    ``score`` is the mean of the last 50 games in training, or the ``--stop-score`` that ended the run. ``evaluation``
-    is the mean of ``games`` full games with the last checkpoint. ``options`` are those of `zmqrl train`. An unmeasured
-    figure is None.
+    ``evaluation`` is the mean of ``games`` full games with the last checkpoint. ``score`` is the mean of the last 50
+    games in training, or the ``--stop-score`` that ended the run. ``options`` are those of `zmqrl train`. ``flavour``
+    is the flavour of the games. An unmeasured figure is None.
     """
 
     score: float
@@ -30,14 +35,16 @@ class MeasuredRun:
     options: str
     machine: str
     source: str
+    flavour: str
     games: int = 50
 
     def sentence(self) -> str:
-        """The result in words."""
-        full = "" if self.evaluation is None else f", {self.evaluation:.1f} in {self.games} full games"
+        """The result in words, with the evaluation first."""
+        full = "" if self.evaluation is None else f"{self.evaluation:.1f} in {self.games} full games; "
         time = f"{60 * self.minutes:.0f} s" if self.minutes < 2 else f"{self.minutes:.0f} minutes"
         pace = "" if self.agent_steps_per_s is None else f"{self.agent_steps_per_s:,.0f} agent steps/s; "
-        return f"{self.score:.1f} after {time}{full} ({self.options}; {pace}{self.machine}; {self.source})"
+        training = f"{self.score:.1f} in training after {time}"
+        return f"{full}{training} ({self.options}; {pace}{self.machine}; {self.source})"
 
 
 # Recipes that are not here have not been measured.
@@ -52,6 +59,7 @@ RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
             options="--minutes 60 --seed 1 --optimizer.name rmsprop",
             machine=WITHOUT_AVX512,
             source="benchmarks/results/breakout",
+            flavour=ATARI,
         ),
         MeasuredRun(
             score=440.12,
@@ -62,6 +70,7 @@ RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
             options="--minutes 60 --seed 2 --optimizer.name rmsprop",
             machine=WITH_AVX512,
             source="benchmarks/results/breakout-seed-2",
+            flavour=ATARI,
         ),
     ),
     "breakout-ppo": (
@@ -73,6 +82,7 @@ RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
             options="--minutes 60",
             machine=WITH_AVX512,
             source="benchmarks/results/breakout-ppo",
+            flavour=ATARI,
         ),
     ),
     "pong": (
@@ -84,6 +94,7 @@ RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
             options="--minutes 20",
             machine=WITH_AVX512,
             source="benchmarks/results/pong-width/128",
+            flavour=ATARI,
         ),
     ),
     "cartpole": tuple(
@@ -95,6 +106,7 @@ RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
             options="--workers 2 --backups 1 --shards 3 --stop-score 475",
             machine=WITHOUT_AVX512,
             source="README.md",
+            flavour=AS_REGISTERED,
         )
         for seconds in (57, 82)
     ),
@@ -107,6 +119,7 @@ RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
             options=f"--agent-steps {agent_steps} --seed {seed}",
             machine=BUSY,
             source="benchmarks/results/continuous",
+            flavour=AS_REGISTERED,
         )
         for seed, agent_steps, score, seconds in (
             (1, 102_400, -195.9, 230),
@@ -133,10 +146,15 @@ def command(arguments: list[str]) -> int:
         print_json(found)
         return 0
     for recipe in found:
-        told = [result.sentence() for result in RESULTS.get(recipe["recipe"], ())] or ["not measured"]
+        results = RESULTS.get(recipe["recipe"], ())
+        told = [result.sentence() for result in results] or ["not measured"]
+        told += [f"games: {flavour}" for flavour in dict.fromkeys(result.flavour for result in results)]
         lines = [f"{recipe['recipe']}: {recipe['purpose']}", *(f"  {line}" for line in told), ""]
         sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.write("zmqrl train RECIPE trains one of them. Scores are means of the last 50 games in training.\n")
+    sys.stdout.write(
+        "zmqrl train RECIPE trains one of them. A score in full games is the mean of an evaluation of the last "
+        "checkpoint. A score in training is the mean of the last 50 games.\n"
+    )
     return 0
 
 

@@ -18,6 +18,7 @@ from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.records import RunRecord, hosts_of
 from zmqrl.observe.stalls import STATES_TOLD, Stall
 from zmqrl.process import interruptible
+from zmqrl.results.flavour import flavour_of
 from zmqrl.words import counted
 
 FIGURES: Final = (
@@ -63,9 +64,9 @@ def status(path: Path) -> dict[str, Any]:
     """The state of a run as plain data.
 
     ``state`` is submitted (on another cluster), starting, running, stopped (a signal has stopped the supervisor),
-    ended, or killed (the supervisor died before the end). ``stalled`` has the stalled version and the processes that it
-    waits for, as in ``stalled.json``. ``unreachable_s`` says for how long each lost host has been unreachable.
-    ``placement`` has the software versions and processes of each host.
+    ended, or killed (the supervisor died before the end). ``flavour`` is None if it is unknown. ``stalled`` has the
+    stalled version and the processes that it waits for, as in ``stalled.json``. ``unreachable_s`` says for how long
+    each lost host has been unreachable. ``placement`` has the software versions and processes of each host.
 
     A process without an id is restarting, or its host is unreachable. If a process has an id but runs on another
     machine, its ``state`` is null. If the run is running, processes that the supervisor reports also have ``presence``,
@@ -94,6 +95,7 @@ def status(path: Path) -> dict[str, Any]:
     return {
         "state": state,
         "exit_reason": (record.summary or {}).get("exit_reason"),
+        "flavour": flavour_of(record),
         **{key: (last | row).get(key) for key in FIGURES},
         "stalled": None if stall is None else stall.to_json(),
         "unreachable_s": {host: time.time() - lost_at for host, lost_at in since.items()},
@@ -161,6 +163,7 @@ def _report(found: dict[str, Any]) -> str:
     if found["version"] is not None:
         score = "" if found["score_mean_50"] is None else f", score {found['score_mean_50']:.1f}"
         lines.append(f"version {found['version']} after {found['wall_s'] / 60:.1f} min{score}")
+        lines += [f"games: {found['flavour']}"] if score and found["flavour"] else []
     if state == "running":
         lines += _speed(found)
         if found["stalled"]:

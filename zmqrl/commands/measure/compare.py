@@ -14,6 +14,7 @@ from zmqrl.observe.metrics import OUTCOMES, SCORES_KEPT
 from zmqrl.observe.records import RunRecord, differing, read_runs
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
+from zmqrl.results.flavour import flavour_lines, flavour_of
 
 ComparedRun: TypeAlias = dict[str, Any]
 
@@ -43,7 +44,10 @@ def run(options: Options) -> int:
         compared = {"settings": by_run, "results": dict(zip(names, results, strict=True))}
         print_json(compared, indent=1)
     else:
-        page().print(table(names, settings, results))
+        shown = page()
+        shown.print(table(names, settings, results))
+        for line in flavour_lines((name, found["flavour"]) for name, found in zip(names, results, strict=True)):
+            shown.print(Text(line))
     return 0
 
 
@@ -69,6 +73,7 @@ def result(run: RunRecord) -> ComparedRun:
         "score_mean_50": totals.get("score_mean_50"),
         "best": _best(run),
         "evaluation": _last_evaluation(run),
+        "flavour": flavour_of(run),
         "contributions": totals.get("contributions"),
         "commit": provenance.get("commit"),
         "cpu": provenance.get("cpu"),

@@ -165,7 +165,8 @@ def main() -> None:
             policy = zmqrl.load_policy(job.run_dir, request.version)
             episodes = job.episodes if request.episodes is None else request.episodes
             seeds = range(request.seed, request.seed + episodes)
-            say(Evaluated(evaluate(policy, seeds, greedy=job.greedy, threads=job.threads)).to_json())
+            greedy = job.greedy and not request.samples
+            say(Evaluated(evaluate(policy, seeds, greedy=greedy, threads=job.threads)).to_json())
         except UsageError as error:  # perhaps it was pruned
             log.info("skipping version %d: %s", request.version, error, exc_info=error.__cause__)
             say(Skipped(request.version, str(error)).to_json())

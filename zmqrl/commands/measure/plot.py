@@ -3,6 +3,7 @@
 from __future__ import annotations  # matplotlib takes a second to import, and most errors come before
 
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from zmqrl.observe.drawing import STYLE, look, save
 from zmqrl.observe.folding import printable
 from zmqrl.observe.records import Figures, RunRecord, read_runs
 from zmqrl.process import interruptible
+from zmqrl.results.flavour import flavour_lines, flavour_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,6 +105,8 @@ def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequ
                 _share_y(*figure.axes[-2:])
         figure.align_ylabels()
         _draw_title(figure, groups, columns)
+        if "score" in panels:
+            _draw_flavours(figure, groups)
         save(figure, path)
 
 
@@ -320,6 +324,15 @@ def _draw_title(figure: Figure, groups: Sequence[Group], columns: int) -> None:
     figure.legend(
         lines, labels, title=title, title_fontsize="large", loc="outside upper center", ncols=max(1, min(6, fitting))
     )
+
+
+def _draw_flavours(figure: Figure, groups: Sequence[Group]) -> None:
+    """Name the flavour of the games below the panels: scores of different flavours are not comparable."""
+    lines = flavour_lines((run.name, flavour_of(run)) for group in groups for run in group.runs)
+    width = int(16 * figure.get_figwidth())  # in characters
+    wrapped = [part for line in lines for part in textwrap.wrap(printable(line), width)]
+    if wrapped:
+        figure.supxlabel("\n".join(wrapped), fontsize="x-small", color="#666666")
 
 
 def _values(runs: Sequence[RunRecord], name: str) -> set[str]:

@@ -43,20 +43,23 @@ def table(measured: Measured) -> Table:
 
 def notes(measured: Measured) -> list[str]:
     """The result in sentences, and what the columns mean."""
-    result, facts = measured.efficiency, measured.facts
+    result, facts, known = measured.efficiency, measured.facts, measured.references
     each = [result.of_round(number).efficiency for number in range(len(result.rounds))]
     spread = f" ({min(each):.2f} to {max(each):.2f} in {counted(len(each), 'round')})" if len(each) > 1 else ""
     share = result.steps_per_s / result.environment_steps_per_s
     passes = f"{measured.passes:g} passes per sample" if measured.passes != 1 else "1 pass per sample"
     kept = ", backward only: acting has already computed the forward pass" if facts["backward_only"] else ""
-    machines = sorted({reference.machine for reference in measured.references.values()})
+    machines = {
+        machine: [LABELS[name] for name in PARTS if name in known and known[name].machine == machine]
+        for machine in sorted({reference.machine for reference in known.values()})
+    }
     return [
         f"training: {result.steps_per_s:,.0f} agent steps/s",
         f"component limit: {result.limit_steps_per_s:,.0f} agent steps/s",
         f"efficiency: {result.efficiency:.2f}{spread}",
         f"bare environment: {result.environment_steps_per_s:,.0f} agent steps/s; training reaches {share:.2f} of this",
         f"alone: one part at a time on all workers; acting and gradient in batches of {facts['batch']}; {passes}{kept}",
-        *(f"reference: {machine}" for machine in machines),
+        *(f"reference of {', '.join(parts)}: {machine}" for machine, parts in machines.items()),
     ]
 
 
