@@ -1,15 +1,19 @@
 """Check that the numbers of workers and shards do not change how a run learns, if each update uses the same number of
 agent steps.
 
-    python benchmarks/scaling.py [--seeds 5] [--agent-steps 150000] [--output benchmarks/results/scaling]
+    python benchmarks/scaling.py [--recipe cartpole] [--seeds 5] [--agent-steps 150000] [--output DIR]
+    python benchmarks/scaling.py --recipe pong --seeds 1 --agent-steps 1000000
 
-Trains CartPole with every setting and seed in turn. The games are distributed over the workers of the quorum, so every
-update uses the same number of samples. The agent steps of a backup worker count too, even if no update uses them.
-Writes ``results.json``, ``scaling.png`` and the table of ``README.md`` into the directory.
+Trains the recipe with every setting and seed in turn. The games of the recipe are distributed over the workers of the
+quorum, so every update uses the same number of samples. All settings make the same number of updates, and the curves
+are over the agent steps that these updates used: version x quorum x batch. So the steps of a backup worker that no
+update uses do not count. Adds the recipe to ``results.json``, and draws all recipes of that file in ``scaling.png``.
+Writes the tables of ``README.md``.
 """
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -17,23 +21,25 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from zmqrl.config import Config
 from zmqrl.observe.curves import curve
 from zmqrl.observe.drawing import STYLE, look, save
 from zmqrl.observe.provenance import provenance
 from zmqrl.observe.records import RunRecord
+from zmqrl.recipes import RECIPES
 from zmqrl.results.bootstrap import mean_interval
 
-RESULTS = Path(__file__).parent / "results/scaling"
-TABLE = re.compile(r"(?<=<!-- scaling -->\n).*?(?=<!-- end -->)", re.DOTALL)
-GAMES = 16
-GRID_POINTS = 1001
-SETTINGS = {
+RESULTS: Final = Path(__file__).parent / "results/scaling"
+TABLE: Final = re.compile(r"(?<=<!-- scaling -->\n).*?(?=<!-- end -->)", re.DOTALL)
+GRID_POINTS: Final = 201
+SETTINGS: Final = {
     "1 worker": {"workers": 1, "shards": 1, "backups": 0},
     "2 workers": {"workers": 2, "shards": 1, "backups": 0},
     "4 workers": {"workers": 4, "shards": 1, "backups": 0},
@@ -42,85 +48,149 @@ SETTINGS = {
 }
 
 Figures: TypeAlias = NDArray[np.float64]
-Curves: TypeAlias = Mapping[str, Sequence[tuple[Figures, Figures]]]
-"""For each setting: agent steps and scores of each seed."""
+Scores: TypeAlias = Mapping[str, Sequence[Sequence[float | None]]]
+"""For each setting and seed: the scores at ``GRID_POINTS`` equal distances over the training. None if not known yet."""
 
 
-def train(numbers: Mapping[str, int], seed: int, agent_steps: int, scratch: Path) -> tuple[Figures, Figures]:
-    """Train once. Returns agent steps and the mean score of the last 50 games, shape (rows,) each."""
+def games_of(recipe: Config) -> int:
+    """The games of all workers of the quorum."""
+    return recipe.effective_quorum() * recipe.envs.num_envs
+
+
+def steps_per_update(recipe: Config) -> float:
+    """The agent steps that an update uses: those of the rollouts of the quorum, divided by the updates per rollout."""
+    return games_of(recipe) * recipe.algorithm.rollout_steps / recipe.algorithm.updates_per_rollout
+
+
+def options_of(recipe: Config, numbers: Mapping[str, int], seed: int, updates: int) -> list[str]:
+    """The options of `zmqrl train` for one run. Exits if the games cannot be distributed equally."""
+    games, workers = games_of(recipe), numbers["workers"]
+    if games % workers:
+        sys.exit(f"--recipe {recipe.recipe}: its {games} games cannot be distributed equally over {workers} workers")
     options = [word for name, number in numbers.items() for word in (f"--{name}", str(number))]
-    options += ["--envs.num-envs", str(GAMES // numbers["workers"]), "--seed", str(seed)]
-    options += ["--agent-steps", str(agent_steps)]
-    command = [sys.executable, "-m", "zmqrl", "train", "cartpole", *options, "--run-dir", str(scratch), "--trackers"]
+    options += ["--envs.num-envs", str(games // workers), "--seed", str(seed)]
+    return [*options, "--updates", str(updates)]
+
+
+def train(recipe: Config, numbers: Mapping[str, int], seed: int, updates: int, scratch: Path) -> list[float | None]:
+    """Train once. Returns the scores on the grid."""
+    options = options_of(recipe, numbers, seed, updates)
+    command = [
+        sys.executable,
+        "-m",
+        "zmqrl",
+        "train",
+        str(recipe.recipe),
+        *options,
+        "--run-dir",
+        str(scratch),
+        "--trackers",
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    run = RunRecord.read(scratch)
-    return run.column("agent_steps"), run.column("score_mean_50")
+    return on_grid(RunRecord.read(scratch), updates)
 
 
-def mean_scores(curves: Sequence[tuple[Figures, Figures]], agent_steps: int) -> Figures:
-    """The mean score of each seed over the training, shape (seeds,). Before the first known score, the score is 0."""
-    grid = np.linspace(0, agent_steps, GRID_POINTS)
-    known = ((steps[np.isfinite(score)], score[np.isfinite(score)]) for steps, score in curves)
-    return np.array([np.interp(grid, steps, score, left=0.0).mean() for steps, score in known])
+def on_grid(run: RunRecord, updates: int) -> list[float | None]:
+    """The mean score of the last 50 games, at ``GRID_POINTS`` versions from 0 to ``updates``."""
+    version, score = run.column("version"), run.column("score_mean_50")
+    known = np.isfinite(version) & np.isfinite(score)
+    if not known.any():
+        return [None] * GRID_POINTS
+    grid = np.linspace(0, updates, GRID_POINTS)
+    found = np.interp(grid, version[known], score[known], left=np.nan)
+    return [float(each) if np.isfinite(each) else None for each in found]
 
 
-def table(curves: Curves, agent_steps: int) -> str:
-    """The mean score of each setting as a Markdown table."""
-    lines = ["| setting | mean score over the training | 95 % interval | seeds |", "|---|---|---|---|"]
-    for name, seeds in curves.items():
-        scores = mean_scores(seeds, agent_steps)
-        low, high = mean_interval(scores.tolist())
-        lines.append(f"| {name} | {scores.mean():.0f} | {low:.0f} to {high:.0f} | {len(scores)} |")
+def mean_scores(scores: Scores) -> dict[str, Figures]:
+    """The mean score of each seed over the training: (seeds,) by setting.
+
+    A mean begins where the scores of all settings and seeds are known. It is NaN if there is no such point.
+    """
+    figures = {name: np.array(seeds, dtype=np.float64) for name, seeds in scores.items()}
+    known = np.isfinite(np.concatenate(list(figures.values()))).all(axis=0)
+    return {
+        name: each[:, known].mean(axis=1) if known.any() else np.full(len(each), np.nan)
+        for name, each in figures.items()
+    }
+
+
+def table(recipe: str, result: Mapping[str, Any]) -> str:
+    """The mean score of each setting of a recipe as a Markdown table."""
+    lines = [f"| {recipe} | mean score over the training | 95 % interval | seeds |", "|---|---|---|---|"]
+    for name, scores in mean_scores(result["scores"]).items():
+        interval = "-"  # the scores of one seed say nothing about another
+        if len(scores) > 1 and np.isfinite(scores).all():
+            low, high = mean_interval(scores.tolist())
+            interval = f"{low:.1f} to {high:.1f}"
+        lines.append(f"| {name} | {scores.mean():.1f} | {interval} | {len(scores)} |")
     return "\n".join(lines) + "\n"
 
 
-def draw(curves: Curves, path: Path) -> None:
-    """Draw the mean and the spread of each setting over the agent steps."""
-    matplotlib.use("agg")
-    with matplotlib.rc_context(STYLE):
-        from matplotlib import pyplot
+def tables(results: Mapping[str, Any]) -> str:
+    """The picture, and the table of each recipe."""
+    parts = ["![score against the agent steps that updates used](scaling.png)\n"]
+    return "\n".join([*parts, *(table(recipe, result) for recipe, result in results.items())])
 
-        figure, axes = pyplot.subplots(figsize=(6.4, 4.0))
-        for number, (name, seeds) in enumerate(curves.items()):
-            line = curve(seeds)
-            axes.plot(line.x, line.mean, label=name, **look(number))
-            if line.low is not None and line.high is not None:
-                axes.fill_between(line.x, line.low, line.high, color=look(number)["color"], alpha=0.12, linewidth=0)
-        axes.set_xlabel("agent steps")
-        axes.set_ylabel("mean score of the last 50 games")
-        axes.legend(loc="lower right")
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Draw the mean and the spread of each setting over the used agent steps, in one panel for each recipe."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.0 + 5.4 * len(results), 4.0))
+        panels = figure.subplots(1, len(results), squeeze=False)
+        for axes, (recipe, result) in zip(panels[0], results.items(), strict=True):
+            grid = np.linspace(0, result["agent_steps"], GRID_POINTS)
+            for number, (name, seeds) in enumerate(result["scores"].items()):
+                line = curve([(grid, np.array(seed, dtype=np.float64)) for seed in seeds])
+                axes.plot(line.x, line.mean, label=name, **look(number))
+                if line.low is not None and line.high is not None:
+                    axes.fill_between(line.x, line.low, line.high, color=look(number)["color"], alpha=0.12, linewidth=0)
+            count = max(map(len, result["scores"].values()))
+            axes.set_title(f"{recipe}, {count} seeds" if count > 1 else f"{recipe}, a single seed")
+            axes.set_xlabel("agent steps that updates used")
+        panels[0][0].set_ylabel("mean score of the last 50 games")
+        panels[0][-1].legend(loc="lower right")
         save(figure, path)
+
+
+def write(output: Path, results: Mapping[str, Any]) -> None:
+    """Write the results, the picture, and the tables of the page."""
+    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    draw(results, output / "scaling.png")
+    page = output / "README.md"
+    if page.exists():
+        text = page.read_text(encoding="utf-8")
+        page.write_text(TABLE.sub(lambda _: tables(results), text), encoding="utf-8")
 
 
 def main() -> None:
     """Train with every setting in turn, and write the results after each seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=list(RECIPES), default="cartpole")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--agent-steps", type=int, default=150_000)
+    parser.add_argument("--agent-steps", type=int, default=150_000, help="used by the updates of a run")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    recipe = RECIPES[arguments.recipe]()
+    updates = math.ceil(arguments.agent_steps / steps_per_update(recipe))
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
-    curves: dict[str, list[tuple[Figures, Figures]]] = {name: [] for name in SETTINGS}
+    file = output / "results.json"
+    results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    scores: dict[str, list[list[float | None]]] = {name: [] for name in SETTINGS}
     for seed in range(1, arguments.seeds + 1):
         for name, numbers in SETTINGS.items():
             with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
-                curves[name].append(train(numbers, seed, arguments.agent_steps, Path(scratch) / "run"))
-            mean = mean_scores(curves[name][-1:], arguments.agent_steps)[0]
-            print(f"seed {seed}, {name}: mean score over the training {mean:.0f}", flush=True)
-        result: dict[str, Any] = {
-            "agent_steps": arguments.agent_steps,
-            "mean_scores": {name: mean_scores(seeds, arguments.agent_steps).tolist() for name, seeds in curves.items()},
+                scores[name].append(train(recipe, numbers, seed, updates, Path(scratch) / "run"))
+            print(f"seed {seed}, {name}: score at the end {scores[name][-1][-1]}", flush=True)
+        results[arguments.recipe] = {
+            "updates": updates,
+            "agent_steps": updates * steps_per_update(recipe),
+            "scores": scores,
             "load": os.getloadavg()[0],
             **provenance(),
         }
-        (output / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draw(curves, output / "scaling.png")
-    page = output / "README.md"
-    if page.exists():
-        text = page.read_text(encoding="utf-8")
-        page.write_text(TABLE.sub(lambda _: table(curves, arguments.agent_steps), text), encoding="utf-8")
-    print(table(curves, arguments.agent_steps))
+        write(output, results)
+    print(tables(results))
 
 
 if __name__ == "__main__":

@@ -75,6 +75,26 @@ def test_a_row_has_percentiles_bytes_and_the_rate_as_a_fraction_of_memcpy() -> N
     assert (update["implementation"], update["bytes"], update["fraction_of_memcpy"]) == ("gloo", 16_000, None)
 
 
+def test_an_update_round_is_compared_with_the_limit_for_the_same_bytes_and_shards() -> None:
+    one, four = case(), case(shards=4)
+    measured: list[tuple[Implementation, Case, dict[Operation, list[float]]]] = [
+        ("zmqrl", one, {"update_round": [5.0, 6.0, 7.0], "push": [1.0]}),
+        ("zmqrl", four, {"update_round": [5.0]}),
+        ("zmqrl", case(workers=4), {"update_round": [5.0]}),
+        ("limit", case(transport="memory"), {"update_round": [3.0, 4.0, 5.0]}),
+        ("limit", case(transport="memory", shards=4), {"update_round": [2.0]}),
+    ]
+    found = rows(measured)
+    assert [(row["limit_ms"], row["times_limit"]) for row in found if row["operation"] == "update_round"] == [
+        (4.0, 1.5),
+        (2.0, 2.5),
+        (None, None),
+        (4.0, 1.0),
+        (2.0, 1.0),
+    ]
+    assert [(row["limit_ms"], row["times_limit"]) for row in found if row["operation"] == "push"] == [(None, None)]
+
+
 @pytest.mark.parametrize(
     ("operation", "pieces"),
     [

@@ -2,21 +2,27 @@
 
 import os
 import signal
+import socket
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from zmqrl.bench import samples, wire
 from zmqrl.bench.crew import Crew
 from zmqrl.bench.grid import OPERATIONS, Grid, Implementation
-from zmqrl.bench.parts import Copier, RawWorker
+from zmqrl.bench.parts import Copier, Limit, RawHub, RawWorker
 from zmqrl.bench.samples import Blocks, Round
 from zmqrl.errors import ClusterError
 from zmqrl.observe.spans import Spans
 from zmqrl.process_id import shard_id
 from zmqrl.profile.profiler import Profiler, ProfilerJob
 from zmqrl.profile.run_tables import RunTables
+from zmqrl.ps.wire.codec import CODECS, payload_bytes
+from zmqrl.ps.wire.messages import Codec
 
 
 def test_the_times_of_a_shard_are_read_from_its_profile(tmp_path: Path) -> None:
@@ -68,6 +74,42 @@ def test_a_round_has_every_push_arrival_and_publication_in_order(
     assert len(rounds) == 2 * (12 + 2), "each block has one more round, the warm-up"
     for each in rounds:
         assert_in_order(each, workers=3, shards=2)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_hub_on_plain_sockets_adds_the_gradients_of_each_round(codec: Codec) -> None:
+    workers, count = 3, 4
+    hub = RawHub(workers=workers, slice_bytes=payload_bytes(codec, count), codec=codec)
+    sent = CODECS[codec].encode(np.array([1.0, -2.0, 0.5, 8.0], np.float32)).tobytes()
+    with ExitStack() as stack:
+        stack.callback(hub.close)
+        for _ in range(workers):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", hub.facts["port"])))
+            connection.sendall(2 * sent)
+        for _ in range(2):
+            told = hub.run(1, 0.0)
+            assert hub.sum.value.tolist() == [3.0, -6.0, 1.5, 24.0], "a round begins with a new sum"
+            assert [len(ends) for ends in told["arrived"]] == [workers]
+
+
+def test_the_bytes_of_a_round_trip_are_not_added() -> None:
+    hub = RawHub(workers=1, slice_bytes=70, codec=None)
+    try:
+        assert hub.format is None
+        assert hub.sum.value.size == 0
+    finally:
+        hub.close()
+
+
+def test_the_limit_of_a_round_is_the_time_of_its_copies_and_of_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0, 10, 20, 35, 100, 101, 200, 203])  # two copies, then two steps
+    monkeypatch.setattr("zmqrl.bench.parts.time", SimpleNamespace(monotonic_ns=lambda: next(clock)))
+    limit = Limit(pieces=4, piece_bytes=400, workers=2, count=100)
+    told = limit.run(2, 0.0)
+    assert [done - begun for begun, done in zip(told["begun"], told["done"], strict=True)] == [10 + 1, 15 + 3]
+    assert limit.steps.version == 2
+    assert np.abs(limit.steps.old[0]).min() > 0, "the optimizer has changed every weight"
 
 
 def assert_in_order(each: Round, workers: int, shards: int) -> None:

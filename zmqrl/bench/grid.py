@@ -12,7 +12,7 @@ from zmqrl.ps.wire.messages import Codec
 
 T = TypeVar("T")
 
-Implementation: TypeAlias = Literal["zmqrl", "gloo", "raw_tcp", "memcpy"]
+Implementation: TypeAlias = Literal["zmqrl", "gloo", "raw_tcp", "memcpy", "limit"]
 Operation: TypeAlias = Literal["update_round", "push", "ingest", "fan_out", "round_trip"]
 Transport: TypeAlias = Literal["tcp", "ipc"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
@@ -27,8 +27,8 @@ TRIP_BYTES = 140  # about the size of PING and PONG together
 class Case:
     """A case to measure: ``workers`` share one vector through ``shards``. The fields are columns of the result.
 
-    Only zmqrl uses encryption. gloo has no shards, so its cases have 1. memcpy has no network, so its transport is
-    ``memory``.
+    Only zmqrl uses encryption. gloo has no shards, so its cases have 1. memcpy and limit have no network, so their
+    transport is ``memory``.
     """
 
     transport: Transport | Literal["memory"]
@@ -43,6 +43,11 @@ class Case:
         """The vector, cut for the shards. Raises UsageError if it is too short."""
         return Layout.of([("vector", (self.parameters,))], self.shards)
 
+    @property
+    def largest_slice(self) -> int:
+        """The number of parameters of the shard with the most."""
+        return max(cut.count for cut in self.layout.slices)
+
     def pieces(self, operation: Operation) -> tuple[int, int]:
         """The number of payloads that ``operation`` moves, and the bytes of each.
 
@@ -50,7 +55,7 @@ class Case:
         concerns one shard.
         """
         vector = payload_bytes(self.codec, self.parameters)
-        widest = payload_bytes(self.codec, max(cut.count for cut in self.layout.slices))
+        widest = payload_bytes(self.codec, self.largest_slice)
         pieces: dict[Operation, tuple[int, int]] = {
             "update_round": (2 * self.workers, vector),
             "push": (1, vector),
@@ -107,7 +112,9 @@ class Grid:
                     yield implementation, group
                 case "raw_tcp":
                     yield from ((implementation, replace(group, shards=shards)) for shards in _once(self.shards))
-                case "memcpy":
+                case "memcpy" | "limit":
+                    if implementation == "limit" and "update_round" not in self.operation:
+                        continue
                     for shards in _once(self.shards):
                         yield implementation, replace(group, transport="memory", shards=shards)
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from zmqrl.ps.cluster_file import Cluster
+from zmqrl.ps.shard.gradients import GradientSum
 from zmqrl.ps.shard.optimizer import Optimizer, OptimizerConfig
 from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
@@ -85,6 +86,30 @@ class ZmqrlPinger:
         self.context.destroy(linger=0)
 
 
+class AdamSteps:
+    """The optimizer of the shards, on one vector in this process."""
+
+    def __init__(self, count: int) -> None:
+        self.optimizer, self.version = Optimizer(ADAM), 0
+        arrays = 1 + len(self.optimizer.state_names)
+        self.old, self.new = (np.full((arrays, count), 0, np.float32) for _ in range(2))  # weights, then state
+
+    def step(self, gradient_sum: FloatVector, workers: int) -> None:
+        """Make the next version from the sum of the gradients, float32 (count,), of ``workers`` workers."""
+        names = self.optimizer.state_names
+        (weights, *state), (new_weights, *new_state) = self.old, self.new
+        self.optimizer.step(
+            self.version,
+            gradient_sum,
+            workers,
+            weights,
+            dict(zip(names, state, strict=True)),
+            new_weights,
+            dict(zip(names, new_state, strict=True)),
+        )
+        self.old, self.new, self.version = self.new, self.old, self.version + 1
+
+
 class GlooRank:
     """A worker without shards: the workers sum their gradients in the format of ``codec``, and take the same step."""
 
@@ -100,9 +125,7 @@ class GlooRank:
         distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
         self.gradient = gradient(count)
         self.sum = self.gradient.copy()
-        self.optimizer, self.version = Optimizer(ADAM), 0
-        arrays = 1 + len(self.optimizer.state_names)
-        self.old, self.new = (np.full((arrays, count), 0, np.float32) for _ in range(2))  # weights, then state
+        self.steps = AdamSteps(count)
 
     def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
         begun, done = [], []
@@ -110,18 +133,7 @@ class GlooRank:
             self.sum[:] = self.gradient
             begun.append(time.monotonic_ns())
             self._all_reduce()
-            names = self.optimizer.state_names
-            (weights, *state), (new_weights, *new_state) = self.old, self.new
-            self.optimizer.step(
-                self.version,
-                self.sum,
-                self.workers,
-                weights,
-                dict(zip(names, state, strict=True)),
-                new_weights,
-                dict(zip(names, new_state, strict=True)),
-            )
-            self.old, self.new, self.version = self.new, self.old, self.version + 1
+            self.steps.step(self.sum, self.workers)
             done.append(time.monotonic_ns())
         return {"begun": begun, "done": done}
 
@@ -137,17 +149,22 @@ class GlooRank:
 
 
 class RawHub:
-    """A shard on plain sockets: receives a slice from each worker, then sends a slice to each worker."""
+    """A shard on plain sockets: adds a slice from each worker as shards do, then sends a slice to each worker.
 
-    def __init__(self, *, workers: int, slice_bytes: int) -> None:
+    Without a ``codec``, the bytes are not numbers, and nothing is added.
+    """
+
+    def __init__(self, *, workers: int, slice_bytes: int, codec: m.Codec | None) -> None:
         self.listener = socket.create_server((HOST, 0), backlog=workers)
         self.facts: dict[str, Any] = {"port": self.listener.getsockname()[1]}
         self.slice = b"\1" * slice_bytes
         self.inboxes: list[memoryview] = [memoryview(bytearray(slice_bytes)) for _ in range(workers)]
         self.connections: list[socket.socket] = []
+        self.format = CODECS[codec] if codec else None
+        self.sum = GradientSum(slice_bytes // self.format.element_bytes if self.format else 0)
 
     def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
-        """Returns when each worker's slice was complete (``arrived``), and when the answers began (``published``)."""
+        """Returns when each worker's slice had been added (``arrived``), and when the answers began (``published``)."""
         while len(self.connections) < len(self.inboxes):
             self.connections.append(_quick(self.listener.accept()[0]))
         arrived, published = [], []
@@ -163,8 +180,9 @@ class RawHub:
             each.close()
 
     def _take_in(self) -> list[int]:
-        left = dict(zip(self.connections, self.inboxes, strict=True))
-        ends = []
+        whole = dict(zip(self.connections, self.inboxes, strict=True))
+        left = whole.copy()
+        ends: list[int] = []
         with selectors.DefaultSelector() as incoming:
             for connection in left:
                 incoming.register(connection, selectors.EVENT_READ, connection)
@@ -172,6 +190,8 @@ class RawHub:
                 for key, _ in incoming.select():
                     left[key.data] = _received(key.data, left[key.data])
                     if not left[key.data]:
+                        if self.format is not None:
+                            self.sum.add(self.format.as_float32(whole[key.data]), first=not ends)
                         ends.append(time.monotonic_ns())
                         incoming.unregister(key.data)
                         del left[key.data]
@@ -223,6 +243,30 @@ class Copier:
                 np.copyto(self.target, self.source)
             done.append(time.monotonic_ns())
         return {"begun": begun, "done": done}
+
+    def close(self) -> None:
+        pass
+
+
+class Limit:
+    """The least work of an update: a copy of each payload, and one step of the optimizer over ``count`` parameters.
+
+    A round has the sum of the two times. All copies of a block precede all steps, so both find their data in the
+    caches.
+    """
+
+    def __init__(self, *, pieces: int, piece_bytes: int, workers: int, count: int) -> None:
+        self.facts: dict[str, Any] = {}
+        self.copier, self.steps = Copier(pieces=pieces, piece_bytes=piece_bytes), AdamSteps(count)
+        self.workers, self.gradient = workers, gradient(count)
+
+    def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
+        copies, done = self.copier.run(rounds, pause_s), []
+        for copied in copies["done"]:
+            step_begun = time.monotonic_ns()
+            self.steps.step(self.gradient, self.workers)
+            done.append(copied + time.monotonic_ns() - step_begun)
+        return {"begun": copies["begun"], "done": done}
 
     def close(self) -> None:
         pass

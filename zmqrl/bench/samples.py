@@ -60,7 +60,8 @@ def rows(measured: Sequence[tuple[Implementation, Case, Mapping[Operation, Seque
     """One row for each operation of each variant, as ``--json`` prints it. Samples are in ms.
 
     ``fraction_of_memcpy`` is the time of memcpy for the same pieces, divided by the time of the row. None if memcpy was
-    not measured.
+    not measured. ``limit_ms`` is the least time of an update with the same bytes and shards, and ``times_limit`` is the
+    time of the row divided by it. Both are None for other operations, and if the limit was not measured.
     """
     copied_ms = {
         (operation, case.pieces(operation)): float(np.median(found[operation]))
@@ -68,16 +69,39 @@ def rows(measured: Sequence[tuple[Implementation, Case, Mapping[Operation, Seque
         for operation in found
         if implementation == "memcpy"
     }
+    limit_ms = {
+        (operation, _work(case)): float(np.median(found[operation]))
+        for implementation, case, found in measured
+        for operation in found
+        if implementation == "limit"
+    }
     return [
-        _row(implementation, operation, case, found[operation], copied_ms.get((operation, case.pieces(operation))))
+        _row(
+            implementation,
+            operation,
+            case,
+            found[operation],
+            copied_ms.get((operation, case.pieces(operation))),
+            limit_ms.get((operation, _work(case))),
+        )
         for operation in OPERATIONS
         for implementation, case, found in measured
         if operation in found
     ]
 
 
+def _work(case: Case) -> tuple[object, ...]:
+    """What determines the limit of a case."""
+    return case.codec, case.parameters, case.workers, case.shards
+
+
 def _row(
-    implementation: Implementation, operation: Operation, case: Case, found: Sequence[float], copied_ms: float | None
+    implementation: Implementation,
+    operation: Operation,
+    case: Case,
+    found: Sequence[float],
+    copied_ms: float | None,
+    limit_ms: float | None,
 ) -> Row:
     p50_ms, p99_ms = np.percentile(found, [50, 99]).tolist()
     pieces, piece_bytes = case.pieces(operation)
@@ -91,4 +115,6 @@ def _row(
         "bytes": pieces * piece_bytes,
         "bytes_per_s": pieces * piece_bytes / p50_ms * 1000,
         "fraction_of_memcpy": None if copied_ms is None else copied_ms / p50_ms,
+        "limit_ms": limit_ms,
+        "times_limit": None if limit_ms is None else p50_ms / limit_ms,
     }

@@ -18,13 +18,14 @@ import numpy as np
 
 from zmqrl.bench.crew import Crew, PartFacts, Role
 from zmqrl.bench.grid import TRIP_BYTES, Case, Grid, Implementation, Operation
-from zmqrl.bench.parts import ADAM, Copier, GlooRank, RawHub, RawWorker, ZmqrlPinger, ZmqrlWorker
+from zmqrl.bench.parts import ADAM, Copier, GlooRank, Limit, RawHub, RawWorker, ZmqrlPinger, ZmqrlWorker
 from zmqrl.bench.samples import MeasureKind, Round, Row, rows, samples
 from zmqrl.profile.profiler import ProfilerJob
 from zmqrl.profile.run_tables import ProcessTables, RunTables
 from zmqrl.ps.shard.machine import ShardTiming
 from zmqrl.ps.standalone import StandaloneShards, standalone_shards
 from zmqrl.ps.wire.codec import payload_bytes
+from zmqrl.ps.wire.messages import Codec
 
 BLOCK: Final = 10  # rounds of one variant before the next variant's turn
 WARM_UP: Final = 5
@@ -174,20 +175,21 @@ def shard_instants(tables: ProcessTables) -> tuple[dict[int, list[int]], dict[in
 
 @contextmanager
 def _raw_tcp(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
-    """Send the same bytes over the same number of plain sockets. Nothing is computed or encoded."""
-    sizes = [payload_bytes(case.codec, cut.count) for cut in case.layout.slices]
+    """Send the same bytes over the same number of plain sockets. The hubs add the gradients, and do nothing else."""
+    codec = case.codec
+    sizes = [payload_bytes(codec, cut.count) for cut in case.layout.slices]
     with ExitStack() as stack:
         first, *others = range(stage.first_hub, stage.first_hub + 1 + case.shards)
-        workers, hubs = _connected(stack, stage.crew, name, case.workers, dict(zip(others, sizes, strict=True)))
-        caller, answerer = _connected(stack, stage.crew, f"{name}-trip", 1, {first: TRIP_BYTES // 2})
+        workers, hubs = _connected(stack, stage.crew, name, case.workers, dict(zip(others, sizes, strict=True)), codec)
+        caller, answerer = _connected(stack, stage.crew, f"{name}-trip", 1, {first: TRIP_BYTES // 2}, None)
         yield Variant(_measures(stage, [*workers, *hubs], [*caller, *answerer]))
 
 
 def _connected(
-    stack: ExitStack, crew: Crew, name: str, workers: int, hubs_bytes: dict[int, int]
+    stack: ExitStack, crew: Crew, name: str, workers: int, hubs_bytes: dict[int, int], codec: Codec | None
 ) -> tuple[list[Role], list[Role]]:
     """Start workers and hubs, until ``stack`` is closed. ``hubs_bytes`` has the bytes of a slice by process number."""
-    jobs = {hub: {"workers": workers, "slice_bytes": size} for hub, size in hubs_bytes.items()}
+    jobs = {hub: {"workers": workers, "slice_bytes": size, "codec": codec} for hub, size in hubs_bytes.items()}
     hubs = stack.enter_context(crew.playing(f"{name}-hub", RawHub, jobs))
     job = {"ports": [hub.facts["port"] for hub in hubs], "slices_bytes": list(hubs_bytes.values())}
     return stack.enter_context(crew.playing(name, RawWorker, dict.fromkeys(range(workers), job))), hubs
@@ -217,11 +219,21 @@ def _memcpy(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
         yield Variant(measures)
 
 
+@contextmanager
+def _limit(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
+    """Copy the payloads of an update, and make one step of the optimizer for the largest shard, in one process."""
+    pieces, piece_bytes = case.pieces("update_round")
+    job = {"pieces": pieces, "piece_bytes": piece_bytes, "workers": case.workers, "count": case.largest_slice}
+    with stage.crew.playing(name, Limit, {0: job}) as roles:
+        yield Variant({"update_round": functools.partial(_made, stage.crew, roles)})
+
+
 VARIANTS: Final[dict[Implementation, Callable[[str, Case, Stage], AbstractContextManager[Variant]]]] = {
     "zmqrl": _zmqrl,
     "raw_tcp": _raw_tcp,
     "gloo": _gloo,
     "memcpy": _memcpy,
+    "limit": _limit,
 }
 
 

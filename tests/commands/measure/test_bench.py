@@ -36,6 +36,8 @@ ROW: dict[str, type | tuple[type, ...]] = {
     "bytes": int,
     "bytes_per_s": float,
     "fraction_of_memcpy": (float, type(None)),
+    "limit_ms": (float, type(None)),
+    "times_limit": (float, type(None)),
 }
 
 
@@ -60,7 +62,11 @@ def test_every_combination_has_a_row_for_every_operation(capsys: pytest.CaptureF
         **{("raw_tcp", operation): 2 for operation in OPERATIONS},
         **{("memcpy", operation): 2 for operation in OPERATIONS},
         ("gloo", "update_round"): 2,
+        ("limit", "update_round"): 2,
     }
+    for row in rows:
+        has_limit = row["operation"] == "update_round" and row["shards"] == 2  # gloo has no shards
+        assert (row["times_limit"] is not None) == has_limit, row
     ours = [row for row in rows if row["implementation"] == "zmqrl"]
     columns = ("operation", "transport", "codec", "curve")
     assert len({tuple(row[name] for name in columns) for row in ours}) == len(ours)
@@ -89,10 +95,11 @@ def test_without_json_each_group_has_a_table_and_the_plot_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "wire.svg"
-    some = ("--workers", "1", "2", "--rounds", "2", "--implementation", "raw_tcp", "memcpy", "--plot", str(picture))
+    some = ("--workers", "1", "2", "--rounds", "2", "--implementation", "raw_tcp", "memcpy", "limit")
+    some = (*some, "--plot", str(picture))
     assert cli.run(["bench", "wire", *SMALL, *some]) == 0
     shown = capsys.readouterr().out
-    for words in ("1,000 parameters", "1 worker", "2 workers", "raw_tcp 1 shard", "memcpy", *OPERATIONS):
+    for words in ("1,000 parameters", "1 worker", "2 workers", "raw_tcp 1 shard", "memcpy", "of limit", *OPERATIONS):
         assert words in shown
     drawn = picture.read_text(encoding="utf-8")
     for words in ("1 worker", "2 workers", "raw_tcp 1 shard, f32", "update_round (ms)"):

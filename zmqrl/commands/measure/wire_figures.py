@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 def table(rows: Sequence[Row]) -> Table:
     """The rows of one group, with the same vector and number of workers.
 
-    ``of memcpy`` is the speed divided by that of memcpy. ``of gloo`` is the time divided by that of gloo.
+    ``of memcpy`` is the speed divided by that of memcpy. ``of gloo`` and ``of limit`` are the time divided by that of
+    gloo and by the limit.
     """
     about = rows[0]
     megabytes = payload_bytes(about["codec"], about["parameters"]) / 1e6
@@ -32,12 +33,12 @@ def table(rows: Sequence[Row]) -> Table:
     shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     shown.add_column("operation")
     shown.add_column("implementation")
-    for name in ("p50 ms", "p99 ms", "MB/s", "of memcpy", "of gloo"):
+    for name in ("p50 ms", "p99 ms", "MB/s", "of memcpy", "of gloo", "of limit"):
         shown.add_column(name, justify="right")
     gloo_ms = {row["operation"]: row["p50_ms"] for row in rows if row["implementation"] == "gloo"}
     for operation, each in groupby(rows, lambda row: row["operation"]):
         for row in each:
-            fraction, other_ms = row["fraction_of_memcpy"], gloo_ms.get(operation)
+            fraction, other_ms, times = row["fraction_of_memcpy"], gloo_ms.get(operation), row["times_limit"]
             shown.add_row(
                 operation,
                 label(row),
@@ -46,6 +47,7 @@ def table(rows: Sequence[Row]) -> Table:
                 f"{row['bytes_per_s'] / 1e6:,.{0 if row['bytes_per_s'] > 1e7 else 1}f}",
                 "-" if fraction is None else f"{fraction:.3f}",
                 "-" if other_ms is None else f"{row['p50_ms'] / other_ms:.2f}",
+                "-" if times is None else f"{times:.2f}",
             )
         shown.add_section()
     return shown

@@ -1,0 +1,107 @@
+"""The comparison with other libraries: its tables, the scores of a peer, and the picture with both."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import learning
+import measure
+import numpy as np
+import pytest
+from scores import SB3_FLAVOUR, Scores
+from support.record_rig import row, run_directory, summary
+
+ROW: dict[str, Any] = {"wall_s": 60.0, "agent_steps": 16_000, "episodes": 60, "score_mean_50": 1.5}
+
+
+def test_every_library_is_compared_with_one_training_of_zmqrl() -> None:
+    for trainings in measure.COMPARISONS.values():
+        for training in trainings.values():
+            is_ours = training.environment is None
+            assert (training.against is None) == is_ours
+            if training.against is not None:
+                assert trainings[training.against].environment is None
+
+
+def test_ppo_as_shipped_counts_against_the_recipe_with_four_epochs() -> None:
+    rates = {
+        "zmqrl breakout": [900.0],
+        "zmqrl breakout-ppo": [500.0, 600.0, 400.0],
+        "Stable-Baselines3 PPO": [100.0, 50.0, 200.0],
+    }
+    lines = measure.tables({"as shipped": rates}).splitlines()
+    assert lines[0].startswith("| as shipped | agent steps/s |")
+    assert lines[3] == "| zmqrl breakout-ppo | 500 | 400 to 600 |  |"
+    assert lines[4] == "| Stable-Baselines3 PPO | 100 | 50 to 200 | 5.00 (zmqrl breakout-ppo) |"
+
+
+def test_without_its_training_of_zmqrl_a_library_has_no_ratio() -> None:
+    table = measure.tables({"as shipped": {"zmqrl breakout": [900.0], "Stable-Baselines3 A2C": [300.0]}})
+    assert table.splitlines()[-1] == "| Stable-Baselines3 A2C | 300 | 300 to 300 |  |"
+
+
+@pytest.mark.parametrize("pattern", [measure.TABLES, learning.SCORES], ids=["speed", "score"])
+def test_the_page_has_a_place_for_each_result(pattern: Any) -> None:
+    page = (measure.RESULTS / "README.md").read_text(encoding="utf-8")
+    assert len(pattern.findall(page)) == 1
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_score_of_a_peer_is_unknown_until_all_first_games_have_ended(tmp_path: Path) -> None:
+    scores = Scores(tmp_path / "scores.jsonl", 2, Clock())
+    for _ in range(60):
+        scores.ended(0, 1.0)
+    assert scores.row(10)["score_mean_50"] is None, "the first game of environment 1 still runs"
+    scores.ended(1, 51.0)
+    assert scores.row(10) == {"wall_s": 0.0, "agent_steps": 10, "episodes": 61, "score_mean_50": 2.0}
+
+
+def test_the_scores_of_a_peer_are_written_every_ten_seconds_and_at_the_end(tmp_path: Path) -> None:
+    file, clock = tmp_path / "scores.jsonl", Clock()
+    file.write_text('{"peer": "p"}\n', encoding="utf-8")
+    scores = Scores(file, 1, clock)
+    for agent_steps, now in enumerate((105.0, 110.0, 119.0, 121.0)):
+        clock.now = now
+        scores.write(agent_steps)
+    scores.write(7, last=True)
+    _, *rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    assert [(each["wall_s"], each["agent_steps"]) for each in rows] == [(10.0, 1), (21.0, 3), (21.0, 7)]
+
+
+def peer_file(path: Path, *rows: dict[str, Any]) -> Path:
+    """The scores of a peer, as ``learning.py`` and a peer write them."""
+    about = {"peer": "Other 1.0 PPO", "flavour": SB3_FLAVOUR, "cpu": "EPYC", "cores": 2}
+    path.write_text("".join(json.dumps(line) + "\n" for line in (about, *rows)), encoding="utf-8")
+    return path
+
+
+def test_the_last_score_of_a_peer_is_beside_its_flavour(tmp_path: Path) -> None:
+    unknown = ROW | {"wall_s": 10.0, "agent_steps": 2_000, "score_mean_50": None}
+    peer = learning.Training.of_peer(peer_file(tmp_path / "sb3-ppo.jsonl", unknown, ROW))
+    assert np.isnan(peer.score[0])
+    assert peer.row() == f"| Other 1.0 PPO | 1 | 16,000 | 1.5 | {SB3_FLAVOUR} | EPYC, 2 cores |"
+    empty = learning.Training.of_peer(peer_file(tmp_path / "sb3-a2c.jsonl", unknown))
+    assert empty.row() == f"| Other 1.0 PPO | - | - | - | {SB3_FLAVOUR} | EPYC, 2 cores |"
+
+
+@pytest.mark.processes  # draws for seconds
+def test_a_peer_and_zmqrl_are_in_one_picture_with_their_flavours(tmp_path: Path) -> None:
+    ended = summary(flavour="as zmqrl plays", provenance={"cpu": "EPYC", "cores": 2})
+    run = run_directory(tmp_path / "run", [row(60), row(120)], summary=ended)
+    trainings = [
+        learning.Training.of_zmqrl(run),
+        learning.Training.of_peer(peer_file(tmp_path / "sb3-ppo.jsonl", ROW, ROW | {"wall_s": 120.0})),
+    ]
+    assert trainings[0].row() == "| zmqrl cartpole | 2 | 120,000 | 120.0 | as zmqrl plays | EPYC, 2 cores |"
+    assert trainings[0].minutes.tolist() == [1.0, 2.0]
+    learning.draw(trainings, tmp_path / "score.svg")
+    drawn = (tmp_path / "score.svg").read_text(encoding="utf-8")
+    for words in ("zmqrl cartpole: as zmqrl plays", "Other 1.0 PPO: sticky 0", "minutes"):
+        assert words in drawn
+    assert learning.table(trainings).startswith("![score against minutes](score.svg)\n\n| Breakout, one seed each |")
