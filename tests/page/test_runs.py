@@ -287,14 +287,14 @@ def test_the_end_of_a_failed_run_names_the_first_failure_of_its_last_session(roo
     assert Runs(root).details("ended")["failure"] is None
 
 
-def test_a_failure_is_shown_whole_and_once_even_if_it_quotes_other_failures(root: Path) -> None:
+@pytest.mark.parametrize("stamp", ["2026-01-05 10:12:09,123", "2026-01-05 10:12:09,123+0100"])
+def test_a_failure_is_shown_whole_and_once_even_if_it_quotes_other_failures(root: Path, stamp: str) -> None:
     run = run_directory(root / "failed", [row(1)], summary=summary(exit_reason="failed"))
     (run / "logs").mkdir()
     reason = "worker-3 died: the handshake with shard 0 failed: the keys do not match\n"
     reason += (
         f"The first to fail was worker-3 on h2; its log ended with\n  | no run directory here: {'x' * 40_000} failed: y"
     )
-    stamp = "2026-01-05 10:12:09,123"
     printed = f"zmqrl: {reason}\n"  # by a detached run
     (run / "logs" / "supervisor.log").write_text(f"{stamp} run directory /r\n{stamp} failed: {reason}\n{printed}")
     assert Runs(root).details("failed")["failure"] == reason

@@ -35,7 +35,7 @@ KEPT: Final = (
 )
 VIDEOS: Final = {".mp4": "video/mp4", ".gif": "image/gif"}
 VIDEO_VERSION = re.compile(r"(?:.*-)?v(\d+)", re.ASCII)
-STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S* "  # begins each notice in the log of a supervisor
+STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S* "  # begins each notice of a supervisor, perhaps with an offset from UTC
 SESSION = re.compile(STAMP + "run directory ", re.MULTILINE)
 FAILED = re.compile(STAMP + "failed: ", re.MULTILINE)
 AFTER_FAILURE = re.compile(f"{STAMP}|^zmqrl: ", re.MULTILINE)  # a detached run also prints its failure to the log
