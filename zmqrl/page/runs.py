@@ -25,7 +25,7 @@ from zmqrl.rundir import LOCK, RunDirectory, is_locked
 from zmqrl.words import escaped
 
 DEEPEST = 4  # levels of directories below the root
-LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 0.5
 LOOK_SHARE = 10  # after a slow search of directories, wait this many times as long as the search took
 STARTING_S = 300.0
 POINTS = 300  # rows of metrics.jsonl in a curve
