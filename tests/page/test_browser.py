@@ -33,6 +33,7 @@ VIEWS = (
     "#/run?run=pong-1",
     "#/run?run=pong-1&tab=timing",
     "#/run?run=pong-1&tab=logs",
+    "#/run?run=pong-1&tab=settings",
     "#/settings?run=pong-1&run=pong-2",
 )
 # The number of pixels of a canvas that have the colour of its first curve.

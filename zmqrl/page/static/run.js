@@ -143,7 +143,7 @@ async function showRunSettings(place, signal, name) {
   const list = h("div");
   place.append(h("p", {}, h("label", {}, "compare with ", other)), list);
   poll(signal, () => ["api/settings", { run: [name] }], (found) => {
-    refill(list, table("settings", ["setting", "value"], Object.entries(found.settings).map(([key, [value]]) => [key, setting(value)]), { class: "data wrap", texts: ["value"] }));
+    refill(list, table("settings of this run", ["setting", "value"], Object.entries(found.settings).map(([key, [value]]) => [key, setting(value)]), { class: "data wrap", texts: ["value"] }));
   });
   try {
     const { found } = await ask("api/runs");
