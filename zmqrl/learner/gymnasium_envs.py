@@ -12,9 +12,8 @@ from zmqrl.errors import UsageError, blaming, load_function, require
 from zmqrl.learner.games import EnvConfig, EnvSpec, Scores, Step, game_seeds
 from zmqrl.learner.spaces.actions import TRAINABLE, actions_of, taken
 from zmqrl.learner.spaces.observations import NUMBERS, VALUE_SHOWN, Images, Unfit, Vectors, kind_of
-from zmqrl.local.extras import install_command
+from zmqrl.local.extras import OF_GYMNASIUM, install_command
 
-GYMNASIUM_EXTRAS = ("box2d", "mujoco")  # the extras that zmqrl and Gymnasium both have
 # Wrappers that keep statistics for one game only, and outside checkpoints, with the option to use instead.
 STATISTICS: dict[type[Any], str] = {
     NormalizeObservation: "--envs.normalize-observations",
@@ -173,7 +172,7 @@ def _made(env_id: str, registered: Registered, /, **options: Any) -> gymnasium.E
         # Where CheckedEnv raises, Gymnasium's checker would only print a warning.
         return gymnasium.make(registered, disable_env_checker=True, **options)
     except gymnasium.error.DependencyNotInstalled as error:
-        for extra in GYMNASIUM_EXTRAS:
+        for extra in OF_GYMNASIUM:
             if f"[{extra}]" in str(error):
                 needs = f"{env_id} needs packages that are not installed"
                 raise UsageError(f"{needs}: run {install_command(extra)}.") from error
