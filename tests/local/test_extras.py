@@ -179,6 +179,17 @@ for name in COMMANDS:
 
 @pytest.mark.slow
 @pytest.mark.processes
+def test_the_doctor_finds_no_problem_on_a_machine_without_extras(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "zmqrl", "doctor", "--json"]
+    done = subprocess.run(command, env=bare(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["problems"] == []
+    assert not any(found["machine"]["extras"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.processes
 def test_classic_control_trains_without_extras(tmp_path: Path) -> None:
     options = ["--updates", "3", "--run-dir", str(tmp_path / "run")]
     command = [sys.executable, "-m", "zmqrl", "train", "cartpole", *options]
