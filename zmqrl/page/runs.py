@@ -16,6 +16,7 @@ from zmqrl.errors import UsageError
 from zmqrl.json_lines import open_file
 from zmqrl.observe.folding import by_number, ranges
 from zmqrl.observe.forms import EVALUATION, HOSTS, ROW, SETTINGS, SUMMARY, parsed_lines, read_object, readable_lines
+from zmqrl.observe.live.presence import Presence, by_host
 from zmqrl.observe.provenance import VERSIONS
 from zmqrl.observe.records import Evaluation, RunRecord, evaluations, flat, lineage
 from zmqrl.observe.stalls import Stall
@@ -189,11 +190,13 @@ class Runs:
         """Everything about one run except its curves."""
         run, record = self.find(name), self.record(name)
         found = self.overview(name)
-        stall = _object(run.stalled, SETTINGS) if found["state"] == "running" else None
+        is_running = found["state"] == "running"
+        stall = _object(run.stalled, SETTINGS) if is_running else None
         failed = found["state"] == "killed" or found["exit_reason"] == "failed"
         return found | {
             "row": record.rows[-1] if record.rows else None,
             "stalled": _sentence(stall),
+            "missing": _missing(_object(run.live, SETTINGS)) if is_running else [],
             "failure": failure(run.log("supervisor")) if failed else None,
             "evaluations": [asdict(each) for each in record.evaluations],
             "videos": list(_videos(run.path / "videos", record)),
@@ -262,6 +265,15 @@ def _sentence(stall: dict[str, Any] | None) -> str | None:
         return None if stall is None else Stall.from_json(stall).sentence()
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
         return None
+
+
+def _missing(live: dict[str, Any] | None) -> list[dict[str, str]]:
+    """The hosts with missing or late processes, which the supervisor last wrote. Empty if unknown."""
+    try:
+        lines = by_host(map(Presence.from_json, (live or {"processes": []})["processes"]))
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+        return []
+    return [{"host": line.host, "processes": line.remarks} for line in lines if line.remarks]
 
 
 def failure(log: Path) -> str | None:
