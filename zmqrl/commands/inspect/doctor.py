@@ -84,6 +84,8 @@ def run(options: Options, config: Config) -> int:
         config = config.with_schedule()
         with Preparation(config) as preparation:
             preparation.flavour()  # checks the game
+            if preparation.notice is not None:
+                _say(preparation.notice)
             reach = options.bring(reach, _say)
             up, found, judgement, expected = examine(reach, config, lambda: preparation.checkpoint().layout)
     if options.json:
