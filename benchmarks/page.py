@@ -4,8 +4,8 @@
 
 The benchmark first writes the files of the runs. In each round, it starts a new `zmqrl serve` and empties the file
 cache of the machine. Only root can empty the cache. Without root, the files stay in the cache, and the result says so.
-With --browser, the benchmark also measures how long Chromium, without a window, takes to draw the curves. The figures
-go to `results.json` in DIR.
+With --browser, the benchmark also measures how long Chromium, without a window, takes to draw the curves. At the end,
+it measures after how long the page has a new run, and a new row of a run. The figures go to `results.json` in DIR.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from zmqrl.recipes import breakout_ppo
 DROP = Path("/proc/sys/vm/drop_caches")
 DRAWN_AT_FIRST = 12  # runs whose curves the page draws, in zmqrl/page/static/runs.js
 WORKERS = 16
+POLL_S = 1.0  # the page repeats each request after this time, in zmqrl/page/static/api.js
 STATIC = re.compile(r'(?:src|href)="(static/[^"]+)"')
 IMPORT = re.compile(r'from "\./([^"]+)"')
 DRAWN = "() => document.querySelectorAll('.uplot canvas').length > 0 && document.querySelectorAll('tbody tr').length"
@@ -106,43 +107,94 @@ def serving(root: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
         process.wait()
 
 
-def open_page(url: str) -> dict[str, float]:
-    """Ask for everything that a browser asks for until it can draw curves. Returns the seconds of each part."""
-    parts = urlsplit(url)
-    assert parts.hostname is not None
-    assert parts.port is not None
-    connection, cookie = HTTPConnection(parts.hostname, parts.port, timeout=120), ""
-    took_s: dict[str, float] = {}
+class Visit:
+    """A browser without a window that has opened the printed address. It keeps the cookie and the connection."""
 
-    def get(path: str) -> bytes:
-        connection.request("GET", path, headers={"cookie": cookie, "accept-encoding": "identity"})
-        answer = connection.getresponse()
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        self._connection, self._base = HTTPConnection(parts.hostname, parts.port, timeout=120), parts.path
+        self._headers = {"accept-encoding": "identity"}
+        self.get(f"?{parts.query}")
+
+    def get(self, path: str) -> bytes:
+        """The answer to a request for ``path``, below the random path of the page."""
+        self._connection.request("GET", self._base + path, headers=self._headers)
+        answer = self._connection.getresponse()
         body = answer.read()
-        assert answer.status in (200, 302, 303, 307), (path, answer.status, body)
-        return body if answer.status == 200 else get(answer.headers["location"])
+        assert answer.status == 200, (path, answer.status, body)
+        if cookie := answer.headers["set-cookie"]:
+            self._headers["cookie"] = cookie.partition(";")[0]
+        return body
 
+    def runs(self) -> list[dict[str, Any]]:
+        """The runs in the table."""
+        found: list[dict[str, Any]] = json.loads(self.get("api/runs"))["runs"]
+        return found
+
+    def charts(self, names: Sequence[str]) -> bytes:
+        """The curves of these runs."""
+        return self.get(f"api/charts?{urlencode({'run': names, 'x': 'minutes', 'fold': 'yes'}, doseq=True)}")
+
+
+def open_page(url: str) -> tuple[dict[str, float], list[str]]:
+    """Ask for everything that a browser asks for until it can draw curves.
+
+    Returns the seconds of each part, and the names of the files.
+    """
+    took_s: dict[str, float] = {}
     began_at = last_at = time.perf_counter()
 
     def note(part: str) -> None:
         nonlocal last_at
         took_s[part], last_at = time.perf_counter() - last_at, time.perf_counter()
 
-    connection.request("GET", f"{parts.path}?{parts.query}")
-    answer = connection.getresponse()
-    body = answer.read()
-    cookie = (answer.headers["set-cookie"] or "").partition(";")[0]
-    index = (body if answer.status == 200 else get(parts.path)).decode()
-    asked = list(dict.fromkeys(STATIC.findall(index)))
+    visit = Visit(url)  # the first answer only gives the cookie, and leads to the page
+    asked = list(dict.fromkeys(STATIC.findall(visit.get("").decode())))
     for name in asked:  # modules import others
-        text = get(parts.path + name).decode(errors="replace")
+        text = visit.get(name).decode(errors="replace")
         asked += [found for each in IMPORT.findall(text) if (found := f"static/{each}") not in asked]
     note("files")
-    runs = json.loads(get(f"{parts.path}api/runs"))["runs"]
+    runs = visit.runs()
     note("table")
-    newest = [run["name"] for run in sorted(runs, key=lambda run: -run["begun_at"])[:DRAWN_AT_FIRST]]
-    get(f"{parts.path}api/charts?{urlencode({'run': newest, 'x': 'minutes', 'fold': 'yes'}, doseq=True)}")
+    visit.charts([run["name"] for run in sorted(runs, key=lambda run: -run["begun_at"])[:DRAWN_AT_FIRST]])
     note("curves")
-    return took_s | {"total": time.perf_counter() - began_at}
+    return took_s | {"total": time.perf_counter() - began_at}, asked
+
+
+def shown_after(root: Path, tries: int = 5) -> dict[str, float]:
+    """The longest times until the table has a new run, and until the curves of a run have a new row, in seconds."""
+    with serving(root) as (url, _):
+        visit = Visit(url)
+        waits = [waits_of_a_new_run(visit, root / f"new-{number}", (number + 0.5) / tries) for number in range(tries)]
+    return dict(zip(("new run", "new row"), map(max, zip(*waits, strict=True)), strict=True))
+
+
+def waits_of_a_new_run(visit: Visit, path: Path, phase: float) -> tuple[float, float]:
+    """Write a run and a row of it. Returns the seconds until the page has each.
+
+    The run is written at ``phase``, a share of the time between two requests for the table, and just after a request
+    for curves, which also searches for new runs.
+    """
+    table, name = visit.runs(), f"{path.name}/breakout-000"
+    time.sleep(phase * POLL_S)
+    visit.charts([table[0]["name"]])
+    make_runs(path, 1, 0.001)
+    run_s = waited(lambda: name in [run["name"] for run in visit.runs()], (1 - phase) * POLL_S)
+    before = visit.charts([name])
+    with (path / "breakout-000" / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row(10, random.Random(0))) + "\n")
+    return run_s, waited(lambda: visit.charts([name]) != before, POLL_S)
+
+
+def waited(is_shown: Callable[[], bool], first_s: float) -> float:
+    """Ask after ``first_s``, and then as often as the page does, until the answer is yes. Returns the seconds."""
+    began_at = time.perf_counter()
+    time.sleep(first_s)
+    while not is_shown():
+        time.sleep(POLL_S)
+    return time.perf_counter() - began_at
 
 
 def open_in_browser(root: Path) -> dict[str, float]:
@@ -184,17 +236,19 @@ def main() -> None:
         for number in range(options.rounds):
             with serving(Path(place)) as (url, process):
                 is_cold, started_s = empty_cache(), processor_s(process)
-                took_s: dict[str, float] = open_page(url)
+                took_s, asked = open_page(url)
                 used_s = processor_s(process) - started_s
             if options.browser:
                 empty_cache()
                 took_s |= open_in_browser(Path(place))
-            rows.append({"cold": is_cold, "took_s": took_s, "processor_s": used_s})
-            print(f"round {number + 1}, {'cold' if is_cold else 'files in the cache'}: {rows[-1]}", flush=True)
+            rows.append({"cold": is_cold, "took_s": took_s, "processor_s": used_s, "files": asked})
+            print(f"round {number + 1}, {'cold' if is_cold else 'files in the cache'}: {took_s}", flush=True)
+        shown_s = shown_after(Path(place))
     median_s = {part: statistics.median(each["took_s"][part] for each in rows) for part in rows[0]["took_s"]}
     print("median: " + ", ".join(f"{part} {seconds:.2f} s" for part, seconds in median_s.items()))
+    print("longest: " + ", ".join(f"{what} after {seconds:.2f} s" for what, seconds in shown_s.items()))
     about = {"runs": options.runs, "hours": options.hours, "metrics_bytes": size}
-    found = {**about, "rows": rows, "median_s": median_s, "provenance": provenance()}
+    found = {**about, "rows": rows, "median_s": median_s, "shown_s": shown_s, "provenance": provenance()}
     (options.output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -10,27 +10,33 @@ import pytest
 from support.paths import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
+STATIC = ROOT / "zmqrl" / "page" / "static"
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def rows_of(name: str, output: Path, *options: str) -> list[dict[str, Any]]:
-    """Run a benchmark. Returns the rows that it has measured."""
+def results_of(name: str, output: Path, *options: str) -> dict[str, Any]:
+    """Run a benchmark. Returns its results."""
     command = [sys.executable, str(BENCHMARKS / name), *options, "--output", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows: list[dict[str, Any]] = json.loads((output / "results.json").read_text(encoding="utf-8"))["rows"]
-    return rows
+    results: dict[str, Any] = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    return results
 
 
 def test_more_shards_make_more_updates_on_a_slow_network(need_a_lab: None, tmp_path: Path) -> None:
     options = ("--shards", "1", "2", "--workers", "2", "--rate", "100mbit", "--seconds", "20")
-    one, two = rows_of("central_graph.py", tmp_path, *options)
+    one, two = results_of("central_graph.py", tmp_path, *options)["rows"]
     assert (one["shards"], two["shards"]) == (1, 2)
     assert two["updates_per_s"] > one["updates_per_s"]
     assert (tmp_path / "central-graph.png").stat().st_size > 1000
 
 
 def test_the_page_of_a_few_runs_is_opened_and_measured(tmp_path: Path) -> None:
-    (measured,) = rows_of("page.py", tmp_path, "--runs", "2", "--hours", "0.01", "--rounds", "1")
+    results = results_of("page.py", tmp_path, "--runs", "2", "--hours", "0.01", "--rounds", "1")
+    (measured,) = results["rows"]
     assert set(measured["took_s"]) == {"files", "table", "curves", "total"}
     assert all(seconds > 0 for seconds in measured["took_s"].values())
+    assert all(seconds > 0 for seconds in results["shown_s"].values())
+    assert set(measured["files"]) == {
+        f"static/{path.relative_to(STATIC)}" for path in STATIC.rglob("*") if path.suffix in (".css", ".js", ".svg")
+    }

@@ -21,7 +21,7 @@ from support.rig import eventually
 
 from zmqrl import __version__, cli
 from zmqrl.checkpoint import Checkpoint
-from zmqrl.commands import COMMANDS
+from zmqrl.commands import COMMANDS, GROUPS
 from zmqrl.commands.run.train import config_from
 from zmqrl.config import CheckpointConfig, Config, WireConfig
 from zmqrl.errors import UsageError
@@ -516,6 +516,26 @@ def test_the_options_of_train_match_the_golden_file(capsys: pytest.CaptureFixtur
     assert cli.run(["train", "--help"]) == 0
     shown = re.findall(r"^  (--[a-z][a-z0-9.-]*)", capsys.readouterr().out, re.MULTILINE)
     assert shown == GOLDEN.read_text(encoding="utf-8").split(), f"if intended, write the new options to {GOLDEN}"
+
+
+def test_the_help_shows_each_command_once_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([]) == cli.run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown[: len(shown) // 2] * 2 == shown
+    first, *parts = shown[: len(shown) // 2].split("\n\n")
+    assert first.startswith(f"zmqrl {__version__}: ")
+    titles = [part.partition("\n")[0] for part in parts]
+    assert titles == [*map(str.upper, GROUPS), "MORE"]
+    listed = [re.findall(r"^  zmqrl (\S+)", part, re.MULTILINE) for part in parts]
+    assert listed == [*map(list, GROUPS.values()), ["COMMAND", "--version"]]
+    columns = {
+        line.index(about.purpose)
+        for name, about in COMMANDS.items()
+        for line in shown.splitlines()
+        if line.startswith(f"  zmqrl {name} ")
+    }
+    assert len(columns) == 1
+    assert max(map(len, shown.splitlines())) <= 120
 
 
 def test_the_installed_command_handles_ctrl_c_from_its_first_line() -> None:

@@ -4,14 +4,17 @@ The log level of a child process comes from its environment.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from support.rig import WITHIN_S, Interrupted, ending, eventually, signal_that_does_not_wake
 
+from zmqrl.commands.inspect.merging import time_of
 from zmqrl.process import ENDING, LOG_LEVEL, Messages, interruptible, quiet_children
 
 pytestmark = pytest.mark.processes
@@ -171,6 +174,22 @@ def test_the_environment_sets_the_log_level_of_a_process(
     assert [line.split()[-2] for line in lines if line.endswith(" line")] == logged
     others = [line.split()[-4] for line in lines if line.endswith("of another package")]
     assert others == [each for each in logged if each != "debug"]
+
+
+@pytest.mark.parametrize(("zone", "offset"), [("UTC0", "+0000"), ("CET-1", "+0100")])
+def test_a_log_line_begins_with_its_time_and_the_offset_from_utc(
+    monkeypatch: pytest.MonkeyPatch, zone: str, offset: str
+) -> None:
+    monkeypatch.delenv(LOG_LEVEL, raising=False)
+    monkeypatch.setenv("TZ", zone)
+    began = time.time()
+    with ending(child(LOGS_AT_EACH_LEVEL)) as process:
+        _, errors = process.communicate(timeout=WITHIN_S)
+    first = errors.decode().splitlines()[0]
+    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\d{{3}}{re.escape(offset)} INFO info line", first)
+    at = time_of(first)
+    assert at is not None
+    assert int(began * 1000) / 1000 <= at <= time.time()
 
 
 def test_children_are_quiet_within_the_block_unless_the_user_has_set_a_level(

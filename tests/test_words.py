@@ -1,12 +1,14 @@
 import os
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.words import ESCAPING, as_text, as_word, counted, ended_how, escaped, numbered
+from zmqrl.words import ESCAPING, as_text, as_word, counted, ended_how, escaped, log_time, numbered
 
 
 @pytest.mark.parametrize(
@@ -69,3 +71,26 @@ def test_bytes_that_are_not_text_are_escaped() -> None:
     text = os.fsdecode(b"run-\xff \xfe \xc3\xbc")
     assert escaped(text) == text.encode(errors=ESCAPING).decode() == r"run-\xff \xfe ü"
     assert text.encode("ascii", ESCAPING) == rb"run-\xff \xfe \xfc"
+
+
+@pytest.fixture
+def local_zone(monkeypatch: pytest.MonkeyPatch, zone: str) -> Iterator[None]:
+    """The local time of this process is that of ``zone``."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", zone)
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("local_zone")
+@pytest.mark.parametrize(
+    ("zone", "stamp"),
+    [
+        ("UTC0", "2026-01-05 10:12:03,512+0000"),
+        ("CET-1", "2026-01-05 11:12:03,512+0100"),
+        ("NST3:30", "2026-01-05 06:42:03,512-0330"),
+    ],
+)
+def test_a_time_in_a_log_has_its_offset_from_utc(stamp: str) -> None:
+    assert log_time(1767607923.5126) == stamp

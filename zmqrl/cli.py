@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from zmqrl import __version__
-from zmqrl.commands import COMMANDS
+from zmqrl.commands import COMMANDS, GROUPS, Command
 from zmqrl.errors import UsageError, ZmqrlError, did_you_mean, refusal
 from zmqrl.hostd.user_code import in_guarded_child
 from zmqrl.observe.screen import is_hung_up, never_waiting
@@ -122,15 +122,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _usage() -> str:
-    lines = {f"zmqrl {name} {about.arguments}": about.purpose for name, about in COMMANDS.items()}
-    lines["zmqrl COMMAND --help"] = "list every option of a command"
-    width = max(map(len, lines)) + 2
-    return "\n".join(
-        [
-            f"zmqrl {__version__}: synchronous distributed actor-critic over ZeroMQ parameter servers",
-            "",
-            *(f"  {command:{width}}{purpose}" for command, purpose in lines.items()),
-            "  zmqrl --version",
-            "",
-        ]
-    )
+    every = Command("", "--help", "list every option of a command")
+    groups = {**GROUPS, "more": {"COMMAND": every, "--version": Command("", "", "print the version")}}
+    width = max(len(f"{name} {about.arguments}") for group in groups.values() for name, about in group.items()) + 2
+    lines = [f"zmqrl {__version__}: synchronous distributed actor-critic over ZeroMQ parameter servers"]
+    for title, group in groups.items():
+        lines += ["", title.upper()]
+        lines += [f"  zmqrl {f'{name} {about.arguments}':{width}}{about.purpose}" for name, about in group.items()]
+    return "\n".join(lines) + "\n"

@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from zmqrl.errors import UsageError
+from zmqrl.words import log_time
 
 PR_SET_PDEATHSIG = 1
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # signals that act like a single Ctrl-C, however often they come
@@ -233,6 +234,11 @@ def quiet_children() -> Iterator[None]:
         del os.environ[LOG_LEVEL]
 
 
+class _Lines(logging.Formatter):
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - of logging
+        return log_time(record.created)
+
+
 def log_to_stderr(name: str) -> logging.Logger:
     """Set up a log of plain lines with time and level on standard error, which the parent stores in a file.
 
@@ -241,12 +247,9 @@ def log_to_stderr(name: str) -> logging.Logger:
     level = logging.INFO
     with contextlib.suppress(UsageError):  # checked by the command line, but a remote host can have another value
         level = log_level()
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=max(level, logging.INFO),
-        format="%(asctime)s %(levelname)s %(message)s",
-        force=True,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=max(level, logging.INFO), force=True)
     logging.getLogger("zmqrl").setLevel(level)
     return logging.getLogger(name)
 

@@ -1,4 +1,4 @@
-"""Writes counts, lists of numbers, exit statuses and paths for sentences.
+"""Writes counts, lists of numbers, exit statuses, paths and times for sentences and logs.
 
 This module uses only the standard library.
 """
@@ -7,6 +7,7 @@ import codecs
 import os
 import shlex
 import signal
+import time
 from collections.abc import Iterable
 from itertools import groupby
 from typing import Final
@@ -35,6 +36,15 @@ def ended_how(status: int) -> str:
         return f"killed by {signal.Signals(-status).name}"
     except ValueError:
         return f"killed by signal {-status}"
+
+
+def log_time(at_s: float) -> str:
+    """A Unix time at the start of a log line: ``2026-01-05 10:12:03,512+0100``.
+
+    The offset from UTC makes logs of hosts in different time zones comparable.
+    """
+    seconds, milliseconds = divmod(int(at_s * 1000), 1000)
+    return time.strftime(f"%Y-%m-%d %H:%M:%S,{milliseconds:03}%z", time.localtime(seconds))
 
 
 def as_word(path: object) -> str:

@@ -103,6 +103,58 @@ def test_every_requirement_is_pinned_to_the_version_installed_here() -> None:
     assert not any("+" in version for version in pinned.values())
 
 
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """The requirements of each installed package, by name. All versions are 1.0, and each package is also a module."""
+    found: dict[str, list[str]] = {
+        "zmqrl": [
+            "Gymnasium>=1.1",
+            "ale-py>=0.12; extra == 'atari'",
+            "gymnasium[box2d]>=1.1; extra == 'box2d'",
+            "gymnasium[mujoco]>=1.1; extra == 'mujoco'",
+            "pytest; extra == 'dev'",
+        ],
+        "gymnasium": [
+            "numpy",
+            'pygame-ce>=2; extra == "box2d"',
+            'Box2D==2.3; python_version < "3.14" and extra == "box2d"',
+            'box2d_py==2.3; python_version >= "3.14" and extra == "box2d"',
+            'mujoco>=2; extra == "mujoco"',
+            'packaging; extra == "mujoco"',
+            "gymnasium[box2d,mujoco]; extra == 'all'",
+        ],
+        "mujoco": ["etils[epath, enp]"],
+        "etils": ['fsspec; extra == "epath"', 'jax; extra == "eapp"', "etils[epath]; extra == 'all'"],
+        **{name: [] for name in ("numpy", "pygame-ce", "box2d", "packaging", "fsspec", "jax", "ale-py", "pytest")},
+    }
+
+    def of(name: str) -> list[str]:
+        if name not in found:
+            raise metadata.PackageNotFoundError(name)
+        return found[name]
+
+    monkeypatch.setattr(metadata, "requires", of)
+    monkeypatch.setattr(metadata, "version", lambda name: "1.0+cpu" if of(name) is not None else "")
+    monkeypatch.setattr(sync, "is_installed", lambda module: module.lower() in found)
+    return found
+
+
+@pytest.mark.usefixtures("installed")
+def test_hosts_get_the_packages_of_the_environments_that_are_installed_here() -> None:
+    direct = dict.fromkeys(("gymnasium", "ale-py", "pygame-ce", "box2d", "mujoco", "packaging"), "1.0")
+    assert sync.requirements() == direct
+    assert sync.pins() == direct | dict.fromkeys(("numpy", "etils", "fsspec"), "1.0"), "also extras of indirect ones"
+
+
+def test_hosts_do_not_get_the_packages_of_environments_that_are_not_installed_here(
+    installed: dict[str, list[str]],
+) -> None:
+    """Other programs may have installed some of their packages."""
+    del installed["mujoco"], installed["box2d"]
+    assert set(sync.requirements()) == {"gymnasium", "ale-py"}
+    assert set(sync.pins()) == {"gymnasium", "ale-py", "numpy"}
+
+
 def test_an_environment_runs_our_code_and_is_reused_unless_it_is_incomplete(tmp_path: Path) -> None:
     host = Host(tmp_path)
     python = host.python(host.link())

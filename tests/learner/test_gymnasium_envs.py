@@ -18,6 +18,7 @@ from zmqrl.local.extras import install_command
 pytestmark = pytest.mark.processes
 
 CONFIG = EnvConfig(num_envs=2)
+EYE = Box(0, 255, (40, 30), np.uint8)
 OLDER_API = (
     "it has the API of Gym before 0.26: reset(seed=, options=) must return (observation, info), and step(action) must "
     "return (observation, reward, terminated, truncated, info)."
@@ -105,6 +106,33 @@ def register() -> Iterator[Any]:
     yield registered
     for env_id in made:
         del gymnasium.registry[env_id]
+
+
+@pytest.mark.parametrize(
+    ("space", "config", "sees", "wrapper"),
+    [
+        (Box(0, 255, (40, 30, 3), np.uint8), CONFIG, "observation (Box uint8 (40, 30, 3))", ""),
+        (
+            Dict({"goal": Discrete(3), "eyes": Dict({"left": EYE, "right": EYE})}),
+            CONFIG,
+            "observation['eyes']['left'] (Box uint8 (40, 30)) and 1 other image",
+            "a wrapper that returns only the image, ",
+        ),
+        (Box(0, 255, (40, 30, 3), np.uint8), EnvConfig(images=True), None, ""),
+        (Dict({"goal": Box(0, 255, (3,), np.uint8), "map": Box(-1.0, 1.0, (40, 30))}), CONFIG, None, ""),
+    ],
+    ids=["image", "dictionary with images", "kept as an image", "no image"],
+)
+def test_images_that_become_vectors_are_noticed(
+    register: Any, space: gymnasium.Space[Any], config: EnvConfig, sees: str | None, wrapper: str
+) -> None:
+    env_id = register(observation_space=space)
+    notice = describe_env(env_id, config).notice
+    assert notice == (
+        sees
+        and f"{env_id}: the policy sees {sees} as a flat vector of numbers: to use convolutions, add {wrapper}"
+        "--envs.images and --model small"
+    )
 
 
 NAN = np.array([0.0, np.nan], np.float32)

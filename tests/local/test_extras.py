@@ -20,7 +20,7 @@ from zmqrl.errors import UsageError
 from zmqrl.hosts.link import Link
 from zmqrl.learner.envs import find_env
 from zmqrl.local import extras
-from zmqrl.local.extras import EXTRAS, ON_HOSTS, install_command, missing, require_extra
+from zmqrl.local.extras import EXTRAS, OF_GYMNASIUM, ON_HOSTS, install_command, missing, require_extra
 from zmqrl.supervisor import run
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -57,6 +57,9 @@ def test_the_project_declares_exactly_the_extras_that_errors_name() -> None:
     (everything,) = PROJECT["optional-dependencies"]["all"]
     assert set(re.findall(r"\w+", everything)) - {"zmqrl"} == set(EXTRAS) - {"mlflow", "wandb", "ray"}
     assert set(ON_HOSTS) <= set(EXTRAS)
+    for extra in OF_GYMNASIUM:
+        (needed,) = PROJECT["optional-dependencies"][extra]
+        assert needed.startswith(f"gymnasium[{extra}]>=")
 
 
 def test_constraints_pin_every_package_of_an_extra() -> None:
@@ -81,9 +84,9 @@ def test_the_command_installs_into_the_environment_of_this_python(
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(extras, "_is_installed", lambda module: False)
+    monkeypatch.setattr(extras, "is_installed", lambda module: False)
     assert install_command("plot") == f"uv pip install 'zmqrl[plot]' --python {sys.executable}"
-    monkeypatch.setattr(extras, "_is_installed", lambda module: True)
+    monkeypatch.setattr(extras, "is_installed", lambda module: True)
     assert install_command("plot") == f"{sys.executable} -m pip install 'zmqrl[plot]'"
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "pip").touch(mode=0o755)
@@ -172,6 +175,17 @@ for name in COMMANDS:
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=bare(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=180)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_the_doctor_finds_no_problem_on_a_machine_without_extras(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "zmqrl", "doctor", "--json"]
+    done = subprocess.run(command, env=bare(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["problems"] == []
+    assert not any(found["machine"]["extras"].values())
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 import io
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console as RichConsole
 
-from zmqrl.observe.console import LiveConsole, LiveFigures, PlainConsole, console_for
+from zmqrl.observe.console import LiveConsole, LiveFigures, LoggedConsole, PlainConsole, console_for
 from zmqrl.observe.live.presence import HostLine
 from zmqrl.observe.metrics import Counters, RunMetrics
 
@@ -94,6 +96,16 @@ def test_plain_lines_come_every_ten_seconds_and_notices_at_once() -> None:
             console.notice("worker 2 died")
     lines = stream.getvalue().splitlines()
     assert [line.split("updates ")[-1].split(",")[0] for line in lines] == ["0", "worker 2 died", "10", "20"]
+
+
+def test_a_notice_in_the_log_begins_with_its_time_and_the_offset_from_utc(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    console = LoggedConsole(PlainConsole(stream), tmp_path / "logs" / "supervisor.log")
+    console.notice("worker 2 died")
+    console.close()
+    (line,) = (tmp_path / "logs" / "supervisor.log").read_text().splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}[+-]\d{4} worker 2 died", line)
+    assert stream.getvalue() == "worker 2 died\n"
 
 
 def test_each_stage_of_the_start_is_one_plain_line() -> None:

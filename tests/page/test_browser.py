@@ -18,7 +18,10 @@ from support.paths import TESTS
 from support.profiles import synthetic_run
 from support.record_rig import row, run_directory, summary
 
-from zmqrl.rundir import RunDirectory
+from zmqrl.observe.exporter import LiveMetrics
+from zmqrl.observe.live.presence import Presence
+from zmqrl.process_id import worker_id
+from zmqrl.rundir import RunDirectory, write_json
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -33,6 +36,7 @@ VIEWS = (
     "#/run?run=pong-1",
     "#/run?run=pong-1&tab=timing",
     "#/run?run=pong-1&tab=logs",
+    "#/run?run=pong-1&tab=settings",
     "#/settings?run=pong-1&run=pong-2",
 )
 # The number of pixels of a canvas that have the colour of its first curve.
@@ -204,6 +208,23 @@ def test_a_row_that_a_run_writes_is_shown(page: "Page", root: Path) -> None:
         directory.cluster.unlink()
     finally:
         directory.release()
+
+
+def test_a_live_run_lists_its_lost_workers(page: "Page", root: Path) -> None:
+    directory = RunDirectory(root / "pong-2")
+    directory.claim()
+    try:
+        directory.cluster.write_text("{}")
+        lost = Presence(process=worker_id(1), host="h2", state="lost", for_s=12.3)
+        write_json(directory.live, LiveMetrics(row=row(250), about={}, processes=[lost], quorum=3).to_json())
+        show(page, "#/run?run=pong-2")
+        line = page.get_by_role("region", name="missing or late processes").locator("tbody tr")
+        line.get_by_text("worker-1: lost 12 s ago").wait_for()
+        assert line.locator("th").inner_text() == "h2"
+        directory.cluster.unlink()
+    finally:
+        directory.release()
+    line.wait_for(state="detached")
 
 
 def test_the_first_run_of_an_empty_directory_is_drawn_as_it_grows(page: "Page", tmp_path: Path) -> None:

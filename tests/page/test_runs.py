@@ -13,8 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.record_rig import row, run_directory, summary
 
+from zmqrl.observe.exporter import LiveMetrics
+from zmqrl.observe.live.presence import Presence
 from zmqrl.page import runs as runs_module
 from zmqrl.page.runs import Runs, UnknownRun, text_of
+from zmqrl.process_id import worker_id
 from zmqrl.rundir import RunDirectory
 
 
@@ -109,6 +112,59 @@ def test_a_damaged_stall_is_not_shown(root: Path, living: RunDirectory, stall: d
     living.stalled.write_text(json.dumps(stall))
     shown = Runs(root).details("living")
     assert (shown["state"], shown["stalled"]) == ("running", None)
+
+
+def live(*presences: Presence) -> str:
+    """The contents of ``live.json``."""
+    return json.dumps(LiveMetrics(row=row(1), about={}, processes=presences, quorum=3).to_json())
+
+
+def test_a_live_run_names_the_processes_and_hosts_that_are_lost(root: Path, living: RunDirectory) -> None:
+    runs = Runs(root)
+    assert runs.details("living")["missing"] == [], "live.json does not exist yet"
+    presences = [
+        Presence(process=worker_id(0), host="h1", state="present"),
+        Presence(process=worker_id(1), host="h2", state="lost", for_s=12.3, restarts=2),
+        Presence(process=worker_id(2), host="h2", state="present"),
+        *(Presence(process=worker_id(rank), host="h3", state="unreachable", for_s=20.0) for rank in (3, 4, 5)),
+    ]
+    living.live.write_text(live(*presences))
+    assert runs.details("living")["missing"] == [
+        {"host": "h2", "processes": "worker-1: lost 12 s ago"},
+        {"host": "h3", "processes": "worker-3..5: its host has been unreachable for 20 s"},
+    ]
+    living.live.write_text(live(*presences[:1]))
+    assert runs.details("living")["missing"] == []
+
+
+def test_a_run_that_is_not_running_misses_no_process(root: Path) -> None:
+    text = live(Presence(process=worker_id(1), host="h2", state="lost", for_s=12.3))
+    (root / "ended" / "live.json").write_text(text)  # left by a session that was killed
+    assert Runs(root).details("ended")["missing"] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"processes": 5}',
+        '{"processes": [{"name": "worker-1"}]}',
+        '{"processes": [{"name": "?", "host": "h", "presence": "lost", "for_s": 1, "restarts": 0}]}',
+        live(Presence(process=worker_id(1), host="h", state="lost", for_s=10**400)),
+    ],
+    ids=["not JSON", "a list", "no list", "incomplete", "no name", "too long"],
+)
+def test_a_damaged_live_json_names_no_process(root: Path, living: RunDirectory, text: str) -> None:
+    living.live.write_text(text)
+    shown = Runs(root).details("living")
+    assert (shown["state"], shown["missing"]) == ("running", [])
+
+
+def test_no_link_is_read_as_live_json(root: Path, living: RunDirectory) -> None:
+    (root / "elsewhere.json").write_text(live(Presence(process=worker_id(1), host="h2", state="lost")))
+    living.live.symlink_to(root / "elsewhere.json")
+    assert Runs(root).details("living")["missing"] == []
 
 
 def test_a_run_whose_supervisor_is_gone_is_killed_and_its_lock_is_left_alone(
@@ -225,7 +281,15 @@ def test_no_pipe_of_a_run_is_read(root: Path) -> None:
         (run / name).mkdir()
     for name in ("metrics.jsonl", "summary.json"):
         (run / name).unlink()
-    of_the_run = ("cluster.json", "metrics.jsonl", "summary.json", "evaluations.jsonl", "hosts.json", "stalled.json")
+    of_the_run = (
+        "cluster.json",
+        "metrics.jsonl",
+        "summary.json",
+        "evaluations.jsonl",
+        "hosts.json",
+        "stalled.json",
+        "live.json",
+    )
     for name in (".lock", *of_the_run, "logs/supervisor.log", "videos/v00000010.mp4"):
         os.mkfifo(run / name)
     shown = Runs(root).details("ended")
@@ -287,14 +351,14 @@ def test_the_end_of_a_failed_run_names_the_first_failure_of_its_last_session(roo
     assert Runs(root).details("ended")["failure"] is None
 
 
-def test_a_failure_is_shown_whole_and_once_even_if_it_quotes_other_failures(root: Path) -> None:
+@pytest.mark.parametrize("stamp", ["2026-01-05 10:12:09,123", "2026-01-05 10:12:09,123+0100"])
+def test_a_failure_is_shown_whole_and_once_even_if_it_quotes_other_failures(root: Path, stamp: str) -> None:
     run = run_directory(root / "failed", [row(1)], summary=summary(exit_reason="failed"))
     (run / "logs").mkdir()
     reason = "worker-3 died: the handshake with shard 0 failed: the keys do not match\n"
     reason += (
         f"The first to fail was worker-3 on h2; its log ended with\n  | no run directory here: {'x' * 40_000} failed: y"
     )
-    stamp = "2026-01-05 10:12:09,123"
     printed = f"zmqrl: {reason}\n"  # by a detached run
     (run / "logs" / "supervisor.log").write_text(f"{stamp} run directory /r\n{stamp} failed: {reason}\n{printed}")
     assert Runs(root).details("failed")["failure"] == reason

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,9 +37,35 @@ for line in sys.stdin:
             found += [initial.params_sha256(), initial.layout.hash, initial.optimizer, list(initial.state_names)]
         except UsageError as error:
             found.append(str(error))
-    print(json.dumps([found, sorted({"torch", "gymnasium", "user_code"} & set(sys.modules))]))
+    print(json.dumps([found, preparation.notice, sorted({"torch", "gymnasium", "user_code"} & set(sys.modules))]))
 """
 CARTPOLE_CLASS = "gymnasium.envs.classic_control.cartpole:CartPoleEnv"
+CAMERA = """
+import gymnasium
+import numpy as np
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.spaces import Box, Dict
+
+class Camera(CartPoleEnv):
+    def __init__(self):
+        super().__init__()
+        image = Box(0, 255, (9, 9, 3), np.uint8)
+        self.observation_space = Dict({"pole": self.observation_space, "camera": image})
+
+    def reset(self, **options):
+        pole, info = super().reset(**options)
+        return {"pole": pole, "camera": np.zeros((9, 9, 3), np.uint8)}, info
+
+    def step(self, action):
+        pole, *rest = super().step(action)
+        return {"pole": pole, "camera": np.zeros((9, 9, 3), np.uint8)}, *rest
+
+gymnasium.register("Camera-v0", Camera, max_episode_steps=20)
+"""
+SEES = (
+    "user_code:Camera-v0: the policy sees observation['camera'] (Box uint8 (9, 9, 3)) as a flat vector of numbers: to "
+    "use convolutions, add a wrapper that returns only the image, --envs.images and --model small"
+)
 BROKEN = "raise RuntimeError('broken on purpose')\n"
 # Each environment starts a server in a session of its own, which inherits the pipes, and notes the server's process id.
 SERVED = """
@@ -63,6 +90,11 @@ gymnasium.register("Served-v0", Served)
 
 def prepared(config: Config, where: Path, **variables: str) -> list[str]:
     """The answers that a process without torch gets from a preparation. The process runs in the directory ``where``."""
+    return answers(config, where, **variables)[0]
+
+
+def answers(config: Config, where: Path, **variables: str) -> tuple[list[str], str | None]:
+    """Like ``prepared``, with the notice about the game."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         input=json.dumps(config.to_json()),
@@ -72,9 +104,9 @@ def prepared(config: Config, where: Path, **variables: str) -> list[str]:
         timeout=180,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **variables},
     )
-    found, loaded = json.loads(done.stdout)
+    found, notice, loaded = json.loads(done.stdout)
     assert loaded == [], "the process that asks must not load them"
-    return list(found)
+    return list(found), notice
 
 
 def test_a_separate_process_draws_the_same_parameters(tmp_path: Path) -> None:
@@ -92,6 +124,26 @@ def test_a_separate_process_draws_the_same_parameters(tmp_path: Path) -> None:
     with Preparation(config) as here:  # this process has imported torch
         assert here.flavour() == spec.flavour
         assert here.checkpoint() == initial
+
+
+def test_a_notice_about_the_game_reaches_the_process_that_asks(tmp_path: Path) -> None:
+    (tmp_path / "user_code.py").write_text(CAMERA, encoding="utf-8")
+    found, notice = answers(dataclasses.replace(CARTPOLE, env="user_code:Camera-v0"), tmp_path)
+    assert len(found) == 5
+    assert notice == SEES
+    assert answers(CARTPOLE, tmp_path)[1] is None
+
+
+@pytest.mark.slow
+def test_a_run_says_that_its_policy_sees_images_as_vectors(tmp_path: Path) -> None:
+    (tmp_path / "user_code.py").write_text(CAMERA, encoding="utf-8")
+    options = ["--env", "user_code:Camera-v0", "--workers", "1", "--updates", "2", "--run-dir", "run"]
+    command = [sys.executable, "-m", "zmqrl", "train", "cartpole", *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert f"{SEES}\n" in done.stdout
+    assert f" {SEES}\n" in (tmp_path / "run" / "logs" / "supervisor.log").read_text(encoding="utf-8")
 
 
 def test_an_unknown_game_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The table of the commands of the command line, and their modules.
+"""The table of the commands of the command line, in the groups of the help, and their modules.
 
 In the module of a command, ``command`` parses the arguments, and usually ``run`` does the work. Both return the exit
 status, and raise ZmqrlError.
@@ -20,40 +20,51 @@ class Command(NamedTuple):
     is_guarded: bool = False
 
 
-COMMANDS = {
-    "train": Command("run.train", "[RECIPE] [options]", "train on this machine"),
-    "launch": Command("run.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts (ssh, Slurm and others)"),
-    "doctor": Command("inspect.doctor", "[-H HOSTS] [RECIPE] [options]", "check that machines can run this job"),
-    "recipes": Command("inspect.recipes", "[--json]", "list the recipes, with their scores and training times"),
-    "eval": Command(
-        "measure.evaluate", "RUN [options]", "play full games with a policy and print the scores", is_guarded=True
-    ),
-    "record": Command("measure.record", "RUN [options]", "record one game of a policy as a video", is_guarded=True),
-    "worker": Command("run.worker", "DIR/cluster.json", "join a run as an external worker", is_guarded=True),
-    "status": Command("inspect.status", "RUN [options]", "show the state of a run, and what it left on its hosts"),
-    "attach": Command("inspect.attach", "RUN", "show the live panel of a run until it ends"),
-    "logs": Command("inspect.logs", "RUN [PROCESS] [-f]", "show the logs of a run's processes"),
-    "serve": Command("inspect.serve", "[RUNS_DIR|RUN] [options]", "show runs on a live page in the browser"),
-    "stop": Command("run.stop", "RUN", "end a run with a checkpoint"),
-    "check-history": Command(
-        "inspect.check_history",
-        "RUN [options]",
-        "check that every shard made each version exactly once",
-    ),
-    "profile": Command("inspect.profile", "RUN [RUN] [options]", "show where the time of a run goes"),
-    "simulate": Command("measure.simulate", "[FILE] [options]", "simulate a run in virtual time"),
-    "plan": Command("measure.plan", "--workers-up-to N [options]", "find the workers, backups and shards to use"),
-    "bench": Command(
-        "measure.bench", "train|wire [options]", "measure training, or the transport of gradients", is_guarded=True
-    ),
-    "plot": Command("measure.plot", "RUN [RUN ...]", "draw the metrics of runs over time"),
-    "compare": Command("measure.compare", "RUN RUN [RUN ...]", "compare the settings and results of runs"),
-    "report": Command("measure.report", "RUN [options]", "write a page about the result of a run"),
-    "reproduce": Command(
-        "measure.reproduce",
-        "RESULT [options]",
-        "train again with the settings of a result, and compare both runs",
-        is_guarded=True,
-    ),
-    "completion": Command("completion", "bash|zsh|fish", "print a script that completes commands in a shell"),
+GROUPS = {
+    "train": {
+        "train": Command("run.train", "[RECIPE] [options]", "train on this machine"),
+        "launch": Command(
+            "run.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts (ssh, Slurm and others)"
+        ),
+        "recipes": Command("inspect.recipes", "[--json]", "list the recipes, with their scores and training times"),
+        "doctor": Command("inspect.doctor", "[-H HOSTS] [RECIPE] [options]", "check that machines can run this job"),
+        "worker": Command("run.worker", "DIR/cluster.json", "join a run as an external worker", is_guarded=True),
+        "stop": Command("run.stop", "RUN", "end a run with a checkpoint"),
+    },
+    "watch": {
+        "status": Command("inspect.status", "RUN [options]", "show the state of a run, and what it left on its hosts"),
+        "attach": Command("inspect.attach", "RUN", "show the live panel of a run until it ends"),
+        "logs": Command("inspect.logs", "RUN [PROCESS] [-f]", "show the logs of a run's processes"),
+        "serve": Command("inspect.serve", "[RUNS_DIR|RUN] [options]", "show runs on a live page in the browser"),
+        "profile": Command("inspect.profile", "RUN [RUN] [options]", "show where the time of a run goes"),
+        "check-history": Command(
+            "inspect.check_history", "RUN [options]", "check that every shard made each version exactly once"
+        ),
+    },
+    "results": {
+        "eval": Command(
+            "measure.evaluate", "RUN [options]", "play full games with a policy and print the scores", is_guarded=True
+        ),
+        "record": Command("measure.record", "RUN [options]", "record one game of a policy as a video", is_guarded=True),
+        "plot": Command("measure.plot", "RUN [RUN ...]", "draw the metrics of runs over time"),
+        "compare": Command("measure.compare", "RUN RUN [RUN ...]", "compare the settings and results of runs"),
+        "report": Command("measure.report", "RUN [options]", "write a page about the result of a run"),
+        "reproduce": Command(
+            "measure.reproduce",
+            "RESULT [options]",
+            "train again with the settings of a result, and compare both runs",
+            is_guarded=True,
+        ),
+    },
+    "plan": {
+        "bench": Command(
+            "measure.bench", "train|wire [options]", "measure training, or the transport of gradients", is_guarded=True
+        ),
+        "simulate": Command("measure.simulate", "[FILE] [options]", "simulate a run in virtual time"),
+        "plan": Command("measure.plan", "--workers-up-to N [options]", "find the workers, backups and shards to use"),
+    },
+    "shell": {
+        "completion": Command("completion", "bash|zsh|fish", "print a script that completes commands in a shell"),
+    },
 }
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}

@@ -7,10 +7,10 @@ import json
 import re
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmqrl
 from zmqrl.errors import UsageError
@@ -22,7 +22,7 @@ from zmqrl.hosts.link import Link
 from zmqrl.hosts.ways.via import shown
 from zmqrl.hosts.ways.way import Way
 from zmqrl.hosts.wheels import Supplier
-from zmqrl.local.extras import ON_HOSTS
+from zmqrl.local.extras import OF_GYMNASIUM, ON_HOSTS, is_installed
 
 PYTHON = "python3"  # if the hosts file names no Python
 ANOTHER_PYTHON = "set `python` in the hosts file to a Python that has it"
@@ -37,7 +37,13 @@ BOOTSTRAP = (
     "exec(ask.pop('program'), its); its['main'](ask)"
 )
 EXTRA = re.compile(r"""extra == ["'](.*?)["']""")
+REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*(?:\[(.*?)\])?")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of all files, so that the same code makes the same wheel
+
+
+class _Need(NamedTuple):
+    package: str
+    extras: frozenset[str]
 
 
 def make_environments(
@@ -101,18 +107,16 @@ def wheel() -> bytes:
 
 
 def requirements() -> dict[str, str]:
-    """The direct requirements of zmqrl, in the versions here."""
-    return _versions(_required("zmqrl"))
+    """The direct requirements of zmqrl and of its extras that hosts can need, in the versions here."""
+    return _versions(need.package for need in _direct())
 
 
 def pins() -> dict[str, str]:
-    """The direct and indirect requirements of zmqrl, in the versions here."""
-    found: dict[str, str] = {}
-    news = requirements()
-    while news:
-        found |= news
-        news = _versions(name for package in news for name in _required(package) if name not in found)
-    return found
+    """The direct and indirect requirements, in the versions here."""
+    needs = _direct()
+    for need in needs:  # the list grows
+        needs += [each for each in _required(need) if each not in needs]
+    return _versions(need.package for need in needs)
 
 
 def exact_versions() -> dict[str, str]:
@@ -136,12 +140,28 @@ def request() -> dict[str, Any]:
     }
 
 
-def _required(package: str) -> list[str]:
-    """The names of the requirements of an installed package. Those of zmqrl include the extras that hosts can need."""
-    kept = ON_HOSTS if package == "zmqrl" else ()
-    found = metadata.requires(package) or ()
-    lines = [line for line in found if (extra := EXTRA.search(line)) is None or extra[1] in kept]
-    return [re.sub(r"[-_.]+", "-", re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0]).lower() for line in lines]
+def _direct() -> list[_Need]:
+    needs = list(_required(_Need("zmqrl", frozenset(ON_HOSTS))))
+    always = list(_required(_Need("gymnasium", frozenset())))
+    for extra, module in OF_GYMNASIUM.items():
+        if is_installed(module):
+            of_extra = _required(_Need("gymnasium", frozenset({extra})))
+            needs += [each for each in of_extra if each not in always]
+    return needs
+
+
+def _required(need: _Need) -> Iterator[_Need]:
+    """The requirements of a package with its extras. Nothing if the package is not installed."""
+    try:
+        lines = metadata.requires(need.package) or ()
+    except metadata.PackageNotFoundError:  # for another platform or Python
+        return
+    for line in lines:
+        if (extra := EXTRA.search(line)) is None or extra[1] in need.extras:
+            found = REQUIREMENT.match(line)
+            assert found is not None
+            extras = frozenset(filter(None, re.split(r"[\s,]+", found[2] or "")))
+            yield _Need(re.sub(r"[-_.]+", "-", found[1]).lower(), extras)
 
 
 def _versions(names: Iterable[str]) -> dict[str, str]:

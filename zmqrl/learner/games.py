@@ -253,7 +253,7 @@ class EnvSpec:
     """The observations and actions of a game. ``flavour`` is a line to print with the scores of the game.
 
     ``normalizes_observations`` and ``normalizes_rewards``: whether a policy learns from scaled observations and
-    rewards.
+    rewards. ``notice`` tells the user what a policy does not see.
     """
 
     observation_shape: tuple[int, ...]
@@ -262,6 +262,7 @@ class EnvSpec:
     flavour: str
     normalizes_observations: bool = False
     normalizes_rewards: bool = False
+    notice: str | None = None
 
     def __post_init__(self) -> None:
         require(

@@ -6,15 +6,16 @@ from typing import Any, NoReturn
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec as Registered
+from gymnasium.spaces import Box
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
 from zmqrl.errors import UsageError, blaming, load_function, require
 from zmqrl.learner.games import EnvConfig, EnvSpec, Scores, Step, game_seeds
 from zmqrl.learner.spaces.actions import TRAINABLE, actions_of, taken
-from zmqrl.learner.spaces.observations import NUMBERS, VALUE_SHOWN, Images, Unfit, Vectors, kind_of
-from zmqrl.local.extras import install_command
+from zmqrl.learner.spaces.observations import NUMBERS, VALUE_SHOWN, Images, Unfit, Vectors, flattened_images, kind_of
+from zmqrl.local.extras import OF_GYMNASIUM, install_command
+from zmqrl.words import counted
 
-GYMNASIUM_EXTRAS = ("box2d", "mujoco")  # the extras that zmqrl and Gymnasium both have
 # Wrappers that keep statistics for one game only, and outside checkpoints, with the option to use instead.
 STATISTICS: dict[type[Any], str] = {
     NormalizeObservation: "--envs.normalize-observations",
@@ -65,6 +66,7 @@ class CheckedEnv:
             flavour=config.gymnasium_flavour(),
             normalizes_observations=config.normalize_observations,
             normalizes_rewards=config.normalize_rewards,
+            notice=None if config.images else _notice(env_id, observations),
         )
         self._steps = 0
 
@@ -167,13 +169,26 @@ class GymnasiumEnvs:
             env.close()
 
 
+def _notice(env_id: str, observations: gymnasium.Space[Any]) -> str | None:
+    """A notice about images that become vectors, or None if there are no images."""
+    found = list(flattened_images(observations))
+    if not found:
+        return None
+    others = f" and {counted(len(found) - 1, 'other image')}" if len(found) > 1 else ""
+    wrapper = "" if isinstance(observations, Box) else "a wrapper that returns only the image, "
+    return (
+        f"{env_id}: the policy sees {found[0]}{others} as a flat vector of numbers: to use convolutions, add {wrapper}"
+        "--envs.images and --model small"
+    )
+
+
 def _made(env_id: str, registered: Registered, /, **options: Any) -> gymnasium.Env[Any, Any]:
     """Make the environment. Raises UsageError if an extra of zmqrl is missing, and other errors as they are."""
     try:
         # Where CheckedEnv raises, Gymnasium's checker would only print a warning.
         return gymnasium.make(registered, disable_env_checker=True, **options)
     except gymnasium.error.DependencyNotInstalled as error:
-        for extra in GYMNASIUM_EXTRAS:
+        for extra in OF_GYMNASIUM:
             if f"[{extra}]" in str(error):
                 needs = f"{env_id} needs packages that are not installed"
                 raise UsageError(f"{needs}: run {install_command(extra)}.") from error

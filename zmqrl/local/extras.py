@@ -23,11 +23,13 @@ EXTRAS: Final = {
     "ray": {"ray": "ray"},
 }
 ON_HOSTS: Final = ("atari", "video")  # for processes on hosts. The launcher needs the others
+# The extras that zmqrl and Gymnasium both have, and a module of each. Their packages are those of Gymnasium.
+OF_GYMNASIUM: Final = {"box2d": "Box2D", "mujoco": "mujoco"}
 
 
 def missing(extra: str) -> list[str]:
     """The pip names of the missing packages of ``extra``."""
-    return [package for package, module in EXTRAS[extra].items() if not _is_installed(module)]
+    return [package for package, module in EXTRAS[extra].items() if not is_installed(module)]
 
 
 def lack(extra: str, what: str) -> str | None:
@@ -49,10 +51,11 @@ def install_command(extra: str) -> str:
     wanted = f"install 'zmqrl[{extra}]'"
     if Path(shutil.which("pip") or "").parent == Path(sys.executable).parent:
         return f"pip {wanted}"
-    return f"{sys.executable} -m pip {wanted}" if _is_installed("pip") else f"uv pip {wanted} --python {sys.executable}"
+    return f"{sys.executable} -m pip {wanted}" if is_installed("pip") else f"uv pip {wanted} --python {sys.executable}"
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Whether Python can import ``module``. Does not import it."""
     # Python takes any directory of this name for a namespace package, whose origin is None. W&B leaves a directory
     # wandb/, for example.
     spec = find_spec(module)

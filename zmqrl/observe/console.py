@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -24,7 +23,7 @@ from rich.text import Text
 from zmqrl.observe.folding import printable
 from zmqrl.observe.live.presence import HostLine
 from zmqrl.observe.screen import Screen
-from zmqrl.words import ESCAPING, counted
+from zmqrl.words import ESCAPING, counted, log_time
 
 REFRESH_S = 0.25
 LINE_S = 10.0
@@ -107,8 +106,7 @@ class LoggedConsole:
     def log(self, text: str) -> None:
         """Write ``text`` to the file only."""
         with contextlib.suppress(OSError):  # another part reports a full disk
-            stamp = datetime.now().isoformat(" ", "milliseconds").replace(".", ",")  # as in the other logs
-            self._file.write(f"{stamp} {text}\n".encode(errors=ESCAPING))
+            self._file.write(f"{log_time(time.time())} {text}\n".encode(errors=ESCAPING))
 
     def close(self) -> None:
         self._file.close()

@@ -16,6 +16,7 @@ from zmqrl.errors import UsageError
 from zmqrl.json_lines import open_file
 from zmqrl.observe.folding import by_number, ranges
 from zmqrl.observe.forms import EVALUATION, HOSTS, ROW, SETTINGS, SUMMARY, parsed_lines, read_object, readable_lines
+from zmqrl.observe.live.presence import Presence, by_host
 from zmqrl.observe.provenance import VERSIONS
 from zmqrl.observe.records import Evaluation, RunRecord, evaluations, flat, lineage
 from zmqrl.observe.stalls import Stall
@@ -25,7 +26,7 @@ from zmqrl.rundir import LOCK, RunDirectory, is_locked
 from zmqrl.words import escaped
 
 DEEPEST = 4  # levels of directories below the root
-LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 0.5
 LOOK_SHARE = 10  # after a slow search of directories, wait this many times as long as the search took
 STARTING_S = 300.0
 POINTS = 300  # rows of metrics.jsonl in a curve
@@ -35,7 +36,7 @@ KEPT: Final = (
 )
 VIDEOS: Final = {".mp4": "video/mp4", ".gif": "image/gif"}
 VIDEO_VERSION = re.compile(r"(?:.*-)?v(\d+)", re.ASCII)
-STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S* "  # begins each notice in the log of a supervisor
+STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S* "  # begins each notice of a supervisor, perhaps with an offset from UTC
 SESSION = re.compile(STAMP + "run directory ", re.MULTILINE)
 FAILED = re.compile(STAMP + "failed: ", re.MULTILINE)
 AFTER_FAILURE = re.compile(f"{STAMP}|^zmqrl: ", re.MULTILINE)  # a detached run also prints its failure to the log
@@ -189,11 +190,13 @@ class Runs:
         """Everything about one run except its curves."""
         run, record = self.find(name), self.record(name)
         found = self.overview(name)
-        stall = _object(run.stalled, SETTINGS) if found["state"] == "running" else None
+        is_running = found["state"] == "running"
+        stall = _object(run.stalled, SETTINGS) if is_running else None
         failed = found["state"] == "killed" or found["exit_reason"] == "failed"
         return found | {
             "row": record.rows[-1] if record.rows else None,
             "stalled": _sentence(stall),
+            "missing": _missing(_object(run.live, SETTINGS)) if is_running else [],
             "failure": failure(run.log("supervisor")) if failed else None,
             "evaluations": [asdict(each) for each in record.evaluations],
             "videos": list(_videos(run.path / "videos", record)),
@@ -262,6 +265,15 @@ def _sentence(stall: dict[str, Any] | None) -> str | None:
         return None if stall is None else Stall.from_json(stall).sentence()
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
         return None
+
+
+def _missing(live: dict[str, Any] | None) -> list[dict[str, str]]:
+    """The hosts with missing or late processes, which the supervisor last wrote. Empty if unknown."""
+    try:
+        lines = by_host(map(Presence.from_json, (live or {"processes": []})["processes"]))
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+        return []
+    return [{"host": line.host, "processes": line.remarks} for line in lines if line.remarks]
 
 
 def failure(log: Path) -> str | None:

@@ -29,10 +29,13 @@ class Preparation:
     A separate process does both, so that this process can do other things, and needs neither torch nor the user's code.
     When the block ends, so do the programs that the user's code started. If this process has already imported torch, it
     does both itself, and does not end such programs.
+
+    After :meth:`flavour`, ``notice`` tells the user what a policy does not see, unless it is None.
     """
 
     def __init__(self, config: Config, *, needs_cuda: bool = False) -> None:
         """``needs_cuda``: whether this machine must have a CUDA device."""
+        self.notice: str | None = None
         self._config = config
         self._child: ChildProcess | None = None
         self._memory = os.memfd_create("parameters")
@@ -51,7 +54,9 @@ class Preparation:
         Raises UsageError if :func:`zmqrl.learner.envs.try_env` does, if the game crashes the process, or if a
         consistent run would play a game that does not repeat.
         """
-        flavour: str = self._answer(self._config.env)["flavour"]
+        answer = self._answer(self._config.env)
+        self.notice = answer["notice"]
+        flavour: str = answer["flavour"]
         return flavour
 
     def checkpoint(self) -> Checkpoint:
@@ -117,7 +122,7 @@ def _answers(config: Config, memory: int, needs_cuda: bool) -> Iterator[dict[str
         f"--consistent: {config.env} is registered as nondeterministic, so it does not repeat games. "
         "Remove --consistent, or change the registration.",
     )
-    yield {"flavour": spec.flavour}
+    yield {"flavour": spec.flavour, "notice": spec.notice}
     import torch
 
     if needs_cuda and not torch.cuda.is_available():

@@ -106,8 +106,7 @@ def train_on(
         stack.enter_context(_claimed(directory))
         config = dataclasses.replace(config, run_dir=path.with_name(directory.path.name))
         news = [f"run directory {as_text(directory.path)}; game: {config.env}, {flavour}"]
-        if told := remark(config):
-            news.append(told)
+        news += filter(None, (preparation.notice, remark(config)))
         checkpoint: Checkpoint | None = None
         if config.resume:
             stored = Config.read(directory.config)

@@ -1,5 +1,6 @@
 """The lines of several logs are shown in the order of their times."""
 
+from datetime import UTC, datetime
 from itertools import groupby
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from zmqrl.commands.inspect.merging import HELD_S, SETTLED_S, Merging, Timed, time_of
 from zmqrl.observe.folding import LogSource
+from zmqrl.words import log_time
 
 SOURCES: list[LogSource] = [("h1", "worker-0"), ("h1", "worker-1"), ("h2", "worker-2")]
 START = time_of("2026-01-05 10:00:00")
@@ -31,6 +33,8 @@ def shown(parts: list[Timed]) -> list[str]:
         ("2026-01-05 10:00:01,250 INFO started", 1.25),
         ("2026-01-05 10:00:01.250000 started", 1.25),
         ("2026-01-05 10:00:01x", None),
+        ("2026-01-05 10:00:01,250+9900 no such offset", None),
+        ("0001-01-01 00:00:00 before all times", None),
         ("2026-13-05 10:00:01 no such month", None),
         (" 2026-01-05 10:00:01 indented", None),
         ("Traceback (most recent call last):", None),
@@ -40,6 +44,34 @@ def shown(parts: list[Timed]) -> list[str]:
 def test_the_time_at_the_start_of_a_line_is_read(line: str, later_s: float | None) -> None:
     assert START is not None
     assert time_of(line) == (None if later_s is None else START + later_s)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "2026-01-05 10:00:01+0000",
+        "2026-01-05 11:00:01,000+0100 INFO started",
+        "2026-01-05 11:00:01,000+01:00 INFO started",
+        "2026-01-05 06:30:01.000-0330 started",
+    ],
+)
+def test_a_time_with_an_offset_is_the_same_moment_in_each_time_zone(line: str) -> None:
+    assert time_of(line) == datetime(2026, 1, 5, 10, 0, 1, tzinfo=UTC).timestamp()
+
+
+def test_a_new_line_follows_the_old_lines_of_its_log_that_have_no_offset() -> None:
+    assert START is not None
+    assert time_of(log_time(START)) == START
+
+
+def test_lines_of_hosts_in_different_time_zones_are_in_the_order_in_which_they_were_written() -> None:
+    merging = Merging()
+    in_utc = ["2026-01-05 10:00:01,000+0000 one", "2026-01-05 10:00:03,000+0000 three"]
+    in_paris = ["2026-01-05 11:00:02,000+0100 two", "2026-01-05 11:00:04,000+0100 four"]
+    for source, lines in ((SOURCES[2], in_paris), (SOURCES[0], in_utc)):
+        for line in lines:
+            merging.add(source, line, 0.0)
+    assert [line.split()[-1] for line in shown(merging.take_all())] == ["one", "two", "three", "four"]
 
 
 def test_lines_are_merged_by_time_and_a_traceback_stays_with_its_line() -> None:

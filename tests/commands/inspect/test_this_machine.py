@@ -56,6 +56,39 @@ def test_variables_about_threads_are_shown_with_what_a_run_does(
     assert "(a run sets its own numbers of threads)" in row
 
 
+@pytest.mark.parametrize(
+    ("options", "game"),
+    [
+        ([], "CartPole-v1: can be played"),
+        (["--workers", "1"], "CartPole-v1: can be played"),
+        (["pendulum"], "Pendulum-v1: can be played"),
+        (["--env", "MountainCar-v0", "--model", "mlp"], "MountainCar-v0: can be played"),
+    ],
+)
+def test_a_machine_without_atari_games_is_checked_with_another_game_unless_one_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: list[str], game: str
+) -> None:
+    monkeypatch.setitem(EXTRAS, "atari", {"ale-py": "no_such_module"})
+    assert cli.run(["doctor", *options]) == 0
+    said = capsys.readouterr()
+    assert game in said.out
+    told = "ale-py is not installed, so these checks are for the recipe cartpole. For Atari games, run "
+    assert (told in said.err) == game.startswith("CartPole")
+
+
+def test_a_named_atari_game_that_is_not_installed_is_a_problem(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "ALE/Breakout-v5 needs ale-py"
+    tried = {"game_error": reason, "network_error": None, "game_notice": None}
+    monkeypatch.setattr(this_machine, "_tried", lambda config: tried)
+    monkeypatch.setitem(EXTRAS, "atari", {"ale-py": "no_such_module"})
+    assert cli.run(["doctor", "breakout"]) == 3
+    said = capsys.readouterr()
+    assert reason in said.out
+    assert "cartpole" not in said.err
+
+
 def test_more_workers_than_cores_are_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     status, found = doctor(capsys, "--workers", "1000")
     assert status == 0
@@ -81,7 +114,8 @@ def test_what_prevents_a_run_is_a_problem(
     monkeypatch.setitem(EXTRAS, "video", {"imageio": "no_such_module"})
     real = probe.facts
     monkeypatch.setattr(probe, "facts", lambda work: real(work) | {"disk_bytes": 5e6, "open_files": 60})
-    monkeypatch.setattr(this_machine, "_errors", lambda config: {"game_error": "no ROM", "network_error": None})
+    tried = {"game_error": "no ROM", "network_error": None, "game_notice": None}
+    monkeypatch.setattr(this_machine, "_tried", lambda config: tried)
     status, found = doctor(capsys, "--page", "--recorder")
     assert status == 3
     problems = "\n".join(found["problems"])
@@ -113,3 +147,13 @@ def test_invalid_settings_are_refused(capsys: pytest.CaptureFixture[str]) -> Non
 def test_options_about_hosts_still_need_hosts(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match="no hosts given"):
         doctor(capsys, "--iface", "eth0")
+
+
+def test_images_that_the_policy_would_see_as_vectors_are_a_warning(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = {"game_error": None, "network_error": None, "game_notice": "Maze-v0: the policy sees a vector"}
+    monkeypatch.setattr(this_machine, "_tried", lambda config: tried)
+    status, found = doctor(capsys)
+    assert (status, found["problems"]) == (0, [])
+    assert "Maze-v0: the policy sees a vector." in found["warnings"]

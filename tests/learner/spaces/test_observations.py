@@ -10,7 +10,7 @@ from gymnasium.spaces.utils import flatten
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.learner.spaces.observations import Images, Unfit, Vectors
+from zmqrl.learner.spaces.observations import Images, Unfit, Vectors, flattened_images
 
 SHAPES = st.lists(st.integers(1, 3), max_size=3).map(tuple)
 LEAVES: st.SearchStrategy[gymnasium.Space[Any]] = st.one_of(
@@ -142,3 +142,20 @@ def test_a_space_that_cannot_be_flattened_is_named_with_its_place(part: Any) -> 
         with pytest.raises(Unfit) as refused:
             Vectors(space)
         assert str(refused.value) == f"has {kind} observations{place}, which cannot be flattened"
+
+
+def test_the_images_in_a_space_are_found() -> None:
+    camera, small = Box(0, 255, (64, 48, 3), np.uint8), Box(0, 255, (8, 8), np.uint8)
+    assert list(flattened_images(camera)) == ["observation (Box uint8 (64, 48, 3))"]
+    found = flattened_images(Dict({"eyes": Tuple([camera, Discrete(3)]), "goal": Box(-1.0, 1.0, (2,)), "map": small}))
+    assert list(found) == ["observation['eyes'][0] (Box uint8 (64, 48, 3))", "observation['map'] (Box uint8 (8, 8))"]
+
+
+@given(SPACES)
+def test_each_image_in_a_space_can_be_read_as_an_image(space: gymnasium.Space[Any]) -> None:
+    is_image = isinstance(space, Box) and bool(list(flattened_images(space)))
+    if is_image:
+        Images(space)
+    else:
+        with pytest.raises(Unfit):
+            Images(space)

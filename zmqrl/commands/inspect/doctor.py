@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from zmqrl.commands.inspect import this_machine
-from zmqrl.commands.options import parse_known
+from zmqrl.commands.options import option_names, parse_known
 from zmqrl.commands.output import print_json, prints_to_stderr
-from zmqrl.commands.run.train import RECIPE, config_from
+from zmqrl.commands.run.train import RECIPE, config_from, recipe_of
 from zmqrl.config import Config
 from zmqrl.hostd.messages import Up
 from zmqrl.hosts.deployment import connect_and_place
@@ -28,6 +28,7 @@ from zmqrl.hosts.judging.speed import Expectation, expect
 from zmqrl.hosts.preflight import Facts, Judgement, Survey, judge, size
 from zmqrl.hosts.probing import Route
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
+from zmqrl.local.extras import install_command, missing
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
 from zmqrl.ps.layout import Layout
@@ -46,7 +47,7 @@ KEYS = (
 class Options(HostOptions):
     """Check that hosts can run this job and reach each other. Without hosts: check this machine.
 
-    Accepts all options of `zmqrl train`.
+    Accepts all options of `zmqrl train`. If Atari games are not installed here, the default recipe is `cartpole`.
     """
 
     json: bool = False
@@ -55,10 +56,22 @@ class Options(HostOptions):
 
 def command(arguments: list[str]) -> int:
     options, rest = parse_known(Options, arguments, f"zmqrl doctor {RECIPE}")
-    settings = partial(config_from, rest, program="zmqrl doctor", own=Options)
+    settings = partial(config_from, _with_game(rest), program="zmqrl doctor", own=Options)
     if options == Options(json=options.json):
         return this_machine.run(settings(), json=options.json)
     return run(options, settings(over_tcp))
+
+
+def _with_game(arguments: list[str]) -> list[str]:
+    """Add the recipe cartpole if the user has chosen no game, and the default one is not installed."""
+    is_chosen = recipe_of(arguments)[0] is not None or option_names(arguments) & {"--env", "--resume"}
+    if is_chosen or not (lacking := missing("atari")):
+        return arguments
+    _say(
+        f"{' and '.join(lacking)} is not installed, so these checks are for the recipe cartpole. For Atari games, run "
+        f"{install_command('atari')}"
+    )
+    return ["cartpole", *arguments]
 
 
 @interruptible()
@@ -71,6 +84,8 @@ def run(options: Options, config: Config) -> int:
         config = config.with_schedule()
         with Preparation(config) as preparation:
             preparation.flavour()  # checks the game
+            if preparation.notice is not None:
+                _say(preparation.notice)
             reach = options.bring(reach, _say)
             up, found, judgement, expected = examine(reach, config, lambda: preparation.checkpoint().layout)
     if options.json:

@@ -7,20 +7,22 @@ from typing import Final
 
 from zmqrl.observe.folding import LogSource
 
-TIME: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d{1,6})?(?!\S)", re.ASCII)
-EPOCH: Final = datetime(1970, 1, 1)
+TIME: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d{1,6})?(?:[+-]\d\d:?\d\d)?(?!\S)", re.ASCII)
 SETTLED_S = 0.4  # lines reach this machine, and are read, within this time
 HELD_S = 1.0 + SETTLED_S
 
 
 def time_of(line: str) -> float | None:
-    """The time at the start of a log line, in seconds, or None."""
+    """The Unix time at the start of a log line, or None.
+
+    A time without an offset from UTC, as older versions of zmqrl wrote it, is in the time zone of this machine.
+    """
     found = TIME.match(line)
     if found is None:
         return None
     try:
-        return (datetime.fromisoformat(found[0].replace(",", ".")) - EPOCH).total_seconds()
-    except ValueError:  # such as month 13
+        return datetime.fromisoformat(found[0].replace(",", ".")).timestamp()
+    except (OverflowError, ValueError):  # such as month 13, or an offset of 99 hours
         return None
 
 

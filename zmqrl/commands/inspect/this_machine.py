@@ -61,19 +61,23 @@ def facts_of(config: Config) -> dict[str, Any]:
     return {
         "work": str(work),
         **probe.facts(str(work)),
-        **_errors(config),
+        **_tried(config),
         "clock_ahead_s": None,
         "cuda": probe.sees_cuda() if config.device == "cuda" else None,
     }
 
 
-def _errors(config: Config) -> dict[str, str | None]:
-    """Why the game cannot be played here, and why the network or the loss cannot be used. None: no reason."""
-    found: dict[str, str | None] = {"game_error": None, "network_error": None}
+def _tried(config: Config) -> dict[str, str | None]:
+    """Why the game cannot be played here, why the network or the loss cannot be used, and a notice about the game.
+
+    None: no reason, no notice.
+    """
+    found: dict[str, str | None] = {"game_error": None, "network_error": None, "game_notice": None}
     name = "game_error"
     try:
         with Preparation(config) as preparation:
             preparation.flavour()
+            found["game_notice"] = preparation.notice
             name = "network_error"
             preparation.checkpoint()
     except UsageError as error:
@@ -97,7 +101,8 @@ def judgement_of(config: Config, facts: Mapping[str, Any], found: Resources, tor
     if not os.access(facts["work"], os.W_OK | os.X_OK):
         problems.append(f"{THIS_MACHINE}: {facts['work']} is not writable: make it writable, or {ANOTHER}.")
     told = [f"{THIS_MACHINE}: {text}." for text in advice(found, torch, cuda=config.device == "cuda")]
-    return Judgement(problems, [*judged.warnings, *placement.notices, *told])
+    about_game = [] if facts["game_notice"] is None else [f"{facts['game_notice']}."]
+    return Judgement(problems, [*judged.warnings, *placement.notices, *about_game, *told])
 
 
 def rows(config: Config, facts: Mapping[str, Any], found: Resources, torch: TorchBuild) -> list[tuple[str, str]]:

@@ -67,7 +67,7 @@ def config_from(
     """The settings of a command line of ``program``, whose ``own`` options have been removed. ``adapt`` changes the
     recipe before options apply. Raises UsageError.
     """
-    recipe, options = _recipe(arguments)
+    recipe, options = recipe_of(arguments)
     resumed, _ = parse_known(Resumed, options, program)
     if not resumed.resume:
         default = adapt(_named(recipe))
@@ -92,14 +92,14 @@ def config_from(
 
 def default_of(arguments: list[str], own: type[Any]) -> Config:
     """The settings of the recipe named in ``arguments``, or of breakout if none is named. Raises UsageError."""
-    return _named(_recipe(arguments, own)[0])
+    return _named(recipe_of(arguments, own)[0])
 
 
 def _named(recipe: str | None) -> Config:
     return RECIPES[recipe or "breakout"]()
 
 
-def _recipe(arguments: list[str], *own: type[Any]) -> tuple[str | None, list[str]]:
+def recipe_of(arguments: list[str], *own: type[Any]) -> tuple[str | None, list[str]]:
     """The recipe, from anywhere in ``arguments``, and the options. Raises UsageError."""
     words, options = operands(_with_profile_default(_with_run_dir(arguments)), (*own, Config), RECIPES)
     if words and words[0] not in RECIPES:

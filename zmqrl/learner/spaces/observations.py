@@ -1,9 +1,9 @@
 """Observations of Gymnasium's spaces, as networks read them: vectors or images. Each one must belong to its space."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import gymnasium
 import numpy as np
@@ -58,7 +58,7 @@ class Images:
 
     def __init__(self, space: gymnasium.Space[Any]) -> None:
         """Raises Unfit if ``space`` does not have such images."""
-        if not isinstance(space, Box) or space.dtype != np.uint8 or len(space.shape) not in (2, 3, 4):
+        if not _is_image(space):
             raise Unfit(f"has {kind_of(space)} observations: --envs.images needs uint8 images")
         self._image = _numbers(space, "")
         self.shape = _channels_first(np.empty(space.shape, np.uint8)).shape
@@ -66,6 +66,27 @@ class Images:
     def __call__(self, observation: Any) -> npt.NDArray[np.uint8]:
         """The ``observation`` as a new image. Raises Unfit unless all its numbers are whole and from 0 to 255."""
         return _channels_first(np.array(self._image.checked(observation)))  # the environment may reuse its array
+
+
+def flattened_images(space: gymnasium.Space[Any], keys: str = "") -> Iterator[str]:
+    """The parts of ``space`` that could be images, such as ``observation['camera'] (Box uint8 (64, 64, 3))``.
+
+    In :class:`Vectors`, neighbouring pixels are no longer neighbours.
+    """
+    parts: Mapping[Any, gymnasium.Space[Any]] = {}
+    match space:
+        case Dict():
+            parts = space.spaces
+        case Tuple():
+            parts = dict(enumerate(space.spaces))
+        case _ if _is_image(space):
+            yield f"observation{keys} ({kind_of(space)})"
+    for key, part in parts.items():
+        yield from flattened_images(part, f"{keys}[{key!r}]")
+
+
+def _is_image(space: gymnasium.Space[Any]) -> TypeGuard[Box]:
+    return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3, 4)
 
 
 def kind_of(space: object) -> str:

@@ -12,10 +12,10 @@ const choice = { x: "minutes" };
 
 export function showRun(main, signal, name, tab) {
   const title = name === "." ? "This run" : name;
-  const state = h("p"), figures = h("dl", { class: "tiles" }), notices = h("div", { role: "alert" });
+  const state = h("p"), figures = h("dl", { class: "tiles" }), notices = h("div", { role: "alert" }), missing = h("div");
   const place = h("section", { "aria-label": tab });
   const links = Object.keys(TABS).map((each) => h("li", {}, h("a", { href: address("run", name, { tab: each }), "aria-current": each === tab && "page" }, each)));
-  main.append(h("h1", {}, title), state, notices, figures, h("nav", { "aria-label": "parts of the run" }, h("ul", {}, links)), place);
+  main.append(h("h1", {}, title), state, notices, figures, missing, h("nav", { "aria-label": "parts of the run" }, h("ul", {}, links)), place);
   document.title = `zmqrl: ${title}`;
   const listeners = [];
 
@@ -30,6 +30,11 @@ export function showRun(main, signal, name, tab) {
       "agent steps": short(run.agent_steps), "games": number(row.episodes), "policy lag": short(row.policy_lag),
     };
     figures.replaceChildren(...Object.entries(tiles).map(([label, value]) => h("div", {}, h("dt", {}, label), h("dd", {}, value))));
+    const key = JSON.stringify(run.missing);
+    if (missing.dataset.key !== key) {
+      missing.dataset.key = key;
+      refill(missing, ...(run.missing.length ? [table("missing or late processes", ["host", "processes"], run.missing.map((each) => [each.host, each.processes]), { class: "data wrap", texts: ["processes"] })] : []));
+    }
     for (const listener of listeners) listener(run);
   }
 
@@ -143,7 +148,7 @@ async function showRunSettings(place, signal, name) {
   const list = h("div");
   place.append(h("p", {}, h("label", {}, "compare with ", other)), list);
   poll(signal, () => ["api/settings", { run: [name] }], (found) => {
-    refill(list, table("settings", ["setting", "value"], Object.entries(found.settings).map(([key, [value]]) => [key, setting(value)]), { class: "data wrap", texts: ["value"] }));
+    refill(list, table("settings of this run", ["setting", "value"], Object.entries(found.settings).map(([key, [value]]) => [key, setting(value)]), { class: "data wrap", texts: ["value"] }));
   });
   try {
     const { found } = await ask("api/runs");
