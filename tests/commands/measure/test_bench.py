@@ -95,8 +95,8 @@ def test_without_json_each_group_has_a_table_and_the_plot_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "wire.svg"
-    some = ("--workers", "1", "2", "--rounds", "2", "--implementation", "raw_tcp", "memcpy", "limit")
-    some = (*some, "--plot", str(picture))
+    some = ["--workers", "1", "2", "--rounds", "2", "--implementation", "raw_tcp", "memcpy", "limit"]
+    some += ["--plot", str(picture)]
     assert cli.run(["bench", "wire", *SMALL, *some]) == 0
     shown = capsys.readouterr().out
     for words in ("1,000 parameters", "1 worker", "2 workers", "raw_tcp 1 shard", "memcpy", "of limit", *OPERATIONS):
