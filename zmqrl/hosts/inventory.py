@@ -146,10 +146,10 @@ def _slots_behind(item: str, where: str) -> tuple[str, int | None]:
         raise UsageError(f"{where}: there is no name before :{slots}.")
     is_port = "@" in name and (int(slots) == SSH_PORT or int(slots) > MOST_SLOTS_OF_A_USER)
     if int(slots) > MAX_WORKERS or is_port:
+        otherwise = f" For slots, write a hostfile with the line '{name} slots={slots}'."
         raise UsageError(
             f"{where}: {item!r} would be a host with {slots} slots. "
-            "To use a port, set it as Port for a name in ssh_config."
-            + ("" if int(slots) > MAX_WORKERS else f" For slots, write a hostfile with the line '{name} slots={slots}'.")
+            f"To use a port, set it as Port for a name in ssh_config.{'' if int(slots) > MAX_WORKERS else otherwise}"
         )
     return name, int(slots)
 
