@@ -19,6 +19,7 @@ LOCK = ".lock"
 DAEMON_LOCK = ".agent"  # do not rename: host daemons of earlier versions lock this file
 OF_SHARDS = ("history", "state")
 UNFINISHED = ".*.json*.unfinished"  # temporary files that a process left because it was killed while writing
+LOOKERS_LEAVE_WITHIN_S = 1.0
 ANOTHER = "choose another --run-dir"
 LONGEST_SOCKET_PATH = 90  # a Unix socket address has at most 107 bytes, and a file name follows this path
 
@@ -84,7 +85,7 @@ class RunDirectory:
         except OSError as error:
             raise UsageError(refusal(error, self.path, ANOTHER)) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take_lock()
         except OSError as error:
             self._unlock()
             if isinstance(error, BlockingIOError):
@@ -100,6 +101,18 @@ class RunDirectory:
         except OSError as error:
             self._unlock()
             raise UsageError(refusal(error, self.path, ANOTHER)) from error
+
+    def _take_lock(self) -> None:
+        """Raises BlockingIOError if another process has the lock. :func:`is_locked` has it only for a moment."""
+        assert self._lock is not None
+        deadline = time.monotonic() + LOOKERS_LEAVE_WITHIN_S
+        while True:
+            try:
+                return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(0.02)
 
     def _make(self) -> None:
         first, number = self.path, 1
