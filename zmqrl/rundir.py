@@ -115,19 +115,18 @@ class RunDirectory:
             time.sleep(0.02)
 
     def _make(self) -> None:
-        first, number = self.path, 1
-        while True:
-            missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        missing = [path for path in self.path.parents if not path.exists()]
+        if self._new:
+            first, self.path = self.path, make_new(self.path)
+            if self.path != first:  # the run that has this name also needs the parents
+                missing = []
+        else:
             try:
                 self.path.mkdir(parents=True)
-                self._made = missing
-                return
             except FileExistsError:
-                if not self._new:
-                    self.path.mkdir(exist_ok=True)  # raises if the path is a file
-                    return
-            number += 1
-            self.path = first.with_name(f"{first.name}-{number}")
+                return self.path.mkdir(exist_ok=True)  # raises if the path is a file
+        self._made = [self.path, *missing]
+        return None
 
     def _check_writable(self) -> None:
         """Raise OSError for the first unwritable file or directory of shards or checkpoints."""
@@ -198,6 +197,18 @@ def directory_for_sockets() -> "tempfile.TemporaryDirectory[str]":
 def new_path(name: str) -> Path:
     """The default directory of a new run: ``runs/NAME-DATE-TIME``."""
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def make_new(path: Path) -> Path:
+    """Make the directory of a new run, and return its path: ``path``, or with a number if that name is taken."""
+    for number in itertools.count(1):
+        numbered = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            numbered.mkdir(parents=True)
+            return numbered
+        except FileExistsError:
+            continue
+    raise AssertionError
 
 
 def holds_a_run(path: Path) -> UsageError:
