@@ -447,7 +447,7 @@ def test_a_wrapper_that_cannot_be_used_is_named(register: Any, wrapper: str, sen
 )
 def test_a_setting_of_atari_games_is_not_ignored(register: Any, name: str, value: Any, unchanged: Any) -> None:
     env_id = register()
-    rules = {"noop_max": 0, "fire_reset": False} if name == "min_frame_skip" else {}  # a random frame skip needs them
+    rules: dict[str, Any] = {"noop_max": 0, "fire_reset": False} if name == "min_frame_skip" else {}  # a random frame skip needs them
     with pytest.raises(UsageError) as refused:
         try_env(env_id, EnvConfig(**rules | {name: value}))
     assert str(refused.value) == (
@@ -459,14 +459,14 @@ def test_a_setting_of_atari_games_is_not_ignored(register: Any, name: str, value
 
 @pytest.mark.parametrize("name", ["grayscale", "life_loss", "fire_reset"])
 def test_a_switch_of_atari_games_is_not_ignored(register: Any, name: str) -> None:
-    env_id = register()
+    env_id, off, on = register(), dict[str, Any]({name: False}), dict[str, Any]({name: True})
     with pytest.raises(UsageError) as refused:
-        try_env(env_id, EnvConfig(**{name: False}))
+        try_env(env_id, EnvConfig(**off))
     assert str(refused.value) == (
         f"--envs.no-{name.replace('_', '-')} has no effect on {env_id}, which Gymnasium makes: remove this option. "
         "To change the environment, use --env-arg or --wrapper."
     )
-    try_env(env_id, EnvConfig(**{name: True}))
+    try_env(env_id, EnvConfig(**on))
 
 
 def test_every_setting_is_refused_or_applies() -> None:

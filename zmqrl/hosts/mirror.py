@@ -201,8 +201,8 @@ class Mirror:
                     self._write(host, path, event.offset, data)
             case h.Written(path=path, error=str(error)) if path.startswith("history/"):
                 raise ClusterError(f"host {host} cannot write {path}: {error}.")
-            case h.Written(path=path, error=error):
-                self._written(host, path, error)
+            case h.Written():
+                self._written(host, event.path, event.error)
         self._fetch_next(host)
 
     def _written(self, host: str, path: str, error: str | None) -> None:
