@@ -447,7 +447,8 @@ def test_a_wrapper_that_cannot_be_used_is_named(register: Any, wrapper: str, sen
 )
 def test_a_setting_of_atari_games_is_not_ignored(register: Any, name: str, value: Any, unchanged: Any) -> None:
     env_id = register()
-    rules: dict[str, Any] = {"noop_max": 0, "fire_reset": False} if name == "min_frame_skip" else {}  # a random frame skip needs them
+    random_skip = {"noop_max": 0, "fire_reset": False}  # a random frame skip needs these
+    rules: dict[str, Any] = random_skip if name == "min_frame_skip" else {}
     with pytest.raises(UsageError) as refused:
         try_env(env_id, EnvConfig(**rules | {name: value}))
     assert str(refused.value) == (
