@@ -1,10 +1,12 @@
 """Measure how long a run needs to recover from a failure.
 
-    python benchmarks/recovery.py [--rounds 3] [--output benchmarks/results/recovery] [--page docs/reliability.md]
+    python benchmarks/recovery.py [--rounds 3] [--root] [--output benchmarks/results/recovery]
+        [--page docs/reliability.md]
 
-Each case trains CartPole on this machine, with two shards, and causes a real failure. The time runs from the failure
+Each case trains CartPole with two shards on this machine, and causes a real failure. The time runs from the failure
 until every shard has made two more versions. The first of these versions may already have been in progress.
-Writes ``results.json`` into the directory, and the table into the page.
+``--root`` adds the cases that must be root: a full disk, and hosts of a network lab, which run the workers. Writes
+``results.json`` into the directory, and the table into the page.
 """
 
 import argparse
@@ -23,7 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from bench_lab import Lab, lab, launched
+
 from zmqrl.observe.provenance import provenance
+from zmqrl.ps.shard import store
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/recovery"
@@ -32,6 +37,21 @@ TABLE = re.compile(r"(?<=<!-- recovery -->\n).*?(?=<!-- end -->)", re.DOTALL)
 SHARDS = 2
 WITHIN_S = 120.0
 LINE_BYTES = 300  # longer than any line of a history in these runs
+FULL_S = 10.0  # for this long, the disk is full
+CUT_OFF_S = 20.0  # for this long, a host is cut off: longer than the lease
+DISK_MB = 64
+FREED = f"a shard's disk was full for {FULL_S:g} s: from free space to new versions"
+INTACT = "the supervisor was killed: from --resume to new versions"
+DAMAGED = "the supervisor was killed, and a shard's newest state is damaged: from --resume to new versions"
+HOSTS = """
+[[host]]
+name = "localhost"
+shards = 2
+workers = 0
+[[host]]
+name = "h[1-{count}]"
+workers = 1
+"""
 QUICKLY = ["--ppo.rollout-steps", "32", "--checkpoint.every-minutes", "0.1"]
 
 Made: TypeAlias = tuple[int, int]
@@ -156,6 +176,84 @@ def lose_state(run: Run) -> float:
     return run.recovered_s(since, (before[0] + 1, 0))
 
 
+def damage_state(run: Run) -> float:
+    """Damage the newest state of a shard and kill the shard, so that all shards go back to a checkpoint."""
+    pid = run.pid("shard-0")
+    os.kill(pid, signal.SIGSTOP)
+    damage_newest(run.path / "state/shard-0.slots")
+    before, since = run.made(), time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    return run.recovered_s(since, (before[0] + 1, 0))
+
+
+def damage_newest(path: Path) -> None:
+    """Flip a bit in the weights of the newest version of a shard, in its file of slots."""
+    with path.open("r+b") as file:
+        content = file.read()
+        slots = store.FILE_HEADER.unpack_from(content)[1]
+        size = (len(content) - store.PAGE) // slots
+        committed = [
+            (store.SLOT_HEADER.unpack_from(content, start + store.MARK_BYTES + store.CRC.size)[1], start)
+            for start in range(store.PAGE, len(content), size)
+            if content.startswith(store.MARK, start)
+        ]
+        weights = max(committed)[1] + store.HEADER_BYTES
+        file.seek(weights)
+        file.write(bytes([content[weights] ^ 1]))
+
+
+def fill_disk(run: Run) -> float:
+    """Fill the disk of the run, and free the space later."""
+    ballast = run.path.parent / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(bytes(1 << 16)):
+            pass
+    time.sleep(FULL_S)
+    before = run.made()
+    ballast.unlink()
+    return run.recovered_s(time.monotonic(), before)
+
+
+def cut_off(where: Lab) -> Callable[[Run], float]:
+    """Cut off a host until its lease is over. The time runs from the repair."""
+
+    def measure(run: Run) -> float:
+        where("blackhole", "h2", "on")
+        time.sleep(CUT_OFF_S)
+        before = run.made()
+        where("blackhole", "h2", "off")
+        return run.recovered_s(time.monotonic(), before)
+
+    return measure
+
+
+def cut_off_for_good(where: Lab) -> Callable[[Run], float]:
+    """Cut off a host. Repair it after the measurement."""
+
+    def measure(run: Run) -> float:
+        where("blackhole", "h2", "on")
+        before, since = run.made(), time.monotonic()
+        try:
+            return run.recovered_s(since, before)
+        finally:
+            time.sleep(CUT_OFF_S)  # the run also loses the host
+            where("blackhole", "h2", "off")
+
+    return measure
+
+
+def kill_all_on_host(where: Lab) -> Callable[[Run], float]:
+    """Kill all processes of the run on a host, as a restart of the host does."""
+
+    def measure(run: Run) -> float:
+        pids = " ".join(str(each["pid"]) for each in json.loads(where("ps", "h2", "--json")))
+        where("exec", "h2", "sh", "-c", f"kill -9 {pids}; true")
+        before, since = run.made(), time.monotonic()
+        return run.recovered_s(since, before)
+
+    return measure
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """A failure that is caused and measured ``rounds`` times. None: as often as ``--rounds`` says."""
@@ -169,6 +267,7 @@ WITHOUT_BACKUP = (
     Case("a worker is killed", kill("worker-1")),
     Case("a shard is killed", kill("shard-1")),
     Case("a shard is killed and has lost its state: back to the newest checkpoint", lose_state),
+    Case("a shard is killed, and its newest state is damaged: back to the newest checkpoint", damage_state),
     Case("a worker hangs (SIGSTOP)", stop("worker-1"), rounds=1),
     Case("a shard hangs (SIGSTOP)", stop("shard-1"), rounds=1),
 )
@@ -184,23 +283,55 @@ def failures(options: Sequence[str], cases: Sequence[Case], rounds: int) -> Iter
         tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch,
         training(Path(scratch, "run"), *options) as run,
     ):
-        wait_until((run.path / "cluster.json").exists, "the processes")
-        for case in cases:
-            for _ in range(case.rounds or rounds):
-                run.settle()
-                yield case.name, case.measure(run)
+        yield from caused(run, cases, rounds)
+
+
+def caused(run: Run, cases: Sequence[Case], rounds: int) -> Iterator[tuple[str, float]]:
+    """Cause the failures of ``cases`` in ``run``."""
+    wait_until((run.path / "cluster.json").exists, "the processes")
+    for case in cases:
+        for _ in range(case.rounds or rounds):
+            run.settle()
+            yield case.name, case.measure(run)
+
+
+def full_disk(rounds: int) -> Iterator[tuple[str, float]]:
+    """Fill the disk of a run, which is a small disk of its own."""
+    with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "none", scratch], check=True)
+        try:
+            with training(Path(scratch, "run"), "--workers", "2") as run:
+                yield from caused(run, [Case(FREED, fill_disk)], rounds)
+        finally:
+            subprocess.run(["umount", "--lazy", scratch], check=True)
+
+
+def lost_hosts(rounds: int) -> Iterator[tuple[str, float]]:
+    """Cut off and stop a host with a worker, without and with a backup worker."""
+    with lab(3) as where:
+        without = (
+            Case("all processes on a host with a worker are killed", kill_all_on_host(where)),
+            Case(f"a host with a worker was cut off for {CUT_OFF_S:g} s: from the repair", cut_off(where)),
+        )
+        with_backup = (Case("a host with a worker is cut off, with one backup", cut_off_for_good(where)),)
+        for count, backups, cases in ((2, "0", without), (3, "1", with_backup)):
+            options = ["cartpole", "--workers", "2", "--backups", backups, "--shards", str(SHARDS), *QUICKLY]
+            with launched(where, HOSTS.format(count=count), options) as begun:
+                yield from caused(Run(begun.process, begun.path), cases, rounds)
 
 
 def endings(rounds: int) -> Iterator[tuple[str, float]]:
     """Kill and interrupt the supervisor, and resume the run each time."""
     with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
         path, resume = Path(scratch, "run"), list[str]()
-        for number in range(rounds):
+        for case in ("", *[INTACT] * (rounds - 1), *[DAMAGED] * rounds):
+            if case == DAMAGED:
+                damage_newest(path / "state/shard-0.slots")
             with training(path, "--workers", "2", *resume) as run:
                 resume = ["--resume"]
-                before, since = run.made() if number else (0, 0), time.monotonic()
-                if number:
-                    yield "the supervisor was killed: from --resume to new versions", run.recovered_s(since, before)
+                before, since = run.made(), time.monotonic()
+                if case:
+                    yield case, run.recovered_s(since, before)
                 wait_until((path / "cluster.json").exists, "the processes")
                 run.settle()
                 cluster = run.cluster()
@@ -211,7 +342,7 @@ def endings(rounds: int) -> Iterator[tuple[str, float]]:
                 yield "the supervisor is killed: no process is left", time.monotonic() - since
         with training(path, "--workers", "2", "--resume") as run:
             before, since = run.made(), time.monotonic()
-            yield "the supervisor was killed: from --resume to new versions", run.recovered_s(since, before)
+            yield INTACT, run.recovered_s(since, before)
             run.settle()
             since = time.monotonic()
             run.process.send_signal(signal.SIGINT)
@@ -231,6 +362,7 @@ def main() -> None:
     """Print each measurement, and write the results and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--root", action="store_true")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--page", type=Path)
     arguments = parser.parse_args()
@@ -239,6 +371,7 @@ def main() -> None:
         failures(["--workers", "2"], WITHOUT_BACKUP, arguments.rounds),
         failures(["--workers", "2", "--backups", "1"], WITH_BACKUP, arguments.rounds),
         endings(arguments.rounds),
+        *((full_disk(arguments.rounds), lost_hosts(arguments.rounds)) if arguments.root else ()),
     ):
         for name, took_s in measured:
             seconds.setdefault(name, []).append(took_s)

@@ -1,5 +1,6 @@
 """The files of a run: incomplete checkpoints are ignored, and a directory belongs to one run at a time."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,11 @@ from safetensors.numpy import load_file, save
 from support.rig import file_size_limit
 
 from zmqrl import checkpoint as checkpoint_module
+from zmqrl import rundir
 from zmqrl.checkpoint import Checkpoint, checkpoints, prune
 from zmqrl.errors import ClusterError, UnwritableError, UsageError
 from zmqrl.ps.layout import Layout
-from zmqrl.rundir import LONGEST_SOCKET_PATH, RunDirectory, reserve, write_json
+from zmqrl.rundir import LOCK, LONGEST_SOCKET_PATH, RunDirectory, reserve, write_json
 from zmqrl.supervisor.checkpointer import Checkpointer
 
 LAYOUT = Layout.of([("hidden.weight", (7, 5)), ("hidden.bias", (7,)), ("scale", ())], 2)
@@ -284,6 +287,18 @@ def test_a_run_directory_serves_one_run_at_a_time(held: RunDirectory) -> None:
     again = RunDirectory(held.path)
     again.claim()
     again.release()
+
+
+def test_a_command_that_looks_at_a_run_does_not_keep_it_from_being_resumed(
+    held: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held.release()
+    looker = os.open(held.path / LOCK, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(looker, fcntl.LOCK_SH)  # as is_locked does, for a moment
+    clock = SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda seconds: os.close(looker))
+    monkeypatch.setattr(rundir, "time", clock)
+    held.claim()
+    assert held.in_use()
 
 
 def test_a_file_is_written_to_the_space_that_was_reserved_for_it(tmp_path: Path) -> None:

@@ -149,6 +149,22 @@ def parse_json(text: str | bytes) -> Any:
     return data
 
 
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML of any origin. Raises ValueError if it is invalid, or cannot be parsed or printed."""
+    import tomllib  # few processes need it
+
+    try:
+        data = tomllib.loads(text)
+        repr(data)  # an error about the data may have to print it
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:  # Python converts no number with 5,000 digits
+        raise ValueError("it has a number with too many digits") from None
+    return data
+
+
 def _brackets(text: str | bytes) -> int:
     """An upper bound for the depth of the data in ``text``."""
     return text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")

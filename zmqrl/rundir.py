@@ -19,6 +19,7 @@ LOCK = ".lock"
 DAEMON_LOCK = ".agent"  # do not rename: host daemons of earlier versions lock this file
 OF_SHARDS = ("history", "state")
 UNFINISHED = ".*.json*.unfinished"  # temporary files that a process left because it was killed while writing
+LOOKERS_LEAVE_WITHIN_S = 1.0
 ANOTHER = "choose another --run-dir"
 LONGEST_SOCKET_PATH = 90  # a Unix socket address has at most 107 bytes, and a file name follows this path
 
@@ -84,7 +85,7 @@ class RunDirectory:
         except OSError as error:
             raise UsageError(refusal(error, self.path, ANOTHER)) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take_lock()
         except OSError as error:
             self._unlock()
             if isinstance(error, BlockingIOError):
@@ -101,20 +102,31 @@ class RunDirectory:
             self._unlock()
             raise UsageError(refusal(error, self.path, ANOTHER)) from error
 
-    def _make(self) -> None:
-        first, number = self.path, 1
+    def _take_lock(self) -> None:
+        """Raises BlockingIOError if another process has the lock. :func:`is_locked` has it only for a moment."""
+        assert self._lock is not None
+        deadline = time.monotonic() + LOOKERS_LEAVE_WITHIN_S
         while True:
-            missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
+            try:
+                return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(0.02)
+
+    def _make(self) -> None:
+        missing = [path for path in self.path.parents if not path.exists()]
+        if self._new:
+            first, self.path = self.path, make_new(self.path)
+            if self.path != first:  # the run that has this name also needs the parents
+                missing = []
+        else:
             try:
                 self.path.mkdir(parents=True)
-                self._made = missing
-                return
             except FileExistsError:
-                if not self._new:
-                    self.path.mkdir(exist_ok=True)  # raises if the path is a file
-                    return
-            number += 1
-            self.path = first.with_name(f"{first.name}-{number}")
+                return self.path.mkdir(exist_ok=True)  # raises if the path is a file
+        self._made = [self.path, *missing]
+        return None
 
     def _check_writable(self) -> None:
         """Raise OSError for the first unwritable file or directory of shards or checkpoints."""
@@ -185,6 +197,18 @@ def directory_for_sockets() -> "tempfile.TemporaryDirectory[str]":
 def new_path(name: str) -> Path:
     """The default directory of a new run: ``runs/NAME-DATE-TIME``."""
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def make_new(path: Path) -> Path:
+    """Make the directory of a new run, and return its path: ``path``, or with a number if that name is taken."""
+    for number in itertools.count(1):
+        numbered = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            numbered.mkdir(parents=True)
+            return numbered
+        except FileExistsError:
+            continue
+    raise AssertionError
 
 
 def holds_a_run(path: Path) -> UsageError:

@@ -45,6 +45,17 @@ def test_only_the_orphans_of_a_dead_process_are_killed(system: System) -> None:
     assert system.marks == {2: "b", 11: "b"}
 
 
+def test_an_orphan_without_an_environment_outlives_its_process_if_it_appeared_long_before(system: System) -> None:
+    watch, living = Orphans(), {1: "a", 2: "b"}
+    system.marks = {1: "a", 2: "b", 10: ""}  # a server that nothing connects with process 1
+    watch.step(living)
+    system.now += DEATH_IS_SEEN_WITHIN_S
+    del living[1], system.marks[1]
+    watch.died("a", living)
+    watch.step(living)
+    assert system.marks == {2: "b", 10: ""}
+
+
 def test_an_orphan_that_cannot_be_killed_does_not_endanger_later_orphans(system: System) -> None:
     watch, living = Orphans(), {2: "b"}
     system.marks, system.stubborn = {2: "b", 10: "a"}, {10}

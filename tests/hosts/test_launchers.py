@@ -575,6 +575,7 @@ def test_each_unreachable_host_is_reported_with_its_reason(lab: Lab, where: Path
 def test_a_host_can_be_used_if_its_ssh_configuration_is_for_a_shell(lab: Lab, where: Path) -> None:
     for_a_shell = where / "ssh_config"
     settings = "RemoteCommand tmux attach\nExitOnForwardFailure yes\nRemoteForward 22 localhost:22\n"
+    settings += "SessionType none\nStdinNull yes\nForkAfterAuthentication yes\n"
     ours = lab.ssh_config.read_text(encoding="utf-8")
     for_a_shell.write_text(f"Host h1\n{settings}\n{ours}", encoding="utf-8")
     command = ssh_command("h1", [sys.executable, *DAEMON], config=for_a_shell)

@@ -138,7 +138,10 @@ def test_settings_for_a_shell_in_the_ssh_configuration_have_no_effect(
     config = tmp_path / "ssh_config"
     forwards = ("LocalForward 8888 localhost:8888", "RemoteForward 9999 localhost:9999", "DynamicForward 7777")
     settings = ("RemoteCommand tmux attach", "RequestTTY yes", "ExitOnForwardFailure yes", "ControlMaster auto")
-    config.write_text("\n".join(["Host h1", "User me", *settings, *forwards, ""]), encoding="utf-8")
+    settings += ("SessionType none", "StdinNull yes", "ForkAfterAuthentication yes")
+    # The list of the user must stay in force.
+    ignores = ("IgnoreUnknown UseKeychain,SessionType,StdinNull,ForkAfterAuthentication", "UseKeychain yes")
+    config.write_text("\n".join(["Host h1", "User me", *ignores, *settings, *forwards, ""]), encoding="utf-8")
     program, *options = ssh_command("h1", ["python"], config=config)
     done = subprocess.run([program, "-G", *options], capture_output=True, text=True, timeout=WITHIN_S)
     shown = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
@@ -147,3 +150,20 @@ def test_settings_for_a_shell_in_the_ssh_configuration_have_no_effect(
     assert shown.get("remotecommand", "none") == "none"
     assert (shown["requesttty"], shown["exitonforwardfailure"], shown["controlmaster"]) == ("false", "no", "false")
     assert shown["clearallforwardings"] == "yes"
+    # An older OpenSSH has none of these.
+    assert shown.get("sessiontype", "default") == "default"
+    assert (shown.get("stdinnull", "no"), shown.get("forkafterauthentication", "no")) == ("no", "no")
+
+
+def test_a_command_that_ends_without_a_word_is_reported_as_such(tmp_path: Path) -> None:
+    assert lost(link_to(tmp_path, "exit 7")) == "exit status 7, and it printed nothing"
+    assert lost(link_to(tmp_path, "kill -9 $$")) == "killed by SIGKILL, and it printed nothing"
+
+
+@pytest.mark.parametrize(("status", "advice"), [(1, ": its login shell may be one that runs no commands"), (255, "")])
+def test_a_login_shell_that_runs_no_commands_is_suspected(tmp_path: Path, status: int, advice: str) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\nexit {status}\n", encoding="utf-8")
+    ssh.chmod(0o755)
+    failed = connect([Link("h1", [str(ssh)], work=str(tmp_path), lease_s=None)])
+    assert failed == {"h1": f"exit status {status}, and it printed nothing{advice}"}

@@ -276,10 +276,56 @@ def test_copying_back_waits_for_every_host_and_names_those_that_do_not_answer(wo
     assert world.mirror.copy_back(lambda: None, within_s=0.1) == ["h1", "h2"]
 
 
-def test_a_full_disk_on_a_host_is_an_error_for_a_history_but_not_for_a_checkpoint(world: World) -> None:
-    world.mirror.take("h1", h.Written("checkpoints/v00000000/model.safetensors", "no space"))
+def test_a_history_that_a_host_cannot_write_is_an_error(world: World) -> None:
     with pytest.raises(ClusterError, match=r"host h1 cannot write history/shard-0\.jsonl: no space"):
         world.mirror.take("h1", h.Written(NAME, "no space"))
+
+
+def test_a_checkpoint_that_a_host_cannot_write_is_reported_once_with_the_error(world: World) -> None:
+    put_checkpoints(world, 100, 200)
+    with file_size_limit(1):
+        for version in (100, 200):
+            world.mirror.put_checkpoint(RECORDER, version)
+        world.answer()
+    error = "host h2 cannot write {}: File too large"
+    assert world.mirror.why_missing(RECORDER, 200) == error.format("config.json")
+    assert world.mirror.take_news() == [
+        error.format("config.json") + "; recorder-0 skips the checkpoints that this host cannot write"
+    ]
+    world.mirror.drop_checkpoint(RECORDER, 100)
+    world.mirror.put_checkpoint(RECORDER, 200)
+    world.answer()
+    assert world.mirror.why_missing(RECORDER, 200) is None
+    assert world.hosts["h2"].read("checkpoints/v00000200/manifest.json") == "manifest.json"
+    with file_size_limit(len("manifest.json")):  # the configuration fits, but the model does not
+        world.mirror.put_checkpoint(RECORDER, 200)
+        world.answer()
+    model = "checkpoints/v00000200/model.safetensors"
+    assert world.mirror.why_missing(RECORDER, 200) == error.format(model)
+    (told,) = world.mirror.take_news()
+    assert told.startswith(error.format(model)), "the host had written a whole checkpoint since the last notice"
+
+
+def test_a_later_piece_does_not_hide_that_an_earlier_one_could_not_be_written(world: World) -> None:
+    put_checkpoints(world, 100)
+    model, manifest = "checkpoints/v00000100/model.safetensors", "checkpoints/v00000100/manifest.json"
+    (world.home.path / model).write_bytes(bytes(PIECE_BYTES + 1))
+    world.mirror.put_checkpoint(RECORDER, 100)
+    for path, error in (("config.json", None), (model, "no space"), (model, None), (manifest, None)):
+        world.mirror.take("h2", h.Written(path, error))
+    assert world.mirror.why_missing(RECORDER, 100) == f"host h2 cannot write {model}: no space"
+    world.mirror.take("h1", h.Written(model, "no space"))
+    assert len(world.mirror.take_news()) == 1, "no process on h1 needs this file"
+
+
+def put_checkpoints(world: World, *versions: int) -> None:
+    """Write checkpoints of a run here. Each file contains its own name."""
+    world.home.config.write_text("{}")
+    for version in versions:
+        path = world.home.checkpoints / f"v{version:08d}"
+        path.mkdir(parents=True)
+        for name in ("manifest.json", "model.safetensors"):
+            (path / name).write_text(name)
 
 
 def test_cleaning_removes_the_files_or_the_whole_directory(world: World) -> None:

@@ -198,7 +198,7 @@ def test_this_machine_has_the_address_from_which_it_reaches_another_host(monkeyp
     ("via", "why"),
     [
         ("sh -c 'echo no such container: {host} >&2; exit 1'", "no such container: h1"),
-        ("sh -c 'exit 7; {host}'", "exit status 7"),
+        ("sh -c 'exit 7; {host}'", "exit status 7, and it printed nothing"),
         ("env ON={host} /nowhere/python", "env: .*python.*: No such file or directory: install it"),
         ("sh -c 'exec {command} </dev/null' {host}", f"zmqrl hostd: {NO_INPUT}"),
         ("sh -c ': | {command}' {host}", f"zmqrl hostd: {NO_INPUT}"),

@@ -1,5 +1,6 @@
 """Environments of users: zmqrl checks what they return, and reports each fault in one sentence."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import EnvConfig, Game, describe_env, make_envs, try_env
-from zmqrl.learner.games import ActionSpace, BoxActions, DiscreteActions, FactoredActions
+from zmqrl.learner.games import FLAGS, UNCHANGED, ActionSpace, BoxActions, DiscreteActions, FactoredActions
 from zmqrl.local.extras import install_command
 
 pytestmark = pytest.mark.processes
@@ -474,14 +475,34 @@ def test_a_wrapper_that_cannot_be_used_is_named(register: Any, wrapper: str, sen
 )
 def test_a_setting_of_atari_games_is_not_ignored(register: Any, name: str, value: Any, unchanged: Any) -> None:
     env_id = register()
-    rules = {"noop_max": 0, "fire_reset": False}  # needed for a random frame skip
+    random_skip = {"noop_max": 0, "fire_reset": False}  # a random frame skip needs these
+    rules: dict[str, Any] = random_skip if name == "min_frame_skip" else {}
     with pytest.raises(UsageError) as refused:
         try_env(env_id, EnvConfig(**rules | {name: value}))
     assert str(refused.value) == (
         f"--envs.{name.replace('_', '-')} {value} has no effect on {env_id}, which Gymnasium makes: remove this "
         "option. To change the environment, use --env-arg or --wrapper."
     )
-    try_env(env_id, EnvConfig(**rules | {name: unchanged}))
+    try_env(env_id, EnvConfig(**{name: unchanged}))
+
+
+@pytest.mark.parametrize("name", ["grayscale", "life_loss", "fire_reset"])
+def test_a_switch_of_atari_games_is_not_ignored(register: Any, name: str) -> None:
+    env_id, off, on = register(), dict[str, Any]({name: False}), dict[str, Any]({name: True})
+    with pytest.raises(UsageError) as refused:
+        try_env(env_id, EnvConfig(**off))
+    assert str(refused.value) == (
+        f"--envs.no-{name.replace('_', '-')} has no effect on {env_id}, which Gymnasium makes: remove this option. "
+        "To change the environment, use --env-arg or --wrapper."
+    )
+    try_env(env_id, EnvConfig(**on))
+
+
+def test_every_setting_is_refused_or_applies() -> None:
+    of_every_environment = {"num_envs", "args", "wrappers", "images", "normalize_observations", "normalize_rewards"}
+    never_clipped = {"clip_rewards"}  # other environments have true rewards, as --envs.no-clip-rewards asks
+    names = {field.name for field in dataclasses.fields(EnvConfig)}
+    assert names == of_every_environment | never_clipped | set(UNCHANGED) | set(FLAGS), "is a new setting ignored?"
 
 
 @pytest.mark.parametrize("name", ["env_id", "registered"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import socket
 import subprocess
@@ -150,6 +151,16 @@ def test_names_from_other_processes_cannot_forge_a_line(exporter: Exporter) -> N
     forged = 'x"} 1\nzmqrl_version 999\n'
     exporter.show(replace(METRICS, about={"name": forged}, row=ROW | {"split_s": {forged: 1.0}}))
     assert scraped(exporter)["zmqrl_version",] == 812.0
+
+
+def test_names_that_are_not_text_are_served_escaped(exporter: Exporter) -> None:
+    about = METRICS.about | {"name": os.fsdecode(b"run-\xff")}
+    exporter.show(replace(METRICS, about=about, row=ROW | {"split_s": {"\ud800": 1.5, "env_step": 0.01}}))
+    found = scraped(exporter)
+    (info,) = [labels for name, *labels in found if name == "zmqrl_run_info"]
+    assert r"name=run-\xff" in info
+    assert found["zmqrl_update_span_seconds", r"span=\ud800"] == 1.5
+    assert found["zmqrl_version",] == 812.0
 
 
 def test_an_error_names_a_port_in_use(exporter: Exporter) -> None:

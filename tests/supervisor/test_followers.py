@@ -54,9 +54,13 @@ class Files:
 
     def __init__(self, brought: set[tuple[ProcessId, int]]) -> None:
         self.brought = brought
+        self.missing: dict[tuple[ProcessId, int], str] = {}
 
     def put_checkpoint(self, process: ProcessId, version: int) -> None:
         self.brought.add((process, version))
+
+    def why_missing(self, process: ProcessId, version: int) -> str | None:
+        return self.missing.get((process, version))
 
     def drop_checkpoint(self, process: ProcessId, version: int) -> None:
         self.brought.discard((process, version))
@@ -264,6 +268,18 @@ def test_pending_evaluations_of_a_dead_evaluator_go_to_the_next_one(followers: F
     assert followers.pending[EVALUATOR] == [EvaluationRequest(300)]
     followers.on_answer(Said(EVALUATOR, {"skipped": 300, "reason": "it was pruned"}))
     assert not followers.pending[EVALUATOR]
+
+
+def test_a_skip_names_the_full_disk_that_caused_it(followers: Followers, notices: Notices) -> None:
+    files: Any = followers.files
+    files.missing[EVALUATOR, 300] = "host h2 cannot write config.json: No space left on device"
+    followers.on_checkpoint(300, 300.0)
+    followers.on_answer(Said(EVALUATOR, {"skipped": 300, "reason": "config.json is not valid JSON"}))
+    followers.on_answer(Said(RECORDER, {"skipped": 300, "reason": "it was pruned"}))
+    assert notices.texts == [
+        "evaluator-0 skipped version 300: host h2 cannot write config.json: No space left on device",
+        "recorder-0 skipped version 300: it was pruned",
+    ]
 
 
 UNKNOWN = ({"surprise": 1}, {"evaluation": {"version": 0, "mean": None}}, {"recording": {"version": 0}})

@@ -4,10 +4,11 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from zmqrl.errors import ClusterError
 from zmqrl.hostd import messages as h
-from zmqrl.hosts.link import RENEW_EVERY_S, Link, LinkLost
+from zmqrl.hosts.link import NO_OUTPUT, RENEW_EVERY_S, Link, LinkLost
 from zmqrl.observe.provenance import code_hash
 from zmqrl.words import counted
 
@@ -22,6 +23,7 @@ OLDER = "No module named 'zmqrl.hostd'"  # in older code, the daemon is in anoth
 OTHER_CODE = "zmqrl there ({}) differs from zmqrl here (code {})"
 # The first two: a shell finds no such Python. The others: Python lacks the module, or is too old for -P.
 NOT_THERE = re.compile(r"python\S*: |: \S*python\S*$|No module named|python -h")
+REFUSED_BY_SSH = "exit status 255"  # ssh itself failed
 NO_SHELL = "account is currently not available"  # printed by nologin
 
 
@@ -87,6 +89,8 @@ def connect(links: Sequence[Link], news: OnEvent | None = None, *, instead: str 
                     advice = f": {instead}" if instead is not None and NOT_THERE.search(lost.why) else ""
                     if NO_SHELL in lost.why:
                         why = f"{why.rstrip('.')}: its login shell is nologin: use another account (user@host)"
+                    if NO_OUTPUT in lost.why and Path(link.command[0]).name == "ssh" and REFUSED_BY_SSH not in lost.why:
+                        why += ": its login shell may be one that runs no commands"
                     failed[link.host] = why + advice
         if now - renewed_at >= RENEW_EVERY_S:
             renewed_at = now

@@ -3,7 +3,6 @@
 import itertools
 import math
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,10 +11,12 @@ from typing import Any, Final
 
 from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.hosts.ways.via import HOST, check_via
+from zmqrl.json_lines import parse_toml
 from zmqrl.ps.wire.messages import MAX_WORKERS
 
 MAX_RANGE = 1024  # the most hosts that one pattern stands for
 SSH_PORT = 22
+MOST_SLOTS_OF_A_USER = 128  # in user@host:N, a larger N is probably a port, such as 443
 
 # ssh and its ProxyCommand cannot mistake such a name for an option or shell syntax.
 _WORD: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -143,10 +144,12 @@ def _slots_behind(item: str, where: str) -> tuple[str, int | None]:
         return item, None
     if not name:
         raise UsageError(f"{where}: there is no name before :{slots}.")
-    if int(slots) > MAX_WORKERS or ("@" in name and int(slots) == SSH_PORT):
+    is_port = "@" in name and (int(slots) == SSH_PORT or int(slots) > MOST_SLOTS_OF_A_USER)
+    if int(slots) > MAX_WORKERS or is_port:
+        otherwise = f" For slots, write a hostfile with the line '{name} slots={slots}'."
         raise UsageError(
             f"{where}: {item!r} would be a host with {slots} slots. "
-            "To use a port, set it as Port for a name in ssh_config."
+            f"To use a port, set it as Port for a name in ssh_config.{'' if int(slots) > MAX_WORKERS else otherwise}"
         )
     return name, int(slots)
 
@@ -178,8 +181,8 @@ def _from_hostfile(path: str) -> Iterable[Host]:
 
 def _from_toml(path: str) -> Iterator[Host]:
     try:
-        document = tomllib.loads(_read(path))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        document = parse_toml(_read(path))
+    except ValueError as error:
         raise UsageError(f"{path} is not valid TOML: {error}.") from error
     for key in document:
         if key not in ("defaults", "host"):

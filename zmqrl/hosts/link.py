@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from zmqrl.hostd import messages as h
+from zmqrl.words import ended_how
 
 # Without -P, files in the working directory would hide modules of the same name.
 DAEMON = ("-P", "-m", "zmqrl.hostd.daemon")
@@ -20,6 +21,7 @@ RENEW_EVERY_S = 1.0  # time between two renewals of a lease
 KILLED_WITHIN_S = 2.0
 WORDS_BYTES = 4096
 MOST_PRINTED_BYTES = 1 << 20
+NO_OUTPUT = "it printed nothing"
 MOST_PIECES = 64  # of at most 64 KiB each, the capacity of a pipe
 
 
@@ -166,9 +168,9 @@ class Link:
                     self._words += event.why.encode(errors="backslashreplace")
         if not events:
             if ended:
-                self._lose(f"{self._last_words() or f'exit status {process.returncode}'}")
+                self._lose(self._last_words() or f"{ended_how(process.returncode)}, and {NO_OUTPUT}")
             if not self.is_ready and now - self._opened_at > self.up_within_s:
-                said = self._last_words() or "it printed nothing"
+                said = self._last_words() or NO_OUTPUT
                 self._lose(f"it did not come up within {self.up_within_s:g} s: {said}")
             if self.lease_s is not None and self.up is not None and now - self._heard_at > self.lease_s:
                 said = self._last_words()

@@ -13,6 +13,7 @@ from zmqrl.hostd import files
 from zmqrl.hostd import messages as h
 from zmqrl.hosts.link import Link
 from zmqrl.json_lines import open_file
+from zmqrl.observe.folding import printable
 from zmqrl.process_id import RECORDER, ProcessId, shard_id
 from zmqrl.profile.profiler import prune
 from zmqrl.ps.shard.history import History
@@ -49,6 +50,8 @@ class Mirror:
         self._told: set[str] = set()  # unwritable folders that the user has been told about
         self._news: list[str] = []
         self._checkpoints: defaultdict[ProcessId, set[int]] = defaultdict(set)  # versions that a process needs
+        self._unwritten: dict[tuple[str, str], str] = {}  # by host and file of a checkpoint: why it is not there
+        self._full: set[str] = set()  # hosts without a whole checkpoint since the user was told about such a file
 
     # to the hosts
 
@@ -61,17 +64,33 @@ class Mirror:
 
     def put_checkpoint(self, process: ProcessId, version: int) -> None:
         """Copy ``config.json`` and the checkpoint of ``version``, without optimizer state, to a follower's host."""
-        host, path = self.host_of[process], self.home.checkpoints / name_of(version)
+        host = self.host_of[process]
         self._checkpoints[process].add(version)
-        for file in (self.home.config, path / MODEL, path / MANIFEST):  # the manifest completes a checkpoint
-            self._put(host, str(file.relative_to(self.home.path)))
+        for name in self._files_of(version):
+            self._unwritten.pop((host, name), None)
+            self._put(host, name)
 
     def drop_checkpoint(self, process: ProcessId, version: int) -> None:
         """Remove a checkpoint from the host of ``process``."""
         host = self.host_of[process]
         self._checkpoints[process].discard(version)
+        for name in self._files_of(version)[1:]:
+            self._unwritten.pop((host, name), None)
         if host in self.links:
             self.links[host].send(h.Remove(f"checkpoints/{name_of(version)}"))
+
+    def why_missing(self, process: ProcessId, version: int) -> str | None:
+        """Why the host of ``process`` lacks a file of the checkpoint of ``version``. None if all could be written."""
+        host = self.host_of[process]
+        for name in self._files_of(version):
+            if why := self._unwritten.get((host, name)):
+                return f"host {host} cannot write {name}: {why}"
+        return None
+
+    def _files_of(self, version: int) -> list[str]:
+        """The files that a follower needs for a checkpoint, by path. The manifest completes a checkpoint."""
+        path = self.home.checkpoints / name_of(version)
+        return [str(file.relative_to(self.home.path)) for file in (self.home.config, path / MODEL, path / MANIFEST)]
 
     def reopened(self, host: str) -> None:
         """Copy the files that the processes of a host need: it was lost, and is back, perhaps without them."""
@@ -156,7 +175,7 @@ class Mirror:
         self._sizes.pop(host, None)
 
     def take_news(self) -> list[str]:
-        """Sentences, returned once, about files not written here and histories not rolled back."""
+        """Sentences, returned once, about files not written here or on a host, and histories not rolled back."""
         news, self._news = self._news, []
         return news
 
@@ -182,7 +201,31 @@ class Mirror:
                     self._write(host, path, event.offset, data)
             case h.Written(path=path, error=str(error)) if path.startswith("history/"):
                 raise ClusterError(f"host {host} cannot write {path}: {error}.")
+            case h.Written():
+                self._written(host, event.path, event.error)
         self._fetch_next(host)
+
+    def _written(self, host: str, path: str, error: str | None) -> None:
+        """Note whether a piece of a file of a checkpoint could be written on ``host``."""
+        for process, version in self._waiting(host):
+            if path not in self._files_of(version):
+                continue
+            if error is not None:
+                self._unwritten[host, path] = printable(error)
+                if host not in self._full:  # one notice, however many files and checkpoints
+                    self._full.add(host)
+                    why = self.why_missing(process, version)
+                    self._news.append(f"{why}; {process} skips the checkpoints that this host cannot write")
+                return
+            if self._size(path) <= files.PIECE_BYTES:  # the whole file is there
+                self._unwritten.pop((host, path), None)
+            if path.endswith(MANIFEST) and self.why_missing(process, version) is None:
+                self._full.discard(host)
+
+    def _waiting(self, host: str) -> list[tuple[ProcessId, int]]:
+        """The followers on ``host``, with each version that they need."""
+        needs = [(each, versions) for each, versions in self._checkpoints.items() if self.host_of[each] == host]
+        return [(each, version) for each, versions in needs for version in sorted(versions)]
 
     def _is_from(self, name: str, host: str) -> bool:
         """Whether ``host`` runs the process that writes the file ``name``.

@@ -12,7 +12,7 @@ import tyro
 from zmqrl.errors import UsageError, require
 
 WIDEST = 1e10  # environments write large numbers for bounds that they do not have
-# Settings of Atari games, with the values that change nothing.
+# Settings of Atari games, with the values that mean the same as having no such setting.
 UNCHANGED = {
     "frame_skip": 1,
     "min_frame_skip": None,
@@ -22,6 +22,7 @@ UNCHANGED = {
     "noop_max": 0,
     "max_frames": None,
 }
+FLAGS = ("grayscale", "life_loss", "fire_reset")  # of Atari games: a value other than the default would be ignored
 TEXT = re.compile(r"[\w./:@+-]+")  # a value of --env-arg that can be text without quotes
 
 
@@ -96,6 +97,12 @@ class EnvConfig:
             require(
                 value in (unchanged, getattr(usual, name)),
                 f"--envs.{name.replace('_', '-')} {value} has no effect on {env_id}, which Gymnasium makes: "
+                "remove this option. To change the environment, use --env-arg or --wrapper.",
+            )
+        for name in FLAGS:
+            require(
+                getattr(self, name) == getattr(usual, name),
+                f"--envs.no-{name.replace('_', '-')} has no effect on {env_id}, which Gymnasium makes: "
                 "remove this option. To change the environment, use --env-arg or --wrapper.",
             )
 

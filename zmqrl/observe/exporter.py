@@ -11,6 +11,7 @@ from zmqrl.errors import UsageError, cannot_listen
 from zmqrl.json_lines import nulled
 from zmqrl.observe.live.presence import Presence
 from zmqrl.observe.records import COUNTED
+from zmqrl.words import ESCAPING
 
 if TYPE_CHECKING:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -111,7 +112,7 @@ class Exporter:
         def counter(name: str, about: str, labels: Sequence[str], values: Mapping[Any, Any]) -> "Metric":
             return _filled(CounterMetricFamily(name, about, labels=labels), values)
 
-        yield InfoMetricFamily("zmqrl_run", "The run", dict(metrics.about))
+        yield InfoMetricFamily("zmqrl_run", "The run", {name: _text(value) for name, value in metrics.about.items()})
         for key, (name, about) in GAUGES.items():
             yield gauge(name, about, [], {(): row.get(key)})
         for key, (name, about) in COUNTERS.items():
@@ -150,8 +151,13 @@ def _filled(family: "GaugeMetricFamily | CounterMetricFamily", values: Mapping[A
     """Add each value that is a number. A key is a tuple of labels (texts), or one label (a number or text)."""
     for labels, value in values.items():
         if isinstance(value, int | float):
-            family.add_metric(labels if isinstance(labels, tuple) else [str(labels)], value)
+            family.add_metric([_text(label) for label in (labels if isinstance(labels, tuple) else (labels,))], value)
     return family
+
+
+def _text(label: object) -> str:
+    r"""A label that can be sent as UTF-8, with ``\xff`` for each byte of a path that is not text."""
+    return str(label).encode(errors=ESCAPING).decode()
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -11,7 +10,7 @@ from typing import Any, Final, Literal
 import tyro
 
 from zmqrl.errors import UsageError, require
-from zmqrl.json_lines import parse_json
+from zmqrl.json_lines import parse_json, parse_toml
 from zmqrl.observe.forms import decode
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.layout import ALIGNMENT, MAX_COUNT, MAX_SHARDS
@@ -288,10 +287,10 @@ class Scenario:
         """Read a scenario file, with the names of the settings in it. Raises UsageError."""
         try:
             text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a BOM
-            data = parse_json(text) if path.suffix == ".json" else tomllib.loads(text)
+            data = parse_json(text) if path.suffix == ".json" else parse_toml(text)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}.") from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             kind = "JSON" if path.suffix == ".json" else "TOML"
             raise UsageError(f"{path} is not valid {kind}: {error}.") from error
         try:

@@ -135,7 +135,8 @@ class Followers:
             case Recorded(about):
                 self.console.notice(f"recorded {about['path']}: score {about['score']:g}")
             case Skipped(version, reason):
-                self.console.notice(f"{said.process} skipped version {version}: {reason}")
+                why = self.files.why_missing(said.process, version) or reason  # the follower sees only the consequence
+                self.console.notice(f"{said.process} skipped version {version}: {why}")
                 if version == self.confirming:
                     self.confirming = None
         return self._settle(said.process, answer.version)

@@ -167,6 +167,8 @@ def test_bad_usage_is_refused_in_one_sentence(arguments: list[str], sentence: st
         ("[[failures]]\nat = 1", r"failures\[0\] is not complete"),
         ("[[failures]]\nprocess = 'worker-9'\nat = 1", "there is no process 'worker-9'"),
         ("workers 3", "is not valid TOML"),
+        (f"workers = {'9' * 5000}", "is not valid TOML: it has a number with too many digits"),
+        (f"workers = 0x{'f' * 5000}", "is not valid TOML: it has a number with too many digits"),
         ("stragglers = 3", "stragglers cannot be 3"),
         ("[[stragglers]]\nrank = 4\nfactor = 2", "rank must be from 0 to 3"),
         ("shard_hosts = [0]", "shard_hosts has 1 entry: it must have 2 host numbers"),

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,6 +26,7 @@ from support.stand_in_slurm import StandInSlurm
 from zmqrl import cli
 from zmqrl.commands.inspect import follow
 from zmqrl.commands.inspect.status import status
+from zmqrl.commands.run import submit
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.ways import login_node
 from zmqrl.hosts.ways.login_node import LATE_S, LoginNode, Submitted
@@ -111,6 +113,66 @@ def test_a_run_is_submitted_followed_and_fetched(
     assert "time 0:00:01; speed 1,000 agent steps/s\n" in said
     assert "job 7: COMPLETED\n" in said
     assert {path.name for path in run.iterdir()} == {"submitted.json", "config.json", "metrics.jsonl", "summary.json"}
+
+
+NEW = "cartpole-20261128-120000"
+
+
+@pytest.fixture
+def new_run(stand_in: StandInSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Submitted]:
+    """Submit a run in a directory here, always at the same time. Returns its job."""
+    monkeypatch.setattr(submit, "new_path", lambda recipe: Path("runs", NEW))
+
+    def new_run(directory: str) -> Submitted:
+        where = tmp_path / directory
+        where.mkdir(exist_ok=True)
+        monkeypatch.chdir(where)
+        before = {path.parent for path in where.glob("runs/*/submitted.json")}
+        assert cli.run(["launch", *OPTIONS, "cartpole", "--updates", "60", "--detach"]) == 0
+        (path,) = {path.parent for path in where.glob("runs/*/submitted.json")} - before
+        job = Submitted.read(path)
+        assert job is not None
+        assert f"--run-dir {job.run_dir}\n" in (stand_in.state / "script").read_text()
+        assert f"--job-name={Path(job.run_dir).name} " in stand_in.calls().splitlines()[-1]
+        assert job.log == f"{job.run_dir}.log"
+        return job
+
+    return new_run
+
+
+def test_runs_that_are_submitted_at_the_same_time_have_their_own_directories(
+    stand_in: StandInSlurm, tmp_path: Path, new_run: Callable[[str], Submitted]
+) -> None:
+    there = stand_in.home / "work" / "runs"
+    jobs = [new_run("here") for _ in range(3)]
+    assert [job.run_dir for job in jobs] == [f"{there}/{NEW}{number}" for number in ("", "-2", "-3")]
+    assert {path.name for path in (tmp_path / "here" / "runs").iterdir()} == {NEW, f"{NEW}-2", f"{NEW}-3"}
+    assert new_run("elsewhere").run_dir == f"{there}/{NEW}-4", "another machine can use the same login node"
+    (tmp_path / "third" / "runs" / f"{NEW}-5").mkdir(parents=True)
+    assert new_run("third").run_dir == f"{there}/{NEW}-5"
+    assert (tmp_path / "third" / "runs" / f"{NEW}-5-2" / "submitted.json").exists(), "only the name here was taken"
+
+
+def test_only_one_of_several_submissions_gets_a_name(stand_in: StandInSlurm) -> None:
+    (stand_in.home / "work" / NEW).mkdir(parents=True)
+    with LoginNode("login", None) as node, ThreadPoolExecutor(6) as pool:
+        taken = set(pool.map(lambda _: node.take_name("work", NEW), range(6)))
+        assert taken == {(str(stand_in.home / "work"), f"{NEW}-{number}") for number in range(2, 8)}
+        node.give_back("work", f"{NEW}-3")
+        assert node.take_name("work", NEW)[1] == f"{NEW}-3"
+        (stand_in.home / "file").touch()
+        with pytest.raises(ClusterError, match=r"^sh on login failed: mkdir: "):
+            node.take_name("file", NEW)
+
+
+def test_a_run_that_is_not_submitted_leaves_nothing(
+    stand_in: StandInSlurm, tmp_path: Path, new_run: Callable[[str], Submitted]
+) -> None:
+    (stand_in.bin / "sbatch").write_text("#!/bin/sh\necho 'no such partition' >&2; exit 1\n", encoding="utf-8")
+    with pytest.raises(ClusterError, match=r"^sbatch on login failed: no such partition\.$"):
+        new_run("here")
+    assert list((tmp_path / "here" / "runs").iterdir()) == []
+    assert list((stand_in.home / "work" / "runs").iterdir()) == []
 
 
 def test_all_commands_share_one_connection(stand_in: StandInSlurm, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """``zmqrl launch --slurm-login``: submit a run to a Slurm cluster from another machine, and follow it over ssh."""
 
+import contextlib
 import shlex
 import sys
 from dataclasses import dataclass
@@ -13,13 +14,13 @@ from zmqrl.commands.inspect.follow import follow, summary_of
 from zmqrl.commands.options import parse_known
 from zmqrl.commands.output import print_line
 from zmqrl.config import Config
-from zmqrl.errors import UsageError, require
+from zmqrl.errors import ClusterError, UsageError, require
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.sync import make_environments
 from zmqrl.hosts.ways.login_node import OVER, LoginNode, Submitted, Unanswered, job_script
 from zmqrl.hosts.ways.way import command_on
 from zmqrl.process import interruptible
-from zmqrl.rundir import RunDirectory, holds_a_run, new_path
+from zmqrl.rundir import RunDirectory, holds_a_run, make_new, new_path
 from zmqrl.words import as_text, as_word
 
 # As in launch/slurm/train.sbatch; options of the user come later and win.
@@ -70,7 +71,7 @@ def submit(arguments: list[str], config: Config) -> int:
         "use `zmqrl serve RUN` here instead.",
     )
     run = here.run_dir or new_path(config.recipe)
-    if RunDirectory(run).config.exists() and not config.resume:
+    if here.run_dir is not None and RunDirectory(run).config.exists() and not config.resume:
         raise holds_a_run(run)
     if here.dry_run:
         _print_plan(here, given, rest, run.name)
@@ -80,23 +81,34 @@ def submit(arguments: list[str], config: Config) -> int:
         way = partial(command_on, ssh_config=here.ssh_config)
         python = make_environments([host], way, print_line, {}, offline=here.offline)[host.name]
     with LoginNode(host.name, here.ssh_config) as node:
-        _refuse_a_second_job(node, run)
-        directory, read = node.make_directory(here.login_dir, run.name)
-        script = job_script(python, [*rest, "--run-dir", f"{directory}/{run.name}"])
-        run.mkdir(parents=True, exist_ok=True)
+        if here.run_dir is None:
+            run, directory, name = _new_run(node, run, here.login_dir)
+            read = 0
+        else:
+            _refuse_a_second_job(node, run)
+            name = run.name
+            directory, read = node.make_directory(here.login_dir, name)
+            run.mkdir(parents=True, exist_ok=True)
+        script = job_script(python, [*rest, "--run-dir", f"{directory}/{name}"])
         earlier = summary_of(run)
         try:
-            number = node.submit(sbatch_options(directory, run.name, given), script)
+            number = node.submit(sbatch_options(directory, name, given), script)
         except Unanswered as error:
             raise Unanswered(
-                f"{error} The job may have been submitted: `squeue --name {as_word(run.name)}` on {host.name} shows it."
+                f"{error} The job may have been submitted: `squeue --name {as_word(name)}` on {host.name} shows it."
             ) from error
+        except ClusterError:
+            if here.run_dir is None:
+                with contextlib.suppress(OSError, ClusterError):
+                    run.rmdir()
+                    node.give_back(directory, name)
+            raise
         job = Submitted(
             host=host.name,
             ssh_config=None if here.ssh_config is None else str(here.ssh_config.absolute()),
             job=number,
-            run_dir=f"{directory}/{run.name}",
-            log=f"{directory}/{run.name}.log",
+            run_dir=f"{directory}/{name}",
+            log=f"{directory}/{name}.log",
         )
         try:
             job.write(run)
@@ -108,6 +120,19 @@ def submit(arguments: list[str], config: Config) -> int:
             print_line(f"  zmqrl attach {as_word(run)}  # show it, and fetch its files")
             return 0
         return follow(node, job, run, read=read, earlier=earlier, stops=True)
+
+
+def _new_run(node: LoginNode, run: Path, login_dir: str) -> tuple[Path, str, str]:
+    """Take the names of a new run, here and there. If another run has a name, add a number to it.
+
+    Returns the new directory here, the absolute path of ``login_dir``, and the name there.
+    """
+    directory, name = node.take_name(login_dir, run.name)
+    try:
+        return make_new(run.with_name(name)), directory, name
+    except OSError:
+        node.give_back(directory, name)
+        raise
 
 
 def _refuse_a_second_job(node: LoginNode, run: Path) -> None:

@@ -41,6 +41,16 @@ BEGINNING = f'echo; echo {BEGIN}; exec "$@"'
 MOST_PRINTED_LINES = 100_000
 LONGEST_LINE_BYTES = 4096
 MAKE_DIRECTORY = 'mkdir -p -- "$1" && cd -- "$1" && pwd && { stat -c %s -- "$2.log" 2>/dev/null || echo 0; }'
+# Takes the name of a new run, or that name with a number, by making the log of its job. The run directory cannot serve
+# for this: on a shared disk, it is also the one here.
+TAKE_NAME = (
+    'mkdir -p -- "$1" && cd -- "$1" && pwd || exit; name=$2; number=1; '
+    'until [ ! -e "$name" ] && (set -C; : > "$name.log") 2>/dev/null; do '
+    '[ -e "$name" ] || [ -e "$name.log" ] || : > "$name.log" || exit; '
+    'number=$((number + 1)); name=$2-$number; done; printf "%s\\n" "$name"'
+)
+# Leaves a log in which something is written, and a run directory.
+GIVE_BACK = 'cd -- "$1" && { [ -s "$2.log" ] || rm -f -- "$2.log"; }'
 # Prints one line with the state and the reason, and then the log. squeue fails if the job is forgotten, but also while
 # the controller of Slurm does not answer.
 LOOK = (
@@ -159,6 +169,18 @@ class LoginNode:
         """Make ``directory``. Returns its absolute path, and the size of the log ``name.log`` in it."""
         path, size = self.run(["sh", "-c", MAKE_DIRECTORY, "sh", directory, name]).decode().splitlines()[-2:]
         return path, int(size)
+
+    def take_name(self, directory: str, name: str) -> tuple[str, str]:
+        """Make ``directory``, and take a name for a new run in it: ``name``, or with a number if that name is taken.
+
+        Returns the absolute path of ``directory``, and the name.
+        """
+        path, name = self.run(["sh", "-c", TAKE_NAME, "sh", directory, name]).decode().splitlines()[-2:]
+        return path, name
+
+    def give_back(self, directory: str, name: str) -> None:
+        """Undo :meth:`take_name` for a run that was not submitted."""
+        self.run(["sh", "-c", GIVE_BACK, "sh", directory, name])
 
     def submit(self, options: Sequence[str], script: str) -> str:
         """Submit a job. Returns its id. Raises Unanswered if the job may have been submitted."""

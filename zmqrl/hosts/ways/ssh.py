@@ -24,5 +24,9 @@ def ssh_command(
     alive += ["-o", f"ControlMaster={'yes' if master else 'no'}", "-o", f"ControlPath={master or shared or 'none'}"]
     # The user's forwarded ports and RemoteCommand are for a shell. Another session may already have the ports.
     alive += ["-o", "RemoteCommand=none", "-o", "ClearAllForwardings=yes", "-o", "ExitOnForwardFailure=no"]
+    # Other values would end the session or its input. OpenSSH before 8.7 does not know these settings. Our list of
+    # settings to ignore replaces the user's, so it must have everything that the user's list has.
+    alive += ["-o", "IgnoreUnknown=*", "-o", "SessionType=default", "-o", "StdinNull=no"]
+    alive += ["-o", "ForkAfterAuthentication=no"]
     remote = f"exec {shlex.join(words)}"
     return ["ssh", *options, "-T", "-o", "BatchMode=yes", *alive, destination, remote]
