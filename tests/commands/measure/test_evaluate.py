@@ -166,8 +166,15 @@ import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
 
 class Broken(CartPoleEnv):
+    failed = False
+
     def step(self, action):
+        self.failed = True
         raise RuntimeError("the joystick broke")
+
+    def close(self):
+        if self.failed:
+            raise AttributeError("no joystick")
 
 gymnasium.register("Broken-v0", Broken)
 """

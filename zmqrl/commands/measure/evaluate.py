@@ -5,7 +5,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +15,7 @@ import zmqrl
 from zmqrl.commands.measure.play import Turn, whole_game
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json, prints_to_stderr, show_line
-from zmqrl.errors import UsageError, require
+from zmqrl.errors import UsageError, closing, require
 from zmqrl.observe.provenance import commit, provenance
 from zmqrl.process import CORES, LOOK_UP_EVERY_S, Messages, interruptible, log_to_stderr, read_job, say
 from zmqrl.results.bootstrap import mean_interval
