@@ -36,6 +36,9 @@ except KeyboardInterrupt:
 
 def main() -> None:
     """Run :func:`zmqrl.cli.guarded_main`. Ctrl-C ends the process at once if there is nothing to clean up."""
+    from zmqrl.import_path import search_here_last
+
+    search_here_last()
     import atexit
 
     from zmqrl import cli

@@ -66,8 +66,11 @@ def main() -> None:
 def _run_and_print(arguments: Sequence[str]) -> int:
     try:
         status = run(arguments)
-    except SystemExit as stop:  # raised by --help
-        status = int(stop.code or 0)
+    except SystemExit as stop:  # raised by --help, and perhaps by a module that is imported
+        if stop.code is not None and not isinstance(stop.code, int):
+            sys.stdout.flush()
+            return _complain(f"{stop.code}", 1)
+        status = stop.code or 0
     sys.stdout.flush()
     return status
 
