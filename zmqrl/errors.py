@@ -54,6 +54,11 @@ def cannot_listen(error: OSError, address: str, port: int) -> str:
     return f"{what} ({error.strerror})"
 
 
+def cannot_start(what: str, why: str) -> str:
+    """The sentence for a process or thread that cannot be started because of a limit."""
+    return f"cannot start a {what}: {why}: raise the limit of processes (ulimit -u, or pids.max of the control group)."
+
+
 def require(holds: bool, sentence: str) -> None:
     """Raise UsageError with ``sentence`` unless the condition ``holds``."""
     if not holds:
