@@ -37,7 +37,7 @@ def guarded_main() -> None:
 
 def _guarded(name: str) -> int | None:
     """Continue in a child with a guard, and return None there. Here, return the exit status of the command ``name``."""
-    status = in_guarded_child()
+    status = in_guarded_child(COMMANDS[name].ends_within_s)
     if status is None or (crash := status - 128) not in CRASHES:
         return status
     how = ended_how(-crash)

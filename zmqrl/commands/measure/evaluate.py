@@ -25,6 +25,8 @@ from zmqrl.words import counted
 if TYPE_CHECKING:
     from zmqrl.policy import Policy
 
+LEAVE_WITHIN_S = 2.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -121,7 +123,8 @@ def play_games(
 ) -> list[Played]:
     """Play a game per seed. Returns the games in the order of ``seeds``.
 
-    Each thread plays one game at a time: in float64, batches are hardly faster than single frames.
+    Each thread plays one game at a time: in float64, batches are hardly faster than single frames. After an error or
+    Ctrl-C, games have ``LEAVE_WITHIN_S`` to end their current step.
     """
     leave = threading.Event()
 
@@ -134,17 +137,20 @@ def play_games(
                     break
         return Played(turn, b"".join(actions))
 
-    with ThreadPoolExecutor(threads) as pool:
-        games = [pool.submit(play, seed) for seed in seeds]
-        try:
-            playing: set[Future[Played]] = set(games)
-            while playing:  # wait briefly: a signal just before a wait does not end it
-                over, playing = wait(playing, LOOK_UP_EVERY_S, FIRST_COMPLETED)
-                for game in over:
-                    on_game(game.result().last)
-        finally:
-            leave.set()
-            pool.shutdown(cancel_futures=True)
+    pool = ThreadPoolExecutor(threads)
+    games = [pool.submit(play, seed) for seed in seeds]
+    try:
+        playing: set[Future[Played]] = set(games)
+        while playing:  # wait briefly: a signal just before a wait does not end it
+            over, playing = wait(playing, LOOK_UP_EVERY_S, FIRST_COMPLETED)
+            for game in over:
+                on_game(game.result().last)
+    finally:
+        leave.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        left = wait([game for game in games if not game.done()], LEAVE_WITHIN_S).not_done
+        if not left:  # otherwise, a step of a game may never return
+            pool.shutdown()
     return [game.result() for game in games]
 
 
