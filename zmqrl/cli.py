@@ -82,7 +82,7 @@ def _sentence(error: OSError) -> str:
     if error.filename is not None:
         return f"cannot use {error.filename}: {error.strerror or error}."
     if error.errno == errno.EAGAIN:  # from fork
-        return cannot_start("process", error.strerror)
+        return cannot_start("process", error.strerror or str(error))
     return f"{error if error.errno is None else f'the system refused a request: {error.strerror}'}."
 
 
@@ -104,7 +104,7 @@ def _run_and_print() -> int:
 class _Named(io.FileIO):
     """The file of a standard stream. Its errors have a name in ``STREAMS`` as their ``filename``."""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
@@ -137,8 +137,9 @@ def _naming_errors(stream: io.TextIOWrapper, number: int) -> io.TextIOWrapper:
         return stream
     stream.flush()
     named = _Named(number, "w", closefd=False)
+    buffer: Any = named if raw is stream.buffer else io.BufferedWriter(named)
     return io.TextIOWrapper(
-        named if raw is stream.buffer else io.BufferedWriter(named),  # type: ignore[arg-type]
+        buffer,
         stream.encoding,
         stream.errors,
         line_buffering=stream.line_buffering,

@@ -53,12 +53,12 @@ sys.stdin.read()
 
 @contextmanager
 def started(
-    code: str, ends_within_s: float = math.inf, **pipes: int
+    code: str, ends_within_s: float = math.inf, stderr: int | None = None
 ) -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
     """A process that waits for its guarded child, and the ids of the child and its two servers."""
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", PROGRAM, code, str(ends_within_s)]
-    with ending(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, **pipes)) as process:
+    with ending(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, text=True)) as process:
         assert process.stdout is not None
         yield process, json.loads(process.stdout.readline())
 
