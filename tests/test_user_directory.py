@@ -10,10 +10,10 @@ import pytest
 from support.paths import ROOT
 from support.run_rig import training
 
+from zmqrl.hostd.import_path import search_here_last
 from zmqrl.hosts.connecting import NOT_THERE
 from zmqrl.hosts.link import DAEMON
 from zmqrl.hosts.sync import BOOTSTRAP
-from zmqrl.import_path import search_here_last
 from zmqrl.process import STARTED_IN, look_for_modules, staying_here
 
 WITHIN_S = 180.0

@@ -37,7 +37,7 @@ except KeyboardInterrupt:
 
 def main() -> None:
     """Run :func:`zmqrl.cli.guarded_main`. Ctrl-C ends the process at once if there is nothing to clean up."""
-    from zmqrl.import_path import search_here_last
+    from zmqrl.hostd.import_path import search_here_last
 
     search_here_last()
     import atexit
