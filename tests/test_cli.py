@@ -1,6 +1,7 @@
 """The command line: its options, and its errors about bad usage."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -572,6 +573,60 @@ def test_a_refused_network_leaves_no_process_and_no_directory(tmp_path: Path) ->
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     eventually(lambda: not marked(marker), "the end of all processes")
     assert not (tmp_path / "run").exists()
+
+
+AGAIN = BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+NO_PROCESS = (
+    "cannot start a process: Resource temporarily unavailable: raise the limit of processes (ulimit -u, or pids.max of "
+    "the control group)."
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OSError("libcudart.so.12: cannot open shared object file: No such file or directory"),
+            "libcudart.so.12: cannot open shared object file: No such file or directory.",
+        ),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "the system refused a request: Cannot allocate memory."),
+        (OSError(errno.ENOSPC, "No space left on device"), "the system refused a request: No space left on device."),
+        (PermissionError(errno.EACCES, "Permission denied", "a.json"), "cannot use a.json: Permission denied."),
+        (AGAIN, NO_PROCESS),
+        (
+            RuntimeError("can't start new thread"),
+            "cannot start a thread: too many are running: raise the limit of processes (ulimit -u, or pids.max of the "
+            "control group).",
+        ),
+        (
+            BlockingIOError(errno.EAGAIN, "write could not complete without blocking", 0),
+            "cannot write standard output: write could not complete without blocking.",
+        ),
+    ],
+)
+def test_an_error_of_the_system_blames_standard_output_only_for_its_own_errors(
+    error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(cli, "run", failing)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert (stop.value.code, *capsys.readouterr()) == (2, "", f"zmqrl: {sentence}\n")
+
+
+def test_a_guard_that_cannot_be_forked_is_reported_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> NoReturn:
+        raise AGAIN
+
+    monkeypatch.setattr(os, "fork", full)
+    monkeypatch.setattr(sys, "argv", ["zmqrl", "eval", "nowhere"])
+    with pytest.raises(SystemExit) as stop:
+        cli.guarded_main()
+    assert (stop.value.code, *capsys.readouterr()) == (2, "", f"zmqrl: {NO_PROCESS}\n")
 
 
 @pytest.mark.processes

@@ -101,11 +101,32 @@ def test_the_smallest_quota_of_the_group_and_its_parents_counts(quotas: list[int
 
 
 def test_variables_that_bind_threads_are_unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*BINDING, "OMP_NUM_THREADS"):
+    serial = ("OMP_MAX_ACTIVE_LEVELS", "KMP_LIBRARY")
+    for name in (*BINDING, *serial, "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     use_all_cores()
-    assert not set(BINDING) & set(os.environ)
+    assert not {*BINDING, *serial} & set(os.environ)
     assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+# Prints how many levels of parallel regions may have several threads.
+COUNTS_LEVELS = """
+import ctypes
+from zmqrl.process import use_all_cores
+
+use_all_cores()
+import torch
+
+print(ctypes.CDLL(None).omp_get_max_active_levels())
+"""
+
+
+@pytest.mark.processes
+def test_openmp_keeps_the_threads_of_parallel_regions() -> None:
+    command = [sys.executable, "-c", COUNTS_LEVELS]
+    variables = os.environ | {"OMP_MAX_ACTIVE_LEVELS": "0"}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=180, check=True)
+    assert int(done.stdout) > 0
 
 
 @pytest.mark.processes

@@ -1,8 +1,11 @@
 """Errors from user code, and which of them a retry may fix."""
 
+import logging
+from collections.abc import Generator
+
 import pytest
 
-from zmqrl.errors import UsageError, UserCodeError, blaming
+from zmqrl.errors import UsageError, UserCodeError, blaming, closing
 
 
 @pytest.mark.parametrize(
@@ -31,3 +34,49 @@ def test_a_refusal_of_zmqrl_stays_as_it_is() -> None:
     with pytest.raises(UsageError) as raised, blaming("Maze-v0 fails"):
         raise refusal
     assert raised.value is refusal
+
+
+class Game:
+    """Counts how often it is closed. Closing raises ``error``."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error, self.closed = error, 0
+
+    def close(self) -> None:
+        self.closed += 1
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("first", [FileNotFoundError("level.txt"), KeyboardInterrupt(), SystemExit(0)])
+@pytest.mark.parametrize("second", [None, AttributeError("no window"), SystemExit("no window")])
+def test_an_error_of_close_does_not_replace_an_earlier_error(
+    first: BaseException, second: BaseException | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    game = Game(second)
+    with caplog.at_level(logging.INFO), pytest.raises(type(first)) as raised, closing(game):
+        raise first
+    assert raised.value is first
+    assert game.closed == 1
+    assert caplog.messages == ([] if second is None else ["close() failed after another error: no window"])
+
+
+def test_an_error_of_close_alone_is_raised() -> None:
+    game = Game(AttributeError("no window"))
+    with pytest.raises(AttributeError, match="no window"), closing(game) as same:
+        assert same is game
+    assert game.closed == 1
+
+
+def test_an_error_of_close_is_raised_when_a_generator_is_left_early() -> None:
+    game = Game(AttributeError("no window"))
+
+    def turns() -> Generator[int]:
+        with closing(game):
+            yield from range(3)
+
+    left = turns()
+    next(left)
+    with pytest.raises(AttributeError, match="no window"):
+        left.close()
+    assert game.closed == 1

@@ -372,6 +372,19 @@ def test_unwritable_standard_output_is_reported_in_one_sentence(tmp_path: Path, 
     assert (done.returncode, done.stderr) == (2, said)
 
 
+def test_unwritable_standard_output_without_a_buffer_is_reported_in_one_sentence() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-u", "-m", "zmqrl", "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=WITHIN_S,
+        )
+    said = "zmqrl: cannot write standard output: No space left on device: free some space on that disk.\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
 @pytest.mark.parametrize("arguments", ["--version", "trian", "status {run}"])
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
 def test_a_command_with_closed_standard_streams_ends_normally(

@@ -10,7 +10,9 @@ import pytest
 from support.paths import ROOT
 from support.run_rig import training
 
+from zmqrl.hostd.import_path import search_here_last
 from zmqrl.hosts.connecting import NOT_THERE
+from zmqrl.hosts.link import DAEMON
 from zmqrl.hosts.sync import BOOTSTRAP
 from zmqrl.process import STARTED_IN, look_for_modules, staying_here
 
@@ -60,6 +62,72 @@ def test_files_with_the_names_of_modules_do_not_break_a_command(hiding: Path, tm
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("entries", [["", "/opt/lib"], pytest.param([".", "./"], marks=pytest.mark.slow)])
+def test_entries_of_the_import_path_that_mean_the_current_directory_do_not_break_a_command(
+    hiding: Path, entries: list[str]
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*entries, str(ROOT)])}
+    command = [sys.executable, "-m", "zmqrl", "eval", "nowhere"]
+    done = subprocess.run(
+        command, cwd=hiding, env=environment, capture_output=True, text=True, timeout=WITHIN_S, check=False
+    )
+    said = "zmqrl: nowhere is not a run directory: there is no config.json in it.\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
+@pytest.mark.processes
+def test_entries_that_mean_the_current_directory_do_not_break_a_host_daemon(hiding: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["", str(ROOT)])}
+    command = [sys.executable, *DAEMON]
+    done = subprocess.run(
+        command, cwd=hiding, env=environment, input="", capture_output=True, text=True, timeout=WITHIN_S, check=False
+    )
+    assert "from the wrong place" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "path", "cleaned", "searched"),
+    [
+        (":/opt/lib", ["HERE", "/opt/lib", "/lib"], "/opt/lib", ["/opt/lib", "/lib", "HERE"]),
+        (".", ["HERE", "/lib"], None, ["/lib", "HERE"]),
+        ("/opt/lib:./", ["/opt/lib", "HERE", "/lib"], "/opt/lib", ["/opt/lib", "/lib", "HERE"]),
+        ("HERE:", ["HERE", "/lib"], "HERE", ["HERE", "/lib"]),
+        ("HERE", ["HERE", "/lib"], "HERE", ["HERE", "/lib"]),
+        ("src", ["HERE/src", "/lib"], "src", ["HERE/src", "/lib"]),
+        ("", ["HERE", "/lib"], "", ["HERE", "/lib"]),
+        (None, ["HERE", "/lib"], None, ["HERE", "/lib"]),
+    ],
+)
+def test_only_a_name_puts_the_current_directory_before_other_directories(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str | None,
+    path: list[str],
+    cleaned: str | None,
+    searched: list[str],
+) -> None:
+    here = str(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("PYTHONPATH", variable.replace("HERE", here))
+    monkeypatch.setattr(sys, "path", [entry.replace("HERE", here) for entry in path])
+    search_here_last()
+    assert os.environ.get("PYTHONPATH") == (None if cleaned is None else cleaned.replace("HERE", here))
+    assert sys.path == [entry.replace("HERE", here) for entry in searched]
+
+
+@pytest.mark.processes
+def test_a_module_that_ends_the_process_with_a_text_shows_only_the_text(tmp_path: Path) -> None:
+    (tmp_path / "tyro.py").write_text("raise SystemExit('imported tyro from the wrong place')\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "zmqrl", "status", "nowhere"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+    assert (done.returncode, done.stderr) == (1, "zmqrl: imported tyro from the wrong place\n")
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize("safe", ["", pytest.param("1", marks=pytest.mark.slow)])
 def test_a_run_finds_modules_in_the_directory_where_it_was_started_and_keeps_its_paths(
     hiding: Path, monkeypatch: pytest.MonkeyPatch, safe: str
@@ -92,7 +160,13 @@ def test_user_code_cannot_change_the_current_directory_of_zmqrl(tmp_path: Path) 
 
 
 @pytest.mark.processes
-def test_files_on_a_host_do_not_hide_the_modules_that_build_an_environment(hiding: Path) -> None:
+@pytest.mark.parametrize("entries", [None, ":/opt/lib"])
+def test_files_on_a_host_do_not_hide_the_modules_that_build_an_environment(
+    hiding: Path, monkeypatch: pytest.MonkeyPatch, entries: str | None
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if entries is not None:
+        monkeypatch.setenv("PYTHONPATH", entries)
     ask = '{"program": "def main(ask): print(ask)", "is": "made"}\n'
     command = [sys.executable, "-c", BOOTSTRAP]
     done = subprocess.run(command, cwd=hiding, input=ask, capture_output=True, text=True, timeout=WITHIN_S, check=False)

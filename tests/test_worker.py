@@ -4,21 +4,24 @@ import logging
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Literal, cast
+from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
 import pytest
 from support.stub_games import described
 
+from zmqrl import worker
 from zmqrl.config import Config
-from zmqrl.learner.dummy import DUMMY_ID
+from zmqrl.errors import ClusterError
+from zmqrl.learner.dummy import DUMMY_ID, DummyEnvs
 from zmqrl.learner.games import EnvConfig
 from zmqrl.learner.networks import ConvPolicy, make_model
 from zmqrl.learner.settings import BA3CConfig, NetworkConfig
 from zmqrl.observe.spans import Spans
+from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.worker.connection import Connection, PulledWeights
 from zmqrl.recipes import RECIPES
-from zmqrl.worker import ActorLearner, work
+from zmqrl.worker import ActorLearner, join, work
 
 
 class PlannedConnection:
@@ -96,3 +99,16 @@ def test_a_gradient_is_that_of_its_weights_whatever_the_lag(versions: list[int])
         actor_learner.envs.close()
     kept, computed = found
     assert np.linalg.norm(kept - computed) < 1e-5 * np.linalg.norm(computed)
+
+
+def test_a_game_that_fails_when_it_is_closed_does_not_hide_why_the_worker_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def close(self: Any) -> None:
+        raise AttributeError("no window")
+
+    def refused(*_: Any, **__: Any) -> NoReturn:
+        raise ClusterError("the shards refuse this worker.")
+
+    monkeypatch.setattr(DummyEnvs, "close", close)
+    monkeypatch.setattr(worker, "Connection", refused)
+    with pytest.raises(ClusterError, match="the shards refuse this worker"):
+        join(cast(Cluster, None), config_of("sync"), 0, version=0, threads=1, log=logging.getLogger())

@@ -10,6 +10,7 @@ import os
 import sys
 
 INTERRUPTED = 130
+THREADS_END_WITHIN_S = 3.0  # after Ctrl-C: a step of a game, in a thread, may never return
 LOOK_UP_EVERY_S = 1.0  # waits are this short, because a signal that arrives just before a wait does not end it
 
 
@@ -36,6 +37,9 @@ except KeyboardInterrupt:
 
 def main() -> None:
     """Run :func:`zmqrl.cli.guarded_main`. Ctrl-C ends the process at once if there is nothing to clean up."""
+    from zmqrl.hostd.import_path import search_here_last
+
+    search_here_last()
     import atexit
 
     from zmqrl import cli
@@ -43,20 +47,31 @@ def main() -> None:
     for number in ANSWERED:
         # Runs last: otherwise Python restores the default handler, and Ctrl-C can change the exit status.
         atexit.register(_signal.signal, number, _signal.SIG_IGN)
+    is_interrupted = False
     try:
         cli.guarded_main()
+    except SystemExit as stop:
+        is_interrupted = stop.code == INTERRUPTED
+        raise
     finally:
         for number in ANSWERED:
             _signal.signal(number, _leave)
-        _join_threads()
+        _join_threads(THREADS_END_WITHIN_S if is_interrupted else float("inf"))
 
 
-def _join_threads() -> None:
-    """Wait for library threads in short steps. Python would use one long wait, which can miss Ctrl-C."""
+def _join_threads(within_s: float) -> None:
+    """Wait for library threads in short steps. Python would use one long wait, which can miss Ctrl-C.
+
+    If they have not ended ``within_s``, end the process at once.
+    """
     import threading
+    import time
 
+    deadline = time.monotonic() + within_s
     for thread in threading.enumerate():
         while thread.is_alive() and not thread.daemon and thread is not threading.current_thread():
+            if time.monotonic() >= deadline:
+                _leave()
             thread.join(LOOK_UP_EVERY_S)
 
 

@@ -7,11 +7,12 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from zmqrl import __version__
 from zmqrl.commands import COMMANDS, GROUPS, Command
-from zmqrl.errors import UsageError, ZmqrlError, did_you_mean, refusal
+from zmqrl.errors import UsageError, ZmqrlError, cannot_start, did_you_mean, refusal
 from zmqrl.hostd.user_code import in_guarded_child
 from zmqrl.observe.screen import is_hung_up, never_waiting
 from zmqrl.process import check_open_files, log_level, look_for_modules_here, raise_open_files, use_all_cores
@@ -22,54 +23,93 @@ CRASHES = (
     *(signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP),
     signal.SIGKILL,
 )
+STREAMS = {1: "standard output", 2: "standard error"}
 
 
 def guarded_main() -> None:
     """Run a command like :func:`main`, in a child with a guard if the command needs one."""
     _open_standard_streams()
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name in COMMANDS and COMMANDS[name].is_guarded and (status := in_guarded_child()) is not None:
-        crash = status - 128
-        if crash in CRASHES:
-            how = ended_how(-crash)
-            sentence = (
-                f"zmqrl {name} ended ({how}): perhaps native code of its environment or neural network has crashed."
-            )
-            status = _complain(sentence, UsageError.exit_status)
+    if name in COMMANDS and COMMANDS[name].is_guarded and (status := _explaining(lambda: _guarded(name))) is not None:
         sys.exit(status)
     main()
+
+
+def _guarded(name: str) -> int | None:
+    """Continue in a child with a guard, and return None there. Here, return the exit status of the command ``name``."""
+    status = in_guarded_child(COMMANDS[name].ends_within_s)
+    if status is None or (crash := status - 128) not in CRASHES:
+        return status
+    how = ended_how(-crash)
+    raise UsageError(
+        f"zmqrl {name} ended ({how}): perhaps native code of its environment or neural network has crashed."
+    )
 
 
 def main() -> None:
     """Run a command. Exit status: 0 success, 2 bad usage, 3 the cluster failed, 130 interrupted."""
     _open_standard_streams()
+    sys.exit(_explaining(_run_and_print))
+
+
+def _explaining(step: Callable[[], int | None]) -> int | None:
+    """The exit status of ``step``. Turns errors into one sentence."""
     try:
-        raise_open_files()
-        use_all_cores()
-        look_for_modules_here()
-        status = _run_and_print(sys.argv[1:])
+        return step()
     except KeyboardInterrupt:
         status = 130
     except ZmqrlError as error:
         status = _complain(str(error), error.exit_status)
     except BrokenPipeError:  # the program that reads our output, such as head, has ended
         status = 128 + signal.SIGPIPE
+    except RuntimeError as error:
+        if str(error) != "can't start new thread":
+            raise
+        status = _complain(cannot_start("thread", "too many are running"), UsageError.exit_status)
     except OSError as error:
-        known = f"cannot use {error.filename}: {error.strerror or error}."
-        sentence = refusal(error, "standard output") if error.filename is None else known
         # When a terminal closes, its SIGHUP can arrive after the first failed write.
-        status = 130 if error.errno == errno.EIO and is_hung_up() else _complain(sentence, UsageError.exit_status)
-    _drop_unwritable()
-    sys.exit(status)
+        is_end = error.errno == errno.EIO and is_hung_up()
+        status = 130 if is_end else _complain(_sentence(error), UsageError.exit_status)
+    finally:
+        _drop_unwritable()
+    return status
 
 
-def _run_and_print(arguments: Sequence[str]) -> int:
+def _sentence(error: OSError) -> str:
+    # A stream that does not block has a number of written characters instead of a name.
+    if error.filename in STREAMS.values() or hasattr(error, "characters_written"):
+        return refusal(error, STREAMS[1])
+    if error.filename is not None:
+        return f"cannot use {error.filename}: {error.strerror or error}."
+    if error.errno == errno.EAGAIN:  # from fork
+        return cannot_start("process", error.strerror or str(error))
+    return f"{error if error.errno is None else f'the system refused a request: {error.strerror}'}."
+
+
+def _run_and_print() -> int:
+    raise_open_files()
+    use_all_cores()
+    look_for_modules_here()
     try:
-        status = run(arguments)
-    except SystemExit as stop:  # raised by --help
-        status = int(stop.code or 0)
+        status = run(sys.argv[1:])
+    except SystemExit as stop:  # raised by --help, and perhaps by a module that is imported
+        if stop.code is not None and not isinstance(stop.code, int):
+            sys.stdout.flush()
+            return _complain(f"{stop.code}", 1)
+        status = stop.code or 0
     sys.stdout.flush()
     return status
+
+
+class _Named(io.FileIO):
+    """The file of a standard stream. Its errors have a name in ``STREAMS`` as their ``filename``."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = STREAMS[self.fileno()]
+            raise
 
 
 def _open_standard_streams() -> None:
@@ -87,6 +127,24 @@ def _open_standard_streams() -> None:
         stream = getattr(sys, name)
         if name != "stdin" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ESCAPING)
+            setattr(sys, name, _naming_errors(stream, number))
+
+
+def _naming_errors(stream: io.TextIOWrapper, number: int) -> io.TextIOWrapper:
+    """A stream like the standard stream ``stream``, whose errors name it. Other streams stay as they are."""
+    raw = getattr(stream.buffer, "raw", stream.buffer)
+    if type(stream) is not io.TextIOWrapper or type(raw) is not io.FileIO or raw.fileno() != number:
+        return stream
+    stream.flush()
+    named = _Named(number, "w", closefd=False)
+    buffer: Any = named if raw is stream.buffer else io.BufferedWriter(named)
+    return io.TextIOWrapper(
+        buffer,
+        stream.encoding,
+        stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def _complain(sentence: str, status: int) -> int:

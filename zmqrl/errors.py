@@ -6,10 +6,13 @@ This module uses only the standard library.
 import difflib
 import errno
 import importlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, TypeVar
+
+log = logging.getLogger(__name__)
 
 
 class ZmqrlError(Exception):
@@ -49,6 +52,11 @@ SETTLED = (ImportError, NameError, NotImplementedError, SyntaxError)
 def cannot_listen(error: OSError, address: str, port: int) -> str:
     what = f"port {port} is in use" if error.errno == errno.EADDRINUSE else f"cannot bind {address}:{port}"
     return f"{what} ({error.strerror})"
+
+
+def cannot_start(what: str, why: str) -> str:
+    """The sentence for a process or thread that cannot be started because of a limit."""
+    return f"cannot start a {what}: {why}: raise the limit of processes (ulimit -u, or pids.max of the control group)."
 
 
 def require(holds: bool, sentence: str) -> None:
@@ -114,6 +122,33 @@ def blaming(what: str) -> Iterator[None]:
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]]).rstrip(".")
         kind = UsageError if isinstance(error, SETTLED) else UserCodeError
         raise kind(f"{what}: {reason}.") from error
+
+
+class Closable(Protocol):
+    def close(self) -> object: ...
+
+
+AClosable = TypeVar("AClosable", bound=Closable)
+
+
+@contextmanager
+def closing(thing: AClosable) -> Iterator[AClosable]:
+    """Close ``thing``, which may run the user's code, after the block.
+
+    If the block raises an exception, it stays the error that users see: an exception of ``close`` is only logged.
+    """
+    try:
+        yield thing
+    except GeneratorExit:  # a generator was closed early: nothing has failed
+        thing.close()
+        raise
+    except BaseException:
+        try:
+            thing.close()
+        except (Exception, SystemExit) as error:
+            log.info("close() failed after another error: %s", error)
+        raise
+    thing.close()
 
 
 def load_function(blame: str, reference: str) -> Callable[..., Any]:

@@ -38,6 +38,7 @@ STARTED_IN = "ZMQRL_HERE"  # the directory where the user started zmqrl
 BINDING = (
     *("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET", "KMP_PLACE_THREADS"),
     *("OMP_THREAD_LIMIT", "OMP_DYNAMIC", "KMP_ALL_THREADS", "KMP_DEVICE_THREAD_LIMIT"),
+    *("OMP_MAX_ACTIVE_LEVELS", "KMP_LIBRARY"),  # 0 and "serial" make every parallel region run in one thread
 )
 GROUPS = ("cgroup", "mountinfo")  # files in /proc: the control groups of a process, and where they are mounted
 ESCAPED = re.compile(r"\\([0-7]{3})")  # a blank or a backslash in mountinfo

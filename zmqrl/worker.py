@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from zmqrl.config import Config
-from zmqrl.errors import USER_CODE_FAILED, ClusterError, UsageError, UserCodeError, ZmqrlError
+from zmqrl.errors import USER_CODE_FAILED, ClusterError, UsageError, UserCodeError, ZmqrlError, closing
 from zmqrl.learner.envs import make_envs
 from zmqrl.learner.losses import Learner, NoLearner
 from zmqrl.learner.networks import ConvPolicy, make_model
@@ -144,14 +144,14 @@ def join(
     spans, begun_s = Spans(), lived_s()
     actor_learner = ActorLearner(config, rank, version, threads=threads, spans=spans)
     log.info("games and network made in %.1f s", lived_s() - begun_s)
-    try:
+    with (
+        closing(actor_learner.envs),
         # Connect last, because the run waits for every worker that has connected.
-        with Connection(
+        Connection(
             cluster, rank, incarnation=incarnation, code=code, spans=spans, profiler=profiler, log=log
-        ) as connection:
-            work(connection, actor_learner, config, log)
-    finally:
-        actor_learner.envs.close()
+        ) as connection,
+    ):
+        work(connection, actor_learner, config, log)
 
 
 def main() -> None:

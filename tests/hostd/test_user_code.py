@@ -1,6 +1,7 @@
 """Everything that the user's code has started ends with the process that runs this code."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,8 +17,8 @@ from zmqrl.hostd.guard import state
 pytestmark = pytest.mark.processes
 
 # Starts a server that does not notice the end of its parent, and one whose parent has ended. Prints the process ids.
-# Then runs the code in its argument. These tests may themselves run where Ctrl-C, hang-ups and the ends of children are
-# ignored.
+# Then runs the code in its first argument. The second one is the time that the code has to end after SIGTERM or SIGHUP.
+# These tests may themselves run where Ctrl-C, hang-ups and the ends of children are ignored.
 PROGRAM = """
 import json, os, signal, subprocess, sys, time
 from zmqrl.hostd.user_code import in_guarded_child
@@ -25,7 +26,7 @@ from zmqrl.hostd.user_code import in_guarded_child
 for number in (signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-if (status := in_guarded_child()) is not None:
+if (status := in_guarded_child(float(sys.argv[2]))) is not None:
     sys.exit(status)
 server = subprocess.Popen(["sleep", "600"], start_new_session=True)
 told, tell = os.pipe()
@@ -51,10 +52,13 @@ sys.stdin.read()
 
 
 @contextmanager
-def started(code: str) -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
+def started(
+    code: str, ends_within_s: float = math.inf, stderr: int | None = None
+) -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
     """A process that waits for its guarded child, and the ids of the child and its two servers."""
     pipe = subprocess.PIPE
-    with ending(subprocess.Popen([sys.executable, "-c", PROGRAM, code], stdin=pipe, stdout=pipe, text=True)) as process:
+    command = [sys.executable, "-c", PROGRAM, code, str(ends_within_s)]
+    with ending(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, text=True)) as process:
         assert process.stdout is not None
         yield process, json.loads(process.stdout.readline())
 
@@ -90,6 +94,32 @@ def test_a_signal_is_passed_on_once() -> None:
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
             process.send_signal(number)
             assert process.stdout.readline() == f"{number.name}\n"
+        assert process.communicate(timeout=WITHIN_S)[0] == ""
+        assert process.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_code_that_does_not_end_after_a_signal_is_killed(number: signal.Signals) -> None:
+    with started(COUNTS_SIGNALS, 0.5, stderr=subprocess.PIPE) as (process, pids):
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)  # sets no limit: a second Ctrl-C may follow
+        assert process.stdout.readline() == "SIGINT\n"
+        process.send_signal(number)
+        assert process.stdout.read() == f"{number.name}\n", "standard input is still open, so only a kill ends the code"
+        assert process.stderr.read() == "zmqrl: killed, because it did not end within 0.5 s.\n"
+        assert process.wait(WITHIN_S) == 130
+        assert not any(map(is_alive, pids))
+
+
+def test_code_that_ends_in_time_after_a_signal_keeps_its_status() -> None:
+    with started(COUNTS_SIGNALS, 600.0) as (process, _):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "SIGTERM\n"
         assert process.communicate(timeout=WITHIN_S)[0] == ""
         assert process.returncode == 0
 

@@ -137,8 +137,8 @@ def test_settings_for_a_shell_in_the_ssh_configuration_have_no_effect(
     need_programs("ssh")
     config = tmp_path / "ssh_config"
     forwards = ("LocalForward 8888 localhost:8888", "RemoteForward 9999 localhost:9999", "DynamicForward 7777")
-    settings = ("RemoteCommand tmux attach", "RequestTTY yes", "ExitOnForwardFailure yes", "ControlMaster auto")
-    settings += ("SessionType none", "StdinNull yes", "ForkAfterAuthentication yes")
+    settings = ["RemoteCommand tmux attach", "RequestTTY yes", "ExitOnForwardFailure yes", "ControlMaster auto"]
+    settings += ["SessionType none", "StdinNull yes", "ForkAfterAuthentication yes"]
     # The list of the user must stay in force.
     ignores = ("IgnoreUnknown UseKeychain,SessionType,StdinNull,ForkAfterAuthentication", "UseKeychain yes")
     config.write_text("\n".join(["Host h1", "User me", *ignores, *settings, *forwards, ""]), encoding="utf-8")

@@ -65,6 +65,21 @@ class Leaving(User):
         raise SystemExit("no licence")
 
 
+class LevelLess(User):
+    """Lacks a file, and has not made its window when it is closed. A second reset fails for another reason."""
+
+    resets = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.resets += 1
+        if self.resets > 1:
+            raise RuntimeError("already reset")
+        raise FileNotFoundError("level.txt")
+
+    def close(self) -> None:
+        raise AttributeError("no window")
+
+
 class OldReset(User):
     def reset(self) -> Any:  # type: ignore[override]
         return np.zeros(2, np.float32)
@@ -146,6 +161,7 @@ SEEN: dict[str, Any] = {"a": 1, "b": np.array([2.0, 3.0])}
     [
         (Raising, {}, "fails: NotImplementedError."),
         (Leaving, {}, "fails: SystemExit: no licence."),
+        (LevelLess, {}, "fails: FileNotFoundError: level.txt."),
         (Spaceless, {}, "has Nameless observations, which cannot be flattened."),
         (Spaceless, {"space": Sequence(Discrete(2))}, "has Sequence observations, which cannot be flattened."),
         (Spaceless, {"space": Box(-1.0, 1.0, (0,))}, "has Box float32 (0,) observations, which are empty."),
@@ -231,6 +247,22 @@ def test_an_environment_is_tried_before_it_is_used(
     with pytest.raises(UsageError) as refused:
         try_env(env_id, CONFIG)
     assert str(refused.value) in (f"{env_id} {sentence}", f"{env_id} cannot be played: {sentence}")
+
+
+def test_all_games_are_closed_even_if_closing_one_fails(register: Any) -> None:
+    closed: list[gymnasium.Env[Any, Any]] = []
+
+    def close(self: gymnasium.Env[Any, Any]) -> None:
+        closed.append(self)
+        raise AttributeError("no window")
+
+    env_id = register(close=close)
+    envs = make_envs(env_id, EnvConfig(num_envs=3), threads=1)
+    del closed[:]
+    with pytest.raises(UsageError) as failed:
+        envs.close()
+    assert str(failed.value) == f"{env_id} fails: AttributeError: no window."
+    assert len(closed) == 3
 
 
 @pytest.mark.parametrize(

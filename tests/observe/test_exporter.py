@@ -154,7 +154,7 @@ def test_names_from_other_processes_cannot_forge_a_line(exporter: Exporter) -> N
 
 
 def test_names_that_are_not_text_are_served_escaped(exporter: Exporter) -> None:
-    about = METRICS.about | {"name": os.fsdecode(b"run-\xff")}
+    about = {**METRICS.about, "name": os.fsdecode(b"run-\xff")}
     exporter.show(replace(METRICS, about=about, row=ROW | {"split_s": {"\ud800": 1.5, "env_step": 0.01}}))
     found = scraped(exporter)
     (info,) = [labels for name, *labels in found if name == "zmqrl_run_info"]

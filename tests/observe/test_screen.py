@@ -5,9 +5,10 @@ import io
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import pytest
 from support.rig import WITHIN_S, ending, eventually
@@ -154,6 +155,16 @@ def test_streams_are_restored_and_streams_in_memory_are_not_changed(
         sys.stdout.write("shown\n")
     assert sys.stdout is pipe.stream
     assert pipe.read_lines(1) == ["shown"]
+
+
+def test_streams_stay_as_they_are_if_no_thread_can_start(monkeypatch: pytest.MonkeyPatch, pipe: Pipe) -> None:
+    def full(_: threading.Thread) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(sys, "stdout", pipe.stream)
+    monkeypatch.setattr(threading.Thread, "start", full)
+    with never_waiting():
+        assert sys.stdout is pipe.stream
 
 
 BLOCKED = """

@@ -6,13 +6,11 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import pytest
 from flood import KINDS, Kind, flooding
-from support.rig import Worker, anonymous_mb, eventually, random_pause_s, served, start_process, worker_process
+from support.rig import Use, Worker, eventually, random_pause_s, served, start_process, worker_process
 
 pytestmark = pytest.mark.processes
 
@@ -36,29 +34,6 @@ with Connection(Cluster.from_json(job["cluster"]), job["rank"]) as connection:
         gradient.fill(1e-6)
         connection.push(weights, gradient)
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """What a process uses. ``memory_mb`` leaves out mapped files."""
-
-    memory_mb: float
-    descriptors: int
-    threads: int
-
-    @classmethod
-    def of(cls, pid: int) -> Self:
-        descriptors, threads = (len(list(Path(f"/proc/{pid}/{name}").iterdir())) for name in ("fd", "task"))
-        return cls(anonymous_mb(pid), descriptors, threads)
-
-    @classmethod
-    def most(cls, one: Self, two: Self) -> Self:
-        """The larger of each pair of numbers."""
-        return cls(
-            max(one.memory_mb, two.memory_mb),
-            max(one.descriptors, two.descriptors),
-            max(one.threads, two.threads),
-        )
 
 
 @pytest.mark.parametrize(

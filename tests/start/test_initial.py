@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from support.paths import ROOT
@@ -14,6 +15,7 @@ from support.rig import file_size_limit, is_alive
 
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
+from zmqrl.learner import envs, networks
 from zmqrl.learner.envs import try_env
 from zmqrl.start.initial import Preparation, initial_checkpoint
 
@@ -207,6 +209,37 @@ def test_a_network_that_crashes_is_named(tmp_path: Path) -> None:
     (tmp_path / "user_code.py").write_text("import os\n\ndef net(*_):\n    os.abort()\n", encoding="utf-8")
     _, sentence = prepared(dataclasses.replace(CARTPOLE, model="user_code:net"), tmp_path)
     assert sentence == "--model user_code:net fails: the process that checks it ended (killed by SIGABRT)."
+
+
+def test_a_torch_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    why = "libcudart.so.12: cannot open shared object file: No such file or directory"
+    (tmp_path / "torch.py").write_text(f"raise OSError({why!r})\n", encoding="utf-8")
+    _, sentence = prepared(CARTPOLE, tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert sentence == f"cannot import torch: OSError: {why}."
+
+
+def test_a_network_that_does_not_fit_in_the_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: Any) -> NoReturn:
+        raise RuntimeError("can't allocate memory: you tried to allocate 400000000000000 bytes.\nError code 12")
+
+    monkeypatch.setattr(networks, "make_model", too_large)
+    with Preparation(CARTPOLE) as here:
+        here.flavour()
+        with pytest.raises(UsageError) as refused:
+            here.checkpoint()
+    why = "RuntimeError: can't allocate memory: you tried to allocate 400000000000000 bytes."
+    assert str(refused.value) == f"--model mlp fails: {why}"
+
+
+def test_an_error_in_the_check_of_a_game_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> NoReturn:
+        raise OSError("libSDL2.so: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(envs, "try_env", broken)
+    with Preparation(CARTPOLE) as here, pytest.raises(UsageError) as refused:
+        here.flavour()
+    why = "OSError: libSDL2.so: cannot open shared object file: No such file or directory."
+    assert str(refused.value) == f"CartPole-v1 fails: {why}"
 
 
 def test_parameters_above_the_limit_of_file_sizes_are_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from zmqrl.errors import DISK_IS_FULL, UsageError
+from zmqrl.errors import DISK_IS_FULL, USER_CODE_FAILED, UsageError
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected
 from zmqrl.observe.stalls import Doing, Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
@@ -782,10 +782,14 @@ def test_workers_do_not_count_as_silent_while_a_rollback_waits_for_a_shard(run: 
     assert run.told(e.TellSilence, since) == run.told(e.KillProcess, since) == []
 
 
-def test_a_worker_that_leaves_an_ending_run_is_not_restarted(run: Run) -> None:
+@pytest.mark.parametrize("status", [0, USER_CODE_FAILED])
+def test_a_worker_that_leaves_an_ending_run_is_not_restarted(run: Run, status: int) -> None:
     run.feed(e.Ending())
-    run.feed(died(worker_id(0), status=0))
+    run.feed(died(worker_id(0), status))
     assert run.told(e.TellDeath) == []
+    before = len(run.told(e.StartProcess))
+    run.ticks(LONGEST_DELAY_S + 1.0)
+    assert len(run.told(e.StartProcess)) == before
 
 
 def test_a_worker_that_leaves_has_not_failed_while_the_run_may_be_over() -> None:

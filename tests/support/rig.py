@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, AnyStr
+from typing import Any, AnyStr, Self
 
 import msgpack
 import numpy as np
@@ -401,6 +401,29 @@ def anonymous_mb(pid: int) -> float:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1024
     raise AssertionError("no RssAnon")
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a process uses. ``memory_mb`` leaves out mapped files."""
+
+    memory_mb: float
+    descriptors: int
+    threads: int
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        descriptors, threads = (len(list(Path(f"/proc/{pid}/{name}").iterdir())) for name in ("fd", "task"))
+        return cls(anonymous_mb(pid), descriptors, threads)
+
+    @classmethod
+    def most(cls, one: Self, two: Self) -> Self:
+        """The larger of each pair of numbers."""
+        return cls(
+            max(one.memory_mb, two.memory_mb),
+            max(one.descriptors, two.descriptors),
+            max(one.threads, two.threads),
+        )
 
 
 def descendants(pid: int) -> set[int]:

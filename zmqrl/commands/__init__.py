@@ -4,20 +4,25 @@ In the module of a command, ``command`` parses the arguments, and usually ``run`
 status, and raise ZmqrlError.
 """
 
+import math
 from typing import NamedTuple
+
+ENDS_WITHIN_S = 10.0  # cleaning up takes a second
 
 
 class Command(NamedTuple):
     """A command is a module under ``zmqrl.commands`` with a function ``command(arguments) -> exit status``.
 
     If ``is_guarded``, everything that the command has started ends with it. Commands that run the user's code in their
-    own process need this guard.
+    own process need this guard. It kills a command that has not ended ``ends_within_s`` after SIGTERM or SIGHUP,
+    perhaps because a step of its game never returns.
     """
 
     module: str
     arguments: str
     purpose: str
     is_guarded: bool = False
+    ends_within_s: float = ENDS_WITHIN_S
 
 
 GROUPS = {
@@ -54,6 +59,7 @@ GROUPS = {
             "RESULT [options]",
             "train again with the settings of a result, and compare both runs",
             is_guarded=True,
+            ends_within_s=math.inf,  # its run writes a checkpoint first
         ),
     },
     "plan": {

@@ -5,6 +5,11 @@
 signal arrives.
 """
 
+if __name__ == "__main__":
+    from zmqrl.hostd.import_path import search_here_last
+
+    search_here_last()  # before the first import that a file in the current directory can hide
+
 import contextlib
 import json
 import os

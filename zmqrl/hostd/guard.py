@@ -13,13 +13,15 @@ process a guard, which runs as a script with the standard library only.
 """
 
 import contextlib
+import math
 import os
 import select
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 TURN_S = 1.0
@@ -33,6 +35,8 @@ STATES = {
     "D": "blocked in the kernel, perhaps by a disk or network file system",
 }
 FRONT = "front"
+USER_CODE = "user code"
+INTERRUPTED = 130
 END = signal.SIGRTMIN + 5  # ends the user's code. Batch systems do not send this signal
 TO_A_DAEMON: dict[int, int] = {number: number for number in (signal.SIGTERM, signal.SIGHUP)}
 # The user's code runs in a session of its own, where SIGTSTP stops no process.
@@ -55,15 +59,24 @@ def fork_front() -> int:
     return front
 
 
-def fork_guard(frozen_s: float | None = FROZEN_S) -> int:
-    """Continue in a child, and turn this process into the guard of that child.
+def fork_guard(frozen_s: float = FROZEN_S) -> int:
+    """Continue in a child, a host daemon, and turn this process into the guard of that child.
 
-    ``frozen_s`` is that of :func:`watch` for a host daemon, or None for the user's code. Returns the process id of the
-    guard. The guard keeps what survives exec, such as the parent-death signal and ignored signals.
+    ``frozen_s`` is that of :func:`watch`. Returns the process id of the guard. The guard keeps what survives exec, such
+    as the parent-death signal and ignored signals.
     """
+    return _fork_guard(str(frozen_s))
+
+
+def fork_guard_of_user_code(ends_within_s: float) -> int:
+    """Like :func:`fork_guard`, for a child that runs the user's code. ``ends_within_s``: :func:`watch_user_code`."""
+    return _fork_guard(USER_CODE, str(ends_within_s))
+
+
+def _fork_guard(*how: str) -> int:
     guard, child = _fork()
     if child:
-        _become(str(child), *([] if frozen_s is None else [str(frozen_s)]))
+        _become(str(child), *how)
     os.setsid()  # a signal to the group of the guard must not stop both
     return guard
 
@@ -123,21 +136,36 @@ def watch(daemon: int, frozen_s: float) -> int:
     return shell_status(status)
 
 
-def watch_user_code(process: int) -> int:
+def watch_user_code(process: int, ends_within_s: float) -> int:
     """Wait for the end of the child ``process``, which runs the user's code, and pass signals on to it.
 
-    Then kill what it has left. Returns its :func:`shell_status`.
+    Then kill what it has left. Returns its :func:`shell_status`. The user's code can block SIGTERM and SIGHUP: Python
+    handles signals only between its own instructions, and cleaning up can wait for a game. If the process has not ended
+    ``ends_within_s`` after such a signal, kill it and return INTERRUPTED.
     """
     exit_fd = os.pidfd_open(process)
-    _pass_on(exit_fd, TO_USER_CODE)
+    limited = {number for number in TO_A_DAEMON if signal.getsignal(number) != signal.SIG_IGN}
+    ends_by = math.inf
+
+    def arrived(number: int) -> None:
+        nonlocal ends_by
+        if number in limited:
+            ends_by = min(ends_by, time.monotonic() + ends_within_s)
+
+    _pass_on(exit_fd, TO_USER_CODE, arrived)
+    is_late = False
     while not select.select([exit_fd], [], [], TURN_S)[0]:
+        if not is_late and time.monotonic() >= ends_by:
+            is_late = True
+            send_signal(exit_fd, signal.SIGKILL)
+            _tell(f"zmqrl: killed, because it did not end within {ends_within_s:g} s.")
         for orphan in children(os.getpid()):
             if orphan != process:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(orphan, os.WNOHANG)
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     end_children(0)
-    return shell_status(status)
+    return INTERRUPTED if is_late else shell_status(status)
 
 
 def shell_status(status: int) -> int:
@@ -145,10 +173,18 @@ def shell_status(status: int) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _pass_on(exit_fd: int, signals: Mapping[int, int]) -> None:
-    """Pass on each signal that arrives here, or has waited since the fork, as ``signals`` translates it."""
+def _pass_on(exit_fd: int, signals: Mapping[int, int], arrived: Callable[[int], None] = lambda number: None) -> None:
+    """Pass on each signal that arrives here, or has waited since the fork, as ``signals`` translates it.
+
+    ``arrived`` gets each signal first.
+    """
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        arrived(number)
+        send_signal(exit_fd, signals[number])
+
     for number in signals:
-        signal.signal(number, lambda arrived, _: send_signal(exit_fd, signals[arrived]))
+        signal.signal(number, pass_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, TO_USER_CODE)
 
 
@@ -208,4 +244,6 @@ if __name__ == "__main__":
     watched, how = int(sys.argv[1]), sys.argv[2:]
     if how == [FRONT]:
         sys.exit(stand_before(watched))
-    sys.exit(watch(watched, float(*how)) if how else watch_user_code(watched))
+    if how[0] == USER_CODE:
+        sys.exit(watch_user_code(watched, float(how[1])))
+    sys.exit(watch(watched, float(how[0])))

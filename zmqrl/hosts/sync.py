@@ -30,7 +30,8 @@ MADE_WITHIN_S = 1200.0  # torch is large, and some networks are slow
 TELL_EVERY_S = 10.0
 # The host's Python, of any version, runs this code. The rest of the program comes on standard input.
 BOOTSTRAP = (
-    "import sys; sys.path[:] = filter(None, sys.path); "  # files in the working directory would hide modules
+    # Files in the working directory would hide modules. An empty entry of PYTHONPATH also names it.
+    "import os, sys; sys.path[:] = [p for p in sys.path if p not in ('', os.getcwd())]; "
     "import json; sys.version_info < (3, 11) and sys.exit('its Python is %s, but zmqrl needs 3.11 or newer: "
     "set `python` in the hosts file to another one' % sys.version.split()[0]); "
     f"ask = json.loads(sys.stdin.readline() or sys.exit({h.NO_INPUT!r})); its = {{'__name__': 'environment'}}; "

@@ -7,12 +7,11 @@ import difflib
 import importlib
 import re
 from collections.abc import Iterable
-from contextlib import closing
 
 import gymnasium
 import numpy as np
 
-from zmqrl.errors import UsageError, blaming
+from zmqrl.errors import UsageError, blaming, closing
 from zmqrl.learner.atari import ENTRY_POINT, AtariEnvs, RandomSkipEnvs, atari_actions, game_of
 from zmqrl.learner.dummy import DUMMY_ID, DummyEnvs, describe_dummy
 from zmqrl.learner.games import DiscreteActions, EnvConfig, Envs, EnvSpec, Game, Step

@@ -138,7 +138,8 @@ def never_waiting() -> Iterator[None]:
     streams = sys.stdout, sys.stderr
     screens: list[Screen] = []
     for name, stream in zip(("stdout", "stderr"), streams, strict=True):
-        with contextlib.suppress(OSError):  # a stream in memory has no file descriptor
+        # A stream in memory has no file descriptor. A limit can forbid another thread.
+        with contextlib.suppress(OSError, RuntimeError):
             screens.append(Screen(stream))
             setattr(sys, name, screens[-1])
     try:

@@ -13,7 +13,7 @@ import numpy as np
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.child_process import ChildEnded, ChildProcess
 from zmqrl.config import Config
-from zmqrl.errors import UsageError, refusal, require
+from zmqrl.errors import UsageError, blaming, refusal, require
 from zmqrl.hostd.guard import END
 from zmqrl.hostd.user_code import take_guard
 from zmqrl.learner.games import EnvSpec
@@ -64,10 +64,7 @@ class Preparation:
 
         Raises UsageError if settings are contradictory, a needed device is missing, or the network crashes the process.
         """
-        checked = f"--model {self._config.model}"
-        if self._config.loss is not None:
-            checked += f" or --loss {self._config.loss}"
-        layout = Layout.from_json(self._answer(checked)["layout"])
+        layout = Layout.from_json(self._answer(_checked(self._config))["layout"])
         vector = np.fromfile(f"/proc/self/fd/{self._memory}", "<f4")
         self._held.close()
         return _version_0(self._config, layout, vector)
@@ -108,28 +105,38 @@ def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
     return _version_0(config, parameters.layout(config.shards), parameters.vector())
 
 
+def _checked(config: Config) -> str:
+    """The options that the initial parameters depend on."""
+    return f"--model {config.model}" if config.loss is None else f"--model {config.model} or --loss {config.loss}"
+
+
 def _version_0(config: Config, layout: Layout, vector: FloatVector) -> Checkpoint:
     return Checkpoint.initial(layout, vector, config.optimizer.name, Optimizer(config.optimizer).state_names)
 
 
 def _answers(config: Config, memory: int, needs_cuda: bool) -> Iterator[dict[str, Any]]:
     """The answers of a :class:`Preparation`. Writes the parameter vector to the file ``memory``."""
-    from zmqrl.learner.envs import repeats_games, try_env
+    with blaming(f"{config.env} fails"):
+        from zmqrl.learner.envs import repeats_games, try_env
 
-    spec = try_env(config.env, config.envs)
+        spec = try_env(config.env, config.envs)
+        repeats = repeats_games(config.env)
     require(
-        not config.consistent or repeats_games(config.env),
+        not config.consistent or repeats,
         f"--consistent: {config.env} is registered as nondeterministic, so it does not repeat games. "
         "Remove --consistent, or change the registration.",
     )
     yield {"flavour": spec.flavour, "notice": spec.notice}
-    import torch
+    with blaming("cannot import torch"):
+        import torch
 
     if needs_cuda and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
-    initial = initial_checkpoint(config, spec)
+    with blaming(f"{_checked(config)} fails"):
+        initial = initial_checkpoint(config, spec)
+        vector = initial.vector().tobytes()
     try:
-        Path(f"/proc/self/fd/{memory}").write_bytes(initial.vector().tobytes())
+        Path(f"/proc/self/fd/{memory}").write_bytes(vector)
     except OSError as error:
         raise UsageError(refusal(error, "the initial parameters to memory")) from error
     yield {"layout": initial.layout.to_json()}

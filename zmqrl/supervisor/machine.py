@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
-from zmqrl.errors import ClusterError
+from zmqrl.errors import USER_CODE_FAILED, ClusterError
 from zmqrl.hosts.launcher import Exited
 from zmqrl.observe.folding import printable, quoted
 from zmqrl.observe.live.presence import State
@@ -229,8 +229,8 @@ class SupervisorMachine:
             return actions
         if process.role == "shard":
             self.shards.on_exit(process.number)
-        elif self.state == "ending" and (exited.status == 0 or exited.is_misuse):
-            return []
+        elif self.state == "ending" and (exited.status in (0, USER_CODE_FAILED) or exited.is_misuse):
+            return []  # the worker was dismissed, although closing its games may have raised an exception
         is_full = exited.is_full and self.state != "starting"
         if is_full:
             self.shards.rollback_at = None  # a rollback waits for space, too

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import gymnasium
 import numpy as np
 import pytest
 from support.policy_rig import BREAKOUT, CARTPOLE, write_failing_network, write_run
-from support.rig import Interrupted, ending, is_alive, signal_that_does_not_wake
+from support.rig import Interrupted, ending, eventually, is_alive, signal_that_does_not_wake
 
 from zmqrl import cli
 from zmqrl.commands.measure import play
@@ -166,8 +168,15 @@ import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
 
 class Broken(CartPoleEnv):
+    failed = False
+
     def step(self, action):
+        self.failed = True
         raise RuntimeError("the joystick broke")
+
+    def close(self):
+        if self.failed:
+            raise AttributeError("no joystick")
 
 gymnasium.register("Broken-v0", Broken)
 """
@@ -235,6 +244,87 @@ def test_eval_leaves_no_server_of_an_environment(
     servers = [int(pid) for pid in (tmp_path / "servers").read_text(encoding="utf-8").split()]
     assert len(servers) >= 2
     assert not any(map(is_alive, servers))
+
+
+# A step never returns, and swallows the exception of Ctrl-C. The environment notes its first step.
+STUCK = """
+import os, time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Stuck(CartPoleEnv):
+    def render(self):
+        return np.zeros((8, 8, 3), np.uint8)
+
+    def step(self, action):
+        Path(os.environ["STUCK"]).touch()
+        while True:
+            try:
+                time.sleep(600)
+            except BaseException:
+                pass
+
+gymnasium.register("Stuck-v0", Stuck)
+"""
+
+
+KILLED = "zmqrl: killed, because it did not end within 10 s.\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("eval", signal.SIGTERM),
+        pytest.param("eval", signal.SIGHUP, marks=pytest.mark.slow),
+        pytest.param("eval", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("record", signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
+def test_a_game_whose_step_never_returns_ends_with_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, number: signal.Signals
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "stuck_to_eval.py").write_text(STUCK, encoding="utf-8")
+    run = write_run(tmp_path / "run", dataclasses.replace(CARTPOLE, env="stuck_to_eval:Stuck-v0"), 0)
+    told = {"STUCK": str(tmp_path / "stuck"), "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **told}
+    program, pipe = [sys.executable, "-m", "zmqrl", command, str(run)], subprocess.PIPE
+
+    def hear() -> None:
+        signal.signal(number, signal.SIG_DFL)  # it may be ignored where the tests run
+
+    with ending(
+        subprocess.Popen(program, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=hear)
+    ) as process:
+        eventually((tmp_path / "stuck").exists, "the first step", 60)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, "")
+    # A step in a thread does not hold the command, but one in the main thread can swallow the exception of Ctrl-C.
+    assert errors == KILLED or (errors == "" and command == "eval")
+
+
+def test_a_game_whose_step_never_returns_does_not_hide_the_error_of_another(
+    cartpole_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+
+    def failing(policy: Policy, seed: int, *, greedy: bool) -> Any:
+        if seed == 1:
+            raise RuntimeError("the joystick broke")
+        over.wait()
+        yield from ()
+
+    monkeypatch.setattr("zmqrl.commands.measure.evaluate.whole_game", failing)
+    monkeypatch.setattr("zmqrl.commands.measure.evaluate.LEAVE_WITHIN_S", 0.1)
+    try:
+        with pytest.raises(RuntimeError, match="the joystick broke"):
+            games(load_policy(cartpole_run), [0, 1], threads=2)
+    finally:
+        over.set()
 
 
 def test_eval_prints_a_score_with_everything_it_depends_on(

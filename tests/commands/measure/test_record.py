@@ -297,6 +297,19 @@ def test_a_game_that_cannot_be_recorded_leaves_no_video(tmp_path: Path, lamps: N
     assert list(run.glob("videos/*")) == []
 
 
+def test_a_game_that_also_fails_when_it_is_closed_is_refused_for_the_first_reason(
+    tmp_path: Path, lamps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def close(self: Lamp) -> None:
+        if getattr(self, "time", 0):
+            raise AttributeError("no lamp")
+
+    monkeypatch.setattr(Lamp, "close", close)
+    policy = load_policy(lamp(tmp_path / "run", "RewardLottery-v0"))
+    with pytest.raises(UsageError, match="does not repeat a game for the same seed and actions"):
+        record(policy, tmp_path / "v.mp4", seed=0, greedy=False)
+
+
 @pytest.mark.parametrize(
     "drawn", ["Rgb", "Grey", "GreyChannel", "Rgba", "Float", "Float32", "FloatGrey", "WideFloat", "Int"]
 )

@@ -5,7 +5,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +15,7 @@ import zmqrl
 from zmqrl.commands.measure.play import Turn, whole_game
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json, prints_to_stderr, show_line
-from zmqrl.errors import UsageError, require
+from zmqrl.errors import UsageError, closing, require
 from zmqrl.observe.provenance import commit, provenance
 from zmqrl.process import CORES, LOOK_UP_EVERY_S, Messages, interruptible, log_to_stderr, read_job, say
 from zmqrl.results.bootstrap import mean_interval
@@ -25,6 +24,8 @@ from zmqrl.words import counted
 
 if TYPE_CHECKING:
     from zmqrl.policy import Policy
+
+LEAVE_WITHIN_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,8 @@ def play_games(
 ) -> list[Played]:
     """Play a game per seed. Returns the games in the order of ``seeds``.
 
-    Each thread plays one game at a time: in float64, batches are hardly faster than single frames.
+    Each thread plays one game at a time: in float64, batches are hardly faster than single frames. After an error or
+    Ctrl-C, games have ``LEAVE_WITHIN_S`` to end their current step.
     """
     leave = threading.Event()
 
@@ -135,17 +137,20 @@ def play_games(
                     break
         return Played(turn, b"".join(actions))
 
-    with ThreadPoolExecutor(threads) as pool:
-        games = [pool.submit(play, seed) for seed in seeds]
-        try:
-            playing: set[Future[Played]] = set(games)
-            while playing:  # wait briefly: a signal just before a wait does not end it
-                over, playing = wait(playing, LOOK_UP_EVERY_S, FIRST_COMPLETED)
-                for game in over:
-                    on_game(game.result().last)
-        finally:
-            leave.set()
-            pool.shutdown(cancel_futures=True)
+    pool = ThreadPoolExecutor(threads)
+    games = [pool.submit(play, seed) for seed in seeds]
+    try:
+        playing: set[Future[Played]] = set(games)
+        while playing:  # wait briefly: a signal just before a wait does not end it
+            over, playing = wait(playing, LOOK_UP_EVERY_S, FIRST_COMPLETED)
+            for game in over:
+                on_game(game.result().last)
+    finally:
+        leave.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        left = wait([game for game in games if not game.done()], LEAVE_WITHIN_S).not_done
+        if not left:  # otherwise, a step of a game may never return
+            pool.shutdown()
     return [game.result() for game in games]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from zmqrl.errors import closing
 from zmqrl.learner.games import EnvConfig
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ def whole_game(policy: "Policy", seed: int, *, greedy: bool) -> Generator[Turn, 
 
     torch.set_num_threads(1)  # for a batch of one, more threads would only wait
     rng = np.random.default_rng((seed, ACTIONS))
-    envs = make_envs(policy.env_id, whole_game_config(policy.config.envs), threads=1)
-    try:
+    with closing(make_envs(policy.env_id, whole_game_config(policy.config.envs), threads=1)) as envs:
         observation = envs.reset(seed)[0]
         score = 0.0
         for agent_steps in range(1, LONGEST + 1):
@@ -66,8 +66,6 @@ def whole_game(policy: "Policy", seed: int, *, greedy: bool) -> Generator[Turn, 
             if step.games:
                 return
             observation = step.observations[0]
-    finally:
-        envs.close()
 
 
 def whole_game_config(config: EnvConfig) -> EnvConfig:

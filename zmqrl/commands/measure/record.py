@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,7 @@ import zmqrl
 from zmqrl.commands.measure.play import Turn, whole_game
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json, prints_to_stderr
-from zmqrl.errors import UsageError, refusal, require
+from zmqrl.errors import UsageError, closing, refusal, require
 from zmqrl.local.extras import require_extra
 from zmqrl.process import Messages, interruptible, log_to_stderr, read_job, say
 from zmqrl.start.jobs import FollowerJob, Recorded, RecordingRequest, Skipped

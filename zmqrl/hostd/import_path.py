@@ -1,0 +1,27 @@
+"""Where Python looks for modules. Importing this module imports nothing that is slow or that a file can hide."""
+
+import os
+import sys
+
+VARIABLE = "PYTHONPATH"
+
+
+def search_here_last() -> None:
+    """Move the current directory to the end of the import path if only an empty entry or ``.`` of PYTHONPATH names it.
+
+    Files there would hide other modules. Also remove such entries from the variable, for children.
+    """
+    entries = os.environ.get(VARIABLE, "").split(os.pathsep)
+    named = [entry for entry in entries if os.path.normpath(entry) != os.curdir]
+    if entries == [""] or named == entries:  # Python ignores an empty variable
+        return
+    if named:
+        os.environ[VARIABLE] = os.pathsep.join(named)
+    else:
+        del os.environ[VARIABLE]
+    try:
+        here = os.getcwd()  # noqa: PTH109 - importing pathlib would search the current directory
+    except OSError:  # the directory was removed: cli.main reports this
+        return
+    if here in sys.path and here not in map(os.path.abspath, named):
+        sys.path[:] = [*(entry for entry in sys.path if entry != here), here]
