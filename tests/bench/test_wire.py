@@ -14,7 +14,7 @@ import pytest
 from zmqrl.bench import samples, wire
 from zmqrl.bench.crew import Crew
 from zmqrl.bench.grid import OPERATIONS, Grid, Implementation
-from zmqrl.bench.parts import Copier, Limit, RawHub, RawWorker
+from zmqrl.bench.parts import ByteLimit, Copier, RawHub, RawWorker
 from zmqrl.bench.samples import Blocks, Round
 from zmqrl.errors import ClusterError
 from zmqrl.observe.spans import Spans
@@ -105,7 +105,7 @@ def test_the_bytes_of_a_round_trip_are_not_added() -> None:
 def test_the_limit_of_a_round_is_the_time_of_its_copies_and_of_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0, 10, 20, 35, 100, 101, 200, 203])  # two copies, then two steps
     monkeypatch.setattr("zmqrl.bench.parts.time", SimpleNamespace(monotonic_ns=lambda: next(clock)))
-    limit = Limit(pieces=4, piece_bytes=400, workers=2, count=100)
+    limit = ByteLimit(pieces=4, piece_bytes=400, workers=2, count=100)
     told = limit.run(2, 0.0)
     assert [done - begun for begun, done in zip(told["begun"], told["done"], strict=True)] == [10 + 1, 15 + 3]
     assert limit.steps.version == 2

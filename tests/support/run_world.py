@@ -26,6 +26,7 @@ from zmqrl.ps.control import NoAnswer, ShardControl
 from zmqrl.ps.shard import events as shard_events
 from zmqrl.ps.shard.events import Totals
 from zmqrl.ps.shard.history_rules import Line, broken_rules
+from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import ending
 from zmqrl.supervisor import events as e
@@ -93,11 +94,16 @@ class ControlPath:
         return bool(self.back)
 
 
+def _never(text: str) -> None:
+    raise AssertionError(f"a message was ignored: {text}")
+
+
 class SimulatedControl(ShardControl):
     """The supervisor's real questions and answers, on simulated connections."""
 
     def __init__(self, world: "RunWorld", other: Any) -> None:
         self.run, self.layout, self.secret, self.other = RUN, LAYOUT, SECRET, other
+        self.warn, self._ignored = _never, framing.Ignored()
         self.incarnation = world.number()
         self.world = world
         self.sockets = cast(Any, world.paths)

@@ -248,7 +248,7 @@ class Copier:
         pass
 
 
-class Limit:
+class ByteLimit:
     """The least work of an update: a copy of each payload, and one step of the optimizer over ``count`` parameters.
 
     A round has the sum of the two times. All copies of a block precede all steps, so both find their data in the

@@ -18,7 +18,7 @@ import numpy as np
 
 from zmqrl.bench.crew import Crew, PartFacts, Role
 from zmqrl.bench.grid import TRIP_BYTES, Case, Grid, Implementation, Operation
-from zmqrl.bench.parts import ADAM, Copier, GlooRank, Limit, RawHub, RawWorker, ZmqrlPinger, ZmqrlWorker
+from zmqrl.bench.parts import ADAM, ByteLimit, Copier, GlooRank, RawHub, RawWorker, ZmqrlPinger, ZmqrlWorker
 from zmqrl.bench.samples import MeasureKind, Round, Row, rows, samples
 from zmqrl.profile.profiler import ProfilerJob
 from zmqrl.profile.run_tables import ProcessTables, RunTables
@@ -224,7 +224,7 @@ def _limit(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
     """Copy the payloads of an update, and make one step of the optimizer for the largest shard, in one process."""
     pieces, piece_bytes = case.pieces("update_round")
     job = {"pieces": pieces, "piece_bytes": piece_bytes, "workers": case.workers, "count": case.largest_slice}
-    with stage.crew.playing(name, Limit, {0: job}) as roles:
+    with stage.crew.playing(name, ByteLimit, {0: job}) as roles:
         yield Variant({"update_round": functools.partial(_made, stage.crew, roles)})
 
 
