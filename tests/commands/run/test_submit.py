@@ -132,6 +132,7 @@ def new_run(stand_in: StandInSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (path,) = {path.parent for path in where.glob("runs/*/submitted.json")} - before
         job = Submitted.read(path)
         assert job is not None
+        assert Path(job.run_dir).name == path.name
         assert f"--run-dir {job.run_dir}\n" in (stand_in.state / "script").read_text()
         assert f"--job-name={Path(job.run_dir).name} " in stand_in.calls().splitlines()[-1]
         assert job.log == f"{job.run_dir}.log"
@@ -149,8 +150,8 @@ def test_runs_that_are_submitted_at_the_same_time_have_their_own_directories(
     assert {path.name for path in (tmp_path / "here" / "runs").iterdir()} == {NEW, f"{NEW}-2", f"{NEW}-3"}
     assert new_run("elsewhere").run_dir == f"{there}/{NEW}-4", "another machine can use the same login node"
     (tmp_path / "third" / "runs" / f"{NEW}-5").mkdir(parents=True)
-    assert new_run("third").run_dir == f"{there}/{NEW}-5"
-    assert (tmp_path / "third" / "runs" / f"{NEW}-5-2" / "submitted.json").exists(), "only the name here was taken"
+    assert new_run("third").run_dir == f"{there}/{NEW}-6", "the fifth name is taken here"
+    assert new_run("elsewhere").run_dir == f"{there}/{NEW}-5", "it is still free there"
 
 
 def test_only_one_of_several_submissions_gets_a_name(stand_in: StandInSlurm) -> None:
@@ -173,6 +174,47 @@ def test_a_run_that_is_not_submitted_leaves_nothing(
         new_run("here")
     assert list((tmp_path / "here" / "runs").iterdir()) == []
     assert list((stand_in.home / "work" / "runs").iterdir()) == []
+
+
+def test_a_run_that_is_not_submitted_leaves_no_log_even_if_its_directory_must_stay(
+    stand_in: StandInSlurm, tmp_path: Path, new_run: Callable[[str], Submitted]
+) -> None:
+    kept = tmp_path / "here" / "runs" / NEW / "kept"
+    (stand_in.bin / "sbatch").write_text(f"#!/bin/sh\ntouch {kept}; exit 1\n", encoding="utf-8")
+    with pytest.raises(ClusterError, match=r"^sbatch on login failed"):
+        new_run("here")
+    assert kept.exists()
+    assert list((stand_in.home / "work" / "runs").iterdir()) == []
+
+
+def test_ctrl_c_before_the_submission_leaves_nothing(
+    stand_in: StandInSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_run: Callable[[str], Submitted]
+) -> None:
+    def interrupted(run: Path) -> NoReturn:
+        assert run.exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(submit, "summary_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        new_run("here")
+    assert list((tmp_path / "here" / "runs").iterdir()) == []
+    assert list((stand_in.home / "work" / "runs").iterdir()) == []
+    assert "sbatch" not in stand_in.calls()
+
+
+@pytest.mark.parametrize("how", [["--resume", "{run}"], ["--resume", "--run-dir", "{run}"]], ids=["short", "long"])
+def test_a_run_is_resumed_in_its_own_directory(
+    stand_in: StandInSlurm, tmp_path: Path, new_run: Callable[[str], Submitted], how: list[str]
+) -> None:
+    job = new_run("here")
+    run = tmp_path / "here" / "runs" / NEW
+    assert cli.run(["attach", str(run)]) == 0
+    options = [word.format(run=run) for word in how]
+    assert cli.run(["launch", *OPTIONS, *options, "--updates", "90"]) == 0
+    script = (stand_in.state / "script").read_text()
+    assert script.endswith(f" launch --slurm --requeue --resume --updates 90 --run-dir {job.run_dir}\n")
+    assert list(run.parent.iterdir()) == [run]
+    assert Submitted.read(run) == job
 
 
 def test_all_commands_share_one_connection(stand_in: StandInSlurm, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import tyro
 from zmqrl.commands.inspect.follow import follow, summary_of
 from zmqrl.commands.options import parse_known
 from zmqrl.commands.output import print_line
+from zmqrl.commands.run.train import with_run_dir
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, require
 from zmqrl.hosts.inventory import Host
@@ -20,7 +21,7 @@ from zmqrl.hosts.sync import make_environments
 from zmqrl.hosts.ways.login_node import OVER, LoginNode, Submitted, Unanswered, job_script
 from zmqrl.hosts.ways.way import command_on
 from zmqrl.process import interruptible
-from zmqrl.rundir import RunDirectory, holds_a_run, make_new, new_path
+from zmqrl.rundir import RunDirectory, holds_a_run, new_path
 from zmqrl.words import as_text, as_word
 
 # As in launch/slurm/train.sbatch; options of the user come later and win.
@@ -56,7 +57,7 @@ class _Here(LoginOptions):
 @interruptible()
 def submit(arguments: list[str], config: Config) -> int:
     """Submit a run with the settings ``config`` and follow it. Returns its exit status. Raises ZmqrlError."""
-    here, rest = parse_known(_Here, arguments, "zmqrl launch")
+    here, rest = parse_known(_Here, with_run_dir(arguments), "zmqrl launch")
     assert here.slurm_login is not None
     require(not (here.slurm or here.requeue), "--slurm-login implies --slurm and --requeue: remove these.")
     require(not here.offline or here.sync == "wheel", "--offline requires --sync wheel.")
@@ -80,9 +81,9 @@ def submit(arguments: list[str], config: Config) -> int:
     if here.sync == "wheel":
         way = partial(command_on, ssh_config=here.ssh_config)
         python = make_environments([host], way, print_line, {}, offline=here.offline)[host.name]
-    with LoginNode(host.name, here.ssh_config) as node:
+    with LoginNode(host.name, here.ssh_config) as node, contextlib.ExitStack() as unused:
         if here.run_dir is None:
-            run, directory, name = _new_run(node, run, here.login_dir)
+            run, directory, name = _new_run(node, run, here.login_dir, unused)
             read = 0
         else:
             _refuse_a_second_job(node, run)
@@ -91,6 +92,7 @@ def submit(arguments: list[str], config: Config) -> int:
             run.mkdir(parents=True, exist_ok=True)
         script = job_script(python, [*rest, "--run-dir", f"{directory}/{name}"])
         earlier = summary_of(run)
+        not_submitted = unused.pop_all()  # an interrupted sbatch may have submitted the job
         try:
             number = node.submit(sbatch_options(directory, name, given), script)
         except Unanswered as error:
@@ -98,10 +100,7 @@ def submit(arguments: list[str], config: Config) -> int:
                 f"{error} The job may have been submitted: `squeue --name {as_word(name)}` on {host.name} shows it."
             ) from error
         except ClusterError:
-            if here.run_dir is None:
-                with contextlib.suppress(OSError, ClusterError):
-                    run.rmdir()
-                    node.give_back(directory, name)
+            not_submitted.close()
             raise
         job = Submitted(
             host=host.name,
@@ -122,17 +121,36 @@ def submit(arguments: list[str], config: Config) -> int:
         return follow(node, job, run, read=read, earlier=earlier, stops=True)
 
 
-def _new_run(node: LoginNode, run: Path, login_dir: str) -> tuple[Path, str, str]:
-    """Take the names of a new run, here and there. If another run has a name, add a number to it.
+def _new_run(node: LoginNode, run: Path, login_dir: str, unused: contextlib.ExitStack) -> tuple[Path, str, str]:
+    """Take a name for a new run, the same here and there. If another run has that name, add a number to it.
 
-    Returns the new directory here, the absolute path of ``login_dir``, and the name there.
+    Returns the new directory here, the absolute path of ``login_dir``, and the name. ``unused`` gets what undoes this.
     """
-    directory, name = node.take_name(login_dir, run.name)
-    try:
-        return make_new(run.with_name(name)), directory, name
-    except OSError:
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as skipped:  # names that are taken here: the login node must not offer them again
+        while True:
+            directory, name = node.take_name(login_dir, run.name)
+            with contextlib.ExitStack() as taken:
+                taken.callback(_give_back, node, directory, name)
+                numbered = run.with_name(name)
+                try:
+                    numbered.mkdir()
+                except FileExistsError:
+                    skipped.push(taken.pop_all())
+                    continue
+                taken.callback(_remove, numbered)
+                unused.push(taken.pop_all())
+                return numbered, directory, name
+
+
+def _give_back(node: LoginNode, directory: str, name: str) -> None:
+    with contextlib.suppress(ClusterError):
         node.give_back(directory, name)
-        raise
+
+
+def _remove(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def _refuse_a_second_job(node: LoginNode, run: Path) -> None:

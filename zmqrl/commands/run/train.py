@@ -101,7 +101,7 @@ def _named(recipe: str | None) -> Config:
 
 def recipe_of(arguments: list[str], *own: type[Any]) -> tuple[str | None, list[str]]:
     """The recipe, from anywhere in ``arguments``, and the options. Raises UsageError."""
-    words, options = operands(_with_profile_default(_with_run_dir(arguments)), (*own, Config), RECIPES)
+    words, options = operands(_with_profile_default(with_run_dir(arguments)), (*own, Config), RECIPES)
     if words and words[0] not in RECIPES:
         raise UsageError(
             f"unknown recipe {words[0]!r}{did_you_mean(words[0], RECIPES)}; choose one of {', '.join(RECIPES)}."
@@ -132,7 +132,7 @@ def _print_plan(config: Config) -> None:
     sys.stdout.write("\n".join([placement.table(), *placement.notices]) + "\n")
 
 
-def _with_run_dir(arguments: list[str]) -> list[str]:
+def with_run_dir(arguments: list[str]) -> list[str]:
     """Turn ``--resume RUN`` into ``--resume --run-dir RUN``, unless RUN can only be a recipe."""
     completed, recipes = list[str](), RECIPES if "--run-dir" in option_names(arguments) else ()
     for argument in arguments:
