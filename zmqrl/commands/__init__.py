@@ -64,7 +64,11 @@ GROUPS = {
     },
     "plan": {
         "bench": Command(
-            "measure.bench", "train|wire [options]", "measure training, or the transport of gradients", is_guarded=True
+            "measure.bench",
+            "train|wire [options]",
+            "measure training, or the transport of gradients",
+            is_guarded=True,
+            ends_within_s=math.inf,  # a run that it measures ends its processes first
         ),
         "simulate": Command("measure.simulate", "[FILE] [options]", "simulate a run in virtual time"),
         "plan": Command("measure.plan", "--workers-up-to N [options]", "find the workers, backups and shards to use"),
