@@ -89,7 +89,8 @@ def connect(links: Sequence[Link], news: OnEvent | None = None, *, instead: str 
                     advice = f": {instead}" if instead is not None and NOT_THERE.search(lost.why) else ""
                     if NO_SHELL in lost.why:
                         why = f"{why.rstrip('.')}: its login shell is nologin: use another account (user@host)"
-                    if NO_OUTPUT in lost.why and Path(link.command[0]).name == "ssh" and REFUSED_BY_SSH not in lost.why:
+                    ended_silently = lost.why.startswith("exit status") and NO_OUTPUT in lost.why
+                    if ended_silently and REFUSED_BY_SSH not in lost.why and Path(link.command[0]).name == "ssh":
                         why += ": its login shell may be one that runs no commands"
                     failed[link.host] = why + advice
         if now - renewed_at >= RENEW_EVERY_S:
