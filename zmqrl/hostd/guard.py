@@ -68,9 +68,9 @@ def fork_guard(frozen_s: float = FROZEN_S) -> int:
     return _fork_guard(str(frozen_s))
 
 
-def fork_guard_of_user_code(ends_within_s: float) -> int:
-    """Like :func:`fork_guard`, for a child that runs the user's code. ``ends_within_s``: :func:`watch_user_code`."""
-    return _fork_guard(USER_CODE, str(ends_within_s))
+def fork_guard_of_user_code(ends_within_s: float, called: str) -> int:
+    """Like :func:`fork_guard`, for a child that runs the user's code. The arguments are for :func:`watch_user_code`."""
+    return _fork_guard(USER_CODE, str(ends_within_s), called)
 
 
 def _fork_guard(*how: str) -> int:
@@ -136,21 +136,21 @@ def watch(daemon: int, frozen_s: float) -> int:
     return shell_status(status)
 
 
-def watch_user_code(process: int, ends_within_s: float) -> int:
+def watch_user_code(process: int, ends_within_s: float, called: str) -> int:
     """Wait for the end of the child ``process``, which runs the user's code, and pass signals on to it.
 
     Then kill what it has left. Returns its :func:`shell_status`. The user's code can block SIGTERM and SIGHUP: Python
     handles signals only between its own instructions, and cleaning up can wait for a game. If the process has not ended
-    ``ends_within_s`` after such a signal, kill it and return INTERRUPTED.
+    ``ends_within_s`` after such a signal, kill it and return INTERRUPTED. ``called`` names it in the message.
     """
     exit_fd = os.pidfd_open(process)
     limited = {number for number in TO_A_DAEMON if signal.getsignal(number) != signal.SIG_IGN}
-    ends_by = math.inf
+    ends_by, asked = math.inf, ""
 
     def arrived(number: int) -> None:
-        nonlocal ends_by
-        if number in limited:
-            ends_by = min(ends_by, time.monotonic() + ends_within_s)
+        nonlocal ends_by, asked
+        if number in limited and not asked:
+            ends_by, asked = time.monotonic() + ends_within_s, signal.Signals(number).name
 
     _pass_on(exit_fd, TO_USER_CODE, arrived)
     is_late = False
@@ -158,7 +158,7 @@ def watch_user_code(process: int, ends_within_s: float) -> int:
         if not is_late and time.monotonic() >= ends_by:
             is_late = True
             send_signal(exit_fd, signal.SIGKILL)
-            _tell(f"zmqrl: killed, because it did not end within {ends_within_s:g} s.")
+            _tell(f"{called} was killed: it had not ended {ends_within_s:g} s after {asked}.")
         for orphan in children(os.getpid()):
             if orphan != process:
                 with contextlib.suppress(ChildProcessError):
@@ -245,5 +245,5 @@ if __name__ == "__main__":
     if how == [FRONT]:
         sys.exit(stand_before(watched))
     if how[0] == USER_CODE:
-        sys.exit(watch_user_code(watched, float(how[1])))
+        sys.exit(watch_user_code(watched, float(how[1]), how[2]))
     sys.exit(watch(watched, float(how[0])))

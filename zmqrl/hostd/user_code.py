@@ -17,38 +17,39 @@ from zmqrl.process import LOOK_UP_EVERY_S, die_with_parent
 PASSED_ON = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP)
 
 
-def take_guard(parent: int | None = None, *, ends_within_s: float = math.inf) -> None:
+def take_guard(parent: int | None = None, *, ends_within_s: float = math.inf, called: str = "the process") -> None:
     """Continue in a child, and turn this process into the guard of that child.
 
     When the child ends, the guard kills everything that the child has started, and exits with the child's
     :func:`shell_status`. The guard kills the child when the guard gets END, or its own parent dies. The child dies with
     the guard. ``parent`` is the parent of this process. If it is None, the caller must check that its parent did not
-    die before this call. No thread continues in the child. ``ends_within_s`` is that of
-    :func:`zmqrl.hostd.guard.watch_user_code`.
+    die before this call. No thread continues in the child. ``ends_within_s`` and ``called`` are
+    those of :func:`zmqrl.hostd.guard.watch_user_code`.
     """
     adopt_orphans()
     die_with_parent(END)
     if parent not in (None, os.getppid()):
         os._exit(0)
-    guard = fork_guard_of_user_code(ends_within_s)
+    guard = fork_guard_of_user_code(ends_within_s, called)
     die_with_parent(signal.SIGKILL)
     if os.getppid() != guard:
         os._exit(0)
 
 
-def in_guarded_child(ends_within_s: float = math.inf) -> int | None:
+def in_guarded_child(ends_within_s: float = math.inf, called: str = "the process") -> int | None:
     """Continue in a child with a guard, and return None there. Here, return the child's :func:`shell_status` at its
     end.
 
     Until then, pass on the signals that end or stop a command. The child has its own session, to get each signal only
-    once. The guard kills a child that has not ended ``ends_within_s`` after SIGTERM or SIGHUP.
+    once. The guard kills a child that has not ended ``ends_within_s`` after SIGTERM or SIGHUP, and says so
+    with the name ``called``.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     parent = os.getpid()
     guard = os.fork()
     if not guard:
         os.setsid()
-        take_guard(parent, ends_within_s=ends_within_s)
+        take_guard(parent, ends_within_s=ends_within_s, called=called)
         return None
     exit_fd = os.pidfd_open(guard)
 
