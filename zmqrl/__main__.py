@@ -10,7 +10,7 @@ import os
 import sys
 
 INTERRUPTED = 130
-THREADS_END_WITHIN_S = 3.0  # after Ctrl-C: a step of a game, in a thread, may never return
+THREADS_END_WITHIN_S = 3.0  # after Ctrl-C or an error: a step of a game, in a thread, may never return
 LOOK_UP_EVERY_S = 1.0  # waits are this short, because a signal that arrives just before a wait does not end it
 
 
@@ -47,31 +47,34 @@ def main() -> None:
     for number in ANSWERED:
         # Runs last: otherwise Python restores the default handler, and Ctrl-C can change the exit status.
         atexit.register(_signal.signal, number, _signal.SIG_IGN)
-    is_interrupted = False
+    status = 1
     try:
         cli.guarded_main()
     except SystemExit as stop:
-        is_interrupted = stop.code == INTERRUPTED
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         raise
+    except Exception:  # print it now: the wait for threads may end the process
+        sys.excepthook(*sys.exc_info())
+        sys.exit(status)
     finally:
         for number in ANSWERED:
             _signal.signal(number, _leave)
-        _join_threads(THREADS_END_WITHIN_S if is_interrupted else float("inf"))
+        _join_threads(status)
 
 
-def _join_threads(within_s: float) -> None:
+def _join_threads(status: int) -> None:
     """Wait for library threads in short steps. Python would use one long wait, which can miss Ctrl-C.
 
-    If they have not ended ``within_s``, end the process at once.
+    If the exit ``status`` is not 0, end the process after ``THREADS_END_WITHIN_S`` even if threads are left.
     """
     import threading
     import time
 
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + THREADS_END_WITHIN_S if status else float("inf")
     for thread in threading.enumerate():
         while thread.is_alive() and not thread.daemon and thread is not threading.current_thread():
             if time.monotonic() >= deadline:
-                _leave()
+                os._exit(status)
             thread.join(LOOK_UP_EVERY_S)
 
 
