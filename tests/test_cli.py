@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import math
 import os
 import re
 import shlex
@@ -577,8 +578,8 @@ def test_a_refused_network_leaves_no_process_and_no_directory(tmp_path: Path) ->
 
 AGAIN = BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 NO_PROCESS = (
-    "cannot start a process: Resource temporarily unavailable: raise the limit of processes (ulimit -u, or pids.max of "
-    "the control group)."
+    "the system refused a request: Resource temporarily unavailable: if no process could be started, raise the limit "
+    "of processes (ulimit -u, or pids.max of the control group)."
 )
 
 
@@ -590,7 +591,11 @@ NO_PROCESS = (
             "libcudart.so.12: cannot open shared object file: No such file or directory.",
         ),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "the system refused a request: Cannot allocate memory."),
-        (OSError(errno.ENOSPC, "No space left on device"), "the system refused a request: No space left on device."),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "the system refused a request: No space left on device: free some space on that disk.",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied"), "the system refused a request: Permission denied."),
         (PermissionError(errno.EACCES, "Permission denied", "a.json"), "cannot use a.json: Permission denied."),
         (AGAIN, NO_PROCESS),
         (
@@ -614,6 +619,12 @@ def test_an_error_of_the_system_blames_standard_output_only_for_its_own_errors(
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert (stop.value.code, *capsys.readouterr()) == (2, "", f"zmqrl: {sentence}\n")
+
+
+@pytest.mark.parametrize("name", ["bench", "reproduce"])
+def test_a_command_that_trains_has_time_to_end_its_run(name: str) -> None:
+    assert COMMANDS[name].is_guarded
+    assert COMMANDS[name].ends_within_s == math.inf
 
 
 def test_a_guard_that_cannot_be_forked_is_reported_in_one_sentence(

@@ -12,7 +12,7 @@ from typing import Any
 
 from zmqrl import __version__
 from zmqrl.commands import COMMANDS, GROUPS, Command
-from zmqrl.errors import UsageError, ZmqrlError, cannot_start, did_you_mean, refusal
+from zmqrl.errors import UsageError, ZmqrlError, cannot_start, did_you_mean, refusal, request_refused
 from zmqrl.hostd.user_code import in_guarded_child
 from zmqrl.observe.screen import is_hung_up, never_waiting
 from zmqrl.process import check_open_files, log_level, look_for_modules_here, raise_open_files, use_all_cores
@@ -37,7 +37,7 @@ def guarded_main() -> None:
 
 def _guarded(name: str) -> int | None:
     """Continue in a child with a guard, and return None there. Here, return the exit status of the command ``name``."""
-    status = in_guarded_child(COMMANDS[name].ends_within_s)
+    status = in_guarded_child(COMMANDS[name].ends_within_s, f"zmqrl {name}")
     if status is None or (crash := status - 128) not in CRASHES:
         return status
     how = ended_how(-crash)
@@ -81,9 +81,7 @@ def _sentence(error: OSError) -> str:
         return refusal(error, STREAMS[1])
     if error.filename is not None:
         return f"cannot use {error.filename}: {error.strerror or error}."
-    if error.errno == errno.EAGAIN:  # from fork
-        return cannot_start("process", error.strerror or str(error))
-    return f"{error if error.errno is None else f'the system refused a request: {error.strerror}'}."
+    return f"{error}." if error.errno is None else request_refused(error)
 
 
 def _run_and_print() -> int:

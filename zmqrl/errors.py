@@ -54,9 +54,12 @@ def cannot_listen(error: OSError, address: str, port: int) -> str:
     return f"{what} ({error.strerror})"
 
 
+LIMIT_OF_PROCESSES = "the limit of processes (ulimit -u, or pids.max of the control group)"
+
+
 def cannot_start(what: str, why: str) -> str:
     """The sentence for a process or thread that cannot be started because of a limit."""
-    return f"cannot start a {what}: {why}: raise the limit of processes (ulimit -u, or pids.max of the control group)."
+    return f"cannot start a {what}: {why}: raise {LIMIT_OF_PROCESSES}."
 
 
 def require(holds: bool, sentence: str) -> None:
@@ -65,17 +68,20 @@ def require(holds: bool, sentence: str) -> None:
         raise UsageError(sentence)
 
 
+_REMEDIES_OF_LIMITS = {
+    errno.ENOSPC: "free some space on that disk",
+    errno.EDQUOT: "free some space within your quota",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
 _REMEDIES = {
+    **_REMEDIES_OF_LIMITS,
     errno.EACCES: "make it writable",
     errno.EPERM: "make it writable",
     errno.EROFS: "make it writable",
     errno.EISDIR: "move the directory of that name out of the way",
     errno.EEXIST: "move the file of that name out of the way",
     errno.ENOTDIR: "move the file of that name out of the way",
-    errno.ENOSPC: "free some space on that disk",
-    errno.EDQUOT: "free some space within your quota",
-    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
 
 
@@ -91,6 +97,14 @@ def refusal(error: OSError, path: object, otherwise: str | None = None) -> str:
     name = path if error.filename is None else error.filename
     remedies = ", or ".join(filter(None, [_REMEDIES.get(error.errno or 0), otherwise]))
     return f"cannot write {name}: {error.strerror or error}{': ' if remedies else ''}{remedies}."
+
+
+def request_refused(error: OSError) -> str:
+    """The sentence for an error of the system that names no file: the reason and the remedy."""
+    remedy = _REMEDIES_OF_LIMITS.get(error.errno or 0)
+    if error.errno == errno.EAGAIN:  # from fork, or from a lock or socket
+        remedy = f"if no process could be started, raise {LIMIT_OF_PROCESSES}"
+    return f"the system refused a request: {error.strerror or error}{f': {remedy}' if remedy else ''}."
 
 
 @contextmanager
