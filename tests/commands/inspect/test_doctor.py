@@ -300,7 +300,7 @@ def test_an_interrupted_doctor_leaves_nothing_on_hosts_that_are_coming_up(monkey
     config = over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
     with pytest.raises(KeyboardInterrupt):
         doctor.run(Options(hosts="h1"), config)
-    eventually(lambda: directories_of_doctors() == before, "the end of the daemon", WITHIN_S)
+    eventually(lambda: directories_of_doctors() <= before, "the end of the daemon", WITHIN_S)
 
 
 @pytest.mark.usefixtures("ssh_to_here")
@@ -314,4 +314,4 @@ def test_an_interrupted_doctor_leaves_nothing_on_hosts_that_are_up(monkeypatch: 
     config = over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
     with pytest.raises(KeyboardInterrupt):
         doctor.run(Options(hosts="h1"), config)
-    assert directories_of_doctors() == before
+    assert directories_of_doctors() <= before
