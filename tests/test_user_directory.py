@@ -18,7 +18,7 @@ from zmqrl.process import STARTED_IN, look_for_modules, staying_here
 
 WITHIN_S = 180.0
 # Modules that zmqrl, torch or Gymnasium import. A test gives its files these names: importing one ends the process.
-HIDING = ("random", "json", "socket", "logging", "selectors", "signal", "tempfile", "numpy", "torch", "tyro")
+HIDING = ("random", "json", "socket", "logging", "selectors", "signal", "tempfile", "typing", "numpy", "torch", "tyro")
 OWN_ENV = """
 import os
 from pathlib import Path

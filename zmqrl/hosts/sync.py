@@ -60,9 +60,9 @@ def make_environments(
     """Make an environment with this zmqrl on all ``hosts`` at once. Returns the path of each environment's Python, by
     host.
 
-    The environments have the packages of ``extras`` of Gymnasium. ``say`` gets the progress. pip gets the environment ``variables``. With ``offline``, this machine sends the packages
-    that a host lacks. Raises UsageError if zmqrl is not installed here, and ClusterError, which names each host that
-    failed.
+    The environments have the packages of ``extras`` of Gymnasium. ``say`` gets the progress. pip gets the environment
+    ``variables``. With ``offline``, this machine sends the packages that a host lacks. Raises UsageError if zmqrl is
+    not installed here, and ClusterError, which names each host that failed.
     """
     asked = request(extras) | {"offline": offline}
     links = [
