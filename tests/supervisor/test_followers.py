@@ -299,17 +299,17 @@ UNKNOWN = ({"surprise": 1}, {"evaluation": {"version": 0, "mean": None}}, {"reco
 
 
 @pytest.mark.parametrize("facts", UNKNOWN)
-def test_an_unknown_answer_is_shown_and_settles_the_oldest_pending_version(
+def test_an_unknown_answer_settles_all_versions_of_the_evaluator_and_the_oldest_of_the_recorder(
     followers: Followers, notices: Notices, brought: set[tuple[ProcessId, int]], facts: dict[str, Any]
 ) -> None:
     followers.on_checkpoint(0, 0.0)
     followers.on_checkpoint(300, 300.0)
     followers.on_answer(Said(EVALUATOR, facts))
-    assert followers.pending[EVALUATOR] == [EvaluationRequest(300)]
-    assert notices.texts == [f"evaluator-0 skipped version 0: a follower gave the unknown answer {facts!r}."]
+    assert followers.pending[EVALUATOR] == [], "it works on the newest version"
+    assert notices.texts == [f"evaluator-0 skipped version 300: a follower gave the unknown answer {facts!r}."]
     followers.on_answer(Said(RECORDER, facts))
     assert followers.pending[RECORDER] == []
-    assert brought == {(EVALUATOR, 300)}
+    assert not brought
     followers.on_answer(Said(RECORDER, facts))
     assert notices.texts[-1] == f"recorder-0: a follower gave the unknown answer {facts!r}."
     followers.on_answer(evaluation(300))

@@ -1,6 +1,7 @@
 """Installs this zmqrl on other hosts: each unpacks the same wheel into a Python environment."""
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -120,6 +121,8 @@ def extras_of_game(env_id: str, envs: EnvConfig) -> tuple[str, ...]:
         return tuple(OF_GYMNASIUM)
     import gymnasium
 
+    with contextlib.suppress(ImportError):
+        import ale_py  # noqa: F401 - registers the Atari games
     try:
         entry_point = gymnasium.spec(env_id).entry_point
     except gymnasium.error.Error:
