@@ -23,7 +23,7 @@ from zmqrl import rundir
 from zmqrl.checkpoint import Checkpoint, checkpoints, prune
 from zmqrl.errors import ClusterError, UnwritableError, UsageError
 from zmqrl.ps.layout import Layout
-from zmqrl.rundir import LOCK, LONGEST_SOCKET_PATH, RunDirectory, reserve, write_json
+from zmqrl.rundir import LOCK, LONGEST_SOCKET_PATH, RunDirectory, make_new, reserve, write_json
 from zmqrl.supervisor.checkpointer import Checkpointer
 
 LAYOUT = Layout.of([("hidden.weight", (7, 5)), ("hidden.bias", (7,)), ("scale", ())], 2)
@@ -374,6 +374,12 @@ def test_a_new_run_directory_is_removed_if_the_run_does_not_start(tmp_path: Path
     mine.claim()
     mine.release()
     assert mine.path.exists(), "the directory existed before"
+
+
+def test_a_new_run_in_a_directory_that_is_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError):
+        make_new(tmp_path / "runs" / "run")
 
 
 @pytest.mark.parametrize("length", [1, LONGEST_SOCKET_PATH])

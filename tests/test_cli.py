@@ -13,7 +13,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import pytest
 import torch
@@ -200,8 +200,10 @@ def test_too_many_workers_for_the_hosts_are_refused_before_any_host_is_contacted
     assert not (refused.where / "runs").exists(), "a run directory was made"
 
 
-def test_a_local_run_can_be_resumed_on_hosts(tmp_path: Path) -> None:
-    path = finished_run(tmp_path / "run", dataclasses.replace(cartpole(), wire=WireConfig(address="10.9.9.9")))
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_a_local_run_can_be_resumed_on_hosts(tmp_path: Path, transport: Literal["tcp", "ipc"]) -> None:
+    wire = WireConfig(transport=transport, address="10.9.9.9")
+    path = finished_run(tmp_path / "run", dataclasses.replace(cartpole(), wire=wire))
     config = config_from(["--resume", "--run-dir", str(path)], over_tcp)
     assert (config.wire.transport, config.wire.address) == ("tcp", "127.0.0.1")
     check(config, [Host(name="h1")])

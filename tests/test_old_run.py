@@ -77,6 +77,9 @@ def test_the_policy_of_an_old_run_plays_the_same_games(run: Path, capsys: pytest
 @pytest.mark.slow
 def test_an_old_run_can_be_resumed(run: Path) -> None:
     options = ["--updates", "26", "--no-evaluator", "--trackers"]
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config["envs"] |= {"grayscale": False, "life_loss": False, "fire_reset": False}  # older versions ignored these
+    (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
     command = [sys.executable, "-m", "zmqrl", "train", "--resume", "--run-dir", str(run), *options]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -18,7 +18,7 @@ from zmqrl.process import STARTED_IN, look_for_modules, staying_here
 
 WITHIN_S = 180.0
 # Modules that zmqrl, torch or Gymnasium import. A test gives its files these names: importing one ends the process.
-HIDING = ("random", "json", "socket", "logging", "selectors", "signal", "tempfile", "numpy", "torch", "tyro")
+HIDING = ("random", "json", "socket", "logging", "selectors", "signal", "tempfile", "typing", "numpy", "torch", "tyro")
 OWN_ENV = """
 import os
 from pathlib import Path
@@ -86,17 +86,38 @@ def test_entries_that_mean_the_current_directory_do_not_break_a_host_daemon(hidi
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
-    ("variable", "path", "cleaned", "searched"),
+    "module",
     [
-        (":/opt/lib", ["HERE", "/opt/lib", "/lib"], "/opt/lib", ["/opt/lib", "/lib", "HERE"]),
-        (".", ["HERE", "/lib"], None, ["/lib", "HERE"]),
-        ("/opt/lib:./", ["/opt/lib", "HERE", "/lib"], "/opt/lib", ["/opt/lib", "/lib", "HERE"]),
-        ("HERE:", ["HERE", "/lib"], "HERE", ["HERE", "/lib"]),
-        ("HERE", ["HERE", "/lib"], "HERE", ["HERE", "/lib"]),
-        ("src", ["HERE/src", "/lib"], "src", ["HERE/src", "/lib"]),
-        ("", ["HERE", "/lib"], "", ["HERE", "/lib"]),
-        (None, ["HERE", "/lib"], None, ["HERE", "/lib"]),
+        "zmqrl.bench.crew",
+        "zmqrl.page.beside",
+        "zmqrl.ps.shard.server",
+        pytest.param("zmqrl.simulate.live.sleeper", marks=pytest.mark.slow),
+        "zmqrl.start.initial",
+        "zmqrl.hostd.child",
+    ],
+)
+def test_entries_that_mean_the_current_directory_do_not_break_a_process(hiding: Path, module: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([".", str(ROOT)])}
+    command = [sys.executable, "-P", "-m", module, "--help"]
+    done = subprocess.run(
+        command, cwd=hiding, env=environment, input="", capture_output=True, text=True, timeout=WITHIN_S, check=False
+    )
+    assert "from the wrong place" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "path", "searched"),
+    [
+        (":/opt/lib", ["HERE", "/opt/lib", "/lib"], ["/opt/lib", "/lib", "HERE"]),
+        (".", ["HERE", "/lib"], ["/lib", "HERE"]),
+        ("/opt/lib:./", ["/opt/lib", "HERE", "/lib"], ["/opt/lib", "/lib", "HERE"]),
+        ("HERE:", ["HERE", "/lib"], ["HERE", "/lib"]),
+        ("HERE", ["HERE", "/lib"], ["HERE", "/lib"]),
+        ("src", ["HERE/src", "/lib"], ["HERE/src", "/lib"]),
+        ("", ["HERE", "/lib"], ["HERE", "/lib"]),
+        (None, ["HERE", "/lib"], ["HERE", "/lib"]),
     ],
 )
 def test_only_a_name_puts_the_current_directory_before_other_directories(
@@ -104,17 +125,17 @@ def test_only_a_name_puts_the_current_directory_before_other_directories(
     monkeypatch: pytest.MonkeyPatch,
     variable: str | None,
     path: list[str],
-    cleaned: str | None,
     searched: list[str],
 ) -> None:
     here = str(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    if variable is not None:
-        monkeypatch.setenv("PYTHONPATH", variable.replace("HERE", here))
+    given = None if variable is None else variable.replace("HERE", here)
+    if given is not None:
+        monkeypatch.setenv("PYTHONPATH", given)
     monkeypatch.setattr(sys, "path", [entry.replace("HERE", here) for entry in path])
     search_here_last()
-    assert os.environ.get("PYTHONPATH") == (None if cleaned is None else cleaned.replace("HERE", here))
+    assert os.environ.get("PYTHONPATH") == given, "programs of the user also read it"
     assert sys.path == [entry.replace("HERE", here) for entry in searched]
 
 

@@ -207,7 +207,8 @@ def make_new(path: Path) -> Path:
             numbered.mkdir(parents=True)
             return numbered
         except FileExistsError:
-            continue
+            if not path.parent.is_dir():  # a link to nothing, for example
+                raise
     raise AssertionError
 
 

@@ -93,6 +93,7 @@ def test_a_hub_on_plain_sockets_adds_the_gradients_of_each_round(codec: Codec) -
             assert [len(ends) for ends in told["arrived"]] == [workers]
 
 
+@pytest.mark.processes
 def test_the_bytes_of_a_round_trip_are_not_added() -> None:
     hub = RawHub(workers=1, slice_bytes=70, codec=None)
     try:

@@ -109,7 +109,7 @@ def test_several_ranges_expand_like_nested_loops(
             "'alice@gw:443' would be a host with 443 slots. To use a port, set it as Port for a name in ssh_config. "
             "For slots, write a hostfile with the line 'alice@gw slots=443'",
         ),
-        ("alice@gw:129", "would be a host with 129 slots"),
+        ("alice@gw:513", "would be a host with 513 slots"),
         ("h1:2222", "would be a host with 2222 slots"),
         ("h1:four", "'h1:four' has a colon. Write slots as h1:4"),
         ("h1:-2", "'h1:-2' has a colon"),
@@ -196,7 +196,7 @@ def test_a_hostfile_names_one_host_per_line(written: Written) -> None:
     [
         ("h1:8\nnode[1-2]:4\nalice@h2:22000", None),
         ("h1:8\nalice@h2:24", [("h1", 8), ("alice@h2", 24)]),  # as MPICH writes it
-        ("h1:443\nalice@h2:128\nalice@h3 slots=443", [("h1", 443), ("alice@h2", 128), ("alice@h3", 443)]),
+        ("h1:443\nalice@h2:256\nalice@h3 slots=443", [("h1", 443), ("alice@h2", 256), ("alice@h3", 443)]),
         ("h1:8 max-slots=6\nh2 max-slots = 4", [("h1", 6), ("h2", 4)]),
         ("h1 slots = 4\nh2 slots= 3 # two\nh3 slots =2 max_slots  =  1", [("h1", 4), ("h2", 3), ("h3", 1)]),
         ("h1\nh2\nh1\nh1\n", [("h1", 3), ("h2", None)]),  # as PBS writes it: a line for each core

@@ -22,6 +22,7 @@ from zmqrl.hosts import inventory, sync
 from zmqrl.hosts.connecting import connect, connect_all
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.wheels import PIECE_BYTES, pieces, wheels_for
+from zmqrl.learner.games import EnvConfig
 from zmqrl.observe.provenance import code_hash
 
 pytestmark = pytest.mark.processes
@@ -146,6 +147,30 @@ def test_hosts_get_the_packages_of_the_environments_that_are_installed_here() ->
     assert sync.pins() == direct | dict.fromkeys(("numpy", "etils", "fsspec"), "1.0"), "also extras of indirect ones"
 
 
+@pytest.mark.usefixtures("installed")
+def test_hosts_get_only_the_packages_of_the_game_of_the_run() -> None:
+    assert set(sync.requirements(())) == {"gymnasium", "ale-py"}
+    assert set(sync.requirements(["mujoco"])) == {"gymnasium", "ale-py", "mujoco", "packaging"}
+    assert set(sync.pins(())) == {"gymnasium", "ale-py", "numpy"}
+
+
+@pytest.mark.parametrize(
+    ("env_id", "envs", "extras"),
+    [
+        ("ALE/Pong-v5", EnvConfig(), ()),
+        ("CartPole-v1", EnvConfig(), ()),
+        ("LunarLander-v3", EnvConfig(), ("box2d",)),
+        ("Hopper-v5", EnvConfig(), ("mujoco",)),
+        ("CartPole-v1", EnvConfig(wrappers=("mine:wrap",)), ("box2d", "mujoco")),
+        ("mine:Own-v0", EnvConfig(), ("box2d", "mujoco")),
+    ],
+)
+def test_the_extras_of_a_game_are_known_from_its_registration(
+    env_id: str, envs: EnvConfig, extras: tuple[str, ...]
+) -> None:
+    assert sync.extras_of_game(env_id, envs) == extras
+
+
 def test_hosts_do_not_get_the_packages_of_environments_that_are_not_installed_here(
     installed: dict[str, list[str]],
 ) -> None:
@@ -258,9 +283,9 @@ def test_a_package_missing_here_is_reported_in_one_sentence(monkeypatch: pytest.
 def small_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make zmqrl require a package that no host has."""
     required, pinned, lacking = sync.requirements(), sync.pins(), {"zmqrl-small": "1.0"}
-    monkeypatch.setattr(sync, "requirements", lambda: required | lacking)
-    monkeypatch.setattr(sync, "pins", lambda: pinned | lacking)
-    monkeypatch.setattr(sync, "exact_versions", lambda: lacking)
+    monkeypatch.setattr(sync, "requirements", lambda extras: required | lacking)
+    monkeypatch.setattr(sync, "pins", lambda extras: pinned | lacking)
+    monkeypatch.setattr(sync, "exact_versions", lambda extras: lacking)
 
 
 @pytest.mark.slow

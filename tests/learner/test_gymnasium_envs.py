@@ -528,6 +528,7 @@ def test_a_switch_of_atari_games_is_not_ignored(register: Any, name: str) -> Non
         "To change the environment, use --env-arg or --wrapper."
     )
     try_env(env_id, EnvConfig(**on))
+    try_env(env_id, EnvConfig(**off), stored=EnvConfig(**off))  # an older version has accepted it
 
 
 def test_every_setting_is_refused_or_applies() -> None:

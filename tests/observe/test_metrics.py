@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.observe.metrics import FIGURES_KEPT, INCARNATIONS_KEPT, Counters, RunMetrics, ShardStats
+from zmqrl.observe.metrics import FIGURES_KEPT, INCARNATIONS_KEPT, UNREPORTED_S, Counters, RunMetrics, ShardStats
 from zmqrl.observe.reports import WorkerReport
 
 
@@ -201,6 +201,16 @@ def test_the_score_waits_for_the_first_reports_even_before_a_shard_has_answered(
     assert tested.row(1.0)["score_mean_50"] is None
     tested.on_shards([shard(present=[0])])
     assert tested.row(2.0)["score_mean_50"] == 1.0, "worker 1 has not joined"
+
+
+def test_the_score_does_not_wait_for_a_stuck_worker_while_others_report() -> None:
+    tested = RunMetrics(start=Counters(), reporting=range(3))
+    tested.on_shards([shard(present=[0, 1, 2])])
+    told(tested, report(1, games=[[1, 5.0, 9]], first_games=1))
+    told(tested, report(0, games=[[1, 1.0, 9]], first_games=0))
+    assert tested.row(2 * UNREPORTED_S)["score_mean_50"] is None, "no worker has reported since"
+    told(tested, report(0, games=[[1, 1.0, 9], [2, 3.0, 9]], first_games=0))
+    assert tested.row(2 * UNREPORTED_S + 1.0)["score_mean_50"] == 3.0
 
 
 def test_the_score_does_not_wait_for_an_external_worker_that_never_reports() -> None:

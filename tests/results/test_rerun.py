@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.result_rig import write_result
 
 from zmqrl.config import Config
+from zmqrl.learner.games import EnvConfig
 from zmqrl.observe.records import Evaluation
 from zmqrl.results.bootstrap import RESAMPLES, difference_interval, mean_interval
 from zmqrl.results.kept import NO_LIMITS, RecordedLimits, Result, reproducible
@@ -109,6 +110,15 @@ def test_a_repetition_trains_as_long_as_the_evaluated_version(tmp_path: Path) ->
     assert limits(planned(tmp_path / "c", "agent-steps", updates=500)) == (60, None, None)
     early = {"version": 30, "mean": 1.0, "scores": [1.0, 1.0]}
     assert limits(planned(tmp_path / "d", "agent-steps", evaluation=early)) == (None, 3000, None)
+
+
+def test_switches_of_atari_games_that_older_versions_accepted_are_not_repeated(tmp_path: Path) -> None:
+    off = {"grayscale": False, "life_loss": False, "fire_reset": False}
+    result, evaluated = reproducible(write_result(tmp_path / "run", envs=off))
+    for flavour, kept in ((EnvConfig().gymnasium_flavour(), False), (result.config.envs.flavour(), True)):
+        recorded = dataclasses.replace(result, summary={**result.summary, "flavour": flavour})
+        envs = rerun_config(recorded, evaluated, "minutes", Path("again"), NO_LIMITS).envs
+        assert envs == (result.config.envs if kept else EnvConfig())
 
 
 def test_the_user_can_end_a_repetition_earlier(tmp_path: Path) -> None:

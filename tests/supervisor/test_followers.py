@@ -157,10 +157,10 @@ def test_the_games_that_confirm_a_score_are_sampled_even_if_other_evaluations_ar
     assert [message for _, message in runner.told] == [EvaluationRequest(100), confirming]
 
 
-def test_only_new_games_with_sampled_actions_can_have_ended_a_run() -> None:
+def test_only_new_games_can_have_ended_a_run() -> None:
     assert is_for_stop_score({"seeds": [2**31]})
     assert is_for_stop_score({"seeds": [2**31], "greedy": False})
-    assert not is_for_stop_score({"seeds": [2**31], "greedy": True})
+    assert is_for_stop_score({"seeds": [2**31], "greedy": True}), "older versions used greedy actions"
     assert not is_for_stop_score({"seeds": [0], "greedy": False})
     assert not is_for_stop_score({})
 
@@ -184,6 +184,19 @@ def test_a_score_that_new_games_do_not_confirm_is_tried_again_after_fifty_games_
     confirming.give_up(EVALUATOR)
     assert notices.texts[-1] == "without the evaluator, --stop-score cannot end the run"
     confirming.on_scores(10.0, 127)
+
+
+def test_an_unknown_answer_of_the_evaluator_ends_the_wait_for_a_confirmation(
+    confirming: Followers, runner: Runner, notices: Notices
+) -> None:
+    confirming.on_scores(10.0, 60)
+    confirming.on_checkpoint(200, 20.0)
+    newest = confirming.pending[EVALUATOR][-1]
+    confirming.pending[EVALUATOR].insert(0, EvaluationRequest(100))
+    assert newest.version == confirming.confirming == 200
+    confirming.on_answer(Said(EVALUATOR, {"nonsense": True}))
+    assert confirming.confirming is None
+    assert not confirming.pending[EVALUATOR]
 
 
 def test_a_run_that_ends_does_not_wait_for_a_score_to_be_confirmed(
@@ -286,17 +299,17 @@ UNKNOWN = ({"surprise": 1}, {"evaluation": {"version": 0, "mean": None}}, {"reco
 
 
 @pytest.mark.parametrize("facts", UNKNOWN)
-def test_an_unknown_answer_is_shown_and_settles_the_oldest_pending_version(
+def test_an_unknown_answer_settles_all_versions_of_the_evaluator_and_the_oldest_of_the_recorder(
     followers: Followers, notices: Notices, brought: set[tuple[ProcessId, int]], facts: dict[str, Any]
 ) -> None:
     followers.on_checkpoint(0, 0.0)
     followers.on_checkpoint(300, 300.0)
     followers.on_answer(Said(EVALUATOR, facts))
-    assert followers.pending[EVALUATOR] == [EvaluationRequest(300)]
-    assert notices.texts == [f"evaluator-0 skipped version 0: a follower gave the unknown answer {facts!r}."]
+    assert followers.pending[EVALUATOR] == [], "it works on the newest version"
+    assert notices.texts == [f"evaluator-0 skipped version 300: a follower gave the unknown answer {facts!r}."]
     followers.on_answer(Said(RECORDER, facts))
     assert followers.pending[RECORDER] == []
-    assert brought == {(EVALUATOR, 300)}
+    assert not brought
     followers.on_answer(Said(RECORDER, facts))
     assert notices.texts[-1] == f"recorder-0: a follower gave the unknown answer {facts!r}."
     followers.on_answer(evaluation(300))

@@ -792,12 +792,13 @@ def test_a_worker_that_leaves_an_ending_run_is_not_restarted(run: Run, status: i
     assert len(run.told(e.StartProcess)) == before
 
 
-def test_a_worker_that_leaves_has_not_failed_while_the_run_may_be_over() -> None:
+@pytest.mark.parametrize("status", [0, USER_CODE_FAILED])
+def test_a_worker_that_leaves_has_not_failed_while_the_run_may_be_over(status: int) -> None:
     run = Run(limits=Limits(updates=10_000))
     run.ticks(1.0)
     unheard, run.stands = run.stands, {}  # the shards may make many versions without the supervisor's knowledge
     for _ in range(2 * FAILURES_IN_A_ROW):
-        run.feed(died(worker_id(0), status=0))
+        run.feed(died(worker_id(0), status))
         run.ticks(0.5)
     assert run.machine.processes.first_death is None
     assert not run.machine.processes.hopeless

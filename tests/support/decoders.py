@@ -237,11 +237,17 @@ def decode_at_a_worker(data: bytes, _: Path) -> None:
     """Give the bytes to each socket of a worker as the message of a shard, and then to the state machine."""
     worker = worker_rig.contributed()
     for payload in (None, zmq.Frame(PAYLOAD)):
-        with contextlib.suppress(framing.MalformedMessage):
+        try:
             published = framing.decode_at(m.PUBLICATIONS, data, payload is not None)
+        except framing.MalformedMessage:
+            pass
+        else:
             worker.handle(worker_events.PublicationArrived(0, published, payload), 0.0)
-        with contextlib.suppress(framing.MalformedMessage):
+        try:
             answer = framing.decode_at(m.ANSWERS, data, payload is not None)
+        except framing.MalformedMessage:
+            pass
+        else:
             worker.handle(worker_events.ControlArrived(0, answer, payload), 0.0)
     worker.handle(worker_events.Tick(), 1.0)
 

@@ -3,6 +3,11 @@
 ``python -m zmqrl.bench.crew`` runs such a process. It answers each message of its parent.
 """
 
+if __name__ == "__main__":
+    from zmqrl.hostd.import_path import search_here_last
+
+    search_here_last()  # before the first import that a file in the current directory can hide
+
 import importlib
 import signal
 import time

@@ -93,6 +93,11 @@ class Grid:
             values = getattr(self, name)
             for value in values if isinstance(values, tuple) else (values,):
                 require(1 <= value <= most, f"--{name} {value}: must be from 1 to {most}.")
+        alone = [name for name in _once(self.implementation) if name not in ("gloo", "limit")]
+        require(
+            bool(alone) or "update_round" in self.operation,
+            f"--implementation {' '.join(_once(self.implementation))}: has no result without --operation update_round.",
+        )
         for parameters, shards in itertools.product(self.parameters, self.shards):
             Layout.of([("vector", (parameters,))], shards)
 

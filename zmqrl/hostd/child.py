@@ -10,6 +10,11 @@ The process writes its stack to standard error when it gets one of two signals, 
   same reason.
 """
 
+if __name__ == "__main__":
+    from zmqrl.hostd.import_path import search_here_last
+
+    search_here_last()  # before the first import that a file in the current directory can hide
+
 import faulthandler
 import runpy
 import signal

@@ -49,6 +49,9 @@ def main(request: Mapping[str, Any]) -> None:
     """Make the environment, report its Python, and wait until the launcher hangs up."""
     sys.stdout.write("\n")  # ends what the startup files of the shell may have printed
     os.environ.update(request["variables"])
+    # Files in the current directory would hide modules from venv and pip.
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(entry for entry in entries if os.path.normpath(entry) != os.curdir)
     os.environ["PIP_USER"] = "0"  # with 1 in the user's configuration, pip cannot install into an environment
     try:
         python = environment(request)

@@ -6,19 +6,20 @@ import sys
 VARIABLE = "PYTHONPATH"
 
 
+def entries_elsewhere() -> list[str]:
+    """The entries of PYTHONPATH that do not mean the current directory."""
+    return [entry for entry in os.environ.get(VARIABLE, "").split(os.pathsep) if os.path.normpath(entry) != os.curdir]
+
+
 def search_here_last() -> None:
     """Move the current directory to the end of the import path if only an empty entry or ``.`` of PYTHONPATH names it.
 
-    Files there would hide other modules. Also remove such entries from the variable, for children.
+    Files there would hide other modules. The variable stays as it is, for programs that the user's code starts. Each
+    entry point of zmqrl therefore calls this function before it imports other modules.
     """
-    entries = os.environ.get(VARIABLE, "").split(os.pathsep)
-    named = [entry for entry in entries if os.path.normpath(entry) != os.curdir]
+    entries, named = os.environ.get(VARIABLE, "").split(os.pathsep), entries_elsewhere()
     if entries == [""] or named == entries:  # Python ignores an empty variable
         return
-    if named:
-        os.environ[VARIABLE] = os.pathsep.join(named)
-    else:
-        del os.environ[VARIABLE]
     try:
         here = os.getcwd()  # noqa: PTH109 - importing pathlib would search the current directory
     except OSError:  # the directory was removed: cli.main reports this

@@ -15,8 +15,8 @@ from zmqrl.json_lines import parse_toml
 from zmqrl.ps.wire.messages import MAX_WORKERS
 
 MAX_RANGE = 1024  # the most hosts that one pattern stands for
-SSH_PORT = 22
-MOST_SLOTS_OF_A_USER = 128  # in user@host:N, a larger N is probably a port, such as 443
+SSH_PORTS = (22, 443, 2222)  # in user@host:N, N is probably a port, not a number of slots
+MOST_SLOTS_OF_A_USER = 512  # in user@host:N, a larger N is probably a port
 
 # ssh and its ProxyCommand cannot mistake such a name for an option or shell syntax.
 _WORD: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -144,7 +144,7 @@ def _slots_behind(item: str, where: str) -> tuple[str, int | None]:
         return item, None
     if not name:
         raise UsageError(f"{where}: there is no name before :{slots}.")
-    is_port = "@" in name and (int(slots) == SSH_PORT or int(slots) > MOST_SLOTS_OF_A_USER)
+    is_port = "@" in name and (int(slots) in SSH_PORTS or int(slots) > MOST_SLOTS_OF_A_USER)
     if int(slots) > MAX_WORKERS or is_port:
         otherwise = f" For slots, write a hostfile with the line '{name} slots={slots}'."
         raise UsageError(

@@ -185,7 +185,8 @@ def game_error(env: str, settings: Mapping[str, Any]) -> str | None:
         with contextlib.redirect_stdout(sys.stderr):  # the launcher reads standard output
             from zmqrl.learner.envs import EnvConfig, try_env
 
-            try_env(env, EnvConfig(**settings))
+            config = EnvConfig(**settings)
+            try_env(env, config, stored=config)  # the launcher has checked whether the settings apply
     except Exception as error:  # a missing package or ROM, or any other error
         return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return None

@@ -20,7 +20,7 @@ from zmqrl.hostd.messages import Up
 from zmqrl.hosts.inventory import Host, is_file, read_addresses, read_hosts, select
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.placement import place_run
-from zmqrl.hosts.sync import ANOTHER_PYTHON, make_environments
+from zmqrl.hosts.sync import ANOTHER_PYTHON, extras_of_game, make_environments
 from zmqrl.hosts.ways.batch import lsf_hosts, pbs_hosts
 from zmqrl.hosts.ways.ray_cluster import RayCluster
 from zmqrl.hosts.ways.slurm import allocation, own_address
@@ -234,12 +234,16 @@ class HostOptions:
             return hosts
         return tuple(replace(host, via=read_via(self.via)) for host in hosts)
 
-    def bring(self, reach: Reach, say: Callable[[str], None]) -> Reach:
-        """The same hosts, after installing this zmqrl on them if ``--sync`` says so. Raises ClusterError."""
+    def bring(self, reach: Reach, config: Config, say: Callable[[str], None]) -> Reach:
+        """The same hosts, after installing this zmqrl on them if ``--sync`` says so. Raises ClusterError.
+
+        The hosts get the packages that the game of ``config`` needs.
+        """
         if self.sync == "none":
             return reach
         others = [host for host in reach.hosts if host.name != LOCALHOST]
-        pythons = make_environments(others, reach.way, say, reach.exported, offline=self.offline)
+        extras = extras_of_game(config.env, config.envs)
+        pythons = make_environments(others, reach.way, say, reach.exported, extras=extras, offline=self.offline)
         return replace(
             reach, hosts=tuple(replace(host, python=pythons.get(host.name, host.python)) for host in reach.hosts)
         )

@@ -1,13 +1,14 @@
 """Installs this zmqrl on other hosts: each unpacks the same wheel into a Python environment."""
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
 import re
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from zmqrl.hosts.link import Link
 from zmqrl.hosts.ways.via import shown
 from zmqrl.hosts.ways.way import Way
 from zmqrl.hosts.wheels import Supplier
+from zmqrl.learner.games import EnvConfig
 from zmqrl.local.extras import OF_GYMNASIUM, ON_HOSTS, is_installed
 
 PYTHON = "python3"  # if the hosts file names no Python
@@ -48,16 +50,22 @@ class _Need(NamedTuple):
 
 
 def make_environments(
-    hosts: Sequence[Host], way: Way, say: Callable[[str], None], variables: Mapping[str, str], *, offline: bool = False
+    hosts: Sequence[Host],
+    way: Way,
+    say: Callable[[str], None],
+    variables: Mapping[str, str],
+    *,
+    extras: Collection[str] = tuple(OF_GYMNASIUM),
+    offline: bool = False,
 ) -> dict[str, str]:
     """Make an environment with this zmqrl on all ``hosts`` at once. Returns the path of each environment's Python, by
     host.
 
-    ``say`` gets the progress. pip gets the environment ``variables``. With ``offline``, this machine sends the packages
-    that a host lacks. Raises UsageError if zmqrl is not installed here, and ClusterError, which names each host that
-    failed.
+    The environments have the packages of ``extras`` of Gymnasium. ``say`` gets the progress. pip gets the environment
+    ``variables``. With ``offline``, this machine sends the packages that a host lacks. Raises UsageError if zmqrl is
+    not installed here, and ClusterError, which names each host that failed.
     """
-    asked = request() | {"offline": offline}
+    asked = request(extras) | {"offline": offline}
     links = [
         Link(
             host.name,
@@ -72,7 +80,7 @@ def make_environments(
     ]
     try:
         teller = _Teller(say)
-        supplier = Supplier({link.host: link for link in links}, exact_versions(), say)
+        supplier = Supplier({link.host: link for link in links}, exact_versions(extras), say)
 
         def news(host: str, event: h.Event) -> None:
             teller.tell(host, event)
@@ -107,25 +115,45 @@ def wheel() -> bytes:
     return packed.getvalue()
 
 
-def requirements() -> dict[str, str]:
-    """The direct requirements of zmqrl and of its extras that hosts can need, in the versions here."""
-    return _versions(need.package for need in _direct())
+def extras_of_game(env_id: str, envs: EnvConfig) -> tuple[str, ...]:
+    """The extras of Gymnasium that games of ``env_id`` need. All of them if this is unknown."""
+    if ":" in env_id or envs.wrappers:
+        return tuple(OF_GYMNASIUM)
+    import gymnasium
+
+    with contextlib.suppress(ImportError):
+        import ale_py  # noqa: F401 - registers the Atari games
+    try:
+        entry_point = gymnasium.spec(env_id).entry_point
+    except gymnasium.error.Error:
+        return tuple(OF_GYMNASIUM)
+    if not isinstance(entry_point, str):
+        return tuple(OF_GYMNASIUM)
+    return tuple(extra for extra in OF_GYMNASIUM if entry_point.startswith(f"gymnasium.envs.{extra}"))
 
 
-def pins() -> dict[str, str]:
+def requirements(extras: Collection[str] = tuple(OF_GYMNASIUM)) -> dict[str, str]:
+    """The direct requirements of zmqrl, of its extras that hosts can need, and of ``extras`` of Gymnasium.
+
+    All are in the versions here.
+    """
+    return _versions(need.package for need in _direct(extras))
+
+
+def pins(extras: Collection[str] = tuple(OF_GYMNASIUM)) -> dict[str, str]:
     """The direct and indirect requirements, in the versions here."""
-    needs = _direct()
+    needs = _direct(extras)
     for need in needs:  # the list grows
         needs += [each for each in _required(need) if each not in needs]
     return _versions(need.package for need in needs)
 
 
-def exact_versions() -> dict[str, str]:
+def exact_versions(extras: Collection[str] = tuple(OF_GYMNASIUM)) -> dict[str, str]:
     """The versions of :func:`pins`, with local parts such as +cpu."""
-    return {name: metadata.version(name) for name in pins()}
+    return {name: metadata.version(name) for name in pins(extras)}
 
 
-def request() -> dict[str, Any]:
+def request(extras: Collection[str] = tuple(OF_GYMNASIUM)) -> dict[str, Any]:
     """The request for an environment. Raises UsageError if zmqrl is not installed here."""
     try:
         packed = wheel()
@@ -136,16 +164,16 @@ def request() -> dict[str, Any]:
     return {
         "program": Path(environment.__file__).read_text(encoding="utf-8"),
         "wheel": base64.b64encode(packed).decode(),
-        "requires": requirements(),
-        "pins": pins(),
+        "requires": requirements(extras),
+        "pins": pins(extras),
     }
 
 
-def _direct() -> list[_Need]:
+def _direct(extras: Collection[str]) -> list[_Need]:
     needs = list(_required(_Need("zmqrl", frozenset(ON_HOSTS))))
     always = list(_required(_Need("gymnasium", frozenset())))
     for extra, module in OF_GYMNASIUM.items():
-        if is_installed(module):
+        if extra in extras and is_installed(module):
             of_extra = _required(_Need("gymnasium", frozenset({extra})))
             needs += [each for each in of_extra if each not in always]
     return needs

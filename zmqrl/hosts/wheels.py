@@ -13,6 +13,7 @@ from pathlib import Path
 
 from zmqrl.errors import ClusterError
 from zmqrl.hostd import messages as h
+from zmqrl.hostd.import_path import VARIABLE, entries_elsewhere
 from zmqrl.hosts.link import Link
 from zmqrl.words import counted
 
@@ -95,8 +96,10 @@ def _download(wanted: Sequence[str], lacking: h.Lacking, into: str, host: str) -
     fits += [f"--abi={abi}" for abi in lacking.abis] + [f"--platform={name}" for name in lacking.platforms]
     command = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
     command += ["--no-deps", "--only-binary=:all:", "--quiet", "--dest", into, *fits, *wanted]
+    # Files in the current directory would hide modules from pip.
+    environment = {**os.environ, VARIABLE: os.pathsep.join(entries_elsewhere())}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_WITHIN_S)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DOWNLOAD_WITHIN_S)
     except subprocess.TimeoutExpired as error:
         raise ClusterError(f"--offline: pip did not end within {DOWNLOAD_WITHIN_S:g} s for {host}.") from error
     if done.returncode:

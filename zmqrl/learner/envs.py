@@ -53,13 +53,13 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
     return _describe(env_id, config, plays=False)
 
 
-def try_env(env_id: str, config: EnvConfig) -> EnvSpec:
+def try_env(env_id: str, config: EnvConfig, stored: EnvConfig | None = None) -> EnvSpec:
     """Describe ``env_id`` like ``describe_env``, and play one step of a custom environment.
 
     Raises UsageError like ``describe_env`` and :class:`zmqrl.learner.gymnasium_envs.CheckedEnv`, and for settings that
-    would change only an Atari game.
+    would change only an Atari game. ``stored`` has the settings of an earlier session, which can be ignored.
     """
-    return _describe(env_id, config, plays=True)
+    return _describe(env_id, config, plays=True, stored=stored)
 
 
 def repeats_games(env_id: str) -> bool:
@@ -70,7 +70,7 @@ def repeats_games(env_id: str) -> bool:
     return env_id == DUMMY_ID or not find_env(env_id).nondeterministic
 
 
-def _describe(env_id: str, config: EnvConfig, *, plays: bool) -> EnvSpec:
+def _describe(env_id: str, config: EnvConfig, *, plays: bool, stored: EnvConfig | None = None) -> EnvSpec:
     """Like ``describe_env``, and like ``try_env`` if ``plays``."""
     config.check()
     if env_id == DUMMY_ID:
@@ -87,7 +87,7 @@ def _describe(env_id: str, config: EnvConfig, *, plays: bool) -> EnvSpec:
             normalizes_rewards=config.normalize_rewards,
         )
     if plays:
-        config.check_made(env_id)
+        config.check_made(env_id, stored)
     with closing(CheckedEnv(env_id, registered, config)) as env:
         if plays:
             env.try_out()

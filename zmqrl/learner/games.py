@@ -89,8 +89,11 @@ class EnvConfig:
             f"{env_id} is not made by Gymnasium: remove --env-arg, --wrapper and --envs.images.",
         )
 
-    def check_made(self, env_id: str) -> None:
-        """Raise UsageError for changed settings of Atari games, which have no effect on environments of Gymnasium."""
+    def check_made(self, env_id: str, stored: "EnvConfig | None" = None) -> None:
+        """Raise UsageError for changed settings of Atari games, which have no effect on environments of Gymnasium.
+
+        Older versions accepted FLAGS. Ignore them if they are as in ``stored``, the settings of an earlier session.
+        """
         usual = EnvConfig()
         for name, unchanged in UNCHANGED.items():
             value = getattr(self, name)
@@ -101,7 +104,7 @@ class EnvConfig:
             )
         for name in FLAGS:
             require(
-                getattr(self, name) == getattr(usual, name),
+                getattr(self, name) in {getattr(usual, name), getattr(stored or usual, name)},
                 f"--envs.no-{name.replace('_', '-')} has no effect on {env_id}, which Gymnasium makes: "
                 "remove this option. To change the environment, use --env-arg or --wrapper.",
             )

@@ -19,6 +19,7 @@ LOSSES = ("policy_loss", "value_loss", "entropy", "loss", "grad_norm")
 
 SCORES_KEPT = 50
 SMOOTHING_S = 30.0
+UNREPORTED_S = 600.0  # a rollout of a slow game can take minutes
 FIGURES_KEPT = 256  # limit on the number of names, because workers choose the names
 INCARNATIONS_KEPT = 16  # per rank: usually one process, or two while a new one replaces an old one
 
@@ -137,6 +138,7 @@ class RunMetrics:
         self._scores = deque(start.scores, maxlen=SCORES_KEPT)
         self._first_games: dict[int, int] | None = None if start.version else {}  # by rank. None: all have ended
         self._reporting = frozenset(reporting)
+        self._reported_at_s: dict[int, float] = {}  # by rank
         self._workers: defaultdict[int, dict[int, _Worker]] = defaultdict(dict)  # by rank and incarnation
         self._skipped_by_rank: defaultdict[int, int] = defaultdict(int)
         self._late_by_rank: defaultdict[int, int] = defaultdict(int)
@@ -162,6 +164,7 @@ class RunMetrics:
     def on_report(self, report: WorkerReport) -> bool:
         """Add a worker's report. Returns whether this is the first report of a process that took over the rank."""
         processes = self._workers[report.rank]
+        self._reported_at_s[report.rank] = self._wall_s
         if self._first_games is not None:
             self._first_games[report.rank] = report.first_games
         takes_over = bool(processes) and report.incarnation not in processes
@@ -357,14 +360,17 @@ class RunMetrics:
     def _fair_scores(self) -> Collection[float]:
         """The scores of the last games. Empty until every game that began with the run has ended.
 
-        A worker that is present but has not reported yet still plays its first games.
+        A worker that is present but has not reported yet still plays its first games. A stuck worker must not block
+        the score: it is not awaited if others have reported for ``UNREPORTED_S`` since its last report.
         """
         if self._first_games is not None:
             silent = self._reporting - self._first_games.keys()
             awaited = silent.union(rank for rank, left in self._first_games.items() if left)
             if self._shards:
                 awaited &= {rank for shard in self._shards.values() for rank in shard["present"]}
-            if awaited:
+            began_s = self._start.wall_s
+            latest_s = max(self._reported_at_s.values(), default=began_s)
+            if any(latest_s - self._reported_at_s.get(rank, began_s) < UNREPORTED_S for rank in awaited):
                 return ()
             if self._scores:
                 self._first_games = None

@@ -1,5 +1,10 @@
 """Serves the page of one run from a separate process, which ends with the run (``--page``)."""
 
+if __name__ == "__main__":
+    from zmqrl.hostd.import_path import search_here_last
+
+    search_here_last()  # before the first import that a file in the current directory can hide
+
 import contextlib
 import logging
 import os

@@ -5,8 +5,8 @@ when one of its names is first used, so that a shard process does not import tor
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # a shard process cleans its import path before it imports modules such as typing
 __all__ = [
     "ClientKeys",
     "Cluster",

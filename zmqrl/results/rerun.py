@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from zmqrl.config import Config
+from zmqrl.learner.games import FLAGS, EnvConfig
 from zmqrl.observe.curves import position
 from zmqrl.observe.records import Evaluation
 from zmqrl.results.bootstrap import difference_interval
@@ -35,6 +36,9 @@ def rerun_config(result: Result, evaluated: Evaluation, by: By, run_dir: Path, g
     The limits ``given`` can end the new run earlier. Schedules still end where they ended in the recorded run.
     """
     config, schedule = result.config, result.config.schedule
+    if result.summary.get("flavour") == config.envs.gymnasium_flavour():  # older versions accepted these settings
+        usual = {name: getattr(EnvConfig(), name) for name in FLAGS}
+        config = dataclasses.replace(config, envs=dataclasses.replace(config.envs, **usual))
     limits: dict[str, Any] = {"updates": None, "agent_steps": None, "minutes": None}
     if by == "minutes":
         limits["minutes"] = min(evaluated.wall_s / 60, config.minutes or float("inf"))

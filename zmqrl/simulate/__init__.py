@@ -5,8 +5,8 @@ one of its names is first used, because every run imports parts of this package 
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # a process of this package cleans its import path before it imports modules such as typing
 __all__ = ["ComputeTimes", "Failure", "Scenario", "ShardCosts", "SimulatedRun", "Straggler", "Work", "simulate"]
 
 if TYPE_CHECKING:

@@ -1,5 +1,10 @@
 """Prepares the game and the initial parameters in a separate process, because torch and games load slowly."""
 
+if __name__ == "__main__":
+    from zmqrl.hostd.import_path import search_here_last
+
+    search_here_last()  # before the first import that a file in the current directory can hide
+
 import contextlib
 import os
 import signal
@@ -21,6 +26,7 @@ from zmqrl.process import LOOK_UP_EVERY_S, look_for_modules_there, read_job, say
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.optimizer import Optimizer
 from zmqrl.ps.wire.codec import FloatVector
+from zmqrl.rundir import RunDirectory
 
 
 class Preparation:
@@ -119,7 +125,9 @@ def _answers(config: Config, memory: int, needs_cuda: bool) -> Iterator[dict[str
     with blaming(f"{config.env} fails"):
         from zmqrl.learner.envs import repeats_games, try_env
 
-        spec = try_env(config.env, config.envs)
+        resumed = config.run_dir if config.resume else None
+        stored = None if resumed is None else Config.read(RunDirectory(resumed).config).envs
+        spec = try_env(config.env, config.envs, stored)
         repeats = repeats_games(config.env)
     require(
         not config.consistent or repeats,

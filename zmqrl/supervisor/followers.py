@@ -112,13 +112,16 @@ class Followers:
             self._tell(RECORDER, RecordingRequest(version, f"minute-{self.to_record.pop(0):03g}"))
 
     def on_answer(self, said: Said) -> None:
-        """Show an answer of a follower. An unknown answer counts as a skip of the oldest pending version."""
+        """Show an answer of a follower. An unknown answer counts as a skip.
+
+        The recorder skips its oldest pending version. The evaluator skips all, because it works on the newest.
+        """
         try:
             answer = answer_from(said.facts)
         except ClusterError as error:
             if not (told := self.pending[said.process]):
                 return self.console.notice(f"{said.process}: {error}")
-            answer = Skipped(told[0].version, str(error))
+            answer = Skipped(told[0 if said.process == RECORDER else -1].version, str(error))
         match answer:
             case Evaluated(row):
                 assert self.rows is not None
@@ -207,9 +210,11 @@ class Followers:
 
 
 def is_for_stop_score(evaluation: Mapping[str, Any]) -> bool:
-    """Whether a line of ``evaluations.jsonl`` is from new games with sampled actions, which can end the run."""
-    new = bool(evaluation.get("seeds")) and evaluation["seeds"][0] >= FIRST_NEW_SEED
-    return new and not evaluation.get("greedy")
+    """Whether a line of ``evaluations.jsonl`` is from new games, which only --stop-score asks for.
+
+    Older versions could play them with greedy actions.
+    """
+    return bool(evaluation.get("seeds")) and evaluation["seeds"][0] >= FIRST_NEW_SEED
 
 
 def _last_version(evaluations: Path, notice: Callable[[str], None]) -> int | None:

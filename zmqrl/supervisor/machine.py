@@ -254,10 +254,10 @@ class SupervisorMachine:
 
     def _may_leave(self, worker: ProcessId, status: int, now: float) -> bool:
         """Whether a worker that ended with ``status`` may have had a good reason to end."""
-        if status == 0 and self.shards.stop_at is not None:
+        if status in (0, USER_CODE_FAILED) and self.shards.stop_at is not None:
             # Shards dismiss workers after the last version, perhaps before the supervisor knows, so the first exit is
-            # excused. If a shard reports afterwards that it is open, the worker was not dismissed, and its next exit
-            # counts as a death.
+            # excused. Closing the games of a dismissed worker may raise an exception. If a shard reports afterwards
+            # that it is open, the worker was not dismissed, and its next exit counts as a death.
             left_at, self._left_at[worker] = self._left_at.get(worker, now), now
             return self._open_at <= left_at
         # A shard can be down for longer than a worker waits for it.

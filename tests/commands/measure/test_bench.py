@@ -123,6 +123,8 @@ def test_without_json_each_group_has_a_table_and_the_plot_is_written(
         ("--plot wire.gif", "--plot wire.gif"),
         ("--plot /no/such/directory/wire.png", "/no/such/directory"),
         ("--bogus", "--bogus"),
+        ("--implementation limit --operation push", "limit: has no result without --operation update_round"),
+        ("--implementation gloo limit --operation push", "gloo limit: has no result without"),
     ],
 )
 def test_values_that_cannot_be_measured_are_refused_before_anything_starts(

@@ -86,7 +86,7 @@ def run(options: Options, config: Config) -> int:
             preparation.flavour()  # checks the game
             if preparation.notice is not None:
                 _say(preparation.notice)
-            reach = options.bring(reach, _say)
+            reach = options.bring(reach, config, _say)
             up, found, judgement, expected = examine(reach, config, lambda: preparation.checkpoint().layout)
     if options.json:
         print_json(to_json(hosts, up, found, judgement, expected))

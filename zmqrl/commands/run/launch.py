@@ -103,7 +103,7 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
     of_all = counted(len(reach.hosts), "host")
     if options.sync != "none":
         stages.at("installing", f"installing zmqrl on {of_all}")
-    reach = options.bring(reach, print_line)
+    reach = options.bring(reach, config, print_line)
     with connect_and_place(
         reach,
         config,

@@ -7,6 +7,11 @@ the command, and kills the process of the command. If the command is a host daem
 (:mod:`zmqrl.hostd.guard`), and the daemon then ends what it has started.
 """
 
+if __name__ == "__main__":
+    from zmqrl.hostd.import_path import search_here_last
+
+    search_here_last()  # before the first import that a file in the current directory can hide
+
 import os
 import selectors
 import shutil

@@ -3,6 +3,11 @@
 The job is ``{"address"}``, and for a reservation also ``{"cpus": {NODE_ID: CPUS}, "within_s"}``.
 """
 
+if __name__ == "__main__":
+    from zmqrl.hostd.import_path import search_here_last
+
+    search_here_last()  # before the first import that a file in the current directory can hide
+
 import signal
 from typing import Any
 

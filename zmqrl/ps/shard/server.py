@@ -3,6 +3,11 @@
 ``python -m zmqrl.ps.shard.server`` reads its job from standard input and prints its endpoints to standard output.
 """
 
+if __name__ == "__main__":
+    from zmqrl.hostd.import_path import search_here_last
+
+    search_here_last()  # before the first import that a file in the current directory can hide
+
 import logging
 import os
 import re

@@ -4,6 +4,11 @@
 the message to begin. At the end of the run, the worker reports its counts.
 """
 
+if __name__ == "__main__":
+    from zmqrl.hostd.import_path import search_here_last
+
+    search_here_last()  # before the first import that a file in the current directory can hide
+
 import dataclasses
 import signal
 import sys
