@@ -210,7 +210,7 @@ def test_a_run_is_resumed_in_its_own_directory(
     run = tmp_path / "here" / "runs" / NEW
     assert cli.run(["attach", str(run)]) == 0
     options = [word.format(run=run) for word in how]
-    assert cli.run(["launch", *OPTIONS, *options, "--updates", "90"]) == 0
+    assert cli.run(["launch", *OPTIONS, *options, "--updates", "90", "--detach"]) == 0
     script = (stand_in.state / "script").read_text()
     assert script.endswith(f" launch --slurm --requeue --resume --updates 90 --run-dir {job.run_dir}\n")
     assert list(run.parent.iterdir()) == [run]
