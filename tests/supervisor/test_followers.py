@@ -193,7 +193,7 @@ def test_an_unknown_answer_of_the_evaluator_ends_the_wait_for_a_confirmation(
     confirming.on_checkpoint(200, 20.0)
     newest = confirming.pending[EVALUATOR][-1]
     confirming.pending[EVALUATOR].insert(0, EvaluationRequest(100))
-    assert newest.version == confirming.confirming == 200
+    assert (newest.version, confirming.confirming) == (200, 200)
     confirming.on_answer(Said(EVALUATOR, {"nonsense": True}))
     assert confirming.confirming is None
     assert not confirming.pending[EVALUATOR]
