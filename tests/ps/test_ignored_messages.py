@@ -88,10 +88,11 @@ def test_a_shard_counts_and_names_malformed_messages() -> None:
     )
 
 
-@pytest.mark.parametrize(("transport", "sender"), [("ipc", f"process {os.getpid()}"), ("tcp", "127.0.0.1")])
+@pytest.mark.parametrize(("transport", "sender"), [("ipc", "process {pid}"), ("tcp", "127.0.0.1")])
 def test_a_shard_without_keys_names_the_process_or_the_address_of_the_sender(
     tmp_path: Path, transport: str, sender: str
 ) -> None:
+    sender = sender.format(pid=os.getpid())
     reception, context = Reception(None, logging.getLogger("test")), new_context()
     try:
         receivers = shard_sockets(context, 64)
