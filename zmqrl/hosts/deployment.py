@@ -179,7 +179,7 @@ def connect_and_place(
     ``home``, the launcher copies files between it and the hosts. ``show`` gets the number of connected hosts.
     ``ending`` is called before the end of the links, which can take seconds.
 
-    With ``whole``, the hosts are to be checked for every role, and the block also begins if some cannot be used.
+    With ``whole``, a survey checks the hosts for every role, and the block begins even if some cannot be used.
     Without it, raises ClusterError, which names each host that cannot be used.
     """
     links = {host.name: reach.link(host, work=work, lease_s=lease_s) for host in reach.hosts}
@@ -193,7 +193,8 @@ def connect_and_place(
     news()
     with connected(links, host_of, files, news=news, instead=reach.instead, clean=clean, ending=ending) as hosts:
         up = {host: link.up for host, link in links.items() if link.up is not None}
-        other = {host: other_code(about, reach.instead) for host, about in up.items() if about.code != code_hash()}
+        ours = code_hash()
+        other = {host: other_code(about, reach.instead) for host, about in up.items() if about.code != ours}
         twice = listed_twice(up)
         if not whole and (failed := {**hosts.failed, **twice}):
             raise unusable(failed, list(links))
