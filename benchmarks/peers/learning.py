@@ -29,6 +29,7 @@ from scores import SB3_FLAVOUR
 from zmqrl.observe.drawing import STYLE, look, save
 from zmqrl.observe.provenance import provenance
 from zmqrl.observe.records import RunRecord
+from zmqrl.results.flavour import flavour_lines
 
 SCORES: Final = re.compile(r"(?<=<!-- scores -->\n).*?(?=<!-- end -->)", re.DOTALL)
 SB3: Final = next(package for package in PACKAGES["sb3"] if package.startswith("stable-baselines3"))
@@ -120,10 +121,7 @@ def draw(trainings: Sequence[Training], path: Path) -> None:
         axes.set_xlabel("minutes")
         axes.set_ylabel("mean score of the last 50 games of training")
         axes.legend(loc="upper left")
-        flavours: dict[str, list[str]] = {}
-        for each in trainings:
-            flavours.setdefault(each.flavour, []).append(each.name)
-        notes = [f"{' and '.join(dict.fromkeys(names))}: {flavour}" for flavour, names in flavours.items()]
+        notes = flavour_lines(dict.fromkeys((each.name, each.flavour) for each in trainings))
         lines = [line for note in notes for line in textwrap.wrap(note, NOTE_LETTERS)]
         figure.supxlabel("\n".join(lines), fontsize=5.5, x=0.01, ha="left")
         save(figure, path)

@@ -41,6 +41,7 @@ BOOTSTRAP = (
 )
 EXTRA = re.compile(r"""extra == ["'](.*?)["']""")
 REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*(?:\[(.*?)\])?")
+EVERY_EXTRA = tuple(OF_GYMNASIUM)
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of all files, so that the same code makes the same wheel
 
 
@@ -55,7 +56,7 @@ def make_environments(
     say: Callable[[str], None],
     variables: Mapping[str, str],
     *,
-    extras: Collection[str] = tuple(OF_GYMNASIUM),
+    extras: Collection[str] = EVERY_EXTRA,
     offline: bool = False,
 ) -> dict[str, str]:
     """Make an environment with this zmqrl on all ``hosts`` at once. Returns the path of each environment's Python, by
@@ -118,7 +119,7 @@ def wheel() -> bytes:
 def extras_of_game(env_id: str, envs: EnvConfig) -> tuple[str, ...]:
     """The extras of Gymnasium that games of ``env_id`` need. All of them if this is unknown."""
     if ":" in env_id or envs.wrappers:
-        return tuple(OF_GYMNASIUM)
+        return EVERY_EXTRA
     import gymnasium
 
     with contextlib.suppress(ImportError):
@@ -126,13 +127,13 @@ def extras_of_game(env_id: str, envs: EnvConfig) -> tuple[str, ...]:
     try:
         entry_point = gymnasium.spec(env_id).entry_point
     except gymnasium.error.Error:
-        return tuple(OF_GYMNASIUM)
+        return EVERY_EXTRA
     if not isinstance(entry_point, str):
-        return tuple(OF_GYMNASIUM)
+        return EVERY_EXTRA
     return tuple(extra for extra in OF_GYMNASIUM if entry_point.startswith(f"gymnasium.envs.{extra}"))
 
 
-def requirements(extras: Collection[str] = tuple(OF_GYMNASIUM)) -> dict[str, str]:
+def requirements(extras: Collection[str] = EVERY_EXTRA) -> dict[str, str]:
     """The direct requirements of zmqrl, of its extras that hosts can need, and of ``extras`` of Gymnasium.
 
     All are in the versions here.
@@ -140,7 +141,7 @@ def requirements(extras: Collection[str] = tuple(OF_GYMNASIUM)) -> dict[str, str
     return _versions(need.package for need in _direct(extras))
 
 
-def pins(extras: Collection[str] = tuple(OF_GYMNASIUM)) -> dict[str, str]:
+def pins(extras: Collection[str] = EVERY_EXTRA) -> dict[str, str]:
     """The direct and indirect requirements, in the versions here."""
     needs = _direct(extras)
     for need in needs:  # the list grows
@@ -148,12 +149,12 @@ def pins(extras: Collection[str] = tuple(OF_GYMNASIUM)) -> dict[str, str]:
     return _versions(need.package for need in needs)
 
 
-def exact_versions(extras: Collection[str] = tuple(OF_GYMNASIUM)) -> dict[str, str]:
+def exact_versions(extras: Collection[str] = EVERY_EXTRA) -> dict[str, str]:
     """The versions of :func:`pins`, with local parts such as +cpu."""
     return {name: metadata.version(name) for name in pins(extras)}
 
 
-def request(extras: Collection[str] = tuple(OF_GYMNASIUM)) -> dict[str, Any]:
+def request(extras: Collection[str] = EVERY_EXTRA) -> dict[str, Any]:
     """The request for an environment. Raises UsageError if zmqrl is not installed here."""
     try:
         packed = wheel()

@@ -95,18 +95,20 @@ class EnvConfig:
         Older versions accepted FLAGS. Ignore them if they are as in ``stored``, the settings of an earlier session.
         """
         usual = EnvConfig()
-        for name, unchanged in UNCHANGED.items():
-            value = getattr(self, name)
-            require(
-                value in (unchanged, getattr(usual, name)),
-                f"--envs.{name.replace('_', '-')} {value} has no effect on {env_id}, which Gymnasium makes: "
-                "remove this option. To change the environment, use --env-arg or --wrapper.",
-            )
-        for name in FLAGS:
-            require(
-                getattr(self, name) in {getattr(usual, name), getattr(stored or usual, name)},
-                f"--envs.no-{name.replace('_', '-')} has no effect on {env_id}, which Gymnasium makes: "
-                "remove this option. To change the environment, use --env-arg or --wrapper.",
+        changed = [
+            f"{name.replace('_', '-')} {value}"
+            for name, unchanged in UNCHANGED.items()
+            if (value := getattr(self, name)) not in (unchanged, getattr(usual, name))
+        ]
+        changed += [
+            f"no-{name.replace('_', '-')}"
+            for name in FLAGS
+            if getattr(self, name) not in (getattr(usual, name), getattr(stored or usual, name))
+        ]
+        if changed:
+            raise UsageError(
+                f"--envs.{changed[0]} has no effect on {env_id}, which Gymnasium makes: "
+                "remove this option. To change the environment, use --env-arg or --wrapper."
             )
 
     def make_arguments(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from zmqrl.supervisor.membership import Membership
 from zmqrl.supervisor.processes import SPACE_WITHIN_S, Processes
 from zmqrl.supervisor.shards import Shards
 
+DISMISSED = (0, USER_CODE_FAILED)  # statuses of dismissed workers: closing their games may have raised an exception
 ASK_EVERY_S = 0.2
 ASK_AT_FIRST_EVERY_S = 0.05  # until the training time starts
 GREET_AGAIN_S = 2.0
@@ -229,8 +230,8 @@ class SupervisorMachine:
             return actions
         if process.role == "shard":
             self.shards.on_exit(process.number)
-        elif self.state == "ending" and (exited.status in (0, USER_CODE_FAILED) or exited.is_misuse):
-            return []  # the worker was dismissed, although closing its games may have raised an exception
+        elif self.state == "ending" and (exited.status in DISMISSED or exited.is_misuse):
+            return []
         is_full = exited.is_full and self.state != "starting"
         if is_full:
             self.shards.rollback_at = None  # a rollback waits for space, too
@@ -254,10 +255,10 @@ class SupervisorMachine:
 
     def _may_leave(self, worker: ProcessId, status: int, now: float) -> bool:
         """Whether a worker that ended with ``status`` may have had a good reason to end."""
-        if status in (0, USER_CODE_FAILED) and self.shards.stop_at is not None:
+        if status in DISMISSED and self.shards.stop_at is not None:
             # Shards dismiss workers after the last version, perhaps before the supervisor knows, so the first exit is
-            # excused. Closing the games of a dismissed worker may raise an exception. If a shard reports afterwards
-            # that it is open, the worker was not dismissed, and its next exit counts as a death.
+            # excused. If a shard reports afterwards that it is open, the worker was not dismissed, and its next exit
+            # counts as a death.
             left_at, self._left_at[worker] = self._left_at.get(worker, now), now
             return self._open_at <= left_at
         # A shard can be down for longer than a worker waits for it.
