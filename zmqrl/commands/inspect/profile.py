@@ -191,7 +191,7 @@ def share(text: str) -> float:
 
 
 def read(path: Path) -> RunTables:
-    """The profile of a run. Raises UsageError if there is none."""
+    """The profile of a run. Raises UsageError if the run has none."""
     directory = RunDirectory(path)
     if not directory.config.exists():
         raise not_a_run(path)

@@ -163,14 +163,14 @@ class Ignored:
         self._counts[text if is_known else "others"] += 1
 
     def take(self, now: float) -> str:
-        """The counts since the last summary, in words. Empty if there are none, or soon after a summary."""
+        """The counts since the last summary, in words. Empty if nothing was ignored, or soon after a summary."""
         if not self._counts or now - self._told_at < TELL_EVERY_S:
             return ""
         self._told_at = now
         return self.take_all()
 
     def take_all(self) -> str:
-        """The counts since the last summary, in words, however old that summary is. Empty if there are none."""
+        """The counts since the last summary, in words, however old that summary is. Empty if nothing was ignored."""
         if not self._counts:
             return ""
         text = ", ".join(f"{count} x {reason}" for reason, count in sorted(self._counts.items()))
