@@ -16,6 +16,9 @@ import pytest
 import yaml
 from support.extras import extra_of
 from support.paths import ROOT, TESTS
+from support.sources import ABOUT_SOURCES, calls, nodes_of, tree_of
+
+pytestmark = ABOUT_SOURCES
 
 DECLARED: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
     "optional-dependencies"
@@ -40,23 +43,27 @@ class Function:
 def marks_in(*nodes: ast.AST) -> frozenset[str]:
     """The names of the marks ``pytest.mark.NAME`` in ``nodes``."""
     found = (each for node in nodes for each in ast.walk(node) if isinstance(each, ast.Attribute))
-    return frozenset(each.attr for each in found if ast.unparse(each.value) == "pytest.mark")
+    return frozenset(
+        each.attr
+        for each in found
+        if isinstance(each.value, ast.Attribute) and ast.unparse(each.value) == "pytest.mark"
+    )
 
 
 def texts_in(names: Iterable[str], *nodes: ast.AST) -> frozenset[str]:
     """The literal arguments of all calls of functions with one of ``names`` in ``nodes``."""
-    calls = [each for node in nodes for each in ast.walk(node) if isinstance(each, ast.Call)]
-    calls = [each for each in calls if ast.unparse(each.func).rpartition(".")[2] in names]
-    texts = [argument.value for call in calls for argument in call.args if isinstance(argument, ast.Constant)]
-    assert len(texts) == sum(len(call.args) for call in calls), "write the arguments as literal strings"
+    found = [call for node in nodes for call in calls(ast.walk(node), *names)]
+    texts = [argument.value for call in found for argument in call.args if isinstance(argument, ast.Constant)]
+    assert len(texts) == sum(len(call.args) for call in found), "write the arguments as literal strings"
     return frozenset(map(str, texts))
 
 
 def functions_of(path: Path) -> Iterator[Function]:
     """The functions in one file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    of_file = [each for each in tree.body if isinstance(each, ast.Assign) and "pytestmark" in ast.unparse(each)]
-    for node in ast.walk(tree):
+    of_file = [
+        each for each in tree_of(path).body if isinstance(each, ast.Assign) and "pytestmark" in ast.unparse(each)
+    ]
+    for node in nodes_of(path):
         if isinstance(node, ast.FunctionDef):
             around = (*of_file, *node.decorator_list)
             parameters = {each.arg for each in (*node.args.args, *node.args.kwonlyargs)}

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from support.paths import ROOT
+from support.sources import ABOUT_SOURCES, nodes_of
 
 from zmqrl.commands import COMMANDS
+
+pytestmark = ABOUT_SOURCES
 
 PACKAGE = ROOT / "zmqrl"
 MOST_MODULES_IN_A_FOLDER = 16
@@ -81,23 +84,17 @@ def within(module: str, package: str) -> bool:
 
 
 @cache
-def tree_of(path: Path) -> ast.Module:
-    """The syntax tree of a file."""
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-@cache
 def imports_of(path: Path, *, at_start: bool = False) -> list[tuple[int, str]]:
     """The line and module of every import, even within functions. ``from a import b`` gives a.b if that is a module.
 
     Imports for type checking are left out. If ``at_start``, those within functions are left out, too.
     """
-    tree = tree_of(path)
-    for_types = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
-    functions = [node for node in ast.walk(tree) if at_start and isinstance(node, ast.FunctionDef)]
+    nodes = nodes_of(path)
+    for_types = [node for node in nodes if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    functions = [node for node in nodes if at_start and isinstance(node, ast.FunctionDef)]
     skipped = {id(inner) for node in (*for_types, *functions) for inner in ast.walk(node)}
     found = []
-    for node in ast.walk(tree):
+    for node in nodes:
         if id(node) in skipped:
             continue
         if isinstance(node, ast.Import):
@@ -193,7 +190,7 @@ def named_in_code() -> Iterator[tuple[str, str]]:
     after_m = re.compile(r"-m (zmqrl(?:\.[a-z_]\w*)*)")
     for folder in ("zmqrl", "tests", "benchmarks", "launch"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(tree_of(path)):
+            for node in nodes_of(path):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     names = [node.value] if named.fullmatch(node.value) else after_m.findall(node.value)
                     yield from ((f"{path.relative_to(ROOT)}:{node.lineno}", name) for name in names)
@@ -218,9 +215,9 @@ def exists(name: str) -> bool:
     module, _, attribute = name.rpartition(".")
     if module not in MODULES:
         return False
-    tree = tree_of(MODULES[module])
-    return any(attribute in (getattr(node, "name", None), getattr(node, "id", None)) for node in ast.walk(tree)) or any(
-        attribute == alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
+    nodes = nodes_of(MODULES[module])
+    return any(attribute in (getattr(node, "name", None), getattr(node, "id", None)) for node in nodes) or any(
+        attribute == alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
     )
 
 

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from support.paths import ROOT
+from support.sources import ABOUT_SOURCES, nodes_of, tree_of
+
+pytestmark = ABOUT_SOURCES
 
 PACKAGE = ROOT / "zmqrl"
 
@@ -24,11 +27,10 @@ SHARED = {
 
 def types_of(path: Path) -> Iterator[str]:
     """The names of public classes, and of public type aliases at the top of a module."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+    for node in nodes_of(path):
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             yield node.name
-    for node in tree.body:
+    for node in tree_of(path).body:
         targets = (
             node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
         )

@@ -26,7 +26,7 @@ from zmqrl.supervisor.salvage import to_save
 from zmqrl.supervisor.shards import LOAD_WITHIN_S, Shards
 
 SEEDS = 2000
-PARTS = 8
+PARTS = 16
 FOUND_WITHIN = 1000  # runs
 FAILED_BEFORE = (10565, 17212, 33088)  # seeds that led to faults: each fault also has a shorter test
 
