@@ -462,8 +462,8 @@ def _main() -> None:
     job = json.loads(sys.stdin.readline())
     if "cluster" in job:
         cluster = Cluster.from_json(job["cluster"])
-        with Worker(cluster, job["rank"], pause_s=lambda rank, version: job["pause_s"]):
-            pass
+        with Worker(cluster, job["rank"], pause_s=lambda rank, version: job["pause_s"]) as worker:
+            worker.thread.join()  # however long the run is: it ends soon after its shards
         return
     with served(Path(job["directory"]), shards=job["shards"]) as running:
         facts = {"pids": [running.pid(shard) for shard in running.all], "endpoints": list(running.cluster.endpoints)}
