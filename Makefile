@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Extra options for pip, such as PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 # The number of tests that run at the same time. Most tests wait for processes.
-JOBS ?= 3
+JOBS ?= 4
 # The number of minutes that `make soak` takes, and the number of simulated runs of `make hunt`
 MINUTES ?= 30
 SEEDS ?= 100000

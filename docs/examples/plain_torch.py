@@ -25,6 +25,7 @@ def make_model() -> nn.Module:
 
 def work(cluster: Cluster, rank: int) -> None:
     """One worker: pull, gradient, push."""
+    torch.set_num_threads(1)  # otherwise the threads of all workers wait for the same cores
     model = make_model()
     parameters = FlatParameters(model)
     with Connection(cluster, rank) as connection:
