@@ -17,11 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.paths import TESTS
 from support.rig import eventually
+from support.run_rig import training
 
+from zmqrl import process as process_module
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.launcher import Said, Task
 from zmqrl.hosts.link import DAEMON, Link
-from zmqrl.process import BINDING, usable_cores, use_all_cores
+from zmqrl.process import BINDING, bind_to_share, usable_cores, use_all_cores
 from zmqrl.process_id import worker_id
 
 HERE = len(os.sched_getaffinity(0))
@@ -98,6 +100,42 @@ def test_the_smallest_quota_of_the_group_and_its_parents_counts(quotas: list[int
         smallest = min((quota for quota in quotas if quota is not None), default=math.inf)
         expected = max(1, min(HERE, 10**6 if smallest == math.inf else int(smallest) // 100_000))
         assert usable_cores(process(Path(where), f"0::/{path}", V2, files)) == expected
+
+
+@pytest.mark.parametrize(
+    ("share", "quota", "bound"),
+    [
+        ((1, 4, 1), 4, {3}),
+        ((0, 2, 2), 4, {2, 3}),
+        ((1, 2, 2), 4, {6, 7}),
+        ((0, 1, 4), 4, {2, 3, 6, 7}),
+        ((0, 2, 1), 4, None),  # other programs may need the other cores
+        ((0, 8, 1), 4, None),
+        ((1, 4, 1), 3, None),  # other containers may be bound to the same cores
+    ],
+)
+def test_a_worker_is_bound_only_if_the_workers_need_all_cores(
+    share: tuple[int, int, int], quota: int, bound: set[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[tuple[int, set[int]]]()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {7, 2, 6, 3})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: calls.append((pid, set(cores))))
+    monkeypatch.setattr(process_module, "usable_cores", lambda: quota)
+    bind_to_share(*share)
+    assert calls == ([] if bound is None else [(0, bound)])
+
+
+@pytest.mark.processes
+def test_two_workers_share_the_cores_of_their_host(tmp_path: Path) -> None:
+    half = HERE // 2
+    cores = sorted(os.sched_getaffinity(0))
+    expected = [set(cores[:half]), set(cores[half:])] if HERE % 2 == 0 else [set(cores)] * 2
+    with training(tmp_path / "run", "--workers", "2", "--updates", "1000000") as run:
+        run.wait_for(2)
+        workers, shard = [run.pid("worker", rank) for rank in range(2)], run.pid("shard", 0)
+        assert None not in (*workers, shard)
+        assert [os.sched_getaffinity(pid or 0) for pid in workers] == expected
+        assert os.sched_getaffinity(shard or 0) == set(cores)
 
 
 def test_variables_that_bind_threads_are_unset(monkeypatch: pytest.MonkeyPatch) -> None:

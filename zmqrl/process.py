@@ -81,6 +81,17 @@ def usable_cores(proc: Path = Path("/proc/self")) -> int:
     return max(1, math.floor(min(len(os.sched_getaffinity(0)), quota(proc))))
 
 
+def bind_to_share(index: int, shares: int, threads: int) -> None:
+    """Bind this thread, and those that it will start, to one of ``shares`` equal shares of the cores.
+
+    Otherwise, the kernel often starts a thread of one process on a core where another process computes, while a core
+    is free. Does nothing unless shares of ``threads`` cores make up all cores, because other programs may need some.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if shares * threads == len(cores) == usable_cores():
+        os.sched_setaffinity(0, cores[index * threads : (index + 1) * threads])
+
+
 def quota(proc: Path) -> float:
     """The smallest quota, in cores, of a process's control groups (version 1 or 2) and their parents."""
     return min(map(_quota_of, cpu_groups(proc)), default=math.inf)

@@ -18,7 +18,7 @@ from zmqrl.learner.plugin import load_loss
 from zmqrl.learner.rollout import Player, Rollout
 from zmqrl.observe.provenance import code_id
 from zmqrl.observe.spans import Spans
-from zmqrl.process import lived_s, log_to_stderr, read_job
+from zmqrl.process import bind_to_share, lived_s, log_to_stderr, read_job
 from zmqrl.profile.profiler import ProfilerJob
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.flat import FlatParameters
@@ -162,6 +162,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         job = WorkerJob.from_json(data)
+        bind_to_share(*job.share, job.threads)
         join(
             job.cluster,
             job.config,

@@ -39,7 +39,7 @@ def test_recorded_rows_are_read_back(tmp_path: Path) -> None:
 
 
 def test_the_recorded_cores_are_those_that_the_process_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiler_module, "usable_cores", lambda: 77)  # a quota, for example
+    monkeypatch.setattr(profiler_module, "CORES", 77)  # a quota, for example
     profiler(tmp_path).close()
     (read,) = RunTables.read(tmp_path).processes
     assert read.cores == 77

@@ -36,7 +36,8 @@ def test_the_job_of_a_worker_survives_json(keys: ClientKeys | None, profiler: Pr
     endpoints: dict[SocketRole, str] = {"grad": "tcp://h:1", "weights": "tcp://h:2", "control": "tcp://h:3"}
     layout = Layout.of([("w", (100,))], 1)
     cluster = Cluster(run="r", layout=layout, codec="bf16", endpoints=(endpoints,), asynchronous=True, keys=keys)
-    job = WorkerJob(cluster=cluster, config=cartpole(), rank=3, version=7, incarnation=9, threads=2, profiler=profiler)
+    numbers = {"rank": 3, "version": 7, "incarnation": 9, "threads": 2}
+    job = WorkerJob(cluster=cluster, config=cartpole(), share=(1, 4), profiler=profiler, **numbers)
     assert WorkerJob.from_json(json.loads(json.dumps(job.to_json()))) == job
 
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from zmqrl.observe.histogram import Histogram
 from zmqrl.observe.spans import SpanEvent, Spans
-from zmqrl.process import cpu_groups, usable_cores
+from zmqrl.process import CORES, cpu_groups
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.tables import COLUMNS, FORMAT, pack
 
@@ -86,7 +86,7 @@ class Profiler:
             "incarnation": incarnation,
             "pid": os.getpid(),
             "clock": clock_id(),
-            "cores": usable_cores(),
+            "cores": CORES,
             "machine_cores": os.cpu_count(),
             "machine_memory_kb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 1024,
             "spans": list[str](),

@@ -25,6 +25,8 @@ class WorkerJob:
     version: int
     incarnation: int
     threads: int
+    share: tuple[int, int]
+    """The place of the worker among the workers of its host, and their number: its share of the cores."""
     profiler: ProfilerJob | None
     """If given, the worker records how it spends its time."""
 
@@ -32,6 +34,7 @@ class WorkerJob:
         """Plain data, including the secret key."""
         numbers = {name: getattr(self, name) for name in ("rank", "version", "incarnation", "threads")}
         return numbers | {
+            "share": list(self.share),
             "cluster": self.cluster.to_json(),
             "keys": self.cluster.keys.to_json() if self.cluster.keys else None,
             "config": self.config.to_json(),
@@ -49,6 +52,7 @@ class WorkerJob:
             version=data["version"],
             incarnation=data["incarnation"],
             threads=data["threads"],
+            share=tuple(data["share"]),
             profiler=ProfilerJob.from_json(data["profiler"]) if data["profiler"] else None,
         )
 

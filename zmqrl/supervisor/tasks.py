@@ -114,6 +114,8 @@ class RunTasks:
     def worker_job(self, rank: int, version: int, endpoints: Mapping[int, dict[SocketRole, str]]) -> WorkerJob:
         """The job of a worker. ``endpoints`` are those of the shards. ``version`` is roughly the run's version."""
         process = worker_id(rank)
+        host = self.sites[process].host
+        of_host = [each for each, site in self.sites.items() if each.role == "worker" and site.host == host]
         cluster = Cluster(
             run=self.run,
             layout=self.layout,
@@ -129,6 +131,7 @@ class RunTasks:
             version=version,
             incarnation=self._incarnation(process),
             threads=self.threads[process],
+            share=(of_host.index(process), len(of_host)),
             profiler=self._profiler(process),
         )
 
