@@ -51,6 +51,17 @@ class MeasuredRun:
 RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
     "breakout": (
         MeasuredRun(
+            score=526.64,
+            evaluation=509.47,
+            games=100,
+            minutes=60.0,
+            agent_steps_per_s=1883.0,
+            options="--minutes 60 --seed 3",
+            machine=WITH_AVX512,
+            source="benchmarks/results/breakout-seed-3",
+            flavour=ATARI,
+        ),
+        MeasuredRun(
             score=369.52,
             evaluation=366.6,
             games=100,
