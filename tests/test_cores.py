@@ -6,24 +6,26 @@ import contextlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.paths import TESTS
 from support.rig import eventually
-from support.run_rig import training
+from support.run_rig import started
 
 from zmqrl import process as process_module
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.launcher import Said, Task
 from zmqrl.hosts.link import DAEMON, Link
-from zmqrl.process import BINDING, bind_to_share, usable_cores, use_all_cores
+from zmqrl.process import BINDING, bind_to_core, usable_cores, use_all_cores
 from zmqrl.process_id import worker_id
 
 HERE = len(os.sched_getaffinity(0))
@@ -102,40 +104,79 @@ def test_the_smallest_quota_of_the_group_and_its_parents_counts(quotas: list[int
         assert usable_cores(process(Path(where), f"0::/{path}", V2, files)) == expected
 
 
+@pytest.fixture
+def cores_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets the cores that this process may use, and their speeds."""
+
+    def set_cores(speeds: Mapping[int, str], quota: int | None = None) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(speeds))
+        monkeypatch.setattr(process_module, "usable_cores", lambda: quota or len(speeds))
+        monkeypatch.setattr(process_module, "_speed", lambda core: speeds[core])
+
+    return set_cores
+
+
+EQUAL = {7: "fast", 2: "fast", 6: "fast", 3: "fast"}
+
+
 @pytest.mark.parametrize(
-    ("share", "quota", "bound"),
+    ("index", "count", "speeds", "quota", "core"),
     [
-        ((1, 4, 1), 4, {3}),
-        ((0, 2, 2), 4, {2, 3}),
-        ((1, 2, 2), 4, {6, 7}),
-        ((0, 1, 4), 4, {2, 3, 6, 7}),
-        ((0, 2, 1), 4, None),  # other programs may need the other cores
-        ((0, 8, 1), 4, None),
-        ((1, 4, 1), 3, None),  # other containers may be bound to the same cores
+        (0, 4, EQUAL, None, 2),
+        (3, 4, EQUAL, None, 7),
+        (0, 2, EQUAL, None, None),  # other programs may need the other cores
+        (0, 8, EQUAL, None, None),
+        (1, 4, EQUAL, 3, None),  # other containers may be bound to the same cores
+        (1, 4, EQUAL | {7: "slow"}, None, None),  # all workers would wait for the slow core
     ],
 )
-def test_a_worker_is_bound_only_if_the_workers_need_all_cores(
-    share: tuple[int, int, int], quota: int, bound: set[int] | None, monkeypatch: pytest.MonkeyPatch
+def test_a_worker_is_bound_only_if_there_is_an_equal_core_for_each(
+    index: int,
+    count: int,
+    speeds: dict[int, str],
+    quota: int | None,
+    core: int | None,
+    cores_of_a_machine: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = list[tuple[int, set[int]]]()
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {7, 2, 6, 3})
+    cores_of_a_machine(speeds, quota)
     monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: calls.append((pid, set(cores))))
-    monkeypatch.setattr(process_module, "usable_cores", lambda: quota)
-    bind_to_share(*share)
-    assert calls == ([] if bound is None else [(0, bound)])
+    assert bind_to_core(index, count) == core
+    assert calls == ([] if core is None else [(0, {core})])
+
+
+def test_a_worker_that_may_not_be_bound_works_without(
+    cores_of_a_machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pid: int, cores: Iterable[int]) -> None:
+        raise PermissionError("not allowed here")
+
+    cores_of_a_machine(EQUAL)
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    assert bind_to_core(0, 4) is None
 
 
 @pytest.mark.processes
-def test_two_workers_share_the_cores_of_their_host(tmp_path: Path) -> None:
-    half = HERE // 2
-    cores = sorted(os.sched_getaffinity(0))
-    expected = [set(cores[:half]), set(cores[half:])] if HERE % 2 == 0 else [set(cores)] * 2
-    with training(tmp_path / "run", "--workers", "2", "--updates", "1000000") as run:
+def test_each_thread_of_as_many_workers_as_cores_has_one_core(
+    tmp_path: Path, skip_or_fail: Callable[[str], NoReturn]
+) -> None:
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2 or usable_cores() < 2:
+        skip_or_fail("two workers can only be bound if this machine has two cores")
+    command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "zmqrl", "train", "cartpole"]
+    options = ["--workers", "2", "--updates", "1000000", "--run-dir", str(tmp_path / "run")]
+    with started([*command, *options], tmp_path / "run", {}) as run:
         run.wait_for(2)
-        workers, shard = [run.pid("worker", rank) for rank in range(2)], run.pid("shard", 0)
-        assert None not in (*workers, shard)
-        assert [os.sched_getaffinity(pid or 0) for pid in workers] == expected
-        assert os.sched_getaffinity(shard or 0) == set(cores)
+        bound = {
+            rank: {frozenset(os.sched_getaffinity(int(task.name))) for task in Path(f"/proc/{pid}/task").iterdir()}
+            for rank, pid in enumerate(run.pid("worker", rank) for rank in range(2))
+        }
+        (of_shard,) = {frozenset(os.sched_getaffinity(pid)) for pid in [run.pid("shard", 0)] if pid is not None}
+        run.signal(signal.SIGINT)
+        assert run.wait() == 130
+    assert bound == {rank: {frozenset({core})} for rank, core in enumerate(cores)}
+    assert of_shard == set(cores)
 
 
 def test_variables_that_bind_threads_are_unset(monkeypatch: pytest.MonkeyPatch) -> None:

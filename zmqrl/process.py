@@ -81,15 +81,28 @@ def usable_cores(proc: Path = Path("/proc/self")) -> int:
     return max(1, math.floor(min(len(os.sched_getaffinity(0)), quota(proc))))
 
 
-def bind_to_share(index: int, shares: int, threads: int) -> None:
-    """Bind this thread, and those that it will start, to one of ``shares`` equal shares of the cores.
+def bind_to_core(index: int, count: int) -> int | None:
+    """Bind this thread, and those that it will start, to one of ``count`` cores. Returns the core, or None.
 
-    Otherwise, the kernel often starts a thread of one process on a core where another process computes, while a core
-    is free. Does nothing unless shares of ``threads`` cores make up all cores, because other programs may need some.
+    Otherwise, the kernel often runs a thread of one process on the core of another process, while a core is free. Does
+    nothing unless this process may use exactly ``count`` cores, all of the same speed.
     """
     cores = sorted(os.sched_getaffinity(0))
-    if shares * threads == len(cores) == usable_cores():
-        os.sched_setaffinity(0, cores[index * threads : (index + 1) * threads])
+    if count != len(cores) or count != usable_cores() or len(set(map(_speed, cores))) > 1:
+        return None
+    with contextlib.suppress(OSError):  # a sandbox may forbid it
+        os.sched_setaffinity(0, {cores[index]})
+        return cores[index]
+    return None
+
+
+def _speed(core: int) -> tuple[str, ...]:
+    """What the kernel says of the speed of a core."""
+    about, found = Path(f"/sys/devices/system/cpu/cpu{core}"), list[str]()
+    for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+        with contextlib.suppress(OSError):
+            found.append((about / name).read_text())
+    return tuple(found)
 
 
 def quota(proc: Path) -> float:

@@ -18,7 +18,7 @@ from zmqrl.learner.plugin import load_loss
 from zmqrl.learner.rollout import Player, Rollout
 from zmqrl.observe.provenance import code_id
 from zmqrl.observe.spans import Spans
-from zmqrl.process import bind_to_share, lived_s, log_to_stderr, read_job
+from zmqrl.process import bind_to_core, lived_s, log_to_stderr, read_job
 from zmqrl.profile.profiler import ProfilerJob
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.flat import FlatParameters
@@ -162,7 +162,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         job = WorkerJob.from_json(data)
-        bind_to_share(*job.share, job.threads)
+        if job.core is not None and (core := bind_to_core(*job.core)) is not None:
+            log.info("bound to core %d", core)
         join(
             job.cluster,
             job.config,

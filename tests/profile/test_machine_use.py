@@ -8,6 +8,7 @@ import pytest
 from support.profiles import US, synthetic_run
 
 from zmqrl.observe.spans import Spans
+from zmqrl.process import CORES
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.profile.machine_use import MachineUse, machine_use, warnings
 from zmqrl.profile.profiler import Profiler, ProfilerJob
@@ -59,10 +60,10 @@ def test_stolen_time_is_a_share_of_all_cores_of_the_machine_even_for_a_pinned_pr
 
 def test_a_profile_lists_the_cores_of_the_process_and_of_its_machine(tmp_path: Path) -> None:
     allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
+    os.sched_setaffinity(0, {min(allowed)})  # as for a worker with its own core
     try:
         Profiler(ProfilerJob(tmp_path, "h1"), worker_id(0), Spans(), run="r", incarnation=1).close()
     finally:
         os.sched_setaffinity(0, allowed)
     (read,) = RunTables.read(tmp_path).processes
-    assert (read.cores, read.machine_cores) == (1, os.cpu_count())
+    assert (read.cores, read.machine_cores) == (CORES, os.cpu_count())

@@ -32,12 +32,15 @@ RECORDING: dict[str, Any] = {"version": 5, "path": "a.mp4", "score": 2.5}
 
 @pytest.mark.parametrize("keys", [None, RunKeys.make(workers=1, shards=1).of_worker(0)])
 @pytest.mark.parametrize("profiler", [None, ProfilerJob(Path("/profile"), "h1", trace_below=20)])
-def test_the_job_of_a_worker_survives_json(keys: ClientKeys | None, profiler: ProfilerJob | None) -> None:
+@pytest.mark.parametrize("core", [None, (1, 4)])
+def test_the_job_of_a_worker_survives_json(
+    keys: ClientKeys | None, profiler: ProfilerJob | None, core: tuple[int, int] | None
+) -> None:
     endpoints: dict[SocketRole, str] = {"grad": "tcp://h:1", "weights": "tcp://h:2", "control": "tcp://h:3"}
     layout = Layout.of([("w", (100,))], 1)
     cluster = Cluster(run="r", layout=layout, codec="bf16", endpoints=(endpoints,), asynchronous=True, keys=keys)
     numbers = {"rank": 3, "version": 7, "incarnation": 9, "threads": 2}
-    job = WorkerJob(cluster=cluster, config=cartpole(), share=(1, 4), profiler=profiler, **numbers)
+    job = WorkerJob(cluster=cluster, config=cartpole(), core=core, profiler=profiler, **numbers)
     assert WorkerJob.from_json(json.loads(json.dumps(job.to_json()))) == job
 
 

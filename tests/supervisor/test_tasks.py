@@ -2,16 +2,17 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from zmqrl.config import Config
 from zmqrl.hosts.deployment import on_this_machine
-from zmqrl.process_id import shard_id
+from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.layout import Layout
 from zmqrl.rundir import RunDirectory
-from zmqrl.supervisor.tasks import FORK, RunTasks
+from zmqrl.supervisor.tasks import BIND, FORK, RunTasks
 
 PIDS = {shard_id(0): 7}
 
@@ -57,3 +58,34 @@ def test_all_processes_but_shards_are_forked_unless_the_user_turns_this_off(
     assert not tasks.shard_task(0, None).forked
     monkeypatch.setenv(FORK, "off")
     assert not tasks.worker_task(0, None).forked
+
+
+def cores_of_workers(path: Path, hosts: dict[str, list[ProcessId]], config: Config) -> list[tuple[int, int] | None]:
+    """The cores in the jobs of all workers, if ``hosts`` run these processes."""
+    directory = RunDirectory(path)
+    here = on_this_machine(config, directory)
+    sites = {each: replace(here.sites[shard_id(0)], host=host) for host, found in hosts.items() for each in found}
+    deployment = replace(here, sites=sites, threads=dict.fromkeys(sites, 1))
+    tasks = RunTasks(config, directory, Layout.of([("w", (100,))], 1), deployment)
+    return [tasks.worker_job(rank, 0, {}).core for rank in tasks.local_ranks]
+
+
+FIVE = [worker_id(rank) for rank in range(5)]
+
+
+def test_each_worker_of_a_host_gets_another_core(tmp_path: Path) -> None:
+    hosts = {"h1": [shard_id(0), *FIVE[:3]], "h2": FIVE[3:]}
+    config = Config(workers=5, shards=1)
+    assert cores_of_workers(tmp_path, hosts, config) == [(0, 3), (1, 3), (2, 3), (0, 2), (1, 2)]
+
+
+def test_no_worker_gets_its_own_core_beside_other_processes_that_compute(tmp_path: Path) -> None:
+    hosts = {"h1": [shard_id(0), *FIVE[:3]], "h2": [*FIVE[3:], ProcessId("evaluator", 0)]}
+    assert cores_of_workers(tmp_path, hosts, Config(workers=5, shards=1))[2:] == [(2, 3), None, None]
+    one_more = Config(workers=6, shards=1, external_workers=1)
+    assert cores_of_workers(tmp_path, {"h1": [shard_id(0), *FIVE]}, one_more) == [None] * 5
+
+
+def test_the_user_can_leave_the_cores_of_workers_to_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BIND, "off")
+    assert cores_of_workers(tmp_path, {"h1": [shard_id(0), *FIVE]}, Config(workers=5, shards=1)) == [None] * 5

@@ -25,8 +25,8 @@ class WorkerJob:
     version: int
     incarnation: int
     threads: int
-    share: tuple[int, int]
-    """The place of the worker among the workers of its host, and their number: its share of the cores."""
+    core: tuple[int, int] | None
+    """An index and a count. A worker is bound to the core with this index if it may use exactly this many cores."""
     profiler: ProfilerJob | None
     """If given, the worker records how it spends its time."""
 
@@ -34,7 +34,7 @@ class WorkerJob:
         """Plain data, including the secret key."""
         numbers = {name: getattr(self, name) for name in ("rank", "version", "incarnation", "threads")}
         return numbers | {
-            "share": list(self.share),
+            "core": self.core,
             "cluster": self.cluster.to_json(),
             "keys": self.cluster.keys.to_json() if self.cluster.keys else None,
             "config": self.config.to_json(),
@@ -52,7 +52,7 @@ class WorkerJob:
             version=data["version"],
             incarnation=data["incarnation"],
             threads=data["threads"],
-            share=tuple(data["share"]),
+            core=tuple(data["core"]) if data["core"] else None,
             profiler=ProfilerJob.from_json(data["profiler"]) if data["profiler"] else None,
         )
 

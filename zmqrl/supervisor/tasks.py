@@ -26,6 +26,7 @@ from zmqrl.rundir import RunDirectory, write_json
 from zmqrl.start.jobs import FollowerJob, FollowerRequest, WorkerJob
 
 PROFILE = "ZMQRL_PROFILE"  # "off" turns profiling off, to measure its cost
+BIND = "ZMQRL_BIND"  # "off" lets the kernel choose the cores of workers
 FORK = "ZMQRL_FORK"  # "off" makes each process import its modules itself, to find a fault or measure the gain
 WORKER = "zmqrl.worker"
 FOLLOWERS = {EVALUATOR: "zmqrl.commands.measure.evaluate", RECORDER: "zmqrl.commands.measure.record"}
@@ -114,8 +115,6 @@ class RunTasks:
     def worker_job(self, rank: int, version: int, endpoints: Mapping[int, dict[SocketRole, str]]) -> WorkerJob:
         """The job of a worker. ``endpoints`` are those of the shards. ``version`` is roughly the run's version."""
         process = worker_id(rank)
-        host = self.sites[process].host
-        of_host = [each for each, site in self.sites.items() if each.role == "worker" and site.host == host]
         cluster = Cluster(
             run=self.run,
             layout=self.layout,
@@ -131,9 +130,20 @@ class RunTasks:
             version=version,
             incarnation=self._incarnation(process),
             threads=self.threads[process],
-            share=(of_host.index(process), len(of_host)),
+            core=self._core(process),
             profiler=self._profiler(process),
         )
+
+    def _core(self, process: ProcessId) -> tuple[int, int] | None:
+        """A core for each worker of a host that runs as many workers as it has cores, and no other processes that
+        compute. None if the user has turned this off.
+        """
+        host = self.sites[process].host
+        here = [each for each, site in self.sites.items() if site.host == host and each.role != "shard"]
+        alone = all(each.role == "worker" for each in here) and not self.config.external_workers
+        if os.environ.get(BIND) == "off" or not alone or self.threads[process] > 1 or self.config.device != "cpu":
+            return None
+        return here.index(process), len(here)
 
     def _profiler(self, process: ProcessId) -> ProfilerJob | None:
         """What ``process`` needs to record its time, or None if the user has turned profiling off."""
