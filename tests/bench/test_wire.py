@@ -18,6 +18,7 @@ from zmqrl.bench.parts import ByteLimit, Copier, RawHub, RawWorker
 from zmqrl.bench.samples import Blocks, Round
 from zmqrl.errors import ClusterError
 from zmqrl.observe.spans import Spans
+from zmqrl.process import usable_cores
 from zmqrl.process_id import shard_id
 from zmqrl.profile.profiler import Profiler, ProfilerJob
 from zmqrl.profile.run_tables import RunTables
@@ -119,6 +120,17 @@ def assert_in_order(each: Round, workers: int, shards: int) -> None:
     for ends, published in zip(each.arrived, each.published, strict=True):
         assert min(each.begun) < min(ends)
         assert max(each.begun) < max(ends) < published < min(each.done)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("bound", [False, True])
+def test_two_processes_are_bound_on_request_if_there_are_two_cores(bound: bool) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    apart = bound and len(cores) == usable_cores() == 2
+    job = {"pieces": 1, "piece_bytes": 100}
+    with Crew(2, bound=bound) as crew, crew.playing("copy", Copier, dict.fromkeys(range(2), job)):
+        found = [os.sched_getaffinity(pid) for pid in crew.pids]
+    assert found == ([{core} for core in cores] if apart else [set(cores)] * 2)
 
 
 @pytest.mark.processes

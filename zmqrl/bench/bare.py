@@ -16,7 +16,6 @@ from zmqrl.learner.envs import describe_env, make_envs
 from zmqrl.learner.losses import Learner
 from zmqrl.learner.networks import ConvPolicy, make_model
 from zmqrl.learner.rollout import Rollout, put_frames
-from zmqrl.process import bind_to_core
 from zmqrl.worker import keeps_activations
 
 ACTIONS = 1024  # random actions of each game, drawn beforehand
@@ -28,7 +27,6 @@ class BareGames:
     def __init__(self, *, config: dict[str, Any], rank: int, threads: int) -> None:
         self.facts: dict[str, Any] = {}
         settings = Config.from_json(config)
-        bind_to_core(rank, settings.ranks)  # as workers do
         self.envs = make_envs(settings.env, settings.envs, threads=threads)
         rng = np.random.default_rng(rank)
         self.actions = self.envs.spec.actions.drawn(rng, ACTIONS, self.envs.num_envs)
@@ -57,7 +55,6 @@ class _BareNetwork:
 
     def __init__(self, *, config: dict[str, Any], rank: int, threads: int) -> None:
         settings = Config.from_json(config)
-        bind_to_core(rank, settings.ranks)
         spec = describe_env(settings.env, settings.envs)
         torch.set_num_threads(threads)
         torch.manual_seed(rank)

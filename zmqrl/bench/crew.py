@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol, Self, TypeAlias
 
 from zmqrl.child_process import ChildProcess
 from zmqrl.errors import ClusterError
-from zmqrl.process import Messages, look_for_modules_there, read_job, say
+from zmqrl.process import Messages, bind_to_core, look_for_modules_there, read_job, say
 
 PartFacts: TypeAlias = dict[str, Any]
 
@@ -50,12 +50,17 @@ class Role(NamedTuple):
 class Crew:
     """Processes that run parts. The end of the ``with`` block kills them."""
 
-    def __init__(self, size: int, environment: Mapping[str, str] | None = None) -> None:
-        """``environment`` adds variables to the environment of the processes."""
+    def __init__(self, size: int, environment: Mapping[str, str] | None = None, *, bound: bool = False) -> None:
+        """``environment`` adds variables to the environment of the processes. If ``bound``, each process is bound to a
+        core like a worker, if there are as many cores.
+        """
         through = ["env", *(f"{name}={value}" for name, value in environment.items())] if environment else []
         names = [f"process {process} of the benchmark" for process in range(size)]
         program = ["-m", "zmqrl.bench.crew"]
-        self._children = [ChildProcess(name, program, {}, through=through) for name in names]  # they need no job
+        self._children = [
+            ChildProcess(name, program, {"core": (process, size) if bound else None}, through=through)
+            for process, name in enumerate(names)
+        ]
 
     @property
     def pids(self) -> list[int]:
@@ -114,7 +119,8 @@ class Crew:
 
 def main() -> None:
     look_for_modules_there()
-    read_job(signal.SIGKILL)
+    if core := read_job(signal.SIGKILL)["core"]:
+        bind_to_core(*core)
     messages = Messages()
     parts: dict[str, Part] = {}
     while True:

@@ -23,6 +23,7 @@ from zmqrl.profile.run_tables import RunTables
 from zmqrl.rundir import RunDirectory
 from zmqrl.start.initial import Preparation
 from zmqrl.supervisor.run import check_extras, check_here, train
+from zmqrl.supervisor.tasks import may_bind
 
 WARM_UP_S: Final = 2.0  # training before the measurement: libraries choose their code, and memory is touched
 # Options that a benchmark refuses: its run has its own end, starts from version 0, starts all its workers, and learns.
@@ -85,7 +86,7 @@ def measure(config: Config, *, seconds: float, rounds: int, begin: Callable[[str
     found = []
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="zmqrl-bench-"))
-        crew = stack.enter_context(Crew(config.ranks, environment_of(threads) | patience))
+        crew = stack.enter_context(Crew(config.ranks, environment_of(threads) | patience, bound=may_bind(config)))
         parts = {name: stack.enter_context(crew.playing(name, part, jobs)) for name, part in bare_parts.items()}
         for number in range(rounds):
             begin(f"round {number + 1} of {rounds}: the parts alone")

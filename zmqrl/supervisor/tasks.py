@@ -40,6 +40,11 @@ def prepare(deployment: Deployment) -> None:
             deployment.launcher.prepare(worker, WORKER, deployment.threads[worker])
 
 
+def may_bind(config: Config) -> bool:
+    """Whether workers may be bound to cores: the user decides with ``ZMQRL_BIND``."""
+    return config.device == "cpu" and os.environ.get(BIND) != "off"
+
+
 def may_fork() -> bool:
     """Whether processes may be forked: the user decides with ``ZMQRL_FORK``."""
     return os.environ.get(FORK) != "off"
@@ -141,7 +146,7 @@ class RunTasks:
         host = self.sites[process].host
         here = [each for each, site in self.sites.items() if site.host == host and each.role != "shard"]
         alone = all(each.role == "worker" for each in here) and not self.config.external_workers
-        if os.environ.get(BIND) == "off" or not alone or self.threads[process] > 1 or self.config.device != "cpu":
+        if not alone or self.threads[process] > 1 or not may_bind(self.config):
             return None
         return here.index(process), len(here)
 
