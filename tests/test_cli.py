@@ -338,6 +338,8 @@ def test_resuming_shards_at_different_versions_in_synchronous_mode_is_refused(re
 
 
 COUNTERS = Counters(version=40, agent_steps=5000).to_json()
+ENDED = {"exit_reason": "updates", "updates": 40, "agent_steps": 5000, "wall_s": 9.0, "episodes": 3}
+ENDED |= {"score_mean_50": None, "contributions": {"used": 80}}
 
 
 @pytest.mark.parametrize(
@@ -351,7 +353,7 @@ COUNTERS = Counters(version=40, agent_steps=5000).to_json()
 )
 def test_resuming_a_run_that_has_reached_its_end_is_refused(refused: Refused, options: str, names: str) -> None:
     path = finished_run(refused.where / "run", counters=COUNTERS)
-    (path / "summary.json").touch()
+    write_json(path / "summary.json", ENDED)
     (path / "evaluations.jsonl").write_text(
         '{"version": 40, "mean": 9.0, "seeds": [2147483648]}\n{"version": 40, "mean": 1.0, "seeds": [0]}\n',
         encoding="utf-8",
@@ -359,10 +361,21 @@ def test_resuming_a_run_that_has_reached_its_end_is_refused(refused: Refused, op
     assert names.format(path) in refused.sentence("train", "--run-dir", str(path), "--resume", *options.split())
 
 
-def test_a_run_killed_between_its_last_checkpoint_and_its_summary_is_completed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "old",
+    [
+        pytest.param(None, id="killed before its summary"),
+        pytest.param("", id="damaged"),
+        # The disk was full at the end. The resume found version 40 in the state of the shards.
+        pytest.param(json.dumps(ENDED | {"exit_reason": "failed", "updates": 31}), id="of an earlier version"),
+    ],
+)
+def test_a_run_at_its_end_without_a_summary_of_it_is_completed(
+    old: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = finished_run(tmp_path / "run", counters=COUNTERS)
+    if old is not None:
+        (path / "summary.json").write_text(old, encoding="utf-8")
     (path / ".summary.json.7.unfinished").touch()
     (path / "state").mkdir()
     (path / "state" / "shard-0.slots").touch()
@@ -457,7 +470,7 @@ def test_an_error_about_damaged_checkpoints_gives_the_command_to_resume_from_an_
         assert shlex.split(move) == ["mv", str(found), str(checkpoints / f"damaged-v{version:08d}")]
         found.rename(checkpoints / f"damaged-v{version:08d}")
     assert shlex.split(resume) == ["zmqrl", "train", "--resume", "--run-dir", str(path)]
-    (path / "summary.json").touch()
+    write_json(path / "summary.json", ENDED)
     assert "--updates 7: " in refused.sentence(*shlex.split(resume)[1:], "--updates", "7"), "it resumes from there"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from zmqrl.checkpoint import Checkpoint, newest
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
-from zmqrl.observe.forms import EVALUATION, readable_lines
+from zmqrl.observe.forms import EVALUATION, SUMMARY, read_object, readable_lines
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.records import PLACE, flat
 from zmqrl.ps.shard.history import History, missing_lines
@@ -111,6 +111,18 @@ def end_of(config: Config, checkpoint: Checkpoint, path: Path) -> tuple[Reason, 
             option = f"--{reason.replace('_', '-')} {limit:g}"
             return reason, f"{option}: {path} has already reached {reached:g}: set a higher limit to resume."
     return None
+
+
+def is_summarized(directory: RunDirectory, checkpoint: Checkpoint) -> bool:
+    """Whether ``summary.json`` describes the run up to ``checkpoint`` or further.
+
+    It does not if the session could not write its last checkpoint, and a resume has found the version elsewhere.
+    """
+    try:
+        summary = read_object(directory.summary, SUMMARY, "remove the file")
+    except UsageError:
+        return False
+    return summary is not None and summary["updates"] >= checkpoint.version
 
 
 def check_mode(config: Config, checkpoint: Checkpoint, path: Path) -> None:

@@ -115,7 +115,7 @@ def train_on(
             newest = resume.newest_checkpoint(directory, preparation.checkpoint())
             checkpoint = salvage(directory, newest, news.append)
             end = resume.end_of(config, checkpoint, directory.path)
-            if end is not None and directory.summary.exists():
+            if end is not None and resume.is_summarized(directory, checkpoint):
                 raise UsageError(end[1])
             resume.check_mode(config, checkpoint, directory.path)
             if end is not None:
@@ -189,7 +189,7 @@ def _summarize(
     reason: Reason,
     screen: Console,
 ) -> int:
-    """Write the summary of a run that was killed after its last checkpoint and before its summary."""
+    """Write the summary of a run that reached its end, but could not write its summary or its last checkpoint."""
     write_summary(directory.summary, reason, 0, config, checkpoint, flavour)
     for shard in range(checkpoint.layout.shards):
         directory.state(shard).unlink(missing_ok=True)
