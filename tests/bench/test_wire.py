@@ -123,12 +123,12 @@ def assert_in_order(each: Round, workers: int, shards: int) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("bound", [False, True])
-def test_two_processes_are_bound_on_request_if_there_are_two_cores(bound: bool) -> None:
+@pytest.mark.parametrize("asked", [None, [(0, 2), (1, 2)]])
+def test_two_processes_are_bound_on_request_if_there_are_two_cores(asked: list[tuple[int, int] | None] | None) -> None:
     cores = sorted(os.sched_getaffinity(0))
-    apart = bound and len(cores) == usable_cores() == 2
+    apart = asked is not None and len(cores) == usable_cores() == 2
     job = {"pieces": 1, "piece_bytes": 100}
-    with Crew(2, bound=bound) as crew, crew.playing("copy", Copier, dict.fromkeys(range(2), job)):
+    with Crew(2, cores=asked) as crew, crew.playing("copy", Copier, dict.fromkeys(range(2), job)):
         found = [os.sched_getaffinity(pid) for pid in crew.pids]
     assert found == ([{core} for core in cores] if apart else [set(cores)] * 2)
 

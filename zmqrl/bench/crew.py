@@ -50,16 +50,21 @@ class Role(NamedTuple):
 class Crew:
     """Processes that run parts. The end of the ``with`` block kills them."""
 
-    def __init__(self, size: int, environment: Mapping[str, str] | None = None, *, bound: bool = False) -> None:
-        """``environment`` adds variables to the environment of the processes. If ``bound``, each process is bound to a
-        core like a worker, if there are as many cores.
+    def __init__(
+        self,
+        size: int,
+        environment: Mapping[str, str] | None = None,
+        cores: Sequence[tuple[int, int] | None] | None = None,
+    ) -> None:
+        """``environment`` adds variables to the environment of the processes. ``cores`` has the arguments of
+        :func:`zmqrl.process.bind_to_core` for each process, or None for a process that is not bound.
         """
         through = ["env", *(f"{name}={value}" for name, value in environment.items())] if environment else []
         names = [f"process {process} of the benchmark" for process in range(size)]
         program = ["-m", "zmqrl.bench.crew"]
         self._children = [
-            ChildProcess(name, program, {"core": (process, size) if bound else None}, through=through)
-            for process, name in enumerate(names)
+            ChildProcess(name, program, {"core": core}, through=through)
+            for name, core in zip(names, cores or [None] * size, strict=True)
         ]
 
     @property

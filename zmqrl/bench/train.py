@@ -23,7 +23,7 @@ from zmqrl.profile.run_tables import RunTables
 from zmqrl.rundir import RunDirectory
 from zmqrl.start.initial import Preparation
 from zmqrl.supervisor.run import check_extras, check_here, train
-from zmqrl.supervisor.tasks import may_bind
+from zmqrl.supervisor.tasks import core_of
 
 WARM_UP_S: Final = 2.0  # training before the measurement: libraries choose their code, and memory is touched
 # Options that a benchmark refuses: its run has its own end, starts from version 0, starts all its workers, and learns.
@@ -78,7 +78,9 @@ def measure(config: Config, *, seconds: float, rounds: int, begin: Callable[[str
     from zmqrl.bench.bare import BareForward, BareGames, BareGradient  # takes seconds, because it imports torch
 
     bare_parts: Mapping[str, type[Part]] = {"env_step": BareGames, "act": BareForward, "gradient": BareGradient}
-    threads = placed_here(config).threads[worker_id(0)]
+    placement = placed_here(config)
+    threads = placement.threads[worker_id(0)]
+    cores = [core_of(worker_id(rank), placement.host_of, placement.threads, config) for rank in range(config.ranks)]
     patience = {name: os.environ.get(name, value) for name, value in PATIENCE.items()}
     job = {"config": config.to_json(), "threads": threads}
     jobs = {rank: job | {"rank": rank} for rank in range(config.ranks)}
@@ -86,7 +88,7 @@ def measure(config: Config, *, seconds: float, rounds: int, begin: Callable[[str
     found = []
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="zmqrl-bench-"))
-        crew = stack.enter_context(Crew(config.ranks, environment_of(threads) | patience, bound=may_bind(config)))
+        crew = stack.enter_context(Crew(config.ranks, environment_of(threads) | patience, cores))
         parts = {name: stack.enter_context(crew.playing(name, part, jobs)) for name, part in bare_parts.items()}
         for number in range(rounds):
             begin(f"round {number + 1} of {rounds}: the parts alone")

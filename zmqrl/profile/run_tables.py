@@ -35,11 +35,11 @@ def named(hosts: Mapping[ProcessId, str]) -> str:
 class ProcessTables:
     """The profile of one process.
 
-    ``clock`` identifies the monotonic clock of the process. ``cores`` counts the cores that the process can use, and
-    ``machine_cores`` those of its machine. Older profiles lack ``machine_memory_kb``. A process writes its profile
-    in blocks. ``parts`` has the end time and the histograms of each block. ``earlier`` has the sum of the histograms of
-    all blocks before ``parts[covered:]``, even if their files were removed. ``untraced`` counts the spans of traced
-    versions that had no room in the trace.
+    ``clock`` identifies the monotonic clock of the process. ``cores`` counts the cores that the process could use when
+    it started, and ``machine_cores`` those of its machine. Older profiles lack ``machine_memory_kb``. A process writes
+    its profile in blocks. ``parts`` has the end time and the histograms of each block. ``earlier`` has the sum of the
+    histograms of all blocks before ``parts[covered:]``, even if their files were removed. ``untraced`` counts the spans
+    of traced versions that had no room in the trace.
     """
 
     process: ProcessId

@@ -40,9 +40,19 @@ def prepare(deployment: Deployment) -> None:
             deployment.launcher.prepare(worker, WORKER, deployment.threads[worker])
 
 
-def may_bind(config: Config) -> bool:
-    """Whether workers may be bound to cores: the user decides with ``ZMQRL_BIND``."""
-    return config.device == "cpu" and os.environ.get(BIND) != "off"
+def core_of(
+    worker: ProcessId, host_of: Mapping[ProcessId, str], threads: Mapping[ProcessId, int], config: Config
+) -> tuple[int, int] | None:
+    """The index of a core for ``worker``, and the number of workers on its host, which binds them if it has as many
+    cores.
+
+    None if other processes may compute on that host, or if the user has turned binding off.
+    """
+    here = [each for each, host in host_of.items() if host == host_of[worker] and each.role != "shard"]
+    alone = all(each.role == "worker" for each in here) and not config.external_workers
+    if not alone or threads[worker] > 1 or config.device != "cpu" or os.environ.get(BIND) == "off":
+        return None
+    return here.index(worker), len(here)
 
 
 def may_fork() -> bool:
@@ -71,6 +81,7 @@ class RunTasks:
     ) -> None:
         self.config, self.directory, self.layout = config, directory, layout
         self.deployment, self.sites, self.threads = deployment, deployment.sites, deployment.threads
+        self.host_of = {process: site.host for process, site in self.sites.items()}
         self.trained_before_s = trained_before_s
         self.trace_below = version + config.profile if config.profile else 0
         self.run = run or secrets.token_hex(8)
@@ -135,20 +146,9 @@ class RunTasks:
             version=version,
             incarnation=self._incarnation(process),
             threads=self.threads[process],
-            core=self._core(process),
+            core=core_of(process, self.host_of, self.threads, self.config),
             profiler=self._profiler(process),
         )
-
-    def _core(self, process: ProcessId) -> tuple[int, int] | None:
-        """A core for each worker of a host that runs as many workers as it has cores, and no other processes that
-        compute. None if the user has turned this off.
-        """
-        host = self.sites[process].host
-        here = [each for each, site in self.sites.items() if site.host == host and each.role != "shard"]
-        alone = all(each.role == "worker" for each in here) and not self.config.external_workers
-        if not alone or self.threads[process] > 1 or not may_bind(self.config):
-            return None
-        return here.index(process), len(here)
 
     def _profiler(self, process: ProcessId) -> ProfilerJob | None:
         """What ``process`` needs to record its time, or None if the user has turned profiling off."""
