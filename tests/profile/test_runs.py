@@ -260,13 +260,16 @@ def test_a_slow_shard_is_blamed_first(tmp_path: Path) -> None:
     assert sum(row["seconds"] for row in rows if row["shard"] == 1) > sum(row["seconds"] for row in rows) / 2
 
 
+COMPETING = 24  # many more programs than a loaded machine has on its other cores
+
+
 @pytest.fixture
 def burning(tmp_path: Path) -> Iterator[int]:
-    """A core on which eight programs compete."""
+    """A core on which many programs compete."""
     core = max(os.sched_getaffinity(0))
     command = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"]
     with contextlib.ExitStack() as stack:
-        for _ in range(8):
+        for _ in range(COMPETING):
             # Linux can share a core equally between sessions instead of processes.
             stack.enter_context(ending(subprocess.Popen(command, start_new_session=True)))
         yield core
@@ -283,8 +286,7 @@ def test_a_worker_that_lost_its_core_is_blamed_for_waiting_for_a_core(burning: i
             os.sched_setaffinity(int(thread.name), {burning})
         assert run.wait() == 0, run.said()
     found = profile(run.files)
-    # A loaded machine delays both.
-    assert found["machine"]["worker-1"]["queued_share"] > found["machine"]["worker-0"]["queued_share"]
+    assert found["machine"]["worker-1"]["queued_share"] > 2 * found["machine"]["worker-0"]["queued_share"]
     assert any(re.match(r"workers? (0-)?1 on .* of a core", warning) for warning in found["warnings"])
     first = found["blame"][0]
     assert (first["rank"], first["host"]) == (1, HERE)
