@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from bench_lab import Lab, lab, launched
 
@@ -54,6 +54,7 @@ workers = 1
 """
 QUICKLY = ["--ppo.rollout-steps", "32", "--checkpoint.every-minutes", "0.1"]
 
+T = TypeVar("T")
 Made: TypeAlias = tuple[int, int]
 """Generation and version."""
 
@@ -91,10 +92,7 @@ class Run:
             (pid,) = [each["pid"] for each in self.cluster()[f"{role}s"] if each[key] == int(number)]
             return pid if pid is not None and is_alive(pid) else None
 
-        wait_until(lambda: known() is not None, name)  # a backup hides that a process restarts
-        pid = known()
-        assert pid is not None
-        return pid
+        return wait_until(known, name)  # a backup hides that a process restarts
 
     def cluster(self) -> dict[str, Any]:
         """The contents of ``cluster.json``."""
@@ -123,13 +121,14 @@ class Run:
         )
 
 
-def wait_until(condition: Callable[[], bool], what: str, *, every_s: float = 0.005) -> None:
-    """Wait for ``condition``. Raises RuntimeError if this takes too long."""
+def wait_until(condition: Callable[[], T | None], what: str, *, every_s: float = 0.005) -> T:
+    """Wait for ``condition``. Returns its result. Raises RuntimeError if this takes too long."""
     deadline = time.monotonic() + WITHIN_S
-    while not condition():
+    while not (found := condition()):
         if time.monotonic() > deadline:
             raise RuntimeError(f"not within {WITHIN_S:g} s: {what}")
         time.sleep(every_s)
+    return found
 
 
 @contextlib.contextmanager

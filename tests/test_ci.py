@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 from support.extras import extra_of
-from support.paths import ROOT, TESTS
-from support.sources import ABOUT_SOURCES, calls, nodes_of, tree_of
+from support.paths import ROOT
+from support.sources import ABOUT_SOURCES, TEST_FILES, calls, nodes_of, tree_of
 
 pytestmark = ABOUT_SOURCES
 
@@ -81,8 +81,7 @@ def functions_of(path: Path) -> Iterator[Function]:
 @cache
 def functions() -> tuple[Function, ...]:
     """All functions in the files of tests, but not in the packages that tests install there."""
-    paths = [path for path in sorted(TESTS.rglob("*.py")) if "node_modules" not in path.parts]
-    return tuple(each for path in paths for each in functions_of(path))
+    return tuple(each for path in TEST_FILES for each in functions_of(path))
 
 
 @cache

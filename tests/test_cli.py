@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn
 
 import pytest
 import torch
+from support import record_rig
 from support.nemesis import marked
 from support.paths import ROOT, TESTS
 from support.rig import eventually
@@ -338,8 +339,7 @@ def test_resuming_shards_at_different_versions_in_synchronous_mode_is_refused(re
 
 
 COUNTERS = Counters(version=40, agent_steps=5000).to_json()
-ENDED = {"exit_reason": "updates", "updates": 40, "agent_steps": 5000, "wall_s": 9.0, "episodes": 3}
-ENDED |= {"score_mean_50": None, "contributions": {"used": 80}}
+ENDED = record_rig.summary(updates=40, agent_steps=5000)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ ENDS_WITHIN_S = daemon.GRACE_S + daemon.KILLED_WITHIN_S
         f"| a shard is stopped | no answer for {SILENCE_S:g} s |",
         f"After {HUNG_S:g} s, it kills and restarts the shard |",
         f"A shard is killed after {HUNG_S:g} s without an answer.",
-        f"A worker is killed {HUNG_S:g} s after a shard has reported that its messages no longer arrive",
+        f"A worker is killed {HUNG_S:g} s after a shard has reported that its messages no longer arrive, "
+        f"which takes {SILENCE_S:g} s.",
         f"If the fork server was stopped, the first of these processes starts {fork_server.FORKS_WITHIN_S:g} s late |",
         f"`--lease-s` is {Options.lease_s:g} s by default.",
         f"After {WorkerTiming().lease_s:g} s, it ends and is restarted |",

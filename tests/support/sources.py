@@ -6,9 +6,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from support.paths import TESTS
 
 # One process reads the files for the tests of all files with this mark.
 ABOUT_SOURCES = pytest.mark.xdist_group("sources")
+
+
+# without the packages that tests install
+TEST_FILES = [path for path in sorted(TESTS.rglob("*.py")) if "node_modules" not in path.parts]
 
 
 @cache
