@@ -52,6 +52,16 @@ except SystemExit:
 told.get()
 """
 
+SIGNAL_AT_EXIT = """
+import atexit, os, signal
+from zmqrl.process import Messages, ended_by_sigterm
+atexit.register(signal.raise_signal, signal.SIGTERM)
+"""
+AFTER_THE_BLOCK = SIGNAL_AT_EXIT + "with ended_by_sigterm(): pass\n"
+IN_THE_BLOCK = SIGNAL_AT_EXIT + "with ended_by_sigterm(): signal.raise_signal(signal.SIGTERM)\n"
+# The listener wakes the main thread before it sends its signal.
+AFTER_THE_LAST_MESSAGE = SIGNAL_AT_EXIT + "os.kill = lambda *_: None\nMessages().get()\n"
+
 
 def child(program: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
@@ -125,6 +135,15 @@ def test_the_end_of_the_parent_interrupts_work_but_a_second_signal_does_not_inte
         process.terminate()
         assert process.stdout.read() == b"cleaned up\n"
         assert process.wait(WITHIN_S) == 0
+
+
+@pytest.mark.parametrize(
+    "program", [AFTER_THE_BLOCK, IN_THE_BLOCK, AFTER_THE_LAST_MESSAGE], ids=["after", "in", "messages"]
+)
+def test_a_signal_to_a_process_that_exits_prints_nothing(program: str) -> None:
+    with ending(child(program)) as process:
+        assert process.communicate(timeout=WITHIN_S) == (b"", b"")
+        assert process.returncode == 0
 
 
 def ignores_sigterm(pid: int) -> bool:

@@ -71,6 +71,24 @@ def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Make SIGTERM raise SystemExit in the block, but only once. After the block, SIGTERM changes nothing.
+
+    A second signal would interrupt the cleanup, and Python prints what a handler raises while Python exits.
+    """
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _leave(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(0)
+
+
 def use_all_cores() -> None:
     """Stop OpenMP from using fewer cores or threads, here and in children. Call this before importing torch."""
     unset.update({name: os.environ.pop(name) for name in BINDING if name in os.environ})
@@ -298,7 +316,7 @@ class Messages:
             with contextlib.suppress(queue.Empty):
                 message = self._arrived.get(timeout=LOOK_UP_EVERY_S)
                 if message is None:
-                    sys.exit(0)
+                    _leave()  # the signal can arrive after this line
                 return message
 
     def empty(self) -> bool:
@@ -313,11 +331,6 @@ class Messages:
         finally:
             self._arrived.put(None)
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _leave(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal would interrupt the cleanup
-    sys.exit(0)
 
 
 def say(facts: dict[str, Any]) -> None:

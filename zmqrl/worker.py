@@ -18,7 +18,7 @@ from zmqrl.learner.plugin import load_loss
 from zmqrl.learner.rollout import Player, Rollout
 from zmqrl.observe.provenance import code_id
 from zmqrl.observe.spans import Spans
-from zmqrl.process import bind_to_core, lived_s, log_to_stderr, read_job
+from zmqrl.process import bind_to_core, ended_by_sigterm, lived_s, log_to_stderr, read_job
 from zmqrl.profile.profiler import ProfilerJob
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.flat import FlatParameters
@@ -159,22 +159,22 @@ def main() -> None:
     data = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.worker")
     log.info("started and imported in %.1f s", imported_s)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        job = WorkerJob.from_json(data)
-        if job.core is not None and (core := bind_to_core(*job.core)) is not None:
-            log.info("bound to core %d", core)
-        join(
-            job.cluster,
-            job.config,
-            job.rank,
-            version=job.version,
-            threads=job.threads,
-            log=log,
-            profiler=job.profiler,
-            incarnation=job.incarnation,
-            code=code_id(),
-        )
+        with ended_by_sigterm():
+            job = WorkerJob.from_json(data)
+            if job.core is not None and (core := bind_to_core(*job.core)) is not None:
+                log.info("bound to core %d", core)
+            join(
+                job.cluster,
+                job.config,
+                job.rank,
+                version=job.version,
+                threads=job.threads,
+                log=log,
+                profiler=job.profiler,
+                incarnation=job.incarnation,
+                code=code_id(),
+            )
     except ZmqrlError as error:
         if error.__cause__ is not None:
             log.error("caused by", exc_info=error.__cause__)

@@ -66,8 +66,8 @@ SHORT = ("--envs.num-envs", "4", "--ppo.epochs", "2", "--ppo.minibatches", "2", 
 NORMALIZED = ("--envs.normalize-observations", "--envs.normalize-rewards")
 
 
-def run(where: Path, name: str, *options: str) -> RunFiles:
-    (where / "my_games.py").write_text(MINE, encoding="utf-8")
+def run(where: Path, name: str, *options: str, module: str = MINE) -> RunFiles:
+    (where / "my_games.py").write_text(module, encoding="utf-8")
     environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(where)])}
     command = ("--env", "my_games:Target-v0", *SHORT, *options)
     with training(where / name, *command, environment=environment) as it:
@@ -128,3 +128,24 @@ def test_a_run_with_backups_counts_each_rollout_once(tmp_path: Path) -> None:
     files = run(tmp_path, "run", *NORMALIZED, "--backups", "1", "--updates", "40", "--shards", "3")
     files.assert_history_exact(40)
     assert newest_tensors(files)["running_statistics.observations.count"].item() == pytest.approx(10)
+
+
+SIGNAL_AT_EXIT = """
+import atexit
+import signal
+
+
+@atexit.register
+def signal_that_comes_late():
+    if callable(signal.getsignal(signal.SIGTERM)):
+        signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_to_a_worker_that_exits_leaves_no_traceback_in_its_log(tmp_path: Path) -> None:
+    files = run(
+        tmp_path, "run", "--updates", "8", "--evaluator", "--evaluation.episodes", "1", module=MINE + SIGNAL_AT_EXIT
+    )
+    logs = {path.name: path.read_text(encoding="utf-8") for path in (files.path / "logs").glob("*.log")}
+    assert {"worker-0.log", "worker-1.log", "evaluator-0.log"} <= set(logs)
+    assert [name for name, log in logs.items() if "Traceback" in log] == []

@@ -8,6 +8,7 @@ if __name__ == "__main__":
 
     search_here_last()  # before the first import that a file in the current directory can hide
 
+import contextlib
 import logging
 import os
 import re
@@ -26,7 +27,7 @@ import zmq
 from zmqrl.errors import DISK_IS_FULL, ClusterError, FullDiskError
 from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.observe.spans import SHARD_SPANS, Spans
-from zmqrl.process import log_to_stderr, raise_open_files, read_job, say
+from zmqrl.process import ended_by_sigterm, log_to_stderr, raise_open_files, read_job, say
 from zmqrl.process_id import shard_id
 from zmqrl.profile.profiler import Profiler, now_us
 from zmqrl.ps.schedule import WHOLE, elapsed_at
@@ -455,11 +456,6 @@ class ShardServer:
             self.log.warning("refused messages, because the sender's key is for another rank or role: %s", false_names)
 
 
-def _stop(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(0)
-
-
 def _has_no_state(path: Path) -> bool:
     """Whether the file is missing or never held a version. False for an unreadable file."""
     try:
@@ -477,17 +473,13 @@ def main() -> None:
     if job.frozen and _has_no_state(job.state_path):
         say({"missing": str(job.state_path)})
         return
-    signal.signal(signal.SIGTERM, _stop)
     try:
-        server = ShardServer(job, log)
-        try:
+        # If our parent died, SIGTERM follows the end of standard input, and may interrupt the end of the inner block.
+        with contextlib.ExitStack() as cleanup, ended_by_sigterm():
+            server = ShardServer(job, log)
+            cleanup.callback(server.close)
             say(ShardUp(server.bind()).to_json() | {"pid": os.getpid()})
             server.serve()
-        finally:
-            try:  # if our parent died, SIGTERM follows the end of standard input and may arrive just before this line
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            finally:
-                server.close()
     except ClusterError as error:
         log.error("%s", error)
         sys.exit(DISK_IS_FULL if isinstance(error, FullDiskError) else error.exit_status)

@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from zmqrl.errors import ZmqrlError
-from zmqrl.process import Messages, log_to_stderr, read_job, say
+from zmqrl.process import Messages, ended_by_sigterm, log_to_stderr, read_job, say
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.worker.connection import Connection, PulledWeights
 
@@ -90,7 +90,10 @@ def main() -> None:
     begun_s = time.process_time()
     try:
         cluster = Cluster.from_json(job["cluster"])
-        with Connection(cluster, job["rank"], incarnation=job["incarnation"], log=log) as connection:
+        with (
+            ended_by_sigterm(),
+            Connection(cluster, job["rank"], incarnation=job["incarnation"], log=log) as connection,
+        ):
             counts, waits = work(connection, job)
             tally = dataclasses.asdict(connection.tally())
         cpu_s = time.process_time() - begun_s
