@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache/zmqrl/peers")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: ends the processes of the library
     chosen = {
         comparison: {name: training for name, training in of.items() if arguments.only in name}
         for comparison, of in COMPARISONS.items()
