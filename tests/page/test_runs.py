@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.record_rig import row, run_directory, summary
+from support.rig import ending, eventually
 
+from zmqrl.commands.inspect import status
 from zmqrl.observe.exporter import LiveMetrics
 from zmqrl.observe.live.presence import Presence
 from zmqrl.page import runs as runs_module
@@ -114,9 +119,70 @@ def test_a_damaged_stall_is_not_shown(root: Path, living: RunDirectory, stall: d
     assert (shown["state"], shown["stalled"]) == ("running", None)
 
 
-def live(*presences: Presence) -> str:
-    """The contents of ``live.json``."""
-    return json.dumps(LiveMetrics(row=row(1), about={}, processes=presences, quorum=3).to_json())
+def live(*presences: Presence, **figures: Any) -> str:
+    """The contents of ``live.json``, with changed ``figures``."""
+    return json.dumps(LiveMetrics(row=row(1, **figures), about={}, processes=presences, quorum=3).to_json())
+
+
+def test_a_stalled_run_shows_its_present_figures_although_it_writes_no_row(root: Path, living: RunDirectory) -> None:
+    with living.metrics.open("a") as file:
+        file.write(json.dumps(row(2, workers_present=2)) + "\n")
+    runs, now = Runs(root), {"version": 20, "wall_s": 90.0, "agent_steps": 2000, "policy_lag": None}
+    assert runs.overview("living")["workers_present"] == 2
+    living.live.write_text(live(workers_present=1, agent_steps_per_s=0.25, updates_per_s=0.5, **now))
+    for shown in (runs.overview("living"), runs.details("living")):
+        assert (shown["workers_present"], shown["agent_steps_per_s"], shown["minutes"]) == (1, 0.25, 1.5)
+        assert (shown["version"], shown["agent_steps"], shown["quorum"]) == (20, 2000, 3)
+    shown = runs.details("living")["row"]
+    assert (shown["updates_per_s"], shown["policy_lag"]) == (0.5, 4.0), "the last lag that is known"
+    living.live.write_text(live(workers_present=2, **now))
+    assert runs.overview("living")["workers_present"] == 2
+
+
+def test_an_update_needs_the_quorum_that_the_settings_mean_unless_the_run_has_lowered_it(
+    root: Path, living: RunDirectory
+) -> None:
+    for name, settings in (("sync", {"workers": 5}), ("some", {"workers": 5, "quorum": 4})):
+        run_directory(root / name, **settings)
+    run_directory(root / "async", mode="async", workers=5)
+    runs = Runs(root)
+    assert {name: runs.overview(name)["quorum"] for name in ("sync", "some", "async")} == {
+        "sync": 5,
+        "some": 4,
+        "async": 1,
+    }
+    assert runs.overview("living")["quorum"] == 2
+    living.live.write_text(live())
+    assert runs.overview("living")["quorum"] == 3
+
+
+def test_a_run_that_is_not_running_has_no_present_speed_and_no_active_workers(root: Path) -> None:
+    run_directory(root / "over", [row(9, workers_present=2)], summary=summary())
+    (root / "over" / "live.json").write_text(live(workers_present=2))  # left by a session that was killed
+    shown = Runs(root).details("over")
+    assert (shown["state"], shown["version"], shown["score"]) == ("ended", 90, 9.0)
+    assert (shown["workers_present"], shown["agent_steps_per_s"]) == (None, None)
+    assert (shown["row"]["updates_per_s"], shown["row"]["episodes"]) == (None, 90)
+
+
+@pytest.mark.parametrize("damage", [None, [], {"host": 5, "pid": 1}, {"host": socket.gethostname(), "pid": "1"}])
+def test_a_run_whose_supervisor_is_unknown_is_running(root: Path, living: RunDirectory, damage: Any) -> None:
+    living.cluster.write_text(json.dumps({"supervisor": damage}))
+    assert Runs(root).state("living") == "running"
+
+
+@pytest.mark.processes
+def test_a_run_whose_supervisor_is_suspended_is_stopped_as_status_says(root: Path, living: RunDirectory) -> None:
+    with ending(subprocess.Popen(["sleep", "600"])) as supervisor:
+        here = {"host": socket.gethostname(), "pid": supervisor.pid}
+        living.cluster.write_text(json.dumps({"supervisor": here, "shards": [], "workers": [], "followers": []}))
+        runs = Runs(root)
+        assert runs.state("living") == "running"
+        supervisor.send_signal(signal.SIGSTOP)
+        eventually(lambda: status.status(living.path)["state"] == "stopped", "it is stopped")
+        shown = runs.details("living")
+        assert (shown["state"], shown["agent_steps_per_s"], shown["missing"]) == ("stopped", None, [])
+    assert runs.state("living") == status.status(living.path)["state"] == "killed"
 
 
 def test_a_live_run_names_the_processes_and_hosts_that_are_lost(root: Path, living: RunDirectory) -> None:

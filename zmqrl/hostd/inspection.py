@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,14 @@ def look(pid: int) -> Sight | None:
     caught = next((int(line.split()[1], 16) for line in status if line.startswith("SigCgt:")), 0)
     answers = all(caught >> (number - 1) & 1 for number in (ASK, ASK_BLOCKED))
     return Sight(state, kernel.strip("0"), cpu_s, answers)
+
+
+def state_of(host: str, pid: int | None) -> str | None:
+    """The state of a process, as in ``Sight.state``, or ``gone``. None on another host."""
+    if pid is None or host != socket.gethostname():
+        return None
+    sight = look(pid)
+    return "gone" if sight is None else sight.state
 
 
 def _state(process: Path) -> tuple[str, float]:

@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Container, Hashable, Iterator
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -13,10 +13,12 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from zmqrl.errors import UsageError
+from zmqrl.hostd.inspection import state_of
 from zmqrl.json_lines import open_file
 from zmqrl.observe.folding import by_number, ranges
 from zmqrl.observe.forms import EVALUATION, HOSTS, ROW, SETTINGS, SUMMARY, parsed_lines, read_object, readable_lines
 from zmqrl.observe.live.presence import Presence, by_host
+from zmqrl.observe.live.session import read_live, state_of_run
 from zmqrl.observe.provenance import VERSIONS
 from zmqrl.observe.records import Evaluation, RunRecord, evaluations, flat, lineage
 from zmqrl.observe.stalls import Stall
@@ -34,6 +36,7 @@ KEPT: Final = (
     *("version", "wall_s", "agent_steps", "episodes", "gradients", "updates_per_s", "contributions"),
     *(column for _, column in COLUMNS.values()),
 )
+MOMENTARY: Final = ("agent_steps_per_s", "updates_per_s", "workers_present")  # only a running run has them
 VIDEOS: Final = {".mp4": "video/mp4", ".gif": "image/gif"}
 VIDEO_VERSION = re.compile(r"(?:.*-)?v(\d+)", re.ASCII)
 STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S* "  # begins each notice of a supervisor, perhaps with an offset from UTC
@@ -115,16 +118,16 @@ class Runs:
         return tuple(map(stamp, (run.config, run.metrics, run.evaluations, run.summary)))
 
     def state(self, name: str) -> str:
-        """``running``, ``ended``, ``killed`` (the supervisor died before the end), ``starting``, or ``submitted``.
+        """``running``, ``stopped``, ``ended``, ``killed``, ``starting`` or ``submitted``, as ``zmqrl status`` says.
 
-        A submitted run is on another cluster.
+        Only an estimate tells a run that starts from one that was killed before its session was up.
         """
         run = self.find(name)
         if alive := stamp(run.cluster):
             # Test a dead run only once: the test takes the lock, and could stop a session that resumes.
             dead = self._kept.get(("dead", name)) == (alive, None)
             if not dead and is_locked(run.path / LOCK):
-                return "running"
+                return state_of_run(_supervisor_state(_object(run.cluster, SETTINGS) or {}))
             if stamp(run.cluster) == alive:
                 self._kept["dead", name] = alive, None
                 return "killed"
@@ -166,25 +169,44 @@ class Runs:
         run = self.find(name)
         changed = tuple(map(stamp, (run.config, run.metrics, run.summary)))
 
-        def read() -> dict[str, Any]:
-            last = _last_row(run.metrics)
+        def read() -> tuple[dict[str, Any], dict[str, Any]]:
             settings, summary = self._settings(name), _object(run.summary, SUMMARY) or {}
             workers, backups = settings.get("workers"), settings.get("backups", 0)
-            return {
+            about = {
                 "name": name,
                 **{key: settings.get(key) for key in ("recipe", "env", "algo", "seed", "shards")},
                 "workers": workers + backups if isinstance(workers, int) and isinstance(backups, int) else None,
-                "quorum": settings.get("quorum") or workers,
+                "quorum": 1 if settings.get("mode") == "async" else settings.get("quorum") or workers,
                 "exit_reason": summary.get("exit_reason"),
-                **{key: last.get(key) for key in ("version", "agent_steps", "agent_steps_per_s", "workers_present")},
-                "score": last.get("score_mean_50"),
-                "minutes": last["wall_s"] / 60 if last else None,
                 "begun_at": changed[0][2] / 1e9 if changed[0] else 0.0,
             }
+            return about, _last_row(run.metrics)
 
-        found = self.kept("overview", name, changed, read)
+        about, last = self.kept("overview", name, changed, read)
         state = self.state(name)
-        return found | {"state": state} | ({"exit_reason": None} if state != "ended" else {})
+        row = self._newest(name, state, last)
+        return about | {
+            "state": state,
+            "exit_reason": about["exit_reason"] if state == "ended" else None,
+            "quorum": row.get("quorum", about["quorum"]),
+            **{key: row.get(key) for key in ("version", "agent_steps", "agent_steps_per_s", "workers_present")},
+            "score": row.get("score_mean_50"),
+            "minutes": row["wall_s"] / 60 if row else None,
+        }
+
+    def _newest(self, name: str, state: str, last: dict[str, Any]) -> dict[str, Any]:
+        """The newest figures of a run: those in its ``last`` row, and for a running run, those in ``live.json``.
+
+        A row is written only for a new version. The last known value replaces one that is unknown now.
+        """
+        if state != "running":
+            return last and last | dict.fromkeys(MOMENTARY)
+        live, _ = self._live(name)
+        return last | {key: live[key] for key in (*KEPT, "quorum") if live.get(key) is not None}
+
+    def _live(self, name: str) -> tuple[dict[str, Any], list[Presence]]:
+        path = self.find(name).live
+        return self.kept("live", name, stamp(path), lambda: read_live(path) if _is_plain(path) else ({}, []))
 
     def details(self, name: str) -> dict[str, Any]:
         """Everything about one run except its curves."""
@@ -194,9 +216,9 @@ class Runs:
         stall = _object(run.stalled, SETTINGS) if is_running else None
         failed = found["state"] == "killed" or found["exit_reason"] == "failed"
         return found | {
-            "row": record.rows[-1] if record.rows else None,
+            "row": self._newest(name, found["state"], dict(record.rows[-1]) if record.rows else {}) or None,
             "stalled": _sentence(stall),
-            "missing": _missing(_object(run.live, SETTINGS)) if is_running else [],
+            "missing": _missing(self._live(name)[1]) if is_running else [],
             "failure": failure(run.log("supervisor")) if failed else None,
             "evaluations": [asdict(each) for each in record.evaluations],
             "videos": list(_videos(run.path / "videos", record)),
@@ -267,13 +289,17 @@ def _sentence(stall: dict[str, Any] | None) -> str | None:
         return None
 
 
-def _missing(live: dict[str, Any] | None) -> list[dict[str, str]]:
-    """The hosts with missing or late processes, which the supervisor last wrote. Empty if unknown."""
-    try:
-        lines = by_host(map(Presence.from_json, (live or {"processes": []})["processes"]))
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
-        return []
-    return [{"host": line.host, "processes": line.remarks} for line in lines if line.remarks]
+def _supervisor_state(cluster: dict[str, Any]) -> str | None:
+    """The state of the supervisor that ``cluster.json`` names. None if it is unknown, or on another host."""
+    match cluster.get("supervisor"):
+        case {"host": str(host), "pid": int(pid)}:
+            return state_of(host, pid)
+    return None
+
+
+def _missing(presences: Iterable[Presence]) -> list[dict[str, str]]:
+    """The hosts with missing or late processes."""
+    return [{"host": line.host, "processes": line.remarks} for line in by_host(presences) if line.remarks]
 
 
 def failure(log: Path) -> str | None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from zmqrl.errors import ClusterError, UsageError
-from zmqrl.hostd import inspection
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.link import Link, LinkLost
 from zmqrl.json_lines import read_json
-from zmqrl.observe.forms import ROW, SUMMARY, read_object
+from zmqrl.observe.forms import SUMMARY, read_object
 from zmqrl.observe.live.presence import Presence
+from zmqrl.observe.live.session import read_live
 from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.rundir import RunDirectory, not_a_run
@@ -83,26 +83,13 @@ class Living:
 
     def live(self) -> tuple[dict[str, Any], list[Presence]]:
         """The newest figures and the processes, as the supervisor last wrote them. Empty if unknown."""
-        try:
-            found = read_json(self.directory.live)
-            row = found["row"] | {"quorum": found["quorum"]}
-            return row if ROW.complaint(row) is None else {}, list(map(Presence.from_json, found["processes"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
-            return {}, []
+        return read_live(self.directory.live)
 
     def hosts(self) -> dict[str, Seen | str]:
         """The answer of each host, or why it gave none."""
         links = [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
         with ThreadPoolExecutor(max(1, min(len(links), MOST_AT_A_TIME))) as pool:
             return dict(zip([link.host for link in links], pool.map(_look, links), strict=True))
-
-
-def state_of(host: str, pid: int | None) -> str | None:
-    """The state of a process, as in ``Sight.state``, or ``gone``. None on another host."""
-    if pid is None or host != host_socket.gethostname():
-        return None
-    sight = inspection.look(pid)
-    return "gone" if sight is None else sight.state
 
 
 def exit_status_of(directory: RunDirectory) -> int:

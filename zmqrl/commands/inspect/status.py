@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from zmqrl.commands.inspect.living import Living, state_of
+from zmqrl.commands.inspect.living import Living
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json
+from zmqrl.hostd.inspection import state_of
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.ways.slurm import is_over
 from zmqrl.observe.folding import by_number, ranges
 from zmqrl.observe.live.presence import EXTERNAL, Presence
+from zmqrl.observe.live.session import state_of_run
 from zmqrl.observe.records import RunRecord, hosts_of
 from zmqrl.observe.stalls import STATES_TOLD, Stall
 from zmqrl.process import interruptible
@@ -26,8 +28,6 @@ FIGURES: Final = (
     *("workers_present", "quorum"),
 )
 FILES_SHOWN: Final = 8
-# Maps the supervisor's state to the state of a run whose lock is held. All other states mean running.
-ALIVE: Final = {"stopped": "stopped", "traced": "stopped", "gone": "killed", "dead": "killed"}
 STATE_WORDS: Final = STATES_TOLD | {
     "gone": "gone",
     "restarting": "being restarted",
@@ -81,7 +81,7 @@ def status(path: Path) -> dict[str, Any]:
     record = RunRecord.read(path)
     last = dict(record.rows[-1]) if record.rows else {}
     if is_alive:
-        state = "starting" if living.cluster is None else ALIVE.get(seen or "", "running")
+        state = "starting" if living.cluster is None else state_of_run(seen)
     elif record.summary is None and living.directory.submitted.exists():
         state = "submitted"
     else:

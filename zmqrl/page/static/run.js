@@ -27,7 +27,7 @@ export function showRun(main, signal, name, tab) {
     const tiles = {
       "score (last 50 games)": number(run.score, 1), "agent steps/s": short(run.agent_steps_per_s), "active workers": `${run.workers_present ?? "–"} of ${run.workers ?? "–"}`,
       "needed for an update (K)": number(run.quorum), "version": number(run.version), "updates/s": short(row.updates_per_s), "minutes": number(run.minutes, 1),
-      "agent steps": short(run.agent_steps), "games": number(row.episodes), "policy lag": short(row.policy_lag),
+      "agent steps": short(run.agent_steps), "games": number(row.episodes), "policy lag (versions)": short(row.policy_lag),
     };
     figures.replaceChildren(...Object.entries(tiles).map(([label, value]) => h("div", {}, h("dt", {}, label), h("dd", {}, value))));
     const key = JSON.stringify(run.missing);

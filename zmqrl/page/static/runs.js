@@ -92,7 +92,7 @@ export function showRuns(main, signal) {
       each.run = run;
       each.box.checked = choice.names.has(run.name);
       const texts = [stateOf(run), number(run.score, 1), short(run.agent_steps_per_s), number(run.minutes, 1), short(run.agent_steps), number(run.version),
-        run.workers === null ? "–" : `${run.workers_present ?? 0}/${run.workers}`, `${run.env}`, `${run.seed}`];
+        run.workers === null ? "–" : `${run.workers_present ?? "–"}/${run.workers}`, `${run.env}`, `${run.seed}`];
       each.cells.forEach((cell, i) => { if (cell.textContent !== texts[i]) cell.textContent = texts[i]; });
       if (body.children[index] !== each.element) body.insertBefore(each.element, body.children[index] ?? null);
     });
