@@ -274,6 +274,37 @@ def test_the_slow_rank_is_marked_as_the_kth_worker(page: "Page") -> None:
     page.get_by_role("rowheader", name="w2", exact=True).wait_for()
 
 
+def test_a_cell_stands_out_even_between_two_ranks(page: "Page", root: Path) -> None:
+    profile = synthetic_run(versions=80, workers=2, worker_extra_s={("gradient", 1): 0.05})
+    write_profile(root / "pong-2" / "profile", profile)
+    show(page, "#/run?run=pong-2&tab=timing")
+    page.get_by_role("rowheader", name="rank 1 ◆").wait_for()
+    found = page.evaluate(
+        """() => {
+            const [head, ...ranks] = document.querySelectorAll(".heat tr");
+            const at = [...head.cells].findIndex((cell) => cell.textContent === "gradient");
+            return ranks.map((rank) => getComputedStyle(rank.cells[at]).backgroundColor);
+        }"""
+    )
+    alpha = [float(colour.rpartition(",")[2].rstrip(")")) for colour in found]
+    assert alpha[0] == 0 < 0.1 < alpha[1], found
+
+
+def test_a_chart_of_zeros_shows_no_values_below_zero(page: "Page", tmp_path: Path) -> None:
+    run_directory(tmp_path / "run", [row(second, policy_lag=0.0, score_mean_50=0.0) for second in (1, 2, 3)])
+    with served_page(tmp_path) as served:
+        visit = page.context.new_page()
+        try:
+            visit.set_default_timeout(1e3 * WITHIN_S)
+            visit.goto(served.url)
+            for name, axis in (("policy_lag", [0, 1]), ("score", [-1, 1])):
+                visit.wait_for_selector(f"#chart-{name} canvas")
+                scale = f"(({{min, max}}) => [min, max])(document.querySelector('#chart-{name} .plot').plot.scales.y)"
+                assert visit.evaluate(scale) == axis
+        finally:
+            visit.close()
+
+
 def test_a_log_follows_the_process(page: "Page", root: Path) -> None:
     show(page, "#/run?run=pong-1&tab=logs")
     log = page.get_by_role("log")

@@ -94,7 +94,7 @@ export class Charts {
             const all = [low, high, ...figure.evaluations.flatMap((each) => [each.low, each.high])].filter((v) => v !== null && v !== undefined);
             if (!all.length) return [0, 1];
             const [least, most] = [Math.min(...all, fromZero ? 0 : Infinity), Math.max(...all)];
-            return least === most ? [least - 1, most + 1] : uPlot.rangeNum(least, most, 0.08, true);
+            return least === most ? [least - (fromZero ? 0 : 1), most + 1] : uPlot.rangeNum(least, most, 0.08, true);
           },
         },
       },

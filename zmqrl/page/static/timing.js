@@ -40,9 +40,9 @@ function parts(found) {
 function heatMap(found, ranks) {
   const spans = [...new Set(ranks.flatMap((rank) => Object.keys(found.spans[rank])))];
   const newest = found.versions.at(-1)?.kth;
-  const median = (span) => {
+  const median = (span) => { // the lower one of two: otherwise, half of the ranks could not stand out
     const all = ranks.map((rank) => found.spans[rank][span] ?? 0).sort((one, other) => one - other);
-    return all[all.length >> 1];
+    return all[(all.length - 1) >> 1];
   };
   const medians = Object.fromEntries(spans.map((span) => [span, median(span)]));
   const usual = Object.values(medians).reduce((sum, each) => sum + each, 0) || 1;
