@@ -269,6 +269,16 @@ def test_a_single_group_or_one_with_many_differences_is_named_by_its_directories
     assert labels(tmp_path / "two", {}, other) == [("run-0", 1), ("run-1", 1)]
 
 
+@pytest.mark.parametrize("names", [("_tmp_a1", "_tmp_b2"), ("a", "b"), ("20260105-10", "20260105-11")])
+def test_a_group_without_a_telling_common_name_is_named_by_its_recipe_or_environment(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for where, recipes, label in (("one", ("mine", "mine"), "mine"), ("two", ("mine", "other"), "CartPole-v1")):
+        paths = [run_directory(tmp_path / where / name, recipe=each) for name, each in zip(names, recipes, strict=True)]
+        assert [group.label for group in grouped(read_runs(paths))] == [label]
+    assert [group.label for group in grouped(read_runs(paths[:1]))] == [names[0]]
+
+
 def test_directories_with_the_same_name_are_distinguished_by_their_paths(tmp_path: Path) -> None:
     other: dict[str, Any] = {"workers": 3, "shards": 3, "backups": 3, "quorum": 3}
     paths = [run_directory(tmp_path / "a" / "run"), run_directory(tmp_path / "b" / "run", **other)]

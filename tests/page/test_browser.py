@@ -194,6 +194,32 @@ def test_the_curves_of_the_chosen_runs_are_drawn(page: "Page") -> None:
     assert "pong-1: now 199" in (page.locator("#chart-score .u-wrap").get_attribute("aria-label") or "")
 
 
+def test_the_legend_counts_the_seeds_if_not_all_reach_the_end(page: "Page", tmp_path: Path) -> None:
+    for seed, seconds in enumerate((40, 20)):
+        run_directory(tmp_path / f"pong-{seed}", [row(second) for second in range(1, seconds)], seed=seed)
+    with served_page(tmp_path) as served:
+        visit = page.context.new_page()
+        try:
+            visit.set_default_timeout(1e3 * WITHIN_S)
+            visit.goto(served.url)
+            legend = visit.locator("#chart-score .u-legend .u-series:visible").nth(1)
+            legend.get_by_text("pong (1 of 2 seeds at the end)").wait_for()
+            assert "pong (1 of 2 seeds at the end): now 39" in (
+                visit.locator("#chart-score .u-wrap").get_attribute("aria-label") or ""
+            )
+            plot = visit.locator("#chart-score .u-over")
+            width = (plot.bounding_box() or {})["width"]
+            for share, shown in ((0.75, "(1 of 2 seeds)"), (0.25, "")):
+                plot.hover(position={"x": share * width, "y": 20})
+                value = legend.locator(".u-value")
+                visit.wait_for_function(
+                    "([element, text]) => element.textContent.includes(text)", arg=[value.element_handle(), shown]
+                )
+                assert ("seeds" in value.inner_text()) == bool(shown)
+        finally:
+            visit.close()
+
+
 def test_a_row_that_a_run_writes_is_shown(page: "Page", root: Path) -> None:
     show(page, "#/")
     directory = RunDirectory(root / "pong-2")

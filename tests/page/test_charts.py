@@ -48,12 +48,33 @@ def test_seeds_become_one_mean_with_their_spread(seeds: list[RunRecord]) -> None
     assert (other["low"], other["high"]) == (None, None)
 
 
-def test_a_longer_seed_continues_beyond_the_mean(seeds: list[RunRecord]) -> None:
-    found = drawn(seeds)
-    line = found["charts"][0]["lines"][0]
-    ends = [max(i for i, value in enumerate(values) if value is not None) for values in (line["mean"], *line["beyond"])]
-    assert [found["x"][end] for end in ends] == pytest.approx([1.0, 1.5], abs=0.01)
-    assert line["beyond"][0][ends[1]] == pytest.approx(90 + 20, abs=1)
+def value_at(line: dict[str, Any], key: str, found: dict[str, Any], minute: float) -> Any:
+    return line[key][np.abs(np.array(found["x"]) - minute).argmin()]
+
+
+def test_a_seed_that_ended_early_ends_no_curve_and_the_others_are_counted(
+    seeds: list[RunRecord], tmp_path: Path
+) -> None:
+    crashed = run_directory(tmp_path / "seed-3", [row(second, score_mean_50=0.0) for second in range(1, 31)], seed=3)
+    begun = run_directory(tmp_path / "seed-4", seed=4)
+    found = drawn([*seeds, *map(RunRecord.read, (crashed, begun))])
+    line, other = found["charts"][0]["lines"]
+    of_all, of_three, of_one = (
+        [value_at(line, key, found, minute) for key in ("seeds", "mean", "low", "high")] for minute in (0.25, 0.75, 1.5)
+    )
+    deviation = np.std([15, 25, 35, 0], ddof=1)
+    assert of_all == pytest.approx([4, 18.75, 18.75 - deviation, 18.75 + deviation], abs=0.5)
+    assert of_three == pytest.approx([3, 55, 45, 65], abs=0.5)
+    assert of_one == [1, pytest.approx(110, abs=0.5), None, None]
+    assert (line["runs"], line["note"]) == (5, "1 of 5 seeds at the end")
+    assert (other["runs"], other["seeds"], other["note"]) == (1, None, None)
+    (contributions,) = (chart for chart in found["charts"] if chart["name"] == "contributions")
+    assert contributions["lines"][0]["note"] == "1 of 5 seeds at the end"
+    assert value_at(contributions["lines"][0], "mean", found, 1.25) == pytest.approx(10)
+
+
+def test_seeds_of_the_same_length_need_no_note(seeds: list[RunRecord]) -> None:
+    assert [line["note"] for line in drawn(seeds[:2])["charts"][0]["lines"]] == [None]
 
 
 def test_seeds_can_be_drawn_one_by_one(seeds: list[RunRecord]) -> None:

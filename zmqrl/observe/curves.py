@@ -1,6 +1,7 @@
 """The curves of a plot: metrics of several runs over time, with mean and spread over the seeds of an experiment."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -13,6 +14,7 @@ from zmqrl.observe.records import MAY_DIFFER_IN_GROUP, Evaluation, Figures, RunR
 
 GRID_POINTS = 200
 SETTINGS_IN_A_LABEL = 3
+LETTERS_IN_A_NAME = 3  # of several runs
 MIN_MAX_SEEDS = 4  # above it, the extremes depend more on the number of seeds than on the spread
 
 
@@ -52,7 +54,8 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
     """Group runs that differ only in the settings in ``MAY_DIFFER_IN_GROUP``, such as the seed.
 
     Groups are in the order of their first runs. The label of a group has the settings that differ between groups. If
-    none or too many differ, the label is the common name of the runs.
+    none or too many differ, the label is the common name of the runs, or their recipe if the names have little in
+    common.
     """
     found: dict[str, list[RunRecord]] = {}
     for run in runs:
@@ -75,10 +78,15 @@ def _shown(value: object) -> str:
 
 
 def _common_name(runs: Sequence[RunRecord]) -> str:
-    """The common name of some runs, such as ``pong`` for pong-1 and pong-2."""
+    """The common name of some runs, such as ``pong`` for pong-1 and pong-2, or else their recipe or environment."""
     names = [run.name for run in runs]
     alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    return "".join(letters[0] for letters in alike).rstrip("-_. ") or ", ".join(names)
+    common = "".join(letters[0] for letters in alike).rstrip("-_. ")
+    words = re.sub(r"[\W\d_]", "", common)
+    if len(runs) == 1 or (len(words) >= LETTERS_IN_A_NAME and words not in ("tmp", "temp")):
+        return common
+    shared = ({run.settings.get(key) for run in runs} for key in ("recipe", "env"))
+    return next((str(*values) for values in shared if len(values) == 1 and None not in values), ", ".join(names))
 
 
 def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] | None = None) -> Curve:
@@ -96,13 +104,18 @@ def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] 
     first, last = max(x[0] for x, _ in known), min(x[-1] for x, _ in known)
     grid = np.linspace(first, last, GRID_POINTS) if first < last else np.array([last])
     on_grid = np.stack([np.interp(grid, x, y) for x, y in known])
-    mean, low, high = on_grid.mean(axis=0), None, None
-    if len(known) > MIN_MAX_SEEDS:
-        low, high = mean - on_grid.std(axis=0, ddof=1), mean + on_grid.std(axis=0, ddof=1)
-    elif len(known) > 1:
-        low, high = on_grid.min(axis=0), on_grid.max(axis=0)
+    mean, low, high = spread(on_grid)
     beyond = tuple((x[x >= last], y[x >= last]) for x, y in known if x[-1] > last)
     return Curve(x=grid, mean=mean, low=low, high=high, beyond=beyond)
+
+
+def spread(on_grid: Figures) -> tuple[Figures, Figures | None, Figures | None]:
+    """``mean``, ``low`` and ``high`` of a :class:`Curve`, from one row of values per run. Values can be masked."""
+    mean = on_grid.mean(axis=0)
+    if len(on_grid) > MIN_MAX_SEEDS:
+        deviation = on_grid.std(axis=0, ddof=1)
+        return mean, mean - deviation, mean + deviation
+    return (mean, on_grid.min(axis=0), on_grid.max(axis=0)) if len(on_grid) > 1 else (mean, None, None)
 
 
 def smoothed(x: Figures, y: Figures, weight: Figures | None = None) -> tuple[Figures, Figures]:

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from zmqrl.observe.curves import Curve, Group, curve, grouped, outcome_shares, position, positions
+from zmqrl.observe.curves import Group, grouped, outcome_shares, position, positions, smoothed, spread
 from zmqrl.observe.metrics import OUTCOMES
 from zmqrl.observe.records import Figures, RunRecord
 
@@ -26,9 +26,9 @@ COLUMNS: Final = {
 def charts(names: Sequence[str], runs: Sequence[RunRecord], x: ChartAxis, *, fold: bool = True) -> dict[str, Any]:
     """The object ``{"x", "groups", "charts"}`` for ``runs``. If ``fold``, the seeds of one experiment become one group.
 
-    ``x`` has the positions of all points, in minutes or agent steps. Each chart has ``lines``: the mean, the spread
-    (``low`` and ``high``, or null), and for each longer run of the group its part ``beyond`` the shortest run. Missing
-    values are null.
+    ``x`` has the positions of all points, in minutes or agent steps. Each chart has ``lines``: the mean and the spread
+    (``low`` and ``high``, or null) of those ``runs`` of the group that have a value at a point. ``seeds`` has their
+    number at each point, and ``note`` says if not all of them reach the end. Missing values are null.
     """
     groups = grouped(runs) if fold else [Group(label=name, runs=(run,)) for name, run in zip(names, runs, strict=True)]
     name_of = {run.path: name for name, run in zip(names, runs, strict=True)}
@@ -59,33 +59,40 @@ def charts(names: Sequence[str], runs: Sequence[RunRecord], x: ChartAxis, *, fol
 
 
 def _line(group: Group, x: ChartAxis, column: str, grid: Figures) -> dict[str, Any]:
-    weights = [run.column("gradients") for run in group.runs] if column == "policy_lag" else None
+    weights = [run.column("gradients") if column == "policy_lag" else None for run in group.runs]
     series = [(positions(run, x), run.column(column)) for run in group.runs]
-    return {"label": group.label} | _on(grid, curve(series, weights))
+    return {"label": group.label} | _on(grid, [smoothed(*each, of) for each, of in zip(series, weights, strict=True)])
 
 
 def _contributions(groups: Sequence[Group], x: ChartAxis, grid: Figures) -> dict[str, Any]:
     """For one group, the share of each outcome. For several, the share of contributions that were not used."""
-    shares = [[(positions(run, x), outcome_shares(run)) for run in group.runs if run.rows] for group in groups]
+    shares = [[(positions(run, x), outcome_shares(run)) for run in group.runs] for group in groups]
     if len(groups) == 1:
         lines = [
-            {"label": outcome} | _on(grid, curve([(along, share[outcome]) for along, share in shares[0]]))
+            {"label": outcome} | _on(grid, [smoothed(along, share[outcome]) for along, share in shares[0]])
             for outcome in OUTCOMES
         ]
         return {"name": CONTRIBUTIONS, "title": "contributions by outcome (%)", "lines": lines}
     lines = [
-        {"label": group.label} | _on(grid, curve([(along, 100 - share["used"]) for along, share in of_group]))
+        {"label": group.label} | _on(grid, [smoothed(along, 100 - share["used"]) for along, share in of_group])
         for group, of_group in zip(groups, shares, strict=True)
     ]
     return {"name": CONTRIBUTIONS, "title": "contributions not used (%)", "lines": lines}
 
 
-def _on(grid: Figures, found: Curve) -> dict[str, Any]:
+def _on(grid: Figures, series: Sequence[tuple[Figures, Figures]]) -> dict[str, Any]:
+    """A line from the ``(x, y)`` of each run of a group."""
+    on_grid = np.ma.masked_invalid(np.stack([at(grid, x, y) for x, y in series]))
+    seeds = on_grid.count(axis=0)
+    last, runs = seeds[np.flatnonzero(seeds)[-1:]].sum(), len(series)
+    mean, low, high = spread(on_grid)
     return {
-        "mean": _plain(at(grid, found.x, found.mean)),
-        "low": None if found.low is None else _plain(at(grid, found.x, found.low)),
-        "high": None if found.high is None else _plain(at(grid, found.x, found.high)),
-        "beyond": [_plain(at(grid, *each)) for each in found.beyond],
+        "mean": _plain(np.ma.filled(mean, np.nan)),
+        "low": None if low is None else _plain(np.where(seeds > 1, np.ma.filled(low, np.nan), np.nan)),
+        "high": None if high is None else _plain(np.where(seeds > 1, np.ma.filled(high, np.nan), np.nan)),
+        "runs": runs,
+        "seeds": seeds.tolist() if runs > 1 else None,
+        "note": f"{last} of {runs} seeds at the end" if 0 < last < runs else None,
     }
 
 

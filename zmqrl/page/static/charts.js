@@ -44,20 +44,17 @@ export class Charts {
 
   draw(figure, chart) {
     const { x, groups } = this.found;
+    figure.lines = chart.lines;
     const data = [x], series = [{ label: this.axis === "minutes" ? "minutes" : "agent steps", value: (_, v) => short(v) }], bands = [];
     chart.lines.forEach((line, index) => {
       const stroke = colour(index), dash = index >= 8 ? [6, 3] : undefined;
       data.push(line.mean);
-      series.push({ label: line.label, stroke, dash, width: 2, spanGaps: false, points: { show: line.mean.filter((v) => v !== null).length < 2 }, value: (_, v) => short(v) });
+      series.push({ label: line.label, stroke, dash, width: 2, spanGaps: false, points: { show: line.mean.filter((v) => v !== null).length < 2 }, value: (_, v, __, i) => short(v) + seedsAt(figure.lines[index], i) });
       const hidden = { label: "", stroke: "transparent", width: 0, points: { show: false }, band: true };
       if (line.low) {
         data.push(line.high, line.low);
         series.push({ ...hidden }, { ...hidden });
         bands.push({ series: [series.length - 2, series.length - 1], fill: `${stroke}2e` });
-      }
-      for (const rest of line.beyond) {
-        data.push(rest);
-        series.push({ ...hidden, stroke, width: 1, dash: [3, 3] });
       }
     });
     const evaluations = chart.name === "score" ? groups.flatMap((group, index) => group.evaluations.map((each) => ({ ...each, index }))) : [];
@@ -69,11 +66,12 @@ export class Charts {
       figure.key = key;
       const plot = new uPlot(this.options(figure, chart, series, bands), data, figure.plot);
       figure.plot.plot = plot;
-      // The bands and the ends of long runs need no entry in the legend.
+      // The bands need no entry in the legend.
       series.forEach((each, i) => { if (each.band) plot.root.querySelectorAll(".u-legend .u-series")[i].hidden = true; });
       for (const each of plot.root.querySelectorAll(".u-legend th")) each.setAttribute("scope", "row");
       plot.root.querySelector(".u-wrap").setAttribute("role", "img");
     }
+    figure.plot.querySelectorAll(".u-series:not([hidden]) .u-label").forEach((label, i) => { if (i) label.textContent = named(chart.lines[i - 1]); });
     figure.plot.querySelector(".u-wrap").setAttribute("aria-label", told(chart));
   }
 
@@ -163,11 +161,21 @@ function drawEvaluations(plot, evaluations) {
   ctx.restore();
 }
 
+function named(line) {
+  return line.note ? `${line.label} (${line.note})` : line.label;
+}
+
+// The number of seeds in the mean at a point, if these are not all.
+function seedsAt(line, i) {
+  const seeds = line.seeds?.[i];
+  return seeds && seeds < line.runs ? ` (${seeds} of ${line.runs} seeds)` : "";
+}
+
 // The chart in words, for those who cannot see it.
 function told(chart) {
   const lines = chart.lines.slice(0, 12).map((line) => {
     const known = line.mean.filter((value) => value !== null);
-    return known.length ? `${line.label}: now ${short(known.at(-1))}, lowest ${short(Math.min(...known))}, highest ${short(Math.max(...known))}` : `${line.label}: nothing yet`;
+    return known.length ? `${named(line)}: now ${short(known.at(-1))}, lowest ${short(Math.min(...known))}, highest ${short(Math.max(...known))}` : `${line.label}: nothing yet`;
   });
   return `${chart.title}. ${lines.join(". ")}`;
 }
