@@ -41,6 +41,7 @@ class RunDirectory:
     checkpoints = property(lambda self: self.path / "checkpoints")
     cluster = property(lambda self: self.path / "cluster.json")
     live = property(lambda self: self.path / "live.json")
+    page = property(lambda self: self.path / "page.json")
     stalled = property(lambda self: self.path / "stalled.json")
     submitted = property(lambda self: self.path / "submitted.json")
     left = property(lambda self: self.path / "left.json")
@@ -175,7 +176,7 @@ class RunDirectory:
         self._lock = None
 
     def _remove_what_needs_a_living_run(self) -> None:
-        for file in (self.cluster, self.live, self.stalled, *self.path.glob(UNFINISHED)):
+        for file in (self.cluster, self.live, self.page, self.stalled, *self.path.glob(UNFINISHED)):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.keys, ignore_errors=True)
 

@@ -142,8 +142,8 @@ def test_a_stalled_run_shows_its_present_figures_although_it_writes_no_row(root:
 def test_an_update_needs_the_quorum_that_the_settings_mean_unless_the_run_has_lowered_it(
     root: Path, living: RunDirectory
 ) -> None:
-    for name, settings in (("sync", {"workers": 5}), ("some", {"workers": 5, "quorum": 4})):
-        run_directory(root / name, **settings)
+    run_directory(root / "sync", workers=5)
+    run_directory(root / "some", workers=5, quorum=4)
     run_directory(root / "async", mode="async", workers=5)
     runs = Runs(root)
     assert {name: runs.overview(name)["quorum"] for name in ("sync", "some", "async")} == {

@@ -29,9 +29,11 @@ from zmqrl.errors import UsageError
 from zmqrl.page import server
 from zmqrl.page.access import MOST_CONNECTIONS
 from zmqrl.page.app import MOST_RUNS, make_app
+from zmqrl.page.beside import LAST_LOOK_S, page_beside
 from zmqrl.page.runs import Runs, UnknownRun
 from zmqrl.page.server import listen
 from zmqrl.rundir import RunDirectory
+from zmqrl.supervisor import run
 
 pytestmark = pytest.mark.processes
 VIDEO = bytes(range(256)) * 40
@@ -293,6 +295,7 @@ def test_the_page_ends_at_once_when_it_is_interrupted(root: Path, number: signal
     with served_page(root) as page:
         page.open()
         waiting = socket.create_connection(("127.0.0.1", page.port), WITHIN_S)  # an idle browser
+        assert page.process is not None
         page.process.send_signal(number)
         assert page.process.wait(WITHIN_S) == 130
         waiting.close()
@@ -410,7 +413,7 @@ from pathlib import Path
 from zmqrl.page.beside import page_beside
 from zmqrl.rundir import RunDirectory
 
-with page_beside(RunDirectory(Path(sys.argv[1]))) as url:
+with page_beside(RunDirectory(Path(sys.argv[1])), lambda text: print(text, flush=True)) as url:
     print(url, flush=True)
     sys.stdin.read()
 """
@@ -437,21 +440,86 @@ def test_the_page_beside_a_run_ends_with_the_run(tmp_path: Path, killed: bool) -
     assert page.url.partition("token=")[2] not in (run / "logs" / "page.log").read_text()
 
 
+def test_an_open_page_shows_how_its_run_ended(tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "run", [row(1)])
+    command, pipe = [sys.executable, "-c", PARENT, str(run)], subprocess.PIPE
+    with ending(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        page = ServedPage(parent.stdout.readline().strip(), parent)
+        page.open()
+        assert page.json("run", run=".")["exit_reason"] is None
+        parent.stdin.close()
+        (run / "summary.json").write_text(json.dumps(summary()))
+        eventually(lambda: page.json("run", run=".")["exit_reason"] == "updates", "the page shows the end")
+        assert parent.wait(WITHIN_S) == 0
+        assert not _answers(page)
+
+
+def test_a_run_does_not_wait_for_its_page_if_none_is_open_or_after_ctrl_c(tmp_path: Path) -> None:
+    directory = RunDirectory(run_directory(tmp_path / "run", [row(1)]))
+    for is_open in (False, True):
+        with contextlib.suppress(KeyboardInterrupt), page_beside(directory, pytest.fail) as url:
+            if is_open:
+                page = ServedPage(url)
+                page.open()
+                page.json("runs")
+            began = time.monotonic()
+            if is_open:
+                raise KeyboardInterrupt
+        assert time.monotonic() - began < LAST_LOOK_S / 2
+
+
+def test_a_page_that_dies_is_told_once_and_the_run_continues(tmp_path: Path) -> None:
+    directory, told = RunDirectory(run_directory(tmp_path / "run", [row(1)])), list[str]()
+    with page_beside(directory, told.append):
+        (child,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        os.kill(int(child), signal.SIGKILL)
+        eventually(lambda: bool(told), "the page has ended")
+    assert told == ["the live page has ended (killed by SIGKILL); the run continues, and zmqrl serve can show it"]
+
+
+def test_the_address_of_a_page_is_printed_only_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Others may be able to read the output of a job."""
+    monkeypatch.setattr(run, "page_beside", lambda directory, notice: contextlib.nullcontext("http://x/?token=y"))
+    directory = RunDirectory(tmp_path)
+    with run._page(directory, None):
+        assert capsys.readouterr().out == f"live page: its address is in {directory.page}\n"
+        assert json.loads(directory.page.read_text()) == {"url": "http://x/?token=y"}
+        assert directory.page.stat().st_mode & 0o777 == 0o600
+    directory.page.unlink()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with run._page(directory, pytest.fail):
+        assert capsys.readouterr().out == "live page: http://x/?token=y\n"
+        assert not directory.page.exists()
+    assert capsys.readouterr().out == f"page: zmqrl serve {tmp_path} shows this run again\n"
+
+
 @pytest.mark.slow
 def test_a_run_shows_itself_while_it_trains(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "zmqrl", "train", "cartpole", "--ppo.rollout-steps", "32", "--page"]
     command += ["--run-dir", str(tmp_path / "run")]
     with ending(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) as run:
         assert run.stdout is not None
-        address = next(line for line in run.stdout if line.startswith("live page: ")).split()[2]
+        line = next(line for line in run.stdout if line.startswith("live page: "))
+        path = Path(line.removeprefix("live page: its address is in ").strip())
+        assert path.stat().st_mode & 0o777 == 0o600
+        address = json.loads(path.read_text())["url"]
         page = ServedPage(address, run)
         eventually(lambda: _answers(page), "the page answers")
         eventually(lambda: bool(page.json("runs")["runs"][0]["version"]), "the first row is shown", 2 * WITHIN_S)
         assert page.json("runs")["runs"][0]["state"] == "running"
         run.send_signal(signal.SIGINT)
+        eventually(lambda: page.json("run", run=".")["exit_reason"] == "interrupted", "the end is shown", 2 * WITHIN_S)
+        printed = run.stdout.read()
         assert run.wait(2 * WITHIN_S) == 130
         assert not _answers(page)
+        assert f"page: zmqrl serve {tmp_path / 'run'} shows this run again\n" in printed
+    assert not path.exists()
     token = address.partition("token=")[2]
+    assert token not in printed
     assert not [path for path in (tmp_path / "run" / "logs").iterdir() if token in path.read_text()]
 
 

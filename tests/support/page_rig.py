@@ -38,7 +38,7 @@ class ServedPage:
     """A page that is being served at ``url``, the printed address."""
 
     url: str
-    process: "subprocess.Popen[str]"
+    process: "subprocess.Popen[str] | None" = None
     cookie: str = ""
 
     @property

@@ -5,6 +5,7 @@ It answers the requests of a browser that was opened with the printed address.
 
 import asyncio
 import hmac
+import time
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import parse_qs
@@ -63,6 +64,8 @@ class AccessCheck:
             await send(message)
 
         refused = self._refusal(scope["method"], Headers(scope=scope), scope["path"], scope["query_string"])
+        if refused is None:
+            scope["app"].state.asked_at = time.monotonic()
         await (refused or self._app)(scope, receive, send_with_headers)
 
     def _refusal(self, method: str, headers: Headers, path: str, query: bytes) -> Response | None:

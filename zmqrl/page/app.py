@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Hashable
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +33,10 @@ OFFSET_DIGITS = 20  # more than an offset in a file can have
 
 
 def make_app(root: Path, *, token: str, base: str, address: str) -> Starlette:
-    """The application that shows the runs at and below ``root``. All its paths begin with ``base``."""
+    """The application that shows the runs at and below ``root``. All its paths begin with ``base``.
+
+    ``state.asked_at`` is the time of the last accepted request, on the clock ``time.monotonic``.
+    """
     page = Page(Runs(root))
     # Videos are not compressed: a browser asks for ranges of their bytes.
     compressed = [Middleware(GZipMiddleware, minimum_size=1000, compresslevel=4)]
@@ -50,11 +54,13 @@ def make_app(root: Path, *, token: str, base: str, address: str) -> Starlette:
         Route("/video", page.video),
         *(Route(path, text, middleware=compressed) for path, text in texts.items()),
     ]
-    return Starlette(
+    app = Starlette(
         routes=[Mount(base, routes=routes)],
         middleware=[Middleware(AccessCheck, token=token, base=base, address=address)],
         exception_handlers={UnknownRun: _gone, OSError: _gone},
     )
+    app.state.asked_at = -inf
+    return app
 
 
 class Page:

@@ -1,4 +1,4 @@
-"""Serves the page of one run from a separate process, which ends with the run (``--page``)."""
+"""Serves the page of one run from a separate process, which ends soon after the run (``--page``)."""
 
 if __name__ == "__main__":
     from zmqrl.hostd.import_path import search_here_last
@@ -9,31 +9,53 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Iterator
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from zmqrl.child_process import ChildProcess
 from zmqrl.errors import ClusterError
 from zmqrl.page.server import PageServer, listen
-from zmqrl.process import Messages, log_to_stderr, read_job, say
+from zmqrl.process import log_to_stderr, read_job, say
 from zmqrl.rundir import RunDirectory
+from zmqrl.words import ended_how
 
 PAGE_UP_WITHIN_S = 30.0
+LAST_LOOK_S = 2.0  # an open page asks every second
 
 
 @contextlib.contextmanager
-def page_beside(directory: RunDirectory) -> Iterator[str]:
+def page_beside(directory: RunDirectory, notice: Callable[[str], None]) -> Iterator[str]:
     """Serve the page of a run on 127.0.0.1 during the block. Yields its address, which contains a token.
 
-    Raises ClusterError if the page does not start.
+    After the block, an open page has ``LAST_LOOK_S`` to show how the run ended, but not after Ctrl-C in the block. If
+    the page dies, calls ``notice`` from a thread. Raises ClusterError if the page does not start.
     """
+    over = threading.Event()
+
+    def watch() -> None:
+        status = child.process.wait()
+        if not over.is_set():
+            notice(f"the live page has ended ({ended_how(status)}); the run continues, and zmqrl serve can show it")
+
     child = ChildProcess("the page", ["-m", "zmqrl.page.beside"], {"run_dir": str(directory.path)})
     try:
         answer = child.hear(PAGE_UP_WITHIN_S)
         if answer is None:
             raise ClusterError(f"the page did not start within {PAGE_UP_WITHIN_S:g} s.")
+        threading.Thread(target=watch, name="page", daemon=True).start()
         yield answer["url"]
+    except KeyboardInterrupt:
+        over.set()
+        raise
     finally:
+        if not over.is_set():
+            over.set()
+            with contextlib.suppress(ClusterError, KeyboardInterrupt):
+                child.tell({})
+                child.hear(LAST_LOOK_S + 1)
         child.kill()
 
 
@@ -42,9 +64,18 @@ def main() -> None:
     directory = RunDirectory(Path(job["run_dir"]))
     _log_to(directory.path / "logs" / "page.log")
     server = PageServer(directory.path, listen("127.0.0.1", None))
-    Messages()  # ends this process when the parent hangs up
     say({"url": server.url})
+    threading.Thread(target=_attend, args=(server,), name="parent", daemon=True).start()
     server.run()
+
+
+def _attend(server: PageServer) -> None:
+    """Answer the parent once open pages had time to show the end of the run. End when the parent hangs up."""
+    while sys.stdin.buffer.readline():
+        if server.is_watched():
+            time.sleep(LAST_LOOK_S)
+        say({})
+    os._exit(0)
 
 
 def _log_to(path: Path) -> None:

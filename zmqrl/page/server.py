@@ -7,16 +7,21 @@ import secrets
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from zmqrl.errors import ClusterError, UsageError, cannot_listen, require
 from zmqrl.process import LOOK_UP_EVERY_S
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
 
 PORT: Final = 8470
 TOKEN_BYTES = 24
 BASE_BYTES = 12
 CLOSE_WITHIN_S = 1.0
+ASKED_WITHIN_S = 5.0  # by an open page, unless answers are slow
 REQUEST_BYTES = 1 << 20  # one request names all runs of a chart: 500 names can have 2 KB each
 
 
@@ -49,11 +54,16 @@ class PageServer:
 
     def __init__(self, root: Path, listener: socket.socket) -> None:
         self._root, self._listener = root, listener
+        self._app: Starlette | None = None
         address, self.port = listener.getsockname()[:2]
         self._address, self._token = address, secrets.token_urlsafe(TOKEN_BYTES)
         self._base = f"/{secrets.token_urlsafe(BASE_BYTES)}/"
         self.host = f"[{address}]" if ":" in address else address
         self.url = f"http://{self.host}:{self.port}{self._base}?token={self._token}"
+
+    def is_watched(self) -> bool:
+        """Whether a page in a browser has asked for something within the last seconds."""
+        return self._app is not None and time.monotonic() - self._app.state.asked_at < ASKED_WITHIN_S
 
     def run(self) -> None:
         """Serve until a signal, such as Ctrl-C, raises an exception. Call this in the main thread.
@@ -67,7 +77,7 @@ class PageServer:
         from zmqrl.page.app import make_app
 
         os.nice(10)
-        app = make_app(self._root, token=self._token, base=self._base, address=self._address)
+        self._app = app = make_app(self._root, token=self._token, base=self._base, address=self._address)
         settings = uvicorn.Config(
             app,
             loop="asyncio",

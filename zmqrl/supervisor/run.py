@@ -42,7 +42,7 @@ from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
 from zmqrl.supervisor.salvage import remove_files, salvage
 from zmqrl.supervisor.supervisor import Supervisor
 from zmqrl.supervisor.tasks import prepare
-from zmqrl.words import as_text
+from zmqrl.words import as_text, as_word
 
 Deploy: TypeAlias = Callable[[Config, RunDirectory, Stages], Deployment]
 
@@ -103,6 +103,7 @@ def train_on(
         preparation = stack.enter_context(Preparation(config, needs_cuda=needs_cuda))
         flavour = preparation.flavour()
         exporter = stack.enter_context(exporter_at(config.metrics_endpoint()))
+        page = stack.enter_context(contextlib.ExitStack())  # an open page shows the end, once the lock is released
         stack.enter_context(_claimed(directory))
         config = dataclasses.replace(config, run_dir=path.with_name(directory.path.name))
         news = [f"run directory {as_text(directory.path)}; game: {config.env}, {flavour}"]
@@ -145,11 +146,27 @@ def train_on(
         remove_files(directory, news.append, but=deployment.files.links)
         write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
         write_json(directory.hosts, deployment.to_json())
-        url = stack.enter_context(page_beside(directory)) if config.page else None
-        if url is not None:  # not a notice, which would also go to the log: the URL contains a secret token
-            sys.stdout.write(f"live page: {url}\n")
+        if config.page:
+            page.enter_context(_page(directory, None if on_up is not None else console.notice))
         notices = [*news, *deployment.notices]
         return _supervise(config, directory, checkpoint, flavour, deployment, notices, exporter, on_up, console, stages)
+
+
+@contextlib.contextmanager
+def _page(directory: RunDirectory, notice: Callable[[str], None] | None) -> Iterator[None]:
+    """Serve the page of the run during the block. Without ``notice``, the run prints nothing once it is up."""
+    with page_beside(directory, notice or (lambda text: None)) as url:
+        # Not a notice, which would also go to the log: the URL contains a secret token. Others may read a job's output.
+        if sys.stdout.isatty():
+            sys.stdout.write(f"live page: {url}\n")
+        else:
+            write_json(directory.page, {"url": url}, mode=0o600)
+            sys.stdout.write(f"live page: its address is in {as_text(directory.page)}\n")
+        try:
+            yield
+        finally:
+            if notice is not None:
+                sys.stdout.write(f"page: zmqrl serve {as_word(directory.path)} shows this run again\n")
 
 
 def _first(preparation: Preparation, deployment: Deployment) -> Checkpoint:
