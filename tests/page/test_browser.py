@@ -349,6 +349,27 @@ def test_a_log_follows_the_process(page: "Page", root: Path) -> None:
     assert log.locator("b").count() == 0
 
 
+def test_a_reader_who_has_scrolled_up_stays_there_as_the_log_grows(page: "Page", root: Path) -> None:
+    (root / "pong-1" / "hosts.json").write_text('{"hosts": [{"host": "h2", "processes": ["worker-7"]}], "given": null}')
+    path = root / "pong-1" / "logs" / "worker-7.log"
+    path.write_text("".join(f"line {number}\n" for number in range(300)))
+    show(page, "#/run?run=pong-1&tab=logs")
+    page.locator("option", has_text="worker-7 on h2").wait_for(state="attached")
+    page.get_by_label("process").select_option("worker-7")
+    log = page.get_by_role("log")
+    log.get_by_text("line 299").wait_for()
+    assert page.get_by_label("follow").is_checked()
+    log.evaluate("(log) => { log.scrollTop = 100; }")
+    page.wait_for_function("() => !document.querySelector('input[type=checkbox]').checked")
+    with path.open("a") as file:
+        file.write("the newest\n")
+    hurry(page)
+    log.get_by_text("the newest").wait_for()
+    assert log.evaluate("(log) => log.scrollTop") == 100
+    page.get_by_label("follow").check()
+    assert log.evaluate("(log) => log.scrollTop + log.clientHeight > log.scrollHeight - 5")
+
+
 def test_the_last_line_of_a_log_is_shown_before_it_ends(page: "Page", root: Path) -> None:
     path = root / "pong-2" / "logs" / "worker-0.log"
     path.parent.mkdir()
@@ -368,6 +389,14 @@ def test_new_times_do_not_move_what_the_user_has_scrolled(page: "Page", root: Pa
     try:
         show(page, "#/run?run=pong-1&tab=timing")
         page.wait_for_selector(".strip")
+        newest, caption = (
+            page.locator(".strip td").last.bounding_box(),
+            page.locator(".strip caption span").bounding_box(),
+        )
+        for shown in (newest, caption):
+            assert shown is not None
+            assert shown["x"] >= 0
+            assert shown["x"] + shown["width"] <= 400
         place = "document.querySelector('.strip').parentElement"
         page.evaluate(
             f"() => {{ const place = {place}; place.scrollLeft = 50; place.focus(); place.dataset.old = 'yes'; }}"
@@ -413,6 +442,32 @@ def test_a_request_without_a_good_answer_is_told_until_it_has_one(page: "Page") 
         visit.route("**/api/charts*", lambda _: None)  # as if the connection were cut
         hurry(visit)
         told("no answer yet: the figures may be old")
+    finally:
+        visit.close()
+
+
+def test_the_heads_of_columns_are_above_their_texts(page: "Page") -> None:
+    show(page, "#/")
+    page.wait_for_selector("#chart-score canvas")
+    aligned = page.evaluate(
+        """() => {
+            const rows = [...document.querySelectorAll(".runs tr")].slice(0, 2);
+            return rows.map((row) => [...row.cells].map((cell) => getComputedStyle(cell).textAlign));
+        }"""
+    )
+    assert aligned[0] == aligned[1]
+    assert aligned[0][1:4] == ["left", "left", "right"]
+
+
+def test_charts_and_times_say_that_they_are_loading(page: "Page") -> None:
+    visit = page.context.new_page()
+    try:
+        visit.set_default_timeout(1e3 * WITHIN_S)
+        visit.route("**/api/charts*", lambda _: None)
+        visit.route("**/api/timing*", lambda _: None)
+        for view in ("#/", "#/run?run=pong-1", "#/run?run=pong-1&tab=timing"):
+            visit.goto(page.url.partition("#")[0] + view)
+            visit.get_by_text("loading", exact=True).wait_for()
     finally:
         visit.close()
 

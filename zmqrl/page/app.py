@@ -22,7 +22,7 @@ from zmqrl.observe.records import differing
 from zmqrl.page.access import AccessCheck
 from zmqrl.page.charts import ChartAxis, charts
 from zmqrl.page.following import follow
-from zmqrl.page.runs import VIDEOS, Runs, UnknownRun, files_in, stamp, text_of
+from zmqrl.page.runs import VIDEOS, Runs, UnknownRun, files_in, logs, stamp, text_of
 from zmqrl.page.timing import read_timing
 from zmqrl.words import counted
 
@@ -117,12 +117,11 @@ class Page:
         """The lines that a process has added to its log since the last request."""
         (name,) = self._named(request, 1)
         process = request.query_params.get("process", "")
-        files = files_in(self._runs.find(name).path / "logs")
-        logs = {text_of(path.stem): path for path in files if path.suffix == ".log"}
-        if process not in logs:
+        found = logs(self._runs.find(name).path)
+        if process not in found:
             raise HTTPException(404, f"{name} has no log of {process}.")
         after = request.query_params.get("after", "")
-        lines = follow(logs[process], int(after) if after.isdecimal() and len(after) < OFFSET_DIGITS else None)
+        lines = follow(found[process], int(after) if after.isdecimal() and len(after) < OFFSET_DIGITS else None)
         return _json(request, None, lambda: lines | {"process": process})
 
     def settings(self, request: Request) -> Response:

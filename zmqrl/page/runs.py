@@ -215,6 +215,10 @@ class Runs:
         is_running = found["state"] == "running"
         stall = _object(run.stalled, SETTINGS) if is_running else None
         failed = found["state"] == "killed" or found["exit_reason"] == "failed"
+        hosts = (_object(run.hosts, HOSTS) or {"hosts": []})["hosts"]
+        host_of = {process: each["host"] for each in hosts for process in each["processes"]}
+        if is_running:
+            host_of |= {str(each.process): each.host for each in self._live(name)[1]}
         return found | {
             "row": self._newest(name, found["state"], dict(record.rows[-1]) if record.rows else {}) or None,
             "stalled": _sentence(stall),
@@ -222,11 +226,11 @@ class Runs:
             "failure": failure(run.log("supervisor")) if failed else None,
             "evaluations": [asdict(each) for each in record.evaluations],
             "videos": list(_videos(run.path / "videos", record)),
-            "logs": logs(run.path),
+            "logs": {process: host_of.get(process) for process in logs(run.path)},
             "hosts": [
                 {key: each.get(key) for key in ("host", *VERSIONS)}
                 | {"processes": ranges(each["processes"], short=True)}
-                for each in (_object(run.hosts, HOSTS) or {"hosts": []})["hosts"]
+                for each in hosts
             ],
         }
 
@@ -317,10 +321,9 @@ def failure(log: Path) -> str | None:
     return AFTER_FAILURE.split(told[-1])[0].strip() if told else None
 
 
-def logs(run: Path) -> dict[str, int]:
-    """The size in bytes of each log of a run, by process."""
-    found = ((path, stamp(path)) for path in files_in(run / "logs") if path.suffix == ".log")
-    return {text_of(path.stem): known[1] for path, known in found if known}
+def logs(run: Path) -> dict[str, Path]:
+    """The logs of a run, by process."""
+    return {text_of(path.stem): path for path in files_in(run / "logs") if path.suffix == ".log"}
 
 
 def files_in(directory: Path) -> list[Path]:

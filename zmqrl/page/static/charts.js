@@ -11,7 +11,8 @@ const observer = new ResizeObserver((entries) => {
 
 export class Charts {
   constructor(onMark = () => {}) {
-    this.element = h("div", { class: "charts" });
+    this.loading = h("p", { class: "soft" }, "loading");
+    this.element = h("div", { class: "charts" }, this.loading);
     this.onMark = onMark;
     this.figures = new Map();
     this.marks = [];
@@ -19,6 +20,7 @@ export class Charts {
 
   // `found` is the answer to api/charts.
   show(found, axis) {
+    this.loading.remove();
     this.found = found;
     this.axis = axis;
     for (const chart of found.charts) {

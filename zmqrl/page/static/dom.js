@@ -12,12 +12,17 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
-export function table(caption, columns, rows, options = {}) {
+export function table(title, columns, rows, options = {}) {
   const head = h("tr", {}, columns.map((column) => h("th", { scope: "col", class: options.texts?.includes(column) && "text" }, column)));
   const body = rows.map((cells) => h("tr", { class: cells.class }, (cells.cells ?? cells).map((cell, i) =>
     cell instanceof Element && /^T[DH]$/.test(cell.tagName) ? cell
       : h(i || !cell ? "td" : "th", { scope: i || !cell ? null : "row", class: options.texts?.includes(columns[i]) && "text" }, cell))));
-  return scroll(caption, h("table", { class: options.class ?? "data" }, h("caption", {}, caption), h("thead", {}, head), h("tbody", {}, body)));
+  return scroll(title, h("table", { class: options.class ?? "data" }, caption(title), h("thead", {}, head), h("tbody", {}, body)));
+}
+
+// Stays in view, and is not cut off, while the columns of its table scroll.
+export function caption(title) {
+  return h("caption", {}, h("span", {}, title));
 }
 
 // A part that scrolls on its own can be reached by the keyboard.

@@ -108,7 +108,7 @@ function showCurves(place, signal, name, onRun) {
 
 function showLogs(place, signal, name, onRun) {
   const select = h("select", { onchange: () => begin() }), follow = h("input", { type: "checkbox", checked: true, onchange: () => scrollDown() });
-  const text = h("div", { class: "log", role: "log", tabindex: "0", "aria-label": "log", "aria-live": "off" });
+  const text = h("div", { class: "log", role: "log", tabindex: "0", "aria-label": "log", "aria-live": "off", onscroll: () => { if (text.scrollTop + text.clientHeight < text.scrollHeight - 5) follow.checked = false; } });
   place.append(h("div", { class: "controls" }, h("label", {}, "process ", select), h("label", {}, follow, " follow")), text);
   let after = null, rest = null;
 
@@ -123,11 +123,12 @@ function showLogs(place, signal, name, onRun) {
   }
 
   onRun((run) => {
-    const names = Object.keys(run.logs), known = [...select.options].map((option) => option.value);
-    if (names.join() === known.join()) return;
+    const names = Object.keys(run.logs), key = JSON.stringify(run.logs);
+    if (select.dataset.key === key) return;
+    select.dataset.key = key;
     const before = select.value;
     const chosen = names.includes(before) ? before : names.includes("supervisor") ? "supervisor" : names[0];
-    select.replaceChildren(...names.map((each) => h("option", { value: each, selected: each === chosen }, each)));
+    select.replaceChildren(...names.map((each) => h("option", { value: each, selected: each === chosen }, run.logs[each] ? `${each} on ${run.logs[each]}` : each)));
     if (select.value === before) hurry(); else begin(); // the log of another process
   });
   poll(signal, () => select.value ? ["api/log", { run: name, process: select.value, ...(after === null ? {} : { after }) }] : null, (found) => {

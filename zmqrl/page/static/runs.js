@@ -6,6 +6,7 @@ import { counted, h, number, scroll, short } from "./dom.js";
 
 const CHOSEN_AT_FIRST = 12;
 const COLUMNS = ["draw", "run", "state", "score", "agent steps/s", "minutes", "agent steps", "version", "workers", "environment", "seed"];
+const TEXTS = ["run", "state", "environment"];
 const choice = { names: null, x: "minutes", fold: true, filter: "" }; // kept while other views are shown
 
 export function address(view, names, more = {}) {
@@ -30,7 +31,8 @@ export function showRuns(main, signal) {
   const compare = h("a", { href: "#/" }, "compare settings");
   const filter = h("input", { type: "search", value: choice.filter, oninput: () => { choice.filter = filter.value; filterRows(); } });
   const fold = h("input", { type: "checkbox", checked: choice.fold, onchange: () => { choice.fold = fold.checked; hurry(); } });
-  const nothing = h("p", { class: "soft" }, "no run is chosen");
+  const nothing = h("p", { class: "soft" }, "loading");
+  charts.element.hidden = true;
   main.append(
     h("h1", {}, "Runs"),
     h("div", { class: "controls" }, axisControl(choice, hurry), h("label", {}, fold, " fold seeds into mean and spread"), compare),
@@ -40,7 +42,7 @@ export function showRuns(main, signal) {
       h("button", { type: "button", onclick: () => choose(() => true) }, "draw all shown"),
       h("button", { type: "button", onclick: () => choose(() => false) }, "draw none"), count),
     scroll("runs", h("table", { class: "data" }, h("caption", { class: "hidden" }, "all runs"),
-      h("thead", {}, h("tr", {}, COLUMNS.map((name) => h("th", { scope: "col" }, name)))), body), "runs"),
+      h("thead", {}, h("tr", {}, COLUMNS.map((name) => h("th", { scope: "col", class: TEXTS.includes(name) && "text" }, name)))), body), "runs"),
   );
 
   function matches(run) {
@@ -73,7 +75,7 @@ export function showRuns(main, signal) {
 
   function row(run) {
     const box = h("input", { type: "checkbox", "aria-label": `draw ${run.name}`, onchange: () => { note(run.name, box.checked); chosenChanged(); } });
-    const cells = COLUMNS.slice(2).map(() => h("td"));
+    const cells = COLUMNS.slice(2).map((name) => h("td", { class: TEXTS.includes(name) && "text" }));
     const element = h("tr", {}, h("td", {}, box), h("th", { scope: "row", class: "text" }, h("a", { href: address("run", run.name) }, run.name)), cells);
     return { run, box, cells, element };
   }
@@ -81,6 +83,7 @@ export function showRuns(main, signal) {
   function show({ root, runs }) {
     document.getElementById("root").textContent = root;
     document.title = "zmqrl: runs";
+    nothing.textContent = "no run is chosen";
     runs.sort((one, other) => other.begun_at - one.begun_at || (one.name < other.name ? -1 : 1));
     if (runs.length) choice.names ??= new Set(runs.slice(0, CHOSEN_AT_FIRST).map((run) => run.name));
     const names = new Set(runs.map((run) => run.name));

@@ -1,13 +1,13 @@
 // Where the time of the newest versions went: rank × span, which rank was K-th, blame, and the hosts.
 
 import { poll } from "./api.js";
-import { counted, h, number, refill, scroll, short, table } from "./dom.js";
+import { caption, counted, h, number, refill, scroll, short, table } from "./dom.js";
 
 const milliseconds = (seconds) => number(1e3 * seconds, seconds < 0.1 ? 2 : 0);
 const percent = (share) => `${number(100 * share, 1)} %`;
 
 export function showTiming(main, signal, name, onRun) {
-  const place = h("div"), placement = h("div");
+  const place = h("div", {}, h("p", { class: "soft" }, "loading")), placement = h("div");
   main.append(place, placement);
   onRun(({ hosts }) => {
     const key = JSON.stringify(hosts);
@@ -16,7 +16,12 @@ export function showTiming(main, signal, name, onRun) {
     const rows = hosts.map((each) => [each.host, each.processes || "none", each.cores, each.zmqrl, each.python, each.torch].map((cell) => cell ?? "–"));
     refill(placement, ...(rows.length ? [table("processes and versions of each host", ["host", "processes", "cores", "zmqrl", "Python", "torch"], rows, { texts: ["processes"] })] : []));
   });
-  poll(signal, () => ["api/timing", { run: name }], (found) => refill(place, ...parts(found)));
+  poll(signal, () => ["api/timing", { run: name }], (found) => {
+    const before = place.querySelector(".newest"), isAtEnd = !before || before.scrollLeft + before.clientWidth > before.scrollWidth - 5;
+    refill(place, ...parts(found));
+    const newest = place.querySelector(".newest");
+    if (newest && isAtEnd) newest.scrollLeft = newest.scrollWidth;
+  });
 }
 
 function parts(found) {
@@ -56,7 +61,7 @@ function heatMap(found, ranks) {
     h("td", {}, found.kth[rank] === undefined ? "–" : percent(found.kth[rank])), h("td", {}, found.inclusion[rank] === undefined ? "–" : percent(found.inclusion[rank]))));
   const head = h("tr", {}, ["", ...spans.map((span) => span.replaceAll("_", " ")), "was K-th", "counted"].map((text) => h(text ? "th" : "td", text ? { scope: "col" } : {}, text)));
   const title = "milliseconds of each rank per contribution, by span; ◆ was the K-th worker of the newest version";
-  return scroll(title, h("table", { class: "heat" }, h("caption", {}, title), h("thead", {}, head), h("tbody", {}, rows)));
+  return scroll(title, h("table", { class: "heat" }, caption(title), h("thead", {}, head), h("tbody", {}, rows)));
 }
 
 function strip(found, ranks) {
@@ -69,7 +74,7 @@ function strip(found, ranks) {
   })));
   const [first, last] = [found.versions[0].version, found.versions.at(-1).version];
   const title = `work of each rank in versions ${number(first)} to ${number(last)}; ◆ is the K-th worker of a version`;
-  return scroll(title, h("table", { class: "strip" }, h("caption", {}, title), h("tbody", {}, rows)));
+  return scroll(title, h("table", { class: "strip" }, caption(title), h("tbody", {}, rows)), "newest");
 }
 
 function hosts(found) {
