@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -71,10 +70,11 @@ def main() -> None:
 
 def _attend(server: PageServer) -> None:
     """Answer the parent once open pages had time to show the end of the run. End when the parent hangs up."""
-    while sys.stdin.buffer.readline():
-        if server.is_watched():
-            time.sleep(LAST_LOOK_S)
-        say({})
+    with os.fdopen(0, "rb", buffering=0, closefd=False) as messages:
+        for _ in messages:
+            if server.is_watched():
+                time.sleep(LAST_LOOK_S)
+            say({})
     os._exit(0)
 
 
