@@ -67,11 +67,29 @@ def test_the_slowest_route_is_named_with_its_shard() -> None:
     assert found.updates_per_s == pytest.approx(1 / (2.0 + 2.0))  # the weights of shard 1 take this route, too
 
 
+def test_a_round_trip_that_takes_longer_than_the_traffic_is_named_as_the_slowest_part() -> None:
+    found = expected(placed(0, 1, shards=(2,)), dict.fromkeys(PAIRS, 400e6) | {("h1", "h2"): 200e6}, 0.2)
+    # 4 MB of gradients take 10 ms, 4 MB of weights take 20 ms, and the round trip takes 200 ms.
+    assert found.updates_per_s == pytest.approx(1 / 0.23)
+    assert found.sentence() == (
+        "the network allows at most 4.35 updates/s: an update sends 8 MB; the slowest part is the round trip "
+        "h2 -> h1: 200 ms"
+    )
+    assert found.to_json()["limit"] == {
+        "what": "round trip",
+        "over": "h2 -> h1",
+        "bytes_per_update": 0,
+        "seconds": 0.2,
+        "shards": [],
+    }
+
+
 def test_asynchronous_updates_overlap_and_carry_one_gradient() -> None:
     found = expected(placed(0, 4, shards=(2,)), dict.fromkeys(PAIRS, 100e6), 0.5, together=False)
     # One gradient of 4 MB takes 40 ms while the weights for four workers, 16 MB, take 160 ms.
     assert found.updates_per_s == pytest.approx(1 / 0.16)
     assert found.bytes_per_update == 4e6 + 16e6
+    assert (found.limit.what, found.limit.bytes_per_update) == ("weights", 16e6)
 
 
 def test_an_unmeasured_route_is_named_and_without_any_nothing_is_expected() -> None:
@@ -81,6 +99,7 @@ def test_an_unmeasured_route_is_named_and_without_any_nothing_is_expected() -> N
     assert "; unknown: the rate of h3 -> h1, h3 -> h2, h1 -> h3, h2 -> h3" in found.sentence()
     assert json.loads(json.dumps(found.to_json()))["unmeasured"][0] == {"from": "h3", "to": "h1"}
     assert expect(placed(1, 1), LAYOUT, "f32", {}, {}) is None
+    assert expect(placed(0, 0), LAYOUT, "f32", dict.fromkeys(PAIRS, 1e6), {}, together=False) is None
     assert expect(placed(4, shards=(2,)), LAYOUT, "f32", dict.fromkeys(PAIRS, 1e6), {}) is None
 
 

@@ -1,7 +1,7 @@
 """How many updates per second the network allows, from the bytes of an update and measured rates. Pure."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,7 +20,8 @@ Pair: TypeAlias = tuple[str, str]
 class Limit:
     """How long one route or host takes for its part of an update.
 
-    ``what`` is ``gradients`` or ``weights``. ``over`` is a route, or a host and direction, such as ``into h1``.
+    ``what`` is ``gradients``, ``weights`` or ``round trip``. ``over`` is a route, or a host and direction, such as
+    ``into h1``.
     """
 
     what: str
@@ -46,12 +47,17 @@ class Expectation:
         """The figures in words."""
         limit = self.limit
         shards = ", ".join(str(shard_id(shard)) for shard in limit.shards)
-        what = f"gradients for {shards}" if limit.what == "gradients" else f"weights from {shards}"
+        if limit.what == "round trip":
+            slowest = f"the round trip {limit.over}: {1000 * limit.seconds:.3g} ms"
+        else:
+            what = f"gradients for {shards}" if limit.what == "gradients" else f"weights from {shards}"
+            slowest = (
+                f"the traffic {limit.over}: {limit.bytes_per_update / 1e6:.3g} MB of {what} at "
+                f"{limit.bytes_per_update / limit.seconds / 1e6:.3g} MB/s"
+            )
         text = (
             f"the network allows at most {self.updates_per_s:.3g} updates/s: an update sends "
-            f"{self.bytes_per_update / 1e6:.3g} MB; the slowest part is the traffic {limit.over}: "
-            f"{limit.bytes_per_update / 1e6:.3g} MB of {what} at "
-            f"{limit.bytes_per_update / limit.seconds / 1e6:.3g} MB/s"
+            f"{self.bytes_per_update / 1e6:.3g} MB; the slowest part is {slowest}"
         )
         missing = ", ".join(f"{source} -> {target}" for source, target in self.unmeasured)
         return f"{text}; unknown: the rate of {missing}" if missing else text
@@ -99,22 +105,24 @@ def expect(
     """
     pushed = gradients(placement, layout, codec)
     published = {(target, source): count for (source, target), count in pushed.items()}
-    limits = {"gradients": list(_limits("gradients", pushed, placement, bytes_per_s))}
-    limits["weights"] = list(_limits("weights", published, placement, bytes_per_s))
-    every = [*limits["gradients"], *limits["weights"]]
-    if not every:
+    if not any(pair in bytes_per_s for pair in (*pushed, *published)):
         return None
-    push_s, publish_s = (max((each.seconds for each in of), default=0.0) for of in limits.values())
-    share = 1.0
-    if not together:
-        share = 1 / sum(process.role == "worker" for process in placement.host_of)
-        push_s *= share
-    turn_s = max((round_trip_s.get(pair, 0.0) for pair in (*pushed, *published)), default=0.0)
-    update_s = push_s + publish_s + turn_s if together else max(push_s, publish_s)
+    share = 1.0 if together else 1 / sum(process.role == "worker" for process in placement.host_of)
+    pushed_now = {pair: share * count for pair, count in pushed.items()}
+    limits: list[Limit] = []
+    for what, sent in (("gradients", pushed_now), ("weights", published)):
+        limits += sorted(_limits(what, sent, placement, bytes_per_s), key=lambda each: each.seconds)[-1:]
+    if together:
+        pair = max((*pushed, *published), key=lambda each: round_trip_s.get(each, 0.0))
+        turn_s = round_trip_s.get(pair, 0.0)
+        over = f"{pair[0]} -> {pair[1]}"
+        limits.append(Limit(what="round trip", over=over, shards=(), bytes_per_update=0.0, seconds=turn_s))
+    longest = max(limits, key=lambda each: each.seconds)
+    update_s = sum(each.seconds for each in limits) if together else longest.seconds
     return Expectation(
         updates_per_s=1 / update_s if update_s else math.inf,
-        bytes_per_update=sum(pushed.values()) * (1 + share),
-        limit=max(every, key=lambda each: each.seconds),
+        bytes_per_update=sum(pushed_now.values()) + sum(published.values()),
+        limit=longest,
         unmeasured=tuple(pair for pair in (*pushed, *published) if pair not in bytes_per_s),
     )
 
@@ -128,10 +136,10 @@ def fastest(bytes_per_s: Mapping[Pair, float], end: int) -> dict[str, float]:
 
 
 def _limits(
-    what: str, sent: Mapping[Pair, int], placement: Placement, bytes_per_s: Mapping[Pair, float]
+    what: str, sent: Mapping[Pair, float], placement: Placement, bytes_per_s: Mapping[Pair, float]
 ) -> Iterator[Limit]:
     """The time of each measured route, and each host, for the bytes of an update."""
-    total: tuple[Counter[str], Counter[str]] = Counter(), Counter()
+    total: tuple[defaultdict[str, float], defaultdict[str, float]] = defaultdict(float), defaultdict(float)
     for pair, count in sent.items():
         if pair in bytes_per_s:
             shards = _shards_on(placement, pair[1] if what == "gradients" else pair[0])
