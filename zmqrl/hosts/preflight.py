@@ -161,6 +161,12 @@ class Judgement:
         """The warnings, then the problems. Each line begins with its kind."""
         return [*(f"warning: {text}" for text in self.warnings), *(f"problem: {text}" for text in self.problems)]
 
+    def verdict(self, fit: str) -> str:
+        """The line after :meth:`lines` if there are no problems. ``fit`` says what can run where."""
+        if not self.warnings:
+            return f"no problems found: {fit}"
+        return f"{fit}, with {counted(len(self.warnings), 'warning')} (see above)"
+
 
 def judge(found: Survey, config: Config, placement: Placement) -> Judgement:
     """The problems and warnings about the hosts, each with a remedy."""

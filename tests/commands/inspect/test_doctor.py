@@ -25,6 +25,7 @@ from zmqrl.hosts import daemons, deployment, reach
 from zmqrl.hosts.connecting import connect_all
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.link import Link
+from zmqrl.hosts.preflight import Judgement, Survey
 from zmqrl.hosts.reach import HostOptions, Reach, over_tcp
 from zmqrl.hosts.ways.way import Way
 from zmqrl.observe.provenance import code_hash
@@ -283,6 +284,22 @@ def test_an_interrupted_doctor_tells_a_host_that_is_coming_up_to_remove_its_dire
     assert [request["do"] for request in asked] == ["begin", "clean"]
     assert asked[-1]["whole"]
     assert [process.poll() for process in opened] == [0], "it was killed before it could clean"
+
+
+@pytest.mark.parametrize(
+    ("warnings", "verdict"),
+    [
+        ([], "no problems found: this job can run on h1, h2\n"),
+        (["h2 is slow."], "warning: h2 is slow.\nthis job can run on h1, h2, with 1 warning (see above)\n"),
+    ],
+)
+def test_the_last_line_says_whether_there_are_warnings(
+    warnings: list[str], verdict: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda *_: ({}, Survey(facts={}), Judgement([], warnings), None))
+    config = over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
+    assert doctor.run(Options(hosts="h1,h2"), config) == 0
+    assert capsys.readouterr().out.endswith(f"\n{verdict}")
 
 
 @pytest.mark.usefixtures("ssh_to_here")

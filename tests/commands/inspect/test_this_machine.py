@@ -10,6 +10,7 @@ from zmqrl import cli
 from zmqrl.commands.inspect import this_machine
 from zmqrl.errors import UsageError
 from zmqrl.hosts import probe
+from zmqrl.hosts.preflight import Judgement
 from zmqrl.local.extras import EXTRAS
 from zmqrl.process import CORES
 
@@ -37,13 +38,23 @@ def test_a_machine_that_can_run_the_job_is_described(capsys: pytest.CaptureFixtu
     assert not list(tmp_path.iterdir()), "the doctor leaves nothing behind"
 
 
-def test_the_table_names_every_fact_and_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_names_every_fact_and_the_verdict(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(this_machine, "judgement_of", lambda *_: Judgement([], []))
     assert cli.run(["doctor", "cartpole"]) == 0
     shown = capsys.readouterr().out
     for name in ("processor", "bfloat16", "cores", "torch", "open files", "/dev/shm", "clock source", "run directory"):
         assert f"\n{name} " in f"\n{shown}", name
     assert "CartPole-v1: can be played" in shown
     assert shown.endswith("no problems found: this machine can run this job\n")
+
+
+def test_the_verdict_counts_the_warnings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(this_machine, "judgement_of", lambda *_: Judgement([], ["one.", "two."]))
+    assert cli.run(["doctor", "cartpole"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.endswith("warning: one.\nwarning: two.\nthis machine can run this job, with 2 warnings (see above)\n")
 
 
 def test_variables_about_threads_are_shown_with_what_a_run_does(

@@ -101,7 +101,7 @@ def run(options: Options, config: Config) -> int:
         console.print(Text(line))
     if judgement.problems:
         return 3
-    console.print(Text(f"no problems found: this job can run on {', '.join(host.name for host in hosts)}"))
+    console.print(Text(judgement.verdict(f"this job can run on {', '.join(host.name for host in hosts)}")))
     return 0
 
 

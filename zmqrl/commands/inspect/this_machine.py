@@ -50,7 +50,7 @@ def run(config: Config, *, json: bool) -> int:
         console.print(Text(line))
     if judgement.problems:
         return 3
-    console.print(Text("no problems found: this machine can run this job"))
+    console.print(Text(judgement.verdict("this machine can run this job")))
     return 0
 
 
