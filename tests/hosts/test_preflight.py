@@ -356,6 +356,54 @@ def test_a_route_is_measured_only_with_the_right_token() -> None:
     assert measure(order(port, token="x" * 32)) == {"port": port, "error": SOMEBODY_ELSE}
 
 
+class Line:
+    """A connection and its clock. A sender has sent at most ``window`` bytes more than the receiver has confirmed.
+
+    The window doubles in each round trip, as that of TCP does.
+    """
+
+    def __init__(self, round_trip_s: float, bytes_per_s: float) -> None:
+        self.round_trip_s, self.bytes_per_s = round_trip_s, bytes_per_s
+        self.now_s, self.window, self.sent = 0.0, 16_000, 0
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    def sendall(self, data: bytes) -> None:
+        self.sent += len(data)
+
+    def recv(self, count: int) -> bytes:
+        while self.sent > self.window and self.window < self.bytes_per_s * self.round_trip_s:
+            self.now_s += self.round_trip_s
+            self.sent -= self.window
+            self.window *= 2
+        self.now_s += self.sent / self.bytes_per_s + self.round_trip_s
+        self.sent = 0
+        return b"\n"
+
+
+@pytest.mark.parametrize("round_trip_s", [1e-4, 0.02, 0.1, 0.2, 0.25])
+@pytest.mark.parametrize("bytes_per_s", [125e3, 1e6, 12e6, 118e6])
+def test_a_long_round_trip_does_not_lower_the_measured_bandwidth(
+    round_trip_s: float, bytes_per_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line(round_trip_s, bytes_per_s)
+    monkeypatch.setattr(probe, "time", line)
+    line.now_s = (2 + probe.PINGS) * round_trip_s  # the handshake, the token and the pings
+    probe._send_packets(line)  # type: ignore[arg-type]
+    measured = probe._bytes_per_s(line, round_trip_s, probe.LAST_AFTER_S)  # type: ignore[arg-type]
+    assert 0.4 * bytes_per_s <= measured <= 1.01 * bytes_per_s
+    assert line.now_s <= 10.0
+
+
+def test_a_measurement_over_the_slowest_line_ends_after_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(1.0, 1e9)
+    monkeypatch.setattr(probe, "time", line)
+    line.now_s = 7.5
+    assert probe._bytes_per_s(line, 1.0, 7.0) > 0  # type: ignore[arg-type]
+    assert line.now_s == pytest.approx(7.5 + 3.0, abs=0.1)
+
+
 def test_a_closed_port_is_refused_and_a_silent_port_times_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
