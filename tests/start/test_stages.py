@@ -65,12 +65,17 @@ def test_a_stage_that_takes_long_says_so_until_the_next_one() -> None:
         stages.at("connecting", "connecting to 8 hosts", 0, 8)
         for seconds in (29.0, 30.0, 59.0, 60.0):
             now_s = seconds
-            stages.at("connecting", "connecting to 8 hosts", 1, 8)
+            stages.at("connecting", "connecting to 8 hosts", 1 if seconds < 60.0 else 7, 8)
+        stages.at("checking", "checking 8 hosts")
+        now_s = 90.0
+        stages.at("checking", "checking 8 hosts")
         stages.at("shards", "starting 3 shards", 0, 3)
     assert list(dict.fromkeys(stage for stage, _ in console.starts)) == [
         "connecting to 8 hosts",
-        "connecting to 8 hosts: not done after 30 s",
-        "connecting to 8 hosts: not done after 60 s",
+        "connecting to 8 hosts: 1/8 after 30 s",
+        "connecting to 8 hosts: 7/8 after 60 s",
+        "checking 8 hosts",
+        "checking 8 hosts: not done after 30 s",
         "starting 3 shards",
     ]
 

@@ -15,13 +15,13 @@ class Stages:
     """The stages of a start on a console, such as ``game, connecting 5/8 (2 s)``. Use it in a ``with`` block.
 
     A thread keeps the seconds up to date, because some stages are silent while they wait. If a stage is not done after
-    ``SLOW_S``, or 2, 4, 8 times as long, its sentence says so. The console gets one call at a time.
+    ``SLOW_S``, or 2, 4, 8 times as long, its sentence says so, with its count. The console gets one call at a time.
     """
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._clock, self._began_at = console, clock, clock()
         self._reached: dict[str, str] = {}
-        self._shown: tuple[str, str] | None = None
+        self._shown: tuple[str, str, str] | None = None
         self._since = self._began_at
         self._due_s, self._slow = SLOW_S, ""
         self._over = threading.Event()
@@ -31,18 +31,19 @@ class Stages:
     def at(self, name: str, sentence: str, done: int | None = None, total: int | None = None) -> None:
         """Show the stage ``name``, which ``sentence`` describes, and how much of it is ``done``."""
         with self._showing:
-            self._reached[name] = name if done is None else f"{name} {done}/{total}"
+            count = "" if done is None else f"{done}/{total}"
+            self._reached[name] = f"{name} {count}".rstrip()
             if self._shown is None or self._shown[0] != sentence:
                 self._since, self._due_s, self._slow = self._clock(), SLOW_S, ""
-            self._shown = sentence, ", ".join(self._reached.values())
+            self._shown = sentence, count, ", ".join(self._reached.values())
             self._show()
 
     def _show(self) -> None:
         if self._shown is not None and not self._over.is_set():
-            sentence, line = self._shown
+            sentence, count, line = self._shown
             now = self._clock()
             if now - self._since >= self._due_s:
-                self._slow = f": not done after {self._due_s:.0f} s"
+                self._slow = f": {count or 'not done'} after {self._due_s:.0f} s"
                 self._due_s *= 2
             self._console.starting(sentence + self._slow, f"{line} ({now - self._began_at:.0f} s)")
 
