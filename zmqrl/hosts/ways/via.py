@@ -50,5 +50,16 @@ def shown(via: Sequence[str], host: str) -> str:
 
 
 def _reads_one_word(via: Sequence[str]) -> bool:
-    names = (word.rpartition("/")[2] for word in via)
-    return A_COMMAND.fullmatch(via[-1]) is not None or any(name in JOINING for name in names)
+    return A_COMMAND.fullmatch(via[-1]) is not None or any(_runs_ssh(via, at) for at in range(len(via)))
+
+
+def _runs_ssh(via: Sequence[str], at: int) -> bool:
+    """Whether the word ``at`` is a program such as ssh, and not the name of a user, container or namespace.
+
+    Its host follows it, or none is in ``via``. In a command with ``exec``, a word after an option is its value.
+    """
+    if via[at].rpartition("/")[2] not in JOINING:
+        return False
+    has_host = [HOST in word for word in via]
+    is_value = at > 0 and re.fullmatch("--?[^-].*", via[at - 1]) is not None and "exec" in via
+    return not is_value and (any(has_host[at:]) or not any(has_host))
