@@ -67,6 +67,11 @@ def test_the_slowest_route_is_named_with_its_shard() -> None:
     assert found.updates_per_s == pytest.approx(1 / (2.0 + 2.0))  # the weights of shard 1 take this route, too
 
 
+def test_the_only_route_of_two_hosts_is_named_rather_than_one_of_its_ends() -> None:
+    found = expected(placed(0, 1, shards=(2,)), {("h2", "h1"): 1e6, ("h1", "h2"): 100e6})
+    assert (found.limit.over, found.limit.what) == ("h2 -> h1", "gradients")
+
+
 def test_a_round_trip_that_takes_longer_than_the_traffic_is_named_as_the_slowest_part() -> None:
     found = expected(placed(0, 1, shards=(2,)), dict.fromkeys(PAIRS, 400e6) | {("h1", "h2"): 200e6}, 0.2)
     # 4 MB of gradients take 10 ms, 4 MB of weights take 20 ms, and the round trip takes 200 ms.

@@ -111,7 +111,8 @@ def expect(
     pushed_now = {pair: share * count for pair, count in pushed.items()}
     limits: list[Limit] = []
     for what, sent in (("gradients", pushed_now), ("weights", published)):
-        limits += sorted(_limits(what, sent, placement, bytes_per_s), key=lambda each: each.seconds)[-1:]
+        if found := list(_limits(what, sent, placement, bytes_per_s)):
+            limits.append(max(found, key=lambda each: each.seconds))
     if together:
         pair = max((*pushed, *published), key=lambda each: round_trip_s.get(each, 0.0))
         turn_s = round_trip_s.get(pair, 0.0)
