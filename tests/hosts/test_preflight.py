@@ -333,6 +333,15 @@ def test_a_slow_host_among_fast_ones_is_a_warning() -> None:
     ]
 
 
+def test_a_distant_host_is_a_warning_even_without_a_bandwidth() -> None:
+    names = ("h1", "h2", "h3")
+    ends = [(a, b) for a in ("launcher", *names) for b in names if a != b]
+    routes = {Route(*pair, "h", (1,)): {"round_trip_s": 0.3 if "h3" in pair else 1e-4} for pair in ends}
+    judgement = judge(Survey(facts=dict.fromkeys(names, ABOUT["h1"] | FINE), routes=routes), RUN, placed())
+    (warning,) = judgement.warnings
+    assert warning.startswith("h3: a round trip to it takes at least 300 ms, where 0.1 ms is usual")
+
+
 def test_json_has_every_key_even_for_an_unknown_host() -> None:
     plain = to_json(HOSTS, {"h1": UP["h1"]}, found(), Judgement(["a"], ["b"]))
     assert [host["host"] for host in plain["hosts"]] == ["h1", "h2"]

@@ -13,7 +13,7 @@ from zmqrl.config import Config, is_loopback
 from zmqrl.errors import ClusterError
 from zmqrl.hostd.messages import Up
 from zmqrl.hosts.judging.load import load_warnings
-from zmqrl.hosts.judging.outliers import outliers
+from zmqrl.hosts.judging.outliers import distant, outliers
 from zmqrl.hosts.launcher import Launcher
 from zmqrl.hosts.placement import Placement
 from zmqrl.hosts.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE
@@ -177,6 +177,7 @@ def judge(found: Survey, config: Config, placement: Placement) -> Judgement:
         warnings += [f"{host}: {text}." for text in _host_warnings(facts, placement.processes_on(host))]
     problems += [only_itself(host, address) for host, address in found.loopback.items()]
     warnings += outliers(found.measured("bytes_per_s"), frozenset(found.facts))
+    warnings += distant(found.measured("round_trip_s"), frozenset(found.facts))
     blocked: dict[tuple[str, str, str], list[str]] = {}
     for route, measured in found.routes.items():
         if "error" in measured:

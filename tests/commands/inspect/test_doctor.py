@@ -24,6 +24,7 @@ from zmqrl.errors import ClusterError
 from zmqrl.hosts import daemons, deployment, reach
 from zmqrl.hosts.connecting import connect_all
 from zmqrl.hosts.inventory import Host
+from zmqrl.hosts.judging.speed import Expectation, Limit
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.preflight import Judgement, Survey
 from zmqrl.hosts.reach import HostOptions, Reach, over_tcp
@@ -300,6 +301,18 @@ def test_the_last_line_says_whether_there_are_warnings(
     config = over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
     assert doctor.run(Options(hosts="h1,h2"), config) == 0
     assert capsys.readouterr().out.endswith(f"\n{verdict}")
+
+
+@pytest.mark.usefixtures("ssh_to_here")
+def test_a_network_that_allows_few_updates_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit = Limit(what="weights", over="h1 -> h2", shards=(0,), bytes_per_update=1e6, seconds=2.0)
+    slow = Expectation(updates_per_s=0.5, bytes_per_update=1e6, limit=limit)
+    monkeypatch.setattr(doctor, "expect", lambda *_, **__: slow)
+    config = over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
+    assert doctor.run(Options(hosts="h1", json=True), config) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"][-1:] == slow.warnings()
 
 
 @pytest.mark.usefixtures("ssh_to_here")

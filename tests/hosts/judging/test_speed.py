@@ -89,6 +89,17 @@ def test_a_round_trip_that_takes_longer_than_the_traffic_is_named_as_the_slowest
     }
 
 
+def test_fewer_than_one_update_per_second_is_a_warning_with_a_remedy() -> None:
+    begin = "the network allows fewer than 1 update/s, so the processes will mostly wait for it: "
+    slow = expected(placed(1, 1), dict.fromkeys(PAIRS, 125e3))
+    assert slow.warnings() == [
+        f"{begin}use a faster network (--iface), fewer workers, or --wire.codec bf16, which halves the bytes."
+    ]
+    far = expected(placed(1, 1), dict.fromkeys(PAIRS, 100e6), 1.5)
+    assert far.warnings() == [f"{begin}use hosts that are closer to each other, or another network (--iface)."]
+    assert expected(placed(1, 1), dict.fromkeys(PAIRS, 4e6)).warnings() == []  # exactly one
+
+
 def test_asynchronous_updates_overlap_and_carry_one_gradient() -> None:
     found = expected(placed(0, 4, shards=(2,)), dict.fromkeys(PAIRS, 100e6), 0.5, together=False)
     # One gradient of 4 MB takes 40 ms while the weights for four workers, 16 MB, take 160 ms.

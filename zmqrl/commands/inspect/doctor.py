@@ -127,7 +127,8 @@ def examine(
         found.measured("round_trip_s"),
         together=config.mode == "sync",
     )
-    return hosts.up, found, dataclasses.replace(judgement, problems=[*judgement.problems, *hosts.unknown]), expected
+    warnings = [*judgement.warnings, *(expected.warnings() if expected is not None else ())]
+    return hosts.up, found, Judgement([*judgement.problems, *hosts.unknown], warnings), expected
 
 
 def known(host: Host, up: Mapping[str, Up], found: Survey) -> dict[str, Any]:
