@@ -88,3 +88,9 @@ def test_every_option_of_a_run_is_in_a_group(command: str, capsys: pytest.Captur
     assert ("\nHOST OPTIONS\n" in shown) == (command == "launch")
     named = [name for group in (*help.RUN, *help.HOSTS) for name in (*group.options, *group.parts)]
     assert len(named) == len(set(named)), "an option is in two groups"
+
+
+def test_the_help_of_launch_says_what_its_checks_leave_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["launch", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--no-preflight Check the hosts first, as `zmqrl doctor` does, but not the bandwidth." in shown

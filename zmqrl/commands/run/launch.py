@@ -45,7 +45,7 @@ class Options(HostOptions, LoginOptions):
     dry_run: bool = False
     """Print what would start on which host, and start nothing. Does not check the game."""
     preflight: bool = True
-    """Check the hosts before the start, as `zmqrl doctor` does."""
+    """Check the hosts first, as `zmqrl doctor` does, but not the bandwidth."""
     lease_s: float = 8.0
     """Seconds without contact after which a host ends its processes."""
 
