@@ -206,11 +206,19 @@ def test_conditions_that_prevent_a_run_are_problems(facts: dict[str, Any], sente
 @pytest.mark.parametrize(
     ("facts", "sentence"),
     [
-        ({"disk_bytes": 5e8}, "h1: the disk of /var/tmp/work has only 500.0 MB left."),
-        ({"shm_bytes": 1e6}, "h1: /dev/shm has only 1.0 MB left."),
+        (
+            {"disk_bytes": 5e8},
+            "h1: the disk of /var/tmp/work has only 500.0 MB left: free at least 1.0 GB.",
+        ),
+        (
+            {"shm_bytes": 1e6},
+            "h1: /dev/shm has only 1.0 MB left: remove files from it, or enlarge it (`mount -o remount,size=1G "
+            "/dev/shm`, or `--shm-size 1g` of docker).",
+        ),
         (
             {"memory_bytes": 10**8},
-            "h1: only 100.0 MB of memory is free, but its 2 processes need about 460.0 MB.",
+            "h1: only 100.0 MB of memory is free, but its 2 processes need about 460.0 MB: end other programs, or use "
+            "fewer workers or more hosts.",
         ),
         (
             {"busy_cores": 2.9, "load_average": 3.14},

@@ -213,14 +213,23 @@ def _host_problems(facts: Facts, config: Config, processes: Sequence[ProcessId])
 
 def _host_warnings(facts: Facts, processes: Sequence[ProcessId]) -> Iterator[str]:
     if LEAST_DISK_BYTES <= facts["disk_bytes"] < LOW_DISK_BYTES:
-        yield f"the disk of {facts['work']} has only {size(facts['disk_bytes'])} left"
+        yield (
+            f"the disk of {facts['work']} has only {size(facts['disk_bytes'])} left: "
+            f"free at least {size(LOW_DISK_BYTES)}"
+        )
     if facts["shm_bytes"] < LOW_SHM_BYTES:
-        yield f"/dev/shm has only {size(facts['shm_bytes'])} left"
+        yield (
+            f"/dev/shm has only {size(facts['shm_bytes'])} left: remove files from it, or enlarge it "
+            "(`mount -o remount,size=1G /dev/shm`, or `--shm-size 1g` of docker)"
+        )
     memory = facts["memory_bytes"]
     takes = sum(SHARD_BYTES if process.role == "shard" else PLAYER_BYTES for process in processes)
     if memory is not None and memory < takes:
         need = counted(len(processes), "process needs", "processes need")
-        yield f"only {size(memory)} of memory is free, but its {need} about {size(takes)}"
+        yield (
+            f"only {size(memory)} of memory is free, but its {need} about {size(takes)}: "
+            "end other programs, or use fewer workers or more hosts"
+        )
     ahead_s = facts["clock_ahead_s"]
     if ahead_s is not None and abs(ahead_s) > CLOCK_OFF_S:
         direction = "ahead of" if ahead_s > 0 else "behind"
