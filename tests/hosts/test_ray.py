@@ -1,12 +1,13 @@
 """Runs on the nodes of a Ray cluster."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.ways import ray_cluster
 from zmqrl.hosts.ways.ray_cluster import Node, RayCluster
+from zmqrl.recipes import cartpole
 
 WITHIN_S = 120.0
 
@@ -38,6 +40,23 @@ def test_a_host_whose_cpus_are_all_in_use_is_refused() -> None:
     cluster.check(["a"])
     with pytest.raises(UsageError, match=r"other programs use all CPUs of b\. Leave these hosts out with --exclude b"):
         cluster.check(["a", "b"])
+
+
+def test_a_cpu_is_reserved_for_each_process_and_never_more_than_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    @contextlib.contextmanager
+    def answers(address: str, request: dict[str, object], within_s: float) -> Iterator[dict[str, object]]:
+        asked.append(request)
+        yield {"reserved": True, "nodes": [node(1, "a", 16), node(2, "b", 2), node(3, "c", 16)]}
+
+    monkeypatch.setattr(ray_cluster, "_asked", answers)
+    monkeypatch.setattr(ray_cluster, "require_extra", lambda *_: None)
+    reach = Options(ray="auto").reach()
+    assert {host.threads for host in reach.hosts} == {1}
+    for workers, cpus in ((2, {1: 2, 3: 1}), (40, {1: 16, 2: 2, 3: 16})):
+        with reach.reserved(dataclasses.replace(cartpole(), workers=workers, shards=1)):
+            assert asked[-1]["cpus"] == {node(number, "")["id"]: count for number, count in cpus.items()}
 
 
 @pytest.mark.parametrize(

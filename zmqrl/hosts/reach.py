@@ -5,6 +5,7 @@ import ipaddress
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -62,10 +63,11 @@ class Reach:
             return "install it in the Python of the Ray cluster, or use --sync wheel"
         return f"install it there with --sync wheel, or {ANOTHER_PYTHON}"
 
-    def reserved(self) -> contextlib.AbstractContextManager[None]:
-        """Reserve the cores of hosts in a Ray cluster for the block. Raises ZmqrlError."""
-        names = [host.name for host in self.hosts]
-        return contextlib.nullcontext() if self.ray is None else self.ray.reserved(names)
+    def reserved(self, config: Config) -> contextlib.AbstractContextManager[None]:
+        """Reserve a CPU of the Ray cluster, if any, for each process of the run in the block. Raises ZmqrlError."""
+        if self.ray is None:
+            return contextlib.nullcontext()
+        return self.ray.reserved(Counter(place_run(config, self.hosts, self.cores_given).host_of.values()))
 
     def link(self, host: Host, *, work: str, lease_s: float) -> Link:
         """An unopened link to the daemon of ``host``."""

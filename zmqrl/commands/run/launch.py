@@ -94,7 +94,7 @@ def run(options: Options, config: Config) -> int:
     from zmqrl.supervisor.run import train_on  # errors, help and dry runs do not need it
 
     train = partial(train_on, config, partial(on_hosts, options, reach), on_up())
-    with never_waiting(), reach.reserved():
+    with never_waiting(), reach.reserved(config):
         return train() if reach.job is None else requeue.requeued(reach.job if options.requeue else None, train)
 
 

@@ -44,7 +44,8 @@ class RayCluster:
             return cls(address=address, nodes=_by_name(answer["nodes"]))
 
     def hosts(self) -> tuple[Host, ...]:
-        return tuple(Host(name=name, address=node.address) for name, node in self.nodes.items())
+        """The nodes as hosts. A process has one thread, because :meth:`reserved` reserves one CPU for it."""
+        return tuple(Host(name=name, address=node.address, threads=1) for name, node in self.nodes.items())
 
     @property
     def cores(self) -> dict[str, int]:
@@ -61,12 +62,13 @@ class RayCluster:
         require(not busy, f"--ray: other programs use all CPUs of {busy}. Leave these hosts out with --exclude {busy}.")
 
     @contextlib.contextmanager
-    def reserved(self, hosts: Iterable[str]) -> Iterator[None]:
-        """Reserve the free CPUs of ``hosts`` in the block, with one placement group.
+    def reserved(self, processes: Mapping[str, int]) -> Iterator[None]:
+        """Reserve a CPU for each of the ``processes`` of a host, as far as it has them, with one placement group.
 
-        Ray frees them if this process is killed. Raises ClusterError if programs use some of them.
+        Ray frees them at the end of the block, or if this process is killed. Raises ClusterError if other programs have
+        taken some of them.
         """
-        cpus = {self.nodes[name].id: self.nodes[name].free_cpus for name in hosts}
+        cpus = {self.nodes[name].id: min(count, self.nodes[name].free_cpus) for name, count in processes.items()}
         with _asked(self.address, {"cpus": cpus, "within_s": RESERVED_WITHIN_S}, 2 * CONNECTED_WITHIN_S) as answer:
             if not answer["reserved"]:
                 wanted = f"{counted(sum(cpus.values()), 'CPU')} on {counted(len(cpus), 'node')}"
