@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, settings
 from support import slurm as slurm_rig
 from support.extras import extra_of
 from support.lab import PROGRAMS, Lab, running_lab
-from support.ray_rig import running_ray
+from support.ray_rig import Addresses, running_ray
 from support.slurm import Slurm, running_slurm
 from xdist.scheduler import LoadGroupScheduling
 
@@ -148,11 +148,17 @@ def slurm(
 
 
 @pytest.fixture(scope="module")
-def ray(need_modules: Callable[..., None]) -> Iterator[str]:
-    """The address of a Ray cluster with two nodes of one CPU each, all on this machine."""
+def ray_addresses(need_modules: Callable[..., None]) -> Iterator[Addresses]:
+    """A Ray cluster with two nodes of one CPU each, all on this machine."""
     need_modules("ray")
-    with running_ray() as address:
-        yield address
+    with running_ray() as addresses:
+        yield addresses
+
+
+@pytest.fixture
+def ray(ray_addresses: Addresses) -> str:
+    """The address of the cluster on its machines."""
+    return ray_addresses.inside
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.ray_rig import Addresses
 from support.rig import eventually, is_alive
 from support.run_rig import QUICKLY, started
 
@@ -109,6 +110,21 @@ def test_a_run_uses_the_free_cpus_of_all_nodes_and_leaves_nothing(
         training.wait()
         training.assert_nothing_left(pids, within_s=WITHIN_S)
     eventually(lambda: set(RayCluster.at(ray).cores.values()) == {1}, "Ray frees the CPUs", WITHIN_S)
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_a_cluster_can_be_used_from_another_machine_through_its_client_server(ray_addresses: Addresses) -> None:
+    cluster = RayCluster.at(ray_addresses.client)
+    assert cluster.nodes == RayCluster.at(ray_addresses.inside).nodes
+    name, other = cluster.nodes
+    with cluster.reserved({name: 1}):
+        assert RayCluster.at(ray_addresses.client).cores == {name: 0, other: 1}
+    host = cluster.hosts()[0]
+    script = "import os, sys; print(os.environ['ZMQRL_NODE'], sys.stdin.read()); sys.exit(3)"
+    command = cluster.command_on(host, [sys.executable, "-c", script])
+    done = subprocess.run(command, input="words", capture_output=True, text=True, timeout=WITHIN_S)
+    assert (done.returncode, done.stdout) == (3, f"{host.name} words\n"), done.stderr
 
 
 @pytest.mark.processes

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from support.paths import ROOT, TESTS
 from support.rig import ending
@@ -15,9 +16,16 @@ CPUS = ("0", "1", "1")
 ENDS_WITHIN_S = 60.0
 
 
+class Addresses(NamedTuple):
+    """The address of a cluster for the machines in it, and that of its Ray Client server for others."""
+
+    inside: str
+    client: str
+
+
 @contextlib.contextmanager
-def running_ray() -> Iterator[str]:
-    """Start a cluster. Yields its address."""
+def running_ray() -> Iterator[Addresses]:
+    """Start a cluster."""
     # Ray puts Unix sockets into its directory, so the path must be short.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as directory:
         environment = {"RAY_TMPDIR": directory, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": f"{ROOT}:{TESTS}"}
@@ -30,8 +38,8 @@ def running_ray() -> Iterator[str]:
         ) as process:
             assert process.stdin is not None
             assert process.stdout is not None
-            address = process.stdout.readline().strip()
-            assert address, "Ray did not start"
-            yield address
+            addresses = process.stdout.readline().split()
+            assert addresses, "Ray did not start"
+            yield Addresses(*addresses)
             process.stdin.close()
             process.wait(ENDS_WITHIN_S)
