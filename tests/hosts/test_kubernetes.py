@@ -3,7 +3,9 @@ programs.
 """
 
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +29,8 @@ with open({record!r}, "a") as file:
     file.write(json.dumps(words) + "\\n")
 os.execvp({python!r}, words[words.index({python!r}):])
 """
+# Records its arguments, and prints the names of two pods as kubectl does.
+LISTS_PODS = "echo \"$*\" >> '{record}'; printf 'mine-0\\nmine-1\\n'"
 
 
 def resources() -> list[dict[str, Any]]:
@@ -110,6 +114,33 @@ def test_a_list_of_pods_in_the_documents_has_only_running_pods() -> None:
     commands = re.findall(r"kubectl get pods ([^)]*)\)", document)
     assert commands
     assert all("--field-selector=status.phase=Running" in command for command in commands)
+
+
+@pytest.mark.processes
+def test_the_documented_command_lists_the_pods_with_a_label(tmp_path: Path) -> None:
+    """A shell runs the command, and kubectl and zmqrl are stand-ins for the installed programs."""
+    document = DOCUMENT.read_text(encoding="utf-8")
+    (command,) = re.findall(r"^(zmqrl launch -H <\(kubectl get pods .*?)\n```", document, re.MULTILINE | re.DOTALL)
+    for name, line in (
+        ("kubectl", LISTS_PODS.format(record=tmp_path / "asked")),
+        ("zmqrl", f'exec {sys.executable} -m zmqrl "$@"'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", f"{command} --dry-run"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[3] for line in lines if line.startswith("kubectl exec -i ")] == ["mine-0", "mine-1"]
+    selected = "get pods -l app=mine --field-selector=status.phase=Running --no-headers"
+    assert (tmp_path / "asked").read_text() == f"{selected} -o custom-columns=:metadata.name\n"
 
 
 @pytest.mark.processes

@@ -1,7 +1,7 @@
 """A Ray cluster on this machine: ``python tests/support/a_ray_cluster.py CPUS...`` starts a node for each number.
 
-It prints the addresses of the cluster and of its Ray Client server once the cluster is up. The cluster ends when standard input ends. The kernel ends the processes
-of Ray even if this process is killed.
+It prints the addresses of the cluster and of its Ray Client server once the cluster is up. The cluster ends when
+standard input ends. The kernel ends the processes of Ray even if this process is killed.
 """
 
 import os
