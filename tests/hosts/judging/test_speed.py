@@ -90,7 +90,7 @@ def test_a_round_trip_that_takes_longer_than_the_traffic_is_named_as_the_slowest
 
 
 def test_fewer_than_one_update_per_second_is_a_warning_with_a_remedy() -> None:
-    begin = "the network allows fewer than 1 update/s, so the processes will mostly wait for it: "
+    begin = "the network allows fewer than 1 update/s, so the run would mostly wait for it: "
     slow = expected(placed(1, 1), dict.fromkeys(PAIRS, 125e3))
     assert slow.warnings() == [
         f"{begin}use a faster network (--iface), fewer workers, or --wire.codec bf16, which halves the bytes."

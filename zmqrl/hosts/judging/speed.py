@@ -12,7 +12,7 @@ from zmqrl.ps.layout import Layout
 from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.ps.wire.messages import Codec
 
-FEW_UPDATES_PER_S = 1.0  # processors alone allow several
+FEW_UPDATES_PER_S = 1.0  # most runs make several
 
 Pair: TypeAlias = tuple[str, str]
 """The source and the target of a route."""
@@ -65,14 +65,14 @@ class Expectation:
         return f"{text}; unknown: the rate of {missing}" if missing else text
 
     def warnings(self) -> list[str]:
-        """A sentence if the network is too slow for a run on processors."""
+        """A sentence, with a remedy, if a run would mostly wait for the network."""
         if self.updates_per_s >= FEW_UPDATES_PER_S:
             return []
         remedy = "use a faster network (--iface), fewer workers, or --wire.codec bf16, which halves the bytes"
         if self.limit.what == "round trip":
             remedy = "use hosts that are closer to each other, or another network (--iface)"
         return [
-            f"the network allows fewer than {FEW_UPDATES_PER_S:g} update/s, so the processes will mostly wait for it: "
+            f"the network allows fewer than {FEW_UPDATES_PER_S:g} update/s, so the run would mostly wait for it: "
             f"{remedy}."
         ]
 
