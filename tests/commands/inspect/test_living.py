@@ -25,7 +25,7 @@ from zmqrl.observe.exporter import LiveMetrics
 from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.provenance import versions
 from zmqrl.observe.stalls import Awaited, Stall
-from zmqrl.process_id import ProcessId, worker_id
+from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.recipes import cartpole
 from zmqrl.rundir import RunDirectory, write_json
 
@@ -285,6 +285,21 @@ def test_status_shows_speed_and_who_is_present_since_when(starting: RunDirectory
     assert status.status(starting.path)["updates_per_s"] is None
     starting.release()
     assert not starting.live.exists()
+
+
+def test_status_shows_which_processes_of_a_starting_run_are_up(starting: RunDirectory) -> None:
+    presences = [
+        Presence(process=shard_id(0), host="h1", state="present"),
+        Presence(process=shard_id(1), host="h2", state="starting", for_s=12.2),
+    ]
+    row = {"version": 0, "wall_s": 0.0, "agent_steps": 0}
+    write_json(starting.live, LiveMetrics(row=row, about={}, processes=presences, quorum=3).to_json())
+    found = status.status(starting.path)
+    assert (found["state"], found["version"]) == ("starting", None)
+    about = {"name": "shard-1", "host": "h2", "pid": None, "state": None}
+    assert found["processes"][1] == about | {"presence": "starting", "for_s": 12.2, "restarts": 0}
+    assert status._report(found) == "starting\nh1 shard-0\nh2 shard-1 (starting for 12 s)"
+    starting.release()
 
 
 def test_a_locked_run_whose_supervisor_is_gone_is_not_running(starting: RunDirectory) -> None:

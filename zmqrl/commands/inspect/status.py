@@ -70,7 +70,8 @@ def status(path: Path) -> dict[str, Any]:
 
     A process without an id is restarting, or its host is unreachable. If a process has an id but runs on another
     machine, its ``state`` is null. If the run is running, processes that the supervisor reports also have ``presence``,
-    ``for_s`` and ``restarts`` of :class:`zmqrl.observe.live.presence.Presence`.
+    ``for_s`` and ``restarts`` of :class:`zmqrl.observe.live.presence.Presence`. If the run is starting, they have only
+    these, and the host.
     """
     living = Living.read(path)
     cluster = living.cluster or {}
@@ -88,7 +89,8 @@ def status(path: Path) -> dict[str, Any]:
         state = "ended" if record.summary or living.cluster is None else "killed"
     stall = living.stall() if state == "running" else None
     since: dict[str, float] = cluster.get("unreachable_since", {}) if state == "running" else {}
-    row, presences = living.live() if state == "running" else ({}, [])
+    row, presences = living.live() if state in ("running", "starting") else ({}, [])
+    row = row if state == "running" else {}
     known = {str(each.process): each for each in presences}
     processes = {str(name): (host, pid) for name, host, pid in living.processes()}
     processes |= {name: (each.host, None) for name, each in known.items() if name not in processes}
@@ -101,7 +103,8 @@ def status(path: Path) -> dict[str, Any]:
         "unreachable_s": {host: time.time() - lost_at for host, lost_at in since.items()},
         "supervisor": supervisor | {"state": seen},
         "processes": [
-            {"name": name, "host": host, "pid": pid, "state": _state(host, pid, host in since)}
+            {"name": name, "host": host, "pid": pid}
+            | {"state": None if state == "starting" else _state(host, pid, host in since)}
             | (known[name].to_json() if name in known else {})
             for name, (host, pid) in processes.items()
         ],
@@ -172,6 +175,8 @@ def _report(found: dict[str, Any]) -> str:
             f"{host} has been unreachable for {waited_s:.0f} s" for host, waited_s in found["unreachable_s"].items()
         ]
         lines += map(_process, [found["supervisor"] | {"name": "supervisor"}, *found["processes"]])
+    if state == "starting":
+        lines += map(_process, found["processes"])
     if state == "stopped":
         lines.append(
             f"{_process(found['supervisor'] | {'name': 'supervisor'})}: kill -CONT {found['supervisor']['pid']}"
