@@ -3,12 +3,13 @@
     python benchmarks/keep.py RUN NAME
 
 The result is the run directory ``benchmarks/results/NAME``, which ``zmqrl eval``, ``record``, ``plot`` and ``compare``
-can read.
+can read. A run of code that no commit has (a commit that ends with ``+``) is refused: such a result cannot be repeated.
 """
 
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,10 @@ def thinned(run: Path) -> list[Mapping[str, Any]]:
 
 
 def keep(run: Path, name: str) -> Path:
-    """Copy the result of ``run``. Returns the new directory."""
+    """Copy the result of ``run``. Returns the new directory. Exits if the code of the run has no commit."""
+    commit = json.loads((run / "summary.json").read_text(encoding="utf-8"))["provenance"]["commit"]
+    if str(commit).endswith("+"):
+        sys.exit(f"{run} ran with changes after commit {commit[:-1]}: commit the changes, and train again.")
     kept = RESULTS / name
     kept.mkdir(parents=True, exist_ok=True)
     config = json.loads((run / "config.json").read_text(encoding="utf-8")) | {"run_dir": f"runs/{name}"}

@@ -1,20 +1,26 @@
-"""The policies in benchmarks/results still play the same games as in their evaluations."""
+"""The policies in benchmarks/results still play the same games, and their commits have the code of the runs."""
 
 import dataclasses
 import json
+import subprocess
 from pathlib import Path
 
+import keep
 import pytest
 from support.paths import ROOT
 from support.policy_rig import CARTPOLE, write_run
+from support.result_rig import ORIGIN, write_result
 
+import zmqrl
 from zmqrl.commands.measure.evaluate import evaluate
+from zmqrl.observe.provenance import code_hash
 from zmqrl.policy import load_policy
 
 pytestmark = pytest.mark.processes
 
 RESULTS = ROOT / "benchmarks/results"
 EVALUATIONS = sorted(RESULTS.glob("*/evaluation.json"))
+SUMMARIES = {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.rglob("summary.json")}
 GAMES = 2
 
 
@@ -36,3 +42,28 @@ def test_the_scores_do_not_depend_on_the_number_of_shards(tmp_path: Path) -> Non
         assert len(list(run.glob("checkpoints/*/optimizer-*"))) == shards
         scores.append(evaluate(load_policy(run), range(5), greedy=False, threads=2)["scores"])
     assert scores[0] == scores[1] == scores[2]
+
+
+@pytest.mark.parametrize(
+    "path", [path for path, summary in SUMMARIES.items() if "hosts" in summary], ids=lambda path: path.name
+)
+def test_the_commit_of_a_kept_result_has_the_code_that_its_hosts_ran(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = SUMMARIES[path]["provenance"]["commit"]
+    found = subprocess.run(["git", "-C", ROOT, "archive", commit, "zmqrl"], capture_output=True, timeout=60)
+    if found.returncode:
+        pytest.skip(f"this checkout does not have commit {commit}")
+    subprocess.run(["tar", "-x", "-C", tmp_path], input=found.stdout, check=True, timeout=60)
+    monkeypatch.setattr(zmqrl, "__file__", str(tmp_path / "zmqrl" / "__init__.py"))
+    assert {host["code"] for host in SUMMARIES[path]["hosts"]} == {code_hash()}
+
+
+def test_a_run_of_code_without_a_commit_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_result(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    (run / "summary.json").write_text(json.dumps(summary | {"provenance": ORIGIN | {"commit": "abc+"}}))
+    monkeypatch.setattr(keep, "RESULTS", tmp_path / "results")
+    with pytest.raises(SystemExit, match="ran with changes after commit abc: commit the changes, and train again"):
+        keep.keep(run, "kept")
+    assert not (tmp_path / "results").exists()
