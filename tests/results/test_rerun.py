@@ -14,9 +14,9 @@ from support.result_rig import write_result
 from zmqrl.config import Config
 from zmqrl.learner.games import EnvConfig
 from zmqrl.observe.records import Evaluation
-from zmqrl.results.bootstrap import RESAMPLES, difference_interval, mean_interval
-from zmqrl.results.kept import NO_LIMITS, RecordedLimits, Result, reproducible
-from zmqrl.results.rerun import By, default_axis, judge, rerun_config
+from zmqrl.results.bootstrap import RESAMPLES, difference_interval, mean_interval, prediction_interval
+from zmqrl.results.kept import NO_LIMITS, RecordedLimits, Result, reproducible, results_beside
+from zmqrl.results.rerun import By, default_axis, judge, recorded_trainings, rerun_config, same_parameters
 
 SCORES = st.lists(st.floats(-100, 100), min_size=2, max_size=20)
 AXES: st.SearchStrategy[By] = st.sampled_from(["minutes", "agent-steps"])
@@ -74,6 +74,87 @@ def test_a_verdict_needs_no_games() -> None:
     first = evaluation([1.0, 3.0], 10)
     assert judge({}, {"scores": [2.0, 2.0]}, first, evaluation([2.0, 2.0], 10), "minutes").word == "within"
     assert judge({}, {}, first, evaluation([9.0, 9.0], 10), "minutes").difference is None
+
+
+def test_with_one_training_on_each_side_the_spread_of_trainings_is_not_judged() -> None:
+    first, second = evaluation([360.0, 370.0], 10), evaluation([430.0, 440.0], 10)
+    verdict = judge({}, {}, first, second, "minutes", trainings=[365.0, 400.0])
+    assert verdict.word == "outside"
+    assert verdict.reason == "the mean of 435.0 is outside the recorded 95 % interval, 360.0 to 370.0"
+    assert verdict.meaning == (
+        "Not judged, because there is one training on each side: the interval describes the games of one policy, and "
+        "does not allow for the spread of trainings."
+    )
+
+
+def test_the_interval_of_three_trainings_allows_for_their_spread() -> None:
+    first, second = evaluation([360.0, 370.0], 10), evaluation([430.0, 440.0], 10)
+    verdict = judge({}, {}, first, second, "minutes", trainings=[365.0, 375.0, 385.0])
+    assert (verdict.word, verdict.trainings) == ("outside", 3)
+    assert verdict.interval == pytest.approx((325.3, 424.7), abs=0.05)  # 375 +- 4.303 x 10 x sqrt(4/3)
+    assert verdict.reason.endswith("the 95 % prediction interval of 3 recorded trainings, 325.3 to 424.7")
+    assert verdict.meaning == "The interval allows for the spread of trainings with different seeds."
+    spread = judge({}, {}, first, second, "minutes", trainings=[365.0, 385.0, 405.0])
+    assert spread.word == "within"
+
+
+@given(st.integers(3, 12))
+def test_a_prediction_interval_contains_the_mean_of_most_further_trainings(trainings: int) -> None:
+    rng = np.random.default_rng(trainings)
+    draws = rng.normal(5.0, 2.0, (2000, trainings + 1))
+    bounds = np.array([prediction_interval(row[1:].tolist()) for row in draws])
+    share = np.mean((bounds[:, 0] <= draws[:, 0]) & (draws[:, 0] <= bounds[:, 1]))
+    assert share == pytest.approx(0.95, abs=0.02)
+    with pytest.raises(ValueError, match="2 trainings are too few"):
+        prediction_interval([1.0, 2.0])
+
+
+def test_trainings_count_once_for_each_seed_if_nothing_else_differs(tmp_path: Path) -> None:
+    result, evaluated = reproducible(write_result(tmp_path / "run", seed=1))
+
+    def means() -> list[float]:
+        return recorded_trainings(result, evaluated, results_beside(tmp_path / "run"), "agent-steps")
+
+    def found(mean: float, **more: Any) -> dict[str, Any]:
+        return {"version": 60, "mean": mean, "scores": [mean, mean], **more}
+
+    write_result(tmp_path / "same-seed", found(100.0), seed=1)
+    write_result(tmp_path / "other-rate", found(200.0), seed=2, optimizer={"learning_rate": 0.5})
+    write_result(tmp_path / "greedy", found(300.0, greedy=True), seed=3)
+    write_result(tmp_path / "short", found(400.0) | {"version": 30}, seed=4)
+    write_result(tmp_path / "no-interval", {"version": 60, "mean": 500.0}, seed=5)
+    write_result(tmp_path / "other-version", found(600.0), seed=6, no_such_setting=1)
+    assert means() == [6.5]
+    write_result(tmp_path / "seed-7", found(7.0), seed=7, run_dir="elsewhere", checkpoint={"keep": 3})
+    write_result(tmp_path / "seed-8", found(8.0), seed=8)
+    assert means() == [6.5, 7.0, 8.0]
+
+
+def test_only_consistent_runs_must_end_with_the_same_parameters(tmp_path: Path) -> None:
+    result = Result.read(write_result(tmp_path / "run"))
+
+    def with_hash(value: str, *, consistent: bool, updates: int = 60) -> Result:
+        config = dataclasses.replace(result.config, consistent=consistent)
+        ended = {**result.summary, "params_sha256": value, "updates": updates}
+        return dataclasses.replace(result, config=config, summary=ended)
+
+    recorded = with_hash("a", consistent=True)
+    assert same_parameters(result, with_hash("a", consistent=True)) is None, "an old result has no hash"
+    assert same_parameters(recorded, with_hash("a", consistent=True)) is True
+    assert same_parameters(recorded, with_hash("b", consistent=True)) is False
+    assert same_parameters(recorded, with_hash("b", consistent=True, updates=30)) is None
+    loose = with_hash("a", consistent=False)
+    assert same_parameters(loose, with_hash("b", consistent=False)) is None
+    assert same_parameters(loose, with_hash("a", consistent=False)) is True
+
+
+def test_a_verdict_names_equal_and_unexpected_parameters() -> None:
+    first = evaluation([1.0, 3.0], 10)
+    equal = judge({}, {}, first, first, "minutes", same=True)
+    assert (equal.word, equal.meaning) == ("within", "Both runs ended with the same parameters, bit for bit.")
+    other = judge({}, {}, first, first, "minutes", same=False)
+    assert other.meaning.startswith("The runs are consistent, but ended with different parameters: only the same code")
+    assert "Not judged, because there is one training on each side" in other.meaning
 
 
 def test_minutes_are_repeated_only_on_the_recorded_machine(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Reads the result of a run: its settings, its record and the evaluation of its policy."""
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -110,6 +111,13 @@ def reproducible(path: Path, limits: RecordedLimits = NO_LIMITS) -> tuple[Result
     wall_s = min(result.evaluation.wall_s, result.summary["wall_s"])
     agent_steps = min(result.evaluation.agent_steps, result.summary["agent_steps"])
     return result, dataclasses.replace(result.evaluation, wall_s=wall_s, agent_steps=agent_steps)
+
+
+def results_beside(path: Path) -> Iterator[Result]:
+    """The results in the directory of the result at ``path``, with this result, that have an ``evaluation.json``."""
+    for file in sorted(path.resolve().parent.glob(f"*/{EVALUATION_FILE}")):
+        with contextlib.suppress(UsageError):
+            yield Result.read(file.parent)
 
 
 def obstacle(result: Result) -> str | None:

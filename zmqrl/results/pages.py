@@ -21,7 +21,6 @@ from zmqrl.results.rerun import AXES, By, Verdict
 from zmqrl.words import counted
 
 ROWS: Final = 10  # in a table of scores, approximately
-VERDICTS: Final = {"within": "reproduced", "outside": "not reproduced", "undecided": "undecided"}
 # The characters that Markdown or HTML gives a meaning. An underscore inside a word has none.
 MARKS: Final = re.compile(r"[\\`*\[\]{}<>&|~$]|(?<![^\W_])_|_(?![^\W_])")
 
@@ -69,9 +68,9 @@ def reproduction_page(result: Result, again: Result, by: By, verdict: Verdict, p
     records = {name: run.record for name, run in runs.items()}
     return "\n".join(
         [
-            f"# {_text(result.record.name)}: {VERDICTS[verdict.word]}",
+            f"# {_text(result.record.name)}: {_title(verdict)}",
             "",
-            f"{verdict.reason[0].upper()}{verdict.reason[1:]}.",
+            f"{verdict.reason[0].upper()}{verdict.reason[1:]}. {verdict.meaning}".rstrip(),
             *_difference(verdict),
             "",
             f"![score of both runs]({quote(os.fsencode(picture))})",
@@ -212,11 +211,20 @@ def _sessions(result: Result) -> list[str]:
     return ["", "The run was resumed or rolled back. The command has the settings of its last session."]
 
 
+def _title(verdict: Verdict) -> str:
+    if verdict.word == "undecided":
+        return "undecided"
+    if verdict.word == "within" and verdict.same_parameters:
+        return "reproduced exactly"
+    return f"{verdict.word} the stated interval"
+
+
 def _difference(verdict: Verdict) -> list[str]:
     if verdict.difference is None:
         return []
     low, high = verdict.difference
-    return ["", f"The 95 % interval of the new mean minus the recorded mean is {low:,.1f} to {high:,.1f}."]
+    over = "over the games of these two policies"
+    return ["", f"The 95 % interval of the new mean minus the recorded mean, {over}, is {low:,.1f} to {high:,.1f}."]
 
 
 def _table(rows: Mapping[str, str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Plans the repetition of a result, and judges whether it agrees with the recorded result. Pure."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -9,9 +9,9 @@ from typing import Any, Final, Literal, TypeAlias
 from zmqrl.config import Config
 from zmqrl.learner.games import FLAGS, EnvConfig
 from zmqrl.observe.curves import position
-from zmqrl.observe.records import Evaluation
-from zmqrl.results.bootstrap import difference_interval
-from zmqrl.results.kept import RecordedLimits, Result
+from zmqrl.observe.records import MAY_DIFFER_IN_GROUP, Evaluation, differing
+from zmqrl.results.bootstrap import FEWEST_TRAININGS, difference_interval, prediction_interval
+from zmqrl.results.kept import RecordedLimits, Result, obstacle
 
 By: TypeAlias = Literal["minutes", "agent-steps"]
 Word: TypeAlias = Literal["within", "outside", "undecided"]
@@ -68,22 +68,74 @@ def rerun_config(result: Result, evaluated: Evaluation, by: By, run_dir: Path, g
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """Whether the mean of a repetition lies within the 95 % interval of the recorded evaluation, and why.
+    """Whether the mean of a repetition lies within the stated 95 % interval, and why. ``meaning`` says what this shows.
 
-    ``difference`` is the 95 % interval of the repeated mean minus the recorded mean, or None without scores.
+    - ``interval``: the stated interval. With one or two recorded ``trainings``, it is that of the games of one policy,
+      and otherwise the prediction interval of one more training.
+    - ``difference``: the 95 % interval of the repeated mean minus the recorded mean over the games of the two policies,
+      or None without scores.
+    - ``same_parameters``: see :func:`same_parameters`.
     """
 
     word: Word
     reason: str
+    meaning: str = ""
+    interval: tuple[float, float] | None = None
+    trainings: int = 1
     difference: tuple[float, float] | None
+    same_parameters: bool | None = None
+
+
+def recorded_trainings(result: Result, evaluated: Evaluation, others: Iterable[Result], by: By) -> list[float]:
+    """The mean scores of ``result`` and of those ``others`` that differ from it only in the seed: one for each seed."""
+    means = {result.config.seed: evaluated.mean}
+    for other in others:
+        if other.evaluation is not None and _is_same_but_for_the_seed(result, evaluated, other, other.evaluation, by):
+            means.setdefault(other.config.seed, other.evaluation.mean)
+    return list(means.values())
+
+
+def _is_same_but_for_the_seed(
+    result: Result, evaluated: Evaluation, other: Result, evaluation: Evaluation, by: By
+) -> bool:
+    trained = position(evaluation, by) / position(evaluated, by)
+    return (
+        obstacle(other) is None
+        and not differing([result.record, other.record], but=MAY_DIFFER_IN_GROUP)
+        and bool(result.games.get("greedy")) == bool(other.games.get("greedy"))
+        and (by == "agent-steps" or result.machine == other.machine)
+        and ENOUGH <= trained <= 1 / ENOUGH
+    )
+
+
+def same_parameters(recorded: Result, again: Result) -> bool | None:
+    """Whether both runs ended with the same parameters, bit for bit. None if they need not, or if this is unknown.
+
+    Only consistent runs with equal numbers of updates must.
+    """
+    hashes = [run.summary.get("params_sha256") for run in (recorded, again)]
+    if None in hashes:
+        return None
+    if hashes[0] == hashes[1]:
+        return True
+    must = recorded.config.consistent and recorded.summary["updates"] == again.summary["updates"]
+    return False if must else None
 
 
 def judge(
-    recorded: Mapping[str, Any], again: Mapping[str, Any], evaluated: Evaluation, repeated: Evaluation, by: By
+    recorded: Mapping[str, Any],
+    again: Mapping[str, Any],
+    evaluated: Evaluation,
+    repeated: Evaluation,
+    by: By,
+    *,
+    trainings: Sequence[float] = (),
+    same: bool | None = None,
 ) -> Verdict:
     """Judge a repetition by both evaluations. ``recorded`` and ``again`` have the scores of their games.
 
-    A repetition that trained less than the recorded run is undecided.
+    ``trainings`` are the :func:`recorded_trainings`, and ``same`` are the :func:`same_parameters`. A repetition that
+    trained less than the recorded run is undecided.
     """
     difference = None
     if again.get("scores") and recorded.get("scores"):
@@ -96,7 +148,33 @@ def judge(
             reason=f"the repetition trained for {trained:,.4g} of {wanted:,.4g} {AXES[by]}",
             difference=difference,
         )
-    word: Word = "within" if evaluated.low <= repeated.mean <= evaluated.high else "outside"
-    interval = f"{evaluated.low:,.1f} to {evaluated.high:,.1f}"
-    reason = f"the mean of {repeated.mean:,.1f} is {word} the recorded 95 % interval, {interval}"
-    return Verdict(word=word, reason=reason, difference=difference)
+    low, high, kind = evaluated.low, evaluated.high, "recorded 95 % interval"
+    if is_over_trainings := len(trainings) >= FEWEST_TRAININGS:
+        low, high = prediction_interval(trainings)
+        kind = f"95 % prediction interval of {len(trainings)} recorded trainings"
+    word: Word = "within" if low <= repeated.mean <= high else "outside"
+    return Verdict(
+        word=word,
+        reason=f"the mean of {repeated.mean:,.1f} is {word} the {kind}, {low:,.1f} to {high:,.1f}",
+        meaning=_meaning(same, is_over_trainings=is_over_trainings),
+        interval=(low, high),
+        trainings=max(1, len(trainings)),
+        difference=difference,
+        same_parameters=same,
+    )
+
+
+def _meaning(same: bool | None, *, is_over_trainings: bool) -> str:
+    """What the place of a mean in the stated interval shows, in sentences."""
+    if same:
+        return "Both runs ended with the same parameters, bit for bit."
+    differ = (
+        "The runs are consistent, but ended with different parameters: only the same code, packages and kind of "
+        "processor repeat a run exactly. "
+    )
+    spread = "The interval allows for the spread of trainings with different seeds."
+    unknown = (
+        "Not judged, because there is one training on each side: the interval describes the games of one policy, and "
+        "does not allow for the spread of trainings."
+    )
+    return ("" if same is None else differ) + (spread if is_over_trainings else unknown)

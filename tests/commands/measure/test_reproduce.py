@@ -75,7 +75,9 @@ def test_the_same_result_is_within_and_a_planted_one_outside(
     assert (status, found["word"], found["by"]) == (0, "within", "agent-steps")
     assert found["again"]["mean"] == found["recorded"]["mean"]
     page = (again / "reproduction.md").read_text(encoding="utf-8")
-    assert page.startswith("# result: reproduced\n")
+    assert page.startswith("# result: within the stated interval\n")
+    assert f"\n\nThe mean of {found['again']['mean']:.1f} is within the recorded 95 % interval" in page
+    assert "Not judged, because there is one training on each side: the interval describes the games of one" in page
     assert "| agent steps | minutes | score, recorded | minutes | score, again |" in page
     assert (again / "reproduction.svg").stat().st_size > 1000
 
@@ -83,6 +85,27 @@ def test_the_same_result_is_within_and_a_planted_one_outside(
     status, found = reproduced(result, again, capsys)
     assert (status, found["word"]) == (1, "outside")
     assert found["difference"][1] < -50
+
+
+def test_the_trainings_of_other_seeds_give_the_stated_interval(
+    result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results").mkdir()
+    for seed in (2, 3):
+        other = tmp_path / "results" / f"seed-{seed}"
+        stand_in_for_training(dataclasses.replace(cartpole(), run_dir=other, updates=UPDATES, seed=seed))
+        evaluate(other, capsys)
+    path = result.rename(tmp_path / "results" / "result")
+    status, found = reproduced(path, tmp_path / "again", capsys)
+    assert (status, found["word"], found["trainings"]) == (0, "within", 3)
+    assert found["reason"].startswith(
+        f"the mean of {found['again']['mean']:.1f} is within the 95 % prediction interval"
+    )
+    capsys.readouterr()
+    assert cli.run(["reproduce", str(path), "--run-dir", str(tmp_path / "again")]) == 0
+    first, second, _ = capsys.readouterr().out.split("\n")
+    assert first == f"within: {found['reason']}; see {tmp_path / 'again/reproduction.md'}"
+    assert second == "The interval allows for the spread of trainings with different seeds."
 
 
 def test_a_shorter_repetition_is_undecided(result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,3 +146,6 @@ def test_a_consistent_run_is_reproduced_exactly(tmp_path: Path, capsys: pytest.C
     assert (status, found["word"], found["again"]["version"]) == (0, "within", UPDATES)
     written = [json.loads((path / "summary.json").read_text()) for path in (files.path, tmp_path / "again")]
     assert written[0]["params_sha256"] == written[1]["params_sha256"]
+    assert found["same_parameters"] is True
+    page = (tmp_path / "again/reproduction.md").read_text(encoding="utf-8")
+    assert page.startswith("# result: reproduced exactly\n")

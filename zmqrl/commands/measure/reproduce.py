@@ -20,9 +20,9 @@ from zmqrl.observe.provenance import provenance
 from zmqrl.observe.records import Evaluation
 from zmqrl.policy import load_policy
 from zmqrl.process import CORES, interruptible
-from zmqrl.results.kept import EVALUATION_FILE, RecordedLimits, Result, reproducible
+from zmqrl.results.kept import EVALUATION_FILE, RecordedLimits, Result, reproducible, results_beside
 from zmqrl.results.pages import reproduction_page
-from zmqrl.results.rerun import By, default_axis, judge, rerun_config
+from zmqrl.results.rerun import By, default_axis, judge, recorded_trainings, rerun_config, same_parameters
 from zmqrl.rundir import RunDirectory, new_path, write_json
 from zmqrl.supervisor.resume import changes
 from zmqrl.supervisor.run import train
@@ -76,7 +76,9 @@ def run(options: Options) -> int:
         if status := _train(config, run_dir):
             return status
         again, repeated = _evaluated(recorded, run_dir)
-    verdict = judge(recorded.games, again.games, evaluated, repeated, by)
+    trainings = recorded_trainings(recorded, evaluated, results_beside(options.result), by)
+    same = same_parameters(recorded, again)
+    verdict = judge(recorded.games, again.games, evaluated, repeated, by, trainings=trainings, same=same)
     page = run_dir / "reproduction.md"
     groups = [Group(label="recorded", runs=(recorded.record,)), Group(label="again", runs=(again.record,))]
     write_page(page, reproduction_page(recorded, again, by, verdict, "reproduction.svg"), groups)
@@ -85,7 +87,8 @@ def run(options: Options) -> int:
             {**asdict(verdict), "by": by, "recorded": asdict(evaluated), "again": asdict(repeated), "page": str(page)}
         )
     else:
-        sys.stdout.write(f"{verdict.word}: {verdict.reason}; see {page}\n")
+        lines = [f"{verdict.word}: {verdict.reason}; see {page}", verdict.meaning]
+        sys.stdout.write("".join(f"{line}\n" for line in lines if line))
     return 0 if verdict.word == "within" else 1
 
 
