@@ -126,6 +126,12 @@ def test_time_is_split_over_all_gradients_even_if_reports_are_lost() -> None:
     assert metrics.row(1.0)["split_s"] == {"act": 0.5}
 
 
+def test_the_number_format_of_the_network_is_reported() -> None:
+    sent = Sent()
+    Reporter(cast(Connection, sent), steps_per_rollout=10, version=0, compute="bfloat16").send()
+    assert sent.reports()[-1].compute == "bfloat16"
+
+
 def test_a_loss_that_is_not_finite_is_left_out_and_the_others_count() -> None:
     sent, metrics = Sent(), RunMetrics(start=Counters())
     tested = reporter(sent)

@@ -14,9 +14,11 @@ GAMES_IN_A_REPORT = 32
 class Reporter:
     """Adds up the metrics of this worker and reports them. Sums are cumulative, so a lost report costs nothing."""
 
-    def __init__(self, connection: Connection, steps_per_rollout: int, version: int) -> None:
-        """``version`` is the first version that this worker pulled."""
-        self.connection = connection
+    def __init__(
+        self, connection: Connection, steps_per_rollout: int, version: int, compute: str | None = None
+    ) -> None:
+        """``version`` is the first version that this worker pulled. ``compute`` is the number format of the network."""
+        self.connection, self.compute = connection, compute
         self.steps_per_rollout = steps_per_rollout
         self.agent_steps = self.abandoned_steps = self.games_played = self.first_games = 0
         self.games: deque[tuple[int, float, int]] = deque(maxlen=GAMES_IN_A_REPORT)
@@ -75,6 +77,7 @@ class Reporter:
                 "policy_lag_sum": self.lag_sum,
                 "policy_lag_min": min(self.lags, default=None),
                 "policy_lag_max": max(self.lags, default=None),
+                "compute": self.compute,
                 "span_sums": {name: seconds for name, (_, seconds) in self.connection.spans.totals().items()},
             }
         )

@@ -13,7 +13,7 @@ from zmqrl.config import Config
 from zmqrl.errors import USER_CODE_FAILED, ClusterError, UsageError, UserCodeError, ZmqrlError, closing
 from zmqrl.learner.envs import make_envs
 from zmqrl.learner.losses import Learner, NoLearner
-from zmqrl.learner.networks import ConvPolicy, make_model
+from zmqrl.learner.networks import ConvPolicy, compute_of, make_model
 from zmqrl.learner.plugin import load_loss
 from zmqrl.learner.rollout import Player, Rollout
 from zmqrl.observe.provenance import code_id
@@ -51,7 +51,8 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
     weights = connection.pull()
     if weights is None:
         return
-    reporter = Reporter(connection, rollout.steps * rollout.num_envs, weights.version)
+    steps = rollout.steps * rollout.num_envs
+    reporter = Reporter(connection, steps, weights.version, actor_learner.compute)
     while weights is not None:
         acted = weights
         load(acted)
@@ -110,7 +111,7 @@ class ActorLearner:
         # Shards send no buffers of a user's own model. The seed makes them equal on all workers.
         torch.manual_seed(config.seed)
         model = make_model(config.model, spec, config.network, device=device)
-        self.parameters = FlatParameters(model)
+        self.parameters, self.compute = FlatParameters(model), compute_of(model)
         loss = load_loss(config.loss, config.algorithm, spec.actions) if config.loss is not None else None
         self.learner = NoLearner() if config.act_only else Learner(model, config.algorithm, seed=seed, loss=loss)
         keeps = keeps_activations(config, model, self.learner)

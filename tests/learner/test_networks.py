@@ -13,7 +13,7 @@ from torch import Tensor
 from zmqrl.errors import UsageError
 from zmqrl.learner import networks
 from zmqrl.learner.games import BoxActions
-from zmqrl.learner.networks import CPU, ConvPolicy, fastest_compute, make_model
+from zmqrl.learner.networks import CPU, ConvPolicy, compute_of, fastest_compute, make_model
 from zmqrl.learner.settings import NetworkConfig
 
 ATARI = (4, 84, 84)
@@ -211,6 +211,16 @@ def test_an_error_about_an_unsuitable_model_names_the_model_and_the_shape(
     with pytest.raises(UsageError) as error:
         make_model(name, described(shape, 4))
     assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_the_number_format_of_a_network_is_known_unless_a_user_made_it(
+    compute: networks.Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "fastest_compute", lambda device: compute)
+    assert compute_of(make_model("narrow", described(ATARI, 4))) == compute
+    assert compute_of(make_model("mlp", described((4,), 2))) == "float32"
+    assert compute_of(torch.nn.Linear(4, 2)) is None
 
 
 def test_the_vector_model_refuses_bfloat16() -> None:

@@ -517,6 +517,20 @@ def test_a_rank_that_is_no_longer_a_member_is_not_missing() -> None:
 # resuming
 
 
+def test_the_number_formats_of_all_workers_and_sessions_are_counted_once() -> None:
+    first = metrics()
+    for rank, compute in ((0, "float32"), (1, "float32"), (2, None)):
+        assert told(first, report(rank, compute=compute))
+    assert not told(first, report(3, compute="<b>"))
+    assert not told(first, report(3, compute=["float32"]))
+    assert first.counters().compute == ("float32",)
+    resumed = RunMetrics(start=Counters.from_json(first.counters().to_json()))
+    told(resumed, report(compute="bfloat16"))
+    assert resumed.counters().compute == ("bfloat16", "float32")
+    older = {name: value for name, value in Counters().to_json().items() if name != "compute"}
+    assert Counters.from_json(older).compute == ()
+
+
 def test_a_resumed_run_continues_from_its_checkpoint() -> None:
     first = metrics()
     told(first, report(agent_steps=1000, abandoned_steps=10, skipped=2, games=[[1, 4.0, 9]]))

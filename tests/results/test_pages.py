@@ -58,6 +58,7 @@ def test_a_page_names_flavour_machine_commit_and_command(tmp_path: Path) -> None
     assert "| flavour | a vector |" in page
     assert "| machine | EPYC, 2 cores |" in page
     assert "| commit | abc |" in page
+    assert "| number format of the network | not recorded |" in page
     assert "\nzmqrl train cartpole --seed 5\n" in page
     assert (path / "report.svg").stat().st_size > 1000
 
@@ -94,6 +95,12 @@ def test_a_page_about_a_run_with_an_odd_name_is_still_a_page(tmp_path: Path) -> 
         outside, *command, rest = re.split(r"^````(?:sh)?\n", page, flags=re.MULTILINE)
         assert "```" in command[0]
         assert "<" not in outside + rest
+
+
+def test_a_page_names_the_number_formats_of_the_network(tmp_path: Path) -> None:
+    result = Result.read(write_result(tmp_path / "run"))
+    mixed = dataclasses.replace(result, summary={**result.summary, "compute": ["bfloat16", "float32"]})
+    assert "| number format of the network | bfloat16, float32 |" in report_page(mixed, "report.svg")
 
 
 def test_a_result_without_an_evaluation_has_a_page_too(tmp_path: Path) -> None:

@@ -202,6 +202,16 @@ def test_switches_of_atari_games_that_older_versions_accepted_are_not_repeated(t
         assert envs == (result.config.envs if kept else EnvConfig())
 
 
+@pytest.mark.parametrize(
+    ("recorded", "repeated"),
+    [(["float32"], "float32"), (["bfloat16"], "bfloat16"), (["bfloat16", "float32"], "auto"), ([], "auto")],
+)
+def test_a_repetition_uses_the_recorded_number_format(recorded: list[str], repeated: str, tmp_path: Path) -> None:
+    result, evaluated = reproducible(write_result(tmp_path / "run"))
+    result = dataclasses.replace(result, summary={**result.summary, "compute": recorded})
+    assert rerun_config(result, evaluated, "minutes", Path("again"), NO_LIMITS).network.compute == repeated
+
+
 def test_the_user_can_end_a_repetition_earlier(tmp_path: Path) -> None:
     assert limits(planned(tmp_path / "a", "agent-steps", RecordedLimits(agent_steps=100, minutes=2.0))) == (
         None,

@@ -110,6 +110,10 @@ def test_every_process_keeps_a_log(finished: Finished) -> None:
     assert "loaded version 0" in finished.log("shard-0")
 
 
+def test_the_summary_names_the_number_format_of_the_network(finished: Finished) -> None:
+    assert finished.summary()["compute"] == ["float32"]
+
+
 def test_the_settings_of_a_run_can_be_read_back(finished: Finished) -> None:
     config = Config.read(finished.path / "config.json")
     assert (config.recipe, config.updates, config.consistent, config.profile) == ("cartpole", UPDATES, True, 20)

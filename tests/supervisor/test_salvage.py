@@ -127,12 +127,13 @@ def test_a_shard_without_versions_and_history_is_named() -> None:
 def test_the_figures_come_from_the_shards_and_the_newest_row(tmp_path: Path) -> None:
     rows = [row(1), row(2), row(4, episodes=30, abandoned_steps=5)]
     directory = RunDirectory(run_directory(tmp_path / "run", rows))
-    start = Counters(version=20, agent_steps=2000, wall_s=2.0, scores=(1.0, 2.0)).to_json()
+    start = Counters(version=20, agent_steps=2000, wall_s=2.0, scores=(1.0, 2.0), compute=("float32",)).to_json()
     counters = counters_at(42, told((168, 3, 0, 40), (168, 22, 0, 40)), checkpoint(20, start), directory, no_news)
     assert counters.contributions == {"used": 336, "late": 25, "duplicate": 0, "rejected": 80, "skipped": 0}
     assert (counters.version, counters.agent_steps, counters.abandoned_steps, counters.episodes) == (42, 4200, 5, 30)
     assert counters.wall_s == pytest.approx(4.2)
     assert counters.scores == (4.0,) * 30
+    assert counters.compute == ("float32",)
     assert len(counters_at(40, told(), checkpoint(20, {}), directory, no_news).scores) <= SCORES_KEPT
 
 

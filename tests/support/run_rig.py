@@ -45,6 +45,7 @@ SUMMARY_KEYS = {
     "env",
     "seed",
     "flavour",
+    "compute",
     "provenance",
     "hosts",
 }

@@ -228,6 +228,13 @@ def _bare_model(name: str, spec: EnvSpec, network: NetworkConfig, device: torch.
         raise UsageError(f"{unfit}: {error}; use a larger screen or another model.") from error
 
 
+def compute_of(model: nn.Module) -> Compute | None:
+    """The number format in which ``model`` computes. None for a user's own network, whose format is unknown."""
+    if isinstance(model, ConvPolicy):
+        return "bfloat16" if model.dtype == torch.bfloat16 else "float32"
+    return "float32" if isinstance(model, VectorPolicy) else None
+
+
 @cache
 def fastest_compute(device: torch.device) -> Compute:
     """bfloat16 if the hardware supports it (about twice as fast), float32 if bfloat16 would be emulated."""

@@ -138,6 +138,7 @@ SUMMARY: Final = Form(
     },
     may={
         "flavour": _TEXT,
+        "compute": _list_of(_TEXT),
         "provenance": _Kind(
             "an object with versions, commit, cpu and cores", lambda value: _ORIGIN.complaint(value) is None
         ),

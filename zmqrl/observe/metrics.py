@@ -45,7 +45,8 @@ class ShardStats(TypedDict):
 class Counters:
     """The counts that a resumed run continues, as in the manifest of a checkpoint.
 
-    ``scores`` has the scores of at most the last 50 games, oldest first.
+    ``scores`` has the scores of at most the last 50 games, oldest first. ``compute`` has the number formats in which
+    the networks of the workers compute.
     """
 
     version: int = 0
@@ -55,6 +56,7 @@ class Counters:
     wall_s: float = 0.0
     contributions: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
     scores: tuple[float, ...] = ()
+    compute: tuple[str, ...] = ()
 
     def not_below(self, row: Mapping[str, Any]) -> Self:
         """Take each count that is higher in ``row``, which can be newer than the checkpoint."""
@@ -79,6 +81,7 @@ class Counters:
             wall_s=float(data["wall_s"]),
             contributions={outcome: int(data["contributions"][outcome]) for outcome in OUTCOMES},
             scores=tuple(float(score) for score in data["scores"]),
+            compute=tuple(str(each) for each in data.get("compute", ())),  # older versions did not record it
         )
 
 
@@ -137,6 +140,7 @@ class RunMetrics:
         self._contributions = {outcome: start.contributions.get(outcome, 0) for outcome in OUTCOMES}
         self._scores = deque(start.scores, maxlen=SCORES_KEPT)
         self._first_games: dict[int, int] | None = None if start.version else {}  # by rank. None: all have ended
+        self._compute: dict[int, str] = {}  # by rank
         self._reporting = frozenset(reporting)
         self._reported_at_s: dict[int, float] = {}  # by rank
         self._workers: defaultdict[int, dict[int, _Worker]] = defaultdict(dict)  # by rank and incarnation
@@ -165,6 +169,8 @@ class RunMetrics:
         """Add a worker's report. Returns whether this is the first report of a process that took over the rank."""
         processes = self._workers[report.rank]
         self._reported_at_s[report.rank] = self._wall_s
+        if report.compute is not None:
+            self._compute[report.rank] = report.compute
         if self._first_games is not None:
             self._first_games[report.rank] = report.first_games
         takes_over = bool(processes) and report.incarnation not in processes
@@ -386,6 +392,7 @@ class RunMetrics:
             wall_s=self._wall_s,
             contributions=dict(self._contributions),
             scores=tuple(self._fair_scores()),
+            compute=tuple(sorted({*self._start.compute, *self._compute.values()})),
         )
 
 

@@ -20,6 +20,7 @@ class WorkerReport:
     - ``policy_lag_min``, ``policy_lag_max``: the extremes since the last report.
     - ``span_sums``: seconds by span.
     - ``games``: ``(seq, score, agent_steps)`` with seq 1, 2, ... over the incarnation.
+    - ``compute``: the number format of the network, such as ``bfloat16``, or None.
     - ``first_games``: how many of the games that the worker began at its start have not ended.
 
     A worker without ``gradients`` sends means since the last report instead of sums: ``losses``, ``policy_lag`` and, in
@@ -34,6 +35,7 @@ class WorkerReport:
     skipped: int
     games: tuple[tuple[int, float, int], ...]
     first_games: int
+    compute: str | None
     gradients: int | None
     loss_sums: dict[str, tuple[float, int]]
     policy_lag_sum: float | None
@@ -59,6 +61,7 @@ class WorkerReport:
             skipped=_count(report.get("skipped", 0)),
             games=_games(report.get("games", [])),
             first_games=_count(report.get("first_games", 0)),
+            compute=_name(report.get("compute")),
             gradients=None if gradients is None else _count(gradients),
             loss_sums=_sums(report.get("loss_sums", {})),
             policy_lag_sum=None if lag_sum is None else _finite(lag_sum),
@@ -77,6 +80,12 @@ def _kind(value: object) -> str:
 def _count(value: object, limit: int = 2**53) -> int:
     if type(value) is not int or not 0 <= value < limit:
         raise ValueError(f"{_kind(value)} is not a count")
+    return value
+
+
+def _name(value: object) -> str | None:
+    if value is not None and not (isinstance(value, str) and NAME.fullmatch(value)):
+        raise ValueError(f"{_kind(value)} is not a name")
     return value
 
 

@@ -85,6 +85,11 @@ class Result:
         return origin.get("cpu") or "unknown processor", origin.get("cores")
 
     @property
+    def compute(self) -> list[Any]:
+        """The number formats in which the networks of the workers computed. Empty if they were not recorded."""
+        return list(self.summary.get("compute", []))
+
+    @property
     def seeds(self) -> list[int]:
         episodes = self.games.get("episodes") or len(self.games.get("scores", []))
         return [int(seed) for seed in self.games.get("seeds") or range(int(episodes))]

@@ -108,6 +108,7 @@ def facts(result: Result) -> dict[str, str]:
         "environment": settings.env,
         "flavour": summary.get("flavour", "unknown"),
         "algorithm and network": f"{settings.algo}, {settings.model}",
+        "number format of the network": ", ".join(result.compute) or "not recorded",
         "processes": ", ".join(
             [
                 counted(settings.workers, "worker"),

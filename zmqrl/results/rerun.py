@@ -33,9 +33,12 @@ def default_axis(result: Result, machine: tuple[str, int | None]) -> By:
 def rerun_config(result: Result, evaluated: Evaluation, by: By, run_dir: Path, given: RecordedLimits) -> Config:
     """The settings of a run that trains as long as the evaluated version of ``result`` was trained.
 
-    The limits ``given`` can end the new run earlier. Schedules still end where they ended in the recorded run.
+    The limits ``given`` can end the new run earlier. Schedules still end where they ended in the recorded run. The
+    number format is that of the recorded run, if it is known and the same for all workers.
     """
     config, schedule = result.config, result.config.schedule
+    if len(result.compute) == 1:
+        config = dataclasses.replace(config, network=dataclasses.replace(config.network, compute=result.compute[0]))
     if result.summary.get("flavour") == config.envs.gymnasium_flavour():  # older versions accepted these settings
         usual = {name: getattr(EnvConfig(), name) for name in FLAGS}
         config = dataclasses.replace(config, envs=dataclasses.replace(config.envs, **usual))
@@ -102,6 +105,7 @@ def _is_same_but_for_the_seed(
     return (
         obstacle(other) is None
         and not differing([result.record, other.record], but=MAY_DIFFER_IN_GROUP)
+        and result.compute == other.compute
         and bool(result.games.get("greedy")) == bool(other.games.get("greedy"))
         and (by == "agent-steps" or result.machine == other.machine)
         and ENOUGH <= trained <= 1 / ENOUGH

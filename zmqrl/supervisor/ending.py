@@ -141,6 +141,7 @@ def summary(reason: Reason, status: int, config: Config, last: Checkpoint, flavo
         "env": config.env,
         "seed": config.seed,
         "flavour": flavour,
+        "compute": list(counters.compute),
         "provenance": provenance(),
     }
 

@@ -340,4 +340,5 @@ def counters_at(
         wall_s=last["wall_s"] * carry_on,
         contributions=contributions | {"skipped": int(skipped)},
         scores=scores,
+        compute=start.compute,
     )
