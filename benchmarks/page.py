@@ -1,11 +1,19 @@
-"""Measure how long the live page takes to open with many runs, from the first request to the data of its curves.
+"""Measure how long the live page takes to open with many runs, and how much an open page slows down a run.
 
-    sudo .venv/bin/python benchmarks/page.py [--runs 100] [--hours 1] [--rounds 3] [--browser] [--output DIR]
+    sudo .venv/bin/python benchmarks/page.py [--runs 100] [--hours 1] [--rounds 3] [--browser] [--beside SECONDS]
+        [--output DIR] [--page PAGE.md ...]
 
-The benchmark first writes the files of the runs. In each round, it starts a new `zmqrl serve` and empties the file
-cache of the machine. Only root can empty the cache. Without root, the files stay in the cache, and the result says so.
-With --browser, the benchmark also measures how long Chromium, without a window, takes to draw the curves. At the end,
-it measures after how long the page has a new run, and a new row of a run. The figures go to `results.json` in DIR.
+The benchmark first writes the files of the runs. In each round, it starts a new `zmqrl serve`, empties the file cache
+of the machine, and asks for everything that a browser needs to draw its first curves. Only root can empty the cache.
+Without root, the files stay in the cache, and the result says so. With --browser, the benchmark also measures how long
+Chromium, without a window, takes to start, and then to draw the curves. It measures after how long the page has a new
+run, and a new row of a run.
+
+With --beside, it trains cartpole for SECONDS without a page, with the list of runs open, and with the timing of the run
+open, in turn, as often as --rounds. The page has a server of its own, and gets the requests of a browser, without a
+browser that would also use the cores.
+
+The figures go to `results.json` in DIR, and as a table into its `README.md` and the pages of --page.
 """
 
 import argparse
@@ -19,16 +27,20 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
+
+import marked
 
 from zmqrl.observe.provenance import provenance
 from zmqrl.recipes import breakout_ppo
 
+RESULTS: Final = Path(__file__).parent / "results/page"
 DROP = Path("/proc/sys/vm/drop_caches")
 DRAWN_AT_FIRST = 12  # runs whose curves the page draws, in zmqrl/page/static/runs.js
 WORKERS = 16
@@ -120,13 +132,19 @@ class Visit:
 
     def get(self, path: str) -> bytes:
         """The answer to a request for ``path``, below the random path of the page."""
-        self._connection.request("GET", self._base + path, headers=self._headers)
+        status, body, _ = self.ask(path)
+        assert status == 200, (path, status, body)
+        return body
+
+    def ask(self, path: str, known: str = "") -> tuple[int, bytes, str]:
+        """The status, the body and the ETag of an answer. Status 304: the state is still that of the ETag ``known``."""
+        headers = self._headers | ({"if-none-match": known} if known else {})
+        self._connection.request("GET", self._base + path, headers=headers)
         answer = self._connection.getresponse()
         body = answer.read()
-        assert answer.status == 200, (path, answer.status, body)
         if cookie := answer.headers["set-cookie"]:
             self._headers["cookie"] = cookie.partition(";")[0]
-        return body
+        return answer.status, body, answer.headers["etag"] or ""
 
     def runs(self) -> list[dict[str, Any]]:
         """The runs in the table."""
@@ -138,17 +156,19 @@ class Visit:
         return self.get(f"api/charts?{urlencode({'run': names, 'x': 'minutes', 'fold': 'yes'}, doseq=True)}")
 
 
-def open_page(url: str) -> tuple[dict[str, float], list[str]]:
+def open_page(url: str, server: "subprocess.Popen[str]") -> tuple[dict[str, float], dict[str, float], list[str]]:
     """Ask for everything that a browser asks for until it can draw curves.
 
-    Returns the seconds of each part, and the names of the files.
+    Returns the seconds of each part, the processor time of the server for each part, and the names of the files.
     """
-    took_s: dict[str, float] = {}
-    began_at = last_at = time.perf_counter()
+    took_s, used_s = dict[str, float](), dict[str, float]()
+    began_at, last_used_s = time.perf_counter(), processor_s(server)
+    last_at = began_at
 
     def note(part: str) -> None:
-        nonlocal last_at
+        nonlocal last_at, last_used_s
         took_s[part], last_at = time.perf_counter() - last_at, time.perf_counter()
+        used_s[part], last_used_s = processor_s(server) - last_used_s, processor_s(server)
 
     visit = Visit(url)  # the first answer only gives the cookie, and leads to the page
     asked = list(dict.fromkeys(STATIC.findall(visit.get("").decode())))
@@ -160,7 +180,7 @@ def open_page(url: str) -> tuple[dict[str, float], list[str]]:
     note("table")
     visit.charts([run["name"] for run in sorted(runs, key=lambda run: -run["begun_at"])[:DRAWN_AT_FIRST]])
     note("curves")
-    return took_s | {"total": time.perf_counter() - began_at}, asked
+    return took_s | {"total": time.perf_counter() - began_at}, used_s, asked
 
 
 def shown_after(root: Path, tries: int = 5) -> dict[str, float]:
@@ -219,37 +239,137 @@ def processor_s(process: "subprocess.Popen[str]") -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+VIEWS: Final[dict[str, Callable[[str], Sequence[str]]]] = {
+    "no page": lambda run: (),
+    "list of runs": lambda run: ("api/runs", f"api/charts?{urlencode({'run': run, 'x': 'minutes', 'fold': 'yes'})}"),
+    "timing": lambda run: (f"api/run?{urlencode({'run': run})}", f"api/timing?{urlencode({'run': run})}"),
+}
+"""What an open page asks for again and again, for each view."""
+
+
+def beside(root: Path, seconds: float, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Train ``rounds`` times with each view open. Returns the updates/s, and the cores that the page used."""
+    found: dict[str, list[dict[str, float]]] = {view: [] for view in VIEWS}
+    for number in range(rounds):
+        for view in [*VIEWS][number % len(VIEWS) :] + [*VIEWS][: number % len(VIEWS)]:
+            measured = trained_beside(root / f"{view.replace(' ', '-')}-{number}", view, seconds)
+            found[view].append(measured)
+            print(f"round {number + 1}, {view}: {measured}", flush=True)
+    return found
+
+
+def trained_beside(root: Path, view: str, seconds: float) -> dict[str, float]:
+    """Train cartpole while ``view`` is open."""
+    options = ["--minutes", str(seconds / 60), "--trackers", "--run-dir", str(root / "run")]
+    command = [sys.executable, "-m", "zmqrl", "train", "cartpole", *options]
+    root.mkdir(parents=True)
+    if view == "no page":
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return {"updates_per_s": updates_per_s(root / "run")}
+    ended = threading.Event()
+    with serving(root) as (url, server):
+        visit, paths = Visit(url), VIEWS[view]("run")
+        watcher = threading.Thread(target=watch, args=(visit, paths, ended))
+        used_s, began_at = processor_s(server), time.perf_counter()
+        watcher.start()
+        try:
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        finally:
+            ended.set()
+            watcher.join()
+        cores = (processor_s(server) - used_s) / (time.perf_counter() - began_at)
+        for path in paths:
+            visit.get(path)  # fails if there is nothing to see
+    return {"updates_per_s": updates_per_s(root / "run"), "cores": cores}
+
+
+def watch(visit: Visit, paths: Sequence[str], ended: threading.Event) -> None:
+    """Repeat the requests of an open page as often as it does, until ``ended``."""
+    known = dict.fromkeys(paths, "")
+    while not ended.is_set():
+        began_at = time.perf_counter()
+        for path in paths:
+            _, _, known[path] = visit.ask(path, known[path])  # 404 until the run is there
+        ended.wait(max(POLL_S, 3 * (time.perf_counter() - began_at)))
+
+
+def updates_per_s(run: Path) -> float:
+    ended = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    return float(ended["updates"] / ended["wall_s"])
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """The measurements as Markdown: the opening of the page, and the runs beside it."""
+    rows = results["rows"]
+    cache = "no file" if all(each["cold"] for each in rows) else "files"
+    size = f"{results['runs']} runs of {results['hours']:g} h ({results['metrics_bytes'] / 1e6:.0f} MB of metrics)"
+    drawn = min(DRAWN_AT_FIRST, results["runs"])
+    parts = {
+        "start of Chromium": [each["took_s"].get("browser") for each in rows],
+        f"from opening the address until {drawn} curves appear": [each["took_s"].get("drawn") for each in rows],
+        "all answers that this needs, without a browser": [each["took_s"]["total"] for each in rows],
+        "processor time for the table of all runs": [each["processor_s"]["table"] for each in rows],
+        "processor time for each drawn run": [each["processor_s"]["curves"] / drawn for each in rows],
+    }
+    lines = [f"| {size}, {cache} in the cache | median | lowest to highest |", "|---|---|---|"]
+    lines += [
+        f"| {part} | {_medians(seconds, '.2f', ' s')} |" for part, seconds in parts.items() if None not in seconds
+    ]
+    for what, seconds in results["shown_s"].items():
+        lines.append(f"| a {what} appears, at the latest after | {seconds:.1f} s | |")
+    if runs := results.get("beside"):
+        lines += ["", "| cartpole, with this open | updates/s | lowest to highest | cores that the page used |"]
+        lines.append("|---|---|---|---|")
+        for view, measured in runs.items():
+            cores = [each["cores"] for each in measured if "cores" in each]
+            used = f"{statistics.median(cores):.2f}" if cores else "-"
+            lines.append(f"| {view} | {_medians([each['updates_per_s'] for each in measured], '.1f')} | {used} |")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _medians(figures: Sequence[float], form: str, unit: str = "") -> str:
+    """Two cells: the median, and the lowest and highest figure."""
+    cells = statistics.median(figures), min(figures), max(figures)
+    median, low, high = (format(each, form) for each in cells)
+    return f"{median}{unit} | {low} to {high}{unit}"
+
+
 def main() -> None:
-    """Make the runs, open their page several times, and print the medians."""
+    """Make the runs, open their page several times, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--browser", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path("page"))
+    parser.add_argument("--beside", type=float, default=0.0, help="seconds of each run beside the page")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, nargs="*", default=[], help="pages in which to replace the table")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
+    origin = provenance()  # the files can change later
     with tempfile.TemporaryDirectory(dir=options.output) as place:
         size = make_runs(Path(place), options.runs, options.hours)
         print(f"{options.runs} runs of {options.hours:g} h: {size / 1e6:.0f} MB of metrics", flush=True)
         for number in range(options.rounds):
-            with serving(Path(place)) as (url, process):
-                is_cold, started_s = empty_cache(), processor_s(process)
-                took_s, asked = open_page(url)
-                used_s = processor_s(process) - started_s
+            with serving(Path(place)) as (url, server):
+                is_cold = empty_cache()
+                took_s, used_s, asked = open_page(url, server)
             if options.browser:
                 empty_cache()
                 took_s |= open_in_browser(Path(place))
             rows.append({"cold": is_cold, "took_s": took_s, "processor_s": used_s, "files": asked})
             print(f"round {number + 1}, {'cold' if is_cold else 'files in the cache'}: {took_s}", flush=True)
         shown_s = shown_after(Path(place))
-    median_s = {part: statistics.median(each["took_s"][part] for each in rows) for part in rows[0]["took_s"]}
-    print("median: " + ", ".join(f"{part} {seconds:.2f} s" for part, seconds in median_s.items()))
-    print("longest: " + ", ".join(f"{what} after {seconds:.2f} s" for what, seconds in shown_s.items()))
-    about = {"runs": options.runs, "hours": options.hours, "metrics_bytes": size}
-    found = {**about, "rows": rows, "median_s": median_s, "shown_s": shown_s, "provenance": provenance()}
-    (options.output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    results = {"runs": options.runs, "hours": options.hours, "metrics_bytes": size, "rows": rows, "shown_s": shown_s}
+    if options.beside:
+        with tempfile.TemporaryDirectory() as place:
+            results["beside"] = beside(Path(place), options.beside, options.rounds)
+    results |= {"load": os.getloadavg()[0], "provenance": origin}
+    (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for page in [*options.output.glob("README.md"), *options.page]:
+        marked.fill(page, "page", tables(results))
+    print(tables(results))
 
 
 if __name__ == "__main__":

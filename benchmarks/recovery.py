@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import signal
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+import marked
 from bench_lab import Lab, lab, launched
 
 from zmqrl.observe.provenance import provenance
@@ -33,7 +33,6 @@ from zmqrl.ps.shard import store
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/recovery"
 PAGE = ROOT / "docs/reliability.md"
-TABLE = re.compile(r"(?<=<!-- recovery -->\n).*?(?=<!-- end -->)", re.DOTALL)
 SHARDS = 2
 WITHIN_S = 120.0
 LINE_BYTES = 300  # longer than any line of a history in these runs
@@ -394,8 +393,7 @@ def write(seconds: dict[str, list[float]], output: Path | None, page: Path | Non
         results = {"seconds": seconds, "load": os.getloadavg()[0], **provenance()}
         (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if page is not None:
-        text = page.read_text(encoding="utf-8")
-        page.write_text(TABLE.sub(lambda _: table(seconds), text), encoding="utf-8")
+        marked.fill(page, "recovery", table(seconds))
 
 
 def table(seconds: dict[str, list[float]]) -> str:

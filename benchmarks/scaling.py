@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+import marked
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -37,7 +37,6 @@ from zmqrl.recipes import RECIPES
 from zmqrl.results.bootstrap import mean_interval
 
 RESULTS: Final = Path(__file__).parent / "results/scaling"
-TABLE: Final = re.compile(r"(?<=<!-- scaling -->\n).*?(?=<!-- end -->)", re.DOTALL)
 GRID_POINTS: Final = 201
 SETTINGS: Final = {
     "1 worker": {"workers": 1, "shards": 1, "backups": 0},
@@ -158,8 +157,7 @@ def write(output: Path, results: Mapping[str, Any]) -> None:
     draw(results, output / "scaling.png")
     page = output / "README.md"
     if page.exists():
-        text = page.read_text(encoding="utf-8")
-        page.write_text(TABLE.sub(lambda _: tables(results), text), encoding="utf-8")
+        marked.fill(page, "scaling", tables(results))
 
 
 def main() -> None:

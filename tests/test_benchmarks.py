@@ -32,11 +32,14 @@ def test_more_shards_make_more_updates_on_a_slow_network(need_a_lab: None, tmp_p
 
 
 def test_the_page_of_a_few_runs_is_opened_and_measured(tmp_path: Path) -> None:
-    results = results_of("page.py", tmp_path, "--runs", "2", "--hours", "0.01", "--rounds", "1")
+    options = ("--runs", "2", "--hours", "0.01", "--rounds", "1", "--beside", "6")
+    results = results_of("page.py", tmp_path, *options)
     (measured,) = results["rows"]
     assert set(measured["took_s"]) == {"files", "table", "curves", "total"}
     assert all(seconds > 0 for seconds in measured["took_s"].values())
     assert all(seconds > 0 for seconds in results["shown_s"].values())
+    assert set(results["beside"]) == {"no page", "list of runs", "timing"}
+    assert all(run["updates_per_s"] > 0 for (run,) in results["beside"].values())
     assert set(measured["files"]) == {
         f"static/{path.relative_to(STATIC)}" for path in STATIC.rglob("*") if path.suffix in (".css", ".js", ".svg")
     }
