@@ -3,11 +3,11 @@
     python benchmarks/continuous.py RECIPE --agent-steps X [--env ID] [--seeds 1 2 3] [--only zmqrl|reference]
 
 Each run adds a line to ``benchmarks/results/continuous/results.jsonl``: the mean score of its last 50 training games.
-The reference is a separate loop with the settings and wrappers of CleanRL's ``ppo_continuous_action.py``
-(https://docs.cleanrl.dev/rl-algorithms/ppo/#ppo_continuous_actionpy): one process, one environment, 2048 steps in a
-rollout, 10 epochs of 32 minibatches. Adam's learning rate falls from 3e-4 to 0. Gamma is 0.99, lambda is 0.95, and the
-clip range of ratios and values is 0.2. There is no entropy bonus. Observations and rewards are normalized and clipped
-to 10.
+The reference is a separate loop with the settings and wrappers of CleanRL's ``ppo_continuous_action.py`` at commit
+016ca33 (https://docs.cleanrl.dev/rl-algorithms/ppo/#ppo_continuous_actionpy): one process, one environment, 2048 steps
+in a rollout, 10 epochs of 32 minibatches. Adam's learning rate falls from 3e-4 to 0. Gamma is 0.99, lambda is 0.95, and
+the clip range of ratios and values is 0.2. There is no entropy bonus. Observations and rewards are normalized and
+clipped to 10. ``benchmarks/results/continuous/README.md`` lists what differs.
 """
 
 import argparse

@@ -111,8 +111,8 @@ def _continuous(name: str, env: str) -> Config:
     """PPO for box actions, with the published settings of CleanRL's ``ppo_continuous_action``, on two workers.
 
     An update learns from 64 samples, 32 from each worker. The rollouts of both workers together have 2048 steps. Unlike
-    zmqrl, CleanRL clips values, and treats a time limit as the end of a game. The schedule ends with the run, or after
-    an hour if the run has no end.
+    zmqrl, CleanRL clips values, and treats a time limit as the end of a game. benchmarks/results/continuous/README.md
+    has all differences. The schedule ends with the run, or after an hour if the run has no end.
     """
     return Config(
         recipe=name,
