@@ -76,14 +76,14 @@ def test_a_verdict_needs_no_games() -> None:
     assert judge({}, {}, first, evaluation([9.0, 9.0], 10), "minutes").difference is None
 
 
-def test_with_one_training_on_each_side_the_spread_of_trainings_is_not_judged() -> None:
+def test_with_few_recorded_trainings_the_spread_of_trainings_is_not_judged() -> None:
     first, second = evaluation([360.0, 370.0], 10), evaluation([430.0, 440.0], 10)
     verdict = judge({}, {}, first, second, "minutes", trainings=[365.0, 400.0])
     assert verdict.word == "outside"
     assert verdict.reason == "the mean of 435.0 is outside the recorded 95 % interval, 360.0 to 370.0"
     assert verdict.meaning == (
-        "Not judged, because there is one training on each side: the interval describes the games of one policy, and "
-        "does not allow for the spread of trainings."
+        "Whether the trainings agree is not judged: the interval describes the games of one policy, and 2 recorded "
+        "trainings cannot show the spread of trainings."
     )
 
 
@@ -154,7 +154,7 @@ def test_a_verdict_names_equal_and_unexpected_parameters() -> None:
     assert (equal.word, equal.meaning) == ("within", "Both runs ended with the same parameters, bit for bit.")
     other = judge({}, {}, first, first, "minutes", same=False)
     assert other.meaning.startswith("The runs are consistent, but ended with different parameters: only the same code")
-    assert "Not judged, because there is one training on each side" in other.meaning
+    assert other.meaning.endswith("and 1 recorded training cannot show the spread of trainings.")
 
 
 def test_minutes_are_repeated_only_on_the_recorded_machine(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from zmqrl.observe.curves import position
 from zmqrl.observe.records import MAY_DIFFER_IN_GROUP, Evaluation, differing
 from zmqrl.results.bootstrap import FEWEST_TRAININGS, difference_interval, prediction_interval
 from zmqrl.results.kept import RecordedLimits, Result, obstacle
+from zmqrl.words import counted
 
 By: TypeAlias = Literal["minutes", "agent-steps"]
 Word: TypeAlias = Literal["within", "outside", "undecided"]
@@ -152,23 +153,24 @@ def judge(
             reason=f"the repetition trained for {trained:,.4g} of {wanted:,.4g} {AXES[by]}",
             difference=difference,
         )
+    known = max(1, len(trainings))
     low, high, kind = evaluated.low, evaluated.high, "recorded 95 % interval"
-    if is_over_trainings := len(trainings) >= FEWEST_TRAININGS:
+    if known >= FEWEST_TRAININGS:
         low, high = prediction_interval(trainings)
-        kind = f"95 % prediction interval of {len(trainings)} recorded trainings"
+        kind = f"95 % prediction interval of {known} recorded trainings"
     word: Word = "within" if low <= repeated.mean <= high else "outside"
     return Verdict(
         word=word,
         reason=f"the mean of {repeated.mean:,.1f} is {word} the {kind}, {low:,.1f} to {high:,.1f}",
-        meaning=_meaning(same, is_over_trainings=is_over_trainings),
+        meaning=_meaning(same, known),
         interval=(low, high),
-        trainings=max(1, len(trainings)),
+        trainings=known,
         difference=difference,
         same_parameters=same,
     )
 
 
-def _meaning(same: bool | None, *, is_over_trainings: bool) -> str:
+def _meaning(same: bool | None, trainings: int) -> str:
     """What the place of a mean in the stated interval shows, in sentences."""
     if same:
         return "Both runs ended with the same parameters, bit for bit."
@@ -178,7 +180,7 @@ def _meaning(same: bool | None, *, is_over_trainings: bool) -> str:
     )
     spread = "The interval allows for the spread of trainings with different seeds."
     unknown = (
-        "Not judged, because there is one training on each side: the interval describes the games of one policy, and "
-        "does not allow for the spread of trainings."
+        "Whether the trainings agree is not judged: the interval describes the games of one policy, and "
+        f"{counted(trainings, 'recorded training')} cannot show the spread of trainings."
     )
-    return ("" if same is None else differ) + (spread if is_over_trainings else unknown)
+    return ("" if same is None else differ) + (spread if trainings >= FEWEST_TRAININGS else unknown)

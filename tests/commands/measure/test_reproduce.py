@@ -77,7 +77,7 @@ def test_the_same_result_is_within_and_a_planted_one_outside(
     page = (again / "reproduction.md").read_text(encoding="utf-8")
     assert page.startswith("# result: within the stated interval\n")
     assert f"\n\nThe mean of {found['again']['mean']:.1f} is within the recorded 95 % interval" in page
-    assert "Not judged, because there is one training on each side: the interval describes the games of one" in page
+    assert "Whether the trainings agree is not judged: the interval describes the games of one policy" in page
     assert "| agent steps | minutes | score, recorded | minutes | score, again |" in page
     assert (again / "reproduction.svg").stat().st_size > 1000
 
