@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.envs.registration import WrapperSpec
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
@@ -451,6 +452,10 @@ class Doubling(gymnasium.RewardWrapper[Any, Any]):
 NOTHING: Any = lambda env: None  # noqa: E731
 
 
+def hidden(env: Any) -> Any:
+    return Doubling(gymnasium.wrappers.NormalizeReward(env))
+
+
 def test_wrappers_apply_in_their_order_and_are_named_in_the_flavour(register: Any) -> None:
     env_id = register(first=(np.ones(2, np.float32), {}))
     names = (f"{__name__}:Halving", f"{__name__}:Halving", f"{__name__}:Doubling")
@@ -484,6 +489,11 @@ def test_wrappers_apply_in_their_order_and_are_named_in_the_flavour(register: An
             "makes a NormalizeReward, whose statistics differ from game to game and are not in checkpoints: use "
             "--envs.normalize-rewards.",
         ),
+        (
+            f"{__name__}:hidden",
+            "makes a NormalizeReward, whose statistics differ from game to game and are not in checkpoints: use "
+            "--envs.normalize-rewards.",
+        ),
     ],
 )
 def test_a_wrapper_that_cannot_be_used_is_named(register: Any, wrapper: str, sentence: str) -> None:
@@ -491,6 +501,18 @@ def test_a_wrapper_that_cannot_be_used_is_named(register: Any, wrapper: str, sen
         try_env(register(), EnvConfig(wrappers=(wrapper,)))
     assert str(refused.value).startswith(f"--wrapper {wrapper}")
     assert str(refused.value).removeprefix(f"--wrapper {wrapper}").removeprefix(":").strip().startswith(sentence)
+
+
+@pytest.mark.parametrize("kind", ["NormalizeObservation", "NormalizeReward"])
+def test_a_registration_cannot_bring_statistics_of_its_own(kind: str) -> None:
+    wrapper = WrapperSpec(kind, f"gymnasium.wrappers:{kind}", {})
+    gymnasium.register("zmqrl-test/Wrapped-v0", User, additional_wrappers=(wrapper,))
+    try:
+        with pytest.raises(UsageError) as refused:
+            describe_env("zmqrl-test/Wrapped-v0", EnvConfig(wrappers=(f"{__name__}:Halving",)))
+    finally:
+        del gymnasium.registry["zmqrl-test/Wrapped-v0"]
+    assert str(refused.value).startswith(f"the registration of zmqrl-test/Wrapped-v0 makes a {kind}, whose statistics")
 
 
 @pytest.mark.parametrize(

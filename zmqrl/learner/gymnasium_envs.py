@@ -49,6 +49,7 @@ class CheckedEnv:
         self.env_id = env_id
         with blaming(f"{env_id} {failed}"):
             self.env: gymnasium.Env[Any, Any] = _made(env_id, registered, **config.make_arguments() | options)
+            _refuse_statistics(self.env, f"the registration of {env_id}")
             for wrapper in config.wrappers:
                 self.env = _wrapped(self.env, wrapper)
             observations, self._actions = self.env.observation_space, self.env.action_space
@@ -211,13 +212,20 @@ def _wrapped(env: gymnasium.Env[Any, Any], wrapper: str) -> gymnasium.Env[Any, A
         isinstance(wrapped, gymnasium.Env),
         f"{blame} returned a value of type {type(wrapped).__name__}: it must return an environment of Gymnasium.",
     )
-    for kind, option in STATISTICS.items():
-        require(
-            not isinstance(wrapped, kind),
-            f"{blame} makes a {kind.__name__}, whose statistics differ from game to game and are not in checkpoints: "
-            f"use {option}.",
-        )
+    _refuse_statistics(wrapped, blame)
     return wrapped  # type: ignore[no-any-return]
+
+
+def _refuse_statistics(env: gymnasium.Env[Any, Any], blame: str) -> None:
+    """Raise UsageError if one of the wrappers in ``env`` is in STATISTICS."""
+    while isinstance(env, gymnasium.Wrapper):
+        for kind, option in STATISTICS.items():
+            require(
+                not isinstance(env, kind),
+                f"{blame} makes a {kind.__name__}, whose statistics differ from game to game and are not in "
+                f"checkpoints: use {option}.",
+            )
+        env = env.env
 
 
 def _has_older_api(env: gymnasium.Env[Any, Any], action: Any) -> bool:
