@@ -239,7 +239,7 @@ def test_an_environment_that_fails_is_refused_before_a_process_starts(
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (refused.where / "half_made.py").write_text(HALF_MADE, encoding="utf-8")
     sentence = refused.sentence("train", "cartpole", "--env", "half_made:HalfMade-v0")
-    assert sentence == "zmqrl: half_made:HalfMade-v0 fails: NotImplementedError.\n"
+    assert sentence == "zmqrl: half_made:HalfMade-v0 fails: NotImplementedError (half_made.py, line 7).\n"
 
 
 @pytest.mark.processes

@@ -1,7 +1,11 @@
 """Errors from user code, and which of them a retry may fix."""
 
+import importlib
 import logging
-from collections.abc import Generator
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -27,6 +31,47 @@ def test_an_exception_of_user_code_may_pass_unless_it_is_about_the_code_itself(
         raise error
     assert type(raised.value) is kind
     assert raised.value.exit_status == 2
+
+
+GAME = """
+import json
+
+class Game:
+    table = {}
+
+    def __init__(self, pieces="[]", depth=0):
+        json.loads(pieces)
+        self.look(depth)
+
+    def look(self, depth):
+        return self.look(depth - 1) if depth else self.table["x"]
+
+def ask(): raise SyntaxError("invalid syntax", ("rules.py", 3, 1, "", 3, 1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda own: own.Game(depth=2), "KeyError: 'x' (own_game/__init__.py, line 12)."),
+        (
+            lambda own: own.Game("["),
+            "JSONDecodeError: Expecting value: line 1 column 2 (char 1) (own_game/__init__.py, line 8).",
+        ),
+        (lambda own: own.ask(), "SyntaxError: invalid syntax (rules.py, line 3)."),
+    ],
+)
+def test_an_error_names_the_innermost_line_of_the_users_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[[ModuleType], object], reason: str
+) -> None:
+    (tmp_path / "own_game").mkdir()
+    (tmp_path / "own_game" / "__init__.py").write_text(GAME, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("own_game")
+    with pytest.raises(UsageError) as raised, blaming("Maze-v0 fails"):
+        call(own)
+    del sys.modules["own_game"]
+    assert str(raised.value) == f"Maze-v0 fails: {reason}"
 
 
 def test_a_refusal_of_zmqrl_stays_as_it_is() -> None:

@@ -206,9 +206,12 @@ def test_a_custom_network_computes_the_same_as_in_its_workers(
 @pytest.mark.parametrize(
     ("fails", "sentence"),
     [
-        ("raise ValueError('too few.\\nreally')", "fails for observations of shape (4, 84, 84): ValueError: too few."),
-        ("raise SystemExit(0)", "fails for observations of shape (4, 84, 84): SystemExit: 0."),
-        ("raise AssertionError", "fails for observations of shape (4, 84, 84): AssertionError."),
+        (
+            "raise ValueError('too few.\\nreally')",
+            "fails for observations of shape (4, 84, 84): ValueError: too few ({module}.py, line 11).",
+        ),
+        ("raise SystemExit(0)", "fails for observations of shape (4, 84, 84): SystemExit: 0 ({module}.py, line 11)."),
+        ("raise AssertionError", "fails for observations of shape (4, 84, 84): AssertionError ({module}.py, line 11)."),
         (
             "return logits",
             "fails for observations of shape (4, 84, 84): ValueError: not enough values to unpack (expected 2, got 1).",
@@ -228,7 +231,7 @@ def test_a_custom_network_that_fails_in_a_game_is_reported_in_one_sentence(
     for command in ("eval", "record"):
         with pytest.raises(UsageError) as refused:
             cli.run([command, str(run)])
-        assert str(refused.value) == f"--model {module}:Net {sentence}"
+        assert str(refused.value) == f"--model {module}:Net {sentence.format(module=module)}"
     assert list(run.glob("videos/*")) == []
 
 

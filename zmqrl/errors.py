@@ -8,9 +8,12 @@ import errno
 import importlib
 import logging
 import os
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,8 @@ DISK_IS_FULL = errno.ENOSPC  # the exit status of a shard that ended because its
 USER_CODE_FAILED = os.EX_TEMPFAIL  # the exit status of a worker that ended with a UserCodeError
 # Exceptions about the code itself: a retry does not help.
 SETTLED = (ImportError, NameError, NotImplementedError, SyntaxError)
+# The packages that call the user's code, or that it calls.
+NOT_OF_THE_USER: Final = sys.stdlib_module_names | {"zmqrl", "gymnasium", "numpy", "torch"}
 
 
 def cannot_listen(error: OSError, address: str, port: int) -> str:
@@ -124,7 +129,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def blaming(what: str) -> Iterator[None]:
-    """Turn exceptions and SystemExit of user code into a UsageError of one sentence.
+    """Turn exceptions and SystemExit of user code into a UsageError of one sentence, with the line of that code.
 
     If the cause may be temporary, this is a UserCodeError.
     """
@@ -135,7 +140,21 @@ def blaming(what: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]]).rstrip(".")
         kind = UsageError if isinstance(error, SETTLED) else UserCodeError
-        raise kind(f"{what}: {reason}.") from error
+        raise kind(f"{what}: {reason}{_place(error)}.") from error
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of the user's code that led to ``error``, such as `` (maze.py, line 11)``. Otherwise empty."""
+    if isinstance(error, SyntaxError):  # names its line itself
+        return ""
+    for each in filter(None, (error, error.__cause__)):  # Gymnasium replaces some errors
+        for frame, line in reversed(list(traceback.walk_tb(each.__traceback__))):
+            spec = frame.f_globals.get("__spec__")
+            module = str(frame.f_globals.get("__name__") if spec is None else spec.name)  # not __main__ after python -m
+            if module.partition(".")[0] not in NOT_OF_THE_USER:
+                *_, folder, name = ("", "", *Path(frame.f_code.co_filename).parts)
+                return f" ({f'{folder}/{name}' if name == '__init__.py' else name}, line {line})"
+    return ""
 
 
 class Closable(Protocol):

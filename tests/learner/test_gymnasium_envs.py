@@ -105,6 +105,16 @@ class Packaged(User):
         raise gymnasium.error.DependencyNotInstalled(f"run {self.remedy}")
 
 
+def place(function: Any, after: int = 1) -> str:
+    """The line of this file ``after`` the first line of ``function``, as errors name it."""
+    return f"(test_gymnasium_envs.py, line {function.__code__.co_firstlineno + after})"
+
+
+class Sizeless(User):
+    def __init__(self) -> None:
+        raise TypeError("no size")
+
+
 @pytest.fixture
 def register() -> Iterator[Any]:
     """``register(cls, **attributes)`` registers an environment whose class has these attributes. Returns the id of the
@@ -160,14 +170,24 @@ SEEN: dict[str, Any] = {"a": 1, "b": np.array([2.0, 3.0])}
 @pytest.mark.parametrize(
     ("cls", "attributes", "sentence"),
     [
-        (Raising, {}, "fails: NotImplementedError."),
-        (Leaving, {}, "fails: SystemExit: no licence."),
-        (LevelLess, {}, "fails: FileNotFoundError: level.txt."),
+        (Raising, {}, f"fails: NotImplementedError {place(Raising.step)}."),
+        (Leaving, {}, f"fails: SystemExit: no licence {place(Leaving.reset)}."),
+        (LevelLess, {}, f"fails: FileNotFoundError: level.txt {place(LevelLess.reset, 4)}."),
+        (
+            Sizeless,
+            {},
+            "does not start: TypeError: no size was raised from the environment creator for zmqrl-test/User0-v0 with "
+            f"kwargs ({{}}) {place(Sizeless.__init__)}.",
+        ),
         (Spaceless, {}, "has Nameless observations, which cannot be flattened."),
         (Spaceless, {"space": Sequence(Discrete(2))}, "has Sequence observations, which cannot be flattened."),
         (Spaceless, {"space": Box(-1.0, 1.0, (0,))}, "has Box float32 (0,) observations, which are empty."),
         (Packaged, {}, f"needs packages that are not installed: run {install_command('box2d')}."),
-        (Packaged, {"remedy": "gymnasium[toy]"}, "does not start: DependencyNotInstalled: run gymnasium[toy]."),
+        (
+            Packaged,
+            {"remedy": "gymnasium[toy]"},
+            f"does not start: DependencyNotInstalled: run gymnasium[toy] {place(Packaged.__init__)}.",
+        ),
         (User, {"observation_space": None}, "has NoneType observations, which cannot be flattened."),
         (
             User,
@@ -262,7 +282,7 @@ def test_all_games_are_closed_even_if_closing_one_fails(register: Any) -> None:
     del closed[:]
     with pytest.raises(UsageError) as failed:
         envs.close()
-    assert str(failed.value) == f"{env_id} fails: AttributeError: no window."
+    assert str(failed.value) == f"{env_id} fails: AttributeError: no window {place(close, 2)}."
     assert len(closed) == 3
 
 

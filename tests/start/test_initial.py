@@ -227,8 +227,9 @@ def test_a_network_that_does_not_fit_in_the_memory_is_named(monkeypatch: pytest.
         here.flavour()
         with pytest.raises(UsageError) as refused:
             here.checkpoint()
-    why = "RuntimeError: can't allocate memory: you tried to allocate 400000000000000 bytes."
-    assert str(refused.value) == f"--model mlp fails: {why}"
+    why = "RuntimeError: can't allocate memory: you tried to allocate 400000000000000 bytes"
+    place = f"(test_initial.py, line {too_large.__code__.co_firstlineno + 1})"
+    assert str(refused.value) == f"--model mlp fails: {why} {place}."
 
 
 def test_an_error_in_the_check_of_a_game_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,8 +239,9 @@ def test_an_error_in_the_check_of_a_game_is_one_sentence(monkeypatch: pytest.Mon
     monkeypatch.setattr(envs, "try_env", broken)
     with Preparation(CARTPOLE) as here, pytest.raises(UsageError) as refused:
         here.flavour()
-    why = "OSError: libSDL2.so: cannot open shared object file: No such file or directory."
-    assert str(refused.value) == f"CartPole-v1 fails: {why}"
+    why = "OSError: libSDL2.so: cannot open shared object file: No such file or directory"
+    place = f"(test_initial.py, line {broken.__code__.co_firstlineno + 1})"
+    assert str(refused.value) == f"CartPole-v1 fails: {why} {place}."
 
 
 def test_parameters_above_the_limit_of_file_sizes_are_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -403,7 +403,8 @@ gymnasium.register("Broken-v0", entry_point=BrokenGame)
 gymnasium.register("Wrong-v0", entry_point=WrongGame)
 """
 CODE_FAILED = "(user code raised an exception)"
-BROKE = "broken_game:Broken-v0 fails: RuntimeError: the joystick broke."
+LINE = BROKEN_GAME.splitlines().index('            raise RuntimeError("the joystick broke")') + 1
+BROKE = f"broken_game:Broken-v0 fails: RuntimeError: the joystick broke (broken_game.py, line {LINE})."
 
 
 def broken(

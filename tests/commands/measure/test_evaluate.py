@@ -186,7 +186,10 @@ def test_an_error_names_a_custom_environment_that_fails(tmp_path: Path, monkeypa
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "broken_to_eval.py").write_text(BROKEN, encoding="utf-8")
     run = write_run(tmp_path / "run", dataclasses.replace(CARTPOLE, env="broken_to_eval:Broken-v0"), 0)
-    with pytest.raises(UsageError, match=r"broken_to_eval:Broken-v0 fails: RuntimeError: the joystick broke\."):
+    with pytest.raises(
+        UsageError,
+        match=r"broken_to_eval:Broken-v0 fails: RuntimeError: the joystick broke \(broken_to_eval\.py, line 10\)\.",
+    ):
         cli.run(["eval", str(run)])
 
 
@@ -335,7 +338,10 @@ def test_an_error_ends_eval_while_the_step_of_another_game_never_returns(
     command = [sys.executable, "-m", "zmqrl", "eval", str(run), "--episodes", "2", "--threads", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "zmqrl: half_stuck_to_eval:HalfStuck-v0 fails: RuntimeError: the joystick broke.\n"
+    assert (
+        done.stderr
+        == "zmqrl: half_stuck_to_eval:HalfStuck-v0 fails: RuntimeError: the joystick broke (half_stuck_to_eval.py, line 12).\n"
+    )
 
 
 def test_a_game_whose_step_never_returns_does_not_hide_the_error_of_another(
