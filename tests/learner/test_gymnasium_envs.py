@@ -140,6 +140,12 @@ def register() -> Iterator[Any]:
     [
         (Box(0, 255, (40, 30, 3), np.uint8), CONFIG, "observation (Box uint8 (40, 30, 3))", ""),
         (
+            Box(0.0, 1.0, (40, 30, 3)),
+            CONFIG,
+            "observation (Box float32 (40, 30, 3))",
+            "a wrapper that returns uint8 images, ",
+        ),
+        (
             Dict({"goal": Discrete(3), "eyes": Dict({"left": EYE, "right": EYE})}),
             CONFIG,
             "observation['eyes']['left'] (Box uint8 (40, 30)) and 1 other image",
@@ -148,7 +154,7 @@ def register() -> Iterator[Any]:
         (Box(0, 255, (40, 30, 3), np.uint8), EnvConfig(images=True), None, ""),
         (Dict({"goal": Box(0, 255, (3,), np.uint8), "map": Box(-1.0, 1.0, (40, 30))}), CONFIG, None, ""),
     ],
-    ids=["image", "dictionary with images", "kept as an image", "no image"],
+    ids=["image", "image of floats", "dictionary with images", "kept as an image", "no image"],
 )
 def test_images_that_become_vectors_are_noticed(
     register: Any, space: gymnasium.Space[Any], config: EnvConfig, sees: str | None, wrapper: str

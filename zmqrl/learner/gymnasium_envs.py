@@ -179,7 +179,9 @@ def _notice(env_id: str, observations: gymnasium.Space[Any]) -> str | None:
     if not found:
         return None
     others = f" and {counted(len(found) - 1, 'other image')}" if len(found) > 1 else ""
-    wrapper = "" if isinstance(observations, Box) else "a wrapper that returns only the image, "
+    wrapper = "a wrapper that returns only the image, "
+    if isinstance(observations, Box):
+        wrapper = "" if observations.dtype == np.uint8 else "a wrapper that returns uint8 images, "
     return (
         f"{env_id}: the policy sees {found[0]}{others} as a flat vector of numbers: to use convolutions, add {wrapper}"
         "--envs.images and --model small"

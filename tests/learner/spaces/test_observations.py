@@ -151,6 +151,28 @@ def test_the_images_in_a_space_are_found() -> None:
     assert list(found) == ["observation['eyes'][0] (Box uint8 (64, 48, 3))", "observation['map'] (Box uint8 (8, 8))"]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("shape", "is_image"),
+    [
+        ((40, 52, 3), True),
+        ((1, 8, 8), True),
+        ((2, 40, 52, 4), True),
+        ((4, 3, 40, 52), True),
+        ((40, 52), False),
+        ((40, 1), False),
+        ((3, 7, 40), False),
+        ((40, 52, 2), False),
+        ((3, 3, 3), False),
+    ],
+)
+def test_floats_are_an_image_if_their_shape_is_that_of_one(shape: tuple[int, ...], is_image: bool, dtype: Any) -> None:
+    space = Box(0.0, 1.0, shape, dtype)
+    assert list(flattened_images(space)) == [f"observation (Box {np.dtype(dtype)} {shape})"] * is_image
+    with pytest.raises(Unfit, match="needs uint8 images"):
+        Images(space)
+
+
 @given(SPACES)
 def test_each_image_in_a_space_can_be_read_as_an_image(space: gymnasium.Space[Any]) -> None:
     is_image = isinstance(space, Box) and bool(list(flattened_images(space)))

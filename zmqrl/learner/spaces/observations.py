@@ -14,6 +14,7 @@ from zmqrl.words import counted
 
 NUMBERS = "biuf"  # the kinds of dtypes that hold real numbers
 VALUE_SHOWN = 40  # characters
+CHANNELS, LEAST_SIDE = (1, 3, 4), 8  # of images of floats
 
 Vector: TypeAlias = npt.NDArray[np.float32]
 
@@ -79,7 +80,7 @@ def flattened_images(space: gymnasium.Space[Any], keys: str = "") -> Iterator[st
             parts = space.spaces
         case Tuple():
             parts = dict(enumerate(space.spaces))
-        case _ if _is_image(space):
+        case _ if _is_image(space) or _is_image_of_floats(space):
             yield f"observation{keys} ({kind_of(space)})"
     for key, part in parts.items():
         yield from flattened_images(part, f"{keys}[{key!r}]")
@@ -87,6 +88,16 @@ def flattened_images(space: gymnasium.Space[Any], keys: str = "") -> Iterator[st
 
 def _is_image(space: gymnasium.Space[Any]) -> TypeGuard[Box]:
     return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3, 4)
+
+
+def _is_image_of_floats(space: gymnasium.Space[Any]) -> bool:
+    """Whether floats probably are an image: 1, 3 or 4 channels first or last, and at least 8 x 8 pixels. Or a stack."""
+    if not isinstance(space, Box) or space.dtype.kind != "f" or len(space.shape) not in (3, 4):
+        return False
+    first, middle, last = space.shape[-3:]
+    return (last in CHANNELS and min(first, middle) >= LEAST_SIDE) or (
+        first in CHANNELS and min(middle, last) >= LEAST_SIDE
+    )
 
 
 def kind_of(space: object) -> str:
