@@ -26,6 +26,11 @@ FLAGS = ("grayscale", "life_loss", "fire_reset")  # of Atari games: a value othe
 TEXT = re.compile(r"[\w./:@+-]+")  # a value of --env-arg that can be text without quotes
 
 
+def is_atari_id(env_id: str) -> bool:
+    """Whether ``env_id`` is the usual id of an Atari game. Others, such as Pong-v4, are known after slow imports."""
+    return env_id.startswith("ALE/") or "NoFrameskip-" in env_id
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvConfig:
     """The games of one worker. The options from frame-skip to max-frames apply only to Atari games."""

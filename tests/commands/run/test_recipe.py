@@ -62,6 +62,18 @@ def test_a_run_to_resume_is_given_only_once() -> None:
         config_from(["--resume", "cartpole", "--run-dir", "two"])
 
 
+@pytest.mark.parametrize("env", ["CartPole-v1", "my_games:Maze-v0"])
+def test_rewards_of_other_games_than_atari_cannot_be_clipped(env: str) -> None:
+    for options in ([], ["--envs.no-clip-rewards"]):
+        assert config_from(["cartpole", "--env", env, *options]).env == env
+    for option in ("--envs.clip-rewards", "--envs.clip_rewards"):
+        with pytest.raises(UsageError) as refused:
+            config_from(["cartpole", "--env", env, option])
+        assert str(refused.value).startswith("--envs.clip-rewards applies only to Atari games, where it is the default")
+    for atari in ("ALE/Pong-v5", "PongNoFrameskip-v4"):
+        assert config_from(["pong", "--env", atari, "--envs.clip-rewards"]).envs.clip_rewards
+
+
 COMMANDS = ["train", "train --dry-run", "launch -H h1", "bench train", "doctor", "doctor -H h1"]
 
 

@@ -12,6 +12,7 @@ from zmqrl.commands.run import help
 from zmqrl.commands.run.detach import detach, on_up
 from zmqrl.config import Config
 from zmqrl.errors import UsageError, did_you_mean, require
+from zmqrl.learner.games import is_atari_id
 from zmqrl.recipes import RECIPES
 from zmqrl.simulate.scenario import Scenario
 
@@ -73,7 +74,7 @@ def config_from(
         default = adapt(_named(recipe))
         if resumed.scenario is not None:
             default = under(default, resumed.scenario)
-        return parse(Config, options, program, default, beside=[own])
+        return _checked(parse(Config, options, program, default, beside=[own]), options)
     if resumed.run_dir is None:
         raise UsageError("--resume needs the directory of the run to continue: use --resume RUN or --run-dir RUN.")
     stored = Config.read(resumed.run_dir / "config.json")
@@ -87,7 +88,18 @@ def config_from(
             stored = dataclasses.replace(stored, envs=dataclasses.replace(stored.envs, **{name: ()}))  # type: ignore[arg-type]
     if resumed.scenario is not None:
         stored = under(dataclasses.replace(stored, straggle=()), resumed.scenario)
-    return parse(Config, options, program, adapt(stored), beside=[own])
+    return _checked(parse(Config, options, program, adapt(stored), beside=[own]), options)
+
+
+def _checked(config: Config, options: list[str]) -> Config:
+    """``config``. Raises UsageError if ``options`` turn on clipped rewards, the default, where they have no effect."""
+    asked = config.envs.clip_rewards and "--envs.clip-rewards" in option_names(options)
+    require(
+        not asked or is_atari_id(config.env),
+        "--envs.clip-rewards applies only to Atari games, where it is the default: remove it. To clip the rewards of "
+        "another environment, use --wrapper.",
+    )
+    return config
 
 
 def default_of(arguments: list[str], own: type[Any]) -> Config:
