@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -200,6 +201,30 @@ def test_an_unsupported_environment_is_refused_in_one_sentence(env_id: str, sent
         with pytest.raises(UsageError) as refused:
             refuse(env_id, EnvConfig())
         assert str(refused.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("count", "name", "hint"),
+    [
+        (2, "Nope-v0", "registers Room0-v0, Room1-v0."),
+        (7, "Nope-v0", "registers Room0-v0, Room1-v0, Room2-v0, Room3-v0, Room4-v0, Room5-v0 and 1 other."),
+        (3, "Room1-v3", "did you mean {}:Room1-v0?"),
+    ],
+)
+def test_an_unknown_id_of_a_module_is_answered_with_the_ids_of_that_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, name: str, hint: str
+) -> None:
+    module = f"rooms_for_{name.partition('-')[0]}_{count}"
+    rooms = [f"gymnasium.register('Room{i}-v0', entry_point='{module}:Room')" for i in range(count)]
+    (tmp_path / f"{module}.py").write_text("\n".join(["import gymnasium", *rooms]), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    known = dict(gymnasium.registry)
+    with pytest.raises(UsageError) as refused:
+        describe_env(f"{module}:{name}", EnvConfig())
+    for each in set(gymnasium.registry) - set(known):
+        del gymnasium.registry[each]
+    answer = hint.format(module) if "{}" in hint else f"{module} {hint}"
+    assert str(refused.value) == f"there is no environment '{module}:{name}': {answer}"
 
 
 @pytest.mark.parametrize("settings", [{}, {"grayscale": False, "frame_stack": 2, "screen_size": 42}])

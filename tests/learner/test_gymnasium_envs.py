@@ -100,9 +100,10 @@ class Spaceless(User):
 
 class Packaged(User):
     remedy = 'pip install "gymnasium[box2d]"'
+    cause: Exception | None = None
 
     def __init__(self) -> None:
-        raise gymnasium.error.DependencyNotInstalled(f"run {self.remedy}")
+        raise gymnasium.error.DependencyNotInstalled(f"run {self.remedy}") from self.cause
 
 
 def place(function: Any, after: int = 1) -> str:
@@ -188,7 +189,8 @@ SEEN: dict[str, Any] = {"a": 1, "b": np.array([2.0, 3.0])}
         (Spaceless, {}, "has Nameless observations, which cannot be flattened."),
         (Spaceless, {"space": Sequence(Discrete(2))}, "has Sequence observations, which cannot be flattened."),
         (Spaceless, {"space": Box(-1.0, 1.0, (0,))}, "has Box float32 (0,) observations, which are empty."),
-        (Packaged, {}, f"needs packages that are not installed: run {install_command('box2d')}."),
+        (Packaged, {}, f"needs Box2D: run {install_command('box2d')}."),
+        (Packaged, {"cause": ImportError(name="pygame")}, f"needs pygame: run {install_command('box2d')}."),
         (
             Packaged,
             {"remedy": "gymnasium[toy]"},

@@ -6,7 +6,7 @@ A game is reset in the step that ends it, so that every step that the learner se
 import difflib
 import importlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import gymnasium
 import numpy as np
@@ -17,8 +17,11 @@ from zmqrl.learner.dummy import DUMMY_ID, DummyEnvs, describe_dummy
 from zmqrl.learner.games import DiscreteActions, EnvConfig, Envs, EnvSpec, Game, Step
 from zmqrl.learner.gymnasium_envs import CheckedEnv, GymnasiumEnvs
 from zmqrl.local.extras import lack
+from zmqrl.words import counted
 
 __all__ = ["EnvConfig", "EnvSpec", "Envs", "Game", "Step", "describe_env", "make_envs", "repeats_games", "try_env"]
+
+IDS_SHOWN = 6
 
 
 def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
@@ -95,20 +98,31 @@ def _describe(env_id: str, config: EnvConfig, *, plays: bool, stored: EnvConfig 
 
 
 def find_env(env_id: str) -> gymnasium.envs.registration.EnvSpec:
-    """The registration of ``env_id``. Raises a UsageError that suggests similar ids."""
+    """The registration of ``env_id``. Raises a UsageError that suggests similar ids, or those of its module."""
     module, _, name = env_id.rpartition(":")
+    others = set(gymnasium.registry)
     if module:
         with blaming(f"cannot import {module}, which should register {name}"):
             importlib.import_module(module)
     try:
         return gymnasium.spec(name)
     except gymnasium.error.Error as error:
+        if own := [each for each in gymnasium.registry if each not in others]:
+            raise UsageError(f"there is no environment {env_id!r}: {_hint(module, own, name)}") from error
         close = _closest(name, gymnasium.registry)
         hint = f"did you mean {' or '.join(close)}?" if close else "names of Atari games look like ALE/Breakout-v5."
         clause = lack("atari", "Atari games need")
         if clause and (name.startswith("ALE/") or not close):
             hint = f"{clause}."
         raise UsageError(f"there is no environment {env_id!r}: {hint}") from error
+
+
+def _hint(module: str, own: Sequence[str], name: str) -> str:
+    """A hint about ``own``, the ids that ``module`` registers. ``name`` is not one of them."""
+    if close := _closest(name, own):
+        return f"did you mean {' or '.join(f'{module}:{each}' for each in close)}?"
+    more = f" and {counted(len(own) - IDS_SHOWN, 'other')}" if len(own) > IDS_SHOWN else ""
+    return f"{module} registers {', '.join(own[:IDS_SHOWN])}{more}."
 
 
 def _closest(name: str, known: Iterable[str]) -> list[str]:

@@ -194,10 +194,10 @@ def _made(env_id: str, registered: Registered, /, **options: Any) -> gymnasium.E
         # Where CheckedEnv raises, Gymnasium's checker would only print a warning.
         return gymnasium.make(registered, disable_env_checker=True, **options)
     except gymnasium.error.DependencyNotInstalled as error:
-        for extra in OF_GYMNASIUM:
+        for extra, module in OF_GYMNASIUM.items():
             if f"[{extra}]" in str(error):
-                needs = f"{env_id} needs packages that are not installed"
-                raise UsageError(f"{needs}: run {install_command(extra)}.") from error
+                lacking = getattr(error.__cause__, "name", None) or module
+                raise UsageError(f"{env_id} needs {lacking}: run {install_command(extra)}.") from error
         raise
 
 
