@@ -113,6 +113,9 @@ class Lamp(gymnasium.Env[np.ndarray, np.int64]):
         return DRAWN[self.drawn](np.full((13, 20, 3), 20 * self.time, np.uint8))
 
 
+BROKEN = f"(test_record.py, line {Lamp.render.__code__.co_firstlineno + 2})"
+
+
 @pytest.fixture
 def lamps() -> Iterator[None]:
     names = {"Lamp-v0": {}, "BrokenLamp-v0": {"drawn": "nothing"}}
@@ -258,8 +261,8 @@ def test_a_game_longer_than_the_maximum_is_cut(tmp_path: Path, lamps: None, caps
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("BrokenLamp", "drawn: RuntimeError: the lamp is broken."),
-        ("NothingLaterLamp", "drawn: RuntimeError: the lamp is broken."),
+        ("BrokenLamp", f"drawn: RuntimeError: the lamp is broken {BROKEN}."),
+        ("NothingLaterLamp", f"drawn: RuntimeError: the lamp is broken {BROKEN}."),
         ("NoneLamp", "drawn: ValueError: render returned NoneType, not an array, in render_mode rgb_array."),
         ("ListLamp", "drawn: ValueError: render returned list, not an array, in render_mode rgb_array."),
         ("ChannelsFirstLamp", "drawn: ValueError: render returned uint8 (3, 13, 20), not (height, width, 3)."),
