@@ -46,6 +46,10 @@ class Game:
     def look(self, depth):
         return self.look(depth - 1) if depth else self.table["x"]
 
+def use_a_package():
+    import package_of_others
+    package_of_others.parse()
+
 def ask(): raise SyntaxError("invalid syntax", ("rules.py", 3, 1, "", 3, 1))
 """
 
@@ -58,6 +62,7 @@ def ask(): raise SyntaxError("invalid syntax", ("rules.py", 3, 1, "", 3, 1))
             lambda own: own.Game("["),
             "JSONDecodeError: Expecting value: line 1 column 2 (char 1) (own_game/__init__.py, line 8).",
         ),
+        (lambda own: own.use_a_package(), "KeyError: 'column' (own_game/__init__.py, line 16)."),
         (lambda own: own.ask(), "SyntaxError: invalid syntax (rules.py, line 3)."),
     ],
 )
@@ -66,11 +71,16 @@ def test_an_error_names_the_innermost_line_of_the_users_code(
 ) -> None:
     (tmp_path / "own_game").mkdir()
     (tmp_path / "own_game" / "__init__.py").write_text(GAME, encoding="utf-8")
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    (installed / "package_of_others.py").write_text("def parse():\n    raise KeyError('column')\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(installed)
     monkeypatch.syspath_prepend(tmp_path)
     own = importlib.import_module("own_game")
     with pytest.raises(UsageError) as raised, blaming("Maze-v0 fails"):
         call(own)
-    del sys.modules["own_game"]
+    for module in ("own_game", "package_of_others"):
+        sys.modules.pop(module, None)
     assert str(raised.value) == f"Maze-v0 fails: {reason}"
 
 

@@ -50,8 +50,8 @@ DISK_IS_FULL = errno.ENOSPC  # the exit status of a shard that ended because its
 USER_CODE_FAILED = os.EX_TEMPFAIL  # the exit status of a worker that ended with a UserCodeError
 # Exceptions about the code itself: a retry does not help.
 SETTLED = (ImportError, NameError, NotImplementedError, SyntaxError)
-# The packages that call the user's code, or that it calls.
 NOT_OF_THE_USER: Final = sys.stdlib_module_names | {"zmqrl", "gymnasium", "numpy", "torch"}
+INSTALLED: Final = frozenset({"site-packages", "dist-packages"})  # directories of packages
 
 
 def cannot_listen(error: OSError, address: str, port: int) -> str:
@@ -147,14 +147,19 @@ def _place(error: BaseException) -> str:
     """The innermost line of the user's code that led to ``error``, such as `` (maze.py, line 11)``. Otherwise empty."""
     if isinstance(error, SyntaxError):  # names its line itself
         return ""
+    found: list[tuple[Path, int]] = []
     for each in filter(None, (error, error.__cause__)):  # Gymnasium replaces some errors
         for frame, line in reversed(list(traceback.walk_tb(each.__traceback__))):
             spec = frame.f_globals.get("__spec__")
             module = str(frame.f_globals.get("__name__") if spec is None else spec.name)  # not __main__ after python -m
             if module.partition(".")[0] not in NOT_OF_THE_USER:
-                *_, folder, name = ("", "", *Path(frame.f_code.co_filename).parts)
-                return f" ({f'{folder}/{name}' if name == '__init__.py' else name}, line {line})"
-    return ""
+                found.append((Path(frame.f_code.co_filename), line))
+    # The user's code may call installed packages, or be one.
+    found.sort(key=lambda place: not INSTALLED.isdisjoint(place[0].parts))
+    if not found:
+        return ""
+    path, line = found[0]
+    return f" ({f'{path.parent.name}/' if path.name == '__init__.py' else ''}{path.name}, line {line})"
 
 
 class Closable(Protocol):
