@@ -242,6 +242,27 @@ def test_an_environment_that_fails_is_refused_before_a_process_starts(
     assert sentence == "zmqrl: half_made:HalfMade-v0 fails: NotImplementedError (half_made.py, line 7).\n"
 
 
+UNSEEN = """
+import gymnasium
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+class Unseen(CartPoleEnv):
+    def render(self):
+        raise RuntimeError("no screen")
+
+gymnasium.register("Unseen-v0", Unseen)
+"""
+
+
+def test_an_environment_that_cannot_be_drawn_is_refused_with_a_recorder(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (refused.where / "unseen.py").write_text(UNSEEN, encoding="utf-8")
+    sentence = refused.sentence("train", "cartpole", "--env", "unseen:Unseen-v0", "--recorder")
+    assert sentence == "zmqrl: unseen:Unseen-v0 cannot be drawn: RuntimeError: no screen (unseen.py, line 7).\n"
+
+
 @pytest.mark.processes
 def test_an_error_names_the_metrics_port_in_use(refused: Refused) -> None:
     with socket.socket() as taken:

@@ -16,6 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 CONTAINER = ROOT / "launch" / "container" / "Containerfile"
 INSTRUCTIONS = {"ARG", "FROM", "RUN", "COPY", "ENV", "USER", "WORKDIR", "ENTRYPOINT", "CMD"}
 ON_CONDA = {
+    "gymnasium[classic-control]": "gymnasium-classic_control",
     "matplotlib": "matplotlib-base",
     "msgpack": "msgpack-python",
     "prometheus-client": "prometheus_client",
@@ -97,8 +98,8 @@ def recipe() -> Any:
 
 def needs(requirements: list[str]) -> dict[str, str]:
     """The lowest version of each requirement, by its name on conda-forge."""
-    found = (re.fullmatch(r"([\w.-]+)(?:\[.*\])?>=(.*)", each) for each in requirements)
-    return {ON_CONDA.get(each[1], each[1]): each[2] for each in found if each is not None}
+    found = (re.fullmatch(r"(([\w.-]+)(?:\[.*\])?)>=(.*)", each) for each in requirements)
+    return {ON_CONDA.get(each[1], ON_CONDA.get(each[2], each[2])): each[3] for each in found if each is not None}
 
 
 def test_the_conda_package_requires_what_the_project_requires(recipe: Any) -> None:

@@ -147,6 +147,16 @@ def test_hosts_get_the_packages_of_the_environments_that_are_installed_here() ->
     assert sync.pins() == direct | dict.fromkeys(("numpy", "etils", "fsspec"), "1.0"), "also extras of indirect ones"
 
 
+def test_hosts_get_the_package_that_draws_environments_if_it_is_installed_here(
+    installed: dict[str, list[str]],
+) -> None:
+    installed["zmqrl"].append("gymnasium[classic-control]>=1.1; extra == 'video'")
+    installed["gymnasium"].append('pygame-ce>=2; extra == "classic-control"')
+    assert set(sync.requirements(())) == {"gymnasium", "ale-py", "pygame-ce"}
+    del installed["pygame-ce"]
+    assert set(sync.requirements(())) == {"gymnasium", "ale-py"}
+
+
 @pytest.mark.usefixtures("installed")
 def test_hosts_get_only_the_packages_of_the_game_of_the_run() -> None:
     assert set(sync.requirements(())) == {"gymnasium", "ale-py"}

@@ -173,10 +173,11 @@ def request(extras: Collection[str] = EVERY_EXTRA) -> dict[str, Any]:
 def _direct(extras: Collection[str]) -> list[_Need]:
     needs = list(_required(_Need("zmqrl", frozenset(ON_HOSTS))))
     always = list(_required(_Need("gymnasium", frozenset())))
-    for extra, module in OF_GYMNASIUM.items():
-        if extra in extras and is_installed(module):
-            of_extra = _required(_Need("gymnasium", frozenset({extra})))
-            needs += [each for each in of_extra if each not in always]
+    chosen = {extra for extra, module in OF_GYMNASIUM.items() if extra in extras and is_installed(module)}
+    chosen |= {extra for need in needs if need.package == "gymnasium" for extra in need.extras}
+    for extra in sorted(chosen):
+        of_extra = _required(_Need("gymnasium", frozenset({extra})))
+        needs += [each for each in of_extra if each not in always]
     return needs
 
 

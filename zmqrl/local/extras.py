@@ -15,7 +15,11 @@ from zmqrl.errors import UsageError
 EXTRAS: Final = {
     "atari": {"ale-py": "ale_py"},
     "plot": {"matplotlib": "matplotlib"},
-    "video": {"imageio": "imageio", "imageio-ffmpeg": "imageio_ffmpeg"},
+    "video": {
+        "imageio": "imageio",
+        "imageio-ffmpeg": "imageio_ffmpeg",
+        "gymnasium[classic-control]": "pygame",  # pygame-ce, or pygame for an older Gymnasium
+    },
     "tensorboard": {"tensorboard": "tensorboard"},
     "page": {"starlette": "starlette", "uvicorn": "uvicorn"},
     "mlflow": {"mlflow-skinny": "mlflow", "sqlalchemy": "sqlalchemy", "alembic": "alembic"},

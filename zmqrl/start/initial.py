@@ -18,7 +18,7 @@ import numpy as np
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.child_process import ChildEnded, ChildProcess
 from zmqrl.config import Config
-from zmqrl.errors import UsageError, blaming, refusal, require
+from zmqrl.errors import UsageError, blaming, closing, refusal, require
 from zmqrl.hostd.guard import END
 from zmqrl.hostd.user_code import take_guard
 from zmqrl.learner.games import EnvSpec
@@ -39,17 +39,17 @@ class Preparation:
     After :meth:`flavour`, ``notice`` tells the user what a policy does not see, unless it is None.
     """
 
-    def __init__(self, config: Config, *, needs_cuda: bool = False) -> None:
-        """``needs_cuda``: whether this machine must have a CUDA device."""
+    def __init__(self, config: Config, *, needs_cuda: bool = False, draws: bool = False) -> None:
+        """``needs_cuda``: whether this machine must have a CUDA device. ``draws``: whether it must draw the game."""
         self.notice: str | None = None
         self._config = config
         self._child: ChildProcess | None = None
         self._memory = os.memfd_create("parameters")
         self._held = contextlib.ExitStack()
         self._held.callback(os.close, self._memory)
-        self._answers = _answers(config, self._memory, needs_cuda)
+        self._answers = _answers(config, self._memory, needs_cuda, draws)
         if "torch" not in sys.modules:
-            job = {"config": config.to_json(), "memory": self._memory, "needs_cuda": needs_cuda}
+            job = {"config": config.to_json(), "memory": self._memory, "needs_cuda": needs_cuda, "draws": draws}
             program = ["-m", "zmqrl.start.initial"]
             self._child = ChildProcess("the check of the game", program, job, pass_fds=[self._memory], guarded_by=END)
             self._held.callback(self._child.kill)
@@ -57,8 +57,8 @@ class Preparation:
     def flavour(self) -> str:
         """Wait until the game is checked. Returns the flavour, a line to print with the scores. Call this first.
 
-        Raises UsageError if :func:`zmqrl.learner.envs.try_env` does, if the game crashes the process, or if a
-        consistent run would play a game that does not repeat.
+        Raises UsageError if :func:`zmqrl.learner.envs.try_env` does, if the game crashes the process, if a consistent
+        run would play a game that does not repeat, or if the game cannot be drawn.
         """
         answer = self._answer(self._config.env)
         self.notice = answer["notice"]
@@ -120,7 +120,7 @@ def _version_0(config: Config, layout: Layout, vector: FloatVector) -> Checkpoin
     return Checkpoint.initial(layout, vector, config.optimizer.name, Optimizer(config.optimizer).state_names)
 
 
-def _answers(config: Config, memory: int, needs_cuda: bool) -> Iterator[dict[str, Any]]:
+def _answers(config: Config, memory: int, needs_cuda: bool, draws: bool) -> Iterator[dict[str, Any]]:
     """The answers of a :class:`Preparation`. Writes the parameter vector to the file ``memory``."""
     with blaming(f"{config.env} fails"):
         from zmqrl.learner.envs import repeats_games, try_env
@@ -134,6 +134,12 @@ def _answers(config: Config, memory: int, needs_cuda: bool) -> Iterator[dict[str
         f"--consistent: {config.env} is registered as nondeterministic, so it does not repeat games. "
         "Remove --consistent, or change the registration.",
     )
+    if draws:
+        with blaming(f"{config.env} cannot be drawn"):
+            from zmqrl.learner.picture import make_picture
+
+            with closing(make_picture(config.env, config.envs)) as picture:
+                picture.reset(config.seed)
     yield {"flavour": spec.flavour, "notice": spec.notice}
     with blaming("cannot import torch"):
         import torch
@@ -155,7 +161,7 @@ def main() -> None:
     job = read_job(signal.SIGKILL)
     look_for_modules_there()
     try:
-        for answer in _answers(Config.from_json(job["config"]), job["memory"], job["needs_cuda"]):
+        for answer in _answers(Config.from_json(job["config"]), job["memory"], job["needs_cuda"], job["draws"]):
             say(answer)
     except UsageError as error:
         say({"refused": str(error)})

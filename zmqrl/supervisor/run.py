@@ -53,7 +53,7 @@ def train(config: Config, on_up: Callable[[RunDirectory], None] | None = None) -
     """Train on this machine, like :func:`train_on`. Raises ZmqrlError."""
     check_here(config)
     with never_waiting():
-        return train_on(config, _deploy_here, on_up, needs_cuda=config.device == "cuda")
+        return train_on(config, _deploy_here, on_up, is_here=True)
 
 
 def _deploy_here(config: Config, directory: RunDirectory, stages: Stages) -> Deployment:
@@ -83,9 +83,9 @@ def train_on(
     deploy: Deploy,
     on_up: Callable[[RunDirectory], None] | None = None,
     *,
-    needs_cuda: bool = False,
+    is_here: bool = False,
 ) -> int:
-    """Train on a deployment. Raises ZmqrlError. ``needs_cuda``: whether this machine must have a CUDA device.
+    """Train on a deployment. Raises ZmqrlError. ``is_here``: whether the deployment is this machine.
 
     Returns 0 if the run reached a limit. Returns INTERRUPTED or TIME_IS_UP if an interrupt ended the run with a
     checkpoint. If ``on_up`` is given, calls it once the run is up, and prints nothing more.
@@ -100,7 +100,8 @@ def train_on(
         console = stack.enter_context(contextlib.closing(console_for(sys.stdout)))
         stages = stack.enter_context(Stages(console))
         stages.at("game", f"checking the game {config.env}")
-        preparation = stack.enter_context(Preparation(config, needs_cuda=needs_cuda))
+        needs_cuda, draws = is_here and config.device == "cuda", is_here and config.recorder
+        preparation = stack.enter_context(Preparation(config, needs_cuda=needs_cuda, draws=draws))
         flavour = preparation.flavour()
         exporter = stack.enter_context(exporter_at(config.metrics_endpoint()))
         page = stack.enter_context(contextlib.ExitStack())  # an open page shows the end, once the lock is released

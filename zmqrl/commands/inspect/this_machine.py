@@ -75,7 +75,7 @@ def _tried(config: Config) -> dict[str, str | None]:
     found: dict[str, str | None] = {"game_error": None, "network_error": None, "game_notice": None}
     name = "game_error"
     try:
-        with Preparation(config) as preparation:
+        with Preparation(config, draws=config.recorder) as preparation:
             preparation.flavour()
             found["game_notice"] = preparation.notice
             name = "network_error"
