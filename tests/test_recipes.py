@@ -1,5 +1,8 @@
 """Every recipe trains, and the recipe of the original system computes the same as DBA3C."""
 
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.run_rig import started
+from support.paths import ROOT
+from support.run_rig import RunFiles, started
 from torch.nn import functional as F
 
 from zmqrl.learner.losses import Batch, ba3c_loss
 from zmqrl.learner.settings import BA3CConfig
 from zmqrl.observe.spans import Spans
-from zmqrl.recipes import RECIPES, dba3c_breakout, remark
+from zmqrl.recipes import RECIPES, dba3c_breakout, remark, run_name
 from zmqrl.worker import ActorLearner
 
 
@@ -48,6 +52,32 @@ NEED_AN_EXTRA = {"bipedalwalker", "hopper"}
 @pytest.mark.parametrize("name", sorted(RECIPES.keys() - NEED_AN_EXTRA - {"breakout"}))
 def test_a_recipe_trains(name: str, tmp_path: Path) -> None:
     train_briefly(name, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "env", "name"),
+    [
+        ("breakout", "ALE/Pong-v5", "breakout"),
+        ("gymnasium", "Acrobot-v1", "Acrobot-v1"),
+        ("gymnasium", "my_games:mazes/Large Maze/v0", "mazes-Large-Maze-v0"),
+    ],
+)
+def test_a_new_run_has_the_name_of_its_recipe_or_of_its_environment(recipe: str, env: str, name: str) -> None:
+    assert run_name(replace(RECIPES[recipe](), env=env)) == name
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_an_environment_without_a_recipe_trains_in_a_directory_of_its_name(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "zmqrl", "train", "--env", "Acrobot-v1", "--updates", "2", "--trackers"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"Acrobot-v1-\d{8}-\d{6}", directory.name)
+    summary = RunFiles(directory).summary()
+    assert (summary["recipe"], summary["env"], summary["updates"]) == ("gymnasium", "Acrobot-v1", 2)
+    assert "the recipe is gymnasium, which fits most environments" in done.stdout
 
 
 @pytest.mark.processes
@@ -116,8 +146,11 @@ def test_a_worker_learns_from_five_step_rollouts_with_values_from_the_acting_pol
         ("dba3c-breakout", 2, "an update learns from 60 samples, but from 1,920 in the paper: "),
         ("dba3c-breakout", 60, None),
         ("breakout", 2, None),
+        ("gymnasium", 2, "the recipe is gymnasium, which fits most environments; "),
     ],
 )
-def test_a_recipe_of_a_paper_says_when_its_updates_are_smaller(recipe: str, workers: int, told: str | None) -> None:
+def test_a_run_says_when_its_updates_are_smaller_than_in_the_paper_and_when_its_recipe_is_for_any(
+    recipe: str, workers: int, told: str | None
+) -> None:
     found = remark(replace(RECIPES[recipe](), workers=workers))
     assert found == told if told is None or found is None else found.startswith(told)

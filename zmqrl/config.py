@@ -227,7 +227,7 @@ class Config:
     device: Literal["cpu", "cuda"] = "cpu"
     """Device that workers compute on."""
     run_dir: Path | None = None
-    """Run directory. None: runs/RECIPE-DATE-TIME."""
+    """Run directory. None: runs/RECIPE-DATE-TIME, or runs/ENV-DATE-TIME for the recipe gymnasium."""
     resume: bool = False
     """Continue an ended or killed run in --run-dir, or in the RUN after --resume."""
     detach: bool = False

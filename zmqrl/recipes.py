@@ -1,12 +1,16 @@
 """Recipes: named functions that return a complete configuration."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 from zmqrl.config import Config, ScheduleConfig
 from zmqrl.learner.games import EnvConfig
 from zmqrl.learner.settings import BA3CConfig, NetworkConfig, PPOConfig
 from zmqrl.ps.shard.optimizer import OptimizerConfig
+
+OF_ANY: Final = "gymnasium"  # the recipe of environments that have none of their own
 
 
 def breakout() -> Config:
@@ -79,6 +83,15 @@ def cartpole() -> Config:
         ppo=PPOConfig(rollout_steps=128, epochs=4, minibatches=4, shuffle="samples", clip=0.2, entropy_coefficient=0.0),
         optimizer=OptimizerConfig(learning_rate=1e-3, epsilon=1e-5),
     )
+
+
+def gymnasium() -> Config:
+    """Any Gymnasium environment: PPO with two small layers, on two workers. Choose the environment with --env.
+
+    The settings are those of CleanRL for continuous control, but each worker plays 8 games, with rollouts of 128 steps.
+    """
+    config = _continuous(OF_ANY, "CartPole-v1")
+    return replace(config, envs=replace(config.envs, num_envs=8), ppo=replace(config.ppo, rollout_steps=128))
 
 
 def pendulum() -> Config:
@@ -177,7 +190,9 @@ DBA3C_SAMPLES = 60 * 32  # samples per update in the best run of the paper
 
 
 def remark(config: Config) -> str | None:
-    """A notice for a run that is not comparable with its recipe's paper, or None."""
+    """A notice about the recipe of a run, or None. The run may not be comparable with the recipe's paper."""
+    if config.recipe == OF_ANY:
+        return f"the recipe is {OF_ANY}, which fits most environments; `zmqrl recipes` lists the others"
     samples = config.effective_quorum() * config.algorithm.minibatch_samples(config.envs.num_envs)
     if config.recipe != "dba3c-breakout" or samples > DBA3C_SAMPLES - 200:  # 60 workers give 60 * 30: close enough
         return None
@@ -186,11 +201,17 @@ def remark(config: Config) -> str | None:
     )
 
 
+def run_name(config: Config) -> str:
+    """The name of a new run's directory: the recipe, or the environment if the recipe is for any."""
+    return config.recipe if config.recipe != OF_ANY else re.sub(r"[^A-Za-z0-9._]+", "-", config.env.rpartition(":")[2])
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     "breakout": breakout,
     "breakout-ppo": breakout_ppo,
     "pong": pong,
     "cartpole": cartpole,
+    "gymnasium": gymnasium,
     "pendulum": pendulum,
     "bipedalwalker": bipedalwalker,
     "hopper": hopper,

@@ -285,7 +285,7 @@ class EnvSpec:
         require(
             not self.normalizes_observations or len(self.observation_shape) == 1,
             f"--envs.normalize-observations does not apply to images of shape {self.observation_shape}: "
-            "networks scale images themselves.",
+            "networks scale images themselves. Use --envs.no-normalize-observations.",
         )
 
 

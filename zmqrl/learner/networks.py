@@ -203,14 +203,14 @@ def _bare_model(name: str, spec: EnvSpec, network: NetworkConfig, device: torch.
     unfit = f"model {name!r} does not fit observations of shape {shape}"
     if name == VECTOR_NETWORK:
         if len(shape) != 1:
-            raise UsageError(f"{unfit}: it reads vectors; use {IMAGE_NETWORKS} for images.")
+            raise UsageError(f"{unfit}: it reads vectors; for images, use --model {IMAGE_NETWORKS}.")
         if network.compute == "bfloat16":
             raise UsageError("--network.compute bfloat16: model 'mlp' computes in float32 only.")
         return VectorPolicy(shape, actions, hidden=hidden)
     if len(shape) != 3:
         raise UsageError(
-            f"{unfit}: it reads images (channels, height, width); use mlp for vectors, or "
-            "--envs.images if the environment returns images."
+            f"{unfit}: it reads images (channels, height, width); use --model mlp for vectors, or "
+            f"--envs.images --model {name} if the environment returns images."
         )
     # As in the original, the hidden layer of dba3c is linear, and this layer and the convolutions have no biases.
     seed_net = name == "dba3c"

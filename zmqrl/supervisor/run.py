@@ -31,7 +31,7 @@ from zmqrl.process_id import shard_id
 from zmqrl.profile.run_tables import RunTables
 from zmqrl.profile.trace import write_trace
 from zmqrl.ps.shard.store import store_bytes
-from zmqrl.recipes import remark
+from zmqrl.recipes import remark, run_name
 from zmqrl.rundir import ANOTHER, RunDirectory, holds_a_run, new_path, write_json
 from zmqrl.start.initial import Preparation
 from zmqrl.start.stages import Stages
@@ -93,7 +93,7 @@ def train_on(
     config.check()
     config = config.with_schedule()
     check_extras(config)
-    path = config.run_dir or new_path(config.recipe)
+    path = config.run_dir or new_path(run_name(config))
     directory = RunDirectory(path, new=config.run_dir is None)
     with contextlib.ExitStack() as stack:
         stack.enter_context(interruptible())

@@ -62,6 +62,33 @@ def test_a_run_to_resume_is_given_only_once() -> None:
         config_from(["--resume", "cartpole", "--run-dir", "two"])
 
 
+@pytest.mark.parametrize(
+    ("line", "recipe", "env"),
+    [
+        ("", "breakout", "ALE/Breakout-v5"),
+        ("--env ALE/Pong-v5", "breakout", "ALE/Pong-v5"),
+        ("--env PongNoFrameskip-v4", "breakout", "PongNoFrameskip-v4"),
+        ("--env zmqrl/Dummy-v0", "breakout", "zmqrl/Dummy-v0"),
+        ("cartpole --env Acrobot-v1", "cartpole", "Acrobot-v1"),
+        ("--workers 3 --env Acrobot-v1", "gymnasium", "Acrobot-v1"),
+        ("--env=my_games:Maze-v0 --env-arg size=3", "gymnasium", "my_games:Maze-v0"),
+        ("gymnasium", "gymnasium", "CartPole-v1"),
+        ("gymnasium --env ALE/Pong-v5", "gymnasium", "ALE/Pong-v5"),
+    ],
+)
+def test_the_recipe_fits_the_environment_if_none_is_named(line: str, recipe: str, env: str) -> None:
+    config = config_from(line.split())
+    assert (config.recipe, config.env) == (recipe, env)
+    default = RECIPES[recipe]()
+    assert (config.model, config.algo, config.optimizer) == (default.model, default.algo, default.optimizer)
+
+
+def test_the_recipe_of_any_environment_normalizes_vectors_but_no_images() -> None:
+    for options, observations in (([], True), (["--envs.images"], False)):
+        envs = config_from(["--env", "CarRacing-v3", *options]).envs
+        assert (envs.normalize_observations, envs.normalize_rewards) == (observations, True)
+
+
 @pytest.mark.parametrize("env", ["CartPole-v1", "my_games:Maze-v0"])
 def test_rewards_of_other_games_than_atari_cannot_be_clipped(env: str) -> None:
     for options in ([], ["--envs.no-clip-rewards"]):
@@ -109,6 +136,7 @@ def test_an_error_suggests_an_option_of_the_command_itself() -> None:
         ("train --detach cartpole --help", "CartPole-v1"),
         ("train -h", "ALE/Breakout-v5"),
         ("train --resume runs/first --help", "ALE/Breakout-v5"),
+        ("train --env Acrobot-v1 --help", "CartPole-v1"),
         ("launch -H a,b cartpole --help", "CartPole-v1"),
         ("launch --help -H a,b --via 'env' cartpole", "CartPole-v1"),
     ],

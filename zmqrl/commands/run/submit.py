@@ -21,6 +21,7 @@ from zmqrl.hosts.sync import make_environments
 from zmqrl.hosts.ways.login_node import OVER, LoginNode, Submitted, Unanswered, job_script
 from zmqrl.hosts.ways.way import command_on
 from zmqrl.process import interruptible
+from zmqrl.recipes import run_name
 from zmqrl.rundir import RunDirectory, holds_a_run, new_path
 from zmqrl.words import as_text, as_word
 
@@ -71,7 +72,7 @@ def submit(arguments: list[str], config: Config) -> int:
         "--slurm-login cannot be combined with --page, whose address would be on a node of the cluster: "
         "use `zmqrl serve RUN` here instead.",
     )
-    run = here.run_dir or new_path(config.recipe)
+    run = here.run_dir or new_path(run_name(config))
     if here.run_dir is not None and RunDirectory(run).config.exists() and not config.resume:
         raise holds_a_run(run)
     if here.dry_run:

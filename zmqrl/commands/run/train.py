@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,8 +13,9 @@ from zmqrl.commands.run import help
 from zmqrl.commands.run.detach import detach, on_up
 from zmqrl.config import Config
 from zmqrl.errors import UsageError, did_you_mean, require
+from zmqrl.learner.dummy import DUMMY_ID
 from zmqrl.learner.games import is_atari_id
-from zmqrl.recipes import RECIPES
+from zmqrl.recipes import OF_ANY, RECIPES
 from zmqrl.simulate.scenario import Scenario
 
 DEFAULT_PROFILE_VERSIONS = "100"
@@ -71,7 +73,7 @@ def config_from(
     recipe, options = recipe_of(arguments)
     resumed, _ = parse_known(Resumed, options, program)
     if not resumed.resume:
-        default = adapt(_named(recipe))
+        default = adapt(_base(recipe, options))
         if resumed.scenario is not None:
             default = under(default, resumed.scenario)
         return _checked(parse(Config, options, program, default, beside=[own]), options)
@@ -103,12 +105,29 @@ def _checked(config: Config, options: list[str]) -> Config:
 
 
 def default_of(arguments: list[str], own: type[Any]) -> Config:
-    """The settings of the recipe named in ``arguments``, or of breakout if none is named. Raises UsageError."""
-    return _named(recipe_of(arguments, own)[0])
+    """The settings of the recipe named in ``arguments``, or of one that fits ``--env``. Raises UsageError."""
+    return _base(*recipe_of(arguments, own))
 
 
-def _named(recipe: str | None) -> Config:
-    return RECIPES[recipe or "breakout"]()
+def _base(recipe: str | None, options: list[str]) -> Config:
+    """The settings of ``recipe`` before ``options`` apply. If it is None, they are those of a recipe for ``--env``."""
+    if recipe is None:
+        env = _env_in(options)
+        recipe = "breakout" if env is None or env == DUMMY_ID or is_atari_id(env) else OF_ANY
+    config = RECIPES[recipe]()
+    if recipe == OF_ANY and "--envs.images" in options:  # networks scale images themselves
+        config = dataclasses.replace(config, envs=dataclasses.replace(config.envs, normalize_observations=False))
+    return config
+
+
+def _env_in(options: list[str]) -> str | None:
+    """The value of ``--env`` in ``options``, or None."""
+    for word, following in pairwise([*options, ""]):
+        if word == "--env":
+            return following
+        if word.startswith("--env="):
+            return word.removeprefix("--env=")
+    return None
 
 
 def recipe_of(arguments: list[str], *own: type[Any]) -> tuple[str | None, list[str]]:
