@@ -150,9 +150,9 @@ def _place(error: BaseException) -> str:
     found: list[tuple[Path, int]] = []
     for each in filter(None, (error, error.__cause__)):  # Gymnasium replaces some errors
         for frame, line in reversed(list(traceback.walk_tb(each.__traceback__))):
-            spec = frame.f_globals.get("__spec__")
-            module = str(frame.f_globals.get("__name__") if spec is None else spec.name)  # not __main__ after python -m
-            if module.partition(".")[0] not in NOT_OF_THE_USER:
+            spec = frame.f_globals.get("__spec__")  # has the name of a module that python -m runs as __main__
+            module = getattr(spec, "name", None) or frame.f_globals.get("__name__")
+            if str(module).partition(".")[0] not in NOT_OF_THE_USER:
                 found.append((Path(frame.f_code.co_filename), line))
     # The user's code may call installed packages, or be one.
     found.sort(key=lambda place: not INSTALLED.isdisjoint(place[0].parts))
