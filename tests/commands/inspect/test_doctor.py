@@ -311,7 +311,7 @@ def test_a_network_that_allows_few_updates_is_a_warning(
     slow = Expectation(updates_per_s=0.5, bytes_per_update=1e6, limit=limit)
     monkeypatch.setattr(doctor, "expect", lambda *_, **__: slow)
     config = over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
-    assert doctor.run(Options(hosts="h1", json=True), config) == 0
+    assert doctor.run(Options(hosts="h1", address=("h1=127.0.0.1",), json=True), config) == 0
     assert json.loads(capsys.readouterr().out)["warnings"][-1:] == slow.warnings()
 
 
