@@ -534,7 +534,8 @@ def test_a_wrapper_that_cannot_be_used_is_named(register: Any, wrapper: str, sen
 @pytest.mark.parametrize("kind", ["NormalizeObservation", "NormalizeReward"])
 def test_a_registration_cannot_bring_statistics_of_its_own(kind: str) -> None:
     wrapper = WrapperSpec(kind, f"gymnasium.wrappers:{kind}", {})
-    gymnasium.register("zmqrl-test/Wrapped-v0", lambda **_: User(), additional_wrappers=(wrapper,))
+    entry_point: Any = User
+    gymnasium.register("zmqrl-test/Wrapped-v0", entry_point, additional_wrappers=(wrapper,))
     try:
         with pytest.raises(UsageError) as refused:
             describe_env("zmqrl-test/Wrapped-v0", EnvConfig(wrappers=(f"{__name__}:Halving",)))

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from support.paths import ROOT
@@ -66,10 +68,10 @@ SHORT = ("--envs.num-envs", "4", "--ppo.epochs", "2", "--ppo.minibatches", "2", 
 NORMALIZED = ("--envs.normalize-observations", "--envs.normalize-rewards")
 
 
-def run(where: Path, name: str, *options: str, module: str = MINE) -> RunFiles:
+def run(where: Path, name: str, *options: str, module: str = MINE, short: Sequence[str] = SHORT) -> RunFiles:
     (where / "my_games.py").write_text(module, encoding="utf-8")
     environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(where)])}
-    command = ("--env", "my_games:Target-v0", *SHORT, *options)
+    command = ("--env", "my_games:Target-v0", *short, *options)
     with training(where / name, *command, environment=environment) as it:
         assert it.wait() == 0, it.said()
     return it.files
@@ -108,6 +110,26 @@ def test_a_run_trains_evaluates_and_records_an_environment_of_a_user(
     assert chosen.shape == (3, 2)
     assert chosen.dtype == np.dtype(np.float32 if action == "box" else np.int64)
     assert np.shape(policy.act(np.zeros(5, np.float32), greedy=True)) == (2,)
+
+
+def random_score(action: str) -> float:
+    """The mean score of 200 games with random actions."""
+    env: gymnasium.Env[Any, Any] = gymnasium.make("my_games:Target-v0", action=action)
+    env.action_space.seed(1)
+    scores = []
+    for seed in range(200):
+        env.reset(seed=seed)
+        scores.append(sum(float(env.step(env.action_space.sample())[1]) for _ in range(8)))
+    return float(np.mean(scores))
+
+
+@pytest.mark.parametrize("action", ["box", "choices"])
+def test_a_policy_learns_the_actions_that_pay(action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best mean scores are 0 for the box, and -6 for the choices, which are whole numbers."""
+    settings = ("--consistent", "--envs.normalize-observations", "--optimizer.learning-rate", "3e-3")
+    files = run(tmp_path, "run", "--env-arg", f"action={action}", *settings, "--updates", "1600", short=())
+    monkeypatch.syspath_prepend(tmp_path)
+    assert files.summary()["score_mean_50"] > 0.6 * random_score(action)
 
 
 def test_statistics_are_bit_identical_for_any_number_of_shards_and_survive_a_resume(tmp_path: Path) -> None:
