@@ -114,10 +114,7 @@ def test_a_run_uses_the_free_cpus_of_all_nodes_and_leaves_nothing(
 
 @pytest.mark.processes
 @pytest.mark.slow
-def test_a_cluster_can_be_used_from_another_machine_through_its_client_server(
-    ray_addresses: Addresses, need_modules: Callable[..., None]
-) -> None:
-    need_modules("grpc")
+def test_a_cluster_can_be_used_from_another_machine_through_its_client_server(ray_addresses: Addresses) -> None:
     cluster = RayCluster.at(ray_addresses.client)
     assert cluster.nodes == RayCluster.at(ray_addresses.inside).nodes
     name, other = cluster.nodes

@@ -24,7 +24,7 @@ EXTRAS: Final = {
     "page": {"starlette": "starlette", "uvicorn": "uvicorn"},
     "mlflow": {"mlflow-skinny": "mlflow", "sqlalchemy": "sqlalchemy", "alembic": "alembic"},
     "wandb": {"wandb": "wandb"},
-    "ray": {"ray": "ray"},
+    "ray": {"ray[client]": "ray"},
 }
 ON_HOSTS: Final = ("atari", "video")  # for processes on hosts. The launcher needs the others
 # The extras that zmqrl and Gymnasium both have, and a module of each. Their packages are those of Gymnasium.
