@@ -419,14 +419,20 @@ with page_beside(RunDirectory(Path(sys.argv[1])), lambda text: print(text, flush
 """
 
 
+@contextlib.contextmanager
+def parent_of_page(run: Path) -> Iterator[tuple["subprocess.Popen[str]", ServedPage]]:
+    """A process that serves the page of a run beside it, until its standard input ends."""
+    command, pipe = [sys.executable, "-c", PARENT, str(run)], subprocess.PIPE
+    with ending(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)) as parent:
+        assert parent.stdout is not None
+        yield parent, ServedPage(parent.stdout.readline().strip(), parent)
+
+
 @pytest.mark.parametrize("killed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_page_beside_a_run_ends_with_the_run(tmp_path: Path, killed: bool) -> None:
     run = run_directory(tmp_path / "run", [row(1)])
-    command, pipe = [sys.executable, "-c", PARENT, str(run)], subprocess.PIPE
-    with ending(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)) as parent:
+    with parent_of_page(run) as (parent, page):
         assert parent.stdin is not None
-        assert parent.stdout is not None
-        page = ServedPage(parent.stdout.readline().strip(), parent)
         eventually(lambda: _answers(page), "the page answers")
         assert [(each["name"], each["version"]) for each in page.json("runs")["runs"]] == [(".", 10)]
         (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
@@ -442,11 +448,8 @@ def test_the_page_beside_a_run_ends_with_the_run(tmp_path: Path, killed: bool) -
 
 def test_an_open_page_shows_how_its_run_ended(tmp_path: Path) -> None:
     run = run_directory(tmp_path / "run", [row(1)])
-    command, pipe = [sys.executable, "-c", PARENT, str(run)], subprocess.PIPE
-    with ending(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)) as parent:
+    with parent_of_page(run) as (parent, page):
         assert parent.stdin is not None
-        assert parent.stdout is not None
-        page = ServedPage(parent.stdout.readline().strip(), parent)
         page.open()
         assert page.json("run", run=".")["exit_reason"] is None
         parent.stdin.close()
