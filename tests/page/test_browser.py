@@ -465,9 +465,13 @@ def test_charts_and_times_say_that_they_are_loading(page: "Page") -> None:
         visit.set_default_timeout(1e3 * WITHIN_S)
         visit.route("**/api/charts*", lambda _: None)
         visit.route("**/api/timing*", lambda _: None)
-        for view in ("#/", "#/run?run=pong-1", "#/run?run=pong-1&tab=timing"):
+        for view, place in (
+            ("#/", ".charts"),
+            ("#/run?run=pong-1", ".charts"),
+            ("#/run?run=pong-1&tab=timing", "div:not(.charts)"),
+        ):
             visit.goto(page.url.partition("#")[0] + view)
-            visit.get_by_text("loading", exact=True).wait_for()
+            visit.locator(f"{place} > p").get_by_text("loading", exact=True).wait_for()
     finally:
         visit.close()
 
