@@ -9,9 +9,9 @@ Without root, the files stay in the cache, and the result says so. With --browse
 Chromium, without a window, takes to start, and then to draw the curves. It measures after how long the page has a new
 run, and a new row of a run.
 
-With --beside, it trains cartpole for SECONDS without a page, with the list of runs open, and with the timing of the run
-open, in turn, as often as --rounds. The page has a server of its own, and gets the requests of a browser, without a
-browser that would also use the cores.
+With --beside, it trains cartpole once, and compares parts of 10 s: without a page, with the list of runs open, and with
+the timing of the run open, in turn, until each had SECONDS. The page has a server of its own, and gets the requests of
+a browser, without a browser that would also use the cores.
 
 The figures go to `results.json` in DIR, and as a table into its `README.md` and the pages of --page.
 """
@@ -27,7 +27,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.client import HTTPConnection
@@ -36,14 +35,19 @@ from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
 import marked
+import numpy as np
+from numpy.typing import NDArray
 
 from zmqrl.observe.provenance import provenance
 from zmqrl.recipes import breakout_ppo
+from zmqrl.results.bootstrap import mean_interval
 
 RESULTS: Final = Path(__file__).parent / "results/page"
 DROP = Path("/proc/sys/vm/drop_caches")
 DRAWN_AT_FIRST = 12  # runs whose curves the page draws, in zmqrl/page/static/runs.js
 WORKERS = 16
+PART_S: Final = 10.0  # of each view, before the next view is open
+TRAINED_WITHIN_S: Final = 60.0
 POLL_S = 1.0  # the page repeats each request after this time, in zmqrl/page/static/api.js
 STATIC = re.compile(r'(?:src|href)="(static/[^"]+)"')
 IMPORT = re.compile(r'from "\./([^"]+)"')
@@ -208,11 +212,12 @@ def waits_of_a_new_run(visit: Visit, path: Path, phase: float) -> tuple[float, f
     return run_s, waited(lambda: visit.charts([name]) != before, POLL_S)
 
 
-def waited(is_shown: Callable[[], bool], first_s: float) -> float:
+def waited(is_so: Callable[[], bool], first_s: float, within_s: float = 60.0) -> float:
     """Ask after ``first_s``, and then as often as the page does, until the answer is yes. Returns the seconds."""
     began_at = time.perf_counter()
     time.sleep(first_s)
-    while not is_shown():
+    while not is_so():
+        assert time.perf_counter() < began_at + within_s
         time.sleep(POLL_S)
     return time.perf_counter() - began_at
 
@@ -247,55 +252,44 @@ VIEWS: Final[dict[str, Callable[[str], Sequence[str]]]] = {
 """What an open page asks for again and again, for each view."""
 
 
-def beside(root: Path, seconds: float, rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Train ``rounds`` times with each view open. Returns the updates/s, and the cores that the page used."""
+def beside(root: Path, seconds: float) -> dict[str, list[dict[str, float]]]:
+    """Train with each view open for ``seconds``. Returns the updates/s and the cores of the page, for each part."""
+    rounds, run = math.ceil(seconds / PART_S), root / "run"
+    minutes = (rounds * len(VIEWS) * PART_S + 2 * TRAINED_WITHIN_S) / 60
+    options = ["--minutes", str(minutes), "--trackers", "--run-dir", str(run)]
+    command = [sys.executable, "-m", "zmqrl", "train", "cartpole", *options]
     found: dict[str, list[dict[str, float]]] = {view: [] for view in VIEWS}
-    for number in range(rounds):
-        for view in [*VIEWS][number % len(VIEWS) :] + [*VIEWS][: number % len(VIEWS)]:
-            measured = trained_beside(root / f"{view.replace(' ', '-')}-{number}", view, seconds)
-            found[view].append(measured)
-            print(f"round {number + 1}, {view}: {measured}", flush=True)
+    with serving(root) as (url, server), subprocess.Popen(command, stdout=subprocess.DEVNULL) as training:
+        try:
+            waited(lambda: len(rows_of(run)) > PART_S, PART_S, TRAINED_WITHIN_S)
+            for number in range(rounds):
+                for view in [*VIEWS][number % len(VIEWS) :] + [*VIEWS][: number % len(VIEWS)]:
+                    found[view].append(part_beside(url, server, run, view))
+                    print(f"round {number + 1}, {view}: {found[view][-1]}", flush=True)
+        finally:
+            training.terminate()
     return found
 
 
-def trained_beside(root: Path, view: str, seconds: float) -> dict[str, float]:
-    """Train cartpole while ``view`` is open."""
-    options = ["--minutes", str(seconds / 60), "--trackers", "--run-dir", str(root / "run")]
-    command = [sys.executable, "-m", "zmqrl", "train", "cartpole", *options]
-    root.mkdir(parents=True)
-    if view == "no page":
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return {"updates_per_s": updates_per_s(root / "run")}
-    ended = threading.Event()
-    with serving(root) as (url, server):
-        visit, paths = Visit(url), VIEWS[view]("run")
-        watcher = threading.Thread(target=watch, args=(visit, paths, ended))
-        used_s, began_at = processor_s(server), time.perf_counter()
-        watcher.start()
-        try:
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        finally:
-            ended.set()
-            watcher.join()
-        cores = (processor_s(server) - used_s) / (time.perf_counter() - began_at)
+def part_beside(url: str, server: "subprocess.Popen[str]", run: Path, view: str) -> dict[str, float]:
+    """Watch a view for ``PART_S``. Returns the updates/s of the run, and the cores that the page used."""
+    paths = VIEWS[view](run.name)
+    used_s, began_at, first = processor_s(server), time.perf_counter(), rows_of(run)[-1]
+    visit, known = Visit(url), dict.fromkeys(paths, "")
+    while (now := time.perf_counter()) < began_at + PART_S:
         for path in paths:
-            visit.get(path)  # fails if there is nothing to see
-    return {"updates_per_s": updates_per_s(root / "run"), "cores": cores}
+            status, _, known[path] = visit.ask(path, known[path])
+            assert status in (200, 304), (path, status)
+        time.sleep(max(POLL_S, 3 * (time.perf_counter() - now)))
+    last = rows_of(run)[-1]
+    cores = (processor_s(server) - used_s) / (time.perf_counter() - began_at)
+    return {"updates_per_s": (last["version"] - first["version"]) / (last["wall_s"] - first["wall_s"]), "cores": cores}
 
 
-def watch(visit: Visit, paths: Sequence[str], ended: threading.Event) -> None:
-    """Repeat the requests of an open page as often as it does, until ``ended``."""
-    known = dict.fromkeys(paths, "")
-    while not ended.is_set():
-        began_at = time.perf_counter()
-        for path in paths:
-            _, _, known[path] = visit.ask(path, known[path])  # 404 until the run is there
-        ended.wait(max(POLL_S, 3 * (time.perf_counter() - began_at)))
-
-
-def updates_per_s(run: Path) -> float:
-    ended = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    return float(ended["updates"] / ended["wall_s"])
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    """The rows that a run has written."""
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def tables(results: Mapping[str, Any]) -> str:
@@ -317,14 +311,21 @@ def tables(results: Mapping[str, Any]) -> str:
     ]
     for what, seconds in results["shown_s"].items():
         lines.append(f"| a {what} appears, at the latest after | {seconds:.1f} s | |")
-    if runs := results.get("beside"):
-        lines += ["", "| cartpole, with this open | updates/s | lowest to highest | cores that the page used |"]
+    if parts_of := results.get("beside"):
+        rates = {view: np.array([each["updates_per_s"] for each in measured]) for view, measured in parts_of.items()}
+        lines += ["", "| cartpole, with this open | updates/s | compared with no page | cores that the page used |"]
         lines.append("|---|---|---|---|")
-        for view, measured in runs.items():
-            cores = [each["cores"] for each in measured if "cores" in each]
-            used = f"{statistics.median(cores):.2f}" if cores else "-"
-            lines.append(f"| {view} | {_medians([each['updates_per_s'] for each in measured], '.1f')} | {used} |")
+        for view, measured in parts_of.items():
+            used = statistics.median(each["cores"] for each in measured)
+            compared = "-" if view == "no page" else _change(rates[view] / rates["no page"])
+            lines.append(f"| {view} | {np.median(rates[view]):.1f} | {compared} | {used:.3f} |")
     return "".join(f"{line}\n" for line in lines)
+
+
+def _change(ratios: NDArray[np.float64]) -> str:
+    """The mean change and its 95 % interval over the rounds."""
+    mean, (low, high) = ratios.mean(), mean_interval(ratios.tolist())
+    return f"{mean - 1:+.1%} ({low - 1:+.1%} to {high - 1:+.1%})".replace("%", " %")
 
 
 def _medians(figures: Sequence[float], form: str, unit: str = "") -> str:
@@ -341,7 +342,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--browser", action="store_true")
-    parser.add_argument("--beside", type=float, default=0.0, help="seconds of each run beside the page")
+    parser.add_argument("--beside", type=float, default=0.0, help="seconds of each view beside a run")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, nargs="*", default=[], help="pages in which to replace the table")
     options = parser.parse_args()
@@ -364,7 +365,7 @@ def main() -> None:
     results = {"runs": options.runs, "hours": options.hours, "metrics_bytes": size, "rows": rows, "shown_s": shown_s}
     if options.beside:
         with tempfile.TemporaryDirectory() as place:
-            results["beside"] = beside(Path(place), options.beside, options.rounds)
+            results["beside"] = beside(Path(place), options.beside)
     results |= {"load": os.getloadavg()[0], "provenance": origin}
     (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     for page in [*options.output.glob("README.md"), *options.page]:

@@ -49,17 +49,17 @@ def test_without_a_browser_or_an_empty_cache_the_table_says_so() -> None:
 
 
 def test_the_updates_of_a_run_are_beside_those_with_an_open_page() -> None:
-    rates = {"no page": [20.0, 22.0, 21.0], "list of runs": [19.0, 20.0, 21.0], "timing": [18.0, 18.5, 17.0]}
+    rates = {"no page": [20.0, 40.0, 30.0], "list of runs": [19.0, 38.0, 28.5], "timing": [20.4, 40.8, 30.6]}
+    cores = {"no page": 0.0, "list of runs": 0.012, "timing": 0.03}
     beside = {
-        view: [{"updates_per_s": rate} | ({} if view == "no page" else {"cores": 0.02}) for rate in of_view]
-        for view, of_view in rates.items()
+        view: [{"updates_per_s": rate, "cores": cores[view]} for rate in of_view] for view, of_view in rates.items()
     }
     assert page.tables({**RESULTS, "beside": beside}).splitlines()[-5:] == [
-        "| cartpole, with this open | updates/s | lowest to highest | cores that the page used |",
+        "| cartpole, with this open | updates/s | compared with no page | cores that the page used |",
         "|---|---|---|---|",
-        "| no page | 21.0 | 20.0 to 22.0 | - |",
-        "| list of runs | 20.0 | 19.0 to 21.0 | 0.02 |",
-        "| timing | 18.0 | 17.0 to 18.5 | 0.02 |",
+        "| no page | 30.0 | - | 0.000 |",
+        "| list of runs | 28.5 | -5.0 % (-5.0 % to -5.0 %) | 0.012 |",
+        "| timing | 30.6 | +2.0 % (+2.0 % to +2.0 %) | 0.030 |",
     ]
 
 
