@@ -47,6 +47,23 @@ class MeasuredRun:
         return f"{full}{training} ({self.options}; {pace}{self.machine}; {self.source})"
 
 
+def _continuous(*runs: tuple[int, int, float, int]) -> tuple[MeasuredRun, ...]:
+    """Runs of ``benchmarks/continuous.py``: the seed, the agent steps, the score and the seconds of each."""
+    return tuple(
+        MeasuredRun(
+            score=score,
+            evaluation=None,
+            minutes=seconds / 60,
+            agent_steps_per_s=None,
+            options=f"--agent-steps {agent_steps} --seed {seed}",
+            machine=BUSY,
+            source="benchmarks/results/continuous",
+            flavour=AS_REGISTERED,
+        )
+        for seed, agent_steps, score, seconds in runs
+    )
+
+
 # Recipes that are not here have not been measured.
 RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
     "breakout": (
@@ -121,23 +138,21 @@ RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
         )
         for seconds in (57, 82)
     ),
-    "pendulum": tuple(
-        MeasuredRun(
-            score=score,
-            evaluation=None,
-            minutes=seconds / 60,
-            agent_steps_per_s=None,
-            options=f"--agent-steps {agent_steps} --seed {seed}",
-            machine=BUSY,
-            source="benchmarks/results/continuous",
-            flavour=AS_REGISTERED,
-        )
-        for seed, agent_steps, score, seconds in (
-            (1, 102_400, -195.9, 230),
-            (2, 102_400, -206.1, 98),
-            (3, 102_400, -189.2, 76),
-            (1, 204_800, -145.1, 610),
-        )
+    "pendulum": _continuous(
+        (1, 102_400, -195.9, 230),
+        (2, 102_400, -206.1, 98),
+        (3, 102_400, -189.2, 76),
+        (1, 204_800, -145.1, 610),
+    ),
+    "bipedalwalker": _continuous(
+        (1, 500_000, 253.7, 814),
+        (2, 500_000, 234.8, 1156),
+        (3, 500_000, 229.2, 605),
+    ),
+    "hopper": _continuous(
+        (1, 1_000_000, 1927.7, 1781),
+        (2, 1_000_000, 2587.9, 1987),
+        (3, 1_000_000, 2763.1, 1522),
     ),
 }
 
