@@ -1,4 +1,4 @@
-"""A network lab for cluster benchmarks (docs/netlab.md), and runs on its hosts."""
+"""A network lab for cluster benchmarks (docs/netlab.md), and runs on its hosts or on this machine."""
 
 import contextlib
 import json
@@ -66,7 +66,7 @@ def lab(hosts: int) -> Iterator[Lab]:
 
 
 class Run:
-    """A ``zmqrl launch`` on the hosts of a lab. ``path`` is its run directory."""
+    """A run that a benchmark has started. ``path`` is its run directory."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", path: Path) -> None:
         self.process, self.path, self.begun_at = process, path, time.time()
@@ -77,6 +77,11 @@ class Run:
             return [json.loads(line) for line in (self.path / "metrics.jsonl").read_bytes().split(b"\n")[:-1]]
         except FileNotFoundError:
             return []
+
+    def row_after(self, wall_s: float) -> dict[str, Any] | None:
+        """The newest row of metrics, or None if the run has not yet trained for ``wall_s`` seconds."""
+        rows = self.rows()
+        return rows[-1] if rows and rows[-1]["wall_s"] >= wall_s else None
 
     def wait_for(self, look: Callable[[], T | None], what: str, within_s: float) -> T:
         """Wait until ``look`` returns a result. After ``within_s``, end the benchmark with the run's output instead."""
@@ -90,23 +95,29 @@ class Run:
 
 
 @contextlib.contextmanager
+def running(command: Sequence[str], path: Path) -> Iterator[Run]:
+    """Start a command of zmqrl with the run directory ``path``, and end it with Ctrl-C after the block."""
+    with path.with_suffix(".log").open("wb") as log:
+        zmqrl = [sys.executable, "-m", "zmqrl", *command, "--run-dir", str(path)]
+        process = subprocess.Popen(zmqrl, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        yield Run(process, path)
+        process.send_signal(signal.SIGINT)
+        process.wait(END_WITHIN_S)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
 def launched(where: Lab, hosts: str, options: Sequence[str]) -> Iterator[Run]:
-    """Start a run, and end it with Ctrl-C after the block. ``hosts`` is a list such as h1,h2 or the text of a hosts
-    file.
+    """Start a run on hosts of a lab, and end it with Ctrl-C after the block. ``hosts`` is a list such as h1,h2 or the
+    text of a hosts file.
     """
     with tempfile.TemporaryDirectory(prefix="zmqrl-bench-run-") as scratch:
-        path = Path(scratch) / "run"
         if "[[host]]" in hosts:
             (Path(scratch) / "hosts.toml").write_text(hosts, encoding="utf-8")
             hosts = str(Path(scratch) / "hosts.toml")
         reach = ["-H", hosts, "--ssh-config", str(where.ssh_config)]
-        command = [sys.executable, "-m", "zmqrl", "launch", *reach, *options, "--run-dir", str(path)]
-        with path.with_suffix(".log").open("wb") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        try:
-            yield Run(process, path)
-            process.send_signal(signal.SIGINT)
-            process.wait(END_WITHIN_S)
-        finally:
-            process.kill()
-            process.wait()
+        with running(["launch", *reach, *options], Path(scratch) / "run") as run:
+            yield run

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from bench_lab import Lab, Run, lab, launched
+from bench_lab import Lab, lab, launched
 
 from zmqrl.observe.drawing import COLOURS, STYLE
 from zmqrl.observe.provenance import provenance
@@ -44,7 +44,7 @@ def measure(where: Lab, shards: int, workers: int, rate: str, options: Sequence[
     load_before = os.getloadavg()[0]
     numbers = ["--shards", str(shards), "--workers", str(workers)]
     with launched(where, hosts, [*options, *numbers]) as run:
-        first = run.wait_for(lambda: row_after(run, WARM_UP_S), "row of metrics", FIRST_ROW_WITHIN_S)
+        first = run.wait_for(lambda: run.row_after(WARM_UP_S), "row of metrics", FIRST_ROW_WITHIN_S)
         before, begun_at = Sample(where), time.monotonic()
         run.wait_for(lambda: True if time.monotonic() - begun_at >= seconds else None, "measurement", 2 * seconds)
         after, elapsed_s = Sample(where), time.monotonic() - begun_at
@@ -88,12 +88,6 @@ class Sample:
         self.links = where.bytes_by_host()
         user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
         self.busy_s = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-
-
-def row_after(run: Run, wall_s: float) -> dict[str, Any] | None:
-    """The newest row of metrics, or None if the run has not yet trained for ``wall_s`` seconds."""
-    rows = run.rows()
-    return rows[-1] if rows and rows[-1]["wall_s"] >= wall_s else None
 
 
 def links_in_turn(parameters: int, shards: int, workers: int, rate: str) -> float | None:

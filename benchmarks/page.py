@@ -35,8 +35,7 @@ from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
 import marked
-import numpy as np
-from numpy.typing import NDArray
+from bench_lab import Run, running
 
 from zmqrl.observe.provenance import provenance
 from zmqrl.recipes import breakout_ppo
@@ -47,7 +46,8 @@ DROP = Path("/proc/sys/vm/drop_caches")
 DRAWN_AT_FIRST = 12  # runs whose curves the page draws, in zmqrl/page/static/runs.js
 WORKERS = 16
 PART_S: Final = 10.0  # of each view, before the next view is open
-TRAINED_WITHIN_S: Final = 60.0
+WARM_UP_S: Final = 10.0
+WITHIN_S: Final = 60.0
 POLL_S = 1.0  # the page repeats each request after this time, in zmqrl/page/static/api.js
 STATIC = re.compile(r'(?:src|href)="(static/[^"]+)"')
 IMPORT = re.compile(r'from "\./([^"]+)"')
@@ -212,12 +212,12 @@ def waits_of_a_new_run(visit: Visit, path: Path, phase: float) -> tuple[float, f
     return run_s, waited(lambda: visit.charts([name]) != before, POLL_S)
 
 
-def waited(is_so: Callable[[], bool], first_s: float, within_s: float = 60.0) -> float:
+def waited(is_shown: Callable[[], bool], first_s: float) -> float:
     """Ask after ``first_s``, and then as often as the page does, until the answer is yes. Returns the seconds."""
     began_at = time.perf_counter()
     time.sleep(first_s)
-    while not is_so():
-        assert time.perf_counter() < began_at + within_s
+    while not is_shown():
+        assert time.perf_counter() < began_at + WITHIN_S, "the page does not show what was written"
         time.sleep(POLL_S)
     return time.perf_counter() - began_at
 
@@ -254,42 +254,32 @@ VIEWS: Final[dict[str, Callable[[str], Sequence[str]]]] = {
 
 def beside(root: Path, seconds: float) -> dict[str, list[dict[str, float]]]:
     """Train with each view open for ``seconds``. Returns the updates/s and the cores of the page, for each part."""
-    rounds, run = math.ceil(seconds / PART_S), root / "run"
-    minutes = (rounds * len(VIEWS) * PART_S + 2 * TRAINED_WITHIN_S) / 60
-    options = ["--minutes", str(minutes), "--trackers", "--run-dir", str(run)]
-    command = [sys.executable, "-m", "zmqrl", "train", "cartpole", *options]
+    rounds = math.ceil(seconds / PART_S)
+    minutes = (rounds * len(VIEWS) * PART_S + 2 * WITHIN_S) / 60
+    command = ["train", "cartpole", "--minutes", str(minutes), "--trackers"]
     found: dict[str, list[dict[str, float]]] = {view: [] for view in VIEWS}
-    with serving(root) as (url, server), subprocess.Popen(command, stdout=subprocess.DEVNULL) as training:
-        try:
-            waited(lambda: len(rows_of(run)) > PART_S, PART_S, TRAINED_WITHIN_S)
-            for number in range(rounds):
-                for view in [*VIEWS][number % len(VIEWS) :] + [*VIEWS][: number % len(VIEWS)]:
-                    found[view].append(part_beside(url, server, run, view))
-                    print(f"round {number + 1}, {view}: {found[view][-1]}", flush=True)
-        finally:
-            training.terminate()
+    with serving(root) as (url, server), running(command, root / "run") as run:
+        run.wait_for(lambda: run.row_after(WARM_UP_S), "row of metrics", WITHIN_S)
+        for number in range(rounds):
+            for view in [*VIEWS][number % len(VIEWS) :] + [*VIEWS][: number % len(VIEWS)]:
+                found[view].append(part_beside(url, server, run, view))
+                print(f"round {number + 1}, {view}: {found[view][-1]}", flush=True)
     return found
 
 
-def part_beside(url: str, server: "subprocess.Popen[str]", run: Path, view: str) -> dict[str, float]:
+def part_beside(url: str, server: "subprocess.Popen[str]", run: Run, view: str) -> dict[str, float]:
     """Watch a view for ``PART_S``. Returns the updates/s of the run, and the cores that the page used."""
-    paths = VIEWS[view](run.name)
-    used_s, began_at, first = processor_s(server), time.perf_counter(), rows_of(run)[-1]
+    paths = VIEWS[view](run.path.name)
+    used_s, began_at, first = processor_s(server), time.perf_counter(), run.rows()[-1]
     visit, known = Visit(url), dict.fromkeys(paths, "")
     while (now := time.perf_counter()) < began_at + PART_S:
         for path in paths:
             status, _, known[path] = visit.ask(path, known[path])
             assert status in (200, 304), (path, status)
         time.sleep(max(POLL_S, 3 * (time.perf_counter() - now)))
-    last = rows_of(run)[-1]
+    last = run.rows()[-1]
     cores = (processor_s(server) - used_s) / (time.perf_counter() - began_at)
     return {"updates_per_s": (last["version"] - first["version"]) / (last["wall_s"] - first["wall_s"]), "cores": cores}
-
-
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    """The rows that a run has written."""
-    path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def tables(results: Mapping[str, Any]) -> str:
@@ -312,20 +302,21 @@ def tables(results: Mapping[str, Any]) -> str:
     for what, seconds in results["shown_s"].items():
         lines.append(f"| a {what} appears, at the latest after | {seconds:.1f} s | |")
     if parts_of := results.get("beside"):
-        rates = {view: np.array([each["updates_per_s"] for each in measured]) for view, measured in parts_of.items()}
+        rates = {view: [each["updates_per_s"] for each in measured] for view, measured in parts_of.items()}
         lines += ["", "| cartpole, with this open | updates/s | compared with no page | cores that the page used |"]
         lines.append("|---|---|---|---|")
         for view, measured in parts_of.items():
             used = statistics.median(each["cores"] for each in measured)
-            compared = "-" if view == "no page" else _change(rates[view] / rates["no page"])
-            lines.append(f"| {view} | {np.median(rates[view]):.1f} | {compared} | {used:.3f} |")
+            compared = "-" if view == "no page" else _change(rates[view], rates["no page"])
+            lines.append(f"| {view} | {statistics.median(rates[view]):.1f} | {compared} | {used:.3f} |")
     return "".join(f"{line}\n" for line in lines)
 
 
-def _change(ratios: NDArray[np.float64]) -> str:
-    """The mean change and its 95 % interval over the rounds."""
-    mean, (low, high) = ratios.mean(), mean_interval(ratios.tolist())
-    return f"{mean - 1:+.1%} ({low - 1:+.1%} to {high - 1:+.1%})".replace("%", " %")
+def _change(rates: Sequence[float], without: Sequence[float]) -> str:
+    """The mean change of a rate over the rounds, and its 95 % interval."""
+    changes = [rate / other - 1 for rate, other in zip(rates, without, strict=True)]
+    low, high = mean_interval(changes)
+    return f"{statistics.fmean(changes):+.1%} ({low:+.1%} to {high:+.1%})".replace("%", " %")
 
 
 def _medians(figures: Sequence[float], form: str, unit: str = "") -> str:
