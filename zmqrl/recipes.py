@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from zmqrl.config import Config, ScheduleConfig
+from zmqrl.errors import did_you_mean, require
 from zmqrl.learner.games import EnvConfig
 from zmqrl.learner.settings import BA3CConfig, NetworkConfig, PPOConfig
 from zmqrl.ps.shard.optimizer import OptimizerConfig
@@ -198,6 +199,13 @@ def remark(config: Config) -> str | None:
         return None
     return (
         f"an update learns from {samples} samples, but from {DBA3C_SAMPLES:,} in the paper: results are not comparable"
+    )
+
+
+def require_recipe(name: str) -> None:
+    """Raise UsageError if there is no recipe ``name``."""
+    require(
+        name in RECIPES, f"unknown recipe {name!r}{did_you_mean(name, RECIPES)}; choose one of {', '.join(RECIPES)}."
     )
 
 

@@ -95,6 +95,8 @@ CASES = [
     (["bench", ""], ["train", "wire"]),
     (["bench", "train", "--sec"], ["--seconds"]),
     (["bench", "train", "cart"], ["cartpole"]),
+    (["recipes", "dba"], ["dba3c-breakout"]),
+    (["recipes", "--wor"], []),
     (["eval", ""], ["runs/first run"]),
     (["eval", "ru"], ["runs"]),
     (["eval", "runs/first run", "--ch"], ["--checkpoint"]),

@@ -31,7 +31,7 @@ GROUPS = {
         "launch": Command(
             "run.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts (ssh, Slurm and others)"
         ),
-        "recipes": Command("inspect.recipes", "[--json]", "list the recipes, with their scores and training times"),
+        "recipes": Command("inspect.recipes", "[RECIPE] [--json]", "list recipes with their scores and training times"),
         "doctor": Command("inspect.doctor", "[-H HOSTS] [RECIPE] [options]", "check that machines can run this job"),
         "worker": Command("run.worker", "DIR/cluster.json", "join a run as an external worker", is_guarded=True),
         "stop": Command("run.stop", "RUN", "end a run with a checkpoint"),

@@ -60,7 +60,7 @@ def completions() -> dict[str, Completed]:
     """Maps each command, such as ``train`` or ``bench train``, to what can follow it."""
     found = {name: completed(about.module, about.arguments, about.purpose) for name, about in COMMANDS.items()}
     for name, (module, purpose) in BENCHMARKS.items():
-        arguments = "[RECIPE]" if name == "train" else ""
+        arguments = "[RECIPE] [options]" if name == "train" else ""
         found[f"bench {name}"] = completed(f"measure.{module}", arguments, purpose)
     return found
 
@@ -72,7 +72,7 @@ def completed(module: str, arguments: str, purpose: str) -> Completed:
     kind: OperandKind | None = None
     words: tuple[str, ...] = ()
     if "RECIPE" in arguments:
-        options += options_of(Config)
+        options += options_of(Config) if "[options]" in arguments else ()
         kind, words = "words", tuple(RECIPES)
     elif choice := re.match(r"[a-z-]+(\|[a-z-]+)+", arguments):
         kind, words = "words", tuple(choice[0].split("|"))

@@ -221,8 +221,9 @@ def _one_sentence(program: str, arguments: Iterable[str], of: Iterable[type[Any]
     lines = [line.strip("│╭╮╰╯|+ ") for line in complaint.getvalue().splitlines()]
     after_title = dropwhile(_is_rule, lines[1:])
     sentence = " ".join(takewhile(lambda line: not _is_rule(line), after_title)).rstrip(".")
-    unknown = _unknown(arguments, of) if sentence.startswith("Unrecognized") else None
-    raise UsageError(f"{unknown or sentence}; {program.split(' [')[0]} --help lists the options.")
+    if sentence.startswith("Unrecognized"):  # "Unrecognized options: a b"
+        sentence = _unknown(arguments, of) or f"unexpected argument {sentence.partition(': ')[2]}"
+    raise UsageError(f"{sentence}; {program.split(' [')[0]} --help lists the options.")
 
 
 def _unknown(arguments: Iterable[str], of: Iterable[type[Any]]) -> str | None:

@@ -9,6 +9,7 @@ from support.paths import ROOT
 
 from zmqrl import cli
 from zmqrl.commands.inspect.recipes import ATARI, BUSY, RESULTS, WITH_AVX512, MeasuredRun
+from zmqrl.errors import UsageError
 from zmqrl.observe.records import flat
 from zmqrl.recipes import RECIPES
 
@@ -114,6 +115,15 @@ def test_every_recipe_is_listed_and_one_without_figures_says_so(capsys: pytest.C
     assert told in paragraphs["breakout-ppo"]
     assert f"\n  games: {ATARI}" in paragraphs["breakout-ppo"]
     assert "\n  18.1 in training after 20 minutes (" in paragraphs["pong"]
+
+
+def test_one_recipe_can_be_shown_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["recipes", "pong"]) == 0
+    assert [text.partition(":")[0] for text in capsys.readouterr().out.strip().split("\n\n")[:-1]] == ["pong"]
+    assert cli.run(["recipes", "--json", "pong"]) == 0
+    assert [recipe["recipe"] for recipe in json.loads(capsys.readouterr().out)] == ["pong"]
+    with pytest.raises(UsageError, match=r"^unknown recipe 'pon' \(did you mean pong\?\); choose one of breakout, "):
+        cli.run(["recipes", "pon"])
 
 
 def test_the_list_is_also_plain_data(capsys: pytest.CaptureFixture[str]) -> None:

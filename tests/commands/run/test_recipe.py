@@ -125,6 +125,13 @@ def test_an_error_names_the_command_that_was_called(command: str, words: str, se
     assert re.fullmatch(pattern, str(refused.value)), refused.value
 
 
+@pytest.mark.parametrize("command", ["status runs/a runs/b", "recipes pong runs/b", "worker a/cluster.json runs/b"])
+def test_an_error_names_an_argument_too_many(command: str) -> None:
+    sentence = f"unexpected argument runs/b; zmqrl {command.split()[0]} --help lists the options."
+    with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$"):
+        cli.run(command.split())
+
+
 def test_an_error_suggests_an_option_of_the_command_itself() -> None:
     with pytest.raises(UsageError, match=r"unknown option --dry-rn \(did you mean --dry-run\?\)"):
         cli.run(["launch", "-H", "h1", "cartpole", "--dry-rn"])

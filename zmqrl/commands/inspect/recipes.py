@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import tyro
 
 from zmqrl.commands.options import parse
 from zmqrl.commands.output import print_json
-from zmqrl.recipes import RECIPES
+from zmqrl.recipes import RECIPES, require_recipe
 
 WITH_AVX512: Final = "2 cores of an AMD EPYC with AVX-512 and bfloat16"
 WITHOUT_AVX512: Final = "2 cores of an x86-64 processor without AVX-512"
@@ -161,13 +163,17 @@ RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
 class Options:
     """List the recipes of `zmqrl train`, with their recorded scores, training times and machines."""
 
+    recipe: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[RECIPE]")] = None
+    """Show only this recipe."""
     json: bool = False
     """Print a list of JSON objects."""
 
 
 def command(arguments: list[str]) -> int:
     options = parse(Options, arguments, "zmqrl recipes")
-    found = [about(name) for name in RECIPES]
+    if options.recipe is not None:
+        require_recipe(options.recipe)
+    found = [about(name) for name in RECIPES if options.recipe in (None, name)]
     if options.json:
         print_json(found)
         return 0

@@ -12,10 +12,10 @@ from zmqrl.commands.options import OPTION, asks_for_help, operands, option_names
 from zmqrl.commands.run import help
 from zmqrl.commands.run.detach import detach, on_up
 from zmqrl.config import Config
-from zmqrl.errors import UsageError, did_you_mean, require
+from zmqrl.errors import UsageError, require
 from zmqrl.learner.dummy import DUMMY_ID
 from zmqrl.learner.games import is_atari_id
-from zmqrl.recipes import OF_ANY, RECIPES
+from zmqrl.recipes import OF_ANY, RECIPES, require_recipe
 from zmqrl.simulate.scenario import Scenario
 
 DEFAULT_PROFILE_VERSIONS = "100"
@@ -133,10 +133,8 @@ def _env_in(options: list[str]) -> str | None:
 def recipe_of(arguments: list[str], *own: type[Any]) -> tuple[str | None, list[str]]:
     """The recipe, from anywhere in ``arguments``, and the options. Raises UsageError."""
     words, options = operands(_with_profile_default(with_run_dir(arguments)), (*own, Config), RECIPES)
-    if words and words[0] not in RECIPES:
-        raise UsageError(
-            f"unknown recipe {words[0]!r}{did_you_mean(words[0], RECIPES)}; choose one of {', '.join(RECIPES)}."
-        )
+    if words:
+        require_recipe(words[0])
     require(len(words) < 2, f"{' '.join(words)}: a command takes only one recipe.")
     return words[0] if words else None, options
 
