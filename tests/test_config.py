@@ -170,6 +170,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"checkpoint": {"every_minutes": 0.0}}, "--checkpoint.every-minutes 0"),
     ({"checkpoint": {"keep": 0}}, "--checkpoint.keep 0"),
     ({"evaluation": {"episodes": 0}}, "--evaluation.episodes 0"),
+    ({"evaluation": {"episodes": 100_001}}, "--evaluation.episodes 100001: must be from 1 to 100000."),
     ({"evaluation": {"every_minutes": -1.0}}, "--evaluation.every-minutes -1"),
     ({"schedule": {"updates": 0}}, "--schedule.updates 0"),
     ({"schedule": {"agent_steps": -1}}, "--schedule.agent-steps -1"),

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import tyro
 
@@ -35,8 +35,9 @@ from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
 from zmqrl.simulate.compute import Pace
 from zmqrl.simulate.laws import Law
 from zmqrl.simulate.scenario import Failure, Straggler
-from zmqrl.words import counted
+from zmqrl.words import counted, whole_number
 
+MOST_GAMES: Final = 100_000  # of an evaluation
 MODEL_HELP = f"Network: {IMAGE_NETWORKS} for images, {VECTOR_NETWORK} for vectors, or your own MODULE:FUNCTION."
 
 
@@ -71,10 +72,10 @@ class WireConfig:
         """The ports of ``port_range``. Raises UsageError if the value is not a range of ports."""
         if self.port_range is None:
             return None
-        first, _, last = self.port_range.partition("-")
-        is_range = first.isdigit() and last.isdigit() and 1024 <= int(first) <= int(last) < 65536
+        first, last = (whole_number(text) or 0 for text in self.port_range.partition("-")[::2])
+        is_range = 1024 <= first <= last < 65536
         require(is_range, f"--wire.port-range {self.port_range}: must be FIRST-LAST within 1024-65535.")
-        return range(int(first), int(last) + 1)
+        return range(first, last + 1)
 
     def check(self) -> None:
         _require_positive("--wire.need-s", self.need_s)
@@ -149,7 +150,7 @@ class EvaluationConfig:
     """Take the most probable action instead of sampling one."""
 
     def check(self) -> None:
-        require(self.episodes >= 1, f"--evaluation.episodes {self.episodes}: must be 1 or more.")
+        require_games("--evaluation.episodes", self.episodes)
         _require_positive("--evaluation.every-minutes", self.every_minutes)
 
 
@@ -353,7 +354,8 @@ class Config:
         """Address and port of ``metrics_port``. Raises UsageError for an invalid value."""
         if self.metrics_port is None:
             return None
-        address, _, port = self.metrics_port.rpartition(":")
+        address, _, text = self.metrics_port.rpartition(":")
+        port = whole_number(text)
         try:
             ip = ipaddress.IPv4Address(address or "127.0.0.1")
         except ValueError:
@@ -362,16 +364,15 @@ class Config:
             not ip.is_unspecified,
             f"--metrics-port {self.metrics_port} would listen on every network: use one address of this machine.",
         )
-        require(
-            port.isascii() and port.isdigit() and int(port) < 65536,
-            f"--metrics-port {self.metrics_port}: the port must be from 0 to 65535.",
-        )
-        return str(ip), int(port)
+        if port is None or port >= 65536:
+            raise UsageError(f"--metrics-port {self.metrics_port}: the port must be from 0 to 65535.")
+        return str(ip), port
 
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""
         for part in (self.wire, self.envs, self.schedule, self.checkpoint, self.evaluation, self.recording):
             part.check()
+        require(self.env != "", "--env: the id of an environment is missing.")
         require(self.workers >= 1, f"--workers {self.workers}: must be 1 or more.")
         require(self.backups >= 0, f"--backups {self.backups}: must be 0 or more.")
         require(
@@ -454,6 +455,11 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:  # a host name may resolve to any address
         return False
+
+
+def require_games(option: str, games: int) -> None:
+    """Raise UsageError if an evaluation cannot have so many ``games``. Even games that have not begun take memory."""
+    require(1 <= games <= MOST_GAMES, f"{option} {games}: must be from 1 to {MOST_GAMES}.")
 
 
 def _require_positive(option: str, value: float | None) -> None:

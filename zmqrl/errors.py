@@ -55,6 +55,9 @@ INSTALLED: Final = frozenset({"site-packages", "dist-packages"})  # directories 
 
 
 def cannot_listen(error: OSError, address: str, port: int) -> str:
+    """Why the port cannot be used, as a clause."""
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{address} is not an address of this machine"
     what = f"port {port} is in use" if error.errno == errno.EADDRINUSE else f"cannot bind {address}:{port}"
     return f"{what} ({error.strerror})"
 

@@ -49,6 +49,7 @@ class RunDirectory:
     keys = property(lambda self: self.path / "keys")
     profile = property(lambda self: self.path / "profile")
     trace = property(lambda self: self.path / "trace.json")
+    evaluation = property(lambda self: self.path / "evaluation.json")
     evaluations = property(lambda self: self.path / "evaluations.jsonl")
     hosts = property(lambda self: self.path / "hosts.json")
     summary = property(lambda self: self.path / "summary.json")

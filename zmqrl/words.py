@@ -1,10 +1,11 @@
-"""Writes counts, lists of numbers, exit statuses, paths and times for sentences and logs.
+"""Writes counts, lists of numbers, exit statuses, paths and times for sentences and logs, and reads whole numbers.
 
 This module uses only the standard library.
 """
 
 import codecs
 import os
+import re
 import shlex
 import signal
 import time
@@ -13,6 +14,11 @@ from itertools import groupby
 from typing import Final
 
 ESCAPING: Final = "zmqrl-escaping"  # like the error handler backslashreplace of Python, but see ``escaped``
+
+
+def whole_number(text: str) -> int | None:
+    """The number that ``text`` writes with 1 to 18 ASCII digits, or None. ``int`` refuses very long numbers."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

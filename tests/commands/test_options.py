@@ -1,4 +1,4 @@
-"""Options that are given twice are never silently dropped."""
+"""Options that are given twice are never silently dropped, and a bad value is refused in plain words."""
 
 import dataclasses
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 import pytest
 import tyro
 
+from zmqrl import cli
 from zmqrl.commands.inspect import profile
 from zmqrl.commands.measure import compare, plot, simulate
 from zmqrl.commands.options import ALIASES, REPEATABLE, parse, parse_known
@@ -37,6 +38,47 @@ def test_a_repeated_option_is_refused(arguments: str, sentence: str) -> None:
     with pytest.raises(UsageError) as refused:
         launch.command(arguments.split())
     assert str(refused.value) == sentence
+
+
+HUGE = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("train --workers two", "--workers two: must be a whole number; zmqrl train --help lists the options."),
+        ("train --envs.num-envs it's", "--envs.num-envs it's: must be a whole number; zmqrl train --help lists"),
+        ("train --ppo.clip x", "--ppo.clip x: must be a number; zmqrl train --help lists"),
+        ("train --minutes 1e", "--minutes 1e: must be a number or None; zmqrl train --help lists"),
+        ("train --quorum 1.5", "--quorum 1.5: must be a whole number or None; zmqrl train --help lists"),
+        (f"train --workers {HUGE}", "--workers: the number has too many digits; zmqrl train --help lists"),
+        (
+            "train --recording.minutes x",
+            "--recording.minutes x: has a value of the wrong type; zmqrl train --help lists",
+        ),
+        ("train --mode fast", "--mode fast: must be one of sync, async; zmqrl train --help lists"),
+        ("completion tcsh", "shell tcsh: must be one of bash, zsh, fish; zmqrl completion --help lists"),
+        ("train --minutes", "--minutes: its value is missing; zmqrl train --help lists"),
+        ("eval", "RUN is required; zmqrl eval --help lists"),
+        ("plan", "--workers-up-to is required; zmqrl plan --help lists"),
+        ("eval --greedy=3 run", "--greedy takes no value; zmqrl eval --help lists"),
+        ("train --no-consistent=3", "--no-consistent takes no value; zmqrl train --help lists"),
+        ("train --dry-run --port-range ²-³", "--wire.port-range ²-³: must be FIRST-LAST within 1024-65535."),
+        (f"train --dry-run --metrics-port {HUGE}", f"--metrics-port {HUGE}: the port must be from 0 to 65535."),
+        ("train --dry-run --env=", "--env: the id of an environment is missing."),
+        ("train --resume {here}", "{here} is not a run directory: there is no config.json in it."),
+        ("launch --dry-run -H {here}", "-H {here}: this is a directory."),
+        ("worker {here}", "{here} is a directory: use {here}/cluster.json."),
+        ("stop {here} --within-s nan", "--within-s nan: must be above 0 and finite."),
+        ("stop {here} --within-s 0", "--within-s 0.0: must be above 0 and finite."),
+        ("logs {here} --tail -5", "--tail -5: must be 0 or more."),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_bad_value_is_refused_in_plain_words(arguments: str, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as refused:
+        cli.run([word.format(here=tmp_path) for word in arguments.split()])
+    assert str(refused.value).startswith(sentence.format(here=tmp_path))
 
 
 def test_several_values_and_negative_numbers_do_not_count_as_repeated_options() -> None:

@@ -170,7 +170,7 @@ def test_an_error_names_a_port_in_use(exporter: Exporter) -> None:
 
 
 def test_an_error_names_an_address_of_another_machine() -> None:
-    with pytest.raises(UsageError, match=r"--metrics-port: cannot bind 192\.0\.2\.1:0 "):
+    with pytest.raises(UsageError, match=r"--metrics-port: 192\.0\.2\.1 is not an address of this machine: ch"):
         Exporter("192.0.2.1", 0)
 
 

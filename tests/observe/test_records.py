@@ -1,6 +1,7 @@
 """Reading a run directory, and the figures of several runs as curves."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,29 @@ def test_an_evaluation_is_placed_at_the_time_of_its_version(tmp_path: Path) -> N
     run = RunRecord.read(run_directory(tmp_path / "run", [row(1), row(2), row(3)], evaluations=lines))
     placed = [(each.wall_s, each.agent_steps, each.low, each.mean, each.high) for each in run.evaluations]
     assert placed == [(2, 2000, 4, 5, 7), (3, 3000, 6, 6, 6)]
+
+
+def test_a_saved_evaluation_counts_and_replaces_that_of_its_version(tmp_path: Path) -> None:
+    lines = [{"version": 10, "mean": 1.0}, {"version": 30, "mean": 3.0}]
+    path = run_directory(tmp_path / "run", [row(1), row(2), row(3)], evaluations=lines)
+    file = path / "evaluation.json"
+    for saved, means in (
+        ({"version": 20, "mean": 2.0}, [1.0, 2.0, 3.0]),
+        ({"version": 30, "mean": 9.0}, [1.0, 9.0]),
+    ):
+        file.write_text(json.dumps(saved), encoding="utf-8")
+        assert [each.mean for each in RunRecord.read(path).evaluations] == means
+
+
+def test_a_saved_evaluation_that_is_being_written_is_ignored_but_a_damaged_one_is_named(tmp_path: Path) -> None:
+    path = run_directory(tmp_path / "run", [row(1)])
+    file = path / "evaluation.json"
+    file.write_bytes(b"")
+    assert RunRecord.read(path).evaluations == []
+    file.write_text('{"version": 10}', encoding="utf-8")
+    sentence = f"{file} is damaged: mean is missing; write it again with zmqrl eval --json, or remove it."
+    with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$"):
+        RunRecord.read(path)
 
 
 def test_differing_settings_are_listed_with_the_value_in_each_run(tmp_path: Path) -> None:

@@ -275,6 +275,14 @@ def test_damaged_lines_and_files_do_not_stop_the_page(root: Path) -> None:
     assert [each["mean"] for each in found["evaluations"]] == [3.0]
 
 
+def test_a_saved_evaluation_is_shown_once_it_is_whole(root: Path) -> None:
+    file = root / "ended" / "evaluation.json"
+    runs = Runs(root)
+    for content, means in (("", []), ('{"version": 10', []), ('{"version": 10, "mean": 3.0}', [3.0])):
+        file.write_text(content, encoding="utf-8")
+        assert [each["mean"] for each in runs.details("ended")["evaluations"]] == means
+
+
 def test_a_run_that_is_deleted_while_the_page_reads_it_hides_no_other_run(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

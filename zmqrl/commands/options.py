@@ -45,6 +45,21 @@ REPEATABLE: Final = frozenset(
 )  # tyro appends their values
 LISTS_OF_HOSTS: Final = frozenset({"--hosts", "--include", "--exclude"})
 HELP: Final = frozenset({"-h", "--help"})
+# Sentences of tyro, and what they mean
+IN_PLAIN_WORDS: Final = tuple(
+    (re.compile(pattern), plain)
+    for pattern, plain in (
+        (r"Error parsing (\S+): invalid literal for int.*?: ['\"](.*)['\"]", r"\1 \2: must be a whole number"),
+        (r"Error parsing (\S+): could not convert .*?: ['\"](.*)['\"]", r"\1 \2: must be a number"),
+        (r"Error parsing (\S+): no type .*\|INT could .* \['(.*)'\]", r"\1 \2: must be a whole number or None"),
+        (r"Error parsing (\S+): no type .*\|FLOAT could .* \['(.*)'\]", r"\1 \2: must be a number or None"),
+        (r"Error parsing (\S+): Exceeds the limit .*", r"\1: the number has too many digits"),
+        (r"Error parsing (\S+): .* \['(.*)'\]", r"\1 \2: has a value of the wrong type"),
+        (r"invalid choice '(.*)' for argument '(.*)'\. Expected .* \((.*?),?\)", r"\2 \1: must be one of \3"),
+        (r"Missing value for argument '(.*)'\. .*", r"\1: its value is missing"),
+        (r"Missing from [^:]*: (\S+) .*", r"\1 is required"),
+    )
+)
 SUPPRESS, POSITIONAL, BARE = (
     get_args(marked[int])[1] for marked in (tyro.conf.Suppress, tyro.conf.Positional, tyro.conf.OmitArgPrefixes)
 )
@@ -221,18 +236,23 @@ def _one_sentence(program: str, arguments: Iterable[str], of: Iterable[type[Any]
     lines = [line.strip("│╭╮╰╯|+ ") for line in complaint.getvalue().splitlines()]
     after_title = dropwhile(_is_rule, lines[1:])
     sentence = " ".join(takewhile(lambda line: not _is_rule(line), after_title)).rstrip(".")
-    if sentence.startswith("Unrecognized"):  # "Unrecognized options: a b"
-        sentence = _unknown(arguments, of) or f"unexpected argument {sentence.partition(': ')[2]}"
-    raise UsageError(f"{sentence}; {program.split(' [')[0]} --help lists the options.")
+    sentence = re.sub(r"'([a-z0-9]+)'(?=[,)])", r"\1", sentence)  # choices need no quotes
+    told = next((found.expand(plain) for tyros, plain in IN_PLAIN_WORDS if (found := tyros.fullmatch(sentence))), None)
+    if sentence.startswith("Unrecognized"):  # "Unrecognized options: a, b"
+        told = _unknown(arguments, of) or f"unexpected argument {sentence.partition(': ')[2]}"
+    raise UsageError(f"{told or sentence}; {program.split(' [')[0]} --help lists the options.")
 
 
 def _unknown(arguments: Iterable[str], of: Iterable[type[Any]]) -> str | None:
-    """A sentence about the first option that belongs to none of the classes ``of``, if any."""
-    names = [name for cls in of for option in options_of(cls) for name in option.names]
-    known = set(map(_option, names))
-    written = (argument.partition("=")[0] for argument in arguments if OPTION.match(argument))
-    found = next((text for text in written if _option(text) not in known), None)
-    return None if found is None else f"unknown option {found}{did_you_mean(found, names)}"
+    """A sentence about the first option that belongs to none of the classes ``of``, or has a value in vain, if any."""
+    table = {name: option for cls in of for option in options_of(cls) for name in option.names}
+    known = {_option(name): option for name, option in table.items()}
+    for name, equals, _ in (argument.partition("=") for argument in arguments if OPTION.match(argument)):
+        if _option(name) not in known:
+            return f"unknown option {name}{did_you_mean(name, table)}"
+        if equals and known[_option(name)].takes == "nothing":
+            return f"{name} takes no value"
+    return None
 
 
 def _is_rule(line: str) -> bool:

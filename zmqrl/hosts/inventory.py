@@ -61,7 +61,7 @@ def read_hosts(text: str) -> tuple[Host, ...]:
         where = text
         hosts = tuple(_from_toml(text) if text.endswith(".toml") else _from_hostfile(text))
     elif "/" in text or text.endswith((".toml", ".txt")):
-        raise UsageError(f"-H {text}: no such file.")
+        raise UsageError(f"-H {text}: {'this is a directory' if Path(text).is_dir() else 'no such file'}.")
     else:
         where = "-H"
         hosts = tuple(_from_list(text))

@@ -1,6 +1,7 @@
 """Serves the figures of a run over HTTP, for Prometheus, from separate threads."""
 
 import contextlib
+import errno
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,7 +77,8 @@ class Exporter:
         try:
             self._server, self._thread = start_http_server(port, address, registry)
         except OSError as error:
-            raise UsageError(f"--metrics-port: {cannot_listen(error, address, port)}: choose another port.") from error
+            why, what = cannot_listen(error, address, port), "address" if error.errno == errno.EADDRNOTAVAIL else "port"
+            raise UsageError(f"--metrics-port: {why}: choose another {what}.") from error
         self.url = f"http://{address}:{self._server.server_port}/metrics"
 
     def show(self, metrics: LiveMetrics) -> None:

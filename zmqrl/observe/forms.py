@@ -148,13 +148,15 @@ MANIFEST: Final = Form(must={"generation": _COUNT})
 HOSTS: Final = Form(must={"hosts": _HOSTS, "given": _OBJECT_OR_NULL})
 
 
-def read_object(path: Path, form: Form, remedy: str) -> dict[str, Any] | None:
-    """Read the object in a file, or return None if the file does not exist.
+def read_object(path: Path, form: Form, remedy: str, *, may_be_empty: bool = False) -> dict[str, Any] | None:
+    """Read the object in a file, or return None if the file does not exist, or is empty where it may be.
 
     Raises a UsageError with the ``remedy`` if the file is damaged.
     """
     content = _content(path)
-    return None if content is None else _checked(_parsed(content), form, path, "", remedy)
+    if content is None or (may_be_empty and not content):
+        return None
+    return _checked(_parsed(content), form, path, "", remedy)
 
 
 def read_lines(path: Path, form: Form) -> Iterator[dict[str, Any]]:

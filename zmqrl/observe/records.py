@@ -87,7 +87,7 @@ class RunRecord:
             path=directory.path,
             settings=dict(flat(settings)),
             rows=rows,
-            evaluations=evaluations(read_lines(directory.evaluations, EVALUATION), rows),
+            evaluations=evaluations(evaluation_lines(directory), rows),
             summary=read_object(
                 directory.summary, SUMMARY, "remove the file; metrics.jsonl has the metrics of the run"
             ),
@@ -178,6 +178,21 @@ def merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if "gradients" in merged:
         merged["gradients"] = sum(row.get("gradients", 0) for row in rows)
     return merged
+
+
+def evaluation_lines(directory: RunDirectory) -> list[dict[str, Any]]:
+    """The evaluations in ``evaluations.jsonl`` and ``evaluation.json``, as :func:`with_saved`. Raises UsageError."""
+    remedy = "write it again with zmqrl eval --json, or remove it"
+    # A shell makes the file before `zmqrl eval --json` writes it.
+    saved = read_object(directory.evaluation, EVALUATION, remedy, may_be_empty=True)
+    return with_saved(saved, read_lines(directory.evaluations, EVALUATION))
+
+
+def with_saved(saved: dict[str, Any] | None, lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The evaluations in ``lines`` and the ``saved`` one, by version. The saved one replaces those of its version."""
+    if saved is not None:
+        lines = [*(line for line in lines if line["version"] != saved["version"]), saved]
+    return sorted(lines, key=lambda line: line["version"])
 
 
 def evaluations(lines: Iterable[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:

@@ -20,7 +20,7 @@ from zmqrl.observe.forms import EVALUATION, HOSTS, ROW, SETTINGS, SUMMARY, parse
 from zmqrl.observe.live.presence import Presence, by_host
 from zmqrl.observe.live.session import read_live, state_of_run
 from zmqrl.observe.provenance import VERSIONS
-from zmqrl.observe.records import Evaluation, RunRecord, evaluations, flat, lineage
+from zmqrl.observe.records import Evaluation, RunRecord, evaluations, flat, lineage, with_saved
 from zmqrl.observe.stalls import Stall
 from zmqrl.page.charts import COLUMNS
 from zmqrl.page.sampling import sample_lines
@@ -115,7 +115,7 @@ class Runs:
     def stamp(self, name: str) -> Hashable:
         """A value that changes whenever the settings, metrics, evaluations or summary of a run change."""
         run = self.find(name)
-        return tuple(map(stamp, (run.config, run.metrics, run.evaluations, run.summary)))
+        return tuple(map(stamp, (run.config, run.metrics, run.evaluation, run.evaluations, run.summary)))
 
     def state(self, name: str) -> str:
         """``running``, ``stopped``, ``ended``, ``killed``, ``starting`` or ``submitted``, as ``zmqrl status`` says.
@@ -259,7 +259,8 @@ class Runs:
 
     def _evaluations(self, run: RunDirectory, rows: list[dict[str, Any]]) -> list[Evaluation]:
         path = run.evaluations
-        return evaluations(readable_lines(path, EVALUATION, lambda notice: None) if _is_plain(path) else [], rows)
+        lines = readable_lines(path, EVALUATION, lambda notice: None) if _is_plain(path) else []
+        return evaluations(with_saved(_object(run.evaluation, EVALUATION), lines), rows)
 
 
 def _last_row(metrics: Path) -> dict[str, Any]:

@@ -44,7 +44,8 @@ def listen(address: str, port: int | None) -> socket.socket:
             listener.close()
             if error.errno == errno.EADDRINUSE and port is None and each:
                 continue
-            raise UsageError(f"--port: {cannot_listen(error, address, each)}: choose another port.") from error
+            what = "address" if error.errno == errno.EADDRNOTAVAIL else "port"
+            raise UsageError(f"--{what}: {cannot_listen(error, address, each)}: choose another {what}.") from error
         return listener
     raise AssertionError("port 0 is never in use")
 

@@ -9,16 +9,15 @@ from zmqrl.errors import UsageError
 from zmqrl.observe.tables import plain_table
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.critical_path import CriticalPath
+from zmqrl.words import whole_number
 
 
 def version_range(text: str) -> range:
     """Read ``812`` or ``800-820`` as a range of versions. Raises UsageError."""
     first, dash, last = text.partition("-")
-    numbers = [first, last if dash else first]
-    if all(number.isascii() and number.isdigit() for number in numbers):
-        begin, end = map(int, numbers)
-        if begin <= end:
-            return range(begin, end + 1)
+    begin, end = whole_number(first), whole_number(last if dash else first)
+    if begin is not None and end is not None and begin <= end:
+        return range(begin, end + 1)
     raise UsageError(f"--versions {text}: write a version, such as 812, or the first and the last, such as 800-820.")
 
 

@@ -11,14 +11,12 @@ from typing import Any, Final, Self
 from zmqrl import checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
-from zmqrl.observe.forms import EVALUATION, MANIFEST, read_lines, read_object
-from zmqrl.observe.records import Evaluation, RunRecord, evaluations
+from zmqrl.observe.forms import MANIFEST, read_object
+from zmqrl.observe.records import Evaluation, RunRecord, evaluation_lines, evaluations
 from zmqrl.recipes import RECIPES
 from zmqrl.results.bootstrap import mean_interval
 from zmqrl.rundir import RunDirectory
 from zmqrl.words import as_word, counted
-
-EVALUATION_FILE = "evaluation.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +67,8 @@ class Result:
             )
         games = _newest_evaluation(path, limits)
         found = evaluations([games] if games else [], record.rows)
-        others = [each for each in record.evaluations if each not in found]
+        versions = {each.version for each in found}
+        others = [each for each in record.evaluations if each.version not in versions]
         return cls(
             record=dataclasses.replace(record, evaluations=[*others, *found]),
             config=config,
@@ -109,7 +108,7 @@ def reproducible(path: Path, limits: RecordedLimits = NO_LIMITS) -> tuple[Result
     result = Result.read(path, limits)
     if why := obstacle(result):
         can_evaluate = result.generation and not _repetition_fails(result)
-        remedy = f": evaluate it with `zmqrl eval {as_word(path)} --json > {as_word(path / EVALUATION_FILE)}`"
+        remedy = f": evaluate it with `zmqrl eval {as_word(path)} --json > {as_word(RunDirectory(path).evaluation)}`"
         raise UsageError(f"{path} cannot be reproduced, because {why}{remedy if can_evaluate else ''}.")
     assert result.evaluation is not None
     # If the evaluation lacks these figures, they come from a row of metrics, which can be of a later version.
@@ -120,7 +119,7 @@ def reproducible(path: Path, limits: RecordedLimits = NO_LIMITS) -> tuple[Result
 
 def results_beside(path: Path) -> Iterator[Result]:
     """The results in the directory of the result at ``path``, with this result, that have an ``evaluation.json``."""
-    for file in sorted(path.resolve().parent.glob(f"*/{EVALUATION_FILE}")):
+    for file in sorted(path.resolve().parent.glob("*/evaluation.json")):
         with contextlib.suppress(UsageError):
             yield Result.read(file.parent)
 
@@ -169,10 +168,9 @@ def _doubt(evaluation: Evaluation, games: Mapping[str, Any], summary: Mapping[st
 def _newest_evaluation(path: Path, limits: RecordedLimits) -> dict[str, Any]:
     """The evaluation of the highest version, with the 95 % interval if it has several games. Empty if there is none.
 
-    If any are within ``limits``, only these count. Of two of the same version, the one in ``evaluation.json`` counts.
+    If any are within ``limits``, only these count.
     """
-    kept = read_object(path / EVALUATION_FILE, EVALUATION, "restore the file, or write it again with zmqrl eval --json")
-    found = [*([] if kept is None else [kept]), *read_lines(RunDirectory(path).evaluations, EVALUATION)]
+    found = evaluation_lines(RunDirectory(path))
     within = [each for each in found if limits.allow(each.get("wall_s", 0.0), each.get("agent_steps", 0))]
     newest = max(within or found, key=lambda each: each["version"], default={})
     scores = newest.get("scores", [])

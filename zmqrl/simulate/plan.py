@@ -69,6 +69,7 @@ def plan(scenario: Scenario, workers_up_to: int) -> Plan:
         1 <= workers_up_to <= MAX_WORKERS,
         f"--workers-up-to {workers_up_to}: must be from 1 to {MAX_WORKERS}.",
     )
+    scenario.with_shards(1).check()
     search, most = _Search(scenario), workers_up_to
     shards_that_fit = [shards for shards in SHARDS if shards * ALIGNMENT <= scenario.parameters]
     _, shards, _ = search.best((most, each, 0) for each in shards_that_fit)

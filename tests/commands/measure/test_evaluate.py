@@ -389,7 +389,8 @@ def test_progress_is_shown_on_a_terminal(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("--episodes 0", "--episodes 0: must be 1 or more."),
+        ("--episodes 0", "--episodes 0: must be from 1 to 100000."),
+        ("--episodes 100000000000000000000", "--episodes 100000000000000000000: must be from 1 to 100000."),
         ("--threads 0", "--threads 0: must be 1 or more."),
         ("--seed -1", "--seed -1: must be at least 0 and below 2^32."),
         (

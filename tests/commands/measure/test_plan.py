@@ -72,6 +72,11 @@ def test_a_plan_requires_a_maximum_number_of_workers() -> None:
         run(["plan", "--workers-up-to", "0"])
 
 
+def test_a_plan_refuses_settings_that_no_run_can_have() -> None:
+    with pytest.raises(UsageError, match=r"^--parameters 1: must be from 16 to \d+ for 1 shard\.$"):
+        run(["plan", "--workers-up-to", "2", "--parameters", "1"])
+
+
 @pytest.mark.parametrize("option", ["--workers", "--backups", "--shards", "--quorum"])
 def test_a_plan_refuses_the_settings_that_it_chooses_itself(option: str) -> None:
     with pytest.raises(UsageError, match=rf"{option} 3: zmqrl plan chooses this number itself\. Remove {option}"):

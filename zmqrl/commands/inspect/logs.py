@@ -13,7 +13,7 @@ import tyro
 from zmqrl.commands.inspect.living import Living
 from zmqrl.commands.inspect.merging import Merging, Timed, time_of
 from zmqrl.commands.options import RunPath, parse
-from zmqrl.errors import UsageError, did_you_mean
+from zmqrl.errors import UsageError, did_you_mean, require
 from zmqrl.json_lines import open_file, read_file
 from zmqrl.observe.folding import Folded, Folding, by_number
 from zmqrl.observe.records import hosts_of
@@ -45,6 +45,7 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options) -> int:
+    require(options.tail >= 0, f"--tail {options.tail}: must be 0 or more.")
     living = Living.read(options.run)
     logs = _logs(living.directory)
     if options.process is not None and options.process not in logs:

@@ -15,6 +15,7 @@ import zmqrl
 from zmqrl.commands.measure.play import Turn, whole_game
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json, prints_to_stderr, show_line
+from zmqrl.config import require_games
 from zmqrl.errors import UsageError, closing, require
 from zmqrl.observe.provenance import commit, provenance
 from zmqrl.process import CORES, LOOK_UP_EVERY_S, Messages, interruptible, log_to_stderr, read_job, say
@@ -56,7 +57,7 @@ def command(arguments: list[str]) -> int:
 def run(options: Options) -> int:
     """Play one checkpoint and print its scores."""
     threads = CORES if options.threads is None else options.threads
-    require(options.episodes >= 1, f"--episodes {options.episodes}: must be 1 or more.")
+    require_games("--episodes", options.episodes)
     require(threads >= 1, f"--threads {threads}: must be 1 or more.")
     require(0 <= options.seed < 2**32, f"--seed {options.seed}: must be at least 0 and below 2^32.")
     seeds = range(options.seed, options.seed + options.episodes)

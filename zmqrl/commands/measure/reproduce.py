@@ -20,7 +20,7 @@ from zmqrl.observe.provenance import provenance
 from zmqrl.observe.records import Evaluation
 from zmqrl.policy import load_policy
 from zmqrl.process import CORES, interruptible
-from zmqrl.results.kept import EVALUATION_FILE, RecordedLimits, Result, reproducible, results_beside
+from zmqrl.results.kept import RecordedLimits, Result, reproducible, results_beside
 from zmqrl.results.pages import reproduction_page
 from zmqrl.results.rerun import By, default_axis, judge, recorded_trainings, rerun_config, same_parameters
 from zmqrl.rundir import RunDirectory, new_path, write_json
@@ -111,7 +111,7 @@ def _evaluated(recorded: Result, run_dir: Path) -> tuple[Result, Evaluation]:
     """The new run, with an evaluation of its last checkpoint on the recorded seeds."""
     greedy = bool(recorded.games.get("greedy"))
     found = evaluate(load_policy(run_dir), recorded.seeds, greedy=greedy, threads=CORES)
-    write_json(run_dir / EVALUATION_FILE, found)
+    write_json(RunDirectory(run_dir).evaluation, found)
     result = Result.read(run_dir)
     assert result.evaluation is not None
     return result, result.evaluation

@@ -1,5 +1,6 @@
 """``zmqrl stop``: end a run from another terminal, as the first Ctrl-C does."""
 
+import math
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 from zmqrl.commands.inspect import follow
 from zmqrl.commands.inspect.living import Living
 from zmqrl.commands.options import RunPath, parse
-from zmqrl.errors import ClusterError, UsageError
+from zmqrl.errors import ClusterError, UsageError, require
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.ways.login_node import Submitted
 from zmqrl.hosts.ways.slurm import is_over
@@ -35,6 +36,7 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options) -> int:
+    require(0 < options.within_s < math.inf, f"--within-s {options.within_s}: must be above 0 and finite.")
     if job := Submitted.read(options.run):
         follow.stop(job)
         return 0

@@ -16,6 +16,7 @@ from zmqrl.errors import UsageError, require
 from zmqrl.learner.dummy import DUMMY_ID
 from zmqrl.learner.games import is_atari_id
 from zmqrl.recipes import OF_ANY, RECIPES, require_recipe
+from zmqrl.rundir import not_a_run
 from zmqrl.simulate.scenario import Scenario
 
 DEFAULT_PROFILE_VERSIONS = "100"
@@ -79,7 +80,10 @@ def config_from(
         return _checked(parse(Config, options, program, default, beside=[own]), options)
     if resumed.run_dir is None:
         raise UsageError("--resume needs the directory of the run to continue: use --resume RUN or --run-dir RUN.")
-    stored = Config.read(resumed.run_dir / "config.json")
+    file = resumed.run_dir / "config.json"
+    if not file.exists():
+        raise not_a_run(resumed.run_dir)
+    stored = Config.read(file)
     if recipe not in (None, stored.recipe):
         raise UsageError(f"{resumed.run_dir} is a run of recipe {stored.recipe}, not {recipe}.")
     given = option_names(options)  # tyro would append to the stored values

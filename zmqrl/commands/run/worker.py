@@ -45,6 +45,8 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options) -> int:
+    if options.cluster.is_dir():
+        raise UsageError(f"{options.cluster} is a directory: use {options.cluster / 'cluster.json'}.")
     cluster, config = Cluster.read(options.cluster), Config.read(options.cluster)
     if options.threads < 1:
         raise UsageError(f"--threads {options.threads}: must be 1 or more.")
