@@ -177,6 +177,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"schedule": {"minutes": float("nan")}}, "--schedule.minutes nan"),
     ({"schedule": {"default_minutes": 0.0}}, "--schedule.default-minutes 0"),
     ({"recording": {"minutes": [0.0, float("inf")]}}, "--recording.minutes inf"),
+    ({"wire": {"codec": "bf16"}, "envs": {"normalize_observations": True}}, "use --wire.codec f32."),
 ]
 
 
@@ -296,6 +297,13 @@ def test_a_resumed_run_keeps_the_end_of_its_schedules_even_with_new_limits() -> 
     stored = Config.from_json(json.loads(json.dumps(Config(optimizer=FALLING, minutes=60.0).with_schedule().to_json())))
     resumed = dataclasses.replace(stored, minutes=5.0, updates=10**6).with_schedule()
     assert resumed.schedule == ScheduleConfig(minutes=60.0)
+
+
+def test_a_schedule_that_begins_in_a_resumed_run_ends_with_its_session() -> None:
+    config = Config(optimizer=FALLING, minutes=20.0, updates=900)
+    assert config.with_schedule(trained_s=3600.0).schedule == ScheduleConfig(minutes=80.0, updates=900)
+    hour = Config(optimizer=FALLING, schedule=HOUR)
+    assert hour.with_schedule(trained_s=600.0) == hour.with_schedule()
 
 
 def test_settings_without_a_schedule_that_follows_progress_have_no_end_of_schedules() -> None:

@@ -15,13 +15,14 @@ from zmqrl.config import Config
 from zmqrl.errors import ClusterError
 from zmqrl.learner.dummy import DUMMY_ID, DummyEnvs
 from zmqrl.learner.games import EnvConfig
+from zmqrl.learner.losses import Learner
 from zmqrl.learner.networks import ConvPolicy, make_model
 from zmqrl.learner.settings import BA3CConfig, NetworkConfig
 from zmqrl.observe.spans import Spans
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.worker.connection import Connection, PulledWeights
 from zmqrl.recipes import RECIPES
-from zmqrl.worker import ActorLearner, join, work
+from zmqrl.worker import ActorLearner, join, keeps_activations, work
 
 
 class PlannedConnection:
@@ -82,6 +83,14 @@ def test_activations_are_not_kept_if_the_weights_or_the_layers_can_differ(
     actor_learner = ActorLearner(config_of(mode, model), 0, 0, threads=1, spans=Spans())
     actor_learner.envs.close()
     assert not actor_learner.player._keeps_activations
+
+
+@pytest.mark.parametrize(("device", "kept"), [("cpu", True), ("cuda", False)])
+def test_activations_are_kept_on_the_cpu_only(device: Literal["cpu", "cuda"], kept: bool) -> None:
+    config = config_of("sync")
+    model = make_model(config.model, described((4, 84, 84), 3))
+    learner = Learner(model, config.algorithm, seed=0)
+    assert keeps_activations(replace(config, device=device), model, learner) is kept
 
 
 @pytest.mark.parametrize("versions", [[4, 4], [4, 5]], ids=["no-lag", "lag"])

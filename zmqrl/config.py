@@ -265,16 +265,17 @@ class Config:
         """Whether a schedule follows the progress of the run instead of a number of updates."""
         return self.optimizer.follows_progress or self.algorithm.follows_progress
 
-    def with_schedule(self) -> "Config":
+    def with_schedule(self, trained_s: float = 0.0) -> "Config":
         """These settings, with an end for schedules: from ``schedule``, the limits of the run, or the default.
 
-        Raises UsageError if a schedule has no end, or an end that a consistent run cannot follow.
+        ``trained_s`` is the training time of earlier sessions, which ``minutes`` does not count. Raises UsageError if a
+        schedule has no end, or an end that a consistent run cannot follow.
         """
         if not self.follows_progress:
             return self
         schedule = self.schedule
         if not schedule.has_end:
-            minutes = self.minutes
+            minutes = None if self.minutes is None else self.minutes + trained_s / 60
             if self.updates is None and self.agent_steps is None and minutes is None:
                 minutes = schedule.default_minutes
             schedule = dataclasses.replace(
@@ -408,6 +409,11 @@ class Config:
         require(
             not self.consistent or (self.backups == 0 and k == self.workers),
             f"--consistent needs --backups 0 and K = N, but b = {self.backups} and K = {k}.",
+        )
+        require(
+            self.wire.codec == "f32" or not self.envs.normalize_observations,
+            "--wire.codec bf16 is too coarse for the running statistics of --envs.normalize-observations: "
+            "use --wire.codec f32.",
         )
         require(
             not self.consistent or (self.external_workers == 0 and self.on_loss == "wait"),

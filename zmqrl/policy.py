@@ -123,7 +123,7 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
         wall_s=weights.wall_s,
         agent_steps=weights.agent_steps,
         spec=spec,
-        model=model if _is_own(config) else model.double(),
+        model=(model if _is_own(config) else model.double()).eval(),
     )
 
 

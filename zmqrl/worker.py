@@ -91,16 +91,18 @@ def keeps_activations(config: Config, model: nn.Module, learner: Learner | NoLea
     """Whether a worker keeps the activations from acting, and learns with them.
 
     Not in asynchronous mode: pulled weights join slices of several versions, so two pulls of the same version can
-    differ. Not with a subclass of our network, which may call its layers in another way.
+    differ. Not with a subclass of our network, which may call its layers in another way. Not on a GPU, because the
+    activations would be in the memory of the CPU.
     """
-    return type(model) is ConvPolicy and learner.uses_whole_rollouts and config.mode == "sync"
+    is_kept = type(model) is ConvPolicy and learner.uses_whole_rollouts
+    return is_kept and config.mode == "sync" and config.device == "cpu"
 
 
 class ActorLearner:
     """The games, network, loss and rollout memory of a worker. Creating them takes seconds."""
 
     def __init__(self, config: Config, rank: int, version: int, *, threads: int, spans: Spans) -> None:
-        """``version``, roughly the run's version, seeds the games, so that a restarted worker plays different ones."""
+        """``version`` seeds the games, together with the seed of the run and the rank."""
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
         torch.set_num_threads(threads)
@@ -111,6 +113,7 @@ class ActorLearner:
         # Shards send no buffers of a user's own model. The seed makes them equal on all workers.
         torch.manual_seed(config.seed)
         model = make_model(config.model, spec, config.network, device=device)
+        torch.manual_seed(seed)  # for what a user's own model or environment draws
         self.parameters, self.compute = FlatParameters(model), compute_of(model)
         loss = load_loss(config.loss, config.algorithm, spec.actions) if config.loss is not None else None
         self.learner = NoLearner() if config.act_only else Learner(model, config.algorithm, seed=seed, loss=loss)

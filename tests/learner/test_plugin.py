@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.paths import ROOT
+from support.policy_rig import write_run
 from support.run_rig import training
 from support.stub_games import described
 
@@ -21,6 +22,7 @@ from zmqrl.learner.networks import make_model
 from zmqrl.learner.plugin import load_loss
 from zmqrl.learner.settings import BA3CConfig, NetworkConfig, PPOConfig
 from zmqrl.observe.spans import Spans
+from zmqrl.policy import load_policy
 from zmqrl.recipes import cartpole
 from zmqrl.start.initial import initial_checkpoint
 from zmqrl.worker import ActorLearner
@@ -155,6 +157,29 @@ def test_untrained_parameters_of_a_model_are_the_same_in_every_worker(write: Wri
     assert torch.equal(*drawn)
     layout = initial_checkpoint(config, describe_env(config.env, config.envs)).layout
     assert [name for name, _ in layout.tensors] == ["actor.weight", "actor.bias"]
+
+
+def test_noise_in_a_model_differs_between_workers_and_is_off_in_evaluations(write: Write, tmp_path: Path) -> None:
+    name = write("""
+        class Net(nn.Module):
+            def __init__(self, shape, num_actions):
+                super().__init__()
+                self.features = nn.Sequential(nn.Linear(*shape, 16), nn.Dropout(0.5))
+                self.actor = nn.Linear(16, num_actions)
+            def forward(self, observations):
+                logits = self.actor(self.features(observations))
+                return logits, logits[:, 0]
+    """)
+    config = dataclasses.replace(cartpole(), model=f"{name}:Net")
+    noise = []
+    for rank, version in ((0, 0), (1, 0), (0, 1)):
+        actor_learner = ActorLearner(config, rank, version, threads=1, spans=Spans())
+        actor_learner.envs.close()
+        noise.append(tuple(torch.rand(4).tolist()))
+    assert len(set(noise)) == 3
+    model = load_policy(write_run(tmp_path / "run", config, 0)).model
+    observations = torch.ones(8, 4)
+    assert torch.equal(model(observations)[0], model(observations)[0])
 
 
 @pytest.mark.parametrize(

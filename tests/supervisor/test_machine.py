@@ -387,6 +387,21 @@ def test_a_run_shrinks_to_the_live_workers_and_grows_again() -> None:
     assert run.machine.membership.view == View(3, 2, (0, 1, 2))
 
 
+def test_a_shrunken_run_does_not_wait_for_workers_that_come_and_die_again_until_they_work() -> None:
+    run = Run(on_loss="shrink")
+    run.ticks(2.0)
+    for rank in (1, 2):
+        for _ in range(FAILURES_IN_A_ROW):
+            run.feed(died(worker_id(rank)))
+    assert run.present == {0, 1, 2}, "each of them has just connected again"
+    run.ticks(SHRINK_AFTER_S + 1.0)
+    assert run.machine.membership.view.quorum == 1
+    run.feed(e.ProcessWorked(worker_id(2)))
+    run.ticks(1.0)
+    assert run.machine.membership.view.quorum == 2
+    assert not run.told(e.Fail)
+
+
 def test_a_shard_that_keeps_dying_fails_the_run_with_its_last_log_line(run: Run) -> None:
     for _ in range(FAILURES_IN_A_ROW):
         run.kill_shard(0, status=1)

@@ -204,6 +204,14 @@ def test_resuming_keeps_weights_optimizer_state_and_counters_unchanged(finished:
         run.files.assert_history_exact(UPDATES)
 
 
+def test_a_schedule_that_a_resume_begins_ends_with_its_session(finished: Finished, tmp_path: Path) -> None:
+    path, trained_s = copied(finished, tmp_path / "run"), finished.summary()["wall_s"]
+    falling = ("--optimizer.final-learning-rate", "1e-5", "--minutes", "5")
+    trained(path, "--resume", "--updates", "42", "--no-consistent", *falling)
+    schedule = json.loads((path / "config.json").read_text())["schedule"]
+    assert (schedule["minutes"], schedule["updates"]) == (pytest.approx(5 + trained_s / 60), 42)
+
+
 def test_a_resumed_run_continues_where_it_ended(finished: Finished, tmp_path: Path) -> None:
     path = copied(finished, tmp_path / "run")
     before = finished.summary()

@@ -50,6 +50,11 @@ def test_nothing_is_written_while_nothing_changes(tasks: RunTasks) -> None:
     assert json.loads(tasks.directory.cluster.read_text())["shards"] == []
 
 
+def test_a_worker_that_restarts_before_the_next_version_gets_another_seed(tasks: RunTasks) -> None:
+    starts = [(0, 7), (0, 7), (1, 7), (0, 7), (0, 30)]  # rank, version of the run
+    assert [tasks.worker_job(rank, version, {}).version for rank, version in starts] == [7, 8, 7, 9, 30]
+
+
 def test_all_processes_but_shards_are_forked_unless_the_user_turns_this_off(
     tasks: RunTasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

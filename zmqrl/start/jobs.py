@@ -17,7 +17,10 @@ from zmqrl.ps.wire.keys import ClientKeys
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerJob:
-    """Everything that a worker process needs to start, sent as JSON. ``version`` is roughly the run's version."""
+    """Everything that a worker process needs to start, sent as JSON.
+
+    ``version`` is roughly the run's version. It seeds the games, and no two starts of a worker have the same.
+    """
 
     cluster: Cluster
     config: Config

@@ -23,6 +23,7 @@ from zmqrl.hosts.preflight import LOW_DISK_BYTES, size
 from zmqrl.local.extras import require_extra
 from zmqrl.observe.console import Console, LoggedConsole, console_for
 from zmqrl.observe.exporter import Exporter, exporter_at
+from zmqrl.observe.metrics import Counters
 from zmqrl.observe.provenance import commit
 from zmqrl.observe.screen import never_waiting
 from zmqrl.page.beside import page_beside
@@ -91,7 +92,7 @@ def train_on(
     checkpoint. If ``on_up`` is given, calls it once the run is up, and prints nothing more.
     """
     config.check()
-    config = config.with_schedule()
+    given, config = config, config.with_schedule()
     check_extras(config)
     path = config.run_dir or new_path(run_name(config))
     directory = RunDirectory(path, new=config.run_dir is None)
@@ -116,6 +117,8 @@ def train_on(
             stages.at("earlier session", "looking for the last version of the earlier session")
             newest = resume.newest_checkpoint(directory, preparation.checkpoint())
             checkpoint = salvage(directory, newest, news.append)
+            trained_s = Counters.from_json(checkpoint.counters).wall_s if checkpoint.counters else 0.0
+            config = dataclasses.replace(config, schedule=given.with_schedule(trained_s).schedule)
             end = resume.end_of(config, checkpoint, directory.path)
             if end is not None and resume.is_summarized(directory, checkpoint):
                 raise UsageError(end[1])

@@ -92,6 +92,7 @@ class RunTasks:
         self.local_ranks = range(config.ranks - config.external_workers)
         self.open_ranks = range(len(self.local_ranks), config.ranks)
         self._incarnations: dict[ProcessId, int] = {}
+        self._seeding: dict[int, int] = {}  # by rank: the version that seeded the last start
         self._written: tuple[object, ...] = ({}, {})
 
     def shard_task(self, shard: int, endpoints: dict[SocketRole, str] | None, *, frozen: bool = False) -> Task:
@@ -129,8 +130,13 @@ class RunTasks:
         return self._task(worker_id(rank), WORKER, None if job is None else job.to_json())
 
     def worker_job(self, rank: int, version: int, endpoints: Mapping[int, dict[SocketRole, str]]) -> WorkerJob:
-        """The job of a worker. ``endpoints`` are those of the shards. ``version`` is roughly the run's version."""
+        """The job of a worker. ``endpoints`` are those of the shards. ``version`` is roughly the run's version.
+
+        If the run has made no version since the last start of this worker, the job has a higher one. So the worker
+        plays other games, because the last ones may have ended it.
+        """
         process = worker_id(rank)
+        version = self._seeding[rank] = max(version, self._seeding.get(rank, -1) + 1)
         cluster = Cluster(
             run=self.run,
             layout=self.layout,
