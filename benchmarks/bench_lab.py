@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -84,14 +85,20 @@ class Run:
         return rows[-1] if rows and rows[-1]["wall_s"] >= wall_s else None
 
     def wait_for(self, look: Callable[[], T | None], what: str, within_s: float) -> T:
-        """Wait until ``look`` returns a result. After ``within_s``, end the benchmark with the run's output instead."""
+        """The first true result of ``look``. After ``within_s``, end the benchmark with the output of the run."""
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline and self.process.poll() is None:
-            if (found := look()) is not None:
+            if found := look():
                 return found
             time.sleep(0.02)
         said = self.path.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
         sys.exit(f"no {what} within {within_s:g} s; the run printed:\n{said}")
+
+
+def train(options: Sequence[str], directory: Path, **environment: str) -> None:
+    """Train once, without output. Raises CalledProcessError if the command fails."""
+    command = [sys.executable, "-m", "zmqrl", "train", *options, "--run-dir", str(directory)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | environment)
 
 
 @contextlib.contextmanager

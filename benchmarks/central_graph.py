@@ -46,7 +46,7 @@ def measure(where: Lab, shards: int, workers: int, rate: str, options: Sequence[
     with launched(where, hosts, [*options, *numbers]) as run:
         first = run.wait_for(lambda: run.row_after(WARM_UP_S), "row of metrics", FIRST_ROW_WITHIN_S)
         before, begun_at = Sample(where), time.monotonic()
-        run.wait_for(lambda: True if time.monotonic() - begun_at >= seconds else None, "measurement", 2 * seconds)
+        run.wait_for(lambda: time.monotonic() - begun_at >= seconds, "measurement", 2 * seconds)
         after, elapsed_s = Sample(where), time.monotonic() - begun_at
         last = run.rows()[-1]
         parameters = json.loads((run.path / "cluster.json").read_text())["layout"]["count"]

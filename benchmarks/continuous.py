@@ -13,8 +13,6 @@ clipped to 10. ``benchmarks/results/continuous/README.md`` lists what differs.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from bench_lab import train
 from gymnasium import wrappers
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -125,12 +124,7 @@ def ours(recipe: str, env_id: str, agent_steps: int, seed: int) -> float:
     """The mean score of the last 50 games of a run of ``recipe``."""
     with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
         run = Path(scratch) / "run"
-        options = ["--agent-steps", str(agent_steps), "--seed", str(seed), "--trackers", "--run-dir", str(run)]
-        subprocess.run(
-            [sys.executable, "-m", "zmqrl", "train", recipe, "--env", env_id, *options],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        train([recipe, "--env", env_id, "--agent-steps", str(agent_steps), "--seed", str(seed), "--trackers"], run)
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         return float(summary["score_mean_50"])
 

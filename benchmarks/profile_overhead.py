@@ -8,15 +8,13 @@ all other costs. The ratio of their speeds has a 95 % confidence interval from a
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import timeit
 from pathlib import Path
 
 import numpy as np
+from bench_lab import train
 
 from zmqrl.observe.spans import Spans
 from zmqrl.profile.profiler import segments
@@ -43,8 +41,7 @@ def span_ns() -> float:
 
 def run(options: list[str], setting: str, directory: Path) -> float:
     """Train once. Returns the updates per second after the first tenth of the run, without start and end."""
-    command = [sys.executable, "-m", "zmqrl", "train", *options, "--run-dir", str(directory)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"ZMQRL_PROFILE": setting})
+    train(options, directory, ZMQRL_PROFILE=setting)
     rows = [json.loads(row) for row in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     last = rows[-1]
     first = next(row for row in rows if row["version"] >= last["version"] / 10)

@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from typing import Any, Final, TypeAlias
 import marked
 import matplotlib
 import numpy as np
+from bench_lab import train
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -71,21 +71,9 @@ def options_of(recipe: Config, numbers: Mapping[str, int], seed: int, updates: i
     return [*options, "--updates", str(updates)]
 
 
-def train(recipe: Config, numbers: Mapping[str, int], seed: int, updates: int, scratch: Path) -> list[float | None]:
+def scores_of(recipe: Config, numbers: Mapping[str, int], seed: int, updates: int, scratch: Path) -> list[float | None]:
     """Train once. Returns the scores on the grid."""
-    options = options_of(recipe, numbers, seed, updates)
-    command = [
-        sys.executable,
-        "-m",
-        "zmqrl",
-        "train",
-        str(recipe.recipe),
-        *options,
-        "--run-dir",
-        str(scratch),
-        "--trackers",
-    ]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    train([str(recipe.recipe), *options_of(recipe, numbers, seed, updates), "--trackers"], scratch)
     return on_grid(RunRecord.read(scratch), updates)
 
 
@@ -178,7 +166,7 @@ def main() -> None:
     for seed in range(1, arguments.seeds + 1):
         for name, numbers in SETTINGS.items():
             with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
-                scores[name].append(train(recipe, numbers, seed, updates, Path(scratch) / "run"))
+                scores[name].append(scores_of(recipe, numbers, seed, updates, Path(scratch) / "run"))
             print(f"seed {seed}, {name}: score at the end {scores[name][-1][-1]}", flush=True)
         results[arguments.recipe] = {
             "updates": updates,

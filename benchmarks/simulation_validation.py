@@ -17,12 +17,9 @@ import itertools
 import json
 import math
 import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,13 +27,17 @@ from typing import Any, Final
 
 import numpy as np
 from bench_lab import NETLAB, lab
+from marked import fill
 
+from zmqrl.hosts.judging.load import cpu_use
+from zmqrl.observe.provenance import provenance
 from zmqrl.observe.spans import SHARD_SPANS
 from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.simulate import ComputeTimes, Scenario, ShardCosts, Work, simulate
 from zmqrl.simulate.live.run import Observed, observe
 from zmqrl.simulate.times import times_of
 
+STAT: Final = Path("/proc/stat")
 RESULTS: Final = Path("benchmarks/results/simulation-validation")
 PAGE: Final = Path("docs/simulation.md")
 SIZES: Final = (100_000, 331_909)
@@ -121,7 +122,7 @@ def calibrate(updates: int) -> None:
         observed = observe(scenario)
         rows.append(measured(scenario, observed))
         print(rows[-1], flush=True)
-    found = {"machine": machine(), "rows": rows, **fit(rows)}
+    found = {"provenance": provenance(), "rows": rows, **fit(rows)}
     write("calibration.json", found)
 
 
@@ -237,13 +238,15 @@ def run(updates: int, only: str | None) -> None:
     for name, scenario in held_out(updates).items():
         if only is not None and name != only:
             continue
-        before = processor()
+        before = STAT.read_text(encoding="utf-8")
         steps = measure(scenario).result.step_s[WARM_UP:]
-        row = compared(name, predictions[name][WARM_UP:updates], steps) | {"cpu": busy_share(before, processor())}
+        use = cpu_use(before, STAT.read_text(encoding="utf-8"))
+        busy = use["busy_cores"] / use["machine_cores"] + use["steal_share"]
+        row = compared(name, predictions[name][WARM_UP:updates], steps) | {"cpu": busy}
         rows.append(row)
         print({key: value for key, value in row.items() if key != "steps_s"}, flush=True)
     if only is None:
-        write("results.json", {"machine": machine(), "predictions": commit, "rows": rows})
+        write("results.json", {"provenance": provenance(), "predictions": commit, "rows": rows})
         write_table(rows)
 
 
@@ -297,10 +300,7 @@ def write_table(rows: Sequence[dict[str, Any]]) -> None:
         f"worst {errors[-1]:.1%} (limit {WORST_ERROR:.0%}): {'met' if met else '**missed**'}. "
         f"Median Kolmogorov-Smirnov distance {statistics.median([row['ks'] for row in rows]):.2f}.",
     ]
-    page = PAGE.read_text(encoding="utf-8")
-    begin, end = "<!-- validation begins -->", "<!-- validation ends -->"
-    table = "\n".join([begin, *lines, end])
-    PAGE.write_text(re.sub(f"{begin}.*{end}", lambda _: table, page, flags=re.DOTALL), encoding="utf-8")
+    fill(PAGE, "validation", "\n".join([*lines, ""]))
 
 
 def name_parts(name: str) -> list[str]:
@@ -315,30 +315,6 @@ def commit_of(path: Path) -> str | None:
     commit = subprocess.run(ask, capture_output=True, text=True, check=False, timeout=60).stdout.strip()
     same = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(path)], check=False, timeout=60).returncode == 0
     return commit if commit and same else None
-
-
-# the machine
-
-
-def machine() -> dict[str, Any]:
-    """The machine on which the figures were measured."""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "measured_at": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-    }
-
-
-def processor() -> tuple[int, int]:
-    """Busy ticks and all ticks since boot, each summed over all processors."""
-    ticks = [int(word) for word in Path("/proc/stat").read_text(encoding="utf-8").split("\n")[0].split()[1:9]]
-    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
-
-
-def busy_share(before: tuple[int, int], after: tuple[int, int]) -> float:
-    """The share of processor time that all processes together used between two readings."""
-    return (after[0] - before[0]) / max(1, after[1] - before[1])
 
 
 def write(name: str, found: Any) -> None:

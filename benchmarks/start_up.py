@@ -16,9 +16,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bench_lab import Lab, lab, launched
 
@@ -51,7 +50,7 @@ def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
         }
         took_s, since = {}, run.begun_at
         for phase, is_over in phases.items():
-            run.wait_for(partial(true_or_none, is_over), phase, WITHIN_S)
+            run.wait_for(is_over, phase, WITHIN_S)
             took_s[phase], since = time.time() - since, time.time()
         logs = [(run.path / f"logs/worker-{rank}.log").read_text(errors="replace") for rank in range(workers)]
     row = {
@@ -67,11 +66,6 @@ def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
     }
     print(f"{hosts} hosts, {row['processes']} processes: {row['total_s']:.1f} s", took_s, row["worker"], flush=True)
     return row
-
-
-def true_or_none(condition: Callable[[], bool]) -> Literal[True] | None:
-    """True if ``condition`` holds, otherwise None, as :meth:`bench_lab.Run.wait_for` expects."""
-    return condition() or None
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

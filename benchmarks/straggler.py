@@ -8,11 +8,11 @@ The two settings take turns, so that noise on the machine affects both alike.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from bench_lab import train
 
 SETTINGS = {"N=4, b=0": ["--workers", "4", "--backups", "0"], "N=3, b=1": ["--workers", "3", "--backups", "1"]}
 
@@ -21,8 +21,7 @@ def run(options: list[str]) -> dict[str, Any]:
     """Train once. Returns the summary with updates per second."""
     with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
         directory = Path(scratch) / "run"
-        command = [sys.executable, "-m", "zmqrl", "train", *options, "--run-dir", str(directory)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        train(options, directory)
         summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
         return summary | {"updates_per_s": summary["updates"] / summary["wall_s"]}
 

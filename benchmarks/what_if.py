@@ -9,11 +9,11 @@ Each prediction uses only the profile of the baseline run. The baseline and the 
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from bench_lab import train
 
 from zmqrl.simulate.recorded import RecordedRun
 from zmqrl.simulate.replay import Changes, replay
@@ -94,8 +94,7 @@ CASES = (
 
 def profiled(options: str, directory: Path) -> RecordedRun:
     """Train once. Returns the profile of the run."""
-    command = [sys.executable, "-m", "zmqrl", "train", *options.split(), "--run-dir", str(directory)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    train(options.split(), directory)
     recorded = recorded_run(directory)
     assert recorded is not None, "the run was too short"
     return recorded

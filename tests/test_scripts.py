@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,22 @@ def commands(script: str, *arguments: str, **variables: str) -> list[str]:
     command = [str(LAUNCH / script), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=180)
     return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [({}, True), ({"PIP_INDEX_URL": "https://index.example/simple"}, False), ({"PIP_ARGS": ""}, False)],
+    ids=["pypi", "own-index", "cuda"],
+)
+def test_setup_takes_the_cpu_build_of_torch_unless_the_user_has_another_index(
+    variables: dict[str, str], expected: bool, tmp_path: Path
+) -> None:
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "MAKE"))}
+    environment = plain | {"PIP_CONFIG_FILE": os.devnull, "HOME": str(tmp_path)} | variables
+    command = ["make", "-n", "-B", "setup", f"PYTHON={sys.executable}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment, timeout=180)
+    assert " torch\n" in done.stdout
+    assert ("--extra-index-url https://download.pytorch.org/whl/cpu " in done.stdout) is expected
 
 
 @pytest.mark.parametrize("arguments", ["pong --workers 4", "--workers 4", "--resume --run-dir rp"])

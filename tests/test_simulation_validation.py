@@ -88,7 +88,7 @@ def test_a_fit_recovers_known_costs() -> None:
 
 def test_the_table_marks_missed_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- validation begins -->\nold\n<!-- validation ends -->\nafter\n", encoding="utf-8")
+    page.write_text("before\n<!-- validation -->\nold\n<!-- end -->\nafter\n", encoding="utf-8")
     monkeypatch.setattr(validation, "PAGE", page)
     good = validation.compared("N2-b1-S1-100k-rare-none", [0.1, 0.1], [0.1, 0.11]) | {"cpu": 0.2}
     bad = validation.compared("N4-b0-S2-100k-wide-50mbit", [0.1, 0.1], [0.2, 0.2]) | {"cpu": 0.9}

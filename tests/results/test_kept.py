@@ -30,7 +30,7 @@ def test_the_newest_evaluation_counts(tmp_path: Path) -> None:
     (path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     result, evaluated = reproducible(path)
     assert (evaluated.version, evaluated.agent_steps) == (40, 4000)
-    assert [each.version for each in result.record.evaluations] == [10, 40]
+    assert [each.version for each in result.record.evaluations] == [10, 20, 40]
 
 
 def test_an_evaluation_within_the_limits_of_the_user_is_preferred(tmp_path: Path) -> None:
@@ -156,6 +156,7 @@ KEPT = {
     "breakout-seed-2": None,
     "breakout-seed-3": None,
     "cartpole": None,
+    "dba3c-breakout": None,
     "pong": RESUMED,
     "pong-width/128": NO_EVALUATION,
     "pong-width/256": NO_EVALUATION,

@@ -26,7 +26,6 @@ from zmqrl.simulate.laws import Law
 def test_draws_have_the_mean_and_deviation_of_the_law(text: str, mean: float, deviation: float) -> None:
     law = Law.parse(text, "--compute")
     drawn = law.draw(np.random.default_rng(1), 400_000)
-    assert law.mean == pytest.approx(mean)
     assert drawn.mean() == pytest.approx(mean, rel=0.02)
     assert drawn.std() == pytest.approx(deviation, rel=0.1, abs=1e-12)
 
@@ -53,4 +52,4 @@ def test_an_invalid_law_is_refused_in_one_sentence(text: str, sentence: str) -> 
 @given(st.text(max_size=20))
 def test_any_text_is_either_a_law_or_refused(text: str) -> None:
     with contextlib.suppress(UsageError):
-        assert Law.parse(text, "--compute").mean >= 0
+        assert Law.parse(text, "--compute").draw(np.random.default_rng(0), 3).min() >= 0

@@ -52,7 +52,7 @@ GROUPS = {
         ),
         "record": Command("measure.record", "RUN [options]", "record one game of a policy as a video", is_guarded=True),
         "plot": Command("measure.plot", "RUN [RUN ...]", "draw the metrics of runs over time"),
-        "compare": Command("measure.compare", "RUN RUN [RUN ...]", "compare the settings and results of runs"),
+        "compare": Command("measure.compare", "RUN [RUN ...]", "compare the settings and results of runs"),
         "report": Command("measure.report", "RUN [options]", "write a page about the result of a run"),
         "reproduce": Command(
             "measure.reproduce",

@@ -22,7 +22,7 @@ from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.ways.via import shown
 from zmqrl.hosts.ways.way import Way
-from zmqrl.hosts.wheels import Supplier
+from zmqrl.hosts.wheels import Supplier, normal
 from zmqrl.learner.games import EnvConfig
 from zmqrl.local.extras import OF_GYMNASIUM, ON_HOSTS, is_installed
 
@@ -192,7 +192,7 @@ def _required(need: _Need) -> Iterator[_Need]:
             found = REQUIREMENT.match(line)
             assert found is not None
             extras = frozenset(filter(None, re.split(r"[\s,]+", found[2] or "")))
-            yield _Need(re.sub(r"[-_.]+", "-", found[1]).lower(), extras)
+            yield _Need(normal(found[1]), extras)
 
 
 def _versions(names: Iterable[str]) -> dict[str, str]:

@@ -81,12 +81,12 @@ def cache() -> Path:
 
 def _found(directory: Path, name: str, version: str) -> Path | None:
     """The wheel of a package in ``directory``. Its file name can spell the package differently."""
-    wanted = _normal(name), version
+    wanted = normal(name), version
     names = ((path, path.name.split("-")) for path in sorted(directory.glob("*.whl")))
-    return next((path for path, parts in names if (_normal(parts[0]), parts[1]) == wanted), None)
+    return next((path for path, parts in names if (normal(parts[0]), parts[1]) == wanted), None)
 
 
-def _normal(name: str) -> str:
+def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

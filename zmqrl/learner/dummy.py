@@ -11,15 +11,8 @@ END_PROBABILITY = 0.005
 
 def describe_dummy(config: EnvConfig) -> EnvSpec:
     """The observations and actions of Breakout. Raises UsageError like ``describe_env``."""
-    config.check_emulated(DUMMY_ID)
-    return EnvSpec(
-        observation_shape=config.atari_shape,
-        observation_dtype=np.dtype(np.uint8),
-        actions=DiscreteActions(4),
-        flavour="no game: always the same random frames; rewards and ends are random and ignore the actions",
-        normalizes_observations=config.normalize_observations,
-        normalizes_rewards=config.normalize_rewards,
-    )
+    flavour = "no game: always the same random frames; rewards and ends are random and ignore the actions"
+    return config.emulated(DUMMY_ID, DiscreteActions(4), flavour)
 
 
 class DummyEnvs:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Sequence
 
 import gymnasium
-import numpy as np
 
 from zmqrl.errors import UsageError, blaming, closing
 from zmqrl.learner.atari import ENTRY_POINT, AtariEnvs, RandomSkipEnvs, atari_actions, game_of
@@ -80,15 +79,8 @@ def _describe(env_id: str, config: EnvConfig, *, plays: bool, stored: EnvConfig 
         return describe_dummy(config)
     registered = find_env(env_id)
     if registered.entry_point == ENTRY_POINT:
-        config.check_emulated(env_id)
-        return EnvSpec(
-            observation_shape=config.atari_shape,
-            observation_dtype=np.dtype(np.uint8),
-            actions=DiscreteActions(atari_actions(game_of(registered, config))),
-            flavour=config.flavour(),
-            normalizes_observations=config.normalize_observations,
-            normalizes_rewards=config.normalize_rewards,
-        )
+        actions = DiscreteActions(atari_actions(game_of(registered, config)))
+        return config.emulated(env_id, actions, config.flavour())
     if plays:
         config.check_made(env_id, stored)
     with closing(CheckedEnv(env_id, registered, config)) as env:

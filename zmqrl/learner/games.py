@@ -87,11 +87,22 @@ class EnvConfig:
         """Emulator frames per agent step of an Atari game, on average."""
         return self.frame_skip if self.min_frame_skip is None else (self.min_frame_skip + self.frame_skip) / 2
 
-    def check_emulated(self, env_id: str) -> None:
-        """Raise UsageError for settings that apply only to environments that Gymnasium makes."""
+    def emulated(self, env_id: str, actions: "ActionSpace", flavour: str) -> "EnvSpec":
+        """The description of an Atari game, or of one with the same frames.
+
+        Raises UsageError for settings that apply only to environments that Gymnasium makes.
+        """
         require(
             not (self.args or self.wrappers or self.images),
             f"{env_id} is not made by Gymnasium: remove --env-arg, --wrapper and --envs.images.",
+        )
+        return EnvSpec(
+            observation_shape=self.atari_shape,
+            observation_dtype=np.dtype(np.uint8),
+            actions=actions,
+            flavour=flavour,
+            normalizes_observations=self.normalize_observations,
+            normalizes_rewards=self.normalize_rewards,
         )
 
     def check_made(self, env_id: str, stored: "EnvConfig | None" = None) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Literal, Self, TypeVar
 
 import torch
@@ -18,6 +17,7 @@ from zmqrl.learner.games import ActionSpace, BoxActions, EnvSpec
 from zmqrl.learner.plugin import load_model
 from zmqrl.learner.settings import HIDDEN, IMAGE_NETWORKS, VECTOR_NETWORK, NetworkConfig
 from zmqrl.learner.statistics import add_statistics
+from zmqrl.local.resources import BFLOAT16, cpu_facts
 
 Compute = Literal["float32", "bfloat16"]
 
@@ -241,11 +241,7 @@ def fastest_compute(device: torch.device) -> Compute:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     # Torch's own check (mkldnn) also accepts AVX-512 without the bf16 instructions, which is slow.
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return "float32"
-    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
+    return "float32" if BFLOAT16.isdisjoint(cpu_facts().get("flags", "").split()) else "bfloat16"
 
 
 def _tanh_trunk(inputs: int, hidden: int, outputs: int, *, head_gain: float) -> nn.Sequential:

@@ -74,8 +74,7 @@ def resources(
     busy_cores: float | None, root: Path = Path("/"), environment: Mapping[str, str] = os.environ
 ) -> Resources:
     """The resources of this machine. ``root`` has the directories ``proc`` and ``sys``."""
-    about = _text(root / "proc/cpuinfo").splitlines()
-    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in about)}
+    facts = cpu_facts(root)
     flags = set(facts.get("flags", "").split())
     limit = quota(root / "proc/self")
     return Resources(
@@ -89,6 +88,12 @@ def resources(
         clock_source=_text(root / "sys/devices/system/clocksource/clocksource0/current_clocksource").strip() or None,
         variables={name: environment[name] for name in VARIABLES if name in environment},
     )
+
+
+def cpu_facts(root: Path = Path("/")) -> dict[str, str]:
+    """What ``/proc/cpuinfo`` says, such as ``model name`` and ``flags``. Empty if it cannot be read."""
+    lines = _text(root / "proc/cpuinfo").splitlines()
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def torch_build() -> TorchBuild:

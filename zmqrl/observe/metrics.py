@@ -72,7 +72,9 @@ class Counters:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of ``to_json``. Raises KeyError, TypeError or ValueError for other ``data``."""
+        """Inverse of ``to_json``. Raises KeyError, TypeError or ValueError for other ``data``, if it is not empty."""
+        if not data:  # in version 0
+            return cls()
         return cls(
             version=int(data["version"]),
             agent_steps=int(data["agent_steps"]),

@@ -1,6 +1,5 @@
 """The origin of a result: the versions, commit and hardware that are needed to reproduce it."""
 
-import contextlib
 import functools
 import hashlib
 import platform
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import zmqrl
+from zmqrl.local.resources import cpu_facts
 from zmqrl.process import CORES
 
 VERSIONS = ("zmqrl", "code", "python", "torch", "cores")  # of a host
@@ -77,8 +77,4 @@ def code_id() -> str:
 
 
 def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return cpu_facts().get("model name") or platform.processor() or platform.machine()

@@ -9,7 +9,7 @@ from typing import Any
 from zmqrl.observe.folding import by_number
 from zmqrl.profile.critical_path import OTHER, Cycle
 from zmqrl.profile.machine_use import grown_s
-from zmqrl.profile.report import Analysis
+from zmqrl.profile.report import BLAME_SHOWN, Analysis
 from zmqrl.profile.run_tables import ProcessTables, RunTables
 from zmqrl.profile.tables import COLUMNS, Table
 
@@ -51,7 +51,7 @@ def read_timing(profile: Path, *, asynchronous: bool) -> dict[str, Any]:
             ]
             for rank in ranks
         },
-        "blame": report["blame"][:12],
+        "blame": report["blame"][:BLAME_SHOWN],
         "warnings": report["warnings"],
         "hosts": _hosts(tables.processes),
     }

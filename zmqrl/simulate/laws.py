@@ -17,10 +17,9 @@ HOW: Final = "LAW is constant:S, exponential:MEAN, lognormal:MEAN:SIGMA, uniform
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """The parameter names, the mean and the sampler of a kind of law."""
+    """The parameter names and the sampler of a kind of law."""
 
     numbers: tuple[str, ...]
-    mean: Callable[..., float]
     draw: Callable[..., Seconds]
 
 
@@ -29,19 +28,11 @@ def _lognormal(random: np.random.Generator, size: int, mean: float, sigma: float
 
 
 KINDS: Final[dict[str, _Kind]] = {
-    "constant": _Kind(("S",), lambda s: s, lambda random, size, s: np.full(size, s)),
-    "exponential": _Kind(("MEAN",), lambda mean: mean, lambda random, size, mean: random.exponential(mean, size)),
-    "lognormal": _Kind(("MEAN", "SIGMA"), lambda mean, sigma: mean, _lognormal),
-    "uniform": _Kind(
-        ("LOW", "HIGH"),
-        lambda low, high: (low + high) / 2,
-        lambda random, size, low, high: random.uniform(low, high, size),
-    ),
-    "pareto": _Kind(
-        ("LEAST", "ALPHA"),
-        lambda least, alpha: least * alpha / (alpha - 1) if alpha > 1 else math.inf,
-        lambda random, size, least, alpha: least * (1 + random.pareto(alpha, size)),
-    ),
+    "constant": _Kind(("S",), lambda random, size, s: np.full(size, s)),
+    "exponential": _Kind(("MEAN",), lambda random, size, mean: random.exponential(mean, size)),
+    "lognormal": _Kind(("MEAN", "SIGMA"), _lognormal),
+    "uniform": _Kind(("LOW", "HIGH"), lambda random, size, low, high: random.uniform(low, high, size)),
+    "pareto": _Kind(("LEAST", "ALPHA"), lambda random, size, least, alpha: least * (1 + random.pareto(alpha, size))),
 }
 
 
@@ -52,10 +43,6 @@ class Term:
     kind: str
     numbers: tuple[float, ...]
     probability: float = 1.0
-
-    @property
-    def mean(self) -> float:
-        return self.probability * KINDS[self.kind].mean(*self.numbers)
 
     def draw(self, random: np.random.Generator, size: int) -> Seconds:
         drawn = KINDS[self.kind].draw(random, size, *self.numbers)
@@ -73,11 +60,6 @@ class Law:
         """Read a law. Raises a UsageError that names ``option``."""
         # Do not split at the sign of an exponent, as in 1e+3.
         return cls(tuple(_term(part, f"{option} {text}") for part in re.split(r"(?<![0-9][eE])\+", text)))
-
-    @property
-    def mean(self) -> float:
-        """The mean, which can be infinite."""
-        return sum(term.mean for term in self.terms)
 
     def draw(self, random: np.random.Generator, size: int) -> Seconds:
         """Draw independent durations: float64 (size,)."""

@@ -120,7 +120,7 @@ def correcting(path: Path, is_ours: Callable[[], bool]) -> Iterator[None]:
 
 def summary(reason: Reason, status: int, config: Config, last: Checkpoint, flavour: str) -> dict[str, Any]:
     """The contents of ``summary.json``: totals over all sessions of the run, up to its ``last`` checkpoint."""
-    counters = Counters.from_json(last.counters) if last.counters else Counters()
+    counters = Counters.from_json(last.counters)
     return {
         "exit_reason": reason,
         "exit_status": status,

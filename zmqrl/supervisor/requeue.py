@@ -46,7 +46,7 @@ def left_of(config: Config) -> Config:
         return config
     assert config.run_dir is not None
     checkpoint = read_newest(RunDirectory(config.run_dir))
-    trained = Counters.from_json(checkpoint.counters).wall_s / 60 if checkpoint and checkpoint.counters else 0.0
+    trained = Counters.from_json(checkpoint.counters).wall_s / 60 if checkpoint else 0.0
     if trained >= config.minutes:
         raise UsageError(
             f"--minutes {config.minutes:g}: {config.run_dir} has already trained for {trained:.1f} minutes: "

@@ -97,7 +97,7 @@ def mend_histories(directory: RunDirectory, checkpoint: Checkpoint) -> tuple[int
 
 def end_of(config: Config, checkpoint: Checkpoint, path: Path) -> tuple[Reason, str] | None:
     """The limit of ``config`` that the run at ``path`` has already reached, and a sentence about it, or None."""
-    counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
+    counters = Counters.from_json(checkpoint.counters)
     evaluations = readable_lines(RunDirectory(path).evaluations, EVALUATION, lambda _: None)
     scores = [each["mean"] for each in evaluations if is_for_stop_score(each)]
     score = scores[-1] if scores else None

@@ -117,7 +117,7 @@ def train_on(
             stages.at("earlier session", "looking for the last version of the earlier session")
             newest = resume.newest_checkpoint(directory, preparation.checkpoint())
             checkpoint = salvage(directory, newest, news.append)
-            trained_s = Counters.from_json(checkpoint.counters).wall_s if checkpoint.counters else 0.0
+            trained_s = Counters.from_json(checkpoint.counters).wall_s
             config = dataclasses.replace(config, schedule=given.with_schedule(trained_s).schedule)
             end = resume.end_of(config, checkpoint, directory.path)
             if end is not None and resume.is_summarized(directory, checkpoint):

@@ -20,12 +20,12 @@ from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.ways.slurm import is_over
 from zmqrl.json_lines import read_json
 from zmqrl.observe.forms import ROW, readable_lines
-from zmqrl.observe.metrics import SCORES_KEPT, SHARD_OUTCOMES, Counters
+from zmqrl.observe.metrics import SCORES_KEPT, Counters, summed
 from zmqrl.observe.records import lineage
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.control import ShardControl, bring_up
 from zmqrl.ps.shard import START_WITHIN_S
-from zmqrl.ps.shard.history import last_version, missing_lines, read_lines
+from zmqrl.ps.shard.history import damaged_originals, last_version, missing_lines, read_lines, removed_lines
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.sockets import ShardUp
 from zmqrl.rundir import RunDirectory
@@ -120,7 +120,7 @@ def remove_files(directory: RunDirectory, notice: TellUser, but: Collection[str]
 def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: TellUser) -> Checkpoint:
     """Start frozen shards under the id of the old run, and make a checkpoint of the versions that they hold."""
     left = _Left.read(directory.left)
-    originals = {shard: _damaged_originals(directory.history(shard)) for shard in range(checkpoint.layout.shards)}
+    originals = {shard: damaged_originals(directory.history(shard)) for shard in range(checkpoint.layout.shards)}
     config = left.config
     with _where_it_was(left, directory) as deployment:
         launcher = deployment.launcher
@@ -156,15 +156,10 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: TellUser) -
     return found
 
 
-def _damaged_originals(history: Path) -> set[Path]:
-    """The original files that were kept when damaged lines were removed from a history."""
-    return set(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
-
-
 def _tell_of_history(history: Path, originals: Collection[Path], notice: TellUser) -> None:
     """Report missing and unreadable lines of a history to the user. The shard writes them only to its own log."""
-    for original in sorted(_damaged_originals(history) - set(originals)):
-        notice(f"{history}: lines that could not be read were removed; the original file is kept as {original.name}")
+    for original in sorted(damaged_originals(history) - set(originals)):
+        notice(f"{history}: {removed_lines(original)}")
     after = 0
     for version in sorted(line["version"] for line in read_lines(history)):
         if version > after + 1:
@@ -319,7 +314,7 @@ def counters_at(
     written at most a second before the end of the run. Steps and time are extrapolated to ``version`` with their means
     per version. Of the last games, only the mean score is known, so each gets this score.
     """
-    start = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
+    start = Counters.from_json(checkpoint.counters)
     rows = lineage(readable_lines(directory.metrics, ROW, notice))
     since = [row for row in rows if checkpoint.version < row["version"] <= version]
     newest: dict[str, Any] = since[-1] if since else {}
@@ -329,8 +324,7 @@ def counters_at(
     scores = start.scores
     if "score_mean_50" in told:
         scores = (told["score_mean_50"],) * min(SCORES_KEPT, int(last["episodes"]))
-    totals = zip(*(stats[shard].captured_totals for shard in sorted(stats)), strict=True)
-    contributions = dict(zip(SHARD_OUTCOMES, map(sum, totals), strict=True))
+    contributions = summed(each.captured_totals for each in stats.values())
     skipped = newest.get("contributions", start.contributions).get("skipped", start.contributions["skipped"])
     return Counters(
         version=version,

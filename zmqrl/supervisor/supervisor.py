@@ -71,7 +71,7 @@ class Supervisor:
     ) -> None:
         self.config, self.directory, self.console, self.checkpoint = config, directory, console, checkpoint
         self.flavour, self.stages = flavour, stages
-        counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
+        counters = Counters.from_json(checkpoint.counters)
         self.tasks = RunTasks(
             config,
             directory,

@@ -132,4 +132,4 @@ def test_the_list_is_also_plain_data(capsys: pytest.CaptureFixture[str]) -> None
     assert list(found) == list(RECIPES)
     assert found["pong"]["env"] == "ALE/Pong-v5"
     assert found["pong"]["results"] == [dataclasses.asdict(result) for result in RESULTS["pong"]]
-    assert found["dba3c-breakout"]["results"] == []
+    assert found["gymnasium"]["results"] == []

@@ -71,12 +71,6 @@ def test_f32_is_sent_without_a_copy() -> None:
     assert CODECS["f32"].encode(vector) is vector
 
 
-def test_bf16_is_written_to_the_buffer_of_the_caller() -> None:
-    vector, out = np.arange(5, dtype=np.float32), np.zeros(5, np.uint16)
-    assert CODECS["bf16"].encode(vector, out) is out
-    np.testing.assert_array_equal(out, torch_bfloat16(vector))
-
-
 @given(bits=BITS, offset=st.integers(0, 7))
 def test_a_payload_is_read_at_any_alignment(bits: list[int], offset: int) -> None:
     vector = from_bits(bits)

@@ -18,6 +18,7 @@ from zmqrl.observe.forms import SETTINGS, SUMMARY, read_object
 from zmqrl.observe.metrics import summed
 from zmqrl.process import interruptible
 from zmqrl.ps.layout import MAX_SHARDS
+from zmqrl.ps.shard.history import damaged_originals, removed_lines
 from zmqrl.ps.shard.history_rules import Line, broken_rules, newest, total
 from zmqrl.ps.wire.codec import CODECS, codec_named
 from zmqrl.ps.wire.messages import Codec
@@ -80,10 +81,7 @@ def check(path: Path) -> dict[str, Any]:
         found = [
             *([] if history.exists() or directory.in_use() else ["there is no history"]),
             *(f"line {number} cannot be read" for number in unreadable),
-            *(
-                f"lines that could not be read were removed; the original file is kept as {original.name}"
-                for original in sorted(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
-            ),
+            *map(removed_lines, sorted(damaged_originals(history))),
         ]
         violations += [f"shard {shard}: {sentence}" for sentence in found]
     together = settings.get("mode") != "async"

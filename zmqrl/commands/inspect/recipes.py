@@ -18,6 +18,10 @@ ATARI: Final = (
     "sticky 0, life loss ends returns, no-ops 30, fire at the start, skip 4, stack 4, grey 84x84, at most 108000 "
     "frames, rewards clipped for learning, scores unclipped"
 )
+DBA3C: Final = (
+    "sticky 0.25, lives ignored, no-ops 0, no fire at the start, random skip 2-4 without max-pooling, stack 4, RGB "
+    "84x84, at most 30000 frames, rewards clipped for learning, scores unclipped"
+)
 AS_REGISTERED: Final = "played as registered, scores are sums of true rewards"
 
 
@@ -155,6 +159,18 @@ RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
         (1, 1_000_000, 1927.7, 1781),
         (2, 1_000_000, 2587.9, 1987),
         (3, 1_000_000, 2763.1, 1522),
+    ),
+    "dba3c-breakout": (
+        MeasuredRun(
+            score=5.8,
+            evaluation=6.84,
+            minutes=20.0,
+            agent_steps_per_s=246.0,
+            options="--minutes 20",
+            machine=WITH_AVX512,
+            source="benchmarks/results/dba3c-breakout",
+            flavour=DBA3C,
+        ),
     ),
 }
 

@@ -15,7 +15,7 @@ from zmqrl.words import counted
 ANSWER_WITHIN_S = 30.0
 NODE = "%N"  # stands for the name of a node, as in srun
 # srun prints one of these when a job has ended, or a requeued job no longer has the node.
-OVER = ("Expired or invalid job", "Requested node configuration is not available")
+OVER_WORDS = ("Expired or invalid job", "Requested node configuration is not available")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +141,7 @@ def srun_command(job: str, node: str, words: Sequence[str]) -> list[str]:
 
 def is_over(why: str) -> bool:
     """Whether srun failed, for the reason ``why``, because the job has ended."""
-    return any(words in why for words in OVER)
+    return any(words in why for words in OVER_WORDS)
 
 
 def scontrol(*arguments: str) -> str:

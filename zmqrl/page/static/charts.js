@@ -36,7 +36,7 @@ export class Charts {
     }
   }
 
-  // Marks of videos: [{x, label, chosen}].
+  // Marks of videos: [{x, video, chosen}].
   mark(marks) {
     const changed = JSON.stringify(marks) !== JSON.stringify(this.marks);
     this.marks = marks;

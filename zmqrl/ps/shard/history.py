@@ -200,6 +200,16 @@ class History:
         self.news.append(f"{self.path}: {what} could not be read; the original file is kept as {original.name}")
 
 
+def damaged_originals(history: Path) -> set[Path]:
+    """The original files that were kept when damaged lines were removed from a history."""
+    return set(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
+
+
+def removed_lines(original: Path) -> str:
+    """The sentence about the lines for which ``original`` was kept."""
+    return f"lines that could not be read were removed; the original file is kept as {original.name}"
+
+
 def line_of(record: Record, crc32: int) -> JsonLine:
     """The line of a version. ``crc32`` is the checksum of the published weights."""
     line = {

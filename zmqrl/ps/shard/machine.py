@@ -144,7 +144,7 @@ class ShardMachine:
         self.contributions.hold(header, event.payload)
         self.closing_rank = header.rank
         self._progressed(now)
-        return [*self.contributions.accumulate(self.view), *self._close_if_complete(now)]
+        return [*self.contributions.accumulate(self.view), *self._close_if_complete()]
 
     def _judge(self, event: e.GradientArrived) -> Ruling:
         g, me = event.header, self.identity
@@ -180,7 +180,7 @@ class ShardMachine:
             return Ruling("rejected", "not finite", "warning")
         return Ruling("used")
 
-    def _close_if_complete(self, now: float) -> list[e.Action]:
+    def _close_if_complete(self) -> list[e.Action]:
         """Make the next version if the contributions reach the quorum."""
         if self.state != "open" or len(self.contributions.held) < self.view.quorum:
             return []
@@ -360,7 +360,7 @@ class ShardMachine:
             e.Log("info", f"view {change.view}: quorum {change.quorum} of {counted(len(change.members), 'member')}")
         ]
         actions += [*self._commit_again(replace(self.last, view=self.view)), *self._publish_first(now)]
-        actions += [*self.contributions.accumulate(self.view), *self._close_if_complete(now)]
+        actions += [*self.contributions.accumulate(self.view), *self._close_if_complete()]
         self._progressed(now)
         return actions + self._tell_state(now)
 
@@ -371,7 +371,7 @@ class ShardMachine:
         actions = self._commit_again(replace(self.last, stop=version)) if version != self.last.stop else []
         self.stop = version
         # If STOP opens the version again, its quorum may already be complete.
-        return [*actions, *self._milestones(), *self._close_if_complete(now), *self._tell_state(now)]
+        return [*actions, *self._milestones(), *self._close_if_complete(), *self._tell_state(now)]
 
     def _commit_again(self, record: e.Record) -> list[e.Action]:
         """Commit ``record`` with the newest version: a restarted process needs its ``view`` and ``stop``."""

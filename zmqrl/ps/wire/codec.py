@@ -32,8 +32,8 @@ class NumberFormat(Protocol):
     torch_dtype: str
     """The same format as a dtype of torch, for the comparison in ``zmqrl bench wire``."""
 
-    def encode(self, vector: FloatVector, out: npt.NDArray[np.uint16] | None = None) -> WireVector:
-        """Encode ``vector``, float32 (n,), for sending: into ``out`` if given and needed."""
+    def encode(self, vector: FloatVector) -> WireVector:
+        """Encode ``vector``, float32 (n,), for sending."""
 
     def decode_into(self, payload: EncodedVector, out: FloatVector) -> None:
         """Decode ``payload`` into ``out``: float32 (n,)."""
@@ -49,7 +49,7 @@ class _Float32:
     keeps_float32 = True
     torch_dtype = "float32"
 
-    def encode(self, vector: FloatVector, out: npt.NDArray[np.uint16] | None = None) -> WireVector:
+    def encode(self, vector: FloatVector) -> WireVector:
         """Return ``vector`` itself."""
         return vector
 
@@ -72,14 +72,12 @@ class _Bfloat16:
     keeps_float32 = False
     torch_dtype = "bfloat16"
 
-    def encode(self, vector: FloatVector, out: npt.NDArray[np.uint16] | None = None) -> WireVector:
+    def encode(self, vector: FloatVector) -> WireVector:
         """Round to nearest, ties to even, like ``Tensor.to(torch.bfloat16)``. Returns uint16 (n,).
 
         Overflow becomes inf. Every NaN becomes the same quiet NaN.
         """
-        if out is None:
-            out = np.empty(vector.size, np.uint16)
-        assert out.shape == vector.shape
+        out = np.empty(vector.shape, np.uint16)
         bits = vector.view(np.uint32)
         scratch = np.empty(min(BLOCK, vector.size), np.uint32)
         with np.errstate(over="ignore", invalid="ignore"):

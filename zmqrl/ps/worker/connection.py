@@ -22,6 +22,7 @@ import zmq
 
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.observe.spans import WORKER_SPANS, Spans
+from zmqrl.process import LOOK_UP_EVERY_S
 from zmqrl.process_id import worker_id
 from zmqrl.profile.profiler import Profiler, ProfilerJob, now_us
 from zmqrl.ps.cluster_file import Cluster
@@ -36,7 +37,6 @@ from zmqrl.ps.worker.machine import WorkerMachine, WorkerTiming
 from zmqrl.words import counted
 
 POLL_MS = 50
-LOOK_UP_EVERY_S = 1.0
 CLOSED_WITHIN_S = 5.0
 
 
@@ -187,11 +187,6 @@ class Connection:
         """Whether every shard is past ``version``, so that no shard can use a gradient computed on ``version``."""
         with self._lock:
             return self._machine.passed(version)
-
-    def newest(self) -> int:
-        """The newest version that every shard has reached, as far as the worker knows."""
-        with self._lock:
-            return min(shard.version for shard in self._machine.shards)
 
     def tally(self) -> Tally:
         """The outcomes of this worker's slices."""

@@ -59,18 +59,12 @@ class Observed:
     worker_cpu_s: float
 
 
-def live(scenario: Scenario, *, compute: ComputeTimes | None = None) -> SimulatedRun:
+def live(scenario: Scenario) -> SimulatedRun:
     """Run ``scenario`` in real time, as :func:`observe` does."""
-    return observe(scenario, compute=compute).result
+    return observe(scenario).result
 
 
-def observe(
-    scenario: Scenario,
-    *,
-    compute: ComputeTimes | None = None,
-    address: str = "127.0.0.1",
-    workers_through: Sequence[str] = (),
-) -> Observed:
+def observe(scenario: Scenario, *, address: str = "127.0.0.1", workers_through: Sequence[str] = ()) -> Observed:
     """Run ``scenario`` in real time, and measure when the shards publish.
 
     The shards listen at ``address``. The command ``workers_through`` starts the workers: ``ip netns exec h1``, for
@@ -78,7 +72,7 @@ def observe(
     ClusterError if a process fails or the run gets stuck.
     """
     scenario.check()
-    times = compute or times_of(without_ignored(scenario))
+    times = times_of(without_ignored(scenario))
     layout = Layout.of([("parameters", (scenario.parameters,))], scenario.shards)
     with tempfile.TemporaryDirectory(prefix="zmqrl-live-") as scratch:
         with standalone_shards(

@@ -63,9 +63,8 @@ class VirtualConnections:
         self.peer = b"%d-%d" % (self.worker.rank, self.world.number())
         self.shard.peers[self.peer] = self
         self._to_shard(shard_events.PresenceChanged(self.worker.rank, self.worker.incarnation, here=True))
-        for number in range(len(self.world.shards)):
-            if number == self.shard.number and self.worker.machine.pending(number):
-                self.worker.feed(worker_events.Writable(number))
+        if self.worker.machine.pending(self.shard.number):
+            self.worker.feed(worker_events.Writable(self.shard.number))
 
     def disconnect(self) -> None:
         """Close the connections, because a process has died."""
