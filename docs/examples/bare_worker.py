@@ -17,7 +17,7 @@ import zmq
 
 Floats = npt.NDArray[np.float32]
 STATES = ("WEIGHTS", "SNAPSHOT", "HEARTBEAT", "NEED", "BYE", "WELCOME")
-HELLO_S, PING_S, SNAPSHOT_S, LEASE_S = 1.0, 1.0, 2.0, 60.0
+HELLO_S, PING_S, SNAPSHOT_S, LEASE_S, LEAVE_S = 1.0, 1.0, 2.0, 60.0, 2.0
 
 
 class Shard:
@@ -49,7 +49,7 @@ class Shard:
         self.grad.sndhwm, self.weights.rcvhwm = 2, 3
         self.grad.immediate = self.control.immediate = 1
         for end, role in ((self.grad, "grad"), (self.weights, "weights"), (self.control, "control")):
-            end.linger, end.ipv6 = 0, 1
+            end.linger = 0
             end.tcp_keepalive, end.tcp_keepalive_idle, end.tcp_keepalive_intvl, end.tcp_keepalive_cnt = 1, 3, 2, 3
             end.setsockopt(zmq.TCP_MAXRT, 8000)
             end.reconnect_ivl, end.reconnect_ivl_max = 100, 3000
@@ -73,8 +73,9 @@ class Worker:
         self.shards = [Shard(self.context, i, endpoints, topics, keys) for i, endpoints in enumerate(cluster["shards"])]
 
     def ended(self) -> bool:
-        """Whether every shard has sent BYE, all with the same version."""
-        return self.shards[0].final is not None and len({shard.final for shard in self.shards}) == 1
+        """Whether every shard has sent BYE, all with the same generation and version."""
+        ends = {(shard.generation, shard.final) for shard in self.shards}
+        return self.shards[0].final is not None and len(ends) == 1
 
     def read(self, wait_ms: int) -> None:
         """Handle everything that has arrived."""
@@ -134,12 +135,16 @@ class Worker:
             shard.push, shard.attempt = "closed" if late else "pending", 0
             self._push(shard)
 
-    def leave(self) -> None:
-        """Leave the run and close everything."""
-        for shard in self.shards:
+    def close(self, leave: bool) -> None:
+        """Close everything. Before that, ``leave`` the run, but not after a REFUSE."""
+        leaving = self.shards if leave else []
+        for shard in leaving:
             self._send(shard.control, "LEAVE", self.rank, self.incarnation)
-            while shard.control.poll(2000) and b"LEFT" not in shard.control.recv_multipart()[0]:
-                pass
+        deadline = time.monotonic() + LEAVE_S
+        for shard in leaving:
+            while shard.control.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
+                if b"LEFT" in shard.control.recv_multipart()[0]:
+                    break
         self.context.destroy(linger=0)
 
     def _send(self, end: "zmq.Socket[Any]", kind: str, *fields: object, payload: bytes | None = None) -> bool:
@@ -185,7 +190,7 @@ class Worker:
             protocol, kind, run = header[:3]
             if kind == "REFUSE":
                 raise ConnectionRefusedError(header[4])
-            if (protocol, run) != ("zmqrl/1", self.run):
+            if (protocol, run) != ("zmqrl/1", self.run) or header[3] != shard.index:
                 return
             shard.heard_at = time.monotonic()
             if kind in STATES:
@@ -226,6 +231,9 @@ class Worker:
 
     def _store(self, shard: Shard, version: int, codec: str, payload: bytes, elapsed: int) -> None:
         numbers = np.frombuffer(payload, "<f4" if codec == "f32" else "<u2")
+        start, stop = self.cuts[shard.index]
+        if len(numbers) != stop - start:
+            return
         shard.elapsed[version] = elapsed
         shard.slices[version] = numbers if codec == "f32" else (numbers.astype("<u4") << 16).view("<f4")
         shard.request_at = float("-inf")
@@ -236,8 +244,13 @@ class Worker:
 def work(
     cluster: dict[str, Any], rank: int, gradient: Callable[[Floats, int], Floats], keys: dict[str, Any] | None = None
 ) -> None:
-    """Contribute to every version until the run ends. Raises ConnectionRefusedError and TimeoutError."""
-    worker = Worker(cluster, rank, keys)
+    """Contribute to every version until the run ends.
+
+    Raises ValueError for a run that this worker cannot join, ConnectionRefusedError and TimeoutError.
+    """
+    if (cluster["protocol"], cluster["mode"]) != ("zmqrl/1", "sync") or cluster["codec"] not in ("f32", "bf16"):
+        raise ValueError("this worker does not know the protocol, the mode or the codec of the run")
+    worker, refused = Worker(cluster, rank, keys), False
     try:
         while not worker.ended():
             worker.read(wait_ms=50)
@@ -245,5 +258,8 @@ def work(
             if (whole := worker.whole_version()) is not None:
                 generation, version, weights = whole
                 worker.contribute(generation, version, gradient(weights, version))
+    except ConnectionRefusedError:
+        refused = True
+        raise
     finally:
-        worker.leave()
+        worker.close(leave=not refused)

@@ -16,8 +16,7 @@ const PROTOCOL = "zmqrl/1";
 const HELLO_S = 1.0, PING_S = 1.0, SNAPSHOT_S = 2.0, LEASE_S = 60.0; // §1.10
 const LEAVE_S = 2.0, REPORT_S = 0.2, TICK_S = 0.02;
 const SOCKET = { // §1.3; milliseconds
-  linger: 0, ipv6: true, handshakeInterval: 5000, reconnectInterval: 100, reconnectMaxInterval: 3000,
-  heartbeatInterval: 2000, heartbeatTimeout: 6000, heartbeatTimeToLive: 6000,
+  linger: 0, handshakeInterval: 5000, reconnectInterval: 100, reconnectMaxInterval: 3000,
 };
 const SENDING = { ...SOCKET, immediate: true, sendTimeout: 0 }; // a timeout of 0 is ZMQ_DONTWAIT here
 
@@ -43,7 +42,8 @@ const FIELDS = {
 function parse(frames) {
   let values;
   try { values = decode(frames[0]); } catch { return null; }
-  if (!Array.isArray(values) || values[0] !== PROTOCOL || !Object.hasOwn(FIELDS, values[1])) return null;
+  if (!Array.isArray(values) || !Object.hasOwn(FIELDS, values[1])) return null;
+  if (values[0] !== PROTOCOL && values[1] !== "REFUSE") return null;
   const [, kind, ...fields] = values, types = Object.entries(FIELDS[kind]);
   if (frames.length !== (FIELDS[kind] === WEIGHTS ? 2 : 1)) return null;
   if (FIELDS[kind] === WEIGHTS && fields.length === types.length - 1) fields.push(0);
@@ -250,7 +250,7 @@ class Worker {
     this.reportAt = seconds() + REPORT_S;
     const { steps, skipped } = this.totals;
     const figures = { version: this.newest.version, agent_steps: steps, skipped, policy_lag: 0 };
-    this.shards[0].say("REPORT", this.rank, this.incarnation, encode(figures));
+    this.shards[this.rank % this.shards.length].say("REPORT", this.rank, this.incarnation, encode(figures));
   }
 
   async leave(status) {
@@ -273,6 +273,8 @@ if (!/^\d+$/.test(rank ?? "")) fail(2, "usage: node worker.mjs DIR/cluster.json 
 let cluster, keys = null;
 try { cluster = JSON.parse(readFileSync(path, "utf8")); } catch (error) { fail(2, `no run there: ${error.message}`); }
 if (cluster.protocol !== PROTOCOL) fail(2, `${path} is of protocol ${cluster.protocol}, not ${PROTOCOL}`);
+if (cluster.mode !== "sync") fail(2, `${path} is a run of mode ${cluster.mode}, which this worker does not have`);
+if (!Object.hasOwn(BYTES, cluster.codec)) fail(2, `${path} names the codec ${cluster.codec}, which this worker does not have`);
 if (!cluster.open_ranks.includes(Number(rank))) fail(2, `rank ${rank} is not one of ${cluster.open_ranks}`);
 if (cluster.keys !== null) {
   const file = resolve(dirname(path), cluster.keys[rank]);

@@ -1,8 +1,14 @@
+import hashlib
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.profile.tables import COLUMNS, PREFIX, pack, unpack
+from zmqrl.observe.spans import WORKER_SPANS
+from zmqrl.page import timing
+from zmqrl.profile.critical_path import OTHER, WORK
+from zmqrl.profile.tables import COLUMNS, FORMAT, PREFIX, pack, unpack
+from zmqrl.simulate import recorded
 
 numbers = st.integers(-(2**62), 2**62)
 tables = st.integers(1, 5).flatmap(
@@ -45,3 +51,17 @@ def test_cycles_of_an_older_profile_lack_the_time_in_the_run_queue() -> None:
     assert block["tables"]["cycles"].tolist() == 2 * [[*now[:-1], -1]]
     (block,) = unpack(pack({}, {"cycles": [now]}))
     assert block["tables"]["cycles"].tolist() == [now]
+
+
+def test_every_span_of_a_worker_is_on_the_path_on_the_page_and_in_simulations() -> None:
+    spans = {*WORKER_SPANS, OTHER}
+    assert {*WORK} == {*timing.SPANS} == spans
+    assert {*recorded.ROLLOUT_SPANS, *recorded.GRADIENT_SPANS, "wait"} == spans
+
+
+def test_the_columns_are_those_of_the_format() -> None:
+    """Other columns would give older profiles a wrong meaning: raise ``FORMAT`` with the digest, unless the new columns
+    are the last ones of their table and listed in ``ADDED``.
+    """
+    digest = hashlib.sha256(repr(sorted(COLUMNS.items())).encode()).hexdigest()[:16]
+    assert (FORMAT, digest) == (1, "dd3b0a3ca530b8cb")

@@ -347,15 +347,26 @@ def test_the_bare_worker_ignores_malformed_messages(tmp_path: Path, frames: list
     try:
         worker._received(worker.shards[0], frames)
         assert worker.whole_version() is None
+        worker._received(worker.shards[0], [msgpack.packb(["zmqrl/1", "HEARTBEAT", "r", 1, 9, 1, 1, 1, [], True])])
+        assert worker.shards[0].incarnation != 9, "this message is about another shard"
         with pytest.raises(ConnectionRefusedError, match="because"):
             worker._received(worker.shards[0], [msgpack.packb(["zmqrl/9", "REFUSE", "s", "whim", "because"])])
     finally:
         worker.context.destroy(linger=0)
 
 
+@pytest.mark.parametrize("changes", [{"protocol": "zmqrl/2"}, {"mode": "async"}, {"codec": "f8"}])
+def test_the_bare_worker_does_not_join_a_run_that_it_cannot_understand(changes: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="does not know"):
+        bare_worker.work({"protocol": "zmqrl/1", "mode": "sync", "codec": "f32"} | changes, 0, lambda *_: None)
+
+
 def start(shards: StandaloneShards, rank: int, versions: list[int], **endpoints: str) -> threading.Thread:
     """Run the bare worker as ``rank`` in a thread. The worker appends each version that it uses to ``versions``."""
     cluster: dict[str, Any] = {
+        "protocol": "zmqrl/1",
+        "mode": "sync",
+        "codec": shards.cluster.codec,
         "run": shards.cluster.run,
         "layout": shards.cluster.layout.to_json(),
         "shards": [dict(place) for place in shards.cluster.endpoints],

@@ -315,6 +315,13 @@ def test_need_messages_back_off_while_no_contribution_arrives() -> None:
     assert [at for at, what in ticks(opened(), 32.0) if what == "need"] == [1.0, 3.0, 7.0, 15.0, 23.0, 31.0]
 
 
+def test_need_messages_never_come_more_often_than_the_user_has_set() -> None:
+    shard = opened()
+    shard.timing = replace(shard.timing, need_s=30.0)
+    shard._progressed(0.0)
+    assert [at for at, what in ticks(shard, 100.0) if what == "need"] == [30.0, 60.0, 90.0]
+
+
 def test_a_contribution_postpones_the_need_message_and_resets_its_backoff() -> None:
     shard = opened()
     ticks(shard, 8.0)

@@ -394,7 +394,9 @@ class ShardMachine:
         actions = self._publish_first(now)  # workers may have come back
         waiting = self.state == "open" and self.published
         if waiting and now - self.need_at >= self.need_wait_s:
-            self.need_at, self.need_wait_s = now, min(2 * self.need_wait_s, self.timing.need_most_s)
+            timing = self.timing
+            self.need_at = now
+            self.need_wait_s = max(timing.need_s, min(2 * self.need_wait_s, timing.need_most_s))
             self.heartbeat_at = now
             need = m.Need(**self._about(), view=self.view.id, held=self.contributions.ranks())
             actions.append(e.Publish(m.TOPIC_NEED, need))

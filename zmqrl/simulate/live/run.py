@@ -85,7 +85,7 @@ def observe(scenario: Scenario, *, address: str = "127.0.0.1", workers_through: 
             codec=scenario.codec,
             transport="tcp",
             address=address,
-            timing=ShardTiming(need_s=scenario.need_s, need_most_s=max(8.0, scenario.need_s)),
+            timing=ShardTiming(need_s=scenario.need_s),
             profiler=ProfilerJob(Path(scratch) / "profile", "localhost"),
         ) as shards:
             for shard in range(scenario.shards):

@@ -61,7 +61,7 @@ class SimulatedShard:
             secret="",
         )
         need_s = self.world.scenario.need_s
-        self.machine = ShardMachine(identity, ShardTiming(need_s=need_s, need_most_s=max(8.0, need_s)))
+        self.machine = ShardMachine(identity, ShardTiming(need_s=need_s))
         previous = self.slots[0].version if len(self.slots) > 1 else None
         recovered = self.life > 1
         self.feed(e.StateRestored(self.slots[-1], recovered=recovered, previous=previous))
