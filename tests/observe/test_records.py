@@ -328,6 +328,13 @@ def test_a_group_is_drawn_as_mean_and_extremes_up_to_its_shortest_run() -> None:
     assert [x[-1] for x, _ in found.beyond] == [10, 10]
 
 
+def test_runs_without_a_common_part_have_no_mean() -> None:
+    early, late = (np.array([1.0, 2.0]), np.zeros(2)), (np.array([3.0, 60.0]), np.full(2, 10.0))
+    found = curve([early, late])
+    assert (len(found.x), len(found.mean), found.low, found.high) == (0, 0, None, None)
+    assert [x.tolist() for x, _ in found.beyond] == [[1.0, 2.0], [3.0, 60.0]]
+
+
 def test_five_runs_are_drawn_with_their_standard_deviation_instead_of_extremes() -> None:
     found = curve([line(10, slope) for slope in (1, 2, 3, 4, 5)])
     assert found.high is not None

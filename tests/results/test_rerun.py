@@ -1,6 +1,7 @@
 """The plan of a repetition, and the verdict about it."""
 
 import dataclasses
+import json
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,18 @@ def test_trainings_count_once_for_each_seed_if_nothing_else_differs(tmp_path: Pa
     write_result(tmp_path / "seed-7", found(7.0), seed=7, run_dir="elsewhere", checkpoint={"keep": 3})
     write_result(tmp_path / "seed-8", found(8.0), seed=8)
     assert means() == [6.5, 7.0, 8.0]
+
+
+def test_a_shorter_repetition_is_judged_by_the_early_evaluations_of_all_trainings(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        last = {"version": 60, "mean": 9.0, "scores": [9.0, 9.0], "wall_s": 6.0, "agent_steps": 6000}
+        path = write_result(tmp_path / f"seed-{seed}", last, seed=seed)
+        early = {"version": 20, "mean": seed, "ci95": [0.0, 4.0], "wall_s": 2.0, "agent_steps": 2000, "episodes": 2}
+        (path / "evaluations.jsonl").write_text(json.dumps(early | {"scores": [seed, seed]}), encoding="utf-8")
+    limits = RecordedLimits(minutes=2.5 / 60)
+    result, evaluated = reproducible(tmp_path / "seed-1", limits)
+    means = recorded_trainings(result, evaluated, results_beside(tmp_path / "seed-1", limits), "agent-steps")
+    assert means == [1.0, 2.0, 3.0]
 
 
 def test_only_consistent_runs_must_end_with_the_same_parameters(tmp_path: Path) -> None:

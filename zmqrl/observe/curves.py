@@ -30,8 +30,9 @@ class Group:
 class Curve:
     """A metric of a group on the grid ``x``, which ends with the shortest run.
 
-    ``beyond`` has the rest of each longer run. ``low`` and ``high`` are the minimum and maximum of two to four runs, or
-    one standard deviation below and above the mean of more runs. For one run, both are None.
+    ``beyond`` has the rest of each longer run, or all of each run if they have no part of the x-axis in common. ``low``
+    and ``high`` are the minimum and maximum of two to four runs, or one standard deviation below and above the mean of
+    more runs. For one run, both are None.
     """
 
     x: Figures
@@ -102,6 +103,8 @@ def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] 
         nothing = np.empty(0)
         return Curve(x=nothing, mean=nothing, low=None, high=None, beyond=())
     first, last = max(x[0] for x, _ in known), min(x[-1] for x, _ in known)
+    if first > last:
+        return Curve(x=np.empty(0), mean=np.empty(0), low=None, high=None, beyond=tuple(known))
     grid = np.linspace(first, last, GRID_POINTS) if first < last else np.array([last])
     on_grid = np.stack([np.interp(grid, x, y) for x, y in known])
     mean, low, high = spread(on_grid)

@@ -117,11 +117,14 @@ def reproducible(path: Path, limits: RecordedLimits = NO_LIMITS) -> tuple[Result
     return result, dataclasses.replace(result.evaluation, wall_s=wall_s, agent_steps=agent_steps)
 
 
-def results_beside(path: Path) -> Iterator[Result]:
-    """The results in the directory of the result at ``path``, with this result, that have an ``evaluation.json``."""
+def results_beside(path: Path, limits: RecordedLimits = NO_LIMITS) -> Iterator[Result]:
+    """The results in the directory of the result at ``path``, with this result, that have an ``evaluation.json``.
+
+    ``limits`` chooses their evaluations, as in :meth:`Result.read`.
+    """
     for file in sorted(path.resolve().parent.glob("*/evaluation.json")):
         with contextlib.suppress(UsageError):
-            yield Result.read(file.parent)
+            yield Result.read(file.parent, limits)
 
 
 def obstacle(result: Result) -> str | None:

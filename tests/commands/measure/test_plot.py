@@ -79,6 +79,17 @@ def test_the_legend_says_how_the_groups_differ(tmp_path: Path) -> None:
     assert "not used (%)" in picture
 
 
+def test_the_title_names_the_bands_of_small_and_of_large_groups(tmp_path: Path) -> None:
+    rows = [row(second) for second in range(1, 5)]
+    sizes = {"few": 3, "many": 5}
+    paths = [
+        run_directory(tmp_path / f"{name}{seed}", rows, seed=seed, workers=size)
+        for name, size in sizes.items()
+        for seed in range(size)
+    ]
+    assert "mean and min-max or standard deviation of up to 5 runs" in words(*paths)
+
+
 @pytest.mark.parametrize("panels", [["--panels", "score,entropy"], ["--panels", "score", "entropy"]])
 def test_only_the_requested_panels_are_drawn(tmp_path: Path, panels: list[str]) -> None:
     picture = words(run_directory(tmp_path / "run", [row(1), row(2)]), *panels, "--x", "agent-steps")

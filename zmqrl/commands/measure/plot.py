@@ -312,7 +312,9 @@ def _draw_title(figure: Figure, groups: Sequence[Group], columns: int) -> None:
     most = max(len(group.runs) for group in groups)
     if most > 1:
         uneven = any(len(group.runs) < most for group in groups)
-        spread = "min-max" if most <= MIN_MAX_SEEDS else "standard deviation"
+        sizes = [len(group.runs) for group in groups if len(group.runs) > 1]
+        kinds = {"min-max" if size <= MIN_MAX_SEEDS else "standard deviation": size for size in sorted(sizes)}
+        spread = " or ".join(kinds)
         words.append(f"mean and {spread} of {'up to ' * uneven}{most} runs")
     title = printable(" · ".join(words))
     if len(groups) == 1:

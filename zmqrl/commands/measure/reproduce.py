@@ -76,7 +76,7 @@ def run(options: Options) -> int:
         if status := _train(config, run_dir):
             return status
         again, repeated = _evaluated(recorded, run_dir)
-    trainings = recorded_trainings(recorded, evaluated, results_beside(options.result), by)
+    trainings = recorded_trainings(recorded, evaluated, results_beside(options.result, limits), by)
     same = same_parameters(recorded, again)
     verdict = judge(recorded.games, again.games, evaluated, repeated, by, trainings=trainings, same=same)
     page = run_dir / "reproduction.md"
