@@ -513,6 +513,26 @@ def test_an_unreachable_host_is_named_and_left_json_stays(tmp_path: Path) -> Non
     assert directory.left.exists()
 
 
+def test_a_run_that_also_used_the_machine_of_its_launcher_is_resumed_only_there(tmp_path: Path) -> None:
+    directory, asked = RunDirectory(tmp_path), tmp_path / "asked"
+    left_on_a_host(directory, "no route to host")
+    left = json.loads(directory.left.read_text(encoding="utf-8"))
+    left["hosts"][0] |= {"host": "localhost", "command": ["sh", "-c", f"touch {asked}"]}
+    left["shards"][1]["host"] = "localhost"
+    left["hosts"].append(left["hosts"][0] | {"host": "h9"})
+    write_json(directory.left, left | {"supervisor": {"host": "another", "pid": 1}})
+    before = directory.left.read_bytes()
+    with pytest.raises(ClusterError) as refused:
+        salvage(directory, checkpoint(20, {}), no_news)
+    assert str(refused.value).startswith(
+        "cannot read the state of the killed run: localhost was the machine another, which launched the run: resume it "
+        "there. The state is kept on h9, localhost: remove "
+    )
+    assert refused.value.exit_status == 3
+    assert directory.left.read_bytes() == before
+    assert not asked.exists()
+
+
 @pytest.mark.parametrize(
     "says",
     [

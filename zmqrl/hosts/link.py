@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from zmqrl.hostd import messages as h
+from zmqrl.hosts.ways.way import LOCALHOST
 from zmqrl.words import ended_how
 
 # Without -P, files in the working directory would hide modules of the same name.
@@ -76,6 +78,14 @@ class Link:
         command = [word.replace("zmqrl.cluster.agent", "zmqrl.hostd.daemon") for word in data["command"]]
         known = {name: data[name] for name in ("environment", "shown") if name in data}
         return cls(data["host"], command, work=data["work"], lease_s=data["lease_s"], **known)
+
+    def is_elsewhere(self, launched_on: str | None) -> bool:
+        """Whether this link means another machine, ``launched_on``, but would reach this one.
+
+        Without a lease, all files are in the run directory, which machines can share.
+        """
+        is_another = launched_on not in (None, socket.gethostname())
+        return self.host == LOCALHOST and self.lease_s is not None and is_another
 
     def is_silent(self) -> bool:
         """Whether the link is open, but the daemon has sent nothing."""

@@ -45,7 +45,7 @@ class Gone(ClusterError):
 
 
 class Damaged(ClusterError):
-    """The state of the shards exists, but cannot become a checkpoint. Another try would fail, too."""
+    """The state of the shards exists, but cannot become a checkpoint here. Another try would fail, too."""
 
 
 def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: TellUser) -> Checkpoint:
@@ -171,12 +171,13 @@ def _tell_of_history(history: Path, originals: Collection[Path], notice: TellUse
 class _Left:
     """The contents of ``left.json``, which a killed run leaves.
 
-    ``shards`` has the host and the address of each shard, ``host_of`` the host of every process.
+    ``launched_on`` is the name of the supervisor's machine, if known. ``shards`` has the host and the address of each shard, ``host_of`` the host of every process.
     """
 
     run: str
     config: Config
     links: Mapping[str, Link]
+    launched_on: str | None
     shards: Mapping[ProcessId, tuple[str, str]]
     host_of: Mapping[ProcessId, str]
 
@@ -193,6 +194,7 @@ class _Left:
                 run=str(data["run"]),
                 config=dataclasses.replace(Config.from_json(data["config"]), profile=None),
                 links={each["host"]: Link.from_dict(each) for each in data["hosts"]},
+                launched_on=data.get("supervisor", {}).get("host"),
                 shards=shards,
                 host_of={shard: host for shard, (host, _) in shards.items()}
                 | {worker_id(each["rank"]): each["host"] for each in data.get("workers", [])}
@@ -232,6 +234,9 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Iterator[Deployment]:
         return
     host_of = {shard: left.host_of[shard] for shard in left.shards}
     links = {host: left.links[host] for host in dict.fromkeys(host_of.values())}
+    for host, link in links.items():
+        if link.is_elsewhere(left.launched_on):
+            raise Damaged(f"{host} was the machine {left.launched_on}, which launched the run: resume it there.")
     files = Mirror(links, directory, host_of)
     with connected(links, host_of, files) as hosts:
         if failed := hosts.failed:

@@ -181,6 +181,21 @@ def test_status_shows_what_a_killed_launcher_left_on_each_host(lab: Lab, tmp_pat
     )
 
 
+def test_this_machine_is_not_taken_for_the_localhost_of_a_launcher_on_another_machine(starting: RunDirectory) -> None:
+    starting.release()
+    asked = starting.path / "asked"
+    host = {"host": "localhost", "command": ["touch", str(asked)], "work": "/w", "lease_s": 8.0}
+    left = json.loads(starting.left.read_text(encoding="utf-8"))
+    write_json(starting.left, left | {"supervisor": {"host": "h9", "pid": os.getpid()}, "hosts": [host]})
+    assert status.status(starting.path)["hosts"] == {"localhost": "it was the machine h9: ask there"}
+    with pytest.raises(UsageError, match=r"was launched on h9: stop the run there\.$"):
+        stop.run(stop.Options(run=starting.path))
+    assert not asked.exists()
+    write_json(starting.left, left | {"hosts": [host]})
+    assert status.status(starting.path)["hosts"]["localhost"].startswith("exit status 0, and it printed nothing")
+    assert asked.exists()
+
+
 def test_status_names_the_files_left_on_a_host_and_their_directory() -> None:
     files = ["state/shard-10.slots", "state/shard-2.slots"]
     hosts: dict[str, dict[str, Any]] = {

@@ -85,11 +85,24 @@ class Living:
         """The newest figures and the processes, as the supervisor last wrote them. Empty if unknown."""
         return read_live(self.directory.live)
 
+    def links(self) -> list[Link]:
+        """The hosts of the run."""
+        return [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
+
+    def elsewhere(self) -> str | None:
+        """The machine that launched the run, if only commands there can reach all hosts."""
+        launched_on = None if self.cluster is None else str(self.cluster["supervisor"]["host"])
+        return launched_on if any(link.is_elsewhere(launched_on) for link in self.links()) else None
+
     def hosts(self) -> dict[str, Seen | str]:
         """The answer of each host, or why it gave none."""
-        links = [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
+        links, elsewhere = self.links(), self.elsewhere()
+
+        def look(link: Link) -> Seen | str:
+            return f"it was the machine {elsewhere}: ask there" if link.is_elsewhere(elsewhere) else _look(link)
+
         with ThreadPoolExecutor(max(1, min(len(links), MOST_AT_A_TIME))) as pool:
-            return dict(zip([link.host for link in links], pool.map(_look, links), strict=True))
+            return dict(zip([link.host for link in links], pool.map(look, links), strict=True))
 
 
 def exit_status_of(directory: RunDirectory) -> int:

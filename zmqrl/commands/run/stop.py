@@ -58,6 +58,8 @@ def run(options: Options) -> int:
         return 0
     if living.cluster is None:
         raise UsageError(f"{options.run} is not running.")
+    if elsewhere := living.elsewhere():
+        raise UsageError(f"{options.run} was launched on {elsewhere}: stop the run there.")
     while busy := [host for host, answer in living.hosts().items() if _may_have_processes(answer)]:
         if time.monotonic() > deadline:
             raise ClusterError(f"processes of {options.run} may still run on {', '.join(busy)}; try again.")
