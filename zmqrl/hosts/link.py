@@ -31,9 +31,9 @@ class Link:
     """A connection to the daemon of one host. If it is lost, ``open`` makes a new one.
 
     ``command`` runs the daemon. ``work`` is the run's directory there. Without ``lease_s``, only the end of the
-    connection shows each side that the other has ended. ``environment`` has variables for the daemon's processes.
-    ``exported`` has more, which can be secret: :meth:`to_dict` leaves them out. ``shown`` is the part of the command
-    that messages show, if any. ``up`` is the daemon's report about its host, or None without a connection.
+    connection shows each side that the other has ended. ``environment`` has variables for the daemon's processes. They
+    can be secret: :meth:`to_dict` leaves them out. ``shown`` is the part of the command that messages show, if any.
+    ``up`` is the daemon's report about its host, or None without a connection.
 
     A link can also request a Python environment, with the line ``first``. Then ``made`` is the answer.
     """
@@ -46,13 +46,12 @@ class Link:
         work: str,
         lease_s: float | None,
         environment: Mapping[str, str] | None = None,
-        exported: Mapping[str, str] | None = None,
         shown: str = "",
         first: bytes | None = None,
         up_within_s: float = UP_WITHIN_S,
     ) -> None:
         self.host, self.command, self.work, self.lease_s = host, list(command), work, lease_s
-        self.environment, self.exported, self.shown = dict(environment or {}), dict(exported or {}), shown
+        self.environment, self.shown = dict(environment or {}), shown
         self.first = first or h.encode(h.Begin(work, lease_s, LAUNCH, host))
         self.up_within_s = up_within_s
         self.up: h.Up | None = None
@@ -70,11 +69,11 @@ class Link:
         """Plain data with which another process can reach this host."""
         work = self.work if self.up is None else self.up.work
         about = {"host": self.host, "command": self.command, "work": work, "lease_s": self.lease_s}
-        return about | {"environment": self.environment, "shown": self.shown}
+        return about | {"shown": self.shown}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Link":
-        """Inverse of :meth:`to_dict`. In data of older code, the daemon is another module."""
+        """Inverse of :meth:`to_dict`. Data of older code has the environment, and the daemon can be another module."""
         command = [word.replace("zmqrl.cluster.agent", "zmqrl.hostd.daemon") for word in data["command"]]
         known = {name: data[name] for name in ("environment", "shown") if name in data}
         return cls(data["host"], command, work=data["work"], lease_s=data["lease_s"], **known)

@@ -14,12 +14,13 @@ from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
 from zmqrl.hostd.messages import SAME_MACHINE
 from zmqrl.hosts.deployment import Deployment, Site, connected, on_this_machine
+from zmqrl.hosts.inventory import read_hosts
 from zmqrl.hosts.launcher import Exited, Launcher, Said
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.ways.slurm import is_over
 from zmqrl.json_lines import read_json
-from zmqrl.observe.forms import ROW, readable_lines
+from zmqrl.observe.forms import HOSTS, ROW, read_object, readable_lines
 from zmqrl.observe.metrics import SCORES_KEPT, Counters, summed
 from zmqrl.observe.records import lineage
 from zmqrl.process_id import ProcessId, shard_id, worker_id
@@ -234,9 +235,11 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Iterator[Deployment]:
         return
     host_of = {shard: left.host_of[shard] for shard in left.shards}
     links = {host: left.links[host] for host in dict.fromkeys(host_of.values())}
+    variables = _variables(directory)
     for host, link in links.items():
         if link.is_elsewhere(left.launched_on):
             raise Damaged(f"{host} was the machine {left.launched_on}, which launched the run: resume it there.")
+        link.environment |= variables.get(host, {})
     files = Mirror(links, directory, host_of)
     with connected(links, host_of, files) as hosts:
         if failed := hosts.failed:
@@ -249,6 +252,15 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Iterator[Deployment]:
             for shard, (host, address) in left.shards.items()
         }
         yield Deployment(launcher=hosts.launcher, sites=sites, threads=dict.fromkeys(host_of, 1), files=files)
+
+
+def _variables(directory: RunDirectory) -> dict[str, Mapping[str, str]]:
+    """The environment variables in the hosts file of the killed run, by host. Nothing if the file cannot be read."""
+    with contextlib.suppress(UsageError, LookupError, TypeError):
+        given = (read_object(directory.hosts, HOSTS, "") or {})["given"]
+        if given["variables"]:
+            return {host.name: host.env for host in read_hosts(given["options"]["hosts"])}
+    return {}
 
 
 @contextlib.contextmanager
