@@ -150,13 +150,13 @@ def _placed(host: Mapping[str, Any]) -> str:
     )
 
 
-def _files(names: Sequence[str]) -> str:
-    """The names of the files. If there are many, the number of files in each directory."""
-    if len(names) <= FILES_SHOWN:
+def _files(names: Sequence[str], more: int) -> str:
+    """The names of the files. If there are many, the number of files in each directory. ``more`` files have no name."""
+    if len(names) + more <= FILES_SHOWN:
         return ", ".join(sorted(names, key=by_number))
     counts = Counter(name.partition("/")[0] for name in names if "/" in name)
     parts = [f"{counted(number, 'file')} in {name}" for name, number in sorted(counts.items())]
-    others = len(names) - counts.total()
+    others = len(names) - counts.total() + more
     return ", ".join([*parts, *([counted(others, "other file")] if others else [])])
 
 
@@ -187,7 +187,8 @@ def _report(found: dict[str, Any]) -> str:
         if isinstance(answer, str):
             lines.append(f"{host}: no answer: {answer}")
         else:
-            left = f"in {answer['directory']}: {_files(answer['files'])}" if answer["files"] else "no files"
+            names = _files(answer["files"], answer.get("more", 0))
+            left = f"in {answer['directory']}: {names}" if names else "no files"
             alive = "processes are alive" if state == "stopped" else "processes are still ending"
             lines.append(f"{host}: {alive if answer['alive'] else 'no processes'}; {left}")
     if found["hosts"] and state != "stopped":
