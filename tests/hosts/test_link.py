@@ -152,7 +152,7 @@ def test_settings_for_a_shell_in_the_ssh_configuration_have_no_effect(
     config = tmp_path / "ssh_config"
     forwards = ("LocalForward 8888 localhost:8888", "RemoteForward 9999 localhost:9999", "DynamicForward 7777")
     settings = ["RemoteCommand tmux attach", "RequestTTY yes", "ExitOnForwardFailure yes", "ControlMaster auto"]
-    settings += ["SessionType none", "StdinNull yes", "ForkAfterAuthentication yes"]
+    settings += ["ControlPersist 10m", "SessionType none", "StdinNull yes", "ForkAfterAuthentication yes"]
     # The list of the user must stay in force.
     ignores = ("IgnoreUnknown UseKeychain,SessionType,StdinNull,ForkAfterAuthentication", "UseKeychain yes")
     config.write_text("\n".join(["Host h1", "User me", *ignores, *settings, *forwards, ""]), encoding="utf-8")
@@ -164,6 +164,7 @@ def test_settings_for_a_shell_in_the_ssh_configuration_have_no_effect(
     assert shown.get("remotecommand", "none") == "none"
     assert (shown["requesttty"], shown["exitonforwardfailure"], shown["controlmaster"]) == ("false", "no", "false")
     assert shown["clearallforwardings"] == "yes"
+    assert shown["controlpersist"] == "no"
     # An older OpenSSH has none of these.
     assert shown.get("sessiontype", "default") == "default"
     assert (shown.get("stdinnull", "no"), shown.get("forkafterauthentication", "no")) == ("no", "no")
