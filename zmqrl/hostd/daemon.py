@@ -530,9 +530,7 @@ def _about_this_host(work: Path) -> h.Up:
 
 def _machine() -> str:
     """An id of this machine until its next boot. Each container and node has its own."""
-    kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    spaces = [str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("pid", "net")]
-    return " ".join([kernel, *spaces, files.node_name()])
+    return f"{inspection.pid_space()} {Path('/proc/self/ns/net').readlink()} {files.node_name()}"
 
 
 def _hung_up(fd: int) -> bool:

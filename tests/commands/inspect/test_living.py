@@ -21,6 +21,7 @@ from zmqrl.commands.inspect import logs, status
 from zmqrl.commands.inspect.merging import time_of
 from zmqrl.commands.run import stop
 from zmqrl.errors import ClusterError, UsageError
+from zmqrl.hostd.inspection import pid_space, state_of
 from zmqrl.observe.exporter import LiveMetrics
 from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.provenance import versions
@@ -317,6 +318,24 @@ def test_status_shows_which_processes_of_a_starting_run_are_up(starting: RunDire
     about = {"name": "shard-1", "host": "h2", "pid": None, "state": None}
     assert found["processes"][1] == about | {"presence": "starting", "for_s": 12.2, "restarts": 0}
     assert status._report(found) == "starting\nh1 shard-0\nh2 shard-1 (starting for 12 s)"
+    starting.release()
+
+
+def test_a_supervisor_in_another_container_with_the_name_of_this_host_is_not_signalled(starting: RunDirectory) -> None:
+    with ending(subprocess.Popen(["sleep", "600"])) as unrelated:
+        supervisor = {"host": socket.gethostname(), "pid": unrelated.pid, "pid_space": "boot pid:[1]"}
+        workers = [{"rank": 0, "host": socket.gethostname(), "pid": unrelated.pid}]
+        facts = {"supervisor": supervisor, "shards": [], "workers": workers, "followers": []}
+        write_json(starting.cluster, facts)
+        unrelated.send_signal(signal.SIGSTOP)
+        eventually(lambda: state_of(socket.gethostname(), unrelated.pid) == "stopped", "it is stopped")
+        found = status.status(starting.path)
+        assert (found["state"], found["supervisor"]["state"], found["processes"][0]["state"]) == ("running", None, None)
+        with pytest.raises(UsageError, match="is on .*, in another PID namespace: stop the run there"):
+            stop.run(stop.Options(run=starting.path))
+        assert unrelated.poll() is None
+        write_json(starting.cluster, facts | {"supervisor": supervisor | {"pid_space": pid_space()}})
+        assert status.status(starting.path)["state"] == "stopped"
     starting.release()
 
 

@@ -1,12 +1,12 @@
 """The state of a run, seen from another terminal: whether it is alive, and what a dead run left on its hosts."""
 
-import socket as host_socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from zmqrl.errors import ClusterError, UsageError
+from zmqrl.hostd.inspection import is_here
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.link import Link, LinkLost
 from zmqrl.json_lines import read_json
@@ -60,8 +60,11 @@ class Living:
 
     @property
     def is_here(self) -> bool:
-        """Whether the supervisor of the run is, or was, on this machine."""
-        return self.cluster is not None and bool(self.cluster["supervisor"]["host"] == host_socket.gethostname())
+        """Whether the process id of the supervisor is, or was, valid here."""
+        if self.cluster is None:
+            return False
+        supervisor = self.cluster["supervisor"]
+        return is_here(supervisor["host"], supervisor.get("pid_space"))
 
     def processes(self) -> list[tuple[ProcessId, str, int | None]]:
         """Process, host and process id of each process in ``cluster.json``."""

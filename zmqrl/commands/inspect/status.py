@@ -77,7 +77,8 @@ def status(path: Path) -> dict[str, Any]:
     cluster = living.cluster or {}
     supervisor = cluster.get("supervisor") or {"host": "", "pid": None}
     # In this order, a run that ends meanwhile does not seem to have been killed.
-    seen = state_of(supervisor["host"], supervisor["pid"])
+    spaces = {supervisor["host"]: supervisor.get("pid_space")}
+    seen = state_of(supervisor["host"], supervisor["pid"], supervisor.get("pid_space"))
     is_alive = living.is_alive()
     record = RunRecord.read(path)
     last = dict(record.rows[-1]) if record.rows else {}
@@ -104,7 +105,7 @@ def status(path: Path) -> dict[str, Any]:
         "supervisor": supervisor | {"state": seen},
         "processes": [
             {"name": name, "host": host, "pid": pid}
-            | {"state": None if state == "starting" else _state(host, pid, host in since)}
+            | {"state": None if state == "starting" else _state(host, pid, spaces.get(host), host in since)}
             | (known[name].to_json() if name in known else {})
             for name, (host, pid) in processes.items()
         ],
@@ -113,10 +114,10 @@ def status(path: Path) -> dict[str, Any]:
     }
 
 
-def _state(host: str, pid: int | None, is_unreachable: bool) -> str | None:
+def _state(host: str, pid: int | None, space: str | None, is_unreachable: bool) -> str | None:
     if pid is None and host != EXTERNAL:
         return "unreachable" if is_unreachable else "restarting"
-    return state_of(host, pid)
+    return state_of(host, pid, space)
 
 
 def _plain(answer: Seen | str) -> dict[str, Any] | str:
