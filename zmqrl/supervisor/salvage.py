@@ -172,7 +172,8 @@ def _tell_of_history(history: Path, originals: Collection[Path], notice: TellUse
 class _Left:
     """The contents of ``left.json``, which a killed run leaves.
 
-    ``launched_on`` is the name of the supervisor's machine, if known. ``shards`` has the host and the address of each shard, ``host_of`` the host of every process.
+    ``launched_on`` is the name of the supervisor's machine, if known. ``shards`` has the host and the address of each
+    shard, ``host_of`` the host of every process.
     """
 
     run: str

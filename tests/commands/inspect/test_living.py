@@ -331,7 +331,7 @@ def test_a_supervisor_in_another_container_with_the_name_of_this_host_is_not_sig
         eventually(lambda: state_of(socket.gethostname(), unrelated.pid) == "stopped", "it is stopped")
         found = status.status(starting.path)
         assert (found["state"], found["supervisor"]["state"], found["processes"][0]["state"]) == ("running", None, None)
-        with pytest.raises(UsageError, match="is on .*, in another PID namespace: stop the run there"):
+        with pytest.raises(UsageError, match=r"is on .*, in another PID namespace: stop the run there"):
             stop.run(stop.Options(run=starting.path))
         assert unrelated.poll() is None
         write_json(starting.cluster, facts | {"supervisor": supervisor | {"pid_space": pid_space()}})
