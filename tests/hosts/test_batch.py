@@ -49,12 +49,12 @@ def test_nodes_of_pbs_are_reached_by_ssh_and_their_lines_limit_workers_and_cores
 @pytest.mark.parametrize("source", ["LSB_DJOB_HOSTFILE", "LSB_MCPU_HOSTS"])
 def test_hosts_of_lsf_are_reached_by_blaunch(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / ".1234.hostfile"
-    path.write_text("hostA\nhostA\nhostA\nhostA\nhostB\nhostB\n", encoding="utf-8")
-    monkeypatch.setenv(source, str(path) if source == "LSB_DJOB_HOSTFILE" else "hostA 4 hostB 2 ")
+    path.write_text("hostA\nhostA\nhostA\nhostA\nhostB\nhostB\nhostC\n", encoding="utf-8")
+    monkeypatch.setenv(source, str(path) if source == "LSB_DJOB_HOSTFILE" else "hostA 4 hostB 2 hostC 1 ")
     reach = HostOptions(lsf=True).reach()
-    assert [(host.name, host.slots) for host in reach.hosts] == [("hostA", 4), ("hostB", 2)]
+    assert [(host.name, host.slots) for host in reach.hosts] == [("hostA", 4), ("hostB", 2), ("hostC", 1)]
     assert reach.command(reach.hosts[1])[:4] == ["blaunch", "-no-shell", "hostB", sys.executable]
-    assert reach.cores_given == {"hostA": 4, "hostB": 2}
+    assert reach.cores_given == {"hostA": 4, "hostB": 2, "hostC": 1}
 
 
 def test_a_node_list_is_refused_outside_a_job() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from zmqrl.commands.options import parse
 from zmqrl.errors import UsageError
+from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.reach import HostOptions, read_exported
 from zmqrl.process import unset, use_all_cores
 
@@ -16,9 +17,9 @@ def test_the_values_of_the_launcher_are_handed_on(monkeypatch: pytest.MonkeyPatc
     options = parse(HostOptions, ["-H", "h1", "-x", "A_TOKEN", "--export", "EMPTY"], "zmqrl launch")
     reach = options.reach()
     assert reach.exported == {"A_TOKEN": SECRET, "EMPTY": ""}
-    (host,) = reach.hosts
+    host = Host(name="h1", env={"A_TOKEN": "of the host", "ANOTHER": "another secret"})
     link = reach.link(host, work="run", lease_s=8.0)
-    assert link.exported == reach.exported
+    assert link.environment == {"A_TOKEN": SECRET, "EMPTY": "", "ANOTHER": "another secret"}
     for shown in (options, reach, link.command, link.first, link.to_dict()):
         assert "secret" not in str(shown)
 

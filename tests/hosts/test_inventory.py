@@ -363,6 +363,7 @@ HOST = '[[host]]\nname = "h1"\n'
         (HOST + 'address = "fe80::1"\n', "the address 'fe80::1' is neither"),
         (HOST + 'address = "h[1-2]"\n', r"host h1: the numbers of hosts \(1\) and of addresses \(2\) must"),
         (HOST + 'address = "0.0.0.0"\n', "the address 0.0.0.0 would listen on every network"),
+        (HOST + 'address = "00.0"\n', r"the address 00\.0 would listen on every network"),
         ('[[host]]\nname = "h[1-2]"\naddress = "a"\n', r"numbers of hosts \(2\) and of addresses \(1\) must"),
         (HOST + HOST, "hosts.toml: host h1 is listed 2 times"),
     ],

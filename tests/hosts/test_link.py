@@ -14,6 +14,7 @@ import pytest
 from support.rig import WITHIN_S, eventually
 
 from zmqrl.hostd import messages as h
+from zmqrl.hostd.daemon import LONGEST_LINE_BYTES
 from zmqrl.hosts.connecting import connect
 from zmqrl.hosts.link import DAEMON, Link, LinkLost
 from zmqrl.hosts.ways.ssh import ssh_command
@@ -74,6 +75,19 @@ def test_what_startup_files_print_before_the_daemon_starts_is_skipped(tmp_path: 
     finally:
         link.cut()
     assert link.look(WITHIN_S).directory == str(tmp_path)
+
+
+@pytest.mark.processes
+def test_a_host_with_many_files_answers_with_some_names_and_the_number_of_the_others(tmp_path: Path) -> None:
+    directory = tmp_path / ("d" * 250) / ("e" * 250)
+    directory.mkdir(parents=True)
+    link = Link("h1", [sys.executable, *DAEMON], work=str(tmp_path), lease_s=None)
+    for count, has_more in ((200, False), (400, True)):  # even the first names do not fit into a pipe
+        for number in range(count):
+            (directory / f"{number:0250}").touch()
+        seen = link.look(WITHIN_S)
+        assert (len(seen.files) + seen.more, seen.more > 0) == (count, has_more)
+    assert len(h.encode(seen)) < LONGEST_LINE_BYTES // 2
 
 
 def test_startup_files_that_print_without_end_are_an_error(tmp_path: Path) -> None:
@@ -138,7 +152,7 @@ def test_settings_for_a_shell_in_the_ssh_configuration_have_no_effect(
     config = tmp_path / "ssh_config"
     forwards = ("LocalForward 8888 localhost:8888", "RemoteForward 9999 localhost:9999", "DynamicForward 7777")
     settings = ["RemoteCommand tmux attach", "RequestTTY yes", "ExitOnForwardFailure yes", "ControlMaster auto"]
-    settings += ["SessionType none", "StdinNull yes", "ForkAfterAuthentication yes"]
+    settings += ["ControlPersist 10m", "SessionType none", "StdinNull yes", "ForkAfterAuthentication yes"]
     # The list of the user must stay in force.
     ignores = ("IgnoreUnknown UseKeychain,SessionType,StdinNull,ForkAfterAuthentication", "UseKeychain yes")
     config.write_text("\n".join(["Host h1", "User me", *ignores, *settings, *forwards, ""]), encoding="utf-8")
@@ -150,6 +164,7 @@ def test_settings_for_a_shell_in_the_ssh_configuration_have_no_effect(
     assert shown.get("remotecommand", "none") == "none"
     assert (shown["requesttty"], shown["exitonforwardfailure"], shown["controlmaster"]) == ("false", "no", "false")
     assert shown["clearallforwardings"] == "yes"
+    assert shown["controlpersist"] == "no"
     # An older OpenSSH has none of these.
     assert shown.get("sessiontype", "default") == "default"
     assert (shown.get("stdinnull", "no"), shown.get("forkafterauthentication", "no")) == ("no", "no")

@@ -120,6 +120,8 @@ def test_addresses_can_be_given_in_a_list_or_one_by_one() -> None:
         ("10.0.0.1", "--address 10.0.0.1 is not HOST=ADDRESS, such as h1=10.0.0.1."),
         ("h3=10.0.0.1", "--address h3: no such host"),
         ("h1=0.0.0.0", "would listen on every network"),
+        ("h1=0", "the address 0 would listen on every network"),
+        ("h1=0x0.0", "the address 0x0.0 would listen on every network"),
         ("h1=fe80::1", "--address h1=fe80::1: must be an IPv4 address or a name, not an IPv6 address."),
         ("h1=[2001:db8::1]", "--address h1=[2001:db8::1]: must be an IPv4 address or a name"),
         ("h1=10.0.0.[1-2]", "the numbers of hosts (1) and of addresses (2) must be equal"),
@@ -451,6 +453,14 @@ def test_a_probe_cannot_listen_at_an_address_of_another_machine() -> None:
     with pytest.raises(OSError) as error:
         listen("192.0.2.1", [4711], "t" * 32)
     assert error.value.filename == "192.0.2.1:4711"
+
+
+def test_a_probe_does_not_listen_on_every_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = socket.create_server
+    monkeypatch.setattr(socket, "create_server", lambda address, **options: create(("0.0.0.0", 0), **options))
+    with pytest.raises(OSError, match="it would listen on every network") as error:
+        listen("a-name-of-0.0.0.0", [0], "t" * 32)
+    assert error.value.filename == "a-name-of-0.0.0.0:0"
 
 
 def test_an_error_says_why_a_game_cannot_be_made() -> None:

@@ -91,7 +91,7 @@ def run(tmp_path: Path) -> RunDirectory:
     directory.path.mkdir()
     config: Config = over_tcp(cartpole())
     write_json(directory.config, config.to_json())
-    earlier = Options(hosts="h1,h2").read().to_json(but=OF_ONE_START)
+    earlier = Options(hosts="h1,h2", via="docker exec -i {host}").read().to_json(but=OF_ONE_START)
     write_json(directory.hosts, {"hosts": [], "given": earlier})
     return directory
 
@@ -103,10 +103,12 @@ def test_resume_needs_neither_hosts_nor_run_dir_but_accepts_other_hosts(
     plan = capsys.readouterr().out
     assert "h1" in plan
     assert "h2" in plan
+    assert "docker exec -i h1 " in plan
     assert launch.command(["--resume", str(run.path), "--dry-run", "-H", "other"]) == 0
     plan = capsys.readouterr().out
     assert "other" in plan
     assert "h1" not in plan
+    assert "docker" not in plan, "it may not reach the other hosts"
 
 
 def test_a_run_of_this_machine_cannot_be_launched_again_without_hosts(run: RunDirectory) -> None:

@@ -179,6 +179,26 @@ def test_a_first_ctrl_c_does_not_end_a_run_at_once_but_a_second_does(
     assert called == ([("requeue", "7")] if asked_to_end == {signal.SIGUSR1} else [])
 
 
+ARRAY = """\
+JobId=9 ArrayJobId=7 ArrayTaskId=1 JobName=first
+   Requeue=1 Restarts=0 BatchFlag=1 Reboot=0 ExitCode=0:0
+
+JobId=7 ArrayJobId=7 ArrayTaskId=3 JobName=first
+   Requeue=1 Restarts=0 BatchFlag=1 Reboot=0 ExitCode=0:0
+"""
+
+
+@pytest.mark.parametrize(
+    ("told", "job", "name"),
+    [(ARRAY, "7", "7_3"), (ARRAY.partition("\n\n")[0], "9", "7_1"), ("JobId=7 JobName=first", "7", "7")],
+)
+def test_the_requeue_of_a_task_of_a_job_array_does_not_touch_the_other_tasks(
+    monkeypatch: pytest.MonkeyPatch, told: str, job: str, name: str
+) -> None:
+    monkeypatch.setattr(requeue, "scontrol", lambda *arguments: told)
+    assert requeue.check(job, Config(run_dir=Path("run"))) == name
+
+
 def test_a_run_that_a_user_interrupts_is_not_requeued(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requeue, "scontrol", None)
     assert requeue.requeued("7", lambda: 130) == 130

@@ -17,6 +17,7 @@ import pytest
 
 import zmqrl
 from zmqrl.errors import ClusterError, UsageError
+from zmqrl.hostd import environment
 from zmqrl.hostd import messages as h
 from zmqrl.hosts import inventory, sync
 from zmqrl.hosts.connecting import connect, connect_all
@@ -221,6 +222,34 @@ def test_two_simultaneous_launches_make_one_environment(tmp_path: Path) -> None:
             link.cut()
     assert len(pythons) == 1
     assert sum(line.startswith("making") for line in host.said) == 1
+
+
+def test_hosts_that_share_a_home_share_packages_only_if_they_lack_the_same_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: dict[str, str] = {}
+
+    def version(name: str) -> str:
+        if name not in there:
+            raise metadata.PackageNotFoundError(name)
+        return there[name]
+
+    def packages(**installed: str) -> str:
+        there.clear()
+        there.update(installed)
+        made: list[Path] = []
+        monkeypatch.setattr(environment, "_made", lambda path, make: made.append(path) or path)
+        environment.environment({"requires": {"torch": "2.9", "numpy": "2.0"}, "pins": pins, "wheel": ""})
+        return made[0].name
+
+    pins = {"torch": "2.9", "numpy": "2.0", "jinja2": "3.1"}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(metadata, "version", version)
+    lacks_numpy = packages(torch="2.9+cpu", jinja2="3.1")
+    assert lacks_numpy.startswith("packages-")
+    assert packages(torch="2.9", jinja2="3.1", other="1") == lacks_numpy
+    others = {packages(torch="2.8", jinja2="3.1"), packages(torch="2.9", jinja2="3.0"), packages()}
+    assert len(others | {lacks_numpy}) == 4
 
 
 @pytest.mark.slow

@@ -182,6 +182,10 @@ def test_a_run_whose_supervisor_is_suspended_is_stopped_as_status_says(root: Pat
         eventually(lambda: status.status(living.path)["state"] == "stopped", "it is stopped")
         shown = runs.details("living")
         assert (shown["state"], shown["agent_steps_per_s"], shown["missing"]) == ("stopped", None, [])
+        in_a_container = {"supervisor": here | {"pid_space": "boot pid:[1]"}}
+        living.cluster.write_text(json.dumps(in_a_container))
+        assert runs.state("living") == "running"
+        living.cluster.write_text(json.dumps({"supervisor": here, "shards": [], "workers": [], "followers": []}))
     assert runs.state("living") == status.status(living.path)["state"] == "killed"
 
 

@@ -340,6 +340,7 @@ def test_the_page_ends_even_if_an_answer_hangs(root: Path, number: signal.Signal
     [
         ("0.0.0.0", None, "would listen on every network"),
         ("::", 0, "would listen on every network"),
+        ("::ffff:0.0.0.0", 0, "would listen on every network"),
         ("localhost", None, "must be an IP address"),
         ("192.0.2.1", 0, "--address: 192.0.2.1 is not an address of this machine: choose another address."),
         ("127.0.0.1", 70_000, "must be from 0 to 65535"),

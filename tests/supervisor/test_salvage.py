@@ -22,6 +22,7 @@ from zmqrl.errors import ClusterError
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import on_this_machine
 from zmqrl.hosts.link import DAEMON
+from zmqrl.hosts.reach import HostOptions
 from zmqrl.learner.envs import describe_env
 from zmqrl.observe.metrics import OUTCOMES, SCORES_KEPT, Counters
 from zmqrl.process_id import shard_id
@@ -513,6 +514,26 @@ def test_an_unreachable_host_is_named_and_left_json_stays(tmp_path: Path) -> Non
     assert directory.left.exists()
 
 
+def test_a_run_that_also_used_the_machine_of_its_launcher_is_resumed_only_there(tmp_path: Path) -> None:
+    directory, asked = RunDirectory(tmp_path), tmp_path / "asked"
+    left_on_a_host(directory, "no route to host")
+    left = json.loads(directory.left.read_text(encoding="utf-8"))
+    left["hosts"][0] |= {"host": "localhost", "command": ["sh", "-c", f"touch {asked}"]}
+    left["shards"][1]["host"] = "localhost"
+    left["hosts"].append(left["hosts"][0] | {"host": "h9"})
+    write_json(directory.left, left | {"supervisor": {"host": "another", "pid": 1}})
+    before = directory.left.read_bytes()
+    with pytest.raises(ClusterError) as refused:
+        salvage(directory, checkpoint(20, {}), no_news)
+    assert str(refused.value).startswith(
+        "cannot read the state of the killed run: localhost was the machine another, which launched the run: resume it "
+        "there. The state is kept on h9, localhost: remove "
+    )
+    assert refused.value.exit_status == 3
+    assert directory.left.read_bytes() == before
+    assert not asked.exists()
+
+
 @pytest.mark.parametrize(
     "says",
     [
@@ -531,6 +552,24 @@ def test_a_node_that_was_returned_to_slurm_is_not_asked_again(tmp_path: Path, sa
     remove_files(directory, news.append)
     assert len(news) == 1, "its files are gone, too"
     assert not directory.old_hosts.exists()
+
+
+def test_shards_that_are_read_get_the_variables_of_the_hosts_file_again(tmp_path: Path) -> None:
+    directory, hosts = RunDirectory(tmp_path), tmp_path / "hosts.toml"
+    left_on_a_host(directory, "no route to host")
+    left = json.loads(directory.left.read_text(encoding="utf-8"))
+    left["hosts"][0] |= {"command": [sys.executable, *DAEMON], "work": str(tmp_path / "h9")}
+    write_json(directory.left, left)
+    hosts.write_text('[[host]]\nname = "h9"\nenv = { A_TOKEN = "secret" }\n')
+    write_json(directory.hosts, {"hosts": [], "given": HostOptions(hosts=str(hosts)).read().to_json()})
+
+    def variables() -> dict[str, str]:
+        with salvage_module._where_it_was(salvage_module._Left.read(directory.left), directory) as deployment:
+            return deployment.files.links["h9"].environment
+
+    assert variables() == {"A_TOKEN": "secret"}
+    hosts.unlink()
+    assert variables() == {}
 
 
 @pytest.fixture

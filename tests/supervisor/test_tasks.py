@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from zmqrl.config import Config
+from zmqrl.hostd.inspection import state_of
 from zmqrl.hosts.deployment import on_this_machine
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.layout import Layout
@@ -48,6 +49,11 @@ def test_nothing_is_written_while_nothing_changes(tasks: RunTasks) -> None:
     assert not tasks.directory.cluster.exists()
     tasks.write_cluster({}, PIDS | {shard_id(0): 8}, lost_at)
     assert json.loads(tasks.directory.cluster.read_text())["shards"] == []
+
+
+def test_cluster_json_tells_where_the_process_id_of_the_supervisor_is_valid(tasks: RunTasks) -> None:
+    supervisor = tasks.cluster({}, PIDS)["supervisor"]
+    assert state_of(supervisor["host"], supervisor["pid"], supervisor["pid_space"]) == "running"
 
 
 def test_a_worker_that_restarts_before_the_next_version_gets_another_seed(tasks: RunTasks) -> None:

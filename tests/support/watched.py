@@ -41,8 +41,7 @@ class Place:
             self.command(),
             work=str(work),
             lease_s=self.lease_s,
-            environment={"PYTHONPATH": MODULES},
-            exported=EXPORTED,
+            environment={"PYTHONPATH": MODULES, **EXPORTED},
         )
 
     def launcher(self, work: Path) -> DaemonLauncher:

@@ -41,6 +41,7 @@ from zmqrl.process import die_with_parent, raise_open_files, use_all_cores
 PREDECESSOR_ENDS_WITHIN_S = 20.0
 GRACE_S = 3.0
 KILLED_WITHIN_S = 2.0
+SENT_WITHIN_S = 3.0  # after the launcher has hung up, which it may do before it reads an answer
 TURN_S = 0.25  # signals are handled between turns
 READ_BYTES = 1 << 20
 READS_AT_THE_END = 64
@@ -163,6 +164,9 @@ class Daemon:
         if self._lock >= 0:
             files.leave(self.work, self._lock)
         files.leave_base()
+        deadline = time.monotonic() + SENT_WITHIN_S
+        while self._unsent and (left_s := deadline - time.monotonic()) > 0:
+            self._turn(left_s)
 
     # requests
 
@@ -526,9 +530,7 @@ def _about_this_host(work: Path) -> h.Up:
 
 def _machine() -> str:
     """An id of this machine until its next boot. Each container and node has its own."""
-    kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    spaces = [str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("pid", "net")]
-    return " ".join([kernel, *spaces, files.node_name()])
+    return f"{inspection.pid_space()} {Path('/proc/self/ns/net').readlink()} {files.node_name()}"
 
 
 def _hung_up(fd: int) -> bool:

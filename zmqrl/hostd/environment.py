@@ -71,7 +71,9 @@ def environment(request: Mapping[str, Any]) -> Path:
     base = sys.executable
     if lacking := _lacking(request["requires"]):
         _tell(f"missing, or of another version: {', '.join(lacking)}")
-        base = str(_python_of(_made(_key("packages", request["pins"]), lambda path: _install(path, request))))
+        # Hosts that share a home can lack different packages, and later the host's Python can lack others.
+        key = _key("packages", request["pins"], sorted(_lacking(request["pins"])))
+        base = str(_python_of(_made(key, lambda path: _install(path, request))))
     wheel = base64.b64decode(request["wheel"])
     key = _key("zmqrl", hashlib.sha256(wheel).hexdigest(), base)
     return _python_of(_made(key, lambda path: _unpack(path, wheel, base)))

@@ -7,6 +7,8 @@ import base64
 import contextlib
 import errno
 import fcntl
+import itertools
+import json
 import os
 import shutil
 import socket
@@ -19,6 +21,7 @@ from zmqrl.rundir import DAEMON_LOCK, is_locked
 
 PIECE_BYTES = 1 << 20
 TRIES = 5
+MOST_NAMES_BYTES = 1 << 18
 
 
 def _base() -> Path:
@@ -120,14 +123,16 @@ def user_of(lock: int) -> str:
 
 
 def look(work: str) -> Seen:
-    """The run's directory, whether a daemon uses it, and its files."""
+    """The run's directory, whether a daemon uses it, and its files: the first ones if there are many."""
     path = _path(work)
     alive, files = is_locked(path / DAEMON_LOCK), list[str]()
     with contextlib.suppress(OSError):
         files = sorted(
             str(file.relative_to(path)) for file in path.rglob("*") if file.is_file() and file.name != DAEMON_LOCK
         )
-    return Seen(str(path), alive, files)
+    ends = itertools.accumulate(len(json.dumps(name)) for name in files)
+    named = [name for name, end in zip(files, ends, strict=True) if end <= MOST_NAMES_BYTES]
+    return Seen(str(path), alive, named, len(files) - len(named))
 
 
 def clean(root: Path, *, whole: bool) -> None:

@@ -58,9 +58,23 @@ def look(pid: int) -> Sight | None:
     return Sight(state, kernel.strip("0"), cpu_s, answers)
 
 
-def state_of(host: str, pid: int | None) -> str | None:
-    """The state of a process, as in ``Sight.state``, or ``gone``. None on another host."""
-    if pid is None or host != socket.gethostname():
+def pid_space() -> str:
+    """An id of the set of process ids that are valid here, until the next boot. Most containers have their own set."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+
+
+def is_here(host: str, space: str | None) -> bool:
+    """Whether process ids of ``host`` are valid here. ``space`` is its :func:`pid_space`, or None if unknown.
+
+    The name of a host is not enough, because a container can have it, too.
+    """
+    return host == socket.gethostname() and space in (None, pid_space())
+
+
+def state_of(host: str, pid: int | None, space: str | None = None) -> str | None:
+    """The state of a process, as in ``Sight.state``, or ``gone``. None unless :func:`is_here`."""
+    if pid is None or not is_here(host, space):
         return None
     sight = look(pid)
     return "gone" if sight is None else sight.state

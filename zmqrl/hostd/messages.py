@@ -246,11 +246,15 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The run's ``directory`` on the host, whether a daemon uses it, and the ``files`` in it."""
+    """The run's ``directory`` on the host, whether a daemon uses it, and the ``files`` in it.
+
+    If there are too many files, ``more`` of them are only counted.
+    """
 
     directory: str
     alive: bool
     files: list[str]
+    more: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,7 +254,7 @@ class DaemonLauncher(Launcher):
 
 def _environment(link: Link, threads: int) -> dict[str, str]:
     ours = environment_of(threads) | {name: os.environ[name] for name in (STARTED_IN, LOG_LEVEL) if name in os.environ}
-    return ours | link.environment | link.exported
+    return ours | link.environment
 
 
 def _clocks() -> tuple[float, float]:

@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -287,7 +288,7 @@ def _addresses(pattern: str, names: list[str], where: str) -> list[str]:
     for address in addresses:
         if not re.fullmatch(_WORD, address):
             raise UsageError(f"{where}: the address {address!r} is neither an IPv4 address nor a name.")
-        if address == "0.0.0.0":
+        if _is_wildcard(address):
             raise UsageError(
                 f"{where}: the address {address} would listen on every network. Use the host's own address."
             )
@@ -296,6 +297,14 @@ def _addresses(pattern: str, names: list[str], where: str) -> list[str]:
             f"{where}: the numbers of hosts ({len(names)}) and of addresses ({len(addresses)}) must be equal."
         )
     return addresses
+
+
+def _is_wildcard(address: str) -> bool:
+    """Whether ``address`` is 0.0.0.0, also in a form such as 0 or 0x0.0."""
+    try:
+        return not any(socket.inet_aton(address))
+    except OSError:  # a name
+        return False
 
 
 def _split(text: str, where: str) -> list[str]:

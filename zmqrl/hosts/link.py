@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from zmqrl.hostd import messages as h
+from zmqrl.hosts.ways.way import LOCALHOST
 from zmqrl.words import ended_how
 
 # Without -P, files in the working directory would hide modules of the same name.
@@ -29,9 +31,9 @@ class Link:
     """A connection to the daemon of one host. If it is lost, ``open`` makes a new one.
 
     ``command`` runs the daemon. ``work`` is the run's directory there. Without ``lease_s``, only the end of the
-    connection shows each side that the other has ended. ``environment`` has variables for the daemon's processes.
-    ``exported`` has more, which can be secret: :meth:`to_dict` leaves them out. ``shown`` is the part of the command
-    that messages show, if any. ``up`` is the daemon's report about its host, or None without a connection.
+    connection shows each side that the other has ended. ``environment`` has variables for the daemon's processes. They
+    can be secret: :meth:`to_dict` leaves them out. ``shown`` is the part of the command that messages show, if any.
+    ``up`` is the daemon's report about its host, or None without a connection.
 
     A link can also request a Python environment, with the line ``first``. Then ``made`` is the answer.
     """
@@ -44,13 +46,12 @@ class Link:
         work: str,
         lease_s: float | None,
         environment: Mapping[str, str] | None = None,
-        exported: Mapping[str, str] | None = None,
         shown: str = "",
         first: bytes | None = None,
         up_within_s: float = UP_WITHIN_S,
     ) -> None:
         self.host, self.command, self.work, self.lease_s = host, list(command), work, lease_s
-        self.environment, self.exported, self.shown = dict(environment or {}), dict(exported or {}), shown
+        self.environment, self.shown = dict(environment or {}), shown
         self.first = first or h.encode(h.Begin(work, lease_s, LAUNCH, host))
         self.up_within_s = up_within_s
         self.up: h.Up | None = None
@@ -68,14 +69,22 @@ class Link:
         """Plain data with which another process can reach this host."""
         work = self.work if self.up is None else self.up.work
         about = {"host": self.host, "command": self.command, "work": work, "lease_s": self.lease_s}
-        return about | {"environment": self.environment, "shown": self.shown}
+        return about | {"shown": self.shown}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Link":
-        """Inverse of :meth:`to_dict`. In data of older code, the daemon is another module."""
+        """Inverse of :meth:`to_dict`. Data of older code has the environment, and the daemon can be another module."""
         command = [word.replace("zmqrl.cluster.agent", "zmqrl.hostd.daemon") for word in data["command"]]
         known = {name: data[name] for name in ("environment", "shown") if name in data}
         return cls(data["host"], command, work=data["work"], lease_s=data["lease_s"], **known)
+
+    def is_elsewhere(self, launched_on: str | None) -> bool:
+        """Whether this link means another machine, ``launched_on``, but would reach this one.
+
+        Without a lease, all files are in the run directory, which machines can share.
+        """
+        is_another = launched_on not in (None, socket.gethostname())
+        return self.host == LOCALHOST and self.lease_s is not None and is_another
 
     def is_silent(self) -> bool:
         """Whether the link is open, but the daemon has sent nothing."""

@@ -76,8 +76,7 @@ class Reach:
             self.command(host),
             work=work,
             lease_s=lease_s,
-            environment=host.env,
-            exported=self.exported,
+            environment={**host.env, **self.exported},
             shown="" if host.name == LOCALHOST else shown(host.via, host.name),
         )
 

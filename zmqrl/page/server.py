@@ -31,7 +31,8 @@ def listen(address: str, port: int | None) -> socket.socket:
         known = ipaddress.ip_address(address)
     except ValueError:
         raise UsageError(f"--address {address}: must be an IP address.") from None
-    require(not known.is_unspecified, f"--address {address} would listen on every network: use one address.")
+    own = getattr(known, "ipv4_mapped", None) or known
+    require(not own.is_unspecified, f"--address {address} would listen on every network: use one address.")
     require(0 <= (port or 0) < 65536, f"--port {port}: must be from 0 to 65535.")
     family = socket.AF_INET6 if known.version == 6 else socket.AF_INET
     for each in (PORT, 0) if port is None else (port,):

@@ -26,15 +26,22 @@ def is_begun(config: Config) -> bool:
     return config.run_dir is not None and RunDirectory(config.run_dir).config.exists()
 
 
-def check(job: str, config: Config) -> None:
-    """Raise UsageError if ``job`` cannot be requeued, or if the next start of the job would not find the run."""
+def check(job: str, config: Config) -> str:
+    """The name of ``job`` for :func:`requeued`.
+
+    The last task of a job array has the id of the whole array, so the name of a task also has its number in the array.
+    Raises UsageError if the job cannot be requeued, or if its next start would not find the run.
+    """
     if config.run_dir is None:
         raise UsageError("--requeue requires --run-dir: the next start of the job resumes the run there.")
-    facts = dict(re.findall(r"\b(BatchFlag|Requeue)=(\d)", scontrol("show", "job", job)))
+    told = scontrol("show", "job", job)
+    facts = dict(re.findall(r"\b(BatchFlag|Requeue)=(\d)", told))
     if facts.get("BatchFlag") == "0":
         raise UsageError(f"--requeue: job {job} was not submitted with sbatch.")
     if facts.get("Requeue") == "0":
         raise UsageError(f"--requeue: Slurm will not requeue job {job}: submit it with sbatch --requeue.")
+    task = re.search(rf"^JobId={job} ArrayJobId=(\d+) ArrayTaskId=(\d+)\b", told, re.MULTILINE)
+    return job if task is None else f"{task[1]}_{task[2]}"
 
 
 def left_of(config: Config) -> Config:

@@ -14,12 +14,13 @@ from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
 from zmqrl.hostd.messages import SAME_MACHINE
 from zmqrl.hosts.deployment import Deployment, Site, connected, on_this_machine
+from zmqrl.hosts.inventory import read_hosts
 from zmqrl.hosts.launcher import Exited, Launcher, Said
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.ways.slurm import is_over
 from zmqrl.json_lines import read_json
-from zmqrl.observe.forms import ROW, readable_lines
+from zmqrl.observe.forms import HOSTS, ROW, read_object, readable_lines
 from zmqrl.observe.metrics import SCORES_KEPT, Counters, summed
 from zmqrl.observe.records import lineage
 from zmqrl.process_id import ProcessId, shard_id, worker_id
@@ -45,7 +46,7 @@ class Gone(ClusterError):
 
 
 class Damaged(ClusterError):
-    """The state of the shards exists, but cannot become a checkpoint. Another try would fail, too."""
+    """The state of the shards exists, but cannot become a checkpoint here. Another try would fail, too."""
 
 
 def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: TellUser) -> Checkpoint:
@@ -171,12 +172,14 @@ def _tell_of_history(history: Path, originals: Collection[Path], notice: TellUse
 class _Left:
     """The contents of ``left.json``, which a killed run leaves.
 
-    ``shards`` has the host and the address of each shard, ``host_of`` the host of every process.
+    ``launched_on`` is the name of the supervisor's machine, if known. ``shards`` has the host and the address of each
+    shard, ``host_of`` the host of every process.
     """
 
     run: str
     config: Config
     links: Mapping[str, Link]
+    launched_on: str | None
     shards: Mapping[ProcessId, tuple[str, str]]
     host_of: Mapping[ProcessId, str]
 
@@ -193,6 +196,7 @@ class _Left:
                 run=str(data["run"]),
                 config=dataclasses.replace(Config.from_json(data["config"]), profile=None),
                 links={each["host"]: Link.from_dict(each) for each in data["hosts"]},
+                launched_on=data.get("supervisor", {}).get("host"),
                 shards=shards,
                 host_of={shard: host for shard, (host, _) in shards.items()}
                 | {worker_id(each["rank"]): each["host"] for each in data.get("workers", [])}
@@ -232,6 +236,11 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Iterator[Deployment]:
         return
     host_of = {shard: left.host_of[shard] for shard in left.shards}
     links = {host: left.links[host] for host in dict.fromkeys(host_of.values())}
+    variables = _variables(directory)
+    for host, link in links.items():
+        if link.is_elsewhere(left.launched_on):
+            raise Damaged(f"{host} was the machine {left.launched_on}, which launched the run: resume it there.")
+        link.environment |= variables.get(host, {})
     files = Mirror(links, directory, host_of)
     with connected(links, host_of, files) as hosts:
         if failed := hosts.failed:
@@ -244,6 +253,15 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Iterator[Deployment]:
             for shard, (host, address) in left.shards.items()
         }
         yield Deployment(launcher=hosts.launcher, sites=sites, threads=dict.fromkeys(host_of, 1), files=files)
+
+
+def _variables(directory: RunDirectory) -> dict[str, Mapping[str, str]]:
+    """The environment variables in the hosts file of the killed run, by host. Nothing if the file cannot be read."""
+    with contextlib.suppress(UsageError, LookupError, TypeError):
+        given = (read_object(directory.hosts, HOSTS, "") or {})["given"]
+        if given["variables"]:
+            return {host.name: host.env for host in read_hosts(given["options"]["hosts"])}
+    return {}
 
 
 @contextlib.contextmanager

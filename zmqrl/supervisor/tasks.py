@@ -9,6 +9,7 @@ from typing import Any
 
 from zmqrl import __version__
 from zmqrl.config import Config
+from zmqrl.hostd.inspection import pid_space
 from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.launcher import Task
 from zmqrl.observe.provenance import code_id
@@ -225,7 +226,7 @@ class RunTasks:
             "protocol": m.PROTOCOL,
             "zmqrl": __version__,
             "run": self.run,
-            "supervisor": {"host": host_socket.gethostname(), "pid": os.getpid()},
+            "supervisor": {"host": host_socket.gethostname(), "pid": os.getpid(), "pid_space": pid_space()},
             "hosts": self.deployment.launcher.to_dict(),
             "shards": [
                 {"shard": shard, **self._process(shard_id(shard), pids), **endpoints[shard]}

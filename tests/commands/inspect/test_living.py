@@ -21,6 +21,7 @@ from zmqrl.commands.inspect import logs, status
 from zmqrl.commands.inspect.merging import time_of
 from zmqrl.commands.run import stop
 from zmqrl.errors import ClusterError, UsageError
+from zmqrl.hostd.inspection import pid_space, state_of
 from zmqrl.observe.exporter import LiveMetrics
 from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.provenance import versions
@@ -181,6 +182,21 @@ def test_status_shows_what_a_killed_launcher_left_on_each_host(lab: Lab, tmp_pat
     )
 
 
+def test_this_machine_is_not_taken_for_the_localhost_of_a_launcher_on_another_machine(starting: RunDirectory) -> None:
+    starting.release()
+    asked = starting.path / "asked"
+    host = {"host": "localhost", "command": ["touch", str(asked)], "work": "/w", "lease_s": 8.0}
+    left = json.loads(starting.left.read_text(encoding="utf-8"))
+    write_json(starting.left, left | {"supervisor": {"host": "h9", "pid": os.getpid()}, "hosts": [host]})
+    assert status.status(starting.path)["hosts"] == {"localhost": "it was the machine h9: ask there"}
+    with pytest.raises(UsageError, match=r"was launched on h9: stop the run there\.$"):
+        stop.run(stop.Options(run=starting.path))
+    assert not asked.exists()
+    write_json(starting.left, left | {"hosts": [host]})
+    assert status.status(starting.path)["hosts"]["localhost"].startswith("exit status 0, and it printed nothing")
+    assert asked.exists()
+
+
 def test_status_names_the_files_left_on_a_host_and_their_directory() -> None:
     files = ["state/shard-10.slots", "state/shard-2.slots"]
     hosts: dict[str, dict[str, Any]] = {
@@ -195,6 +211,9 @@ def test_status_names_the_files_left_on_a_host_and_their_directory() -> None:
     hosts["h1"]["files"] = many
     said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
     assert "h1/run: 900 files in logs, 1 file in state, 2 other files\n" in said
+    hosts["h1"]["more"] = 5000
+    said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
+    assert "h1/run: 900 files in logs, 1 file in state, 5,002 other files\n" in said
     over: dict[str, Any] = hosts | {"h2": "Expired or invalid job 7"}
     said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": over})
     assert said.endswith("--resume continues from the newest checkpoint")
@@ -299,6 +318,24 @@ def test_status_shows_which_processes_of_a_starting_run_are_up(starting: RunDire
     about = {"name": "shard-1", "host": "h2", "pid": None, "state": None}
     assert found["processes"][1] == about | {"presence": "starting", "for_s": 12.2, "restarts": 0}
     assert status._report(found) == "starting\nh1 shard-0\nh2 shard-1 (starting for 12 s)"
+    starting.release()
+
+
+def test_a_supervisor_in_another_container_with_the_name_of_this_host_is_not_signalled(starting: RunDirectory) -> None:
+    with ending(subprocess.Popen(["sleep", "600"])) as unrelated:
+        supervisor = {"host": socket.gethostname(), "pid": unrelated.pid, "pid_space": "boot pid:[1]"}
+        workers = [{"rank": 0, "host": socket.gethostname(), "pid": unrelated.pid}]
+        facts = {"supervisor": supervisor, "shards": [], "workers": workers, "followers": []}
+        write_json(starting.cluster, facts)
+        unrelated.send_signal(signal.SIGSTOP)
+        eventually(lambda: state_of(socket.gethostname(), unrelated.pid) == "stopped", "it is stopped")
+        found = status.status(starting.path)
+        assert (found["state"], found["supervisor"]["state"], found["processes"][0]["state"]) == ("running", None, None)
+        with pytest.raises(UsageError, match=r"is on .*, in another PID namespace: stop the run there"):
+            stop.run(stop.Options(run=starting.path))
+        assert unrelated.poll() is None
+        write_json(starting.cluster, facts | {"supervisor": supervisor | {"pid_space": pid_space()}})
+        assert status.status(starting.path)["state"] == "stopped"
     starting.release()
 
 

@@ -449,6 +449,8 @@ def test_files_on_a_shared_disk_are_not_copied_onto_themselves(stand_in: StandIn
         (["-H", "h1"], "--slurm-login cannot be combined with -H"),
         (["--page"], "--slurm-login cannot be combined with --page"),
         (["--sbatch", "'"], "--sbatch .*: no closing quotation"),
+        (["--sbatch=--nodes 2 --array=0-3"], "--sbatch '--nodes 2 --array=0-3': a run is a single job: remove the"),
+        (["--sbatch=-a0-3"], "--sbatch '-a0-3': a run is a single job: remove the array"),
         (["--workers", "0"], "--workers 0: must be 1 or more"),
     ],
 )

@@ -430,3 +430,12 @@ def test_a_worker_is_recognized_after_its_control_connection_was_cut(tmp_path: P
         before = running.stats()[0]
         assert before.silent_ms[0] < 1200, "its pings must still count as its own"
         assert before.unattributed == 0
+
+
+@pytest.mark.parametrize("address", ["0", "0.0.0.0", "*"])
+def test_a_shard_does_not_listen_on_every_network(
+    address: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ClusterError), served(tmp_path, shards=1, transport="tcp", address=address):
+        pytest.fail("it listens")
+    assert f"cannot bind tcp://{address}:0: it would listen on every network." in capfd.readouterr().err

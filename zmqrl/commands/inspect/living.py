@@ -1,12 +1,12 @@
 """The state of a run, seen from another terminal: whether it is alive, and what a dead run left on its hosts."""
 
-import socket as host_socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from zmqrl.errors import ClusterError, UsageError
+from zmqrl.hostd.inspection import is_here
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.link import Link, LinkLost
 from zmqrl.json_lines import read_json
@@ -60,8 +60,11 @@ class Living:
 
     @property
     def is_here(self) -> bool:
-        """Whether the supervisor of the run is, or was, on this machine."""
-        return self.cluster is not None and bool(self.cluster["supervisor"]["host"] == host_socket.gethostname())
+        """Whether the process id of the supervisor is, or was, valid here."""
+        if self.cluster is None:
+            return False
+        supervisor = self.cluster["supervisor"]
+        return is_here(supervisor["host"], supervisor.get("pid_space"))
 
     def processes(self) -> list[tuple[ProcessId, str, int | None]]:
         """Process, host and process id of each process in ``cluster.json``."""
@@ -85,11 +88,24 @@ class Living:
         """The newest figures and the processes, as the supervisor last wrote them. Empty if unknown."""
         return read_live(self.directory.live)
 
+    def links(self) -> list[Link]:
+        """The hosts of the run."""
+        return [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
+
+    def elsewhere(self) -> str | None:
+        """The machine that launched the run, if only commands there can reach all hosts."""
+        launched_on = None if self.cluster is None else str(self.cluster["supervisor"]["host"])
+        return launched_on if any(link.is_elsewhere(launched_on) for link in self.links()) else None
+
     def hosts(self) -> dict[str, Seen | str]:
         """The answer of each host, or why it gave none."""
-        links = [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
+        links, elsewhere = self.links(), self.elsewhere()
+
+        def look(link: Link) -> Seen | str:
+            return f"it was the machine {elsewhere}: ask there" if link.is_elsewhere(elsewhere) else _look(link)
+
         with ThreadPoolExecutor(max(1, min(len(links), MOST_AT_A_TIME))) as pool:
-            return dict(zip([link.host for link in links], pool.map(_look, links), strict=True))
+            return dict(zip([link.host for link in links], pool.map(look, links), strict=True))
 
 
 def exit_status_of(directory: RunDirectory) -> int:

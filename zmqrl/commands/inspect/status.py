@@ -77,7 +77,8 @@ def status(path: Path) -> dict[str, Any]:
     cluster = living.cluster or {}
     supervisor = cluster.get("supervisor") or {"host": "", "pid": None}
     # In this order, a run that ends meanwhile does not seem to have been killed.
-    seen = state_of(supervisor["host"], supervisor["pid"])
+    spaces = {supervisor["host"]: supervisor.get("pid_space")}
+    seen = state_of(supervisor["host"], supervisor["pid"], supervisor.get("pid_space"))
     is_alive = living.is_alive()
     record = RunRecord.read(path)
     last = dict(record.rows[-1]) if record.rows else {}
@@ -104,7 +105,7 @@ def status(path: Path) -> dict[str, Any]:
         "supervisor": supervisor | {"state": seen},
         "processes": [
             {"name": name, "host": host, "pid": pid}
-            | {"state": None if state == "starting" else _state(host, pid, host in since)}
+            | {"state": None if state == "starting" else _state(host, pid, spaces.get(host), host in since)}
             | (known[name].to_json() if name in known else {})
             for name, (host, pid) in processes.items()
         ],
@@ -113,10 +114,10 @@ def status(path: Path) -> dict[str, Any]:
     }
 
 
-def _state(host: str, pid: int | None, is_unreachable: bool) -> str | None:
+def _state(host: str, pid: int | None, space: str | None, is_unreachable: bool) -> str | None:
     if pid is None and host != EXTERNAL:
         return "unreachable" if is_unreachable else "restarting"
-    return state_of(host, pid)
+    return state_of(host, pid, space)
 
 
 def _plain(answer: Seen | str) -> dict[str, Any] | str:
@@ -150,13 +151,13 @@ def _placed(host: Mapping[str, Any]) -> str:
     )
 
 
-def _files(names: Sequence[str]) -> str:
-    """The names of the files. If there are many, the number of files in each directory."""
-    if len(names) <= FILES_SHOWN:
+def _files(names: Sequence[str], more: int) -> str:
+    """The names of the files. If there are many, the number of files in each directory. ``more`` files have no name."""
+    if len(names) + more <= FILES_SHOWN:
         return ", ".join(sorted(names, key=by_number))
     counts = Counter(name.partition("/")[0] for name in names if "/" in name)
     parts = [f"{counted(number, 'file')} in {name}" for name, number in sorted(counts.items())]
-    others = len(names) - counts.total()
+    others = len(names) - counts.total() + more
     return ", ".join([*parts, *([counted(others, "other file")] if others else [])])
 
 
@@ -187,7 +188,8 @@ def _report(found: dict[str, Any]) -> str:
         if isinstance(answer, str):
             lines.append(f"{host}: no answer: {answer}")
         else:
-            left = f"in {answer['directory']}: {_files(answer['files'])}" if answer["files"] else "no files"
+            names = _files(answer["files"], answer.get("more", 0))
+            left = f"in {answer['directory']}: {names}" if names else "no files"
             alive = "processes are alive" if state == "stopped" else "processes are still ending"
             lines.append(f"{host}: {alive if answer['alive'] else 'no processes'}; {left}")
     if found["hosts"] and state != "stopped":

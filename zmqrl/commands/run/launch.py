@@ -85,8 +85,9 @@ def run(options: Options, config: Config) -> int:
     options = options.read()
     reach = options.reach()
     check(config, reach.hosts)
+    job = None
     if options.requeue and reach.job is not None:
-        requeue.check(reach.job, config)
+        job = requeue.check(reach.job, config)
         config = requeue.left_of(config)
     if options.dry_run:
         _print_plan(options, reach, config)
@@ -95,7 +96,7 @@ def run(options: Options, config: Config) -> int:
 
     train = partial(train_on, config, partial(on_hosts, options, reach), on_up())
     with never_waiting(), reach.reserved(config):
-        return train() if reach.job is None else requeue.requeued(reach.job if options.requeue else None, train)
+        return train() if reach.job is None else requeue.requeued(job, train)
 
 
 def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirectory, stages: Stages) -> Deployment:

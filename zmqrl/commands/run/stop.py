@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -58,6 +59,8 @@ def run(options: Options) -> int:
         return 0
     if living.cluster is None:
         raise UsageError(f"{options.run} is not running.")
+    if elsewhere := living.elsewhere():
+        raise UsageError(f"{options.run} was launched on {elsewhere}: stop the run there.")
     while busy := [host for host, answer in living.hosts().items() if _may_have_processes(answer)]:
         if time.monotonic() > deadline:
             raise ClusterError(f"processes of {options.run} may still run on {', '.join(busy)}; try again.")
@@ -69,7 +72,8 @@ def run(options: Options) -> int:
 def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
     """Signal the supervisor to end the run. Raises UsageError if that is impossible from here."""
     if not living.is_here:
-        raise UsageError(f"the supervisor of {run} is on {supervisor['host']}: stop the run there.")
+        space = ", in another PID namespace" if supervisor["host"] == socket.gethostname() else ""
+        raise UsageError(f"the supervisor of {run} is on {supervisor['host']}{space}: stop the run there.")
     try:
         os.kill(supervisor["pid"], signal.SIGTERM)
         os.kill(supervisor["pid"], signal.SIGCONT)  # for a stopped supervisor

@@ -1,6 +1,7 @@
 """``zmqrl launch --slurm-login``: submit a run to a Slurm cluster from another machine, and follow it over ssh."""
 
 import contextlib
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -66,6 +67,8 @@ def submit(arguments: list[str], config: Config) -> int:
         given = shlex.split(here.sbatch)
     except ValueError as error:
         raise UsageError(f"--sbatch {here.sbatch!r}: {str(error).lower()}.") from error
+    is_array = any(re.fullmatch("-a.*|--array(=.*)?", word) for word in given)
+    require(not is_array, f"--sbatch {here.sbatch!r}: a run is a single job: remove the array.")
     config.check()
     require(  # the log of the job, which other users of the cluster may be able to read, would have the token
         not config.page,

@@ -19,7 +19,8 @@ BLAUNCH: Final = ("blaunch", "-no-shell", "{host}")
 
 
 def pbs_hosts(environment: Mapping[str, str] = os.environ) -> tuple[Host, ...]:
-    """The nodes of the PBS job that runs this process. A node that is listed n times has n slots.
+    """The nodes of the PBS job that runs this process. A node that is listed n times has n slots, but one
+    that is listed once has no limit: without mpiprocs, PBS lists each node once, whatever its cores.
 
     Raises UsageError outside a job, and for a malformed file.
     """
@@ -41,7 +42,7 @@ def lsf_hosts(environment: Mapping[str, str] = os.environ) -> tuple[Host, ...]:
         hosts = _in_list("--lsf: LSB_MCPU_HOSTS", listed)
     else:
         raise UsageError("--lsf: not inside an LSF job. Submit a script with bsub, or get hosts with bsub -Is first.")
-    return tuple(replace(host, via=BLAUNCH) for host in hosts)
+    return tuple(replace(host, via=BLAUNCH, slots=host.slots or 1) for host in hosts)
 
 
 def _in_file(where: str, path: str) -> tuple[Host, ...]:

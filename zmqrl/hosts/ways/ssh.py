@@ -20,8 +20,9 @@ def ssh_command(
     """
     options = [] if config is None else ["-F", str(config.absolute())]
     alive = ["-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=3"]
-    # A connection shared with the user's other sessions would end with them.
+    # A connection shared with the user's other sessions would end with them. A persistent one would never end.
     alive += ["-o", f"ControlMaster={'yes' if master else 'no'}", "-o", f"ControlPath={master or shared or 'none'}"]
+    alive += ["-o", "ControlPersist=no"]
     # The user's forwarded ports and RemoteCommand are for a shell. Another session may already have the ports.
     alive += ["-o", "RemoteCommand=none", "-o", "ClearAllForwardings=yes", "-o", "ExitOnForwardFailure=no"]
     # Other values would end the session or its input. OpenSSH before 8.7 does not know these settings. Our list of

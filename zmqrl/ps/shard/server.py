@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, assert_never
+from urllib.parse import urlsplit
 
 import numpy as np
 import zmq
@@ -47,6 +48,7 @@ from zmqrl.ps.wire.sockets import FailureMonitor, ShardUp, SocketRole, new_conte
 
 POLL_MS = 25
 MAPPED = re.compile(r"\[::ffff:([0-9.]+)\]")  # an IPv4 address in IPv6 notation
+WILDCARDS = ("0.0.0.0", "::")
 BIND_WITHIN_S = 10.0
 FAILURES_EVERY_S = 5.0
 MOST_UNREAD_SNAPSHOTS = 2  # per rank, each as large as the slice
@@ -112,7 +114,7 @@ class ShardServer:
     def bind(self) -> dict[SocketRole, str]:
         """Bind the sockets to the endpoints in ``job.bind``. Returns the endpoints, with the ports chosen for port 0.
 
-        Raises ClusterError when binding keeps failing, for example because an address is in use.
+        Raises ClusterError when binding keeps failing, for example because an address is in use, and for a wildcard.
         """
         for role in self.job.bind:
             socket = self.sockets[role]
@@ -125,8 +127,10 @@ class ShardServer:
                     if time.monotonic() > deadline:
                         raise ClusterError(f"cannot bind {self.job.bind[role]}: {error.strerror}.") from error
                     time.sleep(0.1)
-            endpoint = str(socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
-            self.endpoints[role] = MAPPED.sub(r"\1", endpoint)
+            endpoint = MAPPED.sub(r"\1", str(socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0"))
+            if urlsplit(endpoint).hostname in WILDCARDS:
+                raise ClusterError(f"cannot bind {self.job.bind[role]}: it would listen on every network.")
+            self.endpoints[role] = endpoint
         return self.endpoints
 
     def serve(self) -> None:
