@@ -1,15 +1,18 @@
 """The what-if questions of ``zmqrl profile``, asked about synthetic profiles."""
 
+from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 from support.profiles import synthetic_run
+from support.replays import recorded
 
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.critical_path import Timeline, critical_paths
 from zmqrl.profile.run_tables import RunTables
 from zmqrl.simulate.recorded import RecordedRun
-from zmqrl.simulate.replay import most_blamed, what_if
+from zmqrl.simulate.replay import Changes, most_blamed, replay, what_if
 from zmqrl.simulate.scenario import Scenario
 
 
@@ -37,6 +40,25 @@ def test_at_most_four_ranks_are_left_out_the_most_blamed_first(slow: int, found:
     # The slow ranks take turns at being late. A higher rank is late by more time.
     turns = {rank: 0.5 + 0.1 * rank for rank in range(slow)}
     assert blamed(workers=12, in_turn_s=turns) == sorted(turns, reverse=True)[:found]
+
+
+@pytest.mark.parametrize("updates_per_rollout", [1, 4])
+def test_one_backup_more_does_not_stall_together_with_the_worker_that_it_resembles(updates_per_rollout: int) -> None:
+    slow = {(version, 0): 0.3 for version in range(60) if version // updates_per_rollout % 5 == 0}
+    planted = synthetic_run(workers=1, versions=60, stalls_s=slow, per_rollout=updates_per_rollout)
+    run = recorded(planted, updates_per_rollout=updates_per_rollout)
+    assert replay(run) == pytest.approx(run.measured, rel=0.02)
+    assert replay(run, Changes(backups=1)) > 1.15 * run.measured
+
+
+def test_one_backup_more_is_predicted_as_if_workers_stalled_independently() -> None:
+    share, versions, random = 0.1, 400, np.random.default_rng(1)
+    stalls = {key: 0.3 for key in product(range(versions), range(2)) if random.random() < share}
+    truth = recorded(synthetic_run(workers=2, versions=versions, stalls_s=stalls), workers=1, backups=1)
+    of_one = {(version, rank): s for (version, rank), s in stalls.items() if rank == 0}
+    run = recorded(synthetic_run(workers=1, versions=versions, stalls_s=of_one))
+    assert replay(truth) > 1.05 * replay(run)
+    assert replay(run, Changes(backups=1)) == pytest.approx(replay(truth), rel=0.02)
 
 
 def test_no_prediction_leaves_out_a_rank_with_little_blame() -> None:

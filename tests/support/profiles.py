@@ -136,7 +136,9 @@ def synthetic_run(
     link_extra_s: Mapping[int, float] | None = None,
     busy_s: Mapping[tuple[int, int], float] | None = None,
     in_turn_s: Mapping[int, float] | None = None,
+    stalls_s: Mapping[tuple[int, int], float] | None = None,
     every: int = 1,
+    per_rollout: int = 1,
     hosts: Mapping[str, str] | None = None,
 ) -> list[ProcessTables]:
     """The profile of a run in which every span takes exactly its usual time, and all ranks start together.
@@ -145,7 +147,8 @@ def synthetic_run(
     version. A worker finishes its contribution even if the contribution is late. ``link_extra_s`` are extra seconds per
     slice on the link of a rank, which sends one slice after the other. ``busy_s`` are the seconds that a slice waits
     for a busy shard, by rank and shard. The ranks of ``in_turn_s`` take turns: in each version, the gradient of one of
-    them takes its extra seconds.
+    them takes its extra seconds. ``stalls_s`` are extra seconds of a gradient by version and rank. Workers play only in
+    every ``per_rollout``-th version.
     """
     link_extra_s, busy_s = link_extra_s or {}, busy_s or {}
     worker_extra_s, shard_extra_s = worker_extra_s or {}, shard_extra_s or {}
@@ -166,6 +169,9 @@ def synthetic_run(
             spans = {name: s + extra * worker_extra_s.get((name, rank), 0.0) for name, s in USUAL_S.items()}
             if in_turn_s and rank == list(in_turn_s)[version % len(in_turn_s)]:
                 spans["gradient"] += in_turn_s[rank]
+            spans["gradient"] += (stalls_s or {}).get((version, rank), 0.0)
+            if version % per_rollout:
+                spans["env_step"] = spans["act"] = 0.0
             begins = max(pulled, free[rank])
             pushed = begins + sum(spans.values())
             waited = begins - free[rank]

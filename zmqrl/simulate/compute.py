@@ -65,12 +65,14 @@ class ComputeTimes:
     """The work of each rank.
 
     ``gradient`` has the work for each version, and ``rollout`` the work for each iteration. Without rollouts,
-    ``rollout`` is empty. If there are more workers than recorded ranks, several workers replay the same profile from
-    different offsets.
+    ``rollout`` is empty. ``beside`` has, for each rank, the CPU seconds that other threads of the process use at the
+    same time, per CPU second of work. If there are more workers than recorded ranks, several workers replay the same
+    profile from different offsets.
     """
 
     gradient: tuple[Work, ...]
     rollout: tuple[Work, ...] = ()
+    beside: tuple[float, ...] = (0.0,)
 
     @classmethod
     def drawn(

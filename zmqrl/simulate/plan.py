@@ -96,5 +96,9 @@ def _reasons(search: _Search, best: Setting) -> Iterator[str]:
     }
     for words, alike in others.items():
         rates = [result.learned_steps_per_s for setting, result in search.found.items() if alike(*setting)]
-        if rates:
+        if rates and words.endswith("shards"):
+            same = search.found[ranks, shards, 0].learned_steps_per_s
+            note = ", both without backups" if backups else ""
+            yield f"{words}: {max(rates):.0f} at best ({max(rates) / same - 1:+.0%}{note})"
+        elif rates:
             yield f"{words}: {max(rates):.0f} at best ({max(rates) / rate - 1:+.0%})"

@@ -1,15 +1,17 @@
 """A recorded run as a scenario: the hosts, the costs of the shards, and the work of the workers."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from zmqrl.errors import UsageError
 from zmqrl.process_id import shard_id, worker_id
-from zmqrl.profile.critical_path import OTHER, TRANSFERS, CriticalPath, Cycle, Timeline
+from zmqrl.profile.accounts import USED
+from zmqrl.profile.critical_path import OTHER, TRANSFERS, CriticalPath, Cycle, Timeline, Version
 from zmqrl.profile.machine_use import grown_s
 from zmqrl.profile.run_tables import ProcessTables, RunTables
 from zmqrl.simulate.compute import ComputeTimes, Work
@@ -21,6 +23,7 @@ GRADIENT_SPANS = ("assemble", OTHER, "gradient", "straggle", "encode", "push")
 ASLEEP = ("straggle",)  # a worker in these spans needs no core
 MOST_UPDATES = 1000
 STRETCHES = 10  # a replay of a long profile uses this many stretches of it
+APART = 7  # a worker that replays the cycles of another one starts this many iterations later, and so stalls separately
 NETWORK_BOUND = 0.25  # share of update time: if transfers take more, the network limits the run
 
 T = TypeVar("T")
@@ -28,6 +31,19 @@ T = TypeVar("T")
 
 class TooLittleRecorded(UsageError):
     """A profile lacks data that a simulation needs."""
+
+
+class _OtherThreads(NamedTuple):
+    """What the other threads of a worker do while it works, such as those of the games, the sockets and torch.
+
+    They block the worker for the share ``blocking`` of its time off the core, and are on a core for the share
+    ``on_core`` of this time. ``beside`` is the CPU time that they use at the same time as the worker, per second of
+    work on a core.
+    """
+
+    blocking: float
+    on_core: float
+    beside: float
 
 
 class RecordedRun:
@@ -46,7 +62,6 @@ class RecordedRun:
         sent_s = sum(part.seconds for path in paths for part in path.parts if part.cause in TRANSFERS)
         self.transfer_share = sent_s / sum(path.seconds for path in paths)
         self._timeline = timeline
-        self._versions = sorted({version for version, _ in timeline.cycles})
         by_version = sorted(timeline.cycles.items())
         self._cycles = {
             rank: {version: cycle for (version, each), cycle in by_version if each == rank}
@@ -56,7 +71,7 @@ class RecordedRun:
             missing = numbered("rank", (rank for rank, cycles in self._cycles.items() if not cycles))
             raise TooLittleRecorded(f"{missing} recorded nothing, so the run cannot be replayed.")
         self._queued = {rank: _queued_share(tables, rank, each.values()) for rank, each in self._cycles.items()}
-        self._beside = {rank: _beside_s(tables, rank) for rank in self._cycles}
+        self._others = {rank: self._other_threads(rank, _beside_s(tables, rank)) for rank in self._cycles}
         hosts = {host: i for i, host in enumerate(dict.fromkeys(timeline.hosts.values()))}
         self.scenario = replace(
             scenario,
@@ -93,10 +108,7 @@ class RecordedRun:
 
         The unit is seconds per second on a core. ``queued`` is the wait that the run itself causes, in the same unit.
         """
-        cycles = self._cycles[rank].values()
-        cpu_s, queued_s = fmean(each.cpu_s for each in cycles), fmean(each.queued_s or 0.0 for each in cycles)
-        explained_s = queued * (cpu_s + self._beside[rank])
-        return max(0.0, queued_s - explained_s) / cpu_s if cpu_s else 0.0
+        return max(0.0, self._queued_per_s(rank) - queued)
 
     def times(
         self,
@@ -109,56 +121,109 @@ class RecordedRun:
     ) -> ComputeTimes:
         """The recorded work of the ranks. Transfers of weights and gradients count as time that needs no core.
 
-        A profile with more than ``updates`` updates is used in stretches: see :func:`spread`. ``spans`` has a factor
-        for the time of each span, and ``link`` is the factor for transfers. ``delays`` has, by rank, the seconds
-        to add in the run queue for each second on a core.
+        A profile with more than ``updates`` updates is used in stretches of whole iterations: see :func:`spread`. A
+        rank that occurs again in ``ranks`` stands for another worker. ``spans`` has a factor for the time of each span,
+        and ``link`` is the factor for transfers. ``delays`` has, by rank, the seconds to add in the run queue for each
+        second on a core.
         """
         spans, delays = spans or {}, delays or {}
-        replayed = set(spread(self._versions, updates))
-        gradient, rollout = [], []
+        per_rollout = self.scenario.updates_per_rollout
+        iterations = sorted({_iteration(version, per_rollout) for version, _ in self._timeline.cycles})
+        replayed = set(spread(iterations, -(-updates // per_rollout)))
+        gradient, rollout, beside, before = [], [], [], Counter[int]()
         for rank in ranks:
             known = self._cycles[rank]
-            cycles = [cycle for version, cycle in known.items() if version in replayed] or list(known.values())
+            cycles = [cycle for version, cycle in known.items() if _iteration(version, per_rollout) in replayed]
+            cycles = _later(cycles or list(known.values()), before[rank], per_rollout)
+            before[rank] += 1
             way_s = link * _way_s(self._timeline, rank)
             delay = delays.get(rank, 0.0)
             played = [self._work(rank, cycle, ROLLOUT_SPANS, spans, delay) for cycle in cycles if cycle.with_rollout]
             learned = [self._work(rank, cycle, GRADIENT_SPANS, spans, delay) for cycle in cycles]
-            beside_s = self._beside[rank]
-            gradient.append(Work([cpu + beside_s for cpu, _ in learned], [idle + way_s for _, idle in learned]))
+            gradient.append(Work([cpu for cpu, _ in learned], [idle + way_s for _, idle in learned]))
             rollout.append(Work([cpu for cpu, _ in played], [idle for _, idle in played]))
-        return ComputeTimes(tuple(gradient), tuple(rollout) if all(len(each.cpu_s) for each in rollout) else ())
+            beside.append(self._others[rank].beside)
+        played_by_all = all(len(each.cpu_s) for each in rollout)
+        return ComputeTimes(tuple(gradient), tuple(rollout) if played_by_all else (), tuple(beside))
 
     def _work(
         self, rank: int, cycle: Cycle, names: Iterable[str], factors: Mapping[str, float], delay: float
     ) -> tuple[float, float]:
-        """CPU and idle seconds of the spans ``names``.
+        """CPU and idle seconds of the spans ``names``. The CPU time of threads that block the worker is included.
 
         Time in the run queue does not count, except ``delay``, because the simulation adds its own.
         """
-        awake_s = sum(seconds for name, seconds in cycle.spans.items() if name not in ("wait", *ASLEEP))
-        on_core = min(1.0, cycle.cpu_s / awake_s) if awake_s else 0.0
-        if cycle.queued_s is None:
-            off_core = (1 - on_core) * (1 - self._queued[rank])
-        else:
-            off_core = max(0.0, 1 - on_core - cycle.queued_s / awake_s) if awake_s else 0.0
+        on_core, off_core = self._shares(rank, cycle)
+        others = self._others[rank]
         cpu_s = idle_s = 0.0
         for name in names:
             seconds = cycle.spans[name] * factors.get(name, 1.0)
             if name in ASLEEP:
                 idle_s += seconds
             else:
-                cpu_s += on_core * seconds
-                idle_s += off_core * seconds
+                cpu_s += (on_core + off_core * others.on_core) * seconds
+                idle_s += off_core * (1 - others.blocking) * seconds
         return cpu_s, idle_s + delay * cpu_s
+
+    def _shares(self, rank: int, cycle: Cycle) -> tuple[float, float]:
+        """The shares of the work in which the worker's thread was on a core, and neither on a core nor queued."""
+        awake_s = _awake_s(cycle)
+        if not awake_s:
+            return 0.0, 0.0
+        on_core = min(1.0, cycle.cpu_s / awake_s)
+        if cycle.queued_s is None:
+            return on_core, (1 - on_core) * (1 - self._queued[rank])
+        return on_core, max(0.0, 1 - on_core - cycle.queued_s / awake_s)
+
+    def _other_threads(self, rank: int, cpu_s: float) -> _OtherThreads:
+        """Divide the ``cpu_s`` seconds that the other threads use per contribution.
+
+        While the worker's thread is off its core, the others block it. They wait for a core as much as it does.
+        """
+        cycles = self._cycles[rank].values()
+        shares = [(_awake_s(each), *self._shares(rank, each)) for each in cycles]
+        own_s, off_core_s = fmean(s * on_core for s, on_core, _ in shares), fmean(s * off for s, _, off in shares)
+        waits = 1 + self._queued_per_s(rank)
+        blocking_s = min(off_core_s, waits * cpu_s)
+        beside_s, on_core_s = cpu_s - blocking_s / waits, own_s + blocking_s / waits
+        blocking = blocking_s / off_core_s if off_core_s else 0.0
+        return _OtherThreads(blocking, blocking / waits, beside_s / on_core_s if on_core_s else 0.0)
+
+    def _queued_per_s(self, rank: int) -> float:
+        """Seconds in the run queue per second on a core."""
+        cycles = self._cycles[rank].values()
+        cpu_s = sum(each.cpu_s for each in cycles)
+        return sum(each.queued_s or 0.0 for each in cycles) / cpu_s if cpu_s else 0.0
 
 
 def spread(items: Sequence[T], number: int) -> Sequence[T]:
-    """Choose about ``number`` items, in order: ``STRETCHES`` stretches of neighbours, from the first to the last."""
-    size = max(1, number // STRETCHES)
-    if len(items) <= max(number, STRETCHES * size):
+    """Choose at most ``number`` items, in order: stretches from the middles of ``STRETCHES`` equal parts.
+
+    If they included the first item, a slow start would count for more than in the run.
+    """
+    if len(items) <= number:
         return items
-    starts = (i * (len(items) - size) // (STRETCHES - 1) for i in range(STRETCHES))
+    stretches = min(STRETCHES, number)
+    size = number // stretches
+    spare = len(items) - stretches * size
+    starts = ((2 * i * len(items) + spare) // (2 * stretches) for i in range(stretches))
     return [item for start in starts for item in items[start : start + size]]
+
+
+def _iteration(version: Version, per_rollout: int) -> Version:
+    generation, number = version
+    return generation, number // per_rollout
+
+
+def _later(cycles: list[Cycle], times: int, per_rollout: int) -> list[Cycle]:
+    """The cycles from a later iteration on, and then those before it."""
+    iterations = min(APART, len(cycles) // per_rollout // 2)
+    start = times * iterations * per_rollout % len(cycles)
+    return cycles[start:] + cycles[:start]
+
+
+def _awake_s(cycle: Cycle) -> float:
+    return sum(seconds for name, seconds in cycle.spans.items() if name not in ("wait", *ASLEEP))
 
 
 def _queued_share(tables: RunTables, rank: int, cycles: Iterable[Cycle]) -> float:
@@ -209,14 +274,14 @@ def _costs(timeline: Timeline) -> ShardCosts:
     the recorded transfers include it.
     """
     made = [each for shards in timeline.publications.values() for each in shards.values()]
-    arrivals = sum(len(each) for each in timeline.arrivals.values())
+    arrivals = [arrival for each in timeline.arrivals.values() for arrival in each.values()]
 
     def mean(name: str, count: int) -> float:
         return sum(each.spans[name] for each in made) / max(count, 1)
 
     return ShardCosts(
-        receive_s=mean("receive", arrivals),
-        accumulate_s=mean("accumulate", arrivals),
+        receive_s=mean("receive", len(arrivals) + timeline.again.total()),
+        accumulate_s=mean("accumulate", sum(arrival.outcome == USED for arrival in arrivals)),
         optimize_s=mean("optimize", len(made)),
         commit_s=mean("commit", len(made)),
         publish_s=mean("publish", len(made)),

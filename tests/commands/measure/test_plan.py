@@ -35,6 +35,21 @@ def test_the_plan_recommends_more_shards_for_a_slow_network(capsys: pytest.Captu
     assert found["recommended"]["shards"] >= 4
 
 
+def test_the_plan_compares_numbers_of_shards_without_backups(capsys: pytest.CaptureFixture[str]) -> None:
+    law = "constant:0.1+0.05*constant:0.5"
+    found = planned(capsys, "--workers-up-to", "8", "--compute", law, "--abandon", "immediately", "--bandwidth", "1e8")
+    best = found["recommended"]
+    assert best["backups"] > 0
+    rates = {
+        each["shards"]: each["learned_steps_per_s"]
+        for each in found["tried"]
+        if (each["workers"], each["backups"]) == (8, 0)
+    }
+    fewer, same = max(rate for shards, rate in rates.items() if shards < best["shards"]), rates[best["shards"]]
+    (reason,) = (each for each in found["reasons"] if each.startswith("with fewer shards"))
+    assert reason == f"with fewer shards: {fewer:.0f} at best ({fewer / same - 1:+.0%}, both without backups)"
+
+
 @pytest.mark.slow
 def test_the_plan_recommends_backups_for_heavy_stragglers(capsys: pytest.CaptureFixture[str]) -> None:
     law = "constant:0.1+0.05*constant:2"

@@ -90,6 +90,15 @@ def test_processes_on_one_host_share_its_cores() -> None:
     assert simulate(replace(shared, busy=0.0)).step_s == pytest.approx([0.1] * 20)
 
 
+@pytest.mark.parametrize(("cores", "step_s"), [(None, 0.1), (4, 0.1), (2, 0.15), (1, 0.3)])
+def test_other_threads_of_a_worker_share_the_cores_but_the_worker_does_not_wait_for_them(
+    cores: int | None, step_s: float
+) -> None:
+    times = ComputeTimes((Work([0.1]),) * 2, beside=(0.5, 0.5))
+    result = simulate(replace(FREE, workers=2, hosts=1, cores=cores), compute=times)
+    assert result.step_s == pytest.approx([step_s] * 20)
+
+
 def test_a_shard_handles_contributions_one_after_the_other() -> None:
     costs = ShardCosts(receive_s=0.001, accumulate_s=0.002, optimize_s=0.01, commit_s=0.02, publish_s=0.03)
     result = simulate(replace(FREE, costs=costs))

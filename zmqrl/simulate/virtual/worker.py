@@ -57,6 +57,7 @@ class SimulatedWorker:
         self.waiting_s = 0.0
         self.cpu_s = self.queued_s = 0.0  # time on a core, and extra time because others share the cores
         self._factor, self._sleep_s = world.scenario.slowness(rank)
+        self._beside = world.times.beside[rank % len(world.times.beside)]
         self._state: Literal["pulling", "computing", "ended"] = "ended"
         self._life = 0
         self._computing: ComputeStep | None = None
@@ -161,6 +162,8 @@ class SimulatedWorker:
             if step.cpu_s and self.host.cores is not None:
                 self._queues_from = self.world.clock.now
                 self._job = self.host.cores.start(step.cpu_s, self._sleep, step)
+                if self._beside:
+                    self.host.cores.start(self._beside * step.cpu_s, lambda: None)
             else:
                 self.world.clock.after(step.cpu_s + step.idle_s, self._computed, step)
 
