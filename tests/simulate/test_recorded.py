@@ -121,7 +121,7 @@ def test_the_cpu_time_of_other_threads_is_that_of_the_replayed_updates(after: in
         ]
         each.tables["machine"] = [np.array([[0] * 7, *machine], np.int64)]
     whole = recorded(run)
-    part = recorded([each.after(after) for each in run])
+    part = recorded([each.after((1, after)) for each in run])
     (first, *_), (second, *_) = whole.times([0], 40).gradient, part.times([0], 40).gradient
     own_s = USUAL_S["gradient"] + USUAL_S["encode"] + USUAL_S["push"]
     assert first.cpu_s == pytest.approx([own_s + 0.1 / whole.measured] * 40, rel=2e-2)
