@@ -131,7 +131,8 @@ def _has_versions(name: str) -> bool:
 def _is_later(rows: Table, version: Version) -> "NDArray[np.bool_]":
     """Which rows of a table with versions belong to a later one, in the same or in a later generation."""
     generations, versions = rows[:, 0], rows[:, 1]
-    return (generations > version[0]) | ((generations == version[0]) & (versions > version[1]))
+    later: NDArray[np.bool_] = (generations > version[0]) | ((generations == version[0]) & (versions > version[1]))
+    return later
 
 
 def _add_block(
@@ -311,7 +312,8 @@ class RunTables:
 def _seconds_ago(versions: Columns, newest: int) -> "NDArray[np.float64]":
     """How many seconds before the version ``newest`` a shard published each of the ``versions``."""
     at_us = versions["published_at_us"]
-    return (at_us[versions["version"] == newest].max() - at_us) / 1e6
+    ago: NDArray[np.float64] = (at_us[versions["version"] == newest].max() - at_us) / 1e6
+    return ago
 
 
 def newest_version(directory: Path) -> Version:
