@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.page_rig import write_profile
-from support.profiles import TRANSFER_S, USUAL_S, asynchronous_run, synthetic_run
+from support.profiles import TRANSFER_S, USUAL_S, asynchronous_run, resumed, synthetic_run
 
 from zmqrl.page import timing
 from zmqrl.page.timing import read_timing
@@ -40,16 +40,16 @@ def test_only_the_newest_versions_are_read(tmp_path: Path, monkeypatch: pytest.M
     assert read_timing(profile, asynchronous=False)["versions_covered"] <= 30
 
 
-def test_versions_that_a_resumed_run_has_undone_are_left_out(tmp_path: Path) -> None:
-    write_profile(tmp_path / "profile", synthetic_run(versions=300, worker_extra_s={("gradient", 1): 0.05}))
-    later = [replace(each, incarnation=2) for each in synthetic_run(versions=100)]
-    for each in later:
-        for name, (rows,) in each.tables.items():
-            if "generation" in COLUMNS[name]:
-                rows[:, COLUMNS[name].index("generation")] = 2
+@pytest.mark.parametrize("clock", [None, "booted again"])
+def test_versions_that_a_resumed_run_has_undone_are_left_out(tmp_path: Path, clock: str | None) -> None:
+    planted = {("gradient", 1): 0.05}
+    write_profile(tmp_path / "profile", synthetic_run(workers=4, versions=300, worker_extra_s=planted))
+    later = resumed(synthetic_run(versions=100), clock=clock)
     found = read_timing(write_profile(tmp_path / "profile", later), asynchronous=False)
-    assert found["versions_covered"] <= 100
+    assert found["versions_covered"] == 100
+    assert [version["version"] for version in found["versions"]] == list(range(41, 101))
     assert found["spans"]["1"]["gradient"] == pytest.approx(USUAL_S["gradient"], rel=0.01)
+    assert set(found["hosts"]) == {"h1", "w0", "w1", "w2"}, "worker 3 belongs to the earlier session"
 
 
 def test_only_the_newest_versions_of_a_restarted_shard_are_shown(tmp_path: Path) -> None:

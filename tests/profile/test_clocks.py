@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.profiles import shard, worker
+from support.profiles import resumed, shard, synthetic_run, worker
 
 from zmqrl.profile.clocks import Clock, Clocks, measure
 from zmqrl.profile.run_tables import RunTables
@@ -99,10 +99,21 @@ def test_times_of_a_shard_on_another_host_are_converted_to_the_clock_of_shard_0(
         )
     )
     found = Clocks.of(tables)
-    assert found.reference == "a"
-    assert found.by_id["b"].offset_us == pytest.approx(-7_000_000, abs=0.1)
-    assert found.by_id["b"].error_us == pytest.approx(100, abs=1)
-    assert "c" not in found.by_id
+    (by_clock,) = found.by_session.values()
+    assert by_clock["a"] == Clock()
+    assert by_clock["b"].offset_us == pytest.approx(-7_000_000, abs=0.1)
+    assert by_clock["b"].error_us == pytest.approx(100, abs=1)
+    assert "c" not in by_clock
     by_host = found.by_host(tables.processes)
     assert set(by_host) == {"h1", "h2"}
     assert by_host["h1"] == Clock()
+
+
+def test_each_session_has_a_reference_clock_of_its_own() -> None:
+    before = synthetic_run(workers=1, shards=1)
+    before[1].clock = "b"
+    later = resumed(synthetic_run(workers=1, shards=1), clock="b")
+    later[1].clock = "c"
+    found = Clocks.of(RunTables((*before, *later)))
+    known = {(each.run, str(each.process)) for each in (*before, *later) if found.knows(each)}
+    assert known == {("r", "shard-0"), ("resumed", "shard-0")}, "clock b is known only in the second session"

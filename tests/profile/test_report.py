@@ -1,11 +1,21 @@
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 import pytest
 from rich.console import Console
-from support.profiles import ACCUMULATE_S, SHARD_S, TRANSFER_S, USUAL_S, asynchronous_run, synthetic_run
+from support.profiles import (
+    ACCUMULATE_S,
+    SHARD_S,
+    TRANSFER_S,
+    USUAL_S,
+    asynchronous_run,
+    ending_at,
+    resumed,
+    synthetic_run,
+)
 
 from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.process_id import worker_id
@@ -13,15 +23,19 @@ from zmqrl.profile.accounts import traffic
 from zmqrl.profile.difference import changes, grown
 from zmqrl.profile.machine_use import MachineUse
 from zmqrl.profile.report import Analysis, print_report
-from zmqrl.profile.run_tables import RunTables
-from zmqrl.profile.tables import COLUMNS
+from zmqrl.profile.run_tables import ProcessTables, RunTables
+from zmqrl.profile.tables import COLUMNS, NO_CONTRIBUTION
 
 VERSIONS = 40
 UPDATE_S = 2 * TRANSFER_S + sum(USUAL_S.values()) + ACCUMULATE_S + sum(SHARD_S.values())
 
 
+def report(processes: Iterable[ProcessTables]) -> dict[str, Any]:
+    return Analysis.of(RunTables(tuple(processes))).to_json()
+
+
 def profile(**planted: Any) -> dict[str, Any]:
-    return Analysis.of(RunTables(tuple(synthetic_run(versions=VERSIONS, **planted)))).to_json()
+    return report(synthetic_run(versions=VERSIONS, **planted))
 
 
 def printed(found: dict[str, Any]) -> str:
@@ -134,6 +148,77 @@ def test_a_process_with_an_unknown_clock_is_left_out_and_named() -> None:
     assert found["left_out"] == ["the timeline leaves out worker 2 on w2: the profile has no PING to compare clocks"]
     assert "2" not in found["ranks"] or found["ranks"]["2"]["contributions"] == 0
     assert found["clocks"]["h1"] == {"offset_ms": 0.0, "drift_ppm": 0.0, "error_ms": 0.0}
+
+
+def test_a_session_after_a_reboot_is_reported_too() -> None:
+    before, later = synthetic_run(versions=10), synthetic_run(versions=VERSIONS)
+    found = report([*before, *resumed(later, at=10, clock="booted again")])
+    assert (found["updates"], found["left_out"], found["without_path"]) == (10 + VERSIONS, [], {})
+    assert found["update_ms"]["mean"] == pytest.approx(1e3 * UPDATE_S, abs=0.01)
+    assert found["ranks"]["0"]["contributions"] == 10 + VERSIONS
+
+
+def test_a_rank_that_records_nothing_has_its_share_of_contributions_and_k_th_places() -> None:
+    turns = {1: 0.05, 2: 0.05}
+    *recorded, external = synthetic_run(quorum=2, versions=VERSIONS, in_turn_s=turns)
+    assert external.process == worker_id(2)
+    found = report(recorded)
+    assert (found["updates"], found["without_path"]) == (VERSIONS // 2, {"2": VERSIONS // 2})
+    assert found["inclusion"] == pytest.approx({"0": 1.0, "1": 0.5, "2": 0.5})
+    assert found["kth"] == pytest.approx({"0": 0.0, "1": 0.5, "2": 0.5})
+    assert [warning for warning in found["warnings"] if "learns little" in warning] == []
+
+
+@pytest.mark.parametrize("early", [{"shard-0", "shard-1"}, {"shard-1"}, {"worker-2"}, {"shard-0", "worker-2"}])
+def test_versions_that_some_processes_have_not_written_yet_are_left_out(early: set[str]) -> None:
+    processes = synthetic_run(versions=VERSIONS)
+    found = report(ending_at(each, 30) if str(each.process) in early else each for each in processes)
+    assert (found["updates"], found["without_path"]) == (30, {})
+    assert [(each["skipped"], each["wasted_s"]) for each in found["ranks"].values()] == [(0, 0.0)] * 3
+    assert list(found["inclusion"].values()) == pytest.approx([1.0, 1.0, 1.0])
+    assert found["budget_ms"]["worker"]["gradient"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("written", [10, 8])
+def test_the_versions_after_the_death_of_a_worker_are_reported(written: int) -> None:
+    processes = synthetic_run(quorum=2, versions=5 * VERSIONS)
+    for each in processes:
+        for rows in each.tables.get("arrivals", []):  # the worker died after 10 versions
+            rank, version = (rows[:, COLUMNS["arrivals"].index(name)] for name in ("rank", "version"))
+            each.tables["arrivals"] = [rows[(rank != 2) | (version < 10)]]
+    *others, dead = processes
+    found = report([*others, ending_at(dead, written)])
+    assert (found["updates"], found["without_path"]) == (5 * VERSIONS, {})
+
+
+def test_a_profile_that_ended_early_leaves_out_only_the_updates_that_waited_for_its_worker() -> None:
+    *others, failed = synthetic_run(versions=5 * VERSIONS, in_turn_s={0: 0.1, 1: 0.1, 2: 0.1, 3: 0.0}, workers=4)
+    found = report([*others[:-1], ending_at(others[-1], 10), failed])
+    assert found["without_path"] == {"2": 5 * VERSIONS // 4 - 2}
+    assert found["updates"] == 5 * VERSIONS - found["without_path"]["2"]
+
+
+def test_an_update_that_a_smaller_quorum_completed_is_not_blamed_on_a_rank() -> None:
+    processes = synthetic_run(quorum=2, versions=VERSIONS)
+    late_us = 10_000_000
+    for each in processes:
+        for name in {"cycles", "arrivals", "versions"} & each.tables.keys():
+            columns, (rows,) = COLUMNS[name], each.tables[name]
+            later = rows[:, columns.index("version")] > 19 + (name == "versions")
+            for column in (i for i, one in enumerate(columns) if one.endswith("_at_us")):
+                rows[later, column] += late_us
+            if name == "versions":
+                waited = rows[:, columns.index("version")] == 20
+                rows[waited, columns.index("closed_at_us")] += late_us
+                rows[waited, columns.index("published_at_us")] += late_us
+                rows[waited, columns.index("closing_rank")] = NO_CONTRIBUTION
+    found = report(processes)
+    assert (found["updates"], found["without_path"], found["without_kth"]) == (VERSIONS - 1, {}, 1)
+    assert sum(row["seconds"] for row in found["blame"]) < 1e-2
+    assert sum(found["kth"].values()) == pytest.approx((VERSIONS - 1) / VERSIONS)
+    text = printed(found).replace("\n", " ")
+    assert f"{VERSIONS - 1} of {VERSIONS} updates: mean" in text
+    assert "leaves out 1 update that no contribution completed: the quorum became smaller" in text
 
 
 @pytest.mark.parametrize("external", [True, False])

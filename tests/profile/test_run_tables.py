@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.profiles import US, synthetic_run
+from support.profiles import US, ending_at, resumed, rolled_back, synthetic_run
 
 from zmqrl.observe.histogram import Histogram
 from zmqrl.observe.spans import Spans
@@ -39,7 +39,7 @@ def recorded(busy_until_s: float = 0.0) -> RunTables:
 @pytest.mark.parametrize("version", [10, 20, 35])
 def test_a_part_of_a_profile_has_the_machine_use_of_its_own_time(version: int) -> None:
     whole = recorded(busy_until_s=2.0)
-    part = whole.after(version)
+    part = whole.after((1, version))
     for use in machine_use(part).values():
         assert use.queued_share == pytest.approx(0.2, abs=1e-3)
     for before, after in zip(whole.of_role("worker"), part.of_role("worker"), strict=True):
@@ -53,13 +53,13 @@ def test_a_part_of_a_profile_has_the_machine_use_of_its_own_time(version: int) -
 
 def test_the_whole_profile_is_after_version_minus_one() -> None:
     whole = recorded()
-    for one, other in zip(whole.processes, whole.after(-1).processes, strict=True):
+    for one, other in zip(whole.processes, whole.after((1, -1)).processes, strict=True):
         assert one.table("machine")["at_us"].tolist() == other.table("machine")["at_us"].tolist()
 
 
 def test_a_part_of_a_profile_begins_with_its_first_new_version() -> None:
     assert Analysis.of(recorded()).first_version() == 1
-    assert Analysis.of(recorded().after(20)).first_version() == 21
+    assert Analysis.of(recorded().after((1, 20))).first_version() == 21
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def long_run(tmp_path: Path) -> Path:
 
 
 def test_a_long_profile_is_read_from_its_newest_versions(long_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert newest_version(long_run) == VERSIONS
+    assert newest_version(long_run) == (1, VERSIONS)
     whole = RunTables.newest(long_run)
     assert (whole.left_out, len(Analysis.of(whole).paths)) == (-1, VERSIONS)
     monkeypatch.setattr(run_tables_module, "MOST_CYCLES", 3 * 10)
@@ -96,7 +96,7 @@ def test_only_the_requested_versions_are_read(long_run: Path) -> None:
     for each in RunTables.read(long_run, range(5, 9)).processes:
         for name in ("cycles", "versions", "arrivals"):
             assert set(each.table(name)["version"]) <= set(range(5, 9))
-    assert newest_version(long_run / "nothing") == -1
+    assert newest_version(long_run / "nothing") == (-1, -1)
 
 
 def test_the_last_seconds_end_with_the_newest_version_of_all_shards() -> None:
@@ -110,6 +110,42 @@ def test_the_last_seconds_end_with_the_newest_version_of_all_shards() -> None:
     assert RunTables(()).last(1.0).processes == ()
 
 
+def covered(tables: RunTables) -> list[tuple[int, int]]:
+    """Generation and version of each update."""
+    return [(path.generation, path.version + 1) for path in Analysis.of(tables).paths]
+
+
+@pytest.mark.parametrize("session", ["resumed", "r"])
+def test_a_part_of_a_profile_has_no_versions_that_a_resume_or_rollback_has_undone(session: str) -> None:
+    before, after = synthetic_run(versions=40), resumed(synthetic_run(versions=20), at=10, run=session, later_s=60)
+    whole = RunTables(tuple(rolled_back(before, after) if session == "r" else [*before, *after]))
+    assert covered(whole.last(100)) == [(2, version) for version in range(11, 31)]
+    assert covered(whole.last(100).after((1, 15))) == [(2, version) for version in range(11, 31)]
+    assert covered(whole.last(100).after((2, 15))) == [(2, version) for version in range(17, 31)]
+    assert [generation for generation, _ in covered(whole.last(1))] == [2] * len(covered(whole.last(1)))
+    assert covered(whole.newest_generation()) == [(2, version) for version in range(11, 31)]
+    assert len(covered(whole)) == 60
+    assert len(whole.newest_generation().processes) == 5
+
+
+def test_the_newest_version_is_that_of_the_newest_generation(tmp_path: Path) -> None:
+    before, after = synthetic_run(versions=40), resumed(synthetic_run(versions=20), at=10, run="r", later_s=60)
+    for each in rolled_back(before, after):
+        one = Profiler(ProfilerJob(tmp_path, each.host), each.process, Spans(), run="r", incarnation=1)
+        for row in np.stack(list(each.table("versions").values()), axis=1):
+            one.add("versions", *map(int, row))
+        one.close()
+    assert newest_version(tmp_path) == (2, 30)
+
+
+def test_the_last_seconds_end_with_the_newest_version_that_every_worker_has_written() -> None:
+    processes = synthetic_run(versions=VERSIONS)
+    processes[-1] = ending_at(processes[-1], 30)
+    found = covered(RunTables(tuple(processes)).last(1.0))
+    assert found[-1] == (1, 30)
+    assert len(found) == len(covered(RunTables(tuple(synthetic_run(versions=VERSIONS))).last(1.0)))
+
+
 def test_a_part_of_a_profile_has_the_histograms_of_its_own_blocks() -> None:
     whole = RunTables(tuple(synthetic_run(versions=VERSIONS)))
     for each in whole.processes:
@@ -118,7 +154,7 @@ def test_a_part_of_a_profile_has_the_histograms_of_its_own_blocks() -> None:
             durations = Histogram()
             durations.add([end_s])
             each.parts.append((US * end_s, {"act": durations.to_json()}))
-    for each in whole.after(20).of_role("worker"):
+    for each in whole.after((1, 20)).of_role("worker"):
         began_s = each.table("cycles")["began_at_us"][0] / US
         assert each.histograms()["act"].total == sum(end_s for end_s in range(1, 12) if end_s > began_s)
-    assert {row["who"] for row in Analysis.of(whole.after(20)).to_json()["spans"]} >= {"all workers", "worker-0"}
+    assert {row["who"] for row in Analysis.of(whole.after((1, 20))).to_json()["spans"]} >= {"all workers", "worker-0"}

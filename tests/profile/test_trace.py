@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.profiles import asynchronous_run, synthetic_run
+from support.profiles import asynchronous_run, resumed, rolled_back, synthetic_run
 from support.traces import Event, assert_valid
 
 from zmqrl.observe.metrics import SHARD_OUTCOMES
@@ -87,3 +87,8 @@ def test_the_trace_of_an_asynchronous_run_has_no_arrows(tmp_path: Path) -> None:
 
 def test_an_empty_profile_is_an_empty_trace(tmp_path: Path) -> None:
     assert trace(tmp_path, RunTables(())) == []
+
+
+def test_the_newest_versions_are_those_of_the_newest_generation() -> None:
+    before, after = synthetic_run(versions=40), resumed(synthetic_run(versions=20), at=10, run="r", later_s=60)
+    assert newest(RunTables(tuple(rolled_back(before, after)))) == range(30)

@@ -198,7 +198,7 @@ def test_the_cpu_time_of_other_threads_is_that_of_the_replayed_updates(after: in
         ]
         each.tables["machine"] = [np.array([[0] * 7, *machine], np.int64)]
     whole = recorded(run)
-    part = recorded([each.after(after) for each in run])
+    part = recorded([each.after((1, after)) for each in run])
     of_whole, of_part = whole.times([0], 40), part.times([0], 40)
     own_s = USUAL_S["gradient"] + USUAL_S["encode"] + USUAL_S["push"]
     assert of_whole.gradient[0].cpu_s == pytest.approx([own_s] * 40, rel=1e-3)

@@ -97,7 +97,7 @@ def write_profile(directory: Path, processes: Sequence[ProcessTables]) -> Path:
             "format": FORMAT,
             "process": str(each.process),
             "incarnation": each.incarnation,
-            "run": "r",
+            "run": each.run,
             "host": each.host,
             "clock": each.clock,
             "cores": 2,

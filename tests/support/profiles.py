@@ -1,6 +1,7 @@
 """Synthetic profiles of processes, for the tests of the profile."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -198,3 +199,48 @@ def synthetic_run(
         *(shard(s, versions=made[s], arrivals=arrivals[s], host=named.get(f"shard-{s}", "h1")) for s in range(shards)),
         *(worker(r, cycles=cycles[r], host=named.get(f"worker-{r}", f"w{r}")) for r in range(workers)),
     ]
+
+
+def resumed(
+    processes: Iterable[ProcessTables],
+    *,
+    at: int = 0,
+    run: str = "resumed",
+    clock: str | None = None,
+    later_s: float = 0,
+) -> list[ProcessTables]:
+    """The profiles as those of generation 2, which begins at version ``at``, ``later_s`` seconds later.
+
+    With another ``run``, they belong to a later session. ``clock`` is their clock, if another one.
+    """
+    found = []
+    for each in processes:
+        tables = {name: [part.copy() for part in parts] for name, parts in each.tables.items()}
+        for name, parts in tables.items():
+            for i, column in enumerate(COLUMNS[name]):
+                for part in parts:
+                    if column == "generation":
+                        part[:, i] = 2
+                    elif column == "version":
+                        part[:, i] += at
+                    elif column.endswith("_at_us"):
+                        part[:, i] += int(US * later_s)
+        found.append(replace(each, run=run, clock=clock or each.clock, incarnation=2, tables=tables))
+    return found
+
+
+def rolled_back(before: Sequence[ProcessTables], after: Sequence[ProcessTables]) -> list[ProcessTables]:
+    """The profiles of processes that recorded ``before``, then a rollback, then ``after``."""
+    return [
+        replace(one, tables={name: [*parts, *other.tables[name]] for name, parts in one.tables.items()})
+        for one, other in zip(before, after, strict=True)
+    ]
+
+
+def ending_at(each: ProcessTables, version: int) -> ProcessTables:
+    """A profile of which only the rows up to the publication of ``version`` were written."""
+    tables = dict(each.tables)
+    for name in {"cycles", "arrivals", "versions"} & tables.keys():
+        last = version if name == "versions" else version - 1
+        tables[name] = [part[part[:, COLUMNS[name].index("version")] <= last] for part in tables[name]]
+    return replace(each, tables=tables)

@@ -1,7 +1,6 @@
 """Where the time of a run's newest versions went, as plain data."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,7 +10,6 @@ from zmqrl.profile.critical_path import OTHER, Cycle
 from zmqrl.profile.machine_use import grown_s
 from zmqrl.profile.report import BLAME_SHOWN, Analysis
 from zmqrl.profile.run_tables import ProcessTables, RunTables
-from zmqrl.profile.tables import COLUMNS, Table
 
 VERSIONS = 240
 VERSIONS_SHOWN = 60
@@ -58,31 +56,13 @@ def read_timing(profile: Path, *, asynchronous: bool) -> dict[str, Any]:
 
 
 def _newest_versions(tables: RunTables) -> RunTables:
-    """The newest ``VERSIONS`` versions that all shards recorded, without versions of earlier generations.
-
-    A rollback or resume may have undone those versions.
-    """
-    newest: dict[int, tuple[int, int]] = {}
-    for shard in tables.of_role("shard"):  # a restarted shard has several profiles
-        table = shard.table("versions")
-        made = zip(table["generation"].tolist(), table["version"].tolist(), strict=True)
-        newest[shard.process.number] = max([*made, newest.get(shard.process.number, (-1, -1))])
-    generation = max((each for each, _ in newest.values()), default=-1)
-    if generation < 0:
+    """The newest ``VERSIONS`` versions that all processes recorded since the last resume or rollback."""
+    tables = tables.newest_generation().complete()
+    published = tables.published()
+    if published is None:
         return tables
-    version = min(version for each, version in newest.values() if each == generation)
-    kept = tuple(replace(each, tables=_of_generation(each, generation)) for each in tables.processes)
-    return RunTables(kept).after(version - VERSIONS) if version > VERSIONS else RunTables(kept)
-
-
-def _of_generation(each: ProcessTables, generation: int) -> dict[str, list[Table]]:
-    """The tables of a profile, without the rows of other generations."""
-    tables = dict(each.tables)
-    for name, parts in each.tables.items():
-        if "generation" in COLUMNS[name]:
-            column = COLUMNS[name].index("generation")
-            tables[name] = [part[part[:, column] == generation] for part in parts]
-    return tables
+    (generation, version), _ = published
+    return tables.after((generation, version - VERSIONS))
 
 
 def _spans(cycles: Sequence[Cycle]) -> dict[str, float]:

@@ -7,7 +7,8 @@ from statistics import fmean, median
 
 from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.process_id import worker_id
-from zmqrl.profile.critical_path import CriticalPath, Timeline, Version
+from zmqrl.profile.critical_path import CriticalPath, Timeline, recorded_updates
+from zmqrl.profile.run_tables import Version
 from zmqrl.words import counted, numbered
 
 AGAIN_ABOVE = 0.05  # share of a rank's slices that arrived again: above this, resends load the network
@@ -17,7 +18,7 @@ USED, LATE = SHARD_OUTCOMES.index("used"), SHARD_OUTCOMES.index("late")
 
 @dataclass(slots=True)
 class RankAccount:
-    """The account of one rank.
+    """The account of one rank, over all updates that all shards recorded.
 
     ``inclusion`` is the share of versions that used the rank's contribution, and ``kth`` the share in which the rank
     was the K-th. ``again`` counts repeated arrivals of a slice. ``worked_s`` excludes the wait for weights.
@@ -52,11 +53,15 @@ class Accounts:
 
 
 def accounts(timeline: Timeline, paths: Sequence[CriticalPath]) -> Accounts:
-    """Add up the contributions of every rank over the versions of ``paths``."""
-    versions = {(path.generation, path.version) for path in paths}
+    """Add up the contributions of every rank to the recorded updates.
+
+    ``paths`` are those of the updates whose K-th worker recorded its work. The gain of backups is their mean.
+    """
+    kth = {update.version: update.made.closing_rank for update in recorded_updates(timeline)}
     ranks: defaultdict[int, RankAccount] = defaultdict(lambda: RankAccount(""))
-    kth = Counter(path.kth.number for path in paths)
     for (version, rank), cycle in timeline.cycles.items():
+        if version not in kth:
+            continue
         arrivals = timeline.arrivals.get((version, rank), {})
         account = ranks[rank]
         account.host = timeline.hosts[worker_id(rank)]
@@ -67,12 +72,13 @@ def accounts(timeline: Timeline, paths: Sequence[CriticalPath]) -> Accounts:
         if not any(arrival.outcome == USED for arrival in arrivals.values()):
             account.wasted_s += cycle.worked_s
     for (version, rank), arrivals in timeline.arrivals.items():
-        if version in versions:  # includes external workers, which record nothing
+        if version in kth:  # includes external workers, which record nothing
             used = sum(arrival.outcome == USED for arrival in arrivals.values())
-            ranks[rank].inclusion += used / (timeline.shards * len(versions))
-    for rank, account in ranks.items():
-        account.kth = kth[rank] / len(paths) if paths else 0.0
-    return _found(timeline, ranks, _backup_gain_s(timeline, versions))
+            ranks[rank].inclusion += used / (timeline.shards * len(kth))
+    for rank, updates in Counter(kth.values()).items():
+        if rank >= 0:
+            ranks[rank].kth = updates / len(kth)
+    return _found(timeline, ranks, _backup_gain_s(timeline, {(path.generation, path.version) for path in paths}))
 
 
 def asynchronous_accounts(timeline: Timeline) -> Accounts:

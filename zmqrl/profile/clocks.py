@@ -4,7 +4,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ DRIFT_FROM_S = 10.0  # round trips over a shorter period do not show the drift
 MOST_DRIFT = 100e-6  # assumed between two clocks without a measured drift: each crystal is accurate to 50 ppm
 
 Times = NDArray[np.float64]
+_Steps: TypeAlias = "defaultdict[str, list[tuple[str, Clock]]]"
+"""By clock: the clocks with which round trips connect it, and the conversions from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,54 +103,63 @@ def _error_us(drift: float, offset: float, at: Times, offsets: Times, halves: Ti
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """The conversions from all clocks, by clock id, to the clock ``reference``."""
+    """The conversions from all clocks, by run id of the session and clock id, to the session's reference clock.
 
-    reference: str
-    by_id: Mapping[str, Clock]
+    After a reboot, or on other hosts, a session can have other clocks than the one before.
+    """
+
+    by_session: Mapping[str, Mapping[str, Clock]]
 
     @classmethod
     def of(cls, tables: RunTables) -> Self:
-        """Measure the clocks of a run against that of the shard with the lowest number.
+        """Measure the clocks of each session against that of its shard with the lowest number.
 
         A clock that no chain of round trips connects to this reference is left out.
         """
-        reference = min(tables.processes, key=lambda each: each.process).clock if tables.processes else ""
-        steps: defaultdict[str, list[tuple[str, Clock]]] = defaultdict(list)
+        references: dict[str, str] = {}
+        for each in sorted(tables.processes, key=lambda each: each.process):
+            references.setdefault(each.run, each.clock)
+        steps: _Steps = defaultdict(list)
         for (asking, answering), clock in _pairs(tables).items():
             steps[asking].append((answering, clock.inverse()))
             steps[answering].append((asking, clock))
-        known = {reference: Clock()}
-        waiting = [(0.0, reference)]
-        while waiting:  # Dijkstra, by error
-            error_us, here = heapq.heappop(waiting)
-            if error_us > known[here].error_us:
-                continue
-            for there, to_here in steps[here]:
-                clock = to_here.then(known[here])
-                if there not in known or clock.error_us < known[there].error_us:
-                    known[there] = clock
-                    heapq.heappush(waiting, (clock.error_us, there))
-        return cls(reference, known)
+        return cls({run: _connected(reference, steps) for run, reference in references.items()})
 
     def knows(self, tables: ProcessTables) -> bool:
         """Whether the clock of a process can be converted."""
-        return tables.clock in self.by_id
+        return tables.clock in self.by_session[tables.run]
 
     def times_us(self, tables: ProcessTables, times_us: NDArray[np.int64]) -> Times:
         """Times of a process on the reference clock, in microseconds. Raises KeyError if its clock is not known."""
-        return self.by_id[tables.clock].to_other(times_us.astype(np.float64))
+        return self.by_session[tables.run][tables.clock].to_other(times_us.astype(np.float64))
 
     def by_host(self, processes: Iterable[ProcessTables]) -> dict[str, Clock]:
         """The clock of each host. ``h (2)`` is a second clock of host h."""
-        named: dict[str, dict[str, None]] = defaultdict(dict)
+        named: defaultdict[str, dict[str, Clock]] = defaultdict(dict)
         for each in processes:
             if self.knows(each):
-                named[each.host][each.clock] = None
+                named[each.host][each.clock] = self.by_session[each.run][each.clock]
         return {
-            host if i == 0 else f"{host} ({i + 1})": self.by_id[clock]
+            host if i == 0 else f"{host} ({i + 1})": clock
             for host, clocks in sorted(named.items())
-            for i, clock in enumerate(clocks)
+            for i, clock in enumerate(clocks.values())
         }
+
+
+def _connected(reference: str, steps: _Steps) -> dict[str, Clock]:
+    """The conversions to ``reference`` from all clocks that round trips connect to it, with the smallest errors."""
+    known = {reference: Clock()}
+    waiting = [(0.0, reference)]
+    while waiting:  # Dijkstra, by error
+        error_us, here = heapq.heappop(waiting)
+        if error_us > known[here].error_us:
+            continue
+        for there, to_here in steps[here]:
+            clock = to_here.then(known[here])
+            if there not in known or clock.error_us < known[there].error_us:
+                known[there] = clock
+                heapq.heappush(waiting, (clock.error_us, there))
+    return known
 
 
 def _pairs(tables: RunTables) -> dict[tuple[str, str], Clock]:

@@ -17,7 +17,8 @@ import numpy as np
 from zmqrl.observe.spans import SHARD_SPANS, WORKER_SPANS
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.profile.clocks import Clocks
-from zmqrl.profile.run_tables import ProcessTables, RunTables
+from zmqrl.profile.run_tables import ProcessTables, RunTables, Version
+from zmqrl.profile.tables import NO_CONTRIBUTION, NOT_MADE
 
 WEIGHTS, GRADIENT, OVERRUN, OTHER = "weights_transfer", "gradient_transfer", "overrun", "other"
 TRANSFERS = (WEIGHTS, GRADIENT)
@@ -27,8 +28,6 @@ AT_THE_SHARD = ("optimize", "commit", "publish")
 
 T = TypeVar("T")
 _ByProcess: TypeAlias = defaultdict[T, list[float]]
-Version: TypeAlias = tuple[int, int]
-"""Generation and version."""
 
 
 class PathPart(NamedTuple):
@@ -90,13 +89,21 @@ class Cycle(NamedTuple):
 
 
 class PublishedVersion(NamedTuple):
-    """How a shard made and published a version. Times are in seconds on the reference clock."""
+    """How a shard made and published a version. Times are in seconds on the reference clock.
+
+    ``closing_rank`` completed the quorum. It is ``NOT_MADE`` or ``NO_CONTRIBUTION`` if no rank did.
+    """
 
     closed: float
     published: float
     quorum: int
     closing_rank: int
     spans: Mapping[str, float]
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the shard made the version itself. It publishes version 0 and a loaded checkpoint, too."""
+        return self.closing_rank != NOT_MADE
 
 
 class Arrival(NamedTuple):
@@ -198,7 +205,7 @@ def _arrivals(each: ProcessTables, clocks: Clocks) -> Iterator[tuple[tuple[Versi
         yield (version, int(columns["rank"][i])), Arrival(polled, at, int(columns["outcome"][i]))
 
 
-class _Update(NamedTuple):
+class RecordedUpdate(NamedTuple):
     """One update: its start, the shard that published last, that shard's publication, and the version at the start."""
 
     began: float
@@ -207,7 +214,7 @@ class _Update(NamedTuple):
     version: Version
 
 
-def _updates(timeline: Timeline) -> Iterator[_Update]:
+def recorded_updates(timeline: Timeline) -> Iterator[RecordedUpdate]:
     """The updates that all shards recorded."""
     for generation, version in timeline.versions():
         made = timeline.publications.get((generation, version + 1), {})
@@ -215,20 +222,25 @@ def _updates(timeline: Timeline) -> Iterator[_Update]:
             before = timeline.publications[generation, version]
             last = max(made, key=lambda shard: made[shard].published)
             began = max(publication.published for publication in before.values())
-            yield _Update(began, last, made[last], (generation, version))
+            yield RecordedUpdate(began, last, made[last], (generation, version))
 
 
 def without_path(timeline: Timeline) -> Counter[int]:
     """How many updates have no critical path because their K-th worker recorded no work, by that worker's rank."""
-    ranks = ((update.version, update.made.closing_rank) for update in _updates(timeline))
+    ranks = ((update.version, update.made.closing_rank) for update in recorded_updates(timeline))
     return Counter(rank for version, rank in ranks if rank >= 0 and (version, rank) not in timeline.cycles)
+
+
+def without_kth(timeline: Timeline) -> int:
+    """How many updates have no critical path because no contribution completed them, but a smaller quorum."""
+    return sum(update.made.closing_rank == NO_CONTRIBUTION for update in recorded_updates(timeline))
 
 
 def critical_paths(timeline: Timeline) -> list[CriticalPath]:
     """A path for each version with a successor in the same generation, if the K-th worker recorded its work."""
     usual = Usual(timeline)
     paths = []
-    for began, last, made, (generation, version) in _updates(timeline):
+    for began, last, made, (generation, version) in recorded_updates(timeline):
         kth = made.closing_rank
         cycle = timeline.cycles.get(((generation, version), kth))
         if cycle is not None:
@@ -335,7 +347,7 @@ class Usual:
                 transfers[GRADIENT][worker, shard_id(shard)].append(max(0.0, arrival.at - cycle.pushed))
         for made in timeline.publications.values():
             for shard, publication in made.items():
-                if publication.closing_rank >= 0:
+                if publication.is_made:
                     took_s = publication.published - publication.closed
                     for cause, process, seconds in _shard_parts(publication, shard_id(shard), took_s):
                         work[cause, False][process].append(seconds)

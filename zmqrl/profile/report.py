@@ -13,7 +13,7 @@ from zmqrl.observe.tables import plain_table
 from zmqrl.process_id import ProcessId, worker_id
 from zmqrl.profile.accounts import Accounts, accounts, asynchronous_accounts
 from zmqrl.profile.clocks import Clocks
-from zmqrl.profile.critical_path import CriticalPath, Timeline, critical_paths, without_path
+from zmqrl.profile.critical_path import CriticalPath, Timeline, critical_paths, without_kth, without_path
 from zmqrl.profile.machine_use import MachineUse, machine_use, warnings
 from zmqrl.profile.run_tables import MOST_CYCLES, RunTables
 from zmqrl.profile.trace import left_out
@@ -47,6 +47,7 @@ class Analysis:
 
         An ``asynchronous`` run has no critical path, so its analysis has no paths.
         """
+        tables = tables if asynchronous else tables.complete()
         clocks = Clocks.of(tables)
         timeline = Timeline.of(tables, clocks)
         paths = [] if asynchronous else critical_paths(timeline)
@@ -60,6 +61,7 @@ class Analysis:
             "mode": "async" if self.asynchronous else "sync",
             "updates": self._versions_made() if self.asynchronous else len(self.paths),
             "without_path": {} if self.asynchronous else self._without_path(),
+            "without_kth": 0 if self.asynchronous else without_kth(self.timeline),
             "update_ms": statistics_ms(seconds),
             "budget_ms": self._budget(),
             "path_ms": self._path(),
@@ -88,7 +90,7 @@ class Analysis:
         made = (
             version
             for (_, version), shards in self.timeline.publications.items()
-            if any(publication.closing_rank >= 0 for publication in shards.values())
+            if any(publication.is_made for publication in shards.values())
         )
         return min(made, default=0)
 
@@ -98,7 +100,7 @@ class Analysis:
             shard
             for shards in self.timeline.publications.values()
             for shard, publication in shards.items()
-            if publication.closing_rank >= 0
+            if publication.is_made
         )
         return max(made.values(), default=0)
 
@@ -187,7 +189,7 @@ def print_report(found: dict[str, Any], console: Console, *, processes: bool = F
     """Print the data of ``Analysis.to_json``. ``processes`` adds the spans and machine use of every process."""
     if found["mode"] == "async":
         console.print(f"{NO_PATH}\n\neach shard made at most {counted(found['updates'], 'version')}\n", soft_wrap=True)
-    elif not found["updates"] and not found["without_path"]:
+    elif not found["updates"] and not found["without_path"] and not found["without_kth"]:
         console.print("no complete update was recorded")
     else:
         _print_updates(found, console)
@@ -214,9 +216,11 @@ def print_report(found: dict[str, Any], console: Console, *, processes: bool = F
 
 
 def _print_updates(found: dict[str, Any], console: Console) -> None:
-    update, left_out = found["update_ms"], found["without_path"]
-    whole = found["updates"] + sum(left_out.values())
-    updates = counted(whole, "update") if not left_out else f"{found['updates']:,} of {counted(whole, 'update')}"
+    update, left_out, without_kth = found["update_ms"], found["without_path"], found["without_kth"]
+    whole = found["updates"] + sum(left_out.values()) + without_kth
+    updates = counted(whole, "update")
+    if found["updates"] < whole:
+        updates = f"{found['updates']:,} of {updates}"
     if found["updates"]:
         updates += f": mean {update['mean']:.2f} ms, p50 {update['p50']:.2f}, p90 {update['p90']:.2f}"
         updates += f", p99 {update['p99']:.2f}"
@@ -225,6 +229,9 @@ def _print_updates(found: dict[str, Any], console: Console) -> None:
         ranks = numbered("rank", map(int, left_out))
         waited = f"{counted(sum(left_out.values()), 'update')} that waited for {ranks}"
         console.print(f"! the report leaves out {waited}, whose work is not in the profile", soft_wrap=True)
+    if without_kth:
+        closed = f"{counted(without_kth, 'update')} that no contribution completed: the quorum became smaller"
+        console.print(f"! the report leaves out {closed}", soft_wrap=True)
     console.print()
     if found["updates"]:
         _print_bars("critical path of an update, ms", found["path_ms"], console)

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,16 +14,21 @@ from numpy.typing import NDArray
 from zmqrl.json_lines import read_file
 from zmqrl.observe.folding import ranges
 from zmqrl.observe.histogram import Histogram
+from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.process_id import ProcessId
-from zmqrl.profile.profiler import segments
+from zmqrl.profile.profiler import FLUSH_EVERY_S, segments
 from zmqrl.profile.tables import COLUMNS, FORMAT, Table, unpack
 from zmqrl.words import numbered
 
 ABOUT = {"format", "process", "incarnation", "run", "host", "clock", "cores", "spans"}
 MOST_CYCLES = 300_000  # contributions of all workers: each costs a profile 1.1 KB of memory and 0.1 ms
 ALL = range(sys.maxsize)
+REJECTED = SHARD_OUTCOMES.index("rejected")
+ALIVE_S = 2 * FLUSH_EVERY_S  # a process that lives has written its contributions to older versions
 Columns: TypeAlias = Mapping[str, "NDArray[np.int64]"]
 """One table by column."""
+Version: TypeAlias = tuple[int, int]
+"""Generation and version."""
 
 
 def named(hosts: Mapping[ProcessId, str]) -> str:
@@ -66,36 +72,67 @@ class ProcessTables:
                     found.setdefault(name, Histogram()).merge(Histogram.from_json(data))
         return found
 
-    def table(self, name: str) -> Columns:
-        """The columns of a table, by name, with rows in the order of their times."""
-        columns = COLUMNS[name]
-        parts = self.tables.get(name, [])
-        rows = np.concatenate(parts) if parts else np.empty((0, len(columns)), np.int64)
-        return {column: rows[:, i] for i, column in enumerate(columns)}
+    def table(self, name: str, generation: int | None = None) -> Columns:
+        """The columns of a table, by name, with rows in the order of their times: all rows, or one generation."""
+        rows = self._rows(name)
+        if generation is not None:
+            rows = rows[rows[:, 0] == generation]
+        return {column: rows[:, i] for i, column in enumerate(COLUMNS[name])}
 
-    def after(self, version: int) -> "ProcessTables":
-        """This profile without the rows of versions up to ``version``. All pings are kept.
+    def _rows(self, name: str) -> Table:
+        return np.concatenate([np.empty((0, len(COLUMNS[name])), np.int64), *self.tables.get(name, [])])
 
-        The totals of the machine begin when the process had finished ``version``. The histograms begin with the block
-        of that time, at most 5 s earlier.
+    def generations(self) -> set[int]:
+        """The generations in which this process has recorded something."""
+        return {int(each) for name in self.tables if _has_versions(name) for each in np.unique(self._rows(name)[:, 0])}
+
+    def after(self, version: Version) -> "ProcessTables":
+        """This profile without the rows up to ``version``. All pings are kept.
+
+        The totals of the machine and the single spans begin when the process had finished ``version``. The histograms
+        begin with the block of that time, at most 5 s earlier.
         """
-        tables = {}
-        for name, parts in self.tables.items():
-            tables[name] = [_of_versions(name, part, ALL[version + 1 :]) for part in parts]
+        tables = {
+            name: [part[_is_later(part, version)] if _has_versions(name) else part for part in parts]
+            for name, parts in self.tables.items()
+        }
         finished_us = self._finished_us(version)
-        if finished_us is not None and "machine" in tables:
-            tables["machine"] = [_since(np.concatenate(tables["machine"]), finished_us)]
         if finished_us is None:
             return replace(self, tables=tables)
+        if "machine" in tables:
+            tables["machine"] = [_since(np.concatenate(tables["machine"]), finished_us)]
+        start_ns = COLUMNS["spans"].index("start_ns")
+        tables["spans"] = [part[part[:, start_ns] // 1000 >= finished_us] for part in tables.get("spans", [])]
         since = [(end_us, part) for end_us, part in self.parts if end_us > finished_us]
         return replace(self, tables=tables, earlier={}, parts=since, covered=0)
 
-    def _finished_us(self, version: int) -> int | None:
+    def up_to(self, update: Version) -> "ProcessTables":
+        """This profile without the rows of later updates than that of the version ``update``."""
+        generation, version = update
+        tables = {}
+        for name, parts in self.tables.items():
+            last = (generation, version + 1) if name == "versions" else update
+            tables[name] = [part[~_is_later(part, last)] if _has_versions(name) else part for part in parts]
+        return replace(self, tables=tables)
+
+    def _finished_us(self, version: Version) -> int | None:
         """When this process finished its work for the versions up to ``version``. None if it recorded none of them."""
         name, at = ("cycles", "pushed_at_us") if self.process.role == "worker" else ("versions", "published_at_us")
-        table = self.table(name)
-        ends = table[at][table["version"] <= version]
+        rows = self._rows(name)
+        ends = rows[~_is_later(rows, version), COLUMNS[name].index(at)]
         return int(ends.max()) if len(ends) else None
+
+
+def _has_versions(name: str) -> bool:
+    """Whether a table begins with the columns of generation and version."""
+    return COLUMNS[name][:2] == ("generation", "version")
+
+
+def _is_later(rows: Table, version: Version) -> "NDArray[np.bool_]":
+    """Which rows of a table with versions belong to a later one, in the same or in a later generation."""
+    generations, versions = rows[:, 0], rows[:, 1]
+    later: NDArray[np.bool_] = (generations > version[0]) | ((generations == version[0]) & (versions > version[1]))
+    return later
 
 
 def _add_block(
@@ -156,14 +193,14 @@ class RunTables:
     def newest(cls, directory: Path) -> Self:
         """Read the newest versions, with at most ``MOST_CYCLES`` contributions, and the histograms of all versions."""
         workers = {path.name.partition(".")[0] for path in segments(directory) if path.name.startswith("worker-")}
-        left_out = newest_version(directory) - MOST_CYCLES // max(len(workers), 1)
+        left_out = newest_version(directory)[1] - MOST_CYCLES // max(len(workers), 1)
         if left_out < 0:
             return cls.read(directory)
+        newest = cls.read(directory, ALL[left_out:])  # the times after `left_out` begin at its end
+        oldest = min(newest.generations(), default=0)
         processes = []
-        for each in cls.read(
-            directory, ALL[left_out:]
-        ).processes:  # including `left_out`: the times of the later versions begin at its end
-            rest = each.after(left_out)
+        for each in newest.processes:
+            rest = each.after((oldest, left_out))
             processes.append(replace(rest, earlier=each.earlier, parts=each.parts, covered=each.covered))
         return cls(tuple(processes), left_out)
 
@@ -200,38 +237,93 @@ class RunTables:
                     break
         return cls(tuple(found[key] for key in sorted(found)))
 
-    def after(self, version: int) -> "RunTables":
-        """The part of the profile for versions above ``version``."""
+    def after(self, version: Version) -> "RunTables":
+        """The part of the profile after ``version``."""
         return RunTables(tuple(each.after(version) for each in self.processes))
 
-    def last(self, seconds: float) -> "RunTables":
-        """The part of the profile for the last ``seconds`` before the newest version that all shards recorded."""
-        newest: dict[int, tuple[int, Columns]] = {}
+    def generations(self) -> set[int]:
+        return set().union(*(each.generations() for each in self.processes))
+
+    def of_session(self, run: str) -> "RunTables":
+        """The profiles of the processes of one session, by its run id."""
+        return replace(self, processes=tuple(each for each in self.processes if each.run == run))
+
+    def newest_generation(self) -> "RunTables":
+        """The part of the profile since the last resume or rollback, which can have undone earlier versions."""
+        newest = max(self.generations(), default=-1)
+        run = next((each.run for each in self.processes if newest in each.generations()), None)
+        return self if run is None else self.of_session(run).after((newest - 1, sys.maxsize))
+
+    def published(self) -> tuple[Version, Columns] | None:
+        """The newest version that all shards recorded, and the table of versions of the shard that ends with it.
+
+        None without such a version. Earlier generations do not count.
+        """
+        generation = max(self.generations(), default=-1)
+        parts: defaultdict[int, list[Columns]] = defaultdict(list)  # a restarted shard has several profiles
         for shard in self.of_role("shard"):
-            table = shard.table("versions")
-            if len(table["version"]):
-                number, version = shard.process.number, int(table["version"].max())
-                newest[number] = max(newest.get(number, (-1, table)), (version, table), key=lambda each: each[0])
+            parts[shard.process.number].append(shard.table("versions", generation))
+        tables = [{name: np.concatenate([part[name] for part in of]) for name in of[0]} for of in parts.values()]
+        newest = [(int(table["version"].max()), table) for table in tables if len(table["version"])]
         if not newest:
+            return None
+        version, table = min(newest, key=lambda each: each[0])
+        return (generation, version), table
+
+    def complete(self) -> "RunTables":
+        """This profile without the newest updates, which some living processes have not written yet.
+
+        A worker that lives has written a contribution to one of the versions of the last ``ALIVE_S``. Other workers
+        are slow, died, are external, or could not write their profiles.
+        """
+        published = self.published()
+        if published is None:
             return self
-        version, table = min(newest.values(), key=lambda each: each[0])
-        at_us = table["published_at_us"]
-        early = table["version"][at_us < at_us[table["version"] == version].max() - 1e6 * seconds]
-        return self.after(int(early.max(initial=-1)))
+        (generation, version), table = published
+        recent = int(table["version"][_seconds_ago(table, version) <= ALIVE_S].min()) - 1
+        written: dict[int, int] = {}
+        for each in self.of_role("worker"):
+            versions = each.table("cycles", generation)["version"]
+            written[each.process.number] = max(written.get(each.process.number, -1), int(versions.max(initial=-1)))
+        arrivals = [each.table("arrivals", generation) for each in self.of_role("shard")]
+        end = version - 1
+        for rank, newest in written.items():
+            for arrived in arrivals if newest >= recent else ():
+                is_unwritten = (arrived["rank"] == rank) & (arrived["version"] > newest)
+                unwritten = arrived["version"][is_unwritten & (arrived["outcome"] != REJECTED)]
+                end = min(end, int(unwritten.min(initial=version)) - 1)
+        return replace(self, processes=tuple(each.up_to((generation, end)) for each in self.processes))
+
+    def last(self, seconds: float) -> "RunTables":
+        """The part of the newest generation in the last ``seconds`` before its newest complete update."""
+        complete = self.newest_generation().complete()
+        published = complete.published()
+        if published is None:
+            return complete
+        (generation, version), table = published
+        early = table["version"][_seconds_ago(table, version) > seconds]
+        return complete.after((generation, int(early.max(initial=-1))))
 
     def of_role(self, role: str) -> Iterable[ProcessTables]:
         """The profiles of a role, sorted by number and incarnation."""
         return (each for each in self.processes if each.process.role == role)
 
 
-def newest_version(directory: Path) -> int:
-    """The newest version that a shard recorded, or -1. Reads only the newest files."""
-    newest = -1
+def _seconds_ago(versions: Columns, newest: int) -> "NDArray[np.float64]":
+    """How many seconds before the version ``newest`` a shard published each of the ``versions``."""
+    at_us = versions["published_at_us"]
+    ago: NDArray[np.float64] = (at_us[versions["version"] == newest].max() - at_us) / 1e6
+    return ago
+
+
+def newest_version(directory: Path) -> Version:
+    """The newest version that a shard recorded, or (-1, -1). Reads only the newest files."""
+    newest = (-1, -1)
     shards = {path.name.partition(".")[0] for path in segments(directory) if path.name.startswith("shard-")}
     for shard in shards:
         for path in reversed(segments(directory, ProcessId.parse(shard))):
             tables = [block["tables"].get("versions") for block in unpack(read_file(path))]
-            found = [int(table[:, 1].max()) for table in tables if table is not None]
+            found = [(int(row[0]), int(row[1])) for table in tables if table is not None for row in table]
             if found:
                 newest = max(newest, *found)
                 break

@@ -19,6 +19,9 @@ Table: TypeAlias = "NDArray[np.int64]"
 """Rows of one table: int64 (rows, columns)."""
 
 FORMAT = 1
+# In the place of a version's closing rank: the shard only published the version, or no contribution closed it, because
+# a change of the view made the quorum smaller.
+NOT_MADE, NO_CONTRIBUTION = -1, -2
 PREFIX = struct.Struct("<II")
 
 # Columns in _at_us are times on the process's monotonic clock. All columns in _us, and all spans, are in microseconds.
@@ -41,7 +44,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     # A row of a shard for each contribution that arrived. The shard waited for messages until polled_at_us. Then it was
     # busy or did not run.
     "arrivals": ("generation", "version", "rank", "outcome", "polled_at_us", "arrived_at_us"),
-    # A row of a shard for each publication. The closing rank is -1 if the shard did not make the version.
+    # A row of a shard for each publication. The closing rank is that of the contribution that completed the quorum.
     "versions": (
         "generation",
         "version",

@@ -25,6 +25,7 @@ Starts: TypeAlias = dict[tuple[int, int, int], tuple[int, float, float]]
 def write_trace(tables: RunTables, path: Path, shown: range, *, arrows: bool = True) -> list[str]:
     """Write the profile of the versions ``shown``, with its single spans, to ``path``: completely or not at all.
 
+    ``tables`` are those of one session, because all processes are shown on one clock.
     Do not draw ``arrows`` for an asynchronous run, whose versions do not show which messages belong together. Returns a
     sentence for each role with missing processes or spans.
     """
@@ -73,8 +74,9 @@ def _names(processes: Iterable[ProcessTables]) -> str:
 
 
 def newest(tables: RunTables) -> range:
-    """The newest versions to which workers contributed, at most ``VERSIONS_SHOWN``."""
-    contributed = [each.table("cycles")["version"] for each in tables.of_role("worker")]
+    """The newest versions to which workers contributed in the newest generation, at most ``VERSIONS_SHOWN``."""
+    generation = max(tables.generations(), default=-1)
+    contributed = [each.table("cycles", generation)["version"] for each in tables.of_role("worker")]
     last = max((int(each.max()) for each in contributed if len(each)), default=-1)
     return range(max(0, last + 1 - VERSIONS_SHOWN), last + 1)
 
@@ -144,7 +146,9 @@ def _versions(each: ProcessTables, clocks: Clocks, track: int, shown: range, pub
     closed, out = (clocks.times_us(each, table[name]) for name in ("closed_at_us", "published_at_us"))
     for i in np.flatnonzero(np.isin(table["version"], shown)):
         version = int(table["version"][i])
-        yield _slice(f"version {version}", track, float(closed[i]), float(out[i]), kth=int(table["closing_rank"][i]))
+        kth = int(table["closing_rank"][i])
+        args = {"kth": kth} if kth >= 0 else {}
+        yield _slice(f"version {version}", track, float(closed[i]), float(out[i]), **args)
         key = int(table["generation"][i]), version, each.process.number
         published.setdefault(key, (track, float(closed[i]), float(out[i])))
 

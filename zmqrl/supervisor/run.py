@@ -303,7 +303,7 @@ def _supervise(
                 with _interrupts(supervisor):
                     reason = supervisor.run()
                 if config.profile:
-                    _trace(config, directory, checkpoint, console.notice)
+                    _trace(config, directory, checkpoint, supervisor.tasks.run, console.notice)
         console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {as_text(directory.summary)}")
     except KeyboardInterrupt:  # a second Ctrl-C while the run was ending
         if supervisor is not None and supervisor.saved:
@@ -326,11 +326,11 @@ def _supervise(
     return TIME_IS_UP if supervisor.asked_to_end == {signal.SIGUSR1} else INTERRUPTED
 
 
-def _trace(config: Config, directory: RunDirectory, start: Checkpoint, notice: Callable[[str], None]) -> None:
-    """Write the trace of the first versions of a session, from the checkpoint ``start``."""
+def _trace(config: Config, directory: RunDirectory, start: Checkpoint, run: str, notice: Callable[[str], None]) -> None:
+    """Write the trace of the first versions of the session with the id ``run``, from the checkpoint ``start``."""
     assert config.profile is not None
     traced = range(start.version, start.version + config.profile)
-    tables = RunTables.read(directory.profile, traced)
+    tables = RunTables.read(directory.profile, traced).of_session(run)
     for text in write_trace(tables, directory.trace, traced, arrows=config.mode == "sync"):
         notice(text)
     notice(f"trace written to {as_text(directory.trace)}: open it in https://ui.perfetto.dev")

@@ -275,6 +275,16 @@ def test_a_smaller_quorum_closes_the_open_version() -> None:
     assert published(actions) == ["weights"], "the weights replace the heartbeat"
 
 
+def test_the_closing_rank_is_that_of_the_contribution_that_closed_the_version() -> None:
+    shard = opened(view=View(1, 3, (0, 1, 2)))
+    make_version(shard, 0, 2, 1)
+    closed_by = [shard.closing_rank]
+    make_version(shard, 0, 2)
+    control(shard, m.ViewChange(run="run", view=2, quorum=2, members=(0, 1, 2)))
+    closed_by.append(shard.closing_rank)
+    assert (shard.version, closed_by) == (2, [1, None]), "a view change closed version 2"
+
+
 def test_a_larger_quorum_applies_to_the_open_version() -> None:
     shard = opened()
     push(shard, 0)

@@ -27,6 +27,9 @@ from support.rig import (
 from torch import nn
 
 from zmqrl.errors import ClusterError
+from zmqrl.profile.profiler import ProfilerJob
+from zmqrl.profile.run_tables import RunTables
+from zmqrl.profile.tables import NO_CONTRIBUTION, NOT_MADE
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.wire import framing
@@ -385,6 +388,25 @@ def test_the_quorum_can_shrink_while_a_version_waits(tmp_path: Path) -> None:
             version = running.stop_soon()
         np.testing.assert_array_equal(running.end_with(version), running.replay())
         assert {(line["view"], line["quorum"]) for shard in running.all for line in running.history(shard)} == {(2, 2)}
+
+
+def test_the_profile_names_no_rank_for_a_version_that_a_smaller_quorum_completed(tmp_path: Path) -> None:
+    profiler = ProfilerJob(tmp_path / "profile", "h")
+    with served(tmp_path, shards=1, workers=2, profiler=profiler) as running, Worker(running.cluster, 0):
+        with Worker(running.cluster, 1) as guest:
+            eventually(lambda: guest.version > 3, "versions of two")
+            guest.leaving.set()
+        eventually(lambda: running.stats()[0].present == (0,) and running.stats()[0].held == (0,), "rank 1 gone")
+        waited = running.version()
+        running.tell(m.ViewChange(run=running.cluster.run, view=2, quorum=1, members=(0,)))
+        running.wait_for(waited + 3)
+        running.stop_soon()
+    (shard,) = RunTables.read(tmp_path / "profile").of_role("shard")
+    table = shard.table("versions")
+    closing = dict(zip(table["version"].tolist(), table["closing_rank"].tolist(), strict=True))
+    assert closing[0] == NOT_MADE
+    assert {closing[version] for version in range(1, waited + 1)} <= {0, 1}
+    assert [closing[waited + i] for i in (1, 2, 3)] == [NO_CONTRIBUTION, 0, 0]
 
 
 def test_all_shards_stop_at_one_version_and_every_pull_returns_none(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def run(options: Options) -> int:
         require(bool(found["versions"]), without)
     if options.trace is not None:
         with _written(options.trace):
-            write_trace(tables, options.trace, newest(tables), arrows=not asynchronous)
+            write_trace(tables.newest_generation(), options.trace, newest(tables), arrows=not asynchronous)
         found["warnings"] += cut_short(tables)
     if options.plot is not None:
         from zmqrl.profile.plot import plot_profile  # matplotlib takes a second to import

@@ -76,7 +76,7 @@ class ShardMachine:
         self.view = e.View(0, 1, ())
         self.last: e.Record | None = None
         self.judged: Outcome = "rejected"  # the outcome of the newest contribution
-        self.closing_rank = -1  # the rank of the newest used contribution
+        self.closing_rank: int | None = None  # whose contribution closed the newest version; None if none did
         self.making: e.Record | None = None  # the record of the version that the pending Update makes
         self.failure = ""
         self.previous: int | None = None
@@ -142,9 +142,8 @@ class ShardMachine:
             actions: list[e.Action] = [e.Log(ruling.level, text)]
             return actions + (self._lost(header) if ruling.is_ahead else [])
         self.contributions.hold(header, event.payload)
-        self.closing_rank = header.rank
         self._progressed(now)
-        return [*self.contributions.accumulate(self.view), *self._close_if_complete()]
+        return [*self.contributions.accumulate(self.view), *self._close_if_complete(header.rank)]
 
     def _judge(self, event: e.GradientArrived) -> Ruling:
         g, me = event.header, self.identity
@@ -180,11 +179,12 @@ class ShardMachine:
             return Ruling("rejected", "not finite", "warning")
         return Ruling("used")
 
-    def _close_if_complete(self) -> list[e.Action]:
-        """Make the next version if the contributions reach the quorum."""
+    def _close_if_complete(self, rank: int | None = None) -> list[e.Action]:
+        """Make the next version if the contributions reach the quorum. ``rank`` has just contributed."""
         if self.state != "open" or len(self.contributions.held) < self.view.quorum:
             return []
         assert self.last is not None
+        self.closing_rank = rank
         actions, self.making = self.contributions.close(
             generation=self.generation,
             version=self.version + 1,

@@ -31,6 +31,7 @@ from zmqrl.observe.spans import SHARD_SPANS, Spans
 from zmqrl.process import ended_by_sigterm, log_to_stderr, raise_open_files, read_job, say
 from zmqrl.process_id import shard_id
 from zmqrl.profile.profiler import Profiler, now_us
+from zmqrl.profile.tables import NO_CONTRIBUTION, NOT_MADE
 from zmqrl.ps.schedule import WHOLE, elapsed_at
 from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard.gradients import GradientSum
@@ -298,7 +299,9 @@ class ShardServer:
         if self.profiler is None:
             return
         made, published_us = bool(record.ranks), now_us()
-        closing = self.machine.closing_rank if made else -1
+        closing = NOT_MADE
+        if made:
+            closing = NO_CONTRIBUTION if self.machine.closing_rank is None else self.machine.closing_rank
         times = (self.closed_us if made else published_us, published_us)
         spent, (cpu_us, *_) = self.profiler.spent_us(*SHARD_SPANS), self.profiler.used()
         self.profiler.add("versions", record.generation, record.version, record.quorum, closing, *times, *spent, cpu_us)
