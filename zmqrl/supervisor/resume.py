@@ -97,8 +97,13 @@ def mend_histories(directory: RunDirectory, checkpoint: Checkpoint) -> tuple[int
     return generation, news
 
 
-def end_of(config: Config, checkpoint: Checkpoint, path: Path) -> tuple[Reason, str] | None:
-    """The limit of ``config`` that the run at ``path`` has already reached, and a sentence about it, or None."""
+def end_of(
+    config: Config, checkpoint: Checkpoint, path: Path, *, in_total: bool = False
+) -> tuple[Reason, str] | None:
+    """The limit of ``config`` that the run at ``path`` has already reached, and a sentence about it, or None.
+
+    ``in_total``: whether ``config.minutes`` limits all sessions of the run together.
+    """
     counters = Counters.from_json(checkpoint.counters)
     evaluations = readable_lines(RunDirectory(path).evaluations, EVALUATION, lambda _: None)
     scores = [each["mean"] for each in evaluations if is_for_stop_score(each)]
@@ -106,6 +111,7 @@ def end_of(config: Config, checkpoint: Checkpoint, path: Path) -> tuple[Reason, 
     limits: tuple[tuple[Reason, float | None, float | None], ...] = (
         ("updates", config.updates, checkpoint.version),
         ("agent_steps", config.agent_steps, counters.agent_steps),
+        ("minutes", config.minutes if in_total else None, counters.wall_s / 60),
         ("stop_score", config.stop_score, score),
     )
     for reason, limit, reached in limits:
