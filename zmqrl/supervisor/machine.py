@@ -107,7 +107,7 @@ class SupervisorMachine:
 
     def handle(self, event: e.Event, now: float) -> list[e.Action]:
         """Handle one event. If an invariant breaks, raises BrokenInvariant, which lists the last events."""
-        if not isinstance(event, e.Tick | e.RunFigures | e.CheckpointWanted):
+        if not isinstance(event, e.Tick | e.RunFigures | e.CheckpointWanted | e.WorkerReported):
             self._story.add(now, type(event), event)
         actions = self._handle(event, now)
         try:
@@ -148,8 +148,10 @@ class SupervisorMachine:
             case e.ProcessWorked(process):
                 self.processes.worked(process)
                 return []
+            case e.WorkerReported(rank, incarnation, done):
+                self.processes.reported(rank, incarnation, done)
+                return []
             case e.CheckpointLoaded():
-                self.processes.reset_tallies()
                 self.checkpoint_version = None
                 return [*self.shards.loaded(), e.UndoRows(self.shards.generation)]
             case e.CheckpointNotLoaded(why):
@@ -214,7 +216,6 @@ class SupervisorMachine:
                     self._open_at = now
                 if self.shards.on_stats(shard, message):
                     self.processes.worked(shard_id(shard))
-                self.processes.contributed(message.tallies)
                 return []
             case _:
                 assert_never(message)

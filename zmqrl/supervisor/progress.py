@@ -53,18 +53,19 @@ class Progress:
     def trained_s(self) -> float:
         return 0.0 if self.began_at is None else time.monotonic() - self.began_at
 
-    def on_report(self, report: m.Report) -> None:
-        """Add a worker's report to the metrics, unless the report is malformed."""
+    def on_report(self, report: m.Report) -> WorkerReport | None:
+        """Add a worker's report to the metrics, and return it. Ignores a malformed report, and returns None."""
         figures = _unpack(report.figures) | {"rank": report.rank, "incarnation": report.incarnation}
         try:
-            taken_over = self.metrics.on_report(WorkerReport.parse(figures))
+            parsed = WorkerReport.parse(figures)
         except ValueError as error:
             if report.rank not in self.malformed:
                 self.malformed.add(report.rank)
                 self.console.notice(f"reports of worker {report.rank} are ignored because they are malformed: {error}")
-            return
-        if taken_over and report.rank not in self.started:
+            return None
+        if self.metrics.on_report(parsed) and report.rank not in self.started:
             self.console.notice(f"another worker has taken over rank {report.rank}")
+        return parsed
 
     def on_stats(self, stats: Mapping[int, m.Stats], shards: Iterable[int], members: tuple[int, ...]) -> None:
         """Add the STATS of the shards to the metrics. ``stats`` lacks the shards that have not answered."""

@@ -399,8 +399,8 @@ class Supervisor:
             case m.Welcome() | m.Stats() | m.Lost():
                 self._feed(e.ShardSaid(shard, message))
             case m.Report():
-                if not self.reports_closed:
-                    self.progress.on_report(message)
+                if not self.reports_closed and (report := self.progress.on_report(message)) is not None:
+                    self._feed(e.WorkerReported(report.rank, report.incarnation, report.done))
             case m.Refused():
                 self._tell_refusal(f"refused: {message.reason}")
             case m.Refuse():
