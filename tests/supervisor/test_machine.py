@@ -387,6 +387,16 @@ def test_a_run_shrinks_to_the_live_workers_and_grows_again() -> None:
     assert run.machine.membership.view == View(3, 2, (0, 1, 2))
 
 
+def test_a_shrinking_run_begins_without_a_worker_that_can_never_start() -> None:
+    run = Run(on_loss="shrink", quorum=3)
+    run.present = {0, 1}
+    run.feed(died(worker_id(2), MISUSE))
+    run.ticks(SHRINK_AFTER_S + 1.0)
+    assert run.machine.membership.view.quorum == 2
+    assert run.told(e.BeginTime)
+    assert not run.told(e.Fail)
+
+
 def test_a_shrunken_run_does_not_wait_for_workers_that_come_and_die_again_until_they_work() -> None:
     run = Run(on_loss="shrink")
     run.ticks(2.0)

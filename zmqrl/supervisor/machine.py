@@ -364,9 +364,8 @@ class SupervisorMachine:
         alive = set.intersection(*(set(each.present) for each in stats.values()))
         updated = any(each.version > self.shards.checkpoint[shard] for shard, each in stats.items())
         self.processes.see_outside((worker_id(rank) for rank in alive if rank not in self.local_ranks), now)
-        if self.membership.on_loss == "shrink":  # a worker that only comes and dies must not raise the quorum again
-            alive -= {process.number for process in self.processes.hopeless if process.role == "worker"}
-        _, text = self.membership.observe(alive, updated, now)
+        hopeless = {process.number for process in self.processes.hopeless if process.role == "worker"}
+        _, text = self.membership.observe(alive, updated, now, hopeless)
         actions: list[e.Action] = []
         if self.began_at is None and self.membership.complete_once:
             self.began_at = now
