@@ -230,6 +230,7 @@ class Supervisor:
             if away := self.files.copy_back(self.launcher.receive):
                 raise ClusterError(f"cannot copy the histories of the run from {', '.join(away)}.")
             self.shards.generation, news = mend_histories(self.directory, self.checkpoint)
+            self.tasks.generation = max(1, self.shards.generation)  # the first session may have made no version
             for text in news:
                 self.console.notice(text)
         for shard in self.shards.numbers:
