@@ -313,6 +313,20 @@ def test_a_file_is_written_to_the_space_that_was_reserved_for_it(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_complete_on_the_disk_before_it_replaces_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced = tmp_path / "config.json", list[tuple[str, str]]()
+    path.write_text("old", encoding="utf-8")
+    monkeypatch.setattr(
+        os, "fsync", lambda file: synced.append((Path(f"/proc/self/fd/{file}").read_text(), path.read_text()))
+    )
+    write_json(path, {"updates": 3})
+    assert synced == [('{\n "updates": 3\n}\n', "old")]
+    write_json(path, {"updates": 4}, lasting=False)
+    assert len(synced) == 1
+
+
 def test_claiming_removes_the_space_that_a_killed_run_reserved(held: RunDirectory) -> None:
     held.release()
     reserve(held.summary, 1 << 12)

@@ -318,7 +318,7 @@ class Supervisor:
     def _show(self, snapshot: LiveMetrics) -> None:
         self.progress.processes = snapshot.processes
         with contextlib.suppress(OSError):  # another part reports a full disk
-            write_json(self.directory.live, snapshot.to_json())
+            write_json(self.directory.live, snapshot.to_json(), lasting=False)
         if self.exporter is not None:
             self.exporter.show(snapshot)
 
@@ -449,7 +449,7 @@ class Supervisor:
 
     def _show_stall(self, stall: Stall, tell: bool) -> None:
         with contextlib.suppress(OSError):  # another part reports a full disk
-            write_json(self.directory.stalled, stall.to_json())
+            write_json(self.directory.stalled, stall.to_json(), lasting=False)
         if tell:
             self.console.notice(stall.sentence())
 
