@@ -104,6 +104,12 @@ def test_shards_that_keep_making_versions_are_stopped_despite_old_answers(pace: 
     assert not together or len(set(versions.values())) == 1
 
 
+def test_a_run_that_is_interrupted_while_it_makes_its_last_version_ends_with_this_version() -> None:
+    control: Any = LateControl(999, 998, pace=1, late=1)
+    control.stops = {0: 1000, 1: 1000}
+    assert stop_shards(control, range(2), 20.0, lambda: None, limit=1000)[0] == {0: 1000, 1: 1000}
+
+
 def test_an_idle_run_is_stopped_at_its_current_version() -> None:
     control: Any = LateControl(100, pace=0, late=0)
     assert stop_shards(control, [0], 5.0, lambda: None)[0] == {0: 100}

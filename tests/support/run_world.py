@@ -305,7 +305,8 @@ class Session:
         give_up_at, numbers = self.world.now + 3 * STOP_WITHIN_S, self.machine.shards.numbers
         while True:
             try:
-                versions, stopped = stop_shards(self.control, numbers, STOP_WITHIN_S, self.look_after)
+                limit = self.world.updates
+                versions, stopped = stop_shards(self.control, numbers, STOP_WITHIN_S, self.look_after, limit=limit)
                 for shard, stats in stopped.items():
                     self._feed(e.ShardSaid(shard, stats))
                 held = checkpointer.capture(versions, self.look_after)

@@ -528,7 +528,12 @@ class Supervisor:
                 raise FullDiskError(f"cannot write a checkpoint: {disks}: free some space, then use --resume.")
             try:
                 versions, stopped = stop_shards(
-                    self.control, self.shards.numbers, STOP_WITHIN_S, self._look_after, together=together
+                    self.control,
+                    self.shards.numbers,
+                    STOP_WITHIN_S,
+                    self._look_after,
+                    together=together,
+                    limit=self.config.updates,
                 )
                 for shard, stats in stopped.items():
                     self._feed(e.ShardSaid(shard, stats))
