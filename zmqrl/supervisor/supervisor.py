@@ -33,6 +33,7 @@ from zmqrl.supervisor.checkpointer import Checkpointer
 from zmqrl.supervisor.ending import exit_status, explained, stop_shards, write_summary
 from zmqrl.supervisor.followers import SCORES_TO_CONFIRM, Followers
 from zmqrl.supervisor.machine import STOP_WITHIN_S, Limits, ScheduleEnd, SupervisorMachine
+from zmqrl.supervisor.processes import SPACE_WITHIN_S
 from zmqrl.supervisor.progress import Progress
 from zmqrl.supervisor.resume import mend_histories
 from zmqrl.supervisor.tasks import RunTasks
@@ -520,12 +521,14 @@ class Supervisor:
         self._actions = deque(action for action in self._actions if not isinstance(action, over))
         self._feed(e.Ending())
         members, together = self.machine.membership.view.members, self.config.mode == "sync"
-        give_up_at = time.monotonic() + 3 * STOP_WITHIN_S
+        space_by, give_up_at = time.monotonic() + SPACE_WITHIN_S, time.monotonic() + 3 * STOP_WITHIN_S
         while True:
-            if (full := self.machine.out_of_space) and (self.interrupts or time.monotonic() >= give_up_at):
-                names = " and ".join(map(str, full))
-                disks = f"the disk of {names} is full" if len(full) == 1 else f"the disks of {names} are full"
-                raise FullDiskError(f"cannot write a checkpoint: {disks}: free some space, then use --resume.")
+            if full := self.machine.out_of_space:
+                if self.interrupts or time.monotonic() >= space_by:
+                    names = " and ".join(map(str, full))
+                    disks = f"the disk of {names} is full" if len(full) == 1 else f"the disks of {names} are full"
+                    raise FullDiskError(f"cannot write a checkpoint: {disks}: free some space, then use --resume.")
+                give_up_at = time.monotonic() + 3 * STOP_WITHIN_S
             try:
                 versions, stopped = stop_shards(
                     self.control,
