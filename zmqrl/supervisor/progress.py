@@ -29,14 +29,13 @@ class Progress:
     def __init__(self, config: Config, directory: RunDirectory, counters: Counters, console: Console) -> None:
         self.config, self.directory, self.console = config, directory, console
         self.rows = JsonLines(directory.metrics)
-        written = read_lines(directory.metrics)
-        for row in (row for row in written if row["version"] <= counters.version):
-            counters = counters.not_below(row)
+        self.row_version = 0  # the version of each later row is higher
+        for row in read_lines(directory.metrics):
+            self.row_version = max(self.row_version, row["version"])
+            if row["version"] <= counters.version:
+                counters = counters.not_below(row)
         self.started = range(config.ranks - config.external_workers)  # the ranks that the supervisor starts
         self.metrics = RunMetrics(start=counters, reporting=self.started)
-        self.row_version = max(
-            (row["version"] for row in written), default=0
-        )  # the version of each later row is higher
         tracked = Tracked(directory=directory, settings=config.to_json(), resumed_at=counters.version or None)
         self.trackers = Trackers(config.trackers, tracked, console.notice)
         self.malformed: set[int] = set()  # ranks whose reports were malformed
