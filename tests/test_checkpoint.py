@@ -249,6 +249,14 @@ def test_a_version_that_all_shards_captured_is_written_and_the_oldest_is_removed
     assert len(checkpoints(root)) == 2
 
 
+def test_a_run_directory_that_was_moved_is_not_made_again(tmp_path: Path, shards: Shards) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    moved = Checkpointer(control=shards, directory=directory, model=example(0), keep=2)  # type: ignore[arg-type]
+    with pytest.raises(UnwritableError, match=r"^cannot write .*/run/checkpoints: No such file or directory\.$"):
+        moved.write({0: 9, 1: 9}, 2, {})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_checkpoint_leaves_no_files(checkpointer: Checkpointer, shards: Shards) -> None:
     shards.gone = True
     with pytest.raises(ClusterError, match="version 9"):
