@@ -249,6 +249,14 @@ def test_a_version_that_all_shards_captured_is_written_and_the_oldest_is_removed
     assert len(checkpoints(root)) == 2
 
 
+def test_a_run_directory_that_was_moved_is_not_made_again(tmp_path: Path, shards: Shards) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    moved = Checkpointer(control=shards, directory=directory, model=example(0), keep=2)  # type: ignore[arg-type]
+    with pytest.raises(UnwritableError, match=r"^cannot write .*/run/checkpoints: No such file or directory\.$"):
+        moved.write({0: 9, 1: 9}, 2, {})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_checkpoint_leaves_no_files(checkpointer: Checkpointer, shards: Shards) -> None:
     shards.gone = True
     with pytest.raises(ClusterError, match="version 9"):
@@ -311,6 +319,20 @@ def test_a_file_is_written_to_the_space_that_was_reserved_for_it(tmp_path: Path)
     assert path.read_text(encoding="utf-8") == '{\n "updates": 3\n}\n'
     assert path.stat().st_ino == about.st_ino
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_complete_on_the_disk_before_it_replaces_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced = tmp_path / "config.json", list[tuple[str, str]]()
+    path.write_text("old", encoding="utf-8")
+    monkeypatch.setattr(
+        os, "fsync", lambda file: synced.append((Path(f"/proc/self/fd/{file}").read_text(), path.read_text()))
+    )
+    write_json(path, {"updates": 3})
+    assert synced == [('{\n "updates": 3\n}\n', "old")]
+    write_json(path, {"updates": 4}, lasting=False)
+    assert len(synced) == 1
 
 
 def test_claiming_removes_the_space_that_a_killed_run_reserved(held: RunDirectory) -> None:

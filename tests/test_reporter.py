@@ -113,6 +113,16 @@ def test_a_row_that_is_not_written_leaves_its_gradients_to_the_next_one() -> Non
     assert metrics.row(3.0)["loss"] is None
 
 
+def test_the_first_gradient_and_each_abandoned_rollout_are_reported_as_work() -> None:
+    sent = Sent()
+    tested = reporter(sent)
+    tested.played([], 0)
+    learned(tested, {})
+    tested.abandoned()
+    tested.played([], 0)
+    assert [each.done for each in sent.reports()] == [0, 1, 11]
+
+
 def test_time_is_split_over_all_gradients_even_if_reports_are_lost() -> None:
     sent, metrics = Sent(), RunMetrics(start=Counters())
     tested = reporter(sent)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
 import pytest
+import torch
 from support.stub_games import described
 
 from zmqrl import worker
@@ -83,6 +84,12 @@ def test_activations_are_not_kept_if_the_weights_or_the_layers_can_differ(
     actor_learner = ActorLearner(config_of(mode, model), 0, 0, threads=1, spans=Spans())
     actor_learner.envs.close()
     assert not actor_learner.player._keeps_activations
+
+
+def test_a_new_run_has_the_seeds_with_which_consistent_runs_were_recorded() -> None:
+    actor_learner = ActorLearner(replace(config_of("sync"), seed=3), 1, 7, threads=1, spans=Spans())
+    actor_learner.envs.close()
+    assert torch.initial_seed() == np.random.SeedSequence((3, 1, 7)).generate_state(1)[0]
 
 
 @pytest.mark.parametrize(("device", "kept"), [("cpu", True), ("cuda", False)])

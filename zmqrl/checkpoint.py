@@ -81,11 +81,15 @@ class Checkpoint:
         return hashlib.sha256(self.vector().tobytes()).hexdigest()
 
     def write(self, root: Path) -> Path:
-        """Write the directory ``root/v<version>``. Once complete, it replaces an old directory of this name."""
+        """Write the directory ``root/v<version>``. Once complete, it replaces an old directory of this name.
+
+        Makes ``root``, but not the directory above: if that is gone, a user may have moved the run.
+        """
         finished = root / self.name
         path = root / f".{finished.name}"
         _remove(path)
-        path.mkdir(parents=True)
+        root.mkdir(exist_ok=True)
+        path.mkdir()
         try:
             self._write_into(path)
         except OSError:

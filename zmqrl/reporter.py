@@ -47,7 +47,7 @@ class Reporter:
         self.abandoned_steps += self.steps_per_rollout
 
     def learned(self, weights: PulledWeights, losses: dict[str, float], *, lag: int) -> None:
-        """Count a pushed gradient, and report if the last report is old enough.
+        """Count a pushed gradient, and report if it is the first one, or if the last report is old enough.
 
         Skip losses that are not finite: they would stay in the sum.
         """
@@ -59,7 +59,7 @@ class Reporter:
             if math.isfinite(value):
                 total, count = self.losses[name]
                 self.losses[name] = total + value, count + 1
-        if time.monotonic() - self.sent_at >= REPORT_EVERY_S:
+        if self.gradients == 1 or time.monotonic() - self.sent_at >= REPORT_EVERY_S:
             self.send()
 
     def send(self) -> None:

@@ -236,8 +236,11 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644) -> None:
-    """Write ``data`` so that readers see either the old or the new file, never a part. An OSError names ``path``."""
+def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644, lasting: bool = True) -> None:
+    """Write ``data`` so that readers see either the old or the new file, never a part. An OSError names ``path``.
+
+    ``lasting``: whether this must also be true after a power failure, which makes the call slower.
+    """
     unfinished = _unfinished(path)
     with naming(path):
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT, mode)
@@ -246,6 +249,9 @@ def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644) -> None:
                 json.dump(data, file, indent=1)
                 file.write("\n")
                 file.truncate()  # space that was reserved
+                if lasting:
+                    file.flush()
+                    os.fsync(descriptor)
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)

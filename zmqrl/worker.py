@@ -101,13 +101,15 @@ def keeps_activations(config: Config, model: nn.Module, learner: Learner | NoLea
 class ActorLearner:
     """The games, network, loss and rollout memory of a worker. Creating them takes seconds."""
 
-    def __init__(self, config: Config, rank: int, version: int, *, threads: int, spans: Spans) -> None:
-        """``version`` seeds the games, together with the seed of the run and the rank."""
+    def __init__(
+        self, config: Config, rank: int, version: int, *, threads: int, spans: Spans, generation: int = 0
+    ) -> None:
+        """``version`` and ``generation`` seed the games, together with the seed of the run and the rank."""
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
         torch.set_num_threads(threads)
         device = torch.device(config.device)
-        seed = int(np.random.SeedSequence((config.seed, rank, version)).generate_state(1)[0])
+        seed = int(np.random.SeedSequence((config.seed, rank, version, generation)).generate_state(1)[0])
         self.envs = make_envs(config.env, config.envs, threads=threads)
         spec = self.envs.spec
         # Shards send no buffers of a user's own model. The seed makes them equal on all workers.
@@ -136,6 +138,7 @@ def join(
     version: int,
     threads: int,
     log: logging.Logger,
+    generation: int = 0,
     profiler: ProfilerJob | None = None,
     incarnation: int | None = None,
     code: str = "",
@@ -146,7 +149,7 @@ def join(
     worker records how it spends its time.
     """
     spans, begun_s = Spans(), lived_s()
-    actor_learner = ActorLearner(config, rank, version, threads=threads, spans=spans)
+    actor_learner = ActorLearner(config, rank, version, threads=threads, spans=spans, generation=generation)
     log.info("games and network made in %.1f s", lived_s() - begun_s)
     with (
         closing(actor_learner.envs),
@@ -175,6 +178,7 @@ def main() -> None:
                 version=job.version,
                 threads=job.threads,
                 log=log,
+                generation=job.generation,
                 profiler=job.profiler,
                 incarnation=job.incarnation,
                 code=code_id(),

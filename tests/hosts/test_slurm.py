@@ -17,19 +17,23 @@ from support.rig import ending, eventually
 from support.run_rig import QUICKLY, RunFiles
 from support.slurm import NODES, Slurm
 
+from zmqrl.checkpoint import Checkpoint
 from zmqrl.commands.run.launch import Options, directory_name, run
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
+from zmqrl.hosts.deployment import on_this_machine
 from zmqrl.hosts.reach import over_tcp
 from zmqrl.hosts.ways import slurm as slurm_jobs
 from zmqrl.hosts.ways.slurm import allocation, cores_of, is_over, resolve, srun_command
 from zmqrl.learner.envs import describe_env
 from zmqrl.observe.metrics import Counters
 from zmqrl.recipes import cartpole
-from zmqrl.rundir import RunDirectory
+from zmqrl.rundir import RunDirectory, write_json
 from zmqrl.start.initial import initial_checkpoint
 from zmqrl.supervisor import requeue
+from zmqrl.supervisor import run as run_of_training
 from zmqrl.supervisor.run import _interrupts as interrupts_of
+from zmqrl.supervisor.run import train_on
 
 pytestmark = pytest.mark.processes
 
@@ -211,15 +215,50 @@ def test_a_run_that_a_user_interrupts_is_not_requeued(monkeypatch: pytest.Monkey
         requeue.requeued("7", interrupted)
 
 
-def test_a_limit_of_minutes_applies_to_all_starts_of_the_job_together(tmp_path: Path) -> None:
-    config = dataclasses.replace(cartpole(), run_dir=tmp_path, minutes=10.0)
-    assert requeue.left_of(config) == config
-    initial = initial_checkpoint(config, describe_env(config.env, config.envs))
-    counters = Counters(version=40, wall_s=240.0).to_json()
-    dataclasses.replace(initial, version=40, counters=counters).write(RunDirectory(tmp_path).checkpoints)
-    assert requeue.left_of(dataclasses.replace(config, resume=True)).minutes == 6.0
-    with pytest.raises(UsageError, match=r"--minutes 4: .* has already trained for 4.0 minutes"):
-        requeue.left_of(dataclasses.replace(config, resume=True, minutes=4.0))
+@pytest.fixture
+def resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., float | None]:
+    """Resume a run whose newest checkpoint is from minute 0, and whose shards hold a version of minute 4.
+
+    Returns the minutes that are left for the session. This is None if the run has ended.
+    """
+    sessions: list[Config] = []
+
+    def supervise(config: Config, *_: object) -> int:
+        sessions.append(config)
+        return 0
+
+    def salvage(directory: RunDirectory, newest: Checkpoint, _: object) -> Checkpoint:
+        return dataclasses.replace(newest, version=40, counters=Counters(version=40, wall_s=240.0).to_json())
+
+    def start(minutes: float) -> float | None:
+        sessions.clear()
+        config = dataclasses.replace(cartpole(), run_dir=tmp_path, minutes=minutes, resume=True)
+        assert train_on(config, lambda config, directory, _: on_this_machine(config, directory), in_total=True) == 0
+        return sessions[0].minutes if sessions else None
+
+    monkeypatch.setattr(run_of_training, "_supervise", supervise)
+    monkeypatch.setattr(run_of_training, "salvage", salvage)
+    config = dataclasses.replace(cartpole(), minutes=10.0)
+    write_json(RunDirectory(tmp_path).config, config.to_json())
+    initial_checkpoint(config, describe_env(config.env, config.envs)).write(RunDirectory(tmp_path).checkpoints)
+    return start
+
+
+def test_a_limit_of_minutes_applies_to_all_starts_of_the_job_together(
+    resumed: Callable[..., float | None], tmp_path: Path
+) -> None:
+    assert resumed(10.0) == 6.0
+    assert Config.read(RunDirectory(tmp_path).config).minutes == 10.0
+    assert resumed(10.0) == 6.0
+
+
+def test_a_run_whose_minutes_are_up_gets_its_summary_and_is_then_refused(
+    resumed: Callable[..., float | None], tmp_path: Path
+) -> None:
+    assert resumed(4.0) is None
+    assert RunFiles(tmp_path).summary()["exit_reason"] == "minutes"
+    with pytest.raises(UsageError, match=r"--minutes 4: .* has already reached 4: set a higher limit to resume"):
+        resumed(4.0)
 
 
 # a real Slurm

@@ -172,11 +172,11 @@ def test_noise_in_a_model_differs_between_workers_and_is_off_in_evaluations(writ
     """)
     config = dataclasses.replace(cartpole(), model=f"{name}:Net")
     noise = []
-    for rank, version in ((0, 0), (1, 0), (0, 1)):
-        actor_learner = ActorLearner(config, rank, version, threads=1, spans=Spans())
+    for rank, version, generation in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        actor_learner = ActorLearner(config, rank, version, threads=1, spans=Spans(), generation=generation)
         actor_learner.envs.close()
         noise.append(tuple(torch.rand(4).tolist()))
-    assert len(set(noise)) == 3
+    assert len(set(noise)) == 4
     model = load_policy(write_run(tmp_path / "run", config, 0)).model
     observations = torch.ones(8, 4)
     assert torch.equal(model(observations)[0], model(observations)[0])

@@ -54,6 +54,20 @@ def recovered(capfd: pytest.CaptureFixture[str]) -> int:
     return int(re.findall(r"recovered version (\d+), generation 1$", capfd.readouterr().err, re.MULTILINE)[-1])
 
 
+def test_workers_recognize_a_restarted_shard_even_if_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(tmp_path) as running, ExitStack() as workers:
+        for rank in range(2):
+            workers.enter_context(Worker(running.cluster, rank))
+        running.wait_for(5)
+        first = running.stats()[1].incarnation
+        running.kill(1)
+        monkeypatch.setattr("time.time_ns", lambda: 1_000_000)
+        assert running.restart(1).incarnation == first + 1
+        running.finish(workers)
+
+
 @pytest.mark.slow
 def test_a_shard_killed_ten_times_comes_back_at_its_last_published_version(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]

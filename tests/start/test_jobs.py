@@ -39,7 +39,7 @@ def test_the_job_of_a_worker_survives_json(
     endpoints: dict[SocketRole, str] = {"grad": "tcp://h:1", "weights": "tcp://h:2", "control": "tcp://h:3"}
     layout = Layout.of([("w", (100,))], 1)
     cluster = Cluster(run="r", layout=layout, codec="bf16", endpoints=(endpoints,), asynchronous=True, keys=keys)
-    numbers = {"rank": 3, "version": 7, "incarnation": 9, "threads": 2}
+    numbers = {"rank": 3, "version": 7, "generation": 5, "incarnation": 9, "threads": 2}
     job = WorkerJob(cluster=cluster, config=cartpole(), core=core, profiler=profiler, **numbers)
     assert WorkerJob.from_json(json.loads(json.dumps(job.to_json()))) == job
 

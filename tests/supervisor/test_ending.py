@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from zmqrl.errors import ClusterError, UnwritableError, UsageError
+from zmqrl.errors import ClusterError, FullDiskError, UnwritableError, UsageError
 from zmqrl.ps.wire import messages as m
 from zmqrl.rundir import RunDirectory, write_json
 from zmqrl.supervisor import ending
@@ -104,6 +104,12 @@ def test_shards_that_keep_making_versions_are_stopped_despite_old_answers(pace: 
     assert not together or len(set(versions.values())) == 1
 
 
+def test_a_run_that_is_interrupted_while_it_makes_its_last_version_ends_with_this_version() -> None:
+    control: Any = LateControl(999, 998, pace=1, late=1)
+    control.stops = {0: 1000, 1: 1000}
+    assert stop_shards(control, range(2), 20.0, lambda: None, limit=1000)[0] == {0: 1000, 1: 1000}
+
+
 def test_an_idle_run_is_stopped_at_its_current_version() -> None:
     control: Any = LateControl(100, pace=0, late=0)
     assert stop_shards(control, [0], 5.0, lambda: None)[0] == {0: 100}
@@ -157,6 +163,43 @@ def test_asynchronous_shards_end_at_their_own_versions_if_their_workers_leave(mo
     versions, stats = stop_shards(control, range(2), 5.0, watch, together=False)
     assert versions == dict(enumerate(control.versions))
     assert {s.state for s in stats.values()} == {"ended"}
+
+
+@pytest.mark.parametrize(("interrupts", "full_s", "seconds"), [(0, 900, 300), (0, 200, 270), (0, 0, 90), (1, 900, 0)])
+def test_a_run_whose_last_version_needs_space_waits_for_it_as_long_as_during_the_run(
+    monkeypatch: pytest.MonkeyPatch, interrupts: int, full_s: int, seconds: int
+) -> None:
+    now = [0]
+
+    def stop(*_: object, **__: object) -> None:
+        now[0] += 30
+        raise ClusterError("shard-0 does not answer.")
+
+    class Machine:
+        membership = SimpleNamespace(view=SimpleNamespace(members=(0,)))
+
+        @property
+        def out_of_space(self) -> list[str]:
+            return ["shard-0"] if now[0] < full_s else []
+
+    monkeypatch.setattr(supervisor_module, "stop_shards", stop)
+    monkeypatch.setattr(supervisor_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    about = {
+        "console": SimpleNamespace(notice=lambda text: None),
+        "_actions": [],
+        "_feed": lambda event: None,
+        "_look_after": None,
+        "machine": Machine(),
+        "config": SimpleNamespace(mode="sync", updates=None),
+        "control": None,
+        "shards": SimpleNamespace(numbers=range(1), rollback=None),
+        "interrupts": interrupts,
+    }
+    supervisor: Any = SimpleNamespace(**about)
+    with pytest.raises(ClusterError) as error:
+        Supervisor._finish(supervisor, "minutes")
+    assert now[0] == seconds
+    assert isinstance(error.value, FullDiskError) == (full_s > now[0])
 
 
 def test_an_error_at_the_end_of_a_failed_run_does_not_hide_the_first_error() -> None:

@@ -387,6 +387,16 @@ def test_a_run_shrinks_to_the_live_workers_and_grows_again() -> None:
     assert run.machine.membership.view == View(3, 2, (0, 1, 2))
 
 
+def test_a_shrinking_run_begins_without_a_worker_that_can_never_start() -> None:
+    run = Run(on_loss="shrink", quorum=3)
+    run.present = {0, 1}
+    run.feed(died(worker_id(2), MISUSE))
+    run.ticks(SHRINK_AFTER_S + 1.0)
+    assert run.machine.membership.view.quorum == 2
+    assert run.told(e.BeginTime)
+    assert not run.told(e.Fail)
+
+
 def test_a_shrunken_run_does_not_wait_for_workers_that_come_and_die_again_until_they_work() -> None:
     run = Run(on_loss="shrink")
     run.ticks(2.0)
@@ -396,7 +406,7 @@ def test_a_shrunken_run_does_not_wait_for_workers_that_come_and_die_again_until_
     assert run.present == {0, 1, 2}, "each of them has just connected again"
     run.ticks(SHRINK_AFTER_S + 1.0)
     assert run.machine.membership.view.quorum == 1
-    run.feed(e.ProcessWorked(worker_id(2)))
+    run.feed(e.WorkerReported(2, incarnation=1, done=1))  # no shard needs to have used this gradient
     run.ticks(1.0)
     assert run.machine.membership.view.quorum == 2
     assert not run.told(e.Fail)
@@ -549,7 +559,7 @@ def test_usage_errors_of_workers_end_the_run_at_once_if_too_few_workers_are_left
 def test_a_worker_that_works_after_its_usage_error_is_no_longer_lost(run: Run) -> None:
     run.feed(died(worker_id(0), MISUSE))
     assert e.StartProcess(worker_id(0)) in run.ticks(1.0)
-    run.feed(e.ProcessWorked(worker_id(0)))
+    run.feed(e.WorkerReported(0, incarnation=1, done=1))
     run.feed(died(worker_id(1), MISUSE))
     assert not run.told(e.Fail)
 

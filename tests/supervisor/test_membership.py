@@ -89,6 +89,20 @@ def test_a_run_does_not_shrink_before_all_workers_were_present_once() -> None:
     assert membership.observe({0}, False, 1000.0)[0] is None
 
 
+def test_a_run_shrinks_before_all_workers_were_present_if_the_absent_workers_can_never_start() -> None:
+    membership = Membership(3, 3, "shrink")
+    membership.observe({0}, False, 0.0, {1})
+    assert membership.observe({0}, False, SHRINK_AFTER_S, {1})[0] is None, "worker 2 may still be starting"
+    assert membership.observe({0}, False, SHRINK_AFTER_S, {1, 2})[0] == View(2, 1, (0, 1, 2))
+    assert membership.complete_once
+
+
+def test_a_waiting_run_does_not_shrink_even_if_the_absent_workers_can_never_start() -> None:
+    membership = Membership(2, 2, "wait")
+    membership.observe({0}, False, 0.0, {1})
+    assert membership.observe({0}, False, 1000.0, {1})[0] is None
+
+
 def test_a_worker_that_came_and_went_between_two_checks_counts_as_seen() -> None:
     membership = Membership(2, 2, "shrink")
     membership.observe({0}, False, 0.0)

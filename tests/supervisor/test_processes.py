@@ -8,7 +8,6 @@ import pytest
 from zmqrl.errors import DISK_IS_FULL, USER_CODE_FAILED, ClusterError, UsageError
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp
 from zmqrl.process_id import ProcessId, ProcessRole, worker_id
-from zmqrl.ps.wire.messages import RankTally
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.ending import explained
 from zmqrl.supervisor.processes import (
@@ -201,13 +200,23 @@ def test_a_death_is_reported_with_the_last_lines_of_the_log() -> None:
     assert told == e.TellDeath(WORKER, (death, "  | Traceback", "  | RuntimeError: no display"))
 
 
-def test_work_after_a_rollback_clears_the_record_of_a_process() -> None:
+def test_a_worker_that_dies_after_each_report_of_work_is_never_given_up() -> None:
     processes = Processes()
-    processes.contributed([RankTally(0, 100_000, 0, 0, 0)])
-    processes.reset_tallies()
-    for used in range(1, FAILURES_IN_A_ROW + 1):
+    for incarnation in range(1, 3 * FAILURES_IN_A_ROW):
+        processes.reported(0, incarnation, 1)
         processes.died(exited(), 1.0)
-        processes.contributed([RankTally(0, used, 0, 0, 0)])
+    assert not processes.hopeless
+
+
+def test_a_report_that_is_empty_old_or_repeated_shows_no_work() -> None:
+    processes = Processes()
+    processes.reported(0, 7, 5)
+    for _ in range(FAILURES_IN_A_ROW):
+        processes.died(exited(), 1.0)
+        for incarnation, done in ((7, 5), (8, 0), (7, 6)):
+            processes.reported(0, incarnation, done)
+    assert processes.hopeless == {WORKER}
+    processes.reported(0, 8, 1)
     assert not processes.hopeless
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.ps.layout import Layout
+from zmqrl.ps.shard.events import Record, View
+from zmqrl.ps.shard.history import History
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.resume import mend_histories
 
@@ -36,6 +38,30 @@ def test_a_resumed_run_continues_from_the_newest_generation_of_any_history(
     assert mend_histories(directory, checkpoint) == (3, [])
     directory.history(1).write_text('{"version": 1}\n')  # from an older zmqrl
     assert mend_histories(directory, checkpoint) == (0, [])
+
+
+def test_a_resumed_run_continues_above_the_newest_rollback_even_if_no_version_was_made_after_it(
+    directory: RunDirectory, checkpoint: Checkpoint
+) -> None:
+    made = Record(
+        generation=1,
+        version=1,
+        view=View(1, 1, (0,)),
+        quorum=1,
+        ranks=(0,),
+        late=0,
+        duplicate=0,
+        rejected=0,
+        tallies={},
+        unattributed=0,
+    )
+    history = History(directory.history(0))
+    history.append(made, crc32=7)
+    history.rewind(0, generation=2)  # the run was killed before it made a version in generation 2
+    generation, _ = mend_histories(directory, checkpoint)
+    assert generation == 2
+    history.recover(dataclasses.replace(made, generation=generation + 1), crc32=7)
+    assert history.last_version == 1
 
 
 def test_missing_and_unreadable_lines_are_named(directory: RunDirectory, checkpoint: Checkpoint) -> None:

@@ -61,6 +61,12 @@ def test_a_worker_that_restarts_before_the_next_version_gets_another_seed(tasks:
     assert [tasks.worker_job(rank, version, {}).version for rank, version in starts] == [7, 8, 7, 9, 30]
 
 
+def test_the_workers_of_a_resumed_session_get_other_seeds(tasks: RunTasks) -> None:
+    assert tasks.worker_job(0, 7, {}).generation == 0
+    tasks.generation = 3
+    assert tasks.worker_job(0, 7, {}).generation == 3
+
+
 def test_all_processes_but_shards_are_forked_unless_the_user_turns_this_off(
     tasks: RunTasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

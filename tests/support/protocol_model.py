@@ -323,6 +323,7 @@ class WorkerHost:
         self.exit_status = -9  # if it dies
         self.state: Literal["idle", "pulling", "computing", "ended", "dead"] = "idle"
         self.above = -1
+        self.done = 0  # gradients and abandoned rollouts
         self.weights: tuple[int, int] | None = None  # generation, version
         self.released = True
         self.machine = WorkerMachine(
@@ -363,6 +364,7 @@ class WorkerHost:
             assert self.weights is not None
             generation, version = self.weights
             self.state, self.above, self.released = "idle", version, False
+            self.done += 1
             self.feed(worker_events.Contributed(generation, version))
 
     def abandon(self) -> None:
@@ -370,6 +372,7 @@ class WorkerHost:
         if self.state == "computing":
             assert self.weights is not None
             self.state, self.above = "idle", self.weights[1] - 1
+            self.done += 1
 
     def tick(self) -> None:
         """Let time pass for the connection."""

@@ -188,7 +188,9 @@ class Session:
             self._finish()
 
     def look_after(self) -> None:
-        """Report the processes that have died, give the machine a tick, and carry out its decisions."""
+        """Report the work of workers and the processes that have died, give the machine a tick, and carry out its
+        decisions.
+        """
         living = {shard_id(shard.number) for shard in self.world.shards if shard.machine is not None}
         living |= {worker_id(worker.rank) for worker in self.world.workers if worker.alive}
         statuses = {
@@ -198,6 +200,8 @@ class Session:
         for shard in self.started:
             self._feed(e.ShardBound(shard))
         self.started = []
+        for worker in self.world.workers:
+            self._feed(e.WorkerReported(worker.rank, worker.incarnation, worker.done))
         for process in sorted(self.alive - living):
             self.alive.discard(process)
             exited = Exited(process, statuses.get(process, -9), "", 1.0)
@@ -301,7 +305,8 @@ class Session:
         give_up_at, numbers = self.world.now + 3 * STOP_WITHIN_S, self.machine.shards.numbers
         while True:
             try:
-                versions, stopped = stop_shards(self.control, numbers, STOP_WITHIN_S, self.look_after)
+                limit = self.world.updates
+                versions, stopped = stop_shards(self.control, numbers, STOP_WITHIN_S, self.look_after, limit=limit)
                 for shard, stats in stopped.items():
                     self._feed(e.ShardSaid(shard, stats))
                 held = checkpointer.capture(versions, self.look_after)

@@ -46,6 +46,11 @@ class WorkerReport:
     policy_lag: float | None
     spans: dict[str, float]
 
+    @property
+    def done(self) -> int:
+        """The work of the incarnation: a number that grows with each gradient and each abandoned rollout."""
+        return (self.gradients or 0) + self.abandoned_steps
+
     @classmethod
     def parse(cls, report: object) -> Self:
         """Check ``report``. Ignores unknown keys. Raises ValueError."""

@@ -2,7 +2,8 @@
 
 import secrets
 import subprocess
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,11 +151,16 @@ def standalone_shards(
 
 
 def _bring_up(
-    jobs: Sequence[ShardJob], children: dict[int, ChildProcess], shards: Collection[int]
+    jobs: list[ShardJob], children: dict[int, ChildProcess], shards: Collection[int]
 ) -> list[dict[SocketRole, str]]:
-    """Start ``shards`` as ``children``, and return the endpoints of each. Raises ClusterError."""
+    """Start ``shards`` as ``children``, and return the endpoints of each. Raises ClusterError.
+
+    The incarnation of a shard is the time in ms, but greater than that of its previous process. ``jobs`` gets it.
+    """
 
     def start(shard: int) -> None:
+        incarnation = max(time.time_ns() // 1_000_000, (jobs[shard].incarnation or 0) + 1)
+        jobs[shard] = replace(jobs[shard], incarnation=incarnation)
         children[shard] = ChildProcess(f"shard {shard}", SERVER, jobs[shard].to_json())
 
     def poll() -> dict[int, ShardUp]:

@@ -19,13 +19,15 @@ from zmqrl.ps.wire.keys import ClientKeys
 class WorkerJob:
     """Everything that a worker process needs to start, sent as JSON.
 
-    ``version`` is roughly the run's version. It seeds the games, and no two starts of a worker have the same.
+    ``version`` is roughly the run's version, and ``generation`` the newest one of earlier sessions, or 0. They seed the
+    games: no two starts of a worker in a session have the same version.
     """
 
     cluster: Cluster
     config: Config
     rank: int
     version: int
+    generation: int
     incarnation: int
     threads: int
     core: tuple[int, int] | None
@@ -35,8 +37,8 @@ class WorkerJob:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, including the secret key."""
-        numbers = {name: getattr(self, name) for name in ("rank", "version", "incarnation", "threads")}
-        return numbers | {
+        names = ("rank", "version", "generation", "incarnation", "threads")
+        return {name: getattr(self, name) for name in names} | {
             "core": self.core,
             "cluster": self.cluster.to_json(),
             "keys": self.cluster.keys.to_json() if self.cluster.keys else None,
@@ -53,6 +55,7 @@ class WorkerJob:
             config=Config.from_json(data["config"]),
             rank=data["rank"],
             version=data["version"],
+            generation=data["generation"],
             incarnation=data["incarnation"],
             threads=data["threads"],
             core=tuple(data["core"]) if data["core"] else None,

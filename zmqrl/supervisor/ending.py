@@ -33,8 +33,9 @@ def stop_shards(
     meanwhile: Callable[[], None],
     *,
     together: bool = True,
+    limit: int | None = None,
 ) -> tuple[dict[int, int], dict[int, m.Stats]]:
-    """Stop all shards at the same version, which no shard has passed yet.
+    """Stop all shards at the same version, which no shard has passed yet, and which is at most ``limit``.
 
     If the workers are gone, or a shard can make no more versions, each shard stops at its current version. The last
     version of the run is then the newest that all shards hold. Without ``together`` (asynchronous mode), each shard has
@@ -54,6 +55,10 @@ def stop_shards(
             meanwhile=meanwhile,
         )
 
+    def after(newest: int, margin: int) -> int:
+        """An end that a shard at version ``newest`` has not passed."""
+        return newest + margin if limit is None else min(newest + margin, max(limit, newest))
+
     began_at = time.monotonic()
     stats = control.stats(shards, within_s=within_s, what="stopping the shards", meanwhile=meanwhile)
     ends, margin = dict.fromkeys(stats, max(s.version for s in stats.values())), 1
@@ -68,7 +73,7 @@ def stop_shards(
         elif not together and time.monotonic() - moved_at >= ALONE_WITHIN_S:
             break
         if (newest := max(versions.values())) > max(ends.values()):  # a shard has passed this end
-            ends, margin = dict.fromkeys(ends, newest + margin), 2 * margin
+            ends, margin = dict.fromkeys(ends, after(newest, margin)), 2 * margin
         meanwhile()
         time.sleep(LOOK_EVERY_S)
     growth = dict.fromkeys(stats, 0)
@@ -77,7 +82,7 @@ def stop_shards(
             raise ClusterError(f"the shards did not stop within {2 * within_s:g} s.")
         for shard, known in list(stats.items()):
             # If a shard still makes versions, move its end ahead by twice what it has made since the last request.
-            stats |= ask({shard: known.version + 2 * growth[shard]})
+            stats |= ask({shard: after(known.version, 2 * growth[shard])})
             growth[shard] = stats[shard].version - known.version
     ends = {shard: s.version for shard, s in stats.items()}
     return dict.fromkeys(ends, min(ends.values())) if together else ends, stats

@@ -63,6 +63,15 @@ class ProcessWorked:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerReported:
+    """A worker has reported how much its process has ``done``, as in :class:`zmqrl.observe.reports.WorkerReport`."""
+
+    rank: int
+    incarnation: int
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointLoaded:
     """All shards have loaded the checkpoint."""
 
@@ -129,6 +138,7 @@ Event: TypeAlias = (
     | HostChanged
     | ProcessInspected
     | ProcessWorked
+    | WorkerReported
     | CheckpointLoaded
     | CheckpointNotLoaded
     | CheckpointWanted

@@ -107,7 +107,7 @@ class SupervisorMachine:
 
     def handle(self, event: e.Event, now: float) -> list[e.Action]:
         """Handle one event. If an invariant breaks, raises BrokenInvariant, which lists the last events."""
-        if not isinstance(event, e.Tick | e.RunFigures | e.CheckpointWanted):
+        if not isinstance(event, e.Tick | e.RunFigures | e.CheckpointWanted | e.WorkerReported):
             self._story.add(now, type(event), event)
         actions = self._handle(event, now)
         try:
@@ -148,8 +148,10 @@ class SupervisorMachine:
             case e.ProcessWorked(process):
                 self.processes.worked(process)
                 return []
+            case e.WorkerReported(rank, incarnation, done):
+                self.processes.reported(rank, incarnation, done)
+                return []
             case e.CheckpointLoaded():
-                self.processes.reset_tallies()
                 self.checkpoint_version = None
                 return [*self.shards.loaded(), e.UndoRows(self.shards.generation)]
             case e.CheckpointNotLoaded(why):
@@ -214,7 +216,6 @@ class SupervisorMachine:
                     self._open_at = now
                 if self.shards.on_stats(shard, message):
                     self.processes.worked(shard_id(shard))
-                self.processes.contributed(message.tallies)
                 return []
             case _:
                 assert_never(message)
@@ -363,9 +364,8 @@ class SupervisorMachine:
         alive = set.intersection(*(set(each.present) for each in stats.values()))
         updated = any(each.version > self.shards.checkpoint[shard] for shard, each in stats.items())
         self.processes.see_outside((worker_id(rank) for rank in alive if rank not in self.local_ranks), now)
-        if self.membership.on_loss == "shrink":  # a worker that only comes and dies must not raise the quorum again
-            alive -= {process.number for process in self.processes.hopeless if process.role == "worker"}
-        _, text = self.membership.observe(alive, updated, now)
+        hopeless = {process.number for process in self.processes.hopeless if process.role == "worker"}
+        _, text = self.membership.observe(alive, updated, now, hopeless)
         actions: list[e.Action] = []
         if self.began_at is None and self.membership.complete_once:
             self.began_at = now

@@ -1,5 +1,6 @@
 """The view of a run: which ranks are members, and how missing workers change the view. No sockets, no clock."""
 
+from collections.abc import Set
 from typing import Literal
 
 from zmqrl.ps.shard.events import View
@@ -20,13 +21,18 @@ class Membership:
         self.short_since: float | None = None
         self.notice_at = float("-inf")
 
-    def observe(self, alive: set[int], updated: bool, now: float) -> tuple[View | None, str | None]:
+    def observe(
+        self, alive: set[int], updated: bool, now: float, hopeless: Set[int] = frozenset()
+    ) -> tuple[View | None, str | None]:
         """The new view, or None if it stays the same, and a notice or None.
 
         ``alive`` has the ranks that every shard sees now. ``updated``: whether versions were made, perhaps by workers
-        that have left since.
+        that have left since. ``hopeless`` has the ranks whose workers keep dying without any work.
         """
-        here = len(alive & set(self.view.members))
+        if self.on_loss == "shrink":  # a worker that only comes and dies must not raise the quorum again
+            alive = alive - hopeless
+        absent = set(self.view.members) - alive
+        here = len(self.view.members) - len(absent)
         self.complete_once = self.complete_once or updated or here >= self.wanted
         if here >= self.view.quorum:
             self.short_since = None
@@ -36,12 +42,13 @@ class Membership:
         if self.short_since is None:
             self.short_since = self.notice_at = now
         short_s = now - self.short_since
-        if self.on_loss == "shrink" and self.complete_once and here >= 1 and short_s >= SHRINK_AFTER_S:
-            self.short_since = None
+        may_shrink = self.on_loss == "shrink" and (self.complete_once or absent <= hopeless)
+        if may_shrink and here >= 1 and short_s >= SHRINK_AFTER_S:
+            self.complete_once, self.short_since = True, None
             return self._change(here), f"continuing with {here} of {counted(self.wanted, 'worker')}"
         if now - self.notice_at >= NOTICE_EVERY_S:
             self.notice_at = now
-            missing = numbered("worker", set(self.view.members) - alive)
+            missing = numbered("worker", absent)
             return None, f"waiting for {missing}: {here} of {self.view.quorum} required workers are present"
         return None, None
 

@@ -58,7 +58,7 @@ class Processes:
         self._changed_at: dict[ProcessId, float] = {}  # when the process last started, died, came or left
         self._outside: dict[ProcessId, bool] = {}  # for each external worker seen so far: whether it is here now
         self._silence_told_at = 0.0
-        self._used: dict[int, int] = {}  # by rank: the greatest number of contributions that any shard has used
+        self._done: dict[int, tuple[int, int]] = {}  # by rank: the incarnation and the work in its newest report
 
     # deaths and restarts
 
@@ -154,16 +154,12 @@ class Processes:
         self._kills.pop(process, None)
         self._full_since.pop(process, None)
 
-    def contributed(self, tallies: Iterable[m.RankTally]) -> None:
-        """Read the ``tallies`` of a shard. A worker has worked if its number of used contributions has grown."""
-        for tally in tallies:
-            if tally.used > self._used.get(tally.rank, 0):
-                self._used[tally.rank] = tally.used
-                self.worked(worker_id(tally.rank))
-
-    def reset_tallies(self) -> None:
-        """Forget the tallies: shards that have loaded a checkpoint count from zero again."""
-        self._used.clear()
+    def reported(self, rank: int, incarnation: int, done: int) -> None:
+        """A worker reports how much it has ``done``. It has worked if that has grown, even if no shard used it."""
+        if (incarnation, done) > self._done.get(rank, (0, 0)):
+            self._done[rank] = incarnation, done
+            if done:
+                self.worked(worker_id(rank))
 
     def made(self, version: int, now: float) -> None:
         """All shards have made ``version``. A run that makes versions after its first death has recovered from it."""

@@ -29,14 +29,13 @@ class Progress:
     def __init__(self, config: Config, directory: RunDirectory, counters: Counters, console: Console) -> None:
         self.config, self.directory, self.console = config, directory, console
         self.rows = JsonLines(directory.metrics)
-        written = read_lines(directory.metrics)
-        for row in (row for row in written if row["version"] <= counters.version):
-            counters = counters.not_below(row)
+        self.row_version = 0  # the version of each later row is higher
+        for row in read_lines(directory.metrics):
+            self.row_version = max(self.row_version, row["version"])
+            if row["version"] <= counters.version:
+                counters = counters.not_below(row)
         self.started = range(config.ranks - config.external_workers)  # the ranks that the supervisor starts
         self.metrics = RunMetrics(start=counters, reporting=self.started)
-        self.row_version = max(
-            (row["version"] for row in written), default=0
-        )  # the version of each later row is higher
         tracked = Tracked(directory=directory, settings=config.to_json(), resumed_at=counters.version or None)
         self.trackers = Trackers(config.trackers, tracked, console.notice)
         self.malformed: set[int] = set()  # ranks whose reports were malformed
@@ -53,18 +52,19 @@ class Progress:
     def trained_s(self) -> float:
         return 0.0 if self.began_at is None else time.monotonic() - self.began_at
 
-    def on_report(self, report: m.Report) -> None:
-        """Add a worker's report to the metrics, unless the report is malformed."""
+    def on_report(self, report: m.Report) -> WorkerReport | None:
+        """Add a worker's report to the metrics, and return it. Ignores a malformed report, and returns None."""
         figures = _unpack(report.figures) | {"rank": report.rank, "incarnation": report.incarnation}
         try:
-            taken_over = self.metrics.on_report(WorkerReport.parse(figures))
+            parsed = WorkerReport.parse(figures)
         except ValueError as error:
             if report.rank not in self.malformed:
                 self.malformed.add(report.rank)
                 self.console.notice(f"reports of worker {report.rank} are ignored because they are malformed: {error}")
-            return
-        if taken_over and report.rank not in self.started:
+            return None
+        if self.metrics.on_report(parsed) and report.rank not in self.started:
             self.console.notice(f"another worker has taken over rank {report.rank}")
+        return parsed
 
     def on_stats(self, stats: Mapping[int, m.Stats], shards: Iterable[int], members: tuple[int, ...]) -> None:
         """Add the STATS of the shards to the metrics. ``stats`` lacks the shards that have not answered."""

@@ -1,7 +1,6 @@
 """Lets a run outlast the time limit of a batch job: a session ends before the limit, and Slurm requeues the job."""
 
 import contextlib
-import dataclasses
 import re
 import signal
 import sys
@@ -12,9 +11,7 @@ from types import FrameType
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.hosts.ways.slurm import scontrol
-from zmqrl.observe.metrics import Counters
 from zmqrl.rundir import RunDirectory
-from zmqrl.supervisor.resume import read_newest
 
 # Exit statuses of an interrupted run. The second status means that USR1 alone interrupted the run.
 INTERRUPTED = 130
@@ -42,24 +39,6 @@ def check(job: str, config: Config) -> str:
         raise UsageError(f"--requeue: Slurm will not requeue job {job}: submit it with sbatch --requeue.")
     task = re.search(rf"^JobId={job} ArrayJobId=(\d+) ArrayTaskId=(\d+)\b", told, re.MULTILINE)
     return job if task is None else f"{task[1]}_{task[2]}"
-
-
-def left_of(config: Config) -> Config:
-    """Reduce ``minutes`` by the time for which a resumed run has already trained.
-
-    Raises UsageError if no time is left.
-    """
-    if config.minutes is None or not config.resume:
-        return config
-    assert config.run_dir is not None
-    checkpoint = read_newest(RunDirectory(config.run_dir))
-    trained = Counters.from_json(checkpoint.counters).wall_s / 60 if checkpoint else 0.0
-    if trained >= config.minutes:
-        raise UsageError(
-            f"--minutes {config.minutes:g}: {config.run_dir} has already trained for {trained:.1f} minutes: "
-            "set a higher limit to resume."
-        )
-    return dataclasses.replace(config, minutes=config.minutes - trained)
 
 
 def requeued(job: str | None, train: Callable[[], int]) -> int:

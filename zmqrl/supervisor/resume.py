@@ -7,6 +7,7 @@ from pathlib import Path
 from zmqrl.checkpoint import Checkpoint, newest
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
+from zmqrl.json_lines import newest_rollback
 from zmqrl.observe.forms import EVALUATION, SUMMARY, read_object, readable_lines
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.records import PLACE, flat
@@ -80,12 +81,13 @@ def mend_histories(directory: RunDirectory, checkpoint: Checkpoint) -> tuple[int
     """Remove unreadable lines from the histories before the run continues from ``checkpoint``. Raises ClusterError.
 
     Returns the newest generation of the run, and sentences about problems in the histories. The run must continue in a
-    generation above all generations in the histories. Otherwise, a shard could believe that it has lost the versions
-    whose lines this resume undoes.
+    generation above all generations of the histories and of their rollbacks. Otherwise, a shard could believe that it
+    has lost the versions whose lines this resume undoes, or that an earlier rollback has undone its new versions.
     """
     generation, news = checkpoint.generation, []
     for shard in range(checkpoint.layout.shards):
         path, version = directory.history(shard), checkpoint.version_of(shard)
+        generation = max(generation, newest_rollback(path))
         with contextlib.closing(History(path)) as history:
             if history.last is not None:
                 generation = max(generation, history.last.get("generation", 0))
@@ -95,8 +97,13 @@ def mend_histories(directory: RunDirectory, checkpoint: Checkpoint) -> tuple[int
     return generation, news
 
 
-def end_of(config: Config, checkpoint: Checkpoint, path: Path) -> tuple[Reason, str] | None:
-    """The limit of ``config`` that the run at ``path`` has already reached, and a sentence about it, or None."""
+def end_of(
+    config: Config, checkpoint: Checkpoint, path: Path, *, in_total: bool = False
+) -> tuple[Reason, str] | None:
+    """The limit of ``config`` that the run at ``path`` has already reached, and a sentence about it, or None.
+
+    ``in_total``: whether ``config.minutes`` limits all sessions of the run together.
+    """
     counters = Counters.from_json(checkpoint.counters)
     evaluations = readable_lines(RunDirectory(path).evaluations, EVALUATION, lambda _: None)
     scores = [each["mean"] for each in evaluations if is_for_stop_score(each)]
@@ -104,6 +111,7 @@ def end_of(config: Config, checkpoint: Checkpoint, path: Path) -> tuple[Reason, 
     limits: tuple[tuple[Reason, float | None, float | None], ...] = (
         ("updates", config.updates, checkpoint.version),
         ("agent_steps", config.agent_steps, counters.agent_steps),
+        ("minutes", config.minutes if in_total else None, counters.wall_s / 60),
         ("stop_score", config.stop_score, score),
     )
     for reason, limit, reached in limits:

@@ -85,9 +85,11 @@ def train_on(
     on_up: Callable[[RunDirectory], None] | None = None,
     *,
     is_here: bool = False,
+    in_total: bool = False,
 ) -> int:
     """Train on a deployment. Raises ZmqrlError. ``is_here``: whether the deployment is this machine.
 
+    ``in_total``: whether ``config.minutes`` limits all sessions of the run together, instead of this one.
     Returns 0 if the run reached a limit. Returns INTERRUPTED or TIME_IS_UP if an interrupt ended the run with a
     checkpoint. If ``on_up`` is given, calls it once the run is up, and prints nothing more.
     """
@@ -111,6 +113,7 @@ def train_on(
         news = [f"run directory {as_text(directory.path)}; game: {config.env}, {flavour}"]
         news += filter(None, (preparation.notice, remark(config)))
         checkpoint: Checkpoint | None = None
+        minutes = config.minutes
         if config.resume:
             stored = Config.read(directory.config)
             resume.check_task(stored, config, flavour, directory.path)
@@ -118,8 +121,11 @@ def train_on(
             newest = resume.newest_checkpoint(directory, preparation.checkpoint())
             checkpoint = salvage(directory, newest, news.append)
             trained_s = Counters.from_json(checkpoint.counters).wall_s
-            config = dataclasses.replace(config, schedule=given.with_schedule(trained_s).schedule)
-            end = resume.end_of(config, checkpoint, directory.path)
+            if not in_total:
+                config = dataclasses.replace(config, schedule=given.with_schedule(trained_s).schedule)
+            elif minutes is not None:
+                minutes -= trained_s / 60
+            end = resume.end_of(config, checkpoint, directory.path, in_total=in_total)
             if end is not None and resume.is_summarized(directory, checkpoint):
                 raise UsageError(end[1])
             resume.check_mode(config, checkpoint, directory.path)
@@ -153,6 +159,7 @@ def train_on(
         if config.page:
             page.enter_context(_page(directory, None if on_up is not None else console.notice))
         notices = [*news, *deployment.notices]
+        config = dataclasses.replace(config, minutes=minutes)  # what is left for this session
         return _supervise(config, directory, checkpoint, flavour, deployment, notices, exporter, on_up, console, stages)
 
 

@@ -162,7 +162,8 @@ def _tell_of_history(history: Path, originals: Collection[Path], notice: TellUse
     for original in sorted(damaged_originals(history) - set(originals)):
         notice(f"{history}: {removed_lines(original)}")
     after = 0
-    for version in sorted(line["version"] for line in read_lines(history)):
+    for line in read_lines(history):
+        version = line["version"]
         if version > after + 1:
             notice(f"{history}: {missing_lines(after + 1, version - 1)}")
         after = version

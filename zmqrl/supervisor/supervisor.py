@@ -33,6 +33,7 @@ from zmqrl.supervisor.checkpointer import Checkpointer
 from zmqrl.supervisor.ending import exit_status, explained, stop_shards, write_summary
 from zmqrl.supervisor.followers import SCORES_TO_CONFIRM, Followers
 from zmqrl.supervisor.machine import STOP_WITHIN_S, Limits, ScheduleEnd, SupervisorMachine
+from zmqrl.supervisor.processes import SPACE_WITHIN_S
 from zmqrl.supervisor.progress import Progress
 from zmqrl.supervisor.resume import mend_histories
 from zmqrl.supervisor.tasks import RunTasks
@@ -230,6 +231,7 @@ class Supervisor:
             if away := self.files.copy_back(self.launcher.receive):
                 raise ClusterError(f"cannot copy the histories of the run from {', '.join(away)}.")
             self.shards.generation, news = mend_histories(self.directory, self.checkpoint)
+            self.tasks.generation = max(1, self.shards.generation)  # the first session may have made no version
             for text in news:
                 self.console.notice(text)
         for shard in self.shards.numbers:
@@ -317,7 +319,7 @@ class Supervisor:
     def _show(self, snapshot: LiveMetrics) -> None:
         self.progress.processes = snapshot.processes
         with contextlib.suppress(OSError):  # another part reports a full disk
-            write_json(self.directory.live, snapshot.to_json())
+            write_json(self.directory.live, snapshot.to_json(), lasting=False)
         if self.exporter is not None:
             self.exporter.show(snapshot)
 
@@ -399,8 +401,8 @@ class Supervisor:
             case m.Welcome() | m.Stats() | m.Lost():
                 self._feed(e.ShardSaid(shard, message))
             case m.Report():
-                if not self.reports_closed:
-                    self.progress.on_report(message)
+                if not self.reports_closed and (report := self.progress.on_report(message)) is not None:
+                    self._feed(e.WorkerReported(report.rank, report.incarnation, report.done))
             case m.Refused():
                 self._tell_refusal(f"refused: {message.reason}")
             case m.Refuse():
@@ -448,7 +450,7 @@ class Supervisor:
 
     def _show_stall(self, stall: Stall, tell: bool) -> None:
         with contextlib.suppress(OSError):  # another part reports a full disk
-            write_json(self.directory.stalled, stall.to_json())
+            write_json(self.directory.stalled, stall.to_json(), lasting=False)
         if tell:
             self.console.notice(stall.sentence())
 
@@ -519,15 +521,22 @@ class Supervisor:
         self._actions = deque(action for action in self._actions if not isinstance(action, over))
         self._feed(e.Ending())
         members, together = self.machine.membership.view.members, self.config.mode == "sync"
-        give_up_at = time.monotonic() + 3 * STOP_WITHIN_S
+        space_by, give_up_at = time.monotonic() + SPACE_WITHIN_S, time.monotonic() + 3 * STOP_WITHIN_S
         while True:
-            if (full := self.machine.out_of_space) and (self.interrupts or time.monotonic() >= give_up_at):
-                names = " and ".join(map(str, full))
-                disks = f"the disk of {names} is full" if len(full) == 1 else f"the disks of {names} are full"
-                raise FullDiskError(f"cannot write a checkpoint: {disks}: free some space, then use --resume.")
+            if full := self.machine.out_of_space:
+                if self.interrupts or time.monotonic() >= space_by:
+                    names = " and ".join(map(str, full))
+                    disks = f"the disk of {names} is full" if len(full) == 1 else f"the disks of {names} are full"
+                    raise FullDiskError(f"cannot write a checkpoint: {disks}: free some space, then use --resume.")
+                give_up_at = time.monotonic() + 3 * STOP_WITHIN_S
             try:
                 versions, stopped = stop_shards(
-                    self.control, self.shards.numbers, STOP_WITHIN_S, self._look_after, together=together
+                    self.control,
+                    self.shards.numbers,
+                    STOP_WITHIN_S,
+                    self._look_after,
+                    together=together,
+                    limit=self.config.updates,
                 )
                 for shard, stats in stopped.items():
                     self._feed(e.ShardSaid(shard, stats))

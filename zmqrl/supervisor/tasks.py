@@ -66,7 +66,7 @@ class RunTasks:
 
     ``run`` is a new id, unless the shards must find the state of an earlier run. ``secret`` authenticates the
     supervisor to the shards. ``version`` is the first version of the session, and ``trained_before_s`` the training
-    time before it.
+    time before it. ``generation`` is the newest one of earlier sessions. It is 0 in a new run.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class RunTasks:
         self.deployment, self.sites, self.threads = deployment, deployment.sites, deployment.threads
         self.host_of = {process: site.host for process, site in self.sites.items()}
         self.trained_before_s = trained_before_s
+        self.generation = 0
         self.trace_below = version + config.profile if config.profile else 0
         self.run = run or secrets.token_hex(8)
         self.secret = secrets.token_hex(16)
@@ -151,6 +152,7 @@ class RunTasks:
             config=self.config,
             rank=rank,
             version=version,
+            generation=self.generation,
             incarnation=self._incarnation(process),
             threads=self.threads[process],
             core=core_of(process, self.host_of, self.threads, self.config),

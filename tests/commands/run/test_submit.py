@@ -386,6 +386,50 @@ def test_a_summary_of_an_earlier_session_is_no_result(stand_in: StandInSlurm, tm
         launch(run)
 
 
+# Its first start ends before the time limit, so it waits in the queue. Then its second start fails.
+REQUEUED = """
+mkdir -p "$1"; cp {result}/config.json "$1"; cp {result}/interrupted.json "$1"/summary.json
+while [ ! -e {state}/fetched ]; do sleep 0.05; done
+rm "$1"/summary.json; exit 3
+"""
+
+
+def test_a_requeued_job_is_submitted_and_the_summary_of_its_first_start_is_no_result(
+    stand_in: StandInSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in.program(REQUEUED.format(result=tmp_path / "result", state=stand_in.state))
+    run, states, fetch = tmp_path / "run", list[str](), LoginNode.fetch
+
+    def fetched(node: LoginNode, job: Submitted, to: Path, since: int) -> int:
+        now = fetch(node, job, to, since)
+        if (run / "config.json").exists():
+            states.append(status(run)["state"])
+            (stand_in.state / "fetched").touch()
+        else:  # an older zmqrl could leave the summary here
+            shutil.copy(tmp_path / "result" / "interrupted.json", run / "summary.json")
+        return now
+
+    monkeypatch.setattr(LoginNode, "fetch", fetched)
+    with pytest.raises(ClusterError, match="without a result"):
+        launch(run)
+    assert set(states) == {"submitted"}
+
+
+def test_the_result_of_a_job_that_ended_long_ago_is_fetched(stand_in: StandInSlurm, tmp_path: Path) -> None:
+    stand_in.program(f"{JOB.format(result=tmp_path / 'result', state=stand_in.state)}touch -d @1000 $1/summary.json")
+    assert launch(tmp_path / "run") == 0
+
+
+def test_old_checkpoints_are_removed_here_as_on_the_cluster(stand_in: StandInSlurm, tmp_path: Path) -> None:
+    names = ["v00000001", "v00000002", "v00000003"]
+    script = "".join(f"mkdir -p $1/checkpoints/{name}; touch $1/checkpoints/{name}/manifest.json; " for name in names)
+    result = run_directory(tmp_path / "kept", summary=summary(exit_status=0), checkpoint={"keep": 2})
+    stand_in.program(f"{script} cp {result}/*.json $1")
+    run = tmp_path / "run"
+    assert launch(run) == 0
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == names[1:]
+
+
 def test_ctrl_c_removes_a_job_that_waits_in_the_queue(
     stand_in: StandInSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

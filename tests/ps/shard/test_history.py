@@ -12,7 +12,15 @@ from support.rig import file_size_limit
 from zmqrl.errors import ClusterError, FullDiskError
 from zmqrl.ps.shard import history as history_module
 from zmqrl.ps.shard.events import Record, View
-from zmqrl.ps.shard.history import History, LostState, pack_record, read_lines, unpack_record
+from zmqrl.ps.shard.history import (
+    History,
+    LostState,
+    last_version,
+    pack_record,
+    parse_line,
+    read_lines,
+    unpack_record,
+)
 
 RECORD = Record(
     generation=1,
@@ -152,6 +160,29 @@ def test_totals_count_the_lines_up_to_a_version(history: History) -> None:
         assert history.totals(9) == (6, 0, 3, 0)
         without = [{k: v for k, v in line.items() if k != "totals"} for line in read_lines(history.path)]
         history.path.write_text("".join(json.dumps(line) + "\n" for line in without))  # as written by an older zmqrl
+
+
+def test_only_the_end_of_a_history_is_read_to_find_its_last_version(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[bytes] = []
+
+    def parse(raw: bytes) -> dict[str, Any] | None:
+        parsed.append(raw)
+        return parse_line(raw)
+
+    monkeypatch.setattr(history_module, "parse_line", parse)
+    assert last_version(history.path) == last_version(history.path / "missing") == 0
+    for version in range(1, 101):
+        history.append(record(version), crc32=7)
+    with history.path.open("ab") as file:
+        file.write(b'damaged\n{"version": 101}')  # the last line is not complete
+    assert last_version(history.path) == 100
+    assert len(parsed) == 2
+    assert next(read_lines(history.path))["version"] == 1
+    assert len(parsed) == 3
+    history.path.write_bytes(b"damaged\n")
+    assert last_version(history.path) == 0
 
 
 @pytest.mark.parametrize("piece", [100, 1000, 1 << 20])

@@ -17,7 +17,7 @@ import zmq
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard.gradients import ReceivedSlice
-from zmqrl.ps.shard.history import History, read_lines
+from zmqrl.ps.shard.history import History, last_version, read_lines
 from zmqrl.ps.shard.job import ShardJob
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.shard.server import ShardServer
@@ -112,7 +112,7 @@ def kill_at(patch: pytest.MonkeyPatch, step: str, *, done: bool) -> None:
 def agree(server: ShardServer, place: Path) -> None:
     """Assert that the shard can make versions, and that its history ends at its newest version."""
     assert server.machine.state == "open"
-    lines = read_lines(place / "shard-0.jsonl")
+    lines = list(read_lines(place / "shard-0.jsonl"))
     assert [line["version"] for line in lines] == list(range(1, server.machine.version + 1))
     assert server.store.newest is not None
     assert not lines or lines[-1]["crc32"] == server.store.newest.crc32
@@ -171,7 +171,7 @@ def test_a_version_is_stored_before_it_is_published(tmp_path: Path, monkeypatch:
         def publish(server: ShardServer) -> None:
             newest = server.store.newest
             assert newest is not None
-            kept.append((server.machine.version, newest.version, read_lines(tmp_path / "shard-0.jsonl")[-1]["version"]))
+            kept.append((server.machine.version, newest.version, last_version(tmp_path / "shard-0.jsonl")))
 
         monkeypatch.setattr(ShardServer, "_publish_weights", publish)
         for _ in range(2):

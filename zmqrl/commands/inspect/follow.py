@@ -5,9 +5,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from zmqrl.checkpoint import prune
 from zmqrl.commands.inspect.living import exit_status_of
 from zmqrl.commands.output import print_line
-from zmqrl.errors import ClusterError
+from zmqrl.config import Config
+from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.ways.login_node import OVER, LoginNode, Submitted
 from zmqrl.observe.folding import printable
 from zmqrl.rundir import RunDirectory
@@ -49,6 +51,7 @@ def follow(
                 stops = False
                 following.stop()
         following.fetch()
+        node.fetch_summary(job, run)
     if summary_of(run) in (None, earlier):
         if following.has_removed:
             print_line(f"job {job.job} was removed from the queue")
@@ -102,9 +105,13 @@ class _Following:
             time.sleep(LOOK_EVERY_S)
 
     def fetch(self) -> None:
-        """Copy new files of the run."""
-        self._fetched = self.node.fetch(self.job, self.run, self._fetched)
+        """Copy new files of the run, and remove the copies of old checkpoints."""
+        before, self._fetched = self._fetched, self.node.fetch(self.job, self.run, self._fetched)
         self._fetch_at = time.monotonic() + FETCH_EVERY_S
+        if self._fetched != before:  # otherwise, the run may write to this very directory
+            directory = RunDirectory(self.run)
+            with contextlib.suppress(UsageError, OSError):  # too many copies do no harm
+                prune(directory.checkpoints, Config.read(directory.config).checkpoint.keep)
 
     def stop(self) -> None:
         self.has_removed = self.state in ("", *QUEUED)

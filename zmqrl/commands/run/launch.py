@@ -88,13 +88,12 @@ def run(options: Options, config: Config) -> int:
     job = None
     if options.requeue and reach.job is not None:
         job = requeue.check(reach.job, config)
-        config = requeue.left_of(config)
     if options.dry_run:
         _print_plan(options, reach, config)
         return 0
     from zmqrl.supervisor.run import train_on  # errors, help and dry runs do not need it
 
-    train = partial(train_on, config, partial(on_hosts, options, reach), on_up())
+    train = partial(train_on, config, partial(on_hosts, options, reach), on_up(), in_total=options.requeue)
     with never_waiting(), reach.reserved(config):
         return train() if reach.job is None else requeue.requeued(job, train)
 

@@ -33,6 +33,7 @@ OVER: Final = frozenset(
 )
 # Files without a meaning elsewhere, and the keys of the run.
 KEPT_THERE: Final = ("./.lock", "./cluster.json", "./keys", "./left.json", "./sockets", "./state")
+SUMMARY: Final = "./summary.json"  # until the job is over, its next start can remove this file
 LATE_S = 120  # on a network disk, files can appear this late on the login node
 END_OF_FILE = 1 << 60  # more bytes than any log has
 # The startup files of the shell may print something. The output of a command follows this line.
@@ -62,7 +63,7 @@ LOOK = (
 # Prints one line: the time there, if files follow. A directory with submitted.json is the one here, on a shared disk.
 SEND = (
     'cd -- "$1" 2>/dev/null || { echo none; exit 0; }; [ -e submitted.json ] && { echo same; exit 0; }; '
-    'date +%s && { since=$2; shift 2; exec tar -c "--newer-mtime=@$since" "$@" .; }'
+    'date +%s && { since=$2; shift 2; exec tar -c "--newer-mtime=@$since" "$@"; }'
 )
 NOTHING_TO_SEND: Final = (b"none", b"same")
 ARCHIVED: Final = (0, 1, 2)  # tar ends with 1 if a file changed, and with 2 if it could not read a file
@@ -211,11 +212,19 @@ class LoginNode:
     def fetch(self, job: Submitted, to: Path, since: int) -> int:
         """Copy the files of a run that have changed after ``since``, a time on the login node's clock.
 
-        Returns ``since`` for the next call. Leaves out the files in ``KEPT_THERE``. Copies nothing if the directory
-        there does not exist yet, or is ``to`` itself, on a shared disk. Raises ClusterError.
+        Returns ``since`` for the next call. Leaves out the files in ``KEPT_THERE`` and the summary, and removes the
+        summary of an earlier start from ``to``. Copies nothing if the directory there does not exist yet, or is ``to``
+        itself, on a shared disk. Raises ClusterError.
         """
-        left_out = [f"--exclude={path}" for path in KEPT_THERE]
-        words = ["sh", "-c", SEND, "sh", job.run_dir, str(max(0, since - LATE_S)), *left_out]
+        wanted = [*(f"--exclude={path}" for path in (*KEPT_THERE, SUMMARY)), "."]
+        return self._fetch(job, to, since, wanted)
+
+    def fetch_summary(self, job: Submitted, to: Path) -> None:
+        """Copy the summary of a run whose job is over, if there is one. Raises ClusterError."""
+        self._fetch(job, to, 0, [SUMMARY])
+
+    def _fetch(self, job: Submitted, to: Path, since: int, wanted: Sequence[str]) -> int:
+        words = ["sh", "-c", SEND, "sh", job.run_dir, str(max(0, since - LATE_S)), *wanted]
         with (
             tempfile.TemporaryFile() as told,
             subprocess.Popen(
@@ -227,6 +236,7 @@ class LoginNode:
                 arriving = io.BufferedReader(_Arriving(self.host, sending.stdout.fileno()))
                 now = _first_line(arriving)
                 if now.isdigit():
+                    (to / SUMMARY).unlink(missing_ok=True)
                     with tarfile.open(fileobj=arriving, mode="r|") as files:
                         files.extractall(to, filter="data")
                     while arriving.read(1 << 16):

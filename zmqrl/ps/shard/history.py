@@ -6,14 +6,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgpack
 
 from zmqrl.errors import ClusterError, FullDiskError, is_full
-from zmqrl.json_lines import PIECE_BYTES, JsonLines, newest_rollback, read_file, undone_path
+from zmqrl.json_lines import PIECE_BYTES, JsonLines, line_start, newest_rollback, open_file, undone_path
 from zmqrl.ps.shard.events import Record, Totals, View, added
 
 COUNTS = ("late", "duplicate", "rejected")
@@ -243,12 +243,12 @@ def parse_line(raw: bytes) -> JsonLine | None:
         return None
 
 
-def read_lines(path: Path) -> list[JsonLine]:
-    """The readable lines of a history, in order. Empty if the file does not exist."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        whole: Iterable[bytes] = read_file(path).rpartition(b"\n")[0].splitlines()
-        return [line for line in map(parse_line, whole) if line is not None]
-    return []
+def read_lines(path: Path) -> Iterator[JsonLine]:
+    """The readable lines of a history, one by one, because there may be millions. Empty if the file does not exist."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open_file(path) as file:
+        for raw in file:
+            if raw.endswith(b"\n") and (line := parse_line(raw)) is not None:
+                yield line
 
 
 def counts_of(line: JsonLine) -> Totals:
@@ -259,5 +259,12 @@ def counts_of(line: JsonLine) -> Totals:
 
 def last_version(path: Path) -> int:
     """The version of the last readable line of a history, or 0."""
-    lines = read_lines(path)
-    return int(lines[-1]["version"]) if lines else 0
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open_file(path) as file:
+        end = line_start(file.fileno(), os.fstat(file.fileno()).st_size)
+        while end > 0:
+            start = line_start(file.fileno(), end - 1)
+            line = parse_line(os.pread(file.fileno(), end - start, start))
+            if line is not None:
+                return int(line["version"])
+            end = start
+    return 0
