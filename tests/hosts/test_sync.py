@@ -238,7 +238,12 @@ def test_hosts_that_share_a_home_share_packages_only_if_they_lack_the_same_ones(
         there.clear()
         there.update(installed)
         made: list[Path] = []
-        monkeypatch.setattr(environment, "_made", lambda path, make: made.append(path) or path)
+
+        def remember(path: Path, make: object) -> Path:
+            made.append(path)
+            return path
+
+        monkeypatch.setattr(environment, "_made", remember)
         environment.environment({"requires": {"torch": "2.9", "numpy": "2.0"}, "pins": pins, "wheel": ""})
         return made[0].name
 

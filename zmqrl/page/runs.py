@@ -297,8 +297,10 @@ def _sentence(stall: dict[str, Any] | None) -> str | None:
 def _supervisor_state(cluster: dict[str, Any]) -> str | None:
     """The state of the supervisor that ``cluster.json`` names. None if it is unknown, or on another host."""
     match cluster.get("supervisor"):
-        case {"host": str(host), "pid": int(pid), **others}:
-            return state_of(host, pid, others.get("pid_space"))
+        case {"host": str(host), "pid": int(pid), "pid_space": str(space)}:
+            return state_of(host, pid, space)
+        case {"host": str(host), "pid": int(pid)}:  # of an older zmqrl
+            return state_of(host, pid)
     return None
 
 

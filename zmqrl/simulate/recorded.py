@@ -11,9 +11,9 @@ import numpy as np
 from zmqrl.errors import UsageError
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.profile.accounts import USED
-from zmqrl.profile.critical_path import OTHER, TRANSFERS, CriticalPath, Cycle, Timeline, Version
+from zmqrl.profile.critical_path import OTHER, TRANSFERS, CriticalPath, Cycle, Timeline
 from zmqrl.profile.machine_use import grown_s
-from zmqrl.profile.run_tables import ProcessTables, RunTables
+from zmqrl.profile.run_tables import ProcessTables, RunTables, Version
 from zmqrl.simulate.compute import ComputeTimes, Work
 from zmqrl.simulate.scenario import Scenario, ShardCosts
 from zmqrl.words import numbered

@@ -81,9 +81,10 @@ def config_from(
     if resumed.run_dir is None:
         raise UsageError("--resume needs the directory of the run to continue: use --resume RUN or --run-dir RUN.")
     file = resumed.run_dir / "config.json"
-    if not file.exists():
-        raise not_a_run(resumed.run_dir)
-    stored = Config.read(file)
+    try:
+        stored = Config.read(file)
+    except UsageError as error:
+        raise (error if file.exists() else not_a_run(resumed.run_dir)) from error
     if recipe not in (None, stored.recipe):
         raise UsageError(f"{resumed.run_dir} is a run of recipe {stored.recipe}, not {recipe}.")
     given = option_names(options)  # tyro would append to the stored values
