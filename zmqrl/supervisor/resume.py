@@ -97,9 +97,7 @@ def mend_histories(directory: RunDirectory, checkpoint: Checkpoint) -> tuple[int
     return generation, news
 
 
-def end_of(
-    config: Config, checkpoint: Checkpoint, path: Path, *, in_total: bool = False
-) -> tuple[Reason, str] | None:
+def end_of(config: Config, checkpoint: Checkpoint, path: Path, *, in_total: bool = False) -> tuple[Reason, str] | None:
     """The limit of ``config`` that the run at ``path`` has already reached, and a sentence about it, or None.
 
     ``in_total``: whether ``config.minutes`` limits all sessions of the run together.
