@@ -234,15 +234,19 @@ def test_hosts_that_share_a_home_share_packages_only_if_they_lack_the_same_ones(
             raise metadata.PackageNotFoundError(name)
         return there[name]
 
+    def keep(path: Path, _: object) -> Path:
+        made.append(path)
+        return path
+
     def packages(**installed: str) -> str:
         there.clear()
         there.update(installed)
-        made: list[Path] = []
-        monkeypatch.setattr(environment, "_made", lambda path, make: made.append(path) or path)
+        made.clear()
         environment.environment({"requires": {"torch": "2.9", "numpy": "2.0"}, "pins": pins, "wheel": ""})
         return made[0].name
 
-    pins = {"torch": "2.9", "numpy": "2.0", "jinja2": "3.1"}
+    pins, made = {"torch": "2.9", "numpy": "2.0", "jinja2": "3.1"}, list[Path]()
+    monkeypatch.setattr(environment, "_made", keep)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(metadata, "version", version)
     lacks_numpy = packages(torch="2.9+cpu", jinja2="3.1")

@@ -298,7 +298,8 @@ def _supervisor_state(cluster: dict[str, Any]) -> str | None:
     """The state of the supervisor that ``cluster.json`` names. None if it is unknown, or on another host."""
     match cluster.get("supervisor"):
         case {"host": str(host), "pid": int(pid), **others}:
-            return state_of(host, pid, others.get("pid_space"))
+            space = others.get("pid_space")
+            return state_of(host, pid, None if space is None else str(space))
     return None
 
 
