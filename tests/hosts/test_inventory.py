@@ -176,7 +176,7 @@ def test_a_directory_is_not_accepted_as_a_hosts_file(tmp_path: Path, monkeypatch
     (tmp_path / "h1").mkdir()
     monkeypatch.chdir(tmp_path)
     assert names("h1") == ["h1"]
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="this is a directory"):
         read_hosts(str(tmp_path / "h1"))
 
 
