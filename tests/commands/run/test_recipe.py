@@ -51,14 +51,14 @@ def test_no_option_takes_a_recipe_for_its_value_and_no_value_is_taken_for_a_reci
     "line", ["--resume pong", "--resume --run-dir pong", "--run-dir pong --resume", "--resume pong --minutes 5"]
 )
 def test_the_word_after_resume_is_a_run(line: str) -> None:
-    with pytest.raises(UsageError, match="^pong is not a run directory"):
+    with pytest.raises(UsageError, match=r"^pong is not a run directory: there is no config\.json in it\.$"):
         config_from(line.split())
 
 
 def test_a_run_to_resume_is_given_only_once() -> None:
     with pytest.raises(UsageError, match="--run-dir is given 2 times"):
         config_from(["--resume", "one", "--run-dir", "two"])
-    with pytest.raises(UsageError, match="^two is not a run directory"):
+    with pytest.raises(UsageError, match=r"^two is not a run directory: there is no config\.json in it\.$"):
         config_from(["--resume", "cartpole", "--run-dir", "two"])
 
 
