@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +56,15 @@ INSTALLED: Final = frozenset({"site-packages", "dist-packages"})  # directories 
 
 def cannot_listen(error: OSError, address: str, port: int) -> str:
     """Why the port cannot be used, as a clause."""
-    if error.errno == errno.EADDRNOTAVAIL:
+    if unfit_part(error) == "address":
         return f"{address} is not an address of this machine"
     what = f"port {port} is in use" if error.errno == errno.EADDRINUSE else f"cannot bind {address}:{port}"
     return f"{what} ({error.strerror})"
+
+
+def unfit_part(error: OSError) -> Literal["address", "port"]:
+    """What to replace after an error of :func:`cannot_listen`."""
+    return "address" if error.errno == errno.EADDRNOTAVAIL else "port"
 
 
 LIMIT_OF_PROCESSES = "the limit of processes (ulimit -u, or pids.max of the control group)"

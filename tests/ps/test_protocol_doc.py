@@ -281,18 +281,7 @@ def test_a_shard_judges_contributions_as_the_page_says(row: int) -> None:
     sizes: dict[m.Codec, int] = {"f32": 64, "bf16": 32}
     identity = e.Identity(run="r", layout="l", shard=0, incarnation=1, codec="f32", payload_bytes=sizes, secret="s")
     machine = ShardMachine(identity, ShardTiming())
-    record = e.Record(
-        generation=2,
-        version=5,
-        view=e.View(7, 2, (0, 1, 2)),
-        quorum=1,
-        ranks=(0,),
-        late=0,
-        duplicate=0,
-        rejected=0,
-        tallies={},
-        unattributed=0,
-    )
+    record = dataclasses.replace(e.Record.handed_over(2, 5, e.View(7, 2, (0, 1, 2))), quorum=1, ranks=(0,))
     machine.handle(e.StateRestored(record, recovered=True), 0.0)
     for rank in range(3):
         hello = m.Hello(

@@ -43,18 +43,7 @@ def test_a_resumed_run_continues_from_the_newest_generation_of_any_history(
 def test_a_resumed_run_continues_above_the_newest_rollback_even_if_no_version_was_made_after_it(
     directory: RunDirectory, checkpoint: Checkpoint
 ) -> None:
-    made = Record(
-        generation=1,
-        version=1,
-        view=View(1, 1, (0,)),
-        quorum=1,
-        ranks=(0,),
-        late=0,
-        duplicate=0,
-        rejected=0,
-        tallies={},
-        unattributed=0,
-    )
+    made = dataclasses.replace(Record.handed_over(1, 1, View(1, 1, (0,))), quorum=1, ranks=(0,))
     history = History(directory.history(0))
     history.append(made, crc32=7)
     history.rewind(0, generation=2)  # the run was killed before it made a version in generation 2

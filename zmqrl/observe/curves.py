@@ -99,12 +99,11 @@ def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] 
     counts: Sequence[Figures | None] = [None] * len(series) if weights is None else weights
     known = [smoothed(x, y, count) for (x, y), count in zip(series, counts, strict=True)]
     known = [(x, y) for x, y in known if len(x)]
-    if not known:
-        nothing = np.empty(0)
-        return Curve(x=nothing, mean=nothing, low=None, high=None, beyond=())
-    first, last = max(x[0] for x, _ in known), min(x[-1] for x, _ in known)
+    first = max((x[0] for x, _ in known), default=np.inf)
+    last = min((x[-1] for x, _ in known), default=-np.inf)
     if first > last:
-        return Curve(x=np.empty(0), mean=np.empty(0), low=None, high=None, beyond=tuple(known))
+        nothing = np.empty(0)
+        return Curve(x=nothing, mean=nothing, low=None, high=None, beyond=tuple(known))
     grid = np.linspace(first, last, GRID_POINTS) if first < last else np.array([last])
     on_grid = np.stack([np.interp(grid, x, y) for x, y in known])
     mean, low, high = spread(on_grid)

@@ -1,14 +1,13 @@
 """Serves the figures of a run over HTTP, for Prometheus, from separate threads."""
 
 import contextlib
-import errno
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from zmqrl.errors import UsageError, cannot_listen
+from zmqrl.errors import UsageError, cannot_listen, unfit_part
 from zmqrl.json_lines import nulled
 from zmqrl.observe.live.presence import Presence
 from zmqrl.observe.records import COUNTED
@@ -77,8 +76,8 @@ class Exporter:
         try:
             self._server, self._thread = start_http_server(port, address, registry)
         except OSError as error:
-            why, what = cannot_listen(error, address, port), "address" if error.errno == errno.EADDRNOTAVAIL else "port"
-            raise UsageError(f"--metrics-port: {why}: choose another {what}.") from error
+            why = f"{cannot_listen(error, address, port)}: choose another {unfit_part(error)}"
+            raise UsageError(f"--metrics-port: {why}.") from error
         self.url = f"http://{address}:{self._server.server_port}/metrics"
 
     def show(self, metrics: LiveMetrics) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from zmqrl.errors import ClusterError, UsageError, cannot_listen, require
+from zmqrl.errors import ClusterError, UsageError, cannot_listen, require, unfit_part
 from zmqrl.process import LOOK_UP_EVERY_S
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def listen(address: str, port: int | None) -> socket.socket:
             listener.close()
             if error.errno == errno.EADDRINUSE and port is None and each:
                 continue
-            what = "address" if error.errno == errno.EADDRNOTAVAIL else "port"
+            what = unfit_part(error)
             raise UsageError(f"--{what}: {cannot_listen(error, address, each)}: choose another {what}.") from error
         return listener
     raise AssertionError("port 0 is never in use")

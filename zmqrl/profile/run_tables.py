@@ -323,8 +323,14 @@ def newest_version(directory: Path) -> Version:
     for shard in shards:
         for path in reversed(segments(directory, ProcessId.parse(shard))):
             tables = [block["tables"].get("versions") for block in unpack(read_file(path))]
-            found = [(int(row[0]), int(row[1])) for table in tables if table is not None for row in table]
+            found = [_newest_of(table) for table in tables if table is not None and len(table)]
             if found:
                 newest = max(newest, *found)
                 break
     return newest
+
+
+def _newest_of(rows: Table) -> Version:
+    """The newest version in the rows of a table with versions."""
+    generation = rows[:, 0].max()
+    return int(generation), int(rows[rows[:, 0] == generation, 1].max())
