@@ -151,10 +151,12 @@ def test_a_run_without_an_end_or_with_several_sessions_is_refused(tmp_path: Path
 NO_EVALUATION = "it has no evaluation with an interval, and no checkpoint was kept that could be evaluated"
 RESUMED = "the run was resumed or rolled back, so the settings of its earlier sessions are unknown"
 KEPT = {
-    "breakout": None,
+    "breakout/seed-1": None,
+    "breakout/seed-2": None,
+    "breakout/seed-3": None,
     "breakout-ppo": None,
-    "breakout-seed-2": None,
-    "breakout-seed-3": None,
+    "breakout-rmsprop/seed-1": None,
+    "breakout-rmsprop/seed-2": None,
     "cartpole": None,
     "dba3c-breakout": None,
     "pong": RESUMED,

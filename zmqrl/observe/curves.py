@@ -15,6 +15,7 @@ from zmqrl.observe.records import MAY_DIFFER_IN_GROUP, Evaluation, Figures, RunR
 GRID_POINTS = 200
 SETTINGS_IN_A_LABEL = 3
 LETTERS_IN_A_NAME = 3  # of several runs
+UNTELLING = ("tmp", "temp", "seed")
 MIN_MAX_SEEDS = 4  # above it, the extremes depend more on the number of seeds than on the spread
 
 
@@ -84,7 +85,7 @@ def _common_name(runs: Sequence[RunRecord]) -> str:
     alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     common = "".join(letters[0] for letters in alike).rstrip("-_. ")
     words = re.sub(r"[\W\d_]", "", common)
-    if len(runs) == 1 or (len(words) >= LETTERS_IN_A_NAME and words not in ("tmp", "temp")):
+    if len(runs) == 1 or (len(words) >= LETTERS_IN_A_NAME and words not in UNTELLING):
         return common
     shared = ({run.settings.get(key) for run in runs} for key in ("recipe", "env"))
     return next((str(*values) for values in shared if len(values) == 1 and None not in values), ", ".join(names))

@@ -90,6 +90,11 @@ def test_the_title_names_the_bands_of_small_and_of_large_groups(tmp_path: Path) 
     assert "mean and min-max or standard deviation of up to 5 runs" in words(*paths)
 
 
+def test_the_title_names_the_recipe_once(tmp_path: Path) -> None:
+    paths = [run_directory(tmp_path / f"seed-{seed}", [row(1), row(2)], seed=seed, recipe="mine") for seed in (1, 2)]
+    assert "mine · CartPole-v1 · mean and min-max of 2 runs" in words(*paths)
+
+
 @pytest.mark.parametrize("panels", [["--panels", "score,entropy"], ["--panels", "score", "entropy"]])
 def test_only_the_requested_panels_are_drawn(tmp_path: Path, panels: list[str]) -> None:
     picture = words(run_directory(tmp_path / "run", [row(1), row(2)]), *panels, "--x", "agent-steps")

@@ -316,7 +316,7 @@ def _draw_title(figure: Figure, groups: Sequence[Group], columns: int) -> None:
         kinds = {"min-max" if size <= MIN_MAX_SEEDS else "standard deviation": size for size in sorted(sizes)}
         spread = " or ".join(kinds)
         words.append(f"mean and {spread} of {'up to ' * uneven}{most} runs")
-    title = printable(" · ".join(words))
+    title = printable(" · ".join(dict.fromkeys(words)))
     if len(groups) == 1:
         figure.suptitle(title, fontsize="large")
         return
