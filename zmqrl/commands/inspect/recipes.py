@@ -128,13 +128,13 @@ RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
     ),
     "pong": (
         MeasuredRun(
-            score=18.08,
-            evaluation=None,
-            minutes=20.0,
-            agent_steps_per_s=1007.0,
-            options="--minutes 20",
+            score=18.96,
+            evaluation=19.48,
+            minutes=12.0,
+            agent_steps_per_s=1479.0,
+            options="--minutes 12",
             machine=WITH_AVX512,
-            source="benchmarks/results/pong-width/128",
+            source="benchmarks/results/pong",
             flavour=ATARI,
         ),
     ),
@@ -150,6 +150,18 @@ RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
             flavour=AS_REGISTERED,
         )
         for seconds in (57, 82)
+    ),
+    "gymnasium": (
+        MeasuredRun(
+            score=500.0,
+            evaluation=500.0,
+            minutes=2.0,
+            agent_steps_per_s=2014.0,
+            options="--minutes 2",
+            machine=WITH_AVX512,
+            source="benchmarks/results/gymnasium",
+            flavour=AS_REGISTERED,
+        ),
     ),
     "pendulum": _continuous(
         (1, 102_400, -195.9, 230),
