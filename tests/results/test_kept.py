@@ -157,6 +157,7 @@ KEPT = {
     "breakout-ppo": None,
     "breakout-rmsprop/seed-1": None,
     "breakout-rmsprop/seed-2": None,
+    "breakout-sticky": None,
     "cartpole": None,
     "dba3c-breakout": None,
     "gymnasium": None,

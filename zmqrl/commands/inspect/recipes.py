@@ -18,6 +18,7 @@ ATARI: Final = (
     "sticky 0, life loss ends returns, no-ops 30, fire at the start, skip 4, stack 4, grey 84x84, at most 108000 "
     "frames, rewards clipped for learning, scores unclipped"
 )
+STICKY: Final = ATARI.replace("sticky 0,", "sticky 0.25,")
 DBA3C: Final = (
     "sticky 0.25, lives ignored, no-ops 0, no fire at the start, random skip 2-4 without max-pooling, stack 4, RGB "
     "84x84, at most 30000 frames, rewards clipped for learning, scores unclipped"
@@ -90,6 +91,17 @@ RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
                 (2, 524.46, 492.92, 1863.0),
                 (3, 509.47, 526.64, 1883.0),
             )
+        ),
+        MeasuredRun(
+            score=342.94,
+            evaluation=345.0,
+            games=100,
+            minutes=60.0,
+            agent_steps_per_s=1801.0,
+            options="--minutes 60 --seed 1 --envs.sticky-actions 0.25",
+            machine=WITH_AVX512,
+            source="benchmarks/results/breakout-sticky",
+            flavour=STICKY,
         ),
         MeasuredRun(
             score=369.52,
