@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from zmqrl.commands.run.launch import directory_name
+from zmqrl.rundir import RunDirectory
 
 T = TypeVar("T")
 
@@ -64,6 +68,13 @@ def lab(hosts: int) -> Iterator[Lab]:
             yield made
         finally:
             made("down")
+
+
+def directory_on(host: str, path: Path) -> Path:
+    """The directory of the run ``path`` on a host of a lab or of this machine, where the processes write their
+    files.
+    """
+    return Path(f"/var/tmp/zmqrl-{os.getuid()}", host, directory_name(RunDirectory(path), socket.gethostname()))
 
 
 class Run:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shlex
-import socket as host_socket
 import statistics
 import sys
 import time
@@ -19,11 +18,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench_lab import Lab, lab, launched
+from bench_lab import Lab, directory_on, lab, launched
 
-from zmqrl.commands.run.launch import directory_name
 from zmqrl.observe.provenance import provenance
-from zmqrl.rundir import RunDirectory
 
 WORKERS_ON_A_HOST = 3
 WITHIN_S = 300.0
@@ -39,8 +36,7 @@ def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
     numbers = ["--shards", str(hosts), "--workers", str(workers), "--wire.need-s", "30"]
     with launched(where, ",".join(names), [*options, *numbers]) as run:
         log = run.path / "logs/shard-0.log"
-        place = directory_name(RunDirectory(run.path), host_socket.gethostname())
-        history = Path(f"/var/tmp/zmqrl-{os.getuid()}/h1/{place}/history/shard-0.jsonl")
+        history = directory_on("h1", run.path) / "history/shard-0.jsonl"
         phases: dict[str, Callable[[], bool]] = {
             "command": run.path.exists,  # the supervisor imports modules and draws the first parameters
             "hosts": (run.path / "config.json").exists,  # ssh to all hosts at once, and start a host daemon on each
