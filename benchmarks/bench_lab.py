@@ -95,13 +95,13 @@ class Run:
         rows = self.rows()
         return rows[-1] if rows and rows[-1]["wall_s"] >= wall_s else None
 
-    def wait_for(self, look: Callable[[], T | None], what: str, within_s: float) -> T:
+    def wait_for(self, look: Callable[[], T | None], what: str, within_s: float, *, every_s: float = 0.02) -> T:
         """The first true result of ``look``. After ``within_s``, end the benchmark with the output of the run."""
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline and self.process.poll() is None:
             if found := look():
                 return found
-            time.sleep(0.02)
+            time.sleep(every_s)
         said = self.path.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
         sys.exit(f"no {what} within {within_s:g} s; the run printed:\n{said}")
 
