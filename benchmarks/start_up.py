@@ -3,7 +3,7 @@
     sudo .venv/bin/python benchmarks/start_up.py [RECIPE options ...] [--hosts 1 4 8] [--rounds 3] [--output DIR]
 
 Every host of a network lab on this machine has a shard and three workers. All hosts share the processors of this
-machine, and its file cache is warm. Writes `results.json` into the directory.
+machine, and its file cache is warm. Writes `results.json` into the directory, and the table of its `README.md`.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import marked
 from bench_lab import Lab, directory_on, lab, launched
 
 from zmqrl.observe.provenance import provenance
@@ -74,7 +75,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         figures += [statistics.median(row["phases_s"][phase] for row in mine) for phase in phases]
         shown = " | ".join(f"{figure:.1f}" for figure in figures)
         lines.append(f"| {hosts} | {mine[0]['processes']} | {shown} |")
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -91,6 +92,8 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     result = {"command": shlex.join(sys.argv), "options": options or DEFAULT, "provenance": provenance(), "rows": rows}
     (arguments.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+    for page in arguments.output.glob("README.md"):
+        marked.fill(page, "start-up", table(rows))
     print(table(rows))
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import cast
 
 import bench_lab
-import marked
 import pytest
 import recovery
 
@@ -83,11 +82,6 @@ def test_the_table_has_the_median_and_the_longest_time_of_each_case() -> None:
         "|---|---|---|---|",
         "| a shard is killed | 0.5 s | 1.0 s | 3 |",
     ]
-
-
-def test_the_page_shows_the_kept_measurements() -> None:
-    results = json.loads((recovery.RESULTS / "results.json").read_text(encoding="utf-8"))
-    assert marked.part(recovery.PAGE, "recovery") == recovery.table(results["seconds"])
 
 
 def test_the_damage_affects_only_the_newest_version_of_a_shard(tmp_path: Path) -> None:
