@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import statistics
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_a_part_of_the_trainings_does_not_replace_the_kept_results(
     monkeypatch.setattr(measure, "RESULTS", tmp_path / "kept")
     monkeypatch.setattr(measure, "python_of", lambda environment, environments: Path("python"))
     monkeypatch.setattr(measure, "measure", lambda training, python, seconds: 100.0)
-    monkeypatch.setattr(measure.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     monkeypatch.setattr(sys, "argv", ["measure.py", "--rounds", "1", *options])
     measure.main()
     assert (tmp_path / "kept/results.json").exists() == (options != ["--only", "A2C"])
