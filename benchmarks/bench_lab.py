@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from zmqrl.commands.run.launch import directory_name
+from zmqrl.rundir import RunDirectory
 
 T = TypeVar("T")
 
@@ -66,6 +70,13 @@ def lab(hosts: int) -> Iterator[Lab]:
             made("down")
 
 
+def directory_on(host: str, path: Path) -> Path:
+    """The directory of the run ``path`` on a host of a lab or of this machine, where the processes write their
+    files.
+    """
+    return Path(f"/var/tmp/zmqrl-{os.getuid()}", host, directory_name(RunDirectory(path), socket.gethostname()))
+
+
 class Run:
     """A run that a benchmark has started. ``path`` is its run directory."""
 
@@ -84,13 +95,13 @@ class Run:
         rows = self.rows()
         return rows[-1] if rows and rows[-1]["wall_s"] >= wall_s else None
 
-    def wait_for(self, look: Callable[[], T | None], what: str, within_s: float) -> T:
+    def wait_for(self, look: Callable[[], T | None], what: str, within_s: float, *, every_s: float = 0.02) -> T:
         """The first true result of ``look``. After ``within_s``, end the benchmark with the output of the run."""
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline and self.process.poll() is None:
             if found := look():
                 return found
-            time.sleep(0.02)
+            time.sleep(every_s)
         said = self.path.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
         sys.exit(f"no {what} within {within_s:g} s; the run printed:\n{said}")
 

@@ -1,11 +1,12 @@
 """Measure how training speed depends on the number of parameter servers if the network is the bottleneck.
 
     sudo .venv/bin/python benchmarks/central_graph.py [RECIPE options ...] [--shards 1 2 4] [--workers 4]
-        [--rate 50mbit off] [--seconds 60] [--output DIR]
+        [--rate 50mbit off] [--seconds 60] [--updates 50] [--output DIR]
 
 Each shard and each worker has its own host in a network lab on this machine. The rate limits the network of each host
 in each direction. By default, each worker learns Pong from rollouts of five steps in four games, so an update loads the
-network much more than the processors. Writes `results.json` and `central-graph.png`.
+network much more than the processors. A measurement continues after its seconds until it has counted the updates, but
+takes at most ten times as long. Writes `results.json`, `central-graph.png` and the table of `README.md`.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import marked
 import matplotlib
 from bench_lab import Lab, lab, launched
 
@@ -28,11 +30,14 @@ from zmqrl.observe.provenance import provenance
 MOST_HOSTS = 8
 FIRST_ROW_WITHIN_S = 180.0
 WARM_UP_S = 10.0
+LONGEST = 10  # times as long as the asked seconds
 DEFAULT = ["pong", "--algo", "ba3c", "--model", "nature", "--envs.num-envs", "4", "--ba3c.rollout-steps", "5"]
 UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 
-def measure(where: Lab, shards: int, workers: int, rate: str, options: Sequence[str], seconds: float) -> dict[str, Any]:
+def measure(
+    where: Lab, shards: int, workers: int, rate: str, options: Sequence[str], seconds: float, updates: int
+) -> dict[str, Any]:
     """Train once. Returns updates and agent steps per second, and how busy the links and the processors were."""
     used = [f"h{number}" for number in range(1, shards + workers + 1)]
     for host in used:
@@ -47,6 +52,12 @@ def measure(where: Lab, shards: int, workers: int, rate: str, options: Sequence[
         first = run.wait_for(lambda: run.row_after(WARM_UP_S), "row of metrics", FIRST_ROW_WITHIN_S)
         before, begun_at = Sample(where), time.monotonic()
         run.wait_for(lambda: time.monotonic() - begun_at >= seconds, "measurement", 2 * seconds)
+
+        def is_over() -> bool:
+            counted = run.rows()[-1]["version"] - first["version"]
+            return counted >= updates or time.monotonic() - begun_at >= LONGEST * seconds
+
+        run.wait_for(is_over, "measurement", (LONGEST + 1) * seconds, every_s=1.0)
         after, elapsed_s = Sample(where), time.monotonic() - begun_at
         last = run.rows()[-1]
         parameters = json.loads((run.path / "cluster.json").read_text())["layout"]["count"]
@@ -106,6 +117,35 @@ def bits_per_s(rate: str) -> float:
     return float(rate[:-4]) * UNITS[rate[-4:]]
 
 
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The measurements as a Markdown table. A row counts against the first one with the same links and workers."""
+    lines = ["| shards | workers | link of each host | updates | updates/s | agent steps/s | against one shard "]
+    lines[0] += "| link alone | busiest link, Mbit/s | processors |"
+    lines.append("|---" * 10 + "|")
+    first: dict[tuple[str, int], float] = {}
+    for row in rows:
+        rate, alone = row["updates_per_s"], row["links_in_turn_updates_per_s"]
+        cells = [
+            row["shards"],
+            row["workers"],
+            link(row["rate"]),
+            round(rate * row["measured_s"]),
+            f"{rate:.2f}",
+            f"{row['agent_steps_per_s']:.1f}",
+            f"{rate / first.setdefault((row['rate'], row['workers']), rate):.1f}",
+            "" if alone is None else f"{alone:.2f}",
+            f"{row['busiest_link_mbit_per_s']:.0f}",
+            f"{100 * row['processors_busy']:.0f} % busy",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def link(rate: str) -> str:
+    """Words for a netlab rate."""
+    return "no limit" if rate == "off" else f"{rate[:-4]} {rate[-4].upper()}bit/s"
+
+
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw agent steps per second against the number of shards: one panel per rate, one curve per number of workers."""
     matplotlib.use("agg")
@@ -124,7 +164,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 if rate != "off":
                     alone = [row["links_in_turn_updates_per_s"] * row["agent_steps_per_update"] for row in mine]
                     axes.plot(shards, alone, ":", color=colour, label="links alone: gradients, then weights")
-            axes.set_title("no limit" if rate == "off" else f"{rate[:-4]} {rate[-4].upper()}bit/s for each host")
+            axes.set_title(link(rate) if rate == "off" else f"{link(rate)} for each host")
             axes.set_xticks(sorted({row["shards"] for row in rows}))
             axes.set_xlabel("shards, each on its own host")
             axes.set_ylabel("agent steps/s")
@@ -142,6 +182,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[4])
     parser.add_argument("--rate", nargs="+", default=["50mbit", "off"])
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--updates", type=int, default=50)
     parser.add_argument("--output", type=Path, default=Path("central-graph"))
     arguments, options = parser.parse_known_args()
     hosts = max(arguments.shards) + max(arguments.workers)
@@ -158,9 +199,11 @@ def main() -> None:
     }
     with lab(hosts) as where:
         for rate, workers, shards in itertools.product(arguments.rate, arguments.workers, arguments.shards):
-            result["rows"].append(measure(where, shards, workers, rate, options, arguments.seconds))
+            result["rows"].append(measure(where, shards, workers, rate, options, arguments.seconds, arguments.updates))
             (arguments.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
     draw(result["rows"], arguments.output / "central-graph.png")
+    for page in arguments.output.glob("README.md"):
+        marked.fill(page, "central-graph", table(result["rows"]))
     print(arguments.output / "central-graph.png")
 
 

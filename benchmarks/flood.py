@@ -11,8 +11,8 @@ a process opens thousands of connections to the shard:
   handshake. The process opens each connection again after 5 s.
 
 Making a flood takes processor time, which another machine would spend in a real attack. So each flood is also sent to
-another, idle shard on this machine. The difference between the two rates is what the flood costs the run. Writes
-``results.json`` into DIR.
+another, idle shard on this machine. The difference between the two rates is what the flood costs the run. The order of
+the measurements rotates from round to round. Writes ``results.json`` into DIR.
 """
 
 import argparse
@@ -45,6 +45,7 @@ from zmqrl.ps.worker.connection import Connection
 
 Kind: TypeAlias = Literal["silent", "half handshakes", "wrong keys"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+TARGETS = ("none", "another shard", "this run")
 # The first 64 bytes of a ZMTP 3.1 client: signature, version, security mechanism, no server, filler (RFC 37).
 GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
 PARAMETERS = 250_000
@@ -174,17 +175,26 @@ def updates_per_s(shards: StandaloneShards, seconds: float) -> float:
     return (version_of(shards) - first) / (time.monotonic() - began_at)
 
 
-def measure(kind: Kind, connections: int, seconds: float) -> dict[str, float]:
-    """The rates of the run: without a flood, during a flood of another shard, and during a flood of its own shard."""
+def targets_of(number: int) -> tuple[str, ...]:
+    """The targets of the floods of a round in order. Each target comes first in every third round."""
+    first = number % len(TARGETS)
+    return TARGETS[first:] + TARGETS[:first]
+
+
+def measure(kind: Kind, connections: int, seconds: float, number: int) -> dict[str, float]:
+    """The rates of the run: without a flood, during a flood of another shard, and during a flood of its own shard.
+
+    ``number`` is that of the round.
+    """
     rates = {}
     curve = kind != "silent"
     with shard(curve=curve) as run, shard(curve=curve) as other, working(run):
         while version_of(run) < 20:
             time.sleep(0.05)
-        rates["none"] = updates_per_s(run, seconds)
-        for name, target in (("another shard", other), ("this run", run)):
-            with flooding(kind, connections, target):
-                rates[name] = updates_per_s(run, seconds)
+        for target in targets_of(number):
+            flooded = {"another shard": other, "this run": run}.get(target)
+            with flooding(kind, connections, flooded) if flooded is not None else contextlib.nullcontext():
+                rates[target] = updates_per_s(run, seconds)
     return rates
 
 
@@ -201,7 +211,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for number in range(arguments.rounds):
         for kind in arguments.kinds:
-            rates = measure(kind, arguments.connections, arguments.seconds)
+            rates = measure(kind, arguments.connections, arguments.seconds, number)
             rows.append({"kind": kind, "round": number, "updates_per_s": rates})
             print(kind, {name: round(rate, 1) for name, rate in rates.items()}, flush=True)
     medians = {}

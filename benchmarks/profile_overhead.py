@@ -3,7 +3,7 @@
     python benchmarks/profile_overhead.py [--rounds 10] [--updates 1000] [RECIPE options ...]
 
 The cost per update is the cost of a span times the number of spans in an update. The speed of the runs also reflects
-all other costs. The ratio of their speeds has a 95 % confidence interval from a bootstrap over the rounds.
+all other costs. The ratio of their speeds has a 95 % confidence interval by Student's t over at least three rounds.
 """
 
 import argparse
@@ -11,15 +11,15 @@ import json
 import statistics
 import tempfile
 import timeit
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from bench_lab import train
 
 from zmqrl.observe.spans import Spans
 from zmqrl.profile.profiler import segments
 from zmqrl.profile.run_tables import RunTables
-from zmqrl.results.bootstrap import mean_interval
+from zmqrl.results.bootstrap import FEWEST_TRAININGS, trainings_interval
 
 SPANS = 200_000
 SETTINGS = ("on", "off")
@@ -67,9 +67,16 @@ def main() -> None:
                 if setting == "on" and number == 0:
                     describe(directory, each_ns, arguments.updates)
             print(f"round {number + 1}, {setting}: {rates[setting][-1]:.2f} updates/s", flush=True)
-    ratios = np.array(rates["on"]) / np.array(rates["off"])
-    low, high = mean_interval(ratios.tolist())
-    print(f"on/off: {ratios.mean():.4f} (95 % {low:.4f} to {high:.4f}), median {statistics.median(ratios):.4f}")
+    print(compared([on / off for on, off in zip(rates["on"], rates["off"], strict=True)]))
+
+
+def compared(ratios: Sequence[float]) -> str:
+    """The mean and the median of the ratios of all rounds, with the interval of the mean if there are enough rounds."""
+    interval = ""
+    if len(ratios) >= FEWEST_TRAININGS:
+        low, high = trainings_interval(ratios)
+        interval = f" (95 % {low:.4f} to {high:.4f})"
+    return f"on/off: {statistics.fmean(ratios):.4f}{interval}, median {statistics.median(ratios):.4f}"
 
 
 def describe(directory: Path, each_ns: float, updates: int) -> None:

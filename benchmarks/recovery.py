@@ -4,9 +4,10 @@
         [--page docs/reliability.md]
 
 Each case trains CartPole with two shards on this machine, and causes a real failure. The time runs from the failure
-until every shard has made two more versions. The first of these versions may already have been in progress.
-``--root`` adds the cases that must be root: a full disk, and hosts of a network lab, which run the workers. Writes
-``results.json`` into the directory, and the table into the page.
+until every shard has made two more versions. The first of these versions may already have been in progress. If the
+run goes back to a checkpoint, only versions after this return count. ``--root`` adds the cases that must be root: a
+full disk, and hosts of a network lab, which run the workers. Writes ``results.json`` into the directory, and the table
+into the page. It does not write results of code that no commit has.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -25,9 +27,9 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import marked
-from bench_lab import Lab, lab, launched
+from bench_lab import Lab, directory_on, lab, launched
 
-from zmqrl.observe.provenance import provenance
+from zmqrl.observe.provenance import commit, provenance
 from zmqrl.ps.shard import store
 
 ROOT = Path(__file__).parents[1]
@@ -60,23 +62,30 @@ Made: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run in its own process."""
+    """A run in its own process.
+
+    ``shards`` is the directory where its shards write their histories. In a run on hosts, ``path`` has only copies,
+    which the launcher fetches every few seconds.
+    """
 
     process: "subprocess.Popen[bytes]"
     path: Path
+    shards: Path
 
-    def made(self) -> Made:
-        """The newest version that every shard has made. (0, 0) before the first one."""
+    def made(self, last: int = 1) -> Made:
+        """The newest version that every shard has made, or with ``last`` = 2 the one before it. (0, 0) if there is no
+        such version.
+        """
         found = []
         for shard in range(SHARDS):
             with contextlib.suppress(OSError, ValueError, IndexError):
-                line = self.newest(shard, 1)[-1]
+                line = self.newest(shard, last)[-last]
                 found.append((line["generation"], line["version"]))
         return min(found) if len(found) == SHARDS else (0, 0)
 
     def newest(self, shard: int, lines: int) -> list[dict[str, Any]]:
         """About ``lines`` of the newest lines in a shard's history. Reads only the end of the file."""
-        with (self.path / f"history/shard-{shard}.jsonl").open("rb") as file:
+        with (self.shards / f"history/shard-{shard}.jsonl").open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - LINE_BYTES * (lines + 1)))
             whole = file.read().rpartition(b"\n")[0].split(b"\n")
@@ -100,13 +109,7 @@ class Run:
 
     def recovered_s(self, since: float, before: Made) -> float:
         """Seconds from ``since`` until every shard has made two versions after ``before``."""
-        goal = before[0], before[1] + 2
-
-        def has_made_more() -> bool:
-            made = self.made()
-            return made >= goal and (made[0] == before[0] or made[1] > 0)
-
-        wait_until(has_made_more, "two more versions")
+        wait_until(lambda: self.made(2) > before, "two more versions")
         return time.monotonic() - since
 
     def settle(self) -> None:
@@ -137,7 +140,7 @@ def training(path: Path, *options: str) -> Iterator[Run]:
     command += ["--run-dir", str(path)]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT) as process:
         try:
-            yield Run(process, path)
+            yield Run(process, path, path)
         finally:
             process.kill()
 
@@ -324,7 +327,8 @@ def lost_hosts(rounds: int) -> Iterator[tuple[str, float]]:
         for count, backups, cases in ((2, "0", without), (3, "1", with_backup)):
             options = ["cartpole", "--workers", "2", "--backups", backups, "--shards", str(SHARDS), *QUICKLY]
             with launched(where, HOSTS.format(count=count), options) as begun:
-                yield from caused(Run(begun.process, begun.path), cases, rounds)
+                on_this_machine = directory_on(socket.gethostname(), begun.path)
+                yield from caused(Run(begun.process, begun.path, on_this_machine), cases, rounds)
 
 
 def endings(rounds: int) -> Iterator[tuple[str, float]]:
@@ -373,6 +377,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--page", type=Path)
     arguments = parser.parse_args()
+    if str(commit()).endswith("+") and (arguments.output or arguments.page):
+        parser.error("the code has changes that no commit has: commit them, or leave out --output and --page")
     seconds: dict[str, list[float]] = {}
     for measured in (
         failures(["--workers", "2"], WITHOUT_BACKUP, arguments.rounds),

@@ -34,7 +34,7 @@ from zmqrl.observe.drawing import STYLE, look, save
 from zmqrl.observe.provenance import provenance
 from zmqrl.observe.records import RunRecord
 from zmqrl.recipes import RECIPES
-from zmqrl.results.bootstrap import mean_interval
+from zmqrl.results.bootstrap import FEWEST_TRAININGS, trainings_interval
 
 RESULTS: Final = Path(__file__).parent / "results/scaling"
 GRID_POINTS: Final = 201
@@ -105,9 +105,9 @@ def table(recipe: str, result: Mapping[str, Any]) -> str:
     """The mean score of each setting of a recipe as a Markdown table."""
     lines = [f"| {recipe} | mean score over the training | 95 % interval | seeds |", "|---|---|---|---|"]
     for name, scores in mean_scores(result["scores"]).items():
-        interval = "-"  # the scores of one seed say nothing about another
-        if len(scores) > 1 and np.isfinite(scores).all():
-            low, high = mean_interval(scores.tolist())
+        interval = "-"
+        if len(scores) >= FEWEST_TRAININGS and np.isfinite(scores).all():
+            low, high = trainings_interval(scores.tolist())
             interval = f"{low:.1f} to {high:.1f}"
         lines.append(f"| {name} | {scores.mean():.1f} | {interval} | {len(scores)} |")
     return "\n".join(lines) + "\n"

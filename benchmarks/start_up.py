@@ -3,7 +3,7 @@
     sudo .venv/bin/python benchmarks/start_up.py [RECIPE options ...] [--hosts 1 4 8] [--rounds 3] [--output DIR]
 
 Every host of a network lab on this machine has a shard and three workers. All hosts share the processors of this
-machine, and its file cache is warm. Writes `results.json` into the directory.
+machine, and its file cache is warm. Writes `results.json` into the directory, and the table of its `README.md`.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shlex
-import socket as host_socket
 import statistics
 import sys
 import time
@@ -19,11 +18,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench_lab import Lab, lab, launched
+import marked
+from bench_lab import Lab, directory_on, lab, launched
 
-from zmqrl.commands.run.launch import directory_name
 from zmqrl.observe.provenance import provenance
-from zmqrl.rundir import RunDirectory
 
 WORKERS_ON_A_HOST = 3
 WITHIN_S = 300.0
@@ -39,8 +37,7 @@ def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
     numbers = ["--shards", str(hosts), "--workers", str(workers), "--wire.need-s", "30"]
     with launched(where, ",".join(names), [*options, *numbers]) as run:
         log = run.path / "logs/shard-0.log"
-        place = directory_name(RunDirectory(run.path), host_socket.gethostname())
-        history = Path(f"/var/tmp/zmqrl-{os.getuid()}/h1/{place}/history/shard-0.jsonl")
+        history = directory_on("h1", run.path) / "history/shard-0.jsonl"
         phases: dict[str, Callable[[], bool]] = {
             "command": run.path.exists,  # the supervisor imports modules and draws the first parameters
             "hosts": (run.path / "config.json").exists,  # ssh to all hosts at once, and start a host daemon on each
@@ -78,7 +75,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         figures += [statistics.median(row["phases_s"][phase] for row in mine) for phase in phases]
         shown = " | ".join(f"{figure:.1f}" for figure in figures)
         lines.append(f"| {hosts} | {mine[0]['processes']} | {shown} |")
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -95,6 +92,8 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     result = {"command": shlex.join(sys.argv), "options": options or DEFAULT, "provenance": provenance(), "rows": rows}
     (arguments.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+    for page in arguments.output.glob("README.md"):
+        marked.fill(page, "start-up", table(rows))
     print(table(rows))
 
 

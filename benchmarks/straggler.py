@@ -1,18 +1,23 @@
 """Measure updates per second with one slow worker out of four: waiting (N=4, b=0) against a backup (N=3, b=1).
 
-    python benchmarks/straggler.py [--rounds 3] [--minutes 0.5] [--delay-s 1.0] [RECIPE options ...]
+    python benchmarks/straggler.py [--rounds 3] [--minutes 0.5] [--delay-s 1.0] [--output DIR] [RECIPE options ...]
 
-The two settings take turns, so that noise on the machine affects both alike.
+The two settings take turns, so that noise on the machine affects both alike. Writes ``results.json`` into DIR.
 """
 
 import argparse
 import json
+import os
+import shlex
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from bench_lab import train
+
+from zmqrl.observe.provenance import provenance
 
 SETTINGS = {"N=4, b=0": ["--workers", "4", "--backups", "0"], "N=3, b=1": ["--workers", "3", "--backups", "1"]}
 
@@ -32,8 +37,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=0.5)
     parser.add_argument("--delay-s", type=float, default=1.0)
+    parser.add_argument("--output", type=Path)
     parser.add_argument("recipe", nargs="*", default=["cartpole"])
     arguments = parser.parse_args()
+    about = {"command": shlex.join(sys.argv), "load": os.getloadavg()[0], **provenance()}
     common = [*arguments.recipe, "--minutes", str(arguments.minutes), "--straggle", f"3:{arguments.delay_s}"]
     rates: dict[str, list[float]] = {name: [] for name in SETTINGS}
     for _ in range(arguments.rounds):
@@ -43,6 +50,10 @@ def main() -> None:
             print(f"{name}: {summary['updates_per_s']:.2f} updates/s, {summary['contributions']}", flush=True)
     for name, values in rates.items():
         print(f"{name}: median {statistics.median(values):.2f} updates/s ({min(values):.2f} to {max(values):.2f})")
+    if arguments.output is not None:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        results = {"updates_per_s": rates, **about}
+        (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def results_of(name: str, output: Path, *options: str) -> dict[str, Any]:
 
 
 def test_more_shards_make_more_updates_on_a_slow_network(need_a_lab: None, tmp_path: Path) -> None:
-    options = ("--shards", "1", "2", "--workers", "2", "--rate", "100mbit", "--seconds", "20")
+    options = ("--shards", "1", "2", "--workers", "2", "--rate", "100mbit", "--seconds", "20", "--updates", "9")
     one, two = results_of("central_graph.py", tmp_path, *options)["rows"]
     assert (one["shards"], two["shards"]) == (1, 2)
     assert two["updates_per_s"] > one["updates_per_s"]

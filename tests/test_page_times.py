@@ -1,15 +1,12 @@
-"""The tables of the costs of the page show the kept measurements."""
+"""The tables of the costs of the page, and the part of a page that a benchmark fills."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import marked
 import page
 import pytest
-from support.paths import ROOT
 
-PAGES = [ROOT / "docs/page.md", page.RESULTS / "README.md"]
 RESULTS: dict[str, Any] = {
     "runs": 100,
     "hours": 1.0,
@@ -61,13 +58,6 @@ def test_the_updates_of_a_run_are_beside_those_with_an_open_page() -> None:
         "| list of runs | 28.5 | -5.0 % (-5.0 % to -5.0 %) | 0.012 |",
         "| timing | 30.6 | +2.0 % (+2.0 % to +2.0 %) | 0.030 |",
     ]
-
-
-@pytest.mark.parametrize("shown", PAGES, ids=lambda path: path.name)
-def test_the_pages_show_the_kept_measurements(shown: Path) -> None:
-    results = page.RESULTS / "results.json"
-    kept = page.tables(json.loads(results.read_text(encoding="utf-8"))) if results.exists() else "Not measured yet.\n"
-    assert marked.part(shown, "page") == kept
 
 
 def test_a_page_without_the_marks_is_not_changed(tmp_path: Path) -> None:

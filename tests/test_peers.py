@@ -1,14 +1,20 @@
 """The comparison with other libraries: its tables, the scores of a peer, and the picture with both."""
 
 import json
+import re
+import signal
+import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 import learning
+import marked
 import measure
 import numpy as np
 import pytest
 from scores import SB3_FLAVOUR, Scores
+from support.paths import ROOT
 from support.record_rig import row, run_directory, summary
 
 ROW: dict[str, Any] = {"wall_s": 60.0, "agent_steps": 16_000, "episodes": 60, "score_mean_50": 1.5}
@@ -40,10 +46,33 @@ def test_without_its_training_of_zmqrl_a_library_has_no_ratio() -> None:
     assert table.splitlines()[-1] == "| Stable-Baselines3 A2C | 300 | 300 to 300 |  |"
 
 
-@pytest.mark.parametrize("pattern", [measure.TABLES, learning.SCORES], ids=["speed", "score"])
-def test_the_page_has_a_place_for_each_result(pattern: Any) -> None:
-    page = (measure.RESULTS / "README.md").read_text(encoding="utf-8")
-    assert len(pattern.findall(page)) == 1
+@pytest.mark.parametrize("name", ["peers", "scores"])
+def test_the_page_has_a_place_for_each_result(name: str) -> None:
+    assert marked.part(measure.RESULTS / "README.md", name)
+
+
+@pytest.mark.parametrize("options", [["--only", "A2C"], ["--only", "A2C", "--output", "kept"], []])
+def test_a_part_of_the_trainings_does_not_replace_the_kept_results(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "kept")
+    monkeypatch.setattr(measure, "python_of", lambda environment, environments: Path("python"))
+    monkeypatch.setattr(measure, "measure", lambda training, python, seconds: 100.0)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(sys, "argv", ["measure.py", "--rounds", "1", *options])
+    measure.main()
+    assert (tmp_path / "kept/results.json").exists() == (options != ["--only", "A2C"])
+
+
+def test_the_table_of_the_project_has_the_speeds_of_the_kept_results() -> None:
+    results = json.loads((measure.RESULTS / "results.json").read_text(encoding="utf-8"))["agent_steps_per_s"]
+    (row,) = re.findall(
+        r"^\| Breakout on the same two cores, .*", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    stated = [int(found.replace(" ", "")) for found in re.findall(r"\b\d{1,3}(?: \d{3})*\b", row)]
+    speeds = [(name, round(statistics.median(each))) for of in results.values() for name, each in of.items()]
+    assert sorted(stated) == sorted(speed for name, speed in speeds if name != "zmqrl breakout")
 
 
 class Clock:

@@ -1,12 +1,79 @@
-"""The table of recovery times in the documentation shows the kept measurements."""
+"""The measurement of recovery times: which versions count, and which results are kept."""
 
+import contextlib
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
+from typing import cast
 
-import marked
+import bench_lab
+import pytest
 import recovery
 
+from zmqrl.commands.run.launch import directory_name
+from zmqrl.hostd.files import open_directory
 from zmqrl.ps.shard.store import SlotStore
+from zmqrl.rundir import RunDirectory
+
+
+def write_histories(path: Path, *versions: recovery.Made) -> None:
+    """Write a history with these versions for each shard."""
+    (path / "history").mkdir(exist_ok=True)
+    lines = [json.dumps({"generation": generation, "version": version}) for generation, version in versions]
+    for shard in range(recovery.SHARDS):
+        (path / f"history/shard-{shard}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> recovery.Run:
+    """A run without a process and without histories."""
+    return recovery.Run(cast("subprocess.Popen[bytes]", None), tmp_path, tmp_path)
+
+
+def test_a_recovery_takes_until_two_versions_of_the_newest_generation(
+    run: recovery.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "WITHIN_S", 0.0)
+    for newer, is_over in (
+        ([(0, 9), (0, 10)], False),
+        ([(0, 9), (0, 10), (0, 11)], False),
+        ([(0, 9), (0, 10), (0, 11), (0, 12)], True),
+        ([(0, 8), (1, 9)], False),
+        ([(0, 8), (1, 9), (1, 10)], True),
+        ([(1, 13)], False),
+    ):
+        write_histories(run.path, *newer)
+        with contextlib.nullcontext() if is_over else pytest.raises(RuntimeError, match="two more versions"):
+            run.recovered_s(0.0, (0, 10))
+
+
+def test_the_versions_of_a_run_on_hosts_are_those_in_the_files_of_its_shards(run: recovery.Run) -> None:
+    host = socket.gethostname()
+    place, lock = open_directory(directory_name(RunDirectory(run.path), host))
+    try:
+        write_histories(run.path, (0, 1))  # an old copy
+        write_histories(place, (0, 1), (0, 2))
+        on_host = recovery.Run(run.process, run.path, bench_lab.directory_on(host, run.path))
+        assert on_host.made() == (0, 2)
+    finally:
+        os.close(lock)
+        shutil.rmtree(place)
+
+
+@pytest.mark.parametrize("option", ["--output", "--page"])
+def test_results_of_code_without_a_commit_are_refused(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(recovery, "commit", lambda: "0123456789ab+")
+    monkeypatch.setattr(sys, "argv", ["recovery.py", option, str(tmp_path / "results")])
+    with pytest.raises(SystemExit):
+        recovery.main()
+    assert "the code has changes that no commit has" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
 
 
 def test_the_table_has_the_median_and_the_longest_time_of_each_case() -> None:
@@ -15,11 +82,6 @@ def test_the_table_has_the_median_and_the_longest_time_of_each_case() -> None:
         "|---|---|---|---|",
         "| a shard is killed | 0.5 s | 1.0 s | 3 |",
     ]
-
-
-def test_the_page_shows_the_kept_measurements() -> None:
-    results = json.loads((recovery.RESULTS / "results.json").read_text(encoding="utf-8"))
-    assert marked.part(recovery.PAGE, "recovery") == recovery.table(results["seconds"])
 
 
 def test_the_damage_affects_only_the_newest_version_of_a_shard(tmp_path: Path) -> None:

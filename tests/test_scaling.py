@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import profile_overhead
 import pytest
 import scaling
 from support.record_rig import row, run_directory
@@ -63,11 +64,13 @@ def test_a_mean_begins_where_all_scores_are_known() -> None:
     assert {name: scores.tolist() for name, scores in means.items()} == {"one": [2.0, 4.0], "two": [7.0]}
 
 
-def test_a_single_seed_has_no_interval() -> None:
+def test_three_seeds_have_an_interval_by_students_t_and_fewer_have_none() -> None:
     lines = scaling.table("pong", result([1.0, 3.0], [3.0, 5.0], single=[2.0, 2.0])).splitlines()
     assert lines[0].startswith("| pong | mean score over the training |")
-    assert lines[2] == "| one | 3.0 | 2.0 to 4.0 | 2 |"
+    assert lines[2] == "| one | 3.0 | - | 2 |"
     assert lines[3] == "| two | 2.0 | - | 1 |"
+    three = scaling.table("pong", result([1.0, 3.0], [3.0, 5.0], [5.0, 7.0], single=[2.0, 2.0])).splitlines()
+    assert three[2] == "| one | 4.0 | -1.0 to 9.0 | 3 |"  # 4 +- 4.303 x 2 x sqrt(1/3)
 
 
 @pytest.mark.processes  # draws for seconds
@@ -87,3 +90,8 @@ def test_the_recipes_of_several_calls_are_in_one_picture_and_page(tmp_path: Path
     assert "\n\n| pong |" in page
     assert page.endswith("|\n<!-- end -->\nafter\n")
     assert "old" not in page
+
+
+def test_the_cost_of_a_profile_has_an_interval_by_students_t_from_three_rounds_on() -> None:
+    assert profile_overhead.compared([0.9, 1.1]) == "on/off: 1.0000, median 1.0000"
+    assert profile_overhead.compared([0.9, 1.0, 1.1]) == "on/off: 1.0000 (95 % 0.7516 to 1.2484), median 1.0000"

@@ -3,7 +3,6 @@
 import json
 import math
 import statistics
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from support.paths import ROOT
 
 from zmqrl.observe.spans import SHARD_SPANS
 from zmqrl.simulate import Scenario
+from zmqrl.simulate.times import times_of
 
 
 def test_the_held_out_scenarios_cover_the_required_range() -> None:
@@ -86,19 +86,40 @@ def test_a_fit_recovers_known_costs() -> None:
         assert again_s == pytest.approx(row["median_s"], rel=0.01)
 
 
-def test_the_table_marks_missed_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- validation -->\nold\n<!-- end -->\nafter\n", encoding="utf-8")
-    monkeypatch.setattr(validation, "PAGE", page)
-    good = validation.compared("N2-b1-S1-100k-rare-none", [0.1, 0.1], [0.1, 0.11]) | {"cpu": 0.2}
-    bad = validation.compared("N4-b0-S2-100k-wide-50mbit", [0.1, 0.1], [0.2, 0.2]) | {"cpu": 0.9}
-    validation.write_table([good, bad])
-    text = page.read_text(encoding="utf-8")
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
+def compared(name: str, predicted_s: float, median_s: float, *, cpu: float, draws_s: float = 0.08) -> dict[str, Any]:
+    """A row of the results: every step takes the same time."""
+    return validation.compared(name, [predicted_s], [median_s]) | {"cpu": cpu, "without_costs_s": draws_s}
+
+
+def test_the_table_marks_missed_targets() -> None:
+    good = compared("N2-b1-S1-100k-rare-none", 0.1, 0.1, cpu=0.2)
+    bad = compared("N4-b0-S2-100k-wide-50mbit", 0.1, 0.2, cpu=0.5)
+    text = validation.table([good, bad])
     assert "-50.0% **missed**" in text
-    assert "90% **too busy**" in text
-    assert "| constant:0.15+exponential:0.15 | 50mbit | 100 | 200 |" in text
+    assert "| constant:0.15+exponential:0.15 | 50mbit | 80 | 100 | 200 |" in text
+    assert "Rows that count: 2. Median error 25.0% (limit 10%), worst 50.0%" in text
     assert "(limit 25%): **missed**" in text
+    assert "With the draws alone: median error 40.0%, worst 60.0%." in text
     assert json.loads(json.dumps(bad))["ks"] == 1.0
+
+
+def test_rows_of_a_busy_machine_do_not_count() -> None:
+    idle = compared("N2-b1-S1-100k-rare-none", 0.1, 0.1, cpu=0.5)
+    busy = compared("N4-b0-S2-100k-wide-50mbit", 0.1, 0.2, cpu=0.51)
+    text = validation.table([idle, busy])
+    assert "51% **too busy**" in text
+    assert "Rows that count: 1. Median error 0.0% (limit 10%), worst 0.0% (limit 25%): met." in text
+    assert "With the draws alone: median error 20.0%, worst 20.0%." in text
+    assert "distance 0.00." in text
+
+
+def test_the_step_time_without_costs_is_the_slowest_draw_of_a_quorum_of_all_workers() -> None:
+    results = json.loads((ROOT / validation.RESULTS / "results.json").read_text(encoding="utf-8"))
+    kept = {row["name"]: row["without_costs_s"] for row in results["rows"]}
+    scenarios = validation.held_out(validation.UPDATES)
+    for name in ("N2-b0-S4-331k-narrow-none", "N3-b0-S1-100k-wide-50mbit"):
+        draws = times_of(scenarios[name]).gradient
+        slowest_s = [max(each) for each in zip(*(work.idle_s for work in draws), strict=True)]
+        expected_s = statistics.median(slowest_s[validation.WARM_UP :])
+        assert kept[name] == pytest.approx(expected_s, abs=1e-6)
+        assert validation.without_costs_s(scenarios[name]) == pytest.approx(expected_s, abs=1e-6)

@@ -11,7 +11,6 @@ Then draws all such files of the directory in ``score.svg``, and fills the score
 import argparse
 import json
 import os
-import re
 import subprocess
 import textwrap
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from typing import Any, Final, Self, TypeAlias
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from measure import HERE, PACKAGES, RESULTS, python_of
+from measure import HERE, PACKAGES, RESULTS, fill, python_of
 from numpy.typing import NDArray
 from scores import SB3_FLAVOUR
 
@@ -31,7 +30,6 @@ from zmqrl.observe.provenance import provenance
 from zmqrl.observe.records import RunRecord
 from zmqrl.results.flavour import flavour_lines
 
-SCORES: Final = re.compile(r"(?<=<!-- scores -->\n).*?(?=<!-- end -->)", re.DOTALL)
 SB3: Final = next(package for package in PACKAGES["sb3"] if package.startswith("stable-baselines3"))
 NOTE_LETTERS: Final = 150  # in a line below the picture
 
@@ -150,10 +148,7 @@ def main() -> None:
         train(arguments.peer, arguments.minutes, output, arguments.environments)
     trainings = [*ours, *(Training.of_peer(path) for path in sorted(output.glob("sb3-*.jsonl")))]
     draw(trainings, output / "score.svg")
-    page = output / "README.md"
-    if page.exists():
-        text = page.read_text(encoding="utf-8")
-        page.write_text(SCORES.sub(lambda _: table(trainings), text), encoding="utf-8")
+    fill(output, "scores", table(trainings))
     print(table(trainings))
 
 

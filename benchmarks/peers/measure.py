@@ -10,7 +10,8 @@ one at a time, with no other load on the machine. Two comparisons:
   the recipe with the same algorithm: A2C against ``breakout`` with the small network, PPO and APPO against
   ``breakout-ppo``. This recipe makes four epochs, as Stable-Baselines3 and Sample Factory do.
 
-Writes ``results.json`` into the directory, and the tables of its ``README.md``.
+Writes ``results.json`` into the directory, and the tables of its ``README.md``. With ``--only``, it writes nothing
+unless you give ``--output``.
 """
 
 import argparse
@@ -32,8 +33,11 @@ from typing import Any
 from zmqrl.observe.provenance import provenance
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent))  # a script has only its own folder on the path
+
+import marked  # noqa: E402
+
 RESULTS = HERE.parent / "results/peers"
-TABLES = re.compile(r"(?<=<!-- peers -->\n).*?(?=<!-- end -->)", re.DOTALL)
 TORCH, ALE = "torch==2.13.0", "ale-py==0.12.1"
 PACKAGES = {
     "sb3": (TORCH, ALE, "stable-baselines3==2.9.2", "gymnasium==1.4.0", "opencv-python-headless==5.0.0.93"),
@@ -192,22 +196,37 @@ def tables(rates: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(parts)
 
 
+def write(output: Path, rates: dict[str, dict[str, list[float]]], seconds: float) -> None:
+    """Write the results so far, and the tables of the page."""
+    output.mkdir(parents=True, exist_ok=True)
+    facts: dict[str, Any] = {"seconds": seconds, "packages_of_peers": PACKAGES, **provenance()}
+    result = {"agent_steps_per_s": rates, "load": os.getloadavg()[0], **facts}
+    (output / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    fill(output, "peers", tables(rates))
+
+
+def fill(output: Path, name: str, text: str) -> None:
+    """Write the part ``name`` of the ``README.md`` in ``output``, if there is one."""
+    page = output / "README.md"
+    if page.exists():
+        marked.fill(page, name, text)
+
+
 def main() -> None:
     """Measure every training in turn, and write the results after each round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="measure only trainings whose name contains this")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, help=f"default: {RESULTS} without --only")
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache/zmqrl/peers")
     arguments = parser.parse_args()
+    output: Path | None = arguments.output or (None if arguments.only else RESULTS)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: ends the processes of the library
     chosen = {
         comparison: {name: training for name, training in of.items() if arguments.only in name}
         for comparison, of in COMPARISONS.items()
     }
-    output: Path = arguments.output
-    output.mkdir(parents=True, exist_ok=True)
     trainings = [training for of in chosen.values() for training in of.values()]
     pythons = {each: python_of(each, arguments.environments) for each in {of.environment for of in trainings}}
     rates: dict[str, dict[str, list[float]]] = {
@@ -219,13 +238,8 @@ def main() -> None:
                 rate = measure(training, pythons[training.environment], arguments.seconds)
                 rates[comparison][name].append(rate)
                 print(f"round {number}, {comparison}, {name}: {rate:.0f} agent steps/s", flush=True)
-        facts: dict[str, Any] = {"seconds": arguments.seconds, "packages_of_peers": PACKAGES, **provenance()}
-        result = {"agent_steps_per_s": rates, "load": os.getloadavg()[0], **facts}
-        (output / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    page = output / "README.md"
-    if page.exists():
-        text = page.read_text(encoding="utf-8")
-        page.write_text(TABLES.sub(lambda _: tables(rates), text), encoding="utf-8")
+        if output is not None:
+            write(output, rates, arguments.seconds)
     print(tables(rates))
 
 
