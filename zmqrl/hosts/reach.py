@@ -196,6 +196,8 @@ class HostOptions:
                 raise UsageError(f"{option} and --slurm cannot be combined: srun reaches the nodes.")
             if self.ray is not None and value is not None:
                 raise UsageError(f"{option} and --ray cannot be combined: Ray reaches the nodes.")
+        if self.lsf and self.ssh_config is not None:
+            raise UsageError("--ssh-config and --lsf cannot be combined: blaunch reaches the hosts.")
         if self.via is not None and self.ssh_config is not None:
             raise UsageError("--via and --ssh-config cannot be combined: --via replaces ssh.")
         if self.ssh_config is not None and not self.ssh_config.is_file():
