@@ -3,4 +3,6 @@
 set -eu
 zmqrl=${ZMQRL:-$(dirname "$0")/../.venv/bin/zmqrl}
 case " $* " in *" --resume "* | *" --workers"[\ =]*) exec "$zmqrl" train "$@" ;; esac # a resumed run keeps its workers
-exec "$zmqrl" train --workers "$(nproc)" "$@"
+# nproc obeys these variables, but a run does not.
+cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
+exec "$zmqrl" train --workers "$cores" "$@"

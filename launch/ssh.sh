@@ -8,5 +8,9 @@ if [ $# -eq 0 ]; then
 	exit 2
 fi
 hosts=$1 && shift
+if [ -p "$hosts" ]; then
+	echo "ssh.sh: $hosts is a pipe, which can be read only once: write the hosts to a file." >&2
+	exit 2
+fi
 "$zmqrl" launch -H "$hosts" --dry-run "$@"
 exec "$zmqrl" launch -H "$hosts" "$@"

@@ -210,9 +210,19 @@ def test_a_local_run_can_be_resumed_on_hosts(tmp_path: Path, transport: Literal[
     check(config, [Host(name="h1")])
 
 
-def test_cuda_without_a_cuda_device_is_refused(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (None, f"torch {torch.__version__} was built without CUDA. Install its build on PyPI, in a checkout with"),
+        ("12.8", "torch sees no CUDA device on this machine."),
+    ],
+)
+def test_cuda_without_a_cuda_device_is_refused(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, build: str | None, sentence: str
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "cuda" in refused.sentence("train", "cartpole", "--device", "cuda")
+    monkeypatch.setattr(torch.version, "cuda", build)
+    assert f"zmqrl: --device cuda: {sentence}" in refused.sentence("train", "cartpole", "--device", "cuda")
 
 
 def test_a_launch_for_cuda_devices_needs_no_cuda_device_here(monkeypatch: pytest.MonkeyPatch) -> None:

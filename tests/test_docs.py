@@ -45,6 +45,12 @@ def test_every_link_of_a_page_has_a_target(page: Path) -> None:
             assert anchor in anchors(target), f"{page.name}: {link}: {target.name} has {sorted(anchors(target))}"
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/index.md", "docs/install.md"])
+def test_every_page_with_make_names_the_same_requirements(page: str) -> None:
+    needs = "You need Linux, Python 3.11 or newer with venv (Debian and Ubuntu: `python3-venv`), pip, make and git."
+    assert needs in " ".join(prose(ROOT / page).split())
+
+
 @pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
 def test_every_path_named_for_contributors_exists(page: str) -> None:
     named = re.findall(r"`([\w./-]+(?:\.py|\.txt|/))`", prose(ROOT / page))

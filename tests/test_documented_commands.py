@@ -111,6 +111,32 @@ def test_the_command_lines_of_the_pages_are_found() -> None:
     assert {"three.toml", "containers.toml", "Containerfile", "own_learner.py", "recipe.yaml"} <= set(found.values())
 
 
+def test_a_job_on_a_login_node_has_several_cores_on_each_of_its_nodes() -> None:
+    found = [line for page in PAGES for line in lines_of(page) if "--slurm-login" in line]
+    assert len(found) >= 2
+    for line in found:
+        (options,) = (shlex.split(word.partition("=")[2]) for word in words_of(line) if word.startswith("--sbatch="))
+        assert {"--nodes", "--cpus-per-task"} <= set(options), line
+
+
+def test_names_with_brackets_are_quoted_because_zsh_would_expand_them() -> None:
+    for page in PAGES:
+        for line in lines_of(page):
+            bare = re.sub(r"'[^']*'|\"[^\"]*\"|(^|\s)#.*", "", line)
+            assert not re.search(r"\S\[[0-9]", bare), f"{page.name}: {line}"
+
+
+def test_the_help_of_launch_quotes_names_with_brackets_and_asks_slurm_for_cores(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert launch.command(["--help"]) == 0
+    said = capsys.readouterr().out
+    names = re.findall(r"\S+\[[0-9]\S*", said)
+    assert names
+    assert all(name.startswith("'") for name in names), names
+    assert "--sbatch='--nodes 4 --cpus-per-task 16'" in " ".join(said.split())
+
+
 @pytest.mark.usefixtures("parsing")
 @pytest.mark.parametrize("line", ["train --detach brekout", "launch -H h1 --fast cartpole", "eval", "plan s.toml"])
 def test_a_command_line_that_zmqrl_refuses_is_noticed(line: str) -> None:

@@ -33,8 +33,13 @@ def commands(script: str, *arguments: str, **variables: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("variables", "expected"),
-    [({}, True), ({"PIP_INDEX_URL": "https://index.example/simple"}, False), ({"PIP_ARGS": ""}, False)],
-    ids=["pypi", "own-index", "cuda"],
+    [
+        ({}, True),
+        ({"PIP_EXTRA_INDEX_URL": "https://index.example/simple"}, True),
+        ({"PIP_INDEX_URL": "https://index.example/simple"}, False),
+        ({"PIP_ARGS": ""}, False),
+    ],
+    ids=["pypi", "pypi-and-own-index", "own-index", "cuda"],
 )
 def test_setup_takes_the_cpu_build_of_torch_unless_the_user_has_another_index(
     variables: dict[str, str], expected: bool, tmp_path: Path
@@ -53,10 +58,21 @@ def test_the_ssh_script_does_a_dry_run_and_then_launches_with_the_given_options(
     assert said == [f"zmqrl launch -H one --dry-run {arguments}", f"zmqrl launch -H one {arguments}"]
 
 
+def test_the_ssh_script_refuses_hosts_from_a_pipe_because_it_reads_them_twice(zmqrl: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "hosts"
+    os.mkfifo(pipe)
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        commands("ssh.sh", str(pipe), "pong", ZMQRL=str(zmqrl))
+    assert (refused.value.returncode, refused.value.stdout) == (2, "")
+    remedy = "which can be read only once: write the hosts to a file."
+    assert refused.value.stderr == f"ssh.sh: {pipe} is a pipe, {remedy}\n"
+
+
 def test_the_local_script_starts_a_worker_for_each_core_except_on_resume(zmqrl: Path) -> None:
-    cores = subprocess.run(["nproc"], capture_output=True, text=True, check=True, timeout=180).stdout.strip()
+    cores = len(os.sched_getaffinity(0))
+    limits = {"OMP_NUM_THREADS": str(cores + 1), "OMP_THREAD_LIMIT": "1"}
     for given in ("", "pong", "--updates 3 pong"):
-        said = commands("local.sh", *given.split(), ZMQRL=str(zmqrl))
+        said = commands("local.sh", *given.split(), ZMQRL=str(zmqrl), **limits)
         assert said == [f"zmqrl train --workers {cores} {given}".rstrip()]
     for given in ("pong --workers 3", "--workers=3", "--resume --run-dir rp", "pong --run-dir rp --resume"):
         assert commands("local.sh", *given.split(), ZMQRL=str(zmqrl)) == [f"zmqrl train {given}"]
@@ -69,7 +85,9 @@ def test_a_slurm_job_has_its_own_run_directory_unless_one_is_given(zmqrl: Path, 
     start = "zmqrl launch --slurm --requeue"
     assert said("pong", "--updates", "3") == [f"{start} pong --updates 3 --run-dir runs/first-7"]
     assert said() == [f"{start} --run-dir runs/first-7"]
-    for named in ("--resume --run-dir runs/first-5", "pong --run-dir=mine"):
+    assert said("pong", "--resume") == [f"{start} pong --resume --run-dir runs/first-7"]
+    assert said("--resume", "--updates", "3") == [f"{start} --resume --updates 3 --run-dir runs/first-7"]
+    for named in ("--resume --run-dir runs/first-5", "pong --run-dir=mine", "--resume runs/first-5 --updates 3"):
         assert said(*named.split()) == [f"{start} {named}"]
     path = f"{zmqrl.parent}:{os.environ['PATH']}"
     assert said("--run-dir", "r", submitted_in=tmp_path / "elsewhere", PATH=path) == [f"{start} --run-dir r"]

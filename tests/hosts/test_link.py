@@ -78,6 +78,21 @@ def test_what_startup_files_print_before_the_daemon_starts_is_skipped(tmp_path: 
 
 
 @pytest.mark.processes
+def test_variables_that_would_change_the_streams_of_srun_are_not_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", "kept")
+    for name in ("LABELIO", "UNBUFFEREDIO", "STDINMODE", "STDOUTMODE", "STDERRMODE"):
+        monkeypatch.setenv(f"SLURM_{name}", "1")
+    link = link_to(tmp_path, f"env | grep ^SLURM_ > {tmp_path}/variables; exec {shlex.join([sys.executable, *DAEMON])}")
+    try:
+        assert connect([link]) == {}
+    finally:
+        link.cut()
+    assert (tmp_path / "variables").read_text() == "SLURM_CONF=kept\n"
+
+
+@pytest.mark.processes
 def test_a_host_with_many_files_answers_with_some_names_and_the_number_of_the_others(tmp_path: Path) -> None:
     directory = tmp_path / ("d" * 250) / ("e" * 250)
     directory.mkdir(parents=True)

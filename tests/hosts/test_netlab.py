@@ -58,6 +58,14 @@ def empty_slot(need_a_lab: None) -> Iterator[Slot]:
         yield where
 
 
+def test_a_python_that_is_too_old_is_refused_in_one_sentence() -> None:
+    code = "import runpy, sys; sys.version_info, sys.version = (3, 9, 2), '3.9.2 (main)'; runpy.run_path(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(NETLAB)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S)
+    assert done.stderr == "netlab: it needs Python 3.10 or newer, not 3.9.2: use `python3.11 launch/netlab`\n"
+    assert done.returncode == 2
+
+
 # hosts
 
 

@@ -146,6 +146,31 @@ def test_a_run_is_requeued_only_if_it_ends_because_its_time_is_up(
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 
 
+def test_a_requeue_is_tried_again_while_slurm_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def scontrol(*arguments: str) -> str:
+        asked.append(arguments)
+        if len(asked) <= failures:
+            raise ClusterError("scontrol requeue 7: Slurm did not answer within 30 s.")
+        return ""
+
+    monkeypatch.setattr(requeue, "scontrol", scontrol)
+    monkeypatch.setattr(requeue, "RETRY_EVERY_S", 0.01)
+    failures = 2
+    assert requeue.requeued("7", partial(told_by_slurm, 130)) == 130
+    assert asked == 3 * [("requeue", "7")]
+    again = "scontrol requeue 7: Slurm did not answer within 30 s. Trying again in 0.01 s.\n"
+    assert capsys.readouterr().out == f"job 7 has reached its time limit: requeueing it\n{2 * again}"
+    failures = 1000
+    monkeypatch.setattr(requeue, "RETRY_FOR_S", 0.0)
+    with pytest.raises(ClusterError, match=r"^scontrol requeue 7: Slurm did not answer"):
+        requeue.requeued("7", partial(told_by_slurm, 130))
+    assert len(asked) == 4
+
+
 class Supervisor:
     def __init__(self) -> None:
         self.interrupts = 0

@@ -114,6 +114,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
             "ale-py>=0.12; extra == 'atari'",
             "gymnasium[box2d]>=1.1; extra == 'box2d'",
             "gymnasium[mujoco]>=1.1; extra == 'mujoco'",
+            "wandb; extra == 'wandb'",
             "pytest; extra == 'dev'",
         ],
         "gymnasium": [
@@ -127,7 +128,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
         ],
         "mujoco": ["etils[epath, enp]"],
         "etils": ['fsspec; extra == "epath"', 'jax; extra == "eapp"', "etils[epath]; extra == 'all'"],
-        **{name: [] for name in ("numpy", "pygame-ce", "box2d", "packaging", "fsspec", "jax", "ale-py", "pytest")},
+        **{
+            name: []
+            for name in ("numpy", "pygame-ce", "box2d", "packaging", "fsspec", "jax", "ale-py", "pytest", "wandb")
+        },
     }
 
     def of(name: str) -> list[str]:
@@ -163,6 +167,7 @@ def test_hosts_get_only_the_packages_of_the_game_of_the_run() -> None:
     assert set(sync.requirements(())) == {"gymnasium", "ale-py"}
     assert set(sync.requirements(["mujoco"])) == {"gymnasium", "ale-py", "mujoco", "packaging"}
     assert set(sync.pins(())) == {"gymnasium", "ale-py", "numpy"}
+    assert set(sync.requirements(["mujoco", "wandb"])) == {*sync.requirements(["mujoco"]), "wandb"}
 
 
 @pytest.mark.parametrize(

@@ -139,9 +139,10 @@ def test_a_wrong_command_in_a_hosts_file_is_refused(tmp_path: Path, toml: str, s
     [
         (HostOptions(slurm=True, via="docker exec {host}"), "--via and --slurm cannot be combined"),
         (HostOptions(hosts="h1", via="docker exec {host}", ssh_config=Path(__file__)), "--via replaces ssh."),
+        (HostOptions(lsf=True, ssh_config=Path(__file__)), "--ssh-config and --lsf cannot be combined: blaunch"),
     ],
 )
-def test_options_of_other_ways_cannot_be_combined_with_via(options: HostOptions, sentence: str) -> None:
+def test_options_of_different_ways_cannot_be_combined(options: HostOptions, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         options.reach()
 

@@ -24,6 +24,13 @@ KILLED_WITHIN_S = 2.0
 WORDS_BYTES = 4096
 MOST_PRINTED_BYTES = 1 << 20
 NO_OUTPUT = "it printed nothing"
+# SSH_CONNECTION would describe this machine, not the host. The others would change the streams of srun.
+NOT_PASSED_ON = frozenset(
+    {
+        *("SSH_CONNECTION", "SLURM_LABELIO", "SLURM_UNBUFFEREDIO"),
+        *("SLURM_STDINMODE", "SLURM_STDOUTMODE", "SLURM_STDERRMODE"),
+    }
+)
 MOST_PIECES = 64  # of at most 64 KiB each, the capacity of a pipe
 
 
@@ -119,8 +126,7 @@ class Link:
         try:
             self.process = subprocess.Popen(
                 self.command,
-                # SSH_CONNECTION would describe this machine, not the host.
-                env={name: value for name, value in os.environ.items() if name != "SSH_CONNECTION"},
+                env={name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -102,7 +102,7 @@ class HostOptions:
     """The options of a command that choose its hosts."""
 
     hosts: Annotated[str | None, tyro.conf.arg(aliases=["-H"])] = None
-    """Hosts: a list such as h1,node[01-16]:4 (:4 means at most 4 workers), a hostfile, or a .toml file."""
+    """Hosts: a list such as 'h1,node[01-16]:4' (:4 means at most 4 workers), a hostfile, or a .toml file."""
     slurm: bool = False
     """Use the nodes of this Slurm job, through srun."""
     pbs: bool = False
@@ -114,9 +114,9 @@ class HostOptions:
     node_address: str | None = None
     """Pattern of node addresses, with %N for the node's name, such as %N-ib0. None: those that Slurm uses."""
     include: str | None = None
-    """Use only these hosts: a list such as h1,node[01-04]. None: all hosts."""
+    """Use only these hosts: a list such as 'h1,node[01-04]'. None: all hosts."""
     exclude: str | None = None
-    """Leave out these hosts: a list such as h1,node[01-04]."""
+    """Leave out these hosts: a list such as 'h1,node[01-04]'."""
     via: str | None = None
     """Command that reaches a host, in place of ssh, such as 'docker exec -i {host}'."""
     ssh_config: Path | None = None
@@ -196,6 +196,8 @@ class HostOptions:
                 raise UsageError(f"{option} and --slurm cannot be combined: srun reaches the nodes.")
             if self.ray is not None and value is not None:
                 raise UsageError(f"{option} and --ray cannot be combined: Ray reaches the nodes.")
+        if self.lsf and self.ssh_config is not None:
+            raise UsageError("--ssh-config and --lsf cannot be combined: blaunch reaches the hosts.")
         if self.via is not None and self.ssh_config is not None:
             raise UsageError("--via and --ssh-config cannot be combined: --via replaces ssh.")
         if self.ssh_config is not None and not self.ssh_config.is_file():

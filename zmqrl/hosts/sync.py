@@ -62,9 +62,9 @@ def make_environments(
     """Make an environment with this zmqrl on all ``hosts`` at once. Returns the path of each environment's Python, by
     host.
 
-    The environments have the packages of ``extras`` of Gymnasium. ``say`` gets the progress. pip gets the environment
-    ``variables``. With ``offline``, this machine sends the packages that a host lacks. Raises UsageError if zmqrl is
-    not installed here, and ClusterError, which names each host that failed.
+    The environments have the packages of ``extras``, such as those of Gymnasium. ``say`` gets the progress. pip gets
+    the environment ``variables``. With ``offline``, this machine sends the packages that a host lacks. Raises
+    UsageError if zmqrl is not installed here, and ClusterError, which names each host that failed.
     """
     asked = request(extras) | {"offline": offline}
     links = [
@@ -134,7 +134,7 @@ def extras_of_game(env_id: str, envs: EnvConfig) -> tuple[str, ...]:
 
 
 def requirements(extras: Collection[str] = EVERY_EXTRA) -> dict[str, str]:
-    """The direct requirements of zmqrl, of its extras that hosts can need, and of ``extras`` of Gymnasium.
+    """The direct requirements of zmqrl, of its extras that hosts can need, and of ``extras`` of zmqrl or Gymnasium.
 
     All are in the versions here.
     """
@@ -171,7 +171,7 @@ def request(extras: Collection[str] = EVERY_EXTRA) -> dict[str, Any]:
 
 
 def _direct(extras: Collection[str]) -> list[_Need]:
-    needs = list(_required(_Need("zmqrl", frozenset(ON_HOSTS))))
+    needs = list(_required(_Need("zmqrl", frozenset({*ON_HOSTS, *extras} - OF_GYMNASIUM.keys()))))
     always = list(_required(_Need("gymnasium", frozenset())))
     chosen = {extra for extra, module in OF_GYMNASIUM.items() if extra in extras and is_installed(module)}
     chosen |= {extra for need in needs if need.package == "gymnasium" for extra in need.extras}

@@ -145,6 +145,11 @@ def _answers(config: Config, memory: int, needs_cuda: bool, draws: bool) -> Iter
         import torch
 
     if needs_cuda and not torch.cuda.is_available():
+        require(
+            torch.version.cuda is not None,
+            f"--device cuda: torch {torch.__version__} was built without CUDA. Install its build on PyPI, in a "
+            "checkout with `make clean && make setup PIP_ARGS=`.",
+        )
         raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
     with blaming(f"{_checked(config)} fails"):
         initial = initial_checkpoint(config, spec)

@@ -5,17 +5,20 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 from zmqrl.config import Config
-from zmqrl.errors import UsageError
+from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.ways.slurm import scontrol
 from zmqrl.rundir import RunDirectory
 
 # Exit statuses of an interrupted run. The second status means that USR1 alone interrupted the run.
 INTERRUPTED = 130
 TIME_IS_UP = 128 + signal.SIGUSR1
+RETRY_EVERY_S = 5.0
+RETRY_FOR_S = 150.0  # Slurm sends USR1 at most a few minutes before it ends the job
 
 
 def is_begun(config: Config) -> bool:
@@ -54,8 +57,23 @@ def requeued(job: str | None, train: Callable[[], int]) -> int:
     if time_is_up and job is not None:
         sys.stdout.write(f"job {job} has reached its time limit: requeueing it\n")
         sys.stdout.flush()
-        scontrol("requeue", job)  # this call ends the current process, too
+        _requeue(job)
     return INTERRUPTED if time_is_up else status
+
+
+def _requeue(job: str) -> None:
+    """Requeue ``job``, which also ends this process. Tries again while Slurm fails. Raises ClusterError."""
+    give_up_at = time.monotonic() + RETRY_FOR_S
+    while True:
+        try:
+            scontrol("requeue", job)
+            return
+        except ClusterError as error:
+            if time.monotonic() + RETRY_EVERY_S > give_up_at:
+                raise
+            sys.stdout.write(f"{error} Trying again in {RETRY_EVERY_S:g} s.\n")
+            sys.stdout.flush()
+        time.sleep(RETRY_EVERY_S)
 
 
 @contextlib.contextmanager

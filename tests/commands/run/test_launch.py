@@ -282,6 +282,14 @@ def test_a_dry_run_shows_the_placement_and_starts_nothing(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_with_sync_shows_that_localhost_uses_the_python_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.command(["-H", "localhost,h1", "--sync", "wheel", "--dry-run", "cartpole"]) == 0
+    *_, first, here, there = capsys.readouterr().out.splitlines()
+    assert first.startswith("--sync makes an environment on each other host first")
+    assert here.startswith(f"{sys.executable} ")
+    assert "'exec python3 " in there
+
+
 @pytest.mark.usefixtures("ssh_to_here")
 def test_the_stages_of_a_deployment_are_shown(tmp_path: Path) -> None:
     shown: list[tuple[object, ...]] = []

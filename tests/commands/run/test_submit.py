@@ -10,11 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from support.record_rig import row, run_directory, summary
@@ -28,8 +29,10 @@ from zmqrl.commands.inspect import follow
 from zmqrl.commands.inspect.status import status
 from zmqrl.commands.run import submit
 from zmqrl.errors import ClusterError, UsageError
+from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.ways import login_node
 from zmqrl.hosts.ways.login_node import LATE_S, LoginNode, Submitted
+from zmqrl.local import extras
 
 pytestmark = pytest.mark.processes
 
@@ -202,6 +205,22 @@ def test_ctrl_c_before_the_submission_leaves_nothing(
     assert "sbatch" not in stand_in.calls()
 
 
+def test_ctrl_c_during_the_submission_names_the_command_that_finds_the_job(
+    stand_in: StandInSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    new_run: Callable[[str], Submitted],
+) -> None:
+    def interrupted(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LoginNode, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        new_run("here")
+    assert capsys.readouterr().out == f"The job may have been submitted: `squeue --name {NEW}` on login shows it.\n"
+    assert (stand_in.home / "work" / "runs" / f"{NEW}.log").exists(), "the job may write to it"
+
+
 @pytest.mark.parametrize("how", [["--resume", "{run}"], ["--resume", "--run-dir", "{run}"]], ids=["short", "long"])
 def test_a_run_is_resumed_in_its_own_directory(
     stand_in: StandInSlurm, tmp_path: Path, new_run: Callable[[str], Submitted], how: list[str]
@@ -239,7 +258,7 @@ def test_ctrl_c_ends_the_run_with_a_checkpoint(
     thread.start()
     assert launch(run) == 130
     thread.join()
-    assert "scancel --batch --signal=TERM 7" in stand_in.calls()
+    assert "scancel --clusters=cluster --batch --signal=TERM 7\n" in stand_in.calls()
     said = capsys.readouterr().out
     assert "ending the run with a checkpoint" in said
     assert "ending\n" in said
@@ -253,7 +272,7 @@ def test_a_job_that_has_not_begun_is_removed_from_the_queue(
     run_directory(tmp_path / "config")
     (tmp_path / "config" / "config.json").rename(detached / "config.json")
     assert status(detached)["state"] == "submitted"
-    assert "scancel 7\n" in stand_in.calls()
+    assert "scancel --clusters=cluster 7\n" in stand_in.calls()
     assert capsys.readouterr().out.endswith("job 7 was asked to end\n")
 
 
@@ -320,6 +339,24 @@ def test_a_login_node_that_does_not_answer_is_reported(
         launch(tmp_path / "run")
 
 
+def test_the_cluster_on_which_sbatch_started_the_job_is_asked_for_its_state(
+    stand_in: StandInSlurm, detached: Path
+) -> None:
+    job = Submitted.read(detached)
+    assert job is not None
+    assert (job.job, job.cluster) == ("7", "cluster")
+    squeue = stand_in.bin / "squeue"
+    with LoginNode("login", None) as node:
+        for said, state in (("PENDING Priority", "PENDING"), ("", "GONE")):
+            squeue.write_text(f'#!/bin/sh\necho "$@" >> {stand_in.state}/calls\necho "CLUSTER: cluster\n{said}"\n')
+            assert node.state(job) == state
+            assert stand_in.calls().endswith(" --clusters=cluster --jobs 7\n")
+    (stand_in.bin / "sbatch").write_text("#!/bin/sh\necho 8\n")
+    with LoginNode("login", None) as node:
+        assert node.submit((), "") == ("8", None)
+    assert Submitted(host="login", ssh_config=None, job="8", run_dir="r", log="r.log").on_its_cluster == []
+
+
 CONTROLLER = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
 
 
@@ -332,7 +369,7 @@ def test_a_job_is_not_over_while_slurm_does_not_answer(
         (stand_in.state / "squeue_error").write_text(f"{CONTROLLER}\n")
         assert node.look(job, 0)[:2] == ("UNKNOWN", CONTROLLER)
         assert cli.run(["stop", str(detached)]) == 0
-        assert "scancel --batch --signal=TERM 7\n" in stand_in.calls()
+        assert "scancel --clusters=cluster --batch --signal=TERM 7\n" in stand_in.calls()
         assert capsys.readouterr().out.endswith("job 7 was asked to end\n")
         (stand_in.state / "squeue_error").write_text("slurm_load_jobs error: Invalid job id specified\n")
         assert node.look(job, 0)[:2] == ("GONE", "")
@@ -366,7 +403,7 @@ def test_a_job_that_cannot_be_noted_here_is_removed(
     monkeypatch.setattr(Submitted, "write", write)
     with pytest.raises(OSError, match="No space left"):
         launch(tmp_path / "run")
-    assert "scancel 7\n" in stand_in.calls()
+    assert "scancel --clusters=cluster 7\n" in stand_in.calls()
 
 
 def test_a_directory_that_cannot_be_made_here_is_an_error_before_the_job_is_submitted(
@@ -474,6 +511,36 @@ def test_files_that_do_not_arrive_are_an_error_and_not_an_empty_directory(
             node.fetch(job, tmp_path, 5)
 
 
+def test_files_arrive_with_a_python_whose_tarfile_has_no_filters(
+    stand_in: StandInSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def older(self: tarfile.TarFile, path: Path, members: Any = None) -> None:
+        extractall(self, path, members, filter="fully_trusted")
+
+    extractall = tarfile.TarFile.extractall
+    monkeypatch.delattr(tarfile, "data_filter")
+    monkeypatch.setattr(tarfile.TarFile, "extractall", older)
+    there, here = tmp_path / "there", tmp_path / "here"
+    (there / "videos").mkdir(parents=True)
+    here.mkdir()
+    (there / "videos" / "game.mp4").write_text("a game")
+    (there / "link").symlink_to("/etc")
+    os.mkfifo(there / "pipe")
+    if os.geteuid() == 0:
+        os.chown(there / "videos" / "game.mp4", 1234, 1234)
+    job = Submitted(host="login", ssh_config=None, job="7", run_dir=str(there), log="log")
+    with LoginNode("login", None) as node:
+        assert node.fetch(job, here, 0) > 0
+        assert [path.name for path in here.iterdir()] == ["videos"]
+        assert (here / "videos" / "game.mp4").read_text() == "a game"
+        assert (here / "videos" / "game.mp4").stat().st_uid == os.getuid()
+        for member in ("../there/config.json", str(there / "config.json")):
+            (there / "config.json").write_text("{}")
+            monkeypatch.setattr(login_node, "SEND", f"echo 5; tar -cP -C {here} {member}")
+            with pytest.raises(ClusterError, match=r"did not arrive: '\S+ is outside of the run directory\.$"):
+                node.fetch(job, here, 0)
+
+
 def test_files_on_a_shared_disk_are_not_copied_onto_themselves(stand_in: StandInSlurm, tmp_path: Path) -> None:
     run = run_directory(tmp_path / "run", [row(1)])
     job = Submitted(host="login", ssh_config=None, job="7", run_dir=str(run), log="log")
@@ -490,6 +557,7 @@ def test_files_on_a_shared_disk_are_not_copied_onto_themselves(stand_in: StandIn
     [
         (["--slurm"], "--slurm-login implies --slurm"),
         (["--offline"], "--offline requires --sync wheel"),
+        (["--sync", "wheel", "--trackers", "wandb"], "--trackers wandb with --sync wheel needs wandb: run .*install"),
         (["-H", "h1"], "--slurm-login cannot be combined with -H"),
         (["--page"], "--slurm-login cannot be combined with --page"),
         (["--sbatch", "'"], "--sbatch .*: no closing quotation"),
@@ -502,8 +570,26 @@ def test_bad_usage_is_refused_before_the_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], sentence: str
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(extras, "is_installed", lambda module: module != "wandb")
     with pytest.raises(UsageError, match=sentence):
         launch(tmp_path / "run", *options)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_environment_on_the_login_node_has_the_packages_of_the_game_and_of_the_trackers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def made(hosts: Sequence[Host], *_: object, extras: tuple[str, ...], offline: bool) -> dict[str, str]:
+        asked.append(extras)
+        return {host.name: "/envs/python" for host in hosts}
+
+    monkeypatch.setattr(submit, "make_environments", made)
+    for trackers in (["tensorboard"], []):
+        options = ("--sync", "wheel", "--trackers", *trackers, "--detach")
+        assert launch(tmp_path / f"run-{len(trackers)}", *options) == 0
+    assert asked == [("tensorboard",), ()]
 
 
 @pytest.mark.parametrize("option", ["--sbatch=--nodes 4", "--login-dir=work"])

@@ -22,6 +22,7 @@ from zmqrl.hosts.deployment import Deployment, Site, connect_and_place
 from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
 from zmqrl.hosts.sync import PYTHON
+from zmqrl.hosts.ways.way import LOCALHOST
 from zmqrl.observe.forms import HOSTS, read_object
 from zmqrl.observe.provenance import VERSIONS
 from zmqrl.observe.screen import never_waiting
@@ -169,8 +170,11 @@ def _print_plan(options: Options, reach: Reach, config: Config) -> None:
     placement = place_run(config, reach.hosts, cores)
     hosts, first = reach.hosts, list[str]()
     if options.sync == "wheel":
-        hosts = tuple(dataclasses.replace(host, python=host.python or PYTHON) for host in hosts)
-        first = ["--sync makes an environment on each host first; the commands then use the Python in it:"]
+        hosts = tuple(
+            host if host.name == LOCALHOST else dataclasses.replace(host, python=host.python or PYTHON)
+            for host in hosts
+        )
+        first = ["--sync makes an environment on each other host first; the commands there then use the Python in it:"]
     commands = [shlex.join(reach.command(host)) for host in hosts]
     lines = [placement.table(), *placement.notices, "", *first, *commands]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -18,9 +18,10 @@ from zmqrl.commands.run.train import with_run_dir
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, require
 from zmqrl.hosts.inventory import Host
-from zmqrl.hosts.sync import make_environments
+from zmqrl.hosts.sync import extras_of_game, make_environments
 from zmqrl.hosts.ways.login_node import OVER, LoginNode, Submitted, Unanswered, job_script
 from zmqrl.hosts.ways.way import command_on
+from zmqrl.local.extras import require_extra
 from zmqrl.process import interruptible
 from zmqrl.recipes import run_name
 from zmqrl.rundir import RunDirectory, holds_a_run, new_path
@@ -37,7 +38,7 @@ class LoginOptions:
     slurm_login: Annotated[str | None, tyro.conf.arg(metavar="HOST")] = None
     """Submit the run as a Slurm job on this login node, over ssh, and follow it."""
     sbatch: str = ""
-    """Options of sbatch, such as --sbatch='--nodes 4 --time 02:00:00'."""
+    """Options of sbatch, such as --sbatch='--nodes 4 --cpus-per-task 16'."""
     login_dir: str = "runs"
     """Directory on the login node for run directories. All nodes must see it."""
 
@@ -84,7 +85,10 @@ def submit(arguments: list[str], config: Config) -> int:
     host, python = Host(name=here.slurm_login), sys.executable
     if here.sync == "wheel":
         way = partial(command_on, ssh_config=here.ssh_config)
-        python = make_environments([host], way, print_line, {}, offline=here.offline)[host.name]
+        for tracker in config.trackers:  # the supervisor runs there
+            require_extra(tracker, f"--trackers {tracker} with --sync wheel needs")
+        extras = (*extras_of_game(config.env, config.envs), *config.trackers)
+        python = make_environments([host], way, print_line, {}, extras=extras, offline=here.offline)[host.name]
     with LoginNode(host.name, here.ssh_config) as node, contextlib.ExitStack() as unused:
         if here.run_dir is None:
             run, directory, name = _new_run(node, run, here.login_dir, unused)
@@ -97,12 +101,14 @@ def submit(arguments: list[str], config: Config) -> int:
         script = job_script(python, [*rest, "--run-dir", f"{directory}/{name}"])
         earlier = summary_of(run)
         not_submitted = unused.pop_all()  # an interrupted sbatch may have submitted the job
+        perhaps = f"The job may have been submitted: `squeue --name {as_word(name)}` on {host.name} shows it."
         try:
-            number = node.submit(sbatch_options(directory, name, given), script)
+            number, cluster = node.submit(sbatch_options(directory, name, given), script)
+        except KeyboardInterrupt:
+            print_line(perhaps)
+            raise
         except Unanswered as error:
-            raise Unanswered(
-                f"{error} The job may have been submitted: `squeue --name {as_word(name)}` on {host.name} shows it."
-            ) from error
+            raise Unanswered(f"{error} {perhaps}") from error
         except ClusterError:
             not_submitted.close()
             raise
@@ -110,6 +116,7 @@ def submit(arguments: list[str], config: Config) -> int:
             host=host.name,
             ssh_config=None if here.ssh_config is None else str(here.ssh_config.absolute()),
             job=number,
+            cluster=cluster,
             run_dir=f"{directory}/{name}",
             log=f"{directory}/{name}.log",
         )

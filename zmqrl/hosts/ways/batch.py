@@ -20,7 +20,7 @@ BLAUNCH: Final = ("blaunch", "-no-shell", "{host}")
 
 def pbs_hosts(environment: Mapping[str, str] = os.environ) -> tuple[Host, ...]:
     """The nodes of the PBS job that runs this process. A node that is listed n times has n slots, but one
-    that is listed once has no limit: without mpiprocs, PBS lists each node once, whatever its cores.
+    that is listed once has no limit: for each chunk, PBS lists a node mpiprocs times, by default once, whatever ncpus.
 
     Raises UsageError outside a job, and for a malformed file.
     """

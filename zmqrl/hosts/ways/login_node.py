@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Self
@@ -55,10 +55,12 @@ GIVE_BACK = 'cd -- "$1" && { [ -s "$2.log" ] || rm -f -- "$2.log"; }'
 # Prints one line with the state and the reason, and then the log. squeue fails if the job is forgotten, but also while
 # the controller of Slurm does not answer.
 LOOK = (
-    'told=$(squeue --noheader --states=all --format="%T %r" --jobs "$1" 2>&1) || case $told in '
+    "first=$1; log=$2; shift 2; "
+    'told=$(squeue --noheader --states=all --format="%T %r" "$@" 2>&1) || case $told in '
     '*"Invalid job id"*) told=GONE ;; *) told="UNKNOWN $(printf "%s" "$told" | tail -n 1)" ;; esac; '
-    '{ printf "%s\\n" "$told" | grep "^[A-Z]" || echo; } | tail -n 1; '
-    'tail -c "+$2" -- "$3" 2>/dev/null || true'
+    # With --clusters, squeue also prints the line "CLUSTER: NAME".
+    '{ printf "%s\\n" "$told" | grep "^[A-Z][A-Z_]* " || echo; } | tail -n 1; '
+    'tail -c "+$first" -- "$log" 2>/dev/null || true'
 )
 # Prints one line: the time there, if files follow. A directory with submitted.json is the one here, on a shared disk.
 SEND = (
@@ -80,8 +82,15 @@ class Submitted:
     host: str
     ssh_config: str | None
     job: str
+    cluster: str | None = None
+    """The cluster of the job, if ``--clusters`` chose it."""
     run_dir: str
     log: str
+
+    @property
+    def on_its_cluster(self) -> list[str]:
+        """The option with which Slurm's commands ask the cluster of the job."""
+        return [] if self.cluster is None else [f"--clusters={self.cluster}"]
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
@@ -183,20 +192,23 @@ class LoginNode:
         """Undo :meth:`take_name` for a run that was not submitted."""
         self.run(["sh", "-c", GIVE_BACK, "sh", directory, name])
 
-    def submit(self, options: Sequence[str], script: str) -> str:
-        """Submit a job. Returns its id. Raises Unanswered if the job may have been submitted."""
+    def submit(self, options: Sequence[str], script: str) -> tuple[str, str | None]:
+        """Submit a job. Returns its id, and its cluster if Slurm names one. Raises Unanswered if the job may have been
+        submitted.
+        """
         told = self.run(["sbatch", "--parsable", *options], given=script).decode(errors="replace").strip()
-        job = told.rpartition("\n")[2].partition(";")[0]
+        job, _, cluster = told.rpartition("\n")[2].partition(";")
         if re.fullmatch("[0-9]+", job) is None:
             raise Unanswered(f"sbatch on {self.host} printed no job id: {told!r:.60}.")
-        return job
+        return job, cluster or None
 
     def look(self, job: Submitted, read: int) -> tuple[str, str, bytes]:
         """The state of a job, such as PENDING, its reason, and the log after the first ``read`` bytes.
 
         The state is UNKNOWN, with Slurm's message as the reason, while Slurm does not answer.
         """
-        first, _, news = self.run(["sh", "-c", LOOK, "sh", job.job, str(read + 1), job.log]).partition(b"\n")
+        words = ["sh", "-c", LOOK, "sh", str(read + 1), job.log, *job.on_its_cluster, "--jobs", job.job]
+        first, _, news = self.run(words).partition(b"\n")
         state, _, reason = first.decode(errors="replace").strip().partition(" ")
         return state or GONE, reason, news
 
@@ -207,7 +219,7 @@ class LoginNode:
     def ask_to_stop(self, job: Submitted, *, has_begun: bool) -> None:
         """End a job after a checkpoint, or at once if it has not begun."""
         how = ["--batch", "--signal=TERM"] if has_begun else []
-        self.run(["scancel", *how, job.job])
+        self.run(["scancel", *job.on_its_cluster, *how, job.job])
 
     def fetch(self, job: Submitted, to: Path, since: int) -> int:
         """Copy the files of a run that have changed after ``since``, a time on the login node's clock.
@@ -238,7 +250,7 @@ class LoginNode:
                 if now.isdigit():
                     (to / SUMMARY).unlink(missing_ok=True)
                     with tarfile.open(fileobj=arriving, mode="r|") as files:
-                        files.extractall(to, filter="data")
+                        _unpack(files, to)
                     while arriving.read(1 << 16):
                         pass
                 status = sending.wait(ENDED_WITHIN_S)
@@ -270,6 +282,25 @@ class _Arriving(io.RawIOBase):
         piece = os.read(self._pipe, len(room))
         room[: len(piece)] = piece
         return len(piece)
+
+
+def _unpack(files: tarfile.TarFile, to: Path) -> None:
+    """Write the files of an archive below ``to``. Raises TarError for a path that leads elsewhere."""
+    if hasattr(tarfile, "data_filter"):
+        files.extractall(to, filter="data")
+    else:  # Python before 3.11.4
+        files.extractall(to, _harmless(files))
+
+
+def _harmless(files: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The files and directories of an archive, as files of this user. Leaves out links and devices."""
+    for member in files:
+        if member.name.startswith("/") or ".." in member.name.split("/"):
+            raise tarfile.TarError(f"{member.name!r:.60} is outside of the run directory")
+        member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
+        member.mode &= 0o755
+        if member.isreg() or member.isdir():
+            yield member
 
 
 def _first_line(arriving: IO[bytes]) -> bytes:
