@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Extra options for pip. The torch on PyPI has CUDA packages of several gigabytes, so torch comes from an index of its CPU
-# builds, unless pip is configured with an index of yours in place of PyPI. PIP_ARGS= takes the one on PyPI.
+# builds, unless pip is configured with any index of yours. PIP_ARGS= takes the one on PyPI.
 CPU_BUILDS := --extra-index-url https://download.pytorch.org/whl/cpu
-PIP_ARGS ?= $(shell $(PYTHON) -m pip config list | grep -q '\.index-url=' || echo "$(CPU_BUILDS)")
+PIP_ARGS ?= $(shell $(PYTHON) -m pip config list | grep -q index-url || echo "$(CPU_BUILDS)")
 # The number of tests that run at the same time. Most tests wait for processes.
 JOBS ?= 4
 # The number of minutes that `make soak` takes, and the number of simulated runs of `make hunt`

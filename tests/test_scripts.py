@@ -35,11 +35,11 @@ def commands(script: str, *arguments: str, **variables: str) -> list[str]:
     ("variables", "expected"),
     [
         ({}, True),
-        ({"PIP_EXTRA_INDEX_URL": "https://index.example/simple"}, True),
+        ({"PIP_EXTRA_INDEX_URL": "https://index.example/simple"}, False),
         ({"PIP_INDEX_URL": "https://index.example/simple"}, False),
         ({"PIP_ARGS": ""}, False),
     ],
-    ids=["pypi", "pypi-and-own-index", "own-index", "cuda"],
+    ids=["pypi", "extra-index", "own-index", "cuda"],
 )
 def test_setup_takes_the_cpu_build_of_torch_unless_the_user_has_another_index(
     variables: dict[str, str], expected: bool, tmp_path: Path
