@@ -165,6 +165,14 @@ def test_a_job_runs_the_documented_commands_for_an_installer(job: str, heading: 
     assert [re.sub("--updates .*", "--stop-score 475", line) for line in lines] == documented(heading)
 
 
+def test_the_jobs_that_run_the_tests_have_the_whole_history() -> None:
+    """A test compares the kept results with their commits."""
+    found = [job["steps"] for job in jobs().values() if re.search(r"\.ci/run|make coverage", str(job["steps"]))]
+    assert len(found) == 3
+    for steps in found:
+        assert {"uses": "actions/checkout@v4", "with": {"fetch-depth": 0}} in steps
+
+
 def test_make_setup_installs_the_extra_dev() -> None:
     assert "$(PIP) -e '.[dev]'" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
