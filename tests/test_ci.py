@@ -71,7 +71,7 @@ def functions_of(path: Path) -> Iterator[Function]:
                 path=path,
                 name=node.name,
                 line=node.lineno,
-                modules=texts_in(("need_modules", "importorskip"), node),
+                modules=texts_in(("need_modules",), node),
                 uses=texts_in(("usefixtures",), *around) | parameters,
                 marks=marks_in(*around),
                 is_fixture=any(ast.unparse(each).startswith("pytest.fixture") for each in node.decorator_list),

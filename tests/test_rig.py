@@ -1,4 +1,4 @@
-"""No test waits forever for a process that it has started, and none leaves a process."""
+"""No test waits forever for a process that it has started, leaves a process, or is skipped unnoticed."""
 
 import ast
 import os
@@ -35,6 +35,12 @@ def orphan(seconds: float, environment: dict[str, str]) -> int:
     command = ["sh", "-c", f"sleep {seconds:g} >/dev/null 2>&1 & echo $!"]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, check=True, timeout=60)
     return int(done.stdout)
+
+
+def test_only_the_test_of_the_container_is_skipped_even_if_all_is_required() -> None:
+    """All others call ``skip_or_fail``, which is in conftest.py."""
+    skips = {path.name for path in TEST_FILES if [*calls(nodes_of(path), "skip", "skipif", "importorskip")]}
+    assert skips == {"conftest.py", "test_packaging.py"}
 
 
 @pytest.mark.processes
