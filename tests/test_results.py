@@ -55,7 +55,7 @@ def whole_history(skip_or_fail: Callable[[str], NoReturn]) -> None:
     """Skips the test in a copy without git, and in a shallow checkout."""
     command = ["git", "-C", ROOT, "rev-parse", "--is-shallow-repository"]
     if subprocess.run(command, capture_output=True, timeout=60).stdout != b"false\n":
-        skip_or_fail("this is no git checkout with its whole history: git fetch --unshallow")
+        skip_or_fail("this is not a git checkout with its whole history: git fetch --unshallow")
 
 
 @pytest.mark.usefixtures("whole_history")
