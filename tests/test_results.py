@@ -53,7 +53,7 @@ def test_the_scores_do_not_depend_on_the_number_of_shards(tmp_path: Path) -> Non
 @pytest.fixture(scope="module")
 def whole_history(skip_or_fail: Callable[[str], NoReturn]) -> None:
     """Skips the test in a copy without git, and in a shallow checkout."""
-    command = ["git", "-C", ROOT, "rev-parse", "--is-shallow-repository"]
+    command = ["git", "-C", str(ROOT), "rev-parse", "--is-shallow-repository"]
     if subprocess.run(command, capture_output=True, timeout=60).stdout != b"false\n":
         skip_or_fail("this is not a git checkout with its whole history: git fetch --unshallow")
 
