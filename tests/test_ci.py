@@ -71,7 +71,7 @@ def functions_of(path: Path) -> Iterator[Function]:
                 path=path,
                 name=node.name,
                 line=node.lineno,
-                modules=texts_in(("need_modules", "importorskip"), node),
+                modules=texts_in(("need_modules",), node),
                 uses=texts_in(("usefixtures",), *around) | parameters,
                 marks=marks_in(*around),
                 is_fixture=any(ast.unparse(each).startswith("pytest.fixture") for each in node.decorator_list),
@@ -163,6 +163,14 @@ def test_a_job_runs_the_documented_commands_for_an_installer(job: str, heading: 
     lines = [line for step in jobs()[job]["steps"] for line in step.get("run", "").splitlines()]
     # The job makes a few updates. The documented training is longer.
     assert [re.sub("--updates .*", "--stop-score 475", line) for line in lines] == documented(heading)
+
+
+def test_the_jobs_that_run_the_tests_have_the_whole_history() -> None:
+    """A test compares the kept results with their commits."""
+    found = [job["steps"] for job in jobs().values() if re.search(r"\.ci/run|make coverage", str(job["steps"]))]
+    assert len(found) == 3
+    for steps in found:
+        assert {"uses": "actions/checkout@v4", "with": {"fetch-depth": 0}} in steps
 
 
 def test_make_setup_installs_the_extra_dev() -> None:

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import keep
 import pytest
@@ -19,13 +21,17 @@ from zmqrl.policy import load_policy
 pytestmark = pytest.mark.processes
 
 RESULTS = ROOT / "benchmarks/results"
-EVALUATIONS = sorted(RESULTS.glob("*/evaluation.json"))
+EVALUATIONS = sorted(RESULTS.rglob("evaluation.json"))
 SUMMARIES = {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.rglob("summary.json")}
 GAMES = 2
 
 
+def name_of(result: Path) -> str:
+    return str(result.relative_to(RESULTS))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("file", EVALUATIONS, ids=lambda file: file.parent.name)
+@pytest.mark.parametrize("file", EVALUATIONS, ids=lambda file: name_of(file.parent))
 def test_a_kept_policy_gets_the_same_scores_on_any_machine(file: Path) -> None:
     """The evaluations ran on one kind of processor. This test can run on any processor."""
     kept = json.loads(file.read_text(encoding="utf-8"))
@@ -44,16 +50,22 @@ def test_the_scores_do_not_depend_on_the_number_of_shards(tmp_path: Path) -> Non
     assert scores[0] == scores[1] == scores[2]
 
 
-@pytest.mark.parametrize(
-    "path", [path for path, summary in SUMMARIES.items() if "hosts" in summary], ids=lambda path: path.name
-)
+@pytest.fixture(scope="module")
+def whole_history(skip_or_fail: Callable[[str], NoReturn]) -> None:
+    """Skips the test in a copy without git, and in a shallow checkout."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--is-shallow-repository"]
+    if subprocess.run(command, capture_output=True, timeout=60).stdout != b"false\n":
+        skip_or_fail("this is not a git checkout with its whole history: git fetch --unshallow")
+
+
+@pytest.mark.usefixtures("whole_history")
+@pytest.mark.parametrize("path", [path for path, summary in SUMMARIES.items() if "hosts" in summary], ids=name_of)
 def test_the_commit_of_a_kept_result_has_the_code_that_its_hosts_ran(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = SUMMARIES[path]["provenance"]["commit"]
     found = subprocess.run(["git", "-C", ROOT, "archive", commit, "zmqrl"], capture_output=True, timeout=60)
-    if found.returncode:
-        pytest.skip(f"this checkout does not have commit {commit}")
+    assert found.returncode == 0, found.stderr
     subprocess.run(["tar", "-x", "-C", tmp_path], input=found.stdout, check=True, timeout=60)
     monkeypatch.setattr(zmqrl, "__file__", str(tmp_path / "zmqrl" / "__init__.py"))
     assert {host["code"] for host in SUMMARIES[path]["hosts"]} == {code_hash()}

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.ray_rig import Addresses
+from support import ray_rig
+from support.ray_rig import Addresses, running_ray
 from support.rig import eventually, is_alive
 from support.run_rig import QUICKLY, started
 
@@ -77,6 +78,13 @@ def test_options_that_conflict_are_refused(options: Options, sentence: str) -> N
 def test_gpus_are_refused() -> None:
     with pytest.raises(UsageError, match="--ray reserves no GPUs"):
         run(Options(ray="auto"), dataclasses.replace(Config(), device="cuda"))
+
+
+@pytest.mark.processes
+def test_a_cluster_that_does_not_start_is_reported_with_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_rig, "CPUS", ("none",))  # Ray, if it is installed, needs a number
+    with pytest.raises(AssertionError, match=r"^Ray did not start; it printed:\nTraceback"), running_ray():
+        pytest.fail("it started")
 
 
 # a real cluster

@@ -19,7 +19,6 @@ def preprocessed(
     emulator: gymnasium.Env[Any, Any], *, lives_end_it: bool = False, grayscale: bool = True
 ) -> gymnasium.Env[Any, Any]:
     """One game with Gymnasium's own preprocessing."""
-    pytest.importorskip("cv2", reason="Gymnasium's Atari preprocessing needs opencv-python-headless")
     frames = AtariPreprocessing(emulator, noop_max=0, terminal_on_life_loss=lives_end_it, grayscale_obs=grayscale)
     return FrameStackObservation(frames, 4, padding_type="zero")
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import cv2
 import gymnasium
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ class Unpooled:
     """One game of the bare emulator with frames scaled down by OpenCV, as in Gym's ``-v0`` ids and DBA3C."""
 
     def __init__(self, env_id: str, config: EnvConfig, seed: int) -> None:
-        self.cv2 = pytest.importorskip("cv2", reason="the frames are compared with those of opencv-python-headless")
         self.bare = gymnasium.make(
             env_id,
             obs_type="grayscale" if config.grayscale else "rgb",
@@ -42,7 +42,7 @@ class Unpooled:
         return float(reward), over, truncated, self.info["lives"] < before["lives"], frames
 
     def small(self, screen: np.ndarray) -> np.ndarray:
-        resized = self.cv2.resize(screen, (84, 84), interpolation=self.cv2.INTER_LINEAR)
+        resized = cv2.resize(screen, (84, 84), interpolation=cv2.INTER_LINEAR)
         return np.atleast_3d(resized).transpose(2, 0, 1).astype(np.int16)
 
     def assert_shown(self, observation: np.ndarray) -> None:

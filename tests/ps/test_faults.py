@@ -299,8 +299,8 @@ def test_unread_snapshots_cost_the_shard_at_most_two_slices(tmp_path: Path) -> N
             assert isinstance(wire.join(running.cluster, 0, incarnation), m.Welcome)
             for _ in range(64):
                 wire.control.send(request)
-        time.sleep(1.0)
-        running.stats()
+            wire.control.send(framing.encode(m.StatsRequest(run=running.cluster.run)))  # counted, but not answered
+            eventually(lambda made=incarnation: running.stats()[0].unattributed == made, "all requests")  # type: ignore[misc]
         assert anonymous_mb(running.pid(0)) < before_mb + 5 * slice_mb
 
 
@@ -458,7 +458,10 @@ def test_a_slow_path_to_one_shard_slows_a_run_without_backups(tmp_path: Path) ->
         stack.enter_context(workers)
         for rank, where in enumerate((running.cluster, cluster)):
             workers.enter_context(Worker(where, rank))
-        running.wait_for(20)
+        running.wait_for(5)
+        began, version = time.monotonic(), running.version()  # shard 0 may already have made the next version
+        running.wait_for(version + 20)
+        assert time.monotonic() - began > 18 * 2 * 0.03, "weights and a gradient of each version take the slow path"
         running.finish(workers)
 
 

@@ -5,12 +5,14 @@
 
 import contextlib
 import json
+import os
 import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
+import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from zmqrl.ps.worker.connection import Connection, PulledWeights
 from zmqrl.ps.worker.machine import WorkerTiming
 
 WITHIN_S = 240.0
+ORPHANS_END_WITHIN_S = 60.0  # they may have to import torch before they check their parent
 QUICK = ShardTiming(heartbeat_s=0.1, need_s=0.15, need_most_s=0.5, stall_notice_s=5.0)
 QUICK_WORKER = WorkerTiming(hello_s=0.2, ping_s=0.2, snapshot_s=0.3)
 SGD = OptimizerConfig(name="sgd", learning_rate=0.5, momentum=0.5)
@@ -357,6 +360,36 @@ def ending(process: "subprocess.Popen[AnyStr]") -> "Iterator[subprocess.Popen[An
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
         process.wait(WITHIN_S)
+
+
+@contextlib.contextmanager
+def nothing_left(within_s: float = ORPHANS_END_WITHIN_S) -> Iterator[dict[str, str]]:
+    """Yield a variable for the environment of a process. Its descendants on this machine inherit the variable.
+
+    At the end of the block, wait until no process has the variable. The block kills processes that still run after
+    ``within_s``, and fails.
+    """
+    name, value = "ZMQRL_TEST", uuid.uuid4().hex
+    try:
+        yield {name: value}
+    finally:
+        deadline = time.monotonic() + within_s
+        while (left := commands_with(f"{name}={value}")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert not left, f"these processes did not end within {within_s:g} s: {left}"
+
+
+def commands_with(variable: str) -> dict[int, str]:
+    """The commands of all processes on this machine that started with ``variable`` (``NAME=VALUE``), by process id."""
+    found: dict[int, str] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or belongs to another user
+            if variable.encode() in (process / "environ").read_bytes().split(b"\0"):
+                found[int(process.name)] = (process / "cmdline").read_text(errors="replace").replace("\0", " ").strip()
+    return found
 
 
 def forget_totals(path: Path) -> None:

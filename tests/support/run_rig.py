@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from support.lab import Lab
-from support.rig import HISTORY_KEYS, ending, eventually, is_alive
+from support.rig import HISTORY_KEYS, ending, eventually, is_alive, nothing_left
 
 from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.commands.inspect.check_history import check
@@ -211,30 +211,20 @@ class Run:
         return beside / f"{self.files.path.name}.stdout", beside / f"{self.files.path.name}.stderr"
 
 
-@contextlib.contextmanager
 def training(
     path: Path,
     *options: str,
     program: Sequence[str] = ("-m", "zmqrl"),
     environment: Mapping[str, str] | None = None,
-) -> Iterator[Run]:
-    """Run ``zmqrl train cartpole --run-dir PATH OPTIONS``. Leaving the block ends the run.
-
-    The block then asserts that no process is left.
-    """
+) -> contextlib.AbstractContextManager[Run]:
+    """Run ``zmqrl train cartpole --run-dir PATH OPTIONS``. Leaving the block ends the run."""
     command = [sys.executable, *program, "train", "cartpole", "--run-dir", str(path), *QUICKLY, *options]
-    with started(command, path, environment or {}) as run:
-        try:
-            yield run
-        finally:
-            pids = run.pids() if run.files.path.joinpath("cluster.json").exists() else []
-            run.process.kill()
-            run.wait()
-            run.assert_nothing_left(pids, within_s=60)
+    return started(command, path, environment or {})
 
 
-@contextlib.contextmanager
-def launching(lab: Lab | None, path: Path, *options: str, hosts: str | None = None) -> Iterator[Run]:
+def launching(
+    lab: Lab | None, path: Path, *options: str, hosts: str | None = None
+) -> contextlib.AbstractContextManager[Run]:
     """Run ``zmqrl launch cartpole`` on ``hosts`` of ``lab``, by default on all. Leaving the block kills the launcher.
     Without a lab, each host is this machine under another name, with its own directory.
     """
@@ -242,18 +232,27 @@ def launching(lab: Lab | None, path: Path, *options: str, hosts: str | None = No
     by = here if lab is None else ("--ssh-config", str(lab.ssh_config))
     where = ("-H", hosts or ",".join(lab.hosts if lab else ("h1", "h2")), *by)
     command = [sys.executable, "-m", "zmqrl", "launch", *where, "cartpole", "--run-dir", str(path), *QUICKLY, *options]
-    with started(command, path, {}) as run:
-        yield run
+    return started(command, path, {})
 
 
 @contextlib.contextmanager
 def started(command: Sequence[str], path: Path, environment: Mapping[str, str]) -> Iterator[Run]:
-    environment = {**os.environ, "PYTHONFAULTHANDLER": "1", **environment}
+    """Run ``command``, with output to files beside ``path``. Leaving the block kills the process.
+
+    The block then asserts that all descendants of the process on this machine end.
+    """
     with (
+        nothing_left() as mark,
         (path.parent / f"{path.name}.stdout").open("wb") as stdout,
         (path.parent / f"{path.name}.stderr").open("wb") as stderr,
         ending(
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment)
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **environment, **mark},
+            )
         ) as process,
     ):
         yield Run(process, path)
