@@ -11,10 +11,11 @@ from support.run_rig import training
 from zmqrl.config import Config, EvaluationConfig, RecordingConfig
 from zmqrl.hosts.launcher import Said
 from zmqrl.observe.console import LiveFigures
+from zmqrl.observe.records import is_for_stop_score
 from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId
 from zmqrl.rundir import RunDirectory
 from zmqrl.start.jobs import EvaluationRequest, FollowerRequest, RecordingRequest
-from zmqrl.supervisor.followers import Followers, is_for_stop_score
+from zmqrl.supervisor.followers import Followers
 
 pytestmark = pytest.mark.processes
 
@@ -264,6 +265,14 @@ def test_an_evaluation_is_saved_and_reported(followers: Followers, notices: Noti
         "evaluation of version 300 (5.0 min): mean 12.5, 95% interval 10.0 to 15.0, 50 games",
     ]
     assert not followers.pending[EVALUATOR]
+
+
+def test_an_evaluation_of_one_game_is_reported_without_an_interval(followers: Followers, notices: Notices) -> None:
+    told = evaluation(300)
+    told.facts["evaluation"] |= {"episodes": 1, "ci95": [12.5, 12.5]}
+    followers.on_checkpoint(300, 300.0)
+    followers.on_answer(told)
+    assert notices.texts[-1] == "evaluation of version 300 (5.0 min): mean 12.5, 1 game"
 
 
 def test_the_notice_about_an_evaluation_names_the_flavour_of_the_games(followers: Followers, notices: Notices) -> None:

@@ -1,9 +1,9 @@
 """The evaluator and the recorder: processes that get checkpoints and answer with an evaluation or a video."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError
@@ -12,6 +12,7 @@ from zmqrl.hosts.mirror import Mirror
 from zmqrl.json_lines import JsonLines
 from zmqrl.observe.console import Console
 from zmqrl.observe.forms import EVALUATION, readable_lines
+from zmqrl.observe.records import FIRST_NEW_SEED
 from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId
 from zmqrl.rundir import RunDirectory
 from zmqrl.start.jobs import (
@@ -27,7 +28,6 @@ from zmqrl.words import counted
 
 FINISH_WITHIN_S = 1800.0
 SCORES_TO_CONFIRM = 50  # games in the mean score of training, and games in the evaluation that must confirm it
-FIRST_NEW_SEED = 2**31  # only an evaluation for ``stop_score`` plays games with seeds from here on
 
 
 class Runner(Protocol):
@@ -127,16 +127,16 @@ class Followers:
                 assert self.rows is not None
                 self.rows.write_or_tell(row, self.console.notice)
                 low, high = row["ci95"]
+                interval = f", 95% interval {low:.1f} to {high:.1f}" if row["episodes"] > 1 else ""
                 games = f"; games: {row['flavour']}" if row.get("flavour") else ""
                 self.console.notice(
                     f"evaluation of version {answer.version} ({row['wall_s'] / 60:.1f} min): "
-                    f"mean {row['mean']:.1f}, 95% interval {low:.1f} to {high:.1f}, "
-                    f"{counted(row['episodes'], 'game')}{games}"
+                    f"mean {row['mean']:.1f}{interval}, {counted(row['episodes'], 'game')}{games}"
                 )
                 if answer.version == self.confirming:
                     self._on_confirmation(row["mean"])
             case Recorded(about):
-                self.console.notice(f"recorded {about['path']}: score {about['score']:g}")
+                self.console.notice(f"recorded {about['path']}: score {about['score']:,.15g}")
             case Skipped(version, reason):
                 why = self.files.why_missing(said.process, version) or reason  # the follower sees only the consequence
                 self.console.notice(f"{said.process} skipped version {version}: {why}")
@@ -207,14 +207,6 @@ class Followers:
             for each in self.pending:
                 self.files.drop_checkpoint(each, settled)
         self.runner.worked(process)
-
-
-def is_for_stop_score(evaluation: Mapping[str, Any]) -> bool:
-    """Whether a line of ``evaluations.jsonl`` is from new games, which only --stop-score asks for.
-
-    Older versions could play them with greedy actions.
-    """
-    return bool(evaluation.get("seeds")) and evaluation["seeds"][0] >= FIRST_NEW_SEED
 
 
 def _last_version(evaluations: Path, notice: Callable[[str], None]) -> int | None:

@@ -10,11 +10,10 @@ from zmqrl.errors import UsageError
 from zmqrl.json_lines import newest_rollback
 from zmqrl.observe.forms import EVALUATION, SUMMARY, read_object, readable_lines
 from zmqrl.observe.metrics import Counters
-from zmqrl.observe.records import PLACE, flat
+from zmqrl.observe.records import PLACE, flat, is_for_stop_score
 from zmqrl.ps.shard.history import History, missing_lines
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.events import Reason
-from zmqrl.supervisor.followers import is_for_stop_score
 from zmqrl.words import as_word, counted
 
 
