@@ -24,7 +24,7 @@ from zmqrl.start.jobs import (
     Skipped,
     answer_from,
 )
-from zmqrl.words import counted
+from zmqrl.words import counted, figure
 
 FINISH_WITHIN_S = 1800.0
 SCORES_TO_CONFIRM = 50  # games in the mean score of training, and games in the evaluation that must confirm it
@@ -136,7 +136,7 @@ class Followers:
                 if answer.version == self.confirming:
                     self._on_confirmation(row["mean"])
             case Recorded(about):
-                self.console.notice(f"recorded {about['path']}: score {about['score']:,.15g}")
+                self.console.notice(f"recorded {about['path']}: score {figure(about['score'])}")
             case Skipped(version, reason):
                 why = self.files.why_missing(said.process, version) or reason  # the follower sees only the consequence
                 self.console.notice(f"{said.process} skipped version {version}: {why}")
