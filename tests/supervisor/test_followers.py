@@ -117,6 +117,29 @@ def test_a_resumed_run_does_not_evaluate_its_last_checkpoint_again(
     assert [told.version for name, told in runner.told if name == EVALUATOR] == [300, 700]
 
 
+@pytest.mark.parametrize("evaluator", [True, False])
+def test_a_resume_from_an_older_checkpoint_undoes_the_evaluations_of_later_versions(
+    followers: Followers, runner: Runner, tmp_path: Path, evaluator: bool
+) -> None:
+    for version in (300, 400, 500):
+        followers.on_checkpoint(version, version)
+        followers.on_answer(evaluation(version))
+    followers.close()
+    config, directory = Config(evaluator=evaluator), RunDirectory(tmp_path)
+    again = Followers(config, directory, followers.runner, followers.console, followers.files)
+    again.undo_rows(400, 2)
+    for file, versions in (("evaluations.jsonl", [300, 400]), ("evaluations.before-generation-2.jsonl", [500])):
+        assert [json.loads(line)["version"] for line in (tmp_path / file).read_text().splitlines()] == versions
+    again.undo_rows(400, 3)
+    assert not (tmp_path / "evaluations.before-generation-3.jsonl").exists()
+    if evaluator:
+        runner.told.clear()
+        again.on_checkpoint(500, 600.0, last=True)
+        assert runner.told == [(EVALUATOR, EvaluationRequest(500))], "this is another policy"
+        again.on_answer(evaluation(500, mean=9.0))
+        assert json.loads((tmp_path / "evaluations.jsonl").read_text().splitlines()[-1])["mean"] == 9.0
+
+
 @pytest.fixture
 def confirming(tmp_path: Path, runner: Any, notices: Notices) -> Followers:
     """Followers of a run with ``--stop-score 10`` and no other evaluations."""

@@ -1,5 +1,6 @@
 """The evaluator and the recorder: processes that get checkpoints and answer with an evaluation or a video."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,7 @@ class Followers:
         files: Mirror,
     ) -> None:
         self.config, self.runner, self.console, self.files = config, runner, console, files
+        self.directory = directory
         self.rows = JsonLines(directory.evaluations) if config.needs_evaluator else None
         self.confirmed_score = float("-inf")
         self.wants_to_confirm = False
@@ -68,6 +70,20 @@ class Followers:
         self.to_record = sorted(config.recording.minutes) if config.recorder else []
         wanted = {EVALUATOR: config.needs_evaluator, RECORDER: config.recorder}
         self.pending: dict[ProcessId, list[FollowerRequest]] = {name: [] for name in wanted if wanted[name]}
+
+    def undo_rows(self, version: int, generation: int) -> None:
+        """The run resumes from ``version``: move the evaluations of later versions to a separate file."""
+        path = self.directory.evaluations
+        if all(row["version"] <= version for row in readable_lines(path, EVALUATION, lambda _: None)):
+            return
+        try:
+            with contextlib.closing(JsonLines(path)) as rows:
+                rows.rewind(version, generation)
+            if self.rows is not None:
+                self.rows.reopen()
+        except OSError as error:
+            self.console.notice(f"{path} still has evaluations that the resume has undone: {error.strerror}")
+        self.evaluated = _last_version(path, self.console.notice)
 
     def start(self, trained_s: float) -> None:
         """Start the followers. Skip recordings that were due before ``trained_s``, the training time so far."""
