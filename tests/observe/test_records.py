@@ -302,7 +302,9 @@ def test_a_single_group_or_one_with_many_differences_is_named_by_its_directories
     assert labels(tmp_path / "two", {}, other) == [("run-0", 1), ("run-1", 1)]
 
 
-@pytest.mark.parametrize("names", [("_tmp_a1", "_tmp_b2"), ("seed-1", "seed-2"), ("a", "b"), ("20260105-10", "20260105-11")])
+@pytest.mark.parametrize(
+    "names", [("_tmp_a1", "_tmp_b2"), ("seed-1", "seed-2"), ("a", "b"), ("20260105-10", "20260105-11")]
+)
 def test_a_group_without_a_telling_common_name_is_named_by_its_recipe_or_environment(
     tmp_path: Path, names: tuple[str, str]
 ) -> None:

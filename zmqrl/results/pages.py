@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
 import numpy as np

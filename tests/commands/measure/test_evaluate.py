@@ -378,7 +378,9 @@ def test_no_digit_of_a_large_score_is_lost() -> None:
     figures = {"mean": 1_234_567.0, "ci95": [1_000_000.0, 2_000_000.0], "median": 1_234_567.0, "min": 0.5, "max": 2e6}
     about = {"env": "x", "version": 1, "wall_s": 60.0, "agent_steps": 9, "greedy": True, "flavour": "", "cut_off": 0}
     text = _report(figures | about | {"episodes": 2, "distinct": 2, "seeds": [0, 1]})
-    assert "mean 1,234,567.0 (95 % interval 1,000,000.0 to 2,000,000.0), median 1,234,567, min 0.5, max 2,000,000" in text
+    assert (
+        "mean 1,234,567.0 (95 % interval 1,000,000.0 to 2,000,000.0), median 1,234,567, min 0.5, max 2,000,000" in text
+    )
 
 
 def test_progress_is_shown_on_a_terminal(

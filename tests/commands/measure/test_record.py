@@ -245,12 +245,13 @@ def test_a_long_gif_needs_little_memory(tmp_path: Path) -> None:
 
 
 def test_a_gif_without_its_end_is_refused(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UsageError, match=r"cannot write .*/a\.gif: ffmpeg did not finish the file"),
-        video_at(tmp_path / "a.gif", 15.0, np.zeros((2, 2, 3), np.uint8)) as video,
-    ):
-        video.close()
-        os.truncate(tmp_path / ".a.gif", (tmp_path / ".a.gif").stat().st_size - 1)
+    def write_cut() -> None:
+        with video_at(tmp_path / "a.gif", 15.0, np.zeros((2, 2, 3), np.uint8)) as video:
+            video.close()
+            os.truncate(tmp_path / ".a.gif", (tmp_path / ".a.gif").stat().st_size - 1)
+
+    with pytest.raises(UsageError, match=r"cannot write .*/a\.gif: ffmpeg did not finish the file"):
+        write_cut()
     assert list(tmp_path.iterdir()) == []
 
 
