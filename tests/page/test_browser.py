@@ -353,6 +353,7 @@ def test_a_failed_run_says_why_it_ended_and_lists_its_evaluations(page: "Page") 
     page.get_by_text("The first to fail was shard-1").wait_for()
     page.get_by_text("ended: failed").wait_for()
     lines = page.get_by_role("region", name="mean score of full games").locator("tbody tr")
+    lines.first.wait_for()
     assert [line.split("\t")[3:] for line in lines.all_inner_texts()] == [
         ["90.0", "80.0 to 100.0", "50", "greedy"],
         ["95.0", "\u2013", "1", "sampled, for --stop-score"],

@@ -3,6 +3,7 @@
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId
 from zmqrl.rundir import RunDirectory
 from zmqrl.start.jobs import EvaluationRequest, FollowerRequest, RecordingRequest
 from zmqrl.supervisor.followers import Followers
+from zmqrl.supervisor.resume import end_of
 
 pytestmark = pytest.mark.processes
 
@@ -187,6 +189,15 @@ def test_only_new_games_can_have_ended_a_run() -> None:
     assert is_for_stop_score({"seeds": [2**31], "greedy": True}), "older versions used greedy actions"
     assert not is_for_stop_score({"seeds": [0], "greedy": False})
     assert not is_for_stop_score({})
+
+
+def test_only_the_evaluation_of_a_version_that_is_kept_can_have_ended_a_run(tmp_path: Path) -> None:
+    line = {"version": 400, "mean": 12.0, "seeds": [2**31]}
+    (tmp_path / "evaluations.jsonl").write_text(json.dumps(line) + "\n")
+    config = Config(stop_score=10.0)
+    for version, reason in ((300, None), (400, "stop_score")):
+        checkpoint: Any = SimpleNamespace(version=version, counters={})
+        assert (end_of(config, checkpoint, tmp_path) or (None,))[0] == reason
 
 
 def test_a_score_that_new_games_do_not_confirm_is_tried_again_after_fifty_games_in_training(

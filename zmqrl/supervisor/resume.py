@@ -103,7 +103,8 @@ def end_of(config: Config, checkpoint: Checkpoint, path: Path, *, in_total: bool
     """
     counters = Counters.from_json(checkpoint.counters)
     evaluations = readable_lines(RunDirectory(path).evaluations, EVALUATION, lambda _: None)
-    scores = [each["mean"] for each in evaluations if is_for_stop_score(each)]
+    kept = (each for each in evaluations if each["version"] <= checkpoint.version)  # this resume undoes later ones
+    scores = [each["mean"] for each in kept if is_for_stop_score(each)]
     score = scores[-1] if scores else None
     limits: tuple[tuple[Reason, float | None, float | None], ...] = (
         ("updates", config.updates, checkpoint.version),

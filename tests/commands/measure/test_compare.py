@@ -79,10 +79,11 @@ def test_an_evaluation_is_shown_with_its_kind_and_its_interval_if_it_has_one(
 
 
 def test_no_name_and_no_setting_can_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = [
-        run_directory(tmp_path / f"a{seed}\x1b[2J", env=f"x\x1b[{seed}m", **{f"new\x1b{seed}": 1}) for seed in (1, 2)
-    ]
-    assert "\x1b" not in printed(capsys, *map(str, paths))
+    paths = []
+    for seed in (1, 2):
+        settings: dict[str, Any] = {"env": f"x\x1b[{seed}m", f"new\x1b{seed}": 1}
+        paths.append(str(run_directory(tmp_path / f"a{seed}\x1b[2J", **settings)))
+    assert "\x1b" not in printed(capsys, *paths)
 
 
 def test_a_live_run_is_described_by_its_newest_row(pair: tuple[str, str]) -> None:

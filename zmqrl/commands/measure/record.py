@@ -196,8 +196,11 @@ class _Video:
 
     def add(self, screen: "ScreenPixels") -> None:
         image = screen.repeat(self._scale, 0).repeat(self._scale, 1)
-        # Colours have half the resolution in an mp4, so its sides must be even.
-        self._writer.send(np.ascontiguousarray(image[: self._height, : self._width]))
+        try:
+            # Colours have half the resolution in an mp4, so its sides must be even.
+            self._writer.send(np.ascontiguousarray(image[: self._height, : self._width]))
+        except OSError as error:  # ffmpeg has ended
+            raise self._failure() from error
         self.frames += 1
 
     def close(self) -> None:
@@ -210,10 +213,21 @@ class _Video:
         # The writer hides the exit status of ffmpeg. After a failure, an mp4 cannot be opened, and a gif has no end.
         command = [get_ffmpeg_exe(), "-v", "quiet", "-i", str(self._path), "-t", "0", "-f", "null", "-"]
         is_whole = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=OPENED_WITHIN_S).returncode == 0
-        if not is_whole or (self._path.suffix == ".gif" and not self._path.read_bytes().endswith(GIF_END)):
+        if is_whole and self._path.suffix == ".gif":
+            with self._path.open("rb") as file:
+                file.seek(-len(GIF_END), os.SEEK_END)
+                is_whole = file.read() == GIF_END
+        if not is_whole:
+            raise self._failure()
+
+    def _failure(self) -> OSError:
+        """The reason why ffmpeg has failed, such as a full disk."""
+        try:
             with self._path.open("ab") as file:
-                file.write(bytes(ENOUGH_TO_FAIL_BYTES))  # raises the cause, such as a full disk
-            raise OSError(errno.EIO, "ffmpeg did not finish the file")
+                file.write(bytes(ENOUGH_TO_FAIL_BYTES))
+        except OSError as error:
+            return error
+        return OSError(errno.EIO, "ffmpeg did not finish the file")
 
 
 @contextmanager
