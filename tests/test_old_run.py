@@ -62,7 +62,8 @@ def test_an_old_run_can_be_compared(run: Path, capsys: pytest.CaptureFixture[str
     assert compared["settings"] == {run.name: {}, OLD_RUN.name: {}}
     for result in compared["results"].values():
         assert (result["updates"], result["agent_steps"], result["games"]) == (20, 4096, 170)
-        assert result["evaluation"] == {"version": 20, "mean": 23.0, "ci95": [12.0, 34.0], "episodes": 2}
+        kind = {"greedy": False, "for_stop_score": False}
+        assert result["evaluation"] == {"version": 20, "mean": 23.0, "ci95": [12.0, 34.0], "episodes": 2} | kind
 
 
 def test_the_policy_of_an_old_run_plays_the_same_games(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

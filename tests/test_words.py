@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.words import ESCAPING, as_text, as_word, counted, ended_how, escaped, log_time, numbered
+from zmqrl.words import ESCAPING, as_text, as_word, counted, ended_how, escaped, figure, log_time, numbered
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,14 @@ def test_a_noun_agrees_with_its_count(number: int, noun: str, text: str) -> None
 
 def test_a_noun_can_have_a_plural_of_its_own() -> None:
     assert [counted(number, "process", "processes") for number in (1, 2)] == ["1 process", "2 processes"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5 + 1e-8, "0.5"), (-21.0, "-21"), (2341.25, "2,341.25"), (99_999.96, "100,000"), (1_234_567.0, "1,234,567")],
+)
+def test_a_figure_has_all_digits_of_its_whole_part(value: float, text: str) -> None:
+    assert figure(value) == text
 
 
 @pytest.mark.parametrize(

@@ -130,9 +130,6 @@ class Checkpoint:
         with _naming(path):
             manifest = _read_manifest(path / MANIFEST)
             weights = _weights(path, manifest)
-            named = _NAME.fullmatch(path.name)
-            if named and not named[1] and path.name != name_of(weights.version):
-                raise UsageError(f"{path / MANIFEST} is damaged: it belongs to version {weights.version}.")
             names = tuple(manifest["optimizer"]["state"])
             states = []
             for cut in weights.layout.slices:
@@ -177,10 +174,12 @@ def _weights(path: Path, manifest: Mapping[str, Any]) -> PolicyWeights:
     layout = _read_layout(path / MANIFEST, manifest["layout"])
     model = load_file(path / MODEL)
     vector = np.concatenate([model[name].reshape(-1) for name, _ in layout.tensors])
-    counters = dict(manifest["counters"])
+    counters, version = dict(manifest["counters"]), manifest["version"]
+    if type(version) is not int or (_NAME.fullmatch(path.name) and path.stem != name_of(version)):
+        raise UsageError(f"{path / MANIFEST} is damaged: it belongs to version {version!r:.60}.")
     return PolicyWeights(
         layout=layout,
-        version=manifest["version"],
+        version=version,
         wall_s=float(counters.get("wall_s", 0.0)),
         agent_steps=int(counters.get("agent_steps", 0)),
         vector=vector,

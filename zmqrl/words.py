@@ -26,6 +26,11 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
+def figure(value: float) -> str:
+    """A number with six significant digits, and with all digits of its whole part: ``0.5``, ``1,234,567``."""
+    return f"{value:,.6g}" if abs(value) < 1e5 else f"{value:,.0f}"
+
+
 def numbered(noun: str, numbers: Iterable[int]) -> str:
     """Things by number: ``rank 3``, ``ranks 3, 5-9``."""
     ordered = sorted(set(numbers))

@@ -148,6 +148,13 @@ def test_the_first_row_of_a_run_can_be_displayed() -> None:
     assert "no game has ended yet" in stream.getvalue()
 
 
+def test_games_are_counted_even_before_there_is_a_mean() -> None:
+    stream = io.StringIO()
+    row = RunMetrics(start=Counters()).row(0.0) | {"episodes": 37}
+    PlainConsole(stream).update(LiveFigures(title="run", row=row))
+    assert "score 37 games, no mean until the first game of every environment has ended" in stream.getvalue()
+
+
 def test_the_workers_that_have_been_missing_longest_are_named() -> None:
     stream = io.StringIO()
     PlainConsole(stream).update(figures(missing_s={str(rank): float(rank) for rank in range(20)}))

@@ -13,7 +13,7 @@ from support.record_rig import row, run_directory, summary
 from zmqrl.errors import UsageError
 from zmqrl.observe.curves import GRID_POINTS, curve, grouped, outcome_shares, smoothed
 from zmqrl.observe.forms import ROW, readable_lines
-from zmqrl.observe.records import RunRecord, differing, flat, merged, read_runs
+from zmqrl.observe.records import PLACE, RunRecord, differing, flat, merged, read_runs
 
 FIGURE = "a number from -1e110 to 1e110, null, or an object of these"
 COUNTS = "an object in which each value is a whole number from 0 to 1e110"
@@ -209,8 +209,16 @@ def test_an_evaluation_is_placed_at_the_time_of_its_version(tmp_path: Path) -> N
         {"version": 99, "mean": 6.0},
     ]
     run = RunRecord.read(run_directory(tmp_path / "run", [row(1), row(2), row(3)], evaluations=lines))
-    placed = [(each.wall_s, each.agent_steps, each.low, each.mean, each.high) for each in run.evaluations]
-    assert placed == [(2, 2000, 4, 5, 7), (3, 3000, 6, 6, 6)]
+    placed = [(each.wall_s, each.agent_steps, each.mean, each.interval) for each in run.evaluations]
+    assert placed == [(2, 2000, 5, (4, 7)), (3, 3000, 6, None)]
+
+
+def test_an_evaluation_of_one_game_has_no_interval(tmp_path: Path) -> None:
+    line: dict[str, Any] = {"version": 10, "mean": 5.0, "ci95": [5.0, 5.0], "greedy": True}
+    lines = [line | {"episodes": 1}, line | {"scores": [5.0]}, line | {"episodes": 2, "greedy": False}]
+    run = RunRecord.read(run_directory(tmp_path / "run", [row(1)], evaluations=lines))
+    found = [(each.interval, each.greedy) for each in run.evaluations]
+    assert found == [(None, True), (None, True), ((5.0, 5.0), False)]
 
 
 def test_a_saved_evaluation_counts_and_replaces_that_of_its_version(tmp_path: Path) -> None:
@@ -274,12 +282,13 @@ def test_runs_that_differ_only_in_the_seed_form_one_group(tmp_path: Path) -> Non
         {"recorder": True, "recording": {"minutes": [1.0]}},
         {"checkpoint": {"every_minutes": 1.0, "keep": 3}, "profile": 100, "trackers": ["wandb"]},
         {"recipe": "mine"},
+        {"page": True, "metrics_port": "9100"},
     ],
 )
 def test_settings_that_do_not_affect_learning_do_not_split_a_group(tmp_path: Path, other: dict[str, Any]) -> None:
     assert labels(tmp_path, {"seed": 1}, {"seed": 2, **other}) == [("run", 2)]
     runs = read_runs([tmp_path / "run-0", tmp_path / "run-1"])
-    assert {name.partition(".")[0] for name in differing(runs)} - {"trackers"} == {"seed", *other} - {"trackers"}
+    assert {name.partition(".")[0] for name in differing(runs)} == {"seed", *other} - PLACE
 
 
 @pytest.mark.parametrize("other", [{"shards": 3}, {"wire": {"codec": "bf16"}}, {"envs": {"num_envs": 9}}])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -61,7 +62,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run_directory(
             root / f"pong-{seed}",
             [row(second, score_mean_50=float(seed * second), workers_present=3) for second in range(1, 200)],
-            evaluations=[{"version": 900, "mean": 90.0, "ci95": [80.0, 100.0], "episodes": 50}],
+            evaluations=[
+                {"version": 900, "mean": 90.0, "ci95": [80.0, 100.0], "episodes": 50, "greedy": True},
+                {"version": 950, "mean": 95.0, "ci95": [95.0, 95.0], "episodes": 1, "greedy": False, "seeds": [2**31]},
+            ],
             seed=seed,
         )
     run = root / "pong-1"
@@ -194,6 +198,65 @@ def test_the_curves_of_the_chosen_runs_are_drawn(page: "Page") -> None:
     assert "pong-1: now 199" in (page.locator("#chart-score .u-wrap").get_attribute("aria-label") or "")
 
 
+def test_the_legend_hides_a_line_with_its_band_and_its_evaluations(page: "Page") -> None:
+    show(page, "#/")
+    page.get_by_label("draw pong-2").check()
+    page.get_by_label("fold seeds into mean and spread").check()
+    page.wait_for_function("() => document.querySelector('#chart-score .plot')?.plot?.bands.length === 1")
+    canvas = page.locator("#chart-score canvas").element_handle()
+    label = page.locator("#chart-score .u-legend .u-series:visible th").nth(1)
+    try:
+        label.click()
+        page.wait_for_function(f"(canvas) => ({DRAWN})(canvas) === 0", arg=canvas)
+        shown = "document.querySelector('#chart-score .plot').plot.series.map((each) => each.show)"
+        assert page.evaluate(shown) == [True, False, False, False]
+    finally:
+        label.click()
+    page.wait_for_function(f"(canvas) => ({DRAWN})(canvas) > 100", arg=canvas)
+
+
+def test_a_chart_draws_no_evaluation_outside_of_the_zoomed_part(page: "Page") -> None:
+    """The evaluation at 1.5 minutes would be drawn over the labels of the axis."""
+    show(page, "#/run?run=pong-1")
+    page.wait_for_selector("#chart-score canvas")
+    outside = page.evaluate(
+        """() => new Promise((resolve) => {
+            const { plot } = document.querySelector("#chart-score .plot");
+            plot.setScale("x", { min: 1.6, max: 3.3 });
+            requestAnimationFrame(() => {
+                const { data } = plot.ctx.getImageData(0, 0, plot.bbox.left - 2, plot.ctx.canvas.height);
+                const wanted = getComputedStyle(document.documentElement).getPropertyValue("--c0").trim();
+                const colour = [1, 3, 5].map((at) => parseInt(wanted.slice(at, at + 2), 16));
+                let found = 0;
+                for (let i = 0; i < data.length; i += 4)
+                    if (data[i + 3] > 200 && colour.every((level, at) => Math.abs(level - data[i + at]) < 10)) found++;
+                resolve(found);
+            });
+        })"""
+    )
+    assert outside == 0
+
+
+def test_draw_none_also_clears_the_runs_that_the_filter_hides(page: "Page") -> None:
+    show(page, "#/")
+    page.get_by_role("button", name="draw all shown").click()
+    page.wait_for_selector("#chart-score canvas")
+    page.get_by_label("filter").fill("pong-1")
+    try:
+        page.get_by_role("button", name="draw none").click()
+        page.get_by_text("no run is chosen").wait_for()
+    finally:
+        page.get_by_label("filter").fill("")
+    assert not page.get_by_label("draw pong-2").is_checked()
+    page.get_by_role("button", name="draw all shown").click()
+    page.wait_for_selector("#chart-score canvas")
+
+
+def test_a_list_of_objects_is_shown_with_its_contents(page: "Page") -> None:
+    shown = page.evaluate("async (value) => (await import('./static/dom.js')).setting(value)", [{"rank": 1}, "a", 2])
+    assert shown == '{"rank":1}, a, 2'
+
+
 def test_the_legend_counts_the_seeds_if_not_all_reach_the_end(page: "Page", tmp_path: Path) -> None:
     for seed, seconds in enumerate((40, 20)):
         run_directory(tmp_path / f"pong-{seed}", [row(second) for second in range(1, seconds)], seed=seed)
@@ -289,13 +352,20 @@ def test_a_failed_run_says_why_it_ended_and_lists_its_evaluations(page: "Page") 
     show(page, "#/run?run=pong-1")
     page.get_by_text("The first to fail was shard-1").wait_for()
     page.get_by_text("ended: failed").wait_for()
-    page.locator("caption", has_text="mean score of full games").wait_for()
+    lines = page.get_by_role("region", name="mean score of full games").locator("tbody tr")
+    lines.first.wait_for()
+    assert [line.split("\t")[3:] for line in lines.all_inner_texts()] == [
+        ["90.0", "80.0 to 100.0", "50", "greedy"],
+        ["95.0", "\u2013", "1", "sampled, for --stop-score"],
+    ]
 
 
 def test_the_slow_rank_is_marked_as_the_kth_worker(page: "Page") -> None:
     show(page, "#/run?run=pong-1&tab=timing")
     page.get_by_role("rowheader", name="rank 2 ◆").wait_for()
     assert page.locator(".strip td", has_text="◆").count() == 60
+    told = page.locator(".strip tr", has_text="rank 2").locator("td").last.text_content() or ""
+    assert re.fullmatch(r"version [\d,]+: [\d.]+ ms, K-th◆", told), told
     assert "gradient rank 2" in " ".join(page.locator("table.data").first.inner_text().split())
     page.get_by_role("rowheader", name="w2", exact=True).wait_for()
 
@@ -492,6 +562,7 @@ def test_the_keyboard_reaches_everything(page: "Page") -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
     page.keyboard.press("Enter")
+    assert page.evaluate("[document.activeElement.id, location.hash]") == ["main", "#/"]
     seen: list[Any] = []
     for _ in range(20):
         page.keyboard.press("Tab")

@@ -23,7 +23,7 @@ from zmqrl.observe.live.presence import Presence
 from zmqrl.page import runs as runs_module
 from zmqrl.page.runs import Runs, UnknownRun, text_of
 from zmqrl.process_id import worker_id
-from zmqrl.rundir import RunDirectory
+from zmqrl.rundir import RunDirectory, is_locked
 
 
 @pytest.fixture
@@ -252,6 +252,34 @@ def test_a_run_whose_supervisor_is_gone_is_killed_and_its_lock_is_left_alone(
     assert [runs.state("left") for _ in range(3)] == ["killed"] * 3
     assert len(asked) == 1
     assert runs.overview("left")["exit_reason"] is None  # that was the end of an earlier session
+
+
+@pytest.mark.parametrize(("name", "before"), [("ended", "ended"), ("pong/deep", "killed")])
+def test_a_run_that_resumes_is_starting_until_its_shards_are_up(
+    root: Path, monkeypatch: pytest.MonkeyPatch, name: str, before: str
+) -> None:
+    directory, asked = RunDirectory(root / name), list[Path]()
+    if before == "killed":
+        directory.left.write_text("{}")
+    runs = Runs(root)
+
+    def counting(path: Path) -> bool:
+        asked.append(path)
+        return is_locked(path)
+
+    monkeypatch.setattr(runs_module, "is_locked", counting)
+    assert [runs.state(name) for _ in range(3)] == [before] * 3
+    assert len(asked) == 1
+    directory.claim()
+    try:
+        directory.config.write_text(directory.config.read_text() + " ")
+        assert (runs.state(name), runs.overview(name)["exit_reason"]) == ("starting", None)
+        directory.cluster.write_text("{}")
+        assert runs.state(name) == "running"
+        directory.cluster.unlink()
+    finally:
+        directory.release()
+    assert runs.state(name) == before
 
 
 def test_a_new_row_is_shown_and_an_unchanged_file_is_not_read_again(root: Path) -> None:

@@ -13,6 +13,7 @@ from zmqrl import cli
 from zmqrl.errors import UsageError
 from zmqrl.results.bootstrap import mean_interval
 from zmqrl.results.kept import NO_LIMITS, RecordedLimits, Result, obstacle, reproducible
+from zmqrl.results.pages import report_page
 from zmqrl.results.rerun import default_axis, rerun_config
 from zmqrl.rundir import write_json
 
@@ -31,6 +32,20 @@ def test_the_newest_evaluation_counts(tmp_path: Path) -> None:
     result, evaluated = reproducible(path)
     assert (evaluated.version, evaluated.agent_steps) == (40, 4000)
     assert [each.version for each in result.record.evaluations] == [10, 20, 40]
+
+
+def test_an_evaluation_for_the_stop_score_does_not_count(tmp_path: Path) -> None:
+    stopped = {"version": 60, "mean": 9.0, "ci95": [8.0, 10.0], "scores": [8.0, 10.0], "seeds": [2**31, 2**31 + 1]}
+    path = write_result(tmp_path / "run", {"version": 40, "mean": 1.0, "scores": [0.5, 1.5]})
+    (path / "evaluations.jsonl").write_text(json.dumps(stopped), encoding="utf-8")
+    result, evaluated = reproducible(path)
+    assert evaluated.version == 40
+    assert [(each.version, each.for_stop_score) for each in result.record.evaluations] == [(60, True), (40, False)]
+    (path / "evaluation.json").unlink()
+    assert "because it has no evaluation with an interval" in refusal(path)
+    page = report_page(Result.read(path), "report.svg")
+    assert page.startswith("# run: 5.5 in the last 50 games of training\n")
+    assert "The run has only evaluations for `--stop-score`." in page
 
 
 def test_an_evaluation_within_the_limits_of_the_user_is_preferred(tmp_path: Path) -> None:

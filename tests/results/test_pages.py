@@ -103,6 +103,14 @@ def test_a_page_names_the_number_formats_of_the_network(tmp_path: Path) -> None:
     assert "| number format of the network | bfloat16, float32 |" in report_page(mixed, "report.svg")
 
 
+def test_a_page_names_the_hosts_if_there_are_several(tmp_path: Path) -> None:
+    result = Result.read(write_result(tmp_path / "run"))
+    hosts = [{"host": f"h{number}", "cores": 8, "processes": [f"worker-{number}"]} for number in (1, 2, 3)]
+    for found, cell in ((hosts[:1], "EPYC, 2 cores"), (hosts, "EPYC, 2 cores; hosts h1..h3 with 24 cores in total")):
+        spread = dataclasses.replace(result, summary={**result.summary, "hosts": found})
+        assert f"| machine | {cell} |" in report_page(spread, "report.svg")
+
+
 def test_a_result_without_an_evaluation_has_a_page_too(tmp_path: Path) -> None:
     path = write_result(tmp_path / "run")
     (path / "evaluation.json").unlink()

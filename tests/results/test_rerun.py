@@ -51,7 +51,8 @@ def test_the_verdict_is_the_place_of_the_new_mean_in_the_recorded_interval(
     if factor < 0.979:
         assert verdict.word == "undecided"
     elif factor > 0.981:
-        assert (verdict.word == "within") == (first.low <= second.mean <= first.high)
+        low, high = mean_interval(recorded)
+        assert (verdict.word == "within") == (low <= second.mean <= high)
     assert verdict.difference == tuple(difference_interval(again, recorded))
 
 
@@ -139,6 +140,40 @@ def test_trainings_count_once_for_each_seed_if_nothing_else_differs(tmp_path: Pa
     write_result(tmp_path / "seed-7", found(7.0), seed=7, run_dir="elsewhere", checkpoint={"keep": 3})
     write_result(tmp_path / "seed-8", found(8.0), seed=8)
     assert means() == [6.5, 7.0, 8.0]
+
+
+def test_trainings_with_an_evaluator_count_without_an_evaluation_that_the_user_saved(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        path = write_result(tmp_path / f"seed-{seed}", {"version": 60, "mean": seed, "scores": [seed, seed]}, seed=seed)
+        (path / "evaluation.json").rename(path / "evaluations.jsonl")
+    write_result(tmp_path / "not-evaluated", seed=4)
+    (tmp_path / "not-evaluated" / "evaluation.json").unlink()
+    result, evaluated = reproducible(tmp_path / "seed-1")
+    means = recorded_trainings(result, evaluated, results_beside(tmp_path / "seed-1"), "agent-steps")
+    assert means == [1.0, 2.0, 3.0]
+
+
+def on_hosts(result: Result, *cores: int) -> Result:
+    """The same result of a run on hosts with so many ``cores``, and on a host without processes."""
+    hosts = [{"host": f"h{number}", "cores": each, "processes": ["worker-0"]} for number, each in enumerate(cores)]
+    idle = {"host": "idle", "cores": 64, "processes": []}
+    return dataclasses.replace(result, summary={**result.summary, "hosts": [*hosts, idle]})
+
+
+def test_minutes_are_not_repeated_on_one_machine_if_the_run_had_several_hosts(tmp_path: Path) -> None:
+    result = Result.read(write_result(tmp_path / "run"))
+    result = dataclasses.replace(result, summary={**result.summary, "exit_reason": "minutes"})
+    assert default_axis(on_hosts(result, 2), ("EPYC", 2)) == "minutes"
+    assert default_axis(on_hosts(result, 2, 8), ("EPYC", 2)) == "agent-steps"
+
+
+def test_only_trainings_on_hosts_of_the_same_size_are_comparable_by_minutes(tmp_path: Path) -> None:
+    result, evaluated = reproducible(write_result(tmp_path / "seed-1", seed=1))
+    other = Result.read(write_result(tmp_path / "seed-2", {"version": 60, "mean": 7.0, "scores": [7.0, 7.0]}, seed=2))
+    for hosts, means in (((2,), [6.5]), ((8, 2, 8), [6.5, 7.0]), ((8, 8, 8), [6.5])):
+        found = recorded_trainings(on_hosts(result, 8, 8, 2), evaluated, [on_hosts(other, *hosts)], "minutes")
+        assert found == means
+    assert recorded_trainings(on_hosts(result, 8, 8), evaluated, [other], "agent-steps") == [6.5, 7.0]
 
 
 def test_a_shorter_repetition_is_judged_by_the_early_evaluations_of_all_trainings(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ from support.run_rig import training
 from zmqrl.config import Config, EvaluationConfig, RecordingConfig
 from zmqrl.hosts.launcher import Said
 from zmqrl.observe.console import LiveFigures
+from zmqrl.observe.records import is_for_stop_score
 from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId
 from zmqrl.rundir import RunDirectory
 from zmqrl.start.jobs import EvaluationRequest, FollowerRequest, RecordingRequest
-from zmqrl.supervisor.followers import Followers, is_for_stop_score
+from zmqrl.supervisor.followers import Followers
+from zmqrl.supervisor.resume import end_of
 
 pytestmark = pytest.mark.processes
 
@@ -116,6 +119,29 @@ def test_a_resumed_run_does_not_evaluate_its_last_checkpoint_again(
     assert [told.version for name, told in runner.told if name == EVALUATOR] == [300, 700]
 
 
+@pytest.mark.parametrize("evaluator", [True, False])
+def test_a_resume_from_an_older_checkpoint_undoes_the_evaluations_of_later_versions(
+    followers: Followers, runner: Runner, tmp_path: Path, evaluator: bool
+) -> None:
+    for version in (300, 400, 500):
+        followers.on_checkpoint(version, version)
+        followers.on_answer(evaluation(version))
+    followers.close()
+    config, directory = Config(evaluator=evaluator), RunDirectory(tmp_path)
+    again = Followers(config, directory, followers.runner, followers.console, followers.files)
+    again.undo_rows(400, 2)
+    for file, versions in (("evaluations.jsonl", [300, 400]), ("evaluations.before-generation-2.jsonl", [500])):
+        assert [json.loads(line)["version"] for line in (tmp_path / file).read_text().splitlines()] == versions
+    again.undo_rows(400, 3)
+    assert not (tmp_path / "evaluations.before-generation-3.jsonl").exists()
+    if evaluator:
+        runner.told.clear()
+        again.on_checkpoint(500, 600.0, last=True)
+        assert runner.told == [(EVALUATOR, EvaluationRequest(500))], "this is another policy"
+        again.on_answer(evaluation(500, mean=9.0))
+        assert json.loads((tmp_path / "evaluations.jsonl").read_text().splitlines()[-1])["mean"] == 9.0
+
+
 @pytest.fixture
 def confirming(tmp_path: Path, runner: Any, notices: Notices) -> Followers:
     """Followers of a run with ``--stop-score 10`` and no other evaluations."""
@@ -163,6 +189,15 @@ def test_only_new_games_can_have_ended_a_run() -> None:
     assert is_for_stop_score({"seeds": [2**31], "greedy": True}), "older versions used greedy actions"
     assert not is_for_stop_score({"seeds": [0], "greedy": False})
     assert not is_for_stop_score({})
+
+
+def test_only_the_evaluation_of_a_version_that_is_kept_can_have_ended_a_run(tmp_path: Path) -> None:
+    line = {"version": 400, "mean": 12.0, "seeds": [2**31]}
+    (tmp_path / "evaluations.jsonl").write_text(json.dumps(line) + "\n")
+    config = Config(stop_score=10.0)
+    for version, reason in ((300, None), (400, "stop_score")):
+        checkpoint: Any = SimpleNamespace(version=version, counters={})
+        assert (end_of(config, checkpoint, tmp_path) or (None,))[0] == reason
 
 
 def test_a_score_that_new_games_do_not_confirm_is_tried_again_after_fifty_games_in_training(
@@ -264,6 +299,14 @@ def test_an_evaluation_is_saved_and_reported(followers: Followers, notices: Noti
         "evaluation of version 300 (5.0 min): mean 12.5, 95% interval 10.0 to 15.0, 50 games",
     ]
     assert not followers.pending[EVALUATOR]
+
+
+def test_an_evaluation_of_one_game_is_reported_without_an_interval(followers: Followers, notices: Notices) -> None:
+    told = evaluation(300)
+    told.facts["evaluation"] |= {"episodes": 1, "ci95": [12.5, 12.5]}
+    followers.on_checkpoint(300, 300.0)
+    followers.on_answer(told)
+    assert notices.texts[-1] == "evaluation of version 300 (5.0 min): mean 12.5, 1 game"
 
 
 def test_the_notice_about_an_evaluation_names_the_flavour_of_the_games(followers: Followers, notices: Notices) -> None:

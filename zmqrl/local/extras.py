@@ -16,7 +16,6 @@ EXTRAS: Final = {
     "atari": {"ale-py": "ale_py"},
     "plot": {"matplotlib": "matplotlib"},
     "video": {
-        "imageio": "imageio",
         "imageio-ffmpeg": "imageio_ffmpeg",
         "gymnasium[classic-control]": "pygame",  # pygame-ce, or pygame for an older Gymnasium
     },

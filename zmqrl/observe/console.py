@@ -341,9 +341,11 @@ def _speed(row: Mapping[str, Any], frames_per_agent_step: float | None) -> str:
 
 def _score(row: Mapping[str, Any]) -> str:
     episodes = row.get("episodes", 0)
-    if "score_mean_50" not in row:
+    if not episodes:
         return "no game has ended yet"
     games = counted(episodes, "game")
+    if "score_mean_50" not in row:
+        return f"{games}, no mean until the first game of every environment has ended"
     return f"{_number(row['score_mean_50'])} in {f'the last 50 of {games}' if episodes > 50 else games}"
 
 

@@ -53,6 +53,7 @@ def _are_hosts(value: object) -> bool:
         and isinstance(each.get("host"), str)
         and isinstance(each.get("processes"), list)
         and all(isinstance(name, str) for name in each["processes"])
+        and (each.get("cores") is None or type(each["cores"]) is int)
         for each in value
     )
 
@@ -139,6 +140,7 @@ SUMMARY: Final = Form(
     may={
         "flavour": _TEXT,
         "compute": _list_of(_TEXT),
+        "hosts": _HOSTS,
         "provenance": _Kind(
             "an object with versions, commit, cpu and cores", lambda value: _ORIGIN.complaint(value) is None
         ),

@@ -17,7 +17,9 @@ from zmqrl.rundir import RunDirectory, not_a_run
 Figures = NDArray[np.float64]
 
 # Settings that do not change what a run learns: where the run is stored, tracked and shown, and how it was started.
-PLACE: Final = frozenset({"run_dir", "resume", "detach", "trackers", "page"})
+PLACE: Final = frozenset({"run_dir", "resume", "detach", "trackers", "page", "metrics_port"})
+
+FIRST_NEW_SEED: Final = 2**31  # only an evaluation for ``stop_score`` plays games with seeds from here on
 
 # Keys of a row whose values are not means over gradients. Workers choose the names of the means.
 COUNTED: Final = frozenset({*RunMetrics(start=Counters()).row(0.0), "learning_rate"} - {*LOSSES, "policy_lag"})
@@ -45,15 +47,26 @@ MAY_DIFFER_IN_GROUP: Final = frozenset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """The mean score of one checkpoint in separate games. ``low`` to ``high`` is the 95 % interval of the mean."""
+    """The mean score of one checkpoint in separate games.
+
+    - ``low`` to ``high``: the 95 % interval of the mean. Both are None without one, as for a single game.
+    - ``greedy``: whether the policy took the most probable actions. None: unknown.
+    - ``for_stop_score``: see :func:`is_for_stop_score`.
+    """
 
     version: int
     wall_s: float
     agent_steps: float
     episodes: int | None
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    greedy: bool | None = None
+    for_stop_score: bool = False
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,7 +213,8 @@ def evaluations(lines: Iterable[Mapping[str, Any]], rows: Sequence[Mapping[str, 
     found: list[Evaluation] = []
     for line in lines if rows else ():
         at = next((row for row in rows if row["version"] >= line["version"]), rows[-1])
-        low, high = line.get("ci95") or (line["mean"], line["mean"])
+        is_one_game = line.get("episodes", len(line.get("scores", []))) == 1
+        low, high = (None, None) if is_one_game else line.get("ci95", (None, None))
         found.append(
             Evaluation(
                 version=line["version"],
@@ -210,6 +224,17 @@ def evaluations(lines: Iterable[Mapping[str, Any]], rows: Sequence[Mapping[str, 
                 mean=line["mean"],
                 low=low,
                 high=high,
+                greedy=line.get("greedy"),
+                for_stop_score=is_for_stop_score(line),
             )
         )
     return found
+
+
+def is_for_stop_score(line: Mapping[str, Any]) -> bool:
+    """Whether a line of ``evaluations.jsonl`` is from new games, which only --stop-score asks for.
+
+    A run repeats such an evaluation until one reaches the score, so the last one is too high on average. Older versions
+    could play the games with greedy actions.
+    """
+    return bool(line.get("seeds")) and line["seeds"][0] >= FIRST_NEW_SEED

@@ -123,14 +123,18 @@ class Runs:
         Only an estimate tells a run that starts from one that was killed before its session was up.
         """
         run = self.find(name)
-        if alive := stamp(run.cluster):
-            # Test a dead run only once: the test takes the lock, and could stop a session that resumes.
-            dead = self._kept.get(("dead", name)) == (alive, None)
+        if run.cluster.exists() or run.summary.exists() or run.left.exists():
+            # Test a dead run only once: the test takes the lock, and could stop a session that resumes. A session
+            # writes to these files when it begins.
+            begun = tuple(map(stamp, (run.cluster, run.config, run.log("supervisor"))))
+            dead = self._kept.get(("dead", name)) == (begun, None)
             if not dead and is_locked(run.path / LOCK):
-                return state_of_run(_supervisor_state(_object(run.cluster, SETTINGS) or {}))
-            if stamp(run.cluster) == alive:
-                self._kept["dead", name] = alive, None
-                return "killed"
+                cluster = _object(run.cluster, SETTINGS) or {}
+                return state_of_run(_supervisor_state(cluster)) if begun[0] else "starting"
+            if tuple(map(stamp, (run.cluster, run.config, run.log("supervisor")))) == begun:
+                self._kept["dead", name] = begun, None
+                if begun[0]:
+                    return "killed"
         if run.summary.exists():
             return "ended"
         if run.submitted.exists():

@@ -12,7 +12,7 @@ from zmqrl import checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.observe.forms import MANIFEST, read_object
-from zmqrl.observe.records import Evaluation, RunRecord, evaluation_lines, evaluations
+from zmqrl.observe.records import Evaluation, RunRecord, evaluation_lines, evaluations, is_for_stop_score
 from zmqrl.recipes import RECIPES
 from zmqrl.results.bootstrap import mean_interval
 from zmqrl.rundir import RunDirectory
@@ -38,6 +38,8 @@ NO_LIMITS: Final = RecordedLimits()
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
     """The result of a run. ``evaluation`` belongs to the newest evaluated version, or is None.
+
+    Evaluations for ``--stop-score`` do not count. Their scores are too high on average.
 
     ``games`` is the evaluation as ``zmqrl eval --json`` prints it, possibly without keys that older versions did not
     write. ``generation`` is above 1 if the run was resumed or rolled back.
@@ -84,6 +86,12 @@ class Result:
         return origin.get("cpu") or "unknown processor", origin.get("cores")
 
     @property
+    def hosts(self) -> dict[str, int | None]:
+        """The number of cores of each host, by name, if the run had several hosts. Otherwise empty."""
+        found = {each["host"]: each.get("cores") for each in self.summary.get("hosts", []) if each["processes"]}
+        return found if len(found) > 1 else {}
+
+    @property
     def compute(self) -> list[Any]:
         """The number formats in which the networks of the workers computed. Empty if they were not recorded."""
         return list(self.summary.get("compute", []))
@@ -118,13 +126,15 @@ def reproducible(path: Path, limits: RecordedLimits = NO_LIMITS) -> tuple[Result
 
 
 def results_beside(path: Path, limits: RecordedLimits = NO_LIMITS) -> Iterator[Result]:
-    """The results in the directory of the result at ``path``, with this result, that have an ``evaluation.json``.
+    """The evaluated results in the directory of the result at ``path``, with this result.
 
     ``limits`` chooses their evaluations, as in :meth:`Result.read`.
     """
-    for file in sorted(path.resolve().parent.glob("*/evaluation.json")):
+    above = path.resolve().parent
+    files = [*above.glob("*/evaluation.json"), *above.glob("*/evaluations.jsonl")]
+    for found in sorted({file.parent for file in files}):
         with contextlib.suppress(UsageError):
-            yield Result.read(file.parent, limits)
+            yield Result.read(found, limits)
 
 
 def obstacle(result: Result) -> str | None:
@@ -142,13 +152,15 @@ def _repetition_fails(result: Result) -> str | None:
 
 def _judgement_fails(result: Result) -> str | None:
     lost = "" if result.generation else ", and no checkpoint was kept that could be evaluated"
-    if result.evaluation is None or "ci95" not in result.games or not result.seeds:
+    if result.evaluation is None or result.evaluation.interval is None or not result.seeds:
         return f"it has no evaluation with an interval{lost}"
-    doubt = _doubt(result.evaluation, result.games, result.summary)
+    doubt = _doubt(result.evaluation, result.evaluation.interval, result.games, result.summary)
     return doubt and f"its evaluation {doubt}{lost}"
 
 
-def _doubt(evaluation: Evaluation, games: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
+def _doubt(
+    evaluation: Evaluation, interval: tuple[float, float], games: Mapping[str, Any], summary: Mapping[str, Any]
+) -> str | None:
     """Why ``games`` cannot be an evaluation of the run with ``summary``, or None."""
     for key, total_key, unit in (
         ("version", "updates", "updates"),
@@ -161,7 +173,7 @@ def _doubt(evaluation: Evaluation, games: Mapping[str, Any], summary: Mapping[st
             return f"is of a policy after {trained:,.15g} {unit}, but the run ended after {total:,.15g}"
     if len({evaluation.episodes, len(games.get("scores", [])), len(games.get("seeds", []))} - {None, 0}) > 1:
         return "has different numbers of games, scores and seeds"
-    low, high = evaluation.low, evaluation.high
+    low, high = interval
     rounding = 1e-9 * max(abs(low), abs(high))
     if not low - rounding <= evaluation.mean <= high + rounding:
         return f"has a mean of {evaluation.mean:,.1f}, outside its own interval of {low:,.1f} to {high:,.1f}"
@@ -169,17 +181,15 @@ def _doubt(evaluation: Evaluation, games: Mapping[str, Any], summary: Mapping[st
 
 
 def _newest_evaluation(path: Path, limits: RecordedLimits) -> dict[str, Any]:
-    """The evaluation of the highest version, with the 95 % interval if it has several games. Empty if there is none.
+    """The evaluation of the highest version, with the 95 % interval of its scores. Empty if there is none.
 
     If any are within ``limits``, only these count.
     """
-    found = evaluation_lines(RunDirectory(path))
+    found = [each for each in evaluation_lines(RunDirectory(path)) if not is_for_stop_score(each)]
     within = [each for each in found if limits.allow(each.get("wall_s", 0.0), each.get("agent_steps", 0))]
     newest = max(within or found, key=lambda each: each["version"], default={})
     scores = newest.get("scores", [])
-    if newest.get("episodes", len(scores)) == 1:
-        return {name: value for name, value in newest.items() if name != "ci95"}
-    return newest | ({"ci95": mean_interval(scores)} if "ci95" not in newest and len(scores) > 1 else {})
+    return {"ci95": mean_interval(scores)} | newest if scores and "ci95" not in newest else newest
 
 
 def _generation(path: Path) -> int:

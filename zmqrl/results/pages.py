@@ -5,14 +5,14 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
 import numpy as np
 
 from zmqrl.config import Config
 from zmqrl.observe.curves import positions
-from zmqrl.observe.folding import printable
+from zmqrl.observe.folding import printable, ranges
 from zmqrl.observe.metrics import OUTCOMES
 from zmqrl.observe.records import Evaluation, RunRecord
 from zmqrl.results.command_line import train_command
@@ -97,7 +97,7 @@ def facts(result: Result) -> dict[str, str]:
     versions = {"zmqrl": origin.get("zmqrl"), "Python": origin.get("python"), **origin.get("packages", {})}
     minutes = summary["wall_s"] / 60
     return {
-        "evaluation": _mean_of(result.evaluation, result.games) if result.evaluation else "none",
+        "evaluation": _mean_of(result.evaluation) if result.evaluation else "none",
         "score of the last 50 games": _score(summary["score_mean_50"]),
         "minutes": f"{minutes:,.1f}",
         "agent steps": f"{summary['agent_steps']:,}",
@@ -118,10 +118,18 @@ def facts(result: Result) -> dict[str, str]:
             ]
         ),
         "seed": str(settings.seed),
-        "machine": processor if cores is None else f"{processor}, {counted(cores, 'core')}",
+        "machine": (processor if cores is None else f"{processor}, {counted(cores, 'core')}") + _hosts(result),
         "commit": origin.get("commit") or "unknown",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version) or "unknown",
     }
+
+
+def _hosts(result: Result) -> str:
+    """The hosts of a run on several hosts, after its machine, which is that of the supervisor."""
+    if not result.hosts:
+        return ""
+    cores = sum(each or 0 for each in result.hosts.values())
+    return f"; hosts {ranges(result.hosts)} with {counted(cores, 'core')} in total"
 
 
 def score_table(records: Mapping[str, RunRecord], x: By) -> list[str]:
@@ -166,14 +174,14 @@ def _score(mean: float | None) -> str:
 
 def _headline(result: Result) -> str:
     if result.evaluation is not None:
-        return _mean_of(result.evaluation, result.games)
+        return _mean_of(result.evaluation)
     score = _score(result.summary["score_mean_50"])
     games = min(50, result.summary.get("episodes", 50))
     return f"{score} in the last {counted(games, 'game')} of training" if score != "-" else "no score"
 
 
-def _mean_of(evaluation: Evaluation, games: Mapping[str, Any]) -> str:
-    interval = f" (95 % interval {evaluation.low:,.1f} to {evaluation.high:,.1f})" if "ci95" in games else ""
+def _mean_of(evaluation: Evaluation) -> str:
+    interval = "" if evaluation.interval is None else " (95 % interval {:,.1f} to {:,.1f})".format(*evaluation.interval)
     episodes = f" in {counted(int(evaluation.episodes), 'game')}" if evaluation.episodes else ""
     return f"{evaluation.mean:,.1f}{interval}{episodes}"
 
@@ -181,9 +189,12 @@ def _mean_of(evaluation: Evaluation, games: Mapping[str, Any]) -> str:
 def _evaluation(result: Result) -> list[str]:
     evaluation, games = result.evaluation, result.games
     if evaluation is None:
+        if result.record.evaluations:
+            text = "A run repeats them until one reaches the score, so they are no evidence."
+            return [f"The run has only evaluations for `--stop-score`. {text}"]
         return ["No evaluation was kept."]
     rows = {
-        "mean": _mean_of(evaluation, games),
+        "mean": _mean_of(evaluation),
         **{name: f"{games[name]:,.1f}" for name in ("median", "min", "max") if name in games},
         "version": f"{evaluation.version:,}, after {evaluation.agent_steps:,.0f} agent steps, "
         f"{_amount(evaluation.wall_s / 60, 'minutes')} minutes",

@@ -1,6 +1,7 @@
 """Plans the repetition of a result, and judges whether it agrees with the recorded result. Pure."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,11 @@ ENOUGH: Final = 0.98  # share of the training before the recorded evaluation
 def default_axis(result: Result, machine: tuple[str, int | None]) -> By:
     """The axis on which to repeat a run.
 
-    Minutes if a limit in minutes ended the recorded run, and that run's machine equals ``machine``. Otherwise agent
-    steps.
+    Minutes if a limit in minutes ended the recorded run, and it ran only on a machine that equals ``machine``.
+    Otherwise agent steps.
     """
-    is_by_minutes = result.summary["exit_reason"] == "minutes" and result.machine == machine
+    is_here = result.machine == machine and not result.hosts
+    is_by_minutes = result.summary["exit_reason"] == "minutes" and is_here
     return "minutes" if is_by_minutes else "agent-steps"
 
 
@@ -108,9 +110,14 @@ def _is_same_but_for_the_seed(
         and not differing([result.record, other.record], but=MAY_DIFFER_IN_GROUP)
         and result.compute == other.compute
         and bool(result.games.get("greedy")) == bool(other.games.get("greedy"))
-        and (by == "agent-steps" or result.machine == other.machine)
+        and (by == "agent-steps" or _machines(result) == _machines(other))
         and ENOUGH <= trained <= 1 / ENOUGH
     )
+
+
+def _machines(result: Result) -> tuple[object, ...]:
+    """What decides how much a run does in a minute. The hosts of a job can have new names in each run."""
+    return *result.machine, Counter(result.hosts.values())
 
 
 def same_parameters(recorded: Result, again: Result) -> bool | None:
@@ -154,7 +161,8 @@ def judge(
             difference=difference,
         )
     known = max(1, len(trainings))
-    low, high, kind = evaluated.low, evaluated.high, "recorded 95 % interval"
+    assert evaluated.interval is not None
+    (low, high), kind = evaluated.interval, "recorded 95 % interval"
     if known >= FEWEST_TRAININGS:
         low, high = prediction_interval(trainings)
         kind = f"95 % prediction interval of {known} recorded trainings"

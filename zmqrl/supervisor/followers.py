@@ -1,9 +1,10 @@
 """The evaluator and the recorder: processes that get checkpoints and answer with an evaluation or a video."""
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError
@@ -12,6 +13,7 @@ from zmqrl.hosts.mirror import Mirror
 from zmqrl.json_lines import JsonLines
 from zmqrl.observe.console import Console
 from zmqrl.observe.forms import EVALUATION, readable_lines
+from zmqrl.observe.records import FIRST_NEW_SEED
 from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId
 from zmqrl.rundir import RunDirectory
 from zmqrl.start.jobs import (
@@ -23,11 +25,10 @@ from zmqrl.start.jobs import (
     Skipped,
     answer_from,
 )
-from zmqrl.words import counted
+from zmqrl.words import counted, figure
 
 FINISH_WITHIN_S = 1800.0
 SCORES_TO_CONFIRM = 50  # games in the mean score of training, and games in the evaluation that must confirm it
-FIRST_NEW_SEED = 2**31  # only an evaluation for ``stop_score`` plays games with seeds from here on
 
 
 class Runner(Protocol):
@@ -59,6 +60,7 @@ class Followers:
         files: Mirror,
     ) -> None:
         self.config, self.runner, self.console, self.files = config, runner, console, files
+        self.directory = directory
         self.rows = JsonLines(directory.evaluations) if config.needs_evaluator else None
         self.confirmed_score = float("-inf")
         self.wants_to_confirm = False
@@ -68,6 +70,20 @@ class Followers:
         self.to_record = sorted(config.recording.minutes) if config.recorder else []
         wanted = {EVALUATOR: config.needs_evaluator, RECORDER: config.recorder}
         self.pending: dict[ProcessId, list[FollowerRequest]] = {name: [] for name in wanted if wanted[name]}
+
+    def undo_rows(self, version: int, generation: int) -> None:
+        """The run resumes from ``version``: move the evaluations of later versions to a separate file."""
+        path = self.directory.evaluations
+        if all(row["version"] <= version for row in readable_lines(path, EVALUATION, lambda _: None)):
+            return
+        try:
+            with contextlib.closing(JsonLines(path)) as rows:
+                rows.rewind(version, generation)
+            if self.rows is not None:
+                self.rows.reopen()
+        except OSError as error:
+            self.console.notice(f"{path} still has evaluations that the resume has undone: {error.strerror}")
+        self.evaluated = _last_version(path, self.console.notice)
 
     def start(self, trained_s: float) -> None:
         """Start the followers. Skip recordings that were due before ``trained_s``, the training time so far."""
@@ -127,16 +143,16 @@ class Followers:
                 assert self.rows is not None
                 self.rows.write_or_tell(row, self.console.notice)
                 low, high = row["ci95"]
+                interval = f", 95% interval {low:.1f} to {high:.1f}" if row["episodes"] > 1 else ""
                 games = f"; games: {row['flavour']}" if row.get("flavour") else ""
                 self.console.notice(
                     f"evaluation of version {answer.version} ({row['wall_s'] / 60:.1f} min): "
-                    f"mean {row['mean']:.1f}, 95% interval {low:.1f} to {high:.1f}, "
-                    f"{counted(row['episodes'], 'game')}{games}"
+                    f"mean {row['mean']:.1f}{interval}, {counted(row['episodes'], 'game')}{games}"
                 )
                 if answer.version == self.confirming:
                     self._on_confirmation(row["mean"])
             case Recorded(about):
-                self.console.notice(f"recorded {about['path']}: score {about['score']:g}")
+                self.console.notice(f"recorded {about['path']}: score {figure(about['score'])}")
             case Skipped(version, reason):
                 why = self.files.why_missing(said.process, version) or reason  # the follower sees only the consequence
                 self.console.notice(f"{said.process} skipped version {version}: {why}")
@@ -207,14 +223,6 @@ class Followers:
             for each in self.pending:
                 self.files.drop_checkpoint(each, settled)
         self.runner.worked(process)
-
-
-def is_for_stop_score(evaluation: Mapping[str, Any]) -> bool:
-    """Whether a line of ``evaluations.jsonl`` is from new games, which only --stop-score asks for.
-
-    Older versions could play them with greedy actions.
-    """
-    return bool(evaluation.get("seeds")) and evaluation["seeds"][0] >= FIRST_NEW_SEED
 
 
 def _last_version(evaluations: Path, notice: Callable[[str], None]) -> int | None:

@@ -10,11 +10,10 @@ from zmqrl.errors import UsageError
 from zmqrl.json_lines import newest_rollback
 from zmqrl.observe.forms import EVALUATION, SUMMARY, read_object, readable_lines
 from zmqrl.observe.metrics import Counters
-from zmqrl.observe.records import PLACE, flat
+from zmqrl.observe.records import PLACE, flat, is_for_stop_score
 from zmqrl.ps.shard.history import History, missing_lines
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.events import Reason
-from zmqrl.supervisor.followers import is_for_stop_score
 from zmqrl.words import as_word, counted
 
 
@@ -104,7 +103,8 @@ def end_of(config: Config, checkpoint: Checkpoint, path: Path, *, in_total: bool
     """
     counters = Counters.from_json(checkpoint.counters)
     evaluations = readable_lines(RunDirectory(path).evaluations, EVALUATION, lambda _: None)
-    scores = [each["mean"] for each in evaluations if is_for_stop_score(each)]
+    kept = (each for each in evaluations if each["version"] <= checkpoint.version)  # this resume undoes later ones
+    scores = [each["mean"] for each in kept if is_for_stop_score(each)]
     score = scores[-1] if scores else None
     limits: tuple[tuple[Reason, float | None, float | None], ...] = (
         ("updates", config.updates, checkpoint.version),

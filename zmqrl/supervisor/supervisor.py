@@ -232,6 +232,7 @@ class Supervisor:
                 raise ClusterError(f"cannot copy the histories of the run from {', '.join(away)}.")
             self.shards.generation, news = mend_histories(self.directory, self.checkpoint)
             self.tasks.generation = max(1, self.shards.generation)  # the first session may have made no version
+            self.followers.undo_rows(self.checkpoint.version, self.shards.generation + 1)
             for text in news:
                 self.console.notice(text)
         for shard in self.shards.numbers:

@@ -47,12 +47,43 @@ def test_json_has_the_settings_that_differ_and_the_results_of_each_run(
         "games": 60,
         "score_mean_50": 5.5,
         "best": {"score_mean_50": 6.0, "minutes": 0.1, "agent_steps": 6000},
-        "evaluation": {"version": 60, "mean": 4.0, "ci95": [3.5, 4.5], "episodes": 30},
+        "evaluation": {
+            "version": 60,
+            "mean": 4.0,
+            "ci95": [3.5, 4.5],
+            "episodes": 30,
+            "greedy": None,
+            "for_stop_score": False,
+        },
         "flavour": None,
         "contributions": summary()["contributions"],
         "commit": "abc",
         "cpu": "EPYC",
     }
+
+
+def test_an_evaluation_is_shown_with_its_kind_and_its_interval_if_it_has_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampled = {"version": 10, "mean": 3.0, "ci95": [2.0, 4.0], "episodes": 5, "greedy": False}
+    stopped = sampled | {"version": 20, "mean": 9.0, "seeds": [2**31]}
+    of_one_game = sampled | {"ci95": [3.0, 3.0], "episodes": 1, "greedy": True}
+    for name, lines, cell in (
+        ("both", [sampled, stopped], "3.00 (2.00 to 4.00)"),
+        ("stopped", [stopped], "9.00 (2.00 to 4.00), for --stop-score"),
+        ("one", [of_one_game], "3.00 (-), greedy"),
+    ):
+        path = run_directory(tmp_path / name, [row(1), row(2)], evaluations=lines)
+        (line,) = (line for line in printed(capsys, str(path)).splitlines() if "evaluation" in line)
+        assert line.rstrip().endswith(f"(95 % interval)   {cell}"), line
+
+
+def test_no_name_and_no_setting_can_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = []
+    for seed in (1, 2):
+        settings: dict[str, Any] = {"env": f"x\x1b[{seed}m", f"new\x1b{seed}": 1}
+        paths.append(str(run_directory(tmp_path / f"a{seed}\x1b[2J", **settings)))
+    assert "\x1b" not in printed(capsys, *paths)
 
 
 def test_a_live_run_is_described_by_its_newest_row(pair: tuple[str, str]) -> None:

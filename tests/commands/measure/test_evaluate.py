@@ -19,7 +19,7 @@ from support.rig import Interrupted, ending, eventually, is_alive, signal_that_d
 
 from zmqrl import cli
 from zmqrl.commands.measure import play
-from zmqrl.commands.measure.evaluate import evaluate, play_games
+from zmqrl.commands.measure.evaluate import _report, evaluate, play_games
 from zmqrl.commands.measure.play import Turn, whole_game
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
@@ -372,6 +372,15 @@ def test_eval_prints_a_score_with_everything_it_depends_on(
     assert second.startswith("2 full games, seeds 3 to 4: mean ")
     assert third == f"game: {BREAKOUT.envs.flavour()}"
     assert said.err == ""
+
+
+def test_no_digit_of_a_large_score_is_lost() -> None:
+    figures = {"mean": 1_234_567.0, "ci95": [1_000_000.0, 2_000_000.0], "median": 1_234_567.0, "min": 0.5, "max": 2e6}
+    about = {"env": "x", "version": 1, "wall_s": 60.0, "agent_steps": 9, "greedy": True, "flavour": "", "cut_off": 0}
+    text = _report(figures | about | {"episodes": 2, "distinct": 2, "seeds": [0, 1]})
+    assert (
+        "mean 1,234,567.0 (95 % interval 1,000,000.0 to 2,000,000.0), median 1,234,567, min 0.5, max 2,000,000" in text
+    )
 
 
 def test_progress_is_shown_on_a_terminal(

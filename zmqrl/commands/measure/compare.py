@@ -10,6 +10,7 @@ from rich.text import Text
 
 from zmqrl.commands.options import RunPaths, parse
 from zmqrl.commands.output import print_json
+from zmqrl.observe.folding import printable
 from zmqrl.observe.metrics import OUTCOMES, SCORES_KEPT
 from zmqrl.observe.records import RunRecord, differing, read_runs
 from zmqrl.observe.tables import page
@@ -47,7 +48,7 @@ def run(options: Options) -> int:
         shown = page()
         shown.print(table(names, settings, results))
         for line in flavour_lines((name, found["flavour"]) for name, found in zip(names, results, strict=True)):
-            shown.print(Text(line))
+            shown.print(Text(printable(line)))
     return 0
 
 
@@ -55,7 +56,8 @@ def result(run: RunRecord) -> ComparedRun:
     """The results of a run as plain data. Unknown values are None.
 
     Totals come from the summary, or from the newest row if there is none yet. ``best`` is the highest mean of 50 games,
-    with the time when the run first reached it. ``evaluation`` is the last one.
+    with the time when the run first reached it. ``evaluation`` is the last one, if possible not for
+    ``--stop-score``.
     """
     last = run.rows[-1] if run.rows else {}
     summary = run.summary or {}
@@ -98,8 +100,15 @@ def _best(run: RunRecord) -> ComparedRun | None:
 def _last_evaluation(run: RunRecord) -> ComparedRun | None:
     if not run.evaluations:
         return None
-    last = max(run.evaluations, key=lambda evaluation: evaluation.version)
-    return {"version": last.version, "mean": last.mean, "ci95": [last.low, last.high], "episodes": last.episodes}
+    last = max(run.evaluations, key=lambda evaluation: (not evaluation.for_stop_score, evaluation.version))
+    return {
+        "version": last.version,
+        "mean": last.mean,
+        "ci95": last.interval,
+        "episodes": last.episodes,
+        "greedy": last.greedy,
+        "for_stop_score": last.for_stop_score,
+    }
 
 
 def table(names: Sequence[str], settings: Mapping[str, Sequence[Any]], results: Sequence[ComparedRun]) -> Table:
@@ -107,15 +116,15 @@ def table(names: Sequence[str], settings: Mapping[str, Sequence[Any]], results: 
     shown = Table(box=box.SIMPLE_HEAD)
     shown.add_column("", overflow="fold")
     for name in names:
-        shown.add_column(Text(name), justify="right", overflow="fold")
+        shown.add_column(Text(printable(name)), justify="right", overflow="fold")
     if settings:
         shown.add_row(Text("settings that differ", style="bold"))
     for setting, values in settings.items():
-        shown.add_row(setting, *(Text(_setting(value)) for value in values))
+        shown.add_row(printable(setting), *(Text(printable(_setting(value))) for value in values))
     shown.add_section()
     shown.add_row(Text("results", style="bold"))
     for label, cells in _result_rows(results):
-        shown.add_row(label, *map(Text, cells))
+        shown.add_row(label, *(Text(printable(cell)) for cell in cells))
     return shown
 
 
@@ -146,7 +155,11 @@ def _best_at(result: ComparedRun) -> str:
 
 def _evaluation(result: ComparedRun) -> str:
     found = result["evaluation"]
-    return "-" if found is None else "{:,.2f} ({:,.2f} to {:,.2f})".format(found["mean"], *found["ci95"])
+    if found is None:
+        return "-"
+    interval = "{:,.2f} to {:,.2f}".format(*found["ci95"]) if found["ci95"] else "-"
+    remarks = f"{', greedy' if found['greedy'] else ''}{', for --stop-score' if found['for_stop_score'] else ''}"
+    return f"{found['mean']:,.2f} ({interval}){remarks}"
 
 
 def _contributions(result: ComparedRun, outcome: str) -> str:

@@ -21,7 +21,7 @@ from zmqrl.observe.provenance import commit, provenance
 from zmqrl.process import CORES, LOOK_UP_EVERY_S, Messages, interruptible, log_to_stderr, read_job, say
 from zmqrl.results.bootstrap import mean_interval
 from zmqrl.start.jobs import Evaluated, EvaluationRequest, FollowerJob, Skipped
-from zmqrl.words import counted
+from zmqrl.words import counted, figure
 
 if TYPE_CHECKING:
     from zmqrl.policy import Policy
@@ -196,7 +196,7 @@ class _Progress:
 
 def _report(result: dict[str, Any]) -> str:
     low, high = result["ci95"]
-    interval = f" (95 % interval {low:.1f} to {high:.1f})" if result["episodes"] > 1 else ""
+    interval = f" (95 % interval {low:,.1f} to {high:,.1f})" if result["episodes"] > 1 else ""
     how = "greedy actions" if result["greedy"] else "sampled actions"
     repeated = result["episodes"] - result["distinct"]
     again = (
@@ -209,8 +209,8 @@ def _report(result: dict[str, Any]) -> str:
         f"{result['env']}, version {result['version']} "
         f"({result['wall_s'] / 60:.1f} minutes, {result['agent_steps']:,} agent steps), {how}\n"
         f"{counted(result['episodes'], 'full game')}, seeds {result['seeds'][0]} to {result['seeds'][-1]}: "
-        f"mean {result['mean']:.1f}{interval}, median {result['median']:g}, "
-        f"min {result['min']:g}, max {result['max']:g}; {result['cut_off']} cut off by a time limit\n"
+        f"mean {result['mean']:,.1f}{interval}, median {figure(result['median'])}, "
+        f"min {figure(result['min'])}, max {figure(result['max'])}; {result['cut_off']} cut off by a time limit\n"
         f"{again}game: {result['flavour']}\n"
     )
 

@@ -135,7 +135,7 @@ def draw_score(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
         if points:
             evaluated = True
             mean = np.array([point.mean for point in points], dtype=np.float64)
-            ends = np.array([[point.low for point in points], [point.high for point in points]], dtype=np.float64)
+            ends = np.array([point.interval or (np.nan, np.nan) for point in points], dtype=np.float64).T
             axes.errorbar(
                 np.array([position(point, x) for point in points], dtype=np.float64),
                 mean,

@@ -1,7 +1,6 @@
 """``zmqrl record``: one full game of a policy as a video."""
 
 import errno
-import io
 import os
 import signal
 import subprocess
@@ -23,6 +22,7 @@ from zmqrl.errors import UsageError, closing, refusal, require
 from zmqrl.local.extras import require_extra
 from zmqrl.process import Messages, interruptible, log_to_stderr, read_job, say
 from zmqrl.start.jobs import FollowerJob, Recorded, RecordingRequest, Skipped
+from zmqrl.words import figure
 
 if TYPE_CHECKING:
     from zmqrl.learner.picture import ScreenPixels, Shown
@@ -32,11 +32,12 @@ HEIGHT, WIDTH = 640, 1280  # pixels of the largest enlarged video
 FORMATS = {".mp4": 16384, ".gif": 65535}  # pixels of the longest side
 ENOUGH_TO_FAIL_BYTES = 1 << 16
 OPENED_WITHIN_S = 60.0
-LONGEST_GIF_S = 600.0  # a gif shows a picture for at most 655 s, and a game may never change it
-SHORTEST_MS = 20  # of a gif frame: browsers show shorter ones for a tenth of a second
+GIF_END = b"\0;"
+GIF_FRAMES_PER_S = 50  # at most: browsers show shorter frames for a tenth of a second
+PALETTES = "split[frame][colours];[colours]palettegen=stats_mode=single[palette];[frame][palette]paletteuse=new=1"
 
-# Without this variable, imageio runs Python code in a fork while the emulator's threads run, to protect ffmpeg from
-# Ctrl-C.
+# Without this variable, imageio-ffmpeg runs Python code in a fork while the emulator's threads run, to protect ffmpeg
+# from Ctrl-C.
 os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"
 
 
@@ -72,10 +73,6 @@ def run(options: Options) -> int:
     require(0 <= options.seed < 2**32, f"--seed {options.seed}: must be at least 0 and below 2^32.")
     require(0 < seconds < 86_400, f"--seconds {seconds:g}: must be above 0 and below 86400 (a day).")
     require(output is None or output.suffix in FORMATS, f"--output {output}: the name must end with .mp4 or .gif.")
-    require(
-        output is None or output.suffix != ".gif" or seconds <= LONGEST_GIF_S,
-        f"--seconds {seconds:g}: a .gif can last {LONGEST_GIF_S:g} s at most. Use .mp4 for a longer video.",
-    )
     here = Path.cwd()  # the user's code may change the working directory
     with prints_to_stderr():
         policy = zmqrl.load_policy(options.run, options.checkpoint)
@@ -87,7 +84,7 @@ def run(options: Options) -> int:
     end = "" if result["whole"] else ", cut at the maximum length (--seconds)"
     sys.stdout.write(
         f"{path}: {result['video_s']:.0f} s of {policy.env_id}, version {policy.version}, "
-        f"seed {options.seed}, score {result['score']:g}{end}\n"
+        f"seed {options.seed}, score {figure(result['score'])}{end}\n"
     )
     return 0
 
@@ -167,7 +164,7 @@ class _Video:
 
     def __init__(self, path: Path, frames_per_s: float, first: "ScreenPixels") -> None:
         """``first`` is the first picture. Raises UsageError if it is too large."""
-        import imageio.v2 as imageio  # takes a second
+        from imageio_ffmpeg import write_frames
 
         height, width, _ = first.shape
         longest = FORMATS[path.suffix]
@@ -179,44 +176,58 @@ class _Video:
         self.frames = 0
         least = 1 if min(height, width) > 1 else 2  # the sides of a video are even
         self._path, self._scale = path, max(least, min(HEIGHT // height, WIDTH // width))
-        self._gif = io.BytesIO()  # on a full disk, a writer to the file would fail again at its garbage collection
+        self._height, self._width = (side * self._scale // 2 * 2 for side in (height, width))
+        form: dict[str, Any] = {"codec": "libx264", "quality": 8}
+        parameters = ["-threads", "1"]  # a run may train on the other cores
         if path.suffix == ".gif":
-            duration_ms = max(SHORTEST_MS, 1000 / frames_per_s)
-            self._writer = imageio.get_writer(self._gif, format="GIF", duration=duration_ms, loop=0)
-        else:
-            self._writer = imageio.get_writer(
-                path,
-                fps=frames_per_s,
-                codec="libx264",
-                quality=8,
-                macro_block_size=1,
-                ffmpeg_log_level="quiet",
-                output_params=["-threads", "1"],  # a run may train on the other cores
-            )
+            form = {"codec": "gif", "quality": None, "pix_fmt_out": "pal8"}
+            fewer = f"fps={GIF_FRAMES_PER_S}," if frames_per_s > GIF_FRAMES_PER_S else ""
+            parameters += ["-filter_complex_threads", "1", "-filter_complex", f"{fewer}{PALETTES}"]
+        self._writer = write_frames(
+            path,
+            (self._width, self._height),
+            fps=frames_per_s,
+            macro_block_size=1,
+            ffmpeg_log_level="quiet",
+            output_params=parameters,
+            **form,
+        )
+        self._writer.send(None)
 
     def add(self, screen: "ScreenPixels") -> None:
         image = screen.repeat(self._scale, 0).repeat(self._scale, 1)
-        height, width, _ = image.shape
-        # Colours have half the resolution in an mp4, so its sides must be even.
-        self._writer.append_data(image[: height // 2 * 2, : width // 2 * 2])
+        try:
+            # Colours have half the resolution in an mp4, so its sides must be even.
+            self._writer.send(np.ascontiguousarray(image[: self._height, : self._width]))
+        except OSError as error:  # ffmpeg has ended
+            raise self._failure() from error
         self.frames += 1
 
     def close(self) -> None:
         self._writer.close()
 
     def finish(self) -> None:
-        """Write the rest of a closed video, and check that it is whole. Raises OSError."""
-        if self._path.suffix == ".gif":
-            self._path.write_bytes(self._gif.getvalue())
-            return
-        import imageio_ffmpeg
+        """Check that a closed video is whole. Raises OSError."""
+        from imageio_ffmpeg import get_ffmpeg_exe
 
-        # The writer hides the exit status of ffmpeg. After a failure, the file cannot be opened.
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "quiet", "-i", str(self._path), "-t", "0", "-f", "null", "-"]
-        if subprocess.run(command, stdin=subprocess.DEVNULL, timeout=OPENED_WITHIN_S).returncode:
+        # The writer hides the exit status of ffmpeg. After a failure, an mp4 cannot be opened, and a gif has no end.
+        command = [get_ffmpeg_exe(), "-v", "quiet", "-i", str(self._path), "-t", "0", "-f", "null", "-"]
+        is_whole = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=OPENED_WITHIN_S).returncode == 0
+        if is_whole and self._path.suffix == ".gif":
+            with self._path.open("rb") as file:
+                file.seek(-len(GIF_END), os.SEEK_END)
+                is_whole = file.read() == GIF_END
+        if not is_whole:
+            raise self._failure()
+
+    def _failure(self) -> OSError:
+        """The reason why ffmpeg has failed, such as a full disk."""
+        try:
             with self._path.open("ab") as file:
-                file.write(bytes(ENOUGH_TO_FAIL_BYTES))  # raises the cause, such as a full disk
-            raise OSError(errno.EIO, "ffmpeg did not finish the file")
+                file.write(bytes(ENOUGH_TO_FAIL_BYTES))
+        except OSError as error:
+            return error
+        return OSError(errno.EIO, "ffmpeg did not finish the file")
 
 
 @contextmanager

@@ -34,7 +34,7 @@ REACHED_A_LIMIT = ("updates", "agent_steps", "minutes")
 class Options:
     """Train again with the settings of a recorded result, and compare both runs.
 
-    The exit status is 0 if the new mean score is within the recorded 95 % interval, and otherwise 1.
+    The exit status is 0 if the new mean score is within the stated interval, and 1 if not.
     """
 
     result: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RESULT")]

@@ -14,7 +14,6 @@ from zmqrl.json_lines import read_file
 from zmqrl.observe.records import flat
 from zmqrl.observe.trackers.tensorboard import scalars
 
-PARAMS_AT_ONCE: Final = 100  # the limit of MLflow
 STATUS: Final = {"failed": "FAILED", "interrupted": "KILLED"}
 
 
@@ -38,9 +37,7 @@ class MLflow:
         experiment = self._experiment(None if server else (path / "mlflow-artifacts").as_uri())
         self._run = self._client.create_run(experiment, run_name=path.name).info.run_id
         known.write_text(f"{self._run}\n", encoding="utf-8")
-        params = [Param(name, str(value)) for name, value in flat(settings)]
-        for first in range(0, len(params), PARAMS_AT_ONCE):
-            self._client.log_batch(self._run, params=params[first : first + PARAMS_AT_ONCE])
+        self._client.log_batch(self._run, params=[Param(name, str(value)) for name, value in flat(settings)])
 
     def _experiment(self, artifacts: str | None) -> str:
         by_id = os.environ.get("MLFLOW_EXPERIMENT_ID")

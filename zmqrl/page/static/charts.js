@@ -47,12 +47,14 @@ export class Charts {
   draw(figure, chart) {
     const { x, groups } = this.found;
     figure.lines = chart.lines;
+    figure.at = []; // the series of each line
     const data = [x], series = [{ label: this.axis === "minutes" ? "minutes" : "agent steps", value: (_, v) => short(v) }], bands = [];
     chart.lines.forEach((line, index) => {
       const stroke = colour(index), dash = index >= 8 ? [6, 3] : undefined;
       data.push(line.mean);
+      figure.at.push(series.length);
       series.push({ label: line.label, stroke, dash, width: 2, spanGaps: false, points: { show: line.mean.filter((v) => v !== null).length < 2 }, value: (_, v, __, i) => short(v) + seedsAt(figure.lines[index], i) });
-      const hidden = { label: "", stroke: "transparent", width: 0, points: { show: false }, band: true };
+      const hidden = { label: "", stroke: "transparent", width: 0, points: { show: false }, band: series.length - 1 };
       if (line.low) {
         data.push(line.high, line.low);
         series.push({ ...hidden }, { ...hidden });
@@ -81,6 +83,7 @@ export class Charts {
     const style = getComputedStyle(document.documentElement);
     const axis = { stroke: style.getPropertyValue("--front"), grid: { stroke: style.getPropertyValue("--grid"), width: 1 }, ticks: { show: false } };
     const fromZero = chart.name !== "score";
+    const evaluations = (plot) => figure.evaluations.filter((each) => plot.series[figure.at[each.index]].show);
     return {
       width: figure.plot.clientWidth || 300,
       height: HEIGHT,
@@ -91,7 +94,7 @@ export class Charts {
         x: { time: false },
         y: {
           range: (plot, low, high) => {
-            const all = [low, high, ...figure.evaluations.flatMap((each) => [each.low, each.high])].filter((v) => v !== null && v !== undefined);
+            const all = [low, high, ...evaluations(plot).flatMap((each) => [each.low, each.mean, each.high])].filter((v) => v !== null && v !== undefined);
             if (!all.length) return [0, 1];
             const [least, most] = [Math.min(...all, fromZero ? 0 : Infinity), Math.max(...all)];
             return least === most ? [least - (fromZero ? 0 : 1), most + 1] : uPlot.rangeNum(least, most, 0.08, true);
@@ -100,7 +103,12 @@ export class Charts {
       },
       axes: [{ ...axis, size: 30, values: (_, all) => all.map(short) }, { ...axis, size: 56, values: (_, all) => all.map(short) }],
       hooks: {
-        draw: [(plot) => { drawEvaluations(plot, figure.evaluations); if (chart.name === "score") this.drawMarks(plot); }],
+        draw: [(plot) => { drawEvaluations(plot, evaluations(plot)); if (chart.name === "score") this.drawMarks(plot); }],
+        // A band is hidden and shown with its line.
+        setSeries: [(plot, _, { show }) => plot.series.forEach((each, i) => {
+          const line = plot.series[each.band];
+          if (show !== undefined && line && each.show !== line.show) plot.setSeries(i, { show: line.show });
+        })],
         ready: [(plot) => plot.over.addEventListener("click", (event) => {
           if (chart.name !== "score" || !this.marks.length) return;
           const at = (each) => Math.abs(plot.valToPos(each.x, "x") - event.offsetX);
@@ -116,7 +124,7 @@ export class Charts {
     ctx.save();
     ctx.fillStyle = ctx.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--front");
     ctx.font = `${12 * devicePixelRatio}px system-ui`;
-    for (const each of this.marks) {
+    for (const each of this.marks.filter(within(plot))) {
       const x = plot.valToPos(each.x, "x", true);
       ctx.lineWidth = (each.chosen ? 2 : 1) * devicePixelRatio;
       ctx.setLineDash(each.chosen ? [] : [4, 4]);
@@ -145,17 +153,24 @@ function update(plot, data) {
   if (zoomed) plot.redraw();
 }
 
+// Whether something is in the part of the axis that is shown.
+function within({ scales: { x } }) {
+  return (each) => each.x >= x.min && each.x <= x.max;
+}
+
 function drawEvaluations(plot, evaluations) {
   const { ctx } = plot, scale = devicePixelRatio;
   ctx.save();
-  for (const each of evaluations) {
+  for (const each of evaluations.filter(within(plot))) {
     const x = plot.valToPos(each.x, "x", true), y = (value) => plot.valToPos(value, "y", true);
     ctx.strokeStyle = ctx.fillStyle = colour(each.index);
-    ctx.lineWidth = scale;
-    ctx.beginPath();
-    ctx.moveTo(x, y(each.low));
-    ctx.lineTo(x, y(each.high));
-    ctx.stroke();
+    if (each.low !== null) {
+      ctx.lineWidth = scale;
+      ctx.beginPath();
+      ctx.moveTo(x, y(each.low));
+      ctx.lineTo(x, y(each.high));
+      ctx.stroke();
+    }
     ctx.beginPath();
     ctx.arc(x, y(each.mean), 4 * scale, 0, 2 * Math.PI);
     ctx.fill();

@@ -62,5 +62,6 @@ export function colour(index) {
 
 export function setting(value) {
   if (value === null || value === undefined) return "–";
-  return Array.isArray(value) ? value.join(", ") || "none" : String(value);
+  if (Array.isArray(value)) return value.map((each) => (each !== null && typeof each === "object" ? JSON.stringify(each) : each)).join(", ") || "none";
+  return String(value);
 }

@@ -9,7 +9,6 @@ const main = document.getElementById("main");
 let shown = null;
 
 function show() {
-  if (location.hash && !location.hash.startsWith("#/")) return; // the link that skips to the content
   const [path, query = ""] = (location.hash.slice(1) || "/").split("?");
   shown?.abort();
   shown = new AbortController();
@@ -20,6 +19,7 @@ function show() {
   else showRuns(main, shown.signal);
 }
 
+document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); }); // the address names the view
 addEventListener("hashchange", () => { show(); main.focus(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { show(); hurry(); });
 show();

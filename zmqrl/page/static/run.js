@@ -96,14 +96,19 @@ function showCurves(place, signal, name, onRun) {
       mark();
       arrange();
     }
-    const shown = run.evaluations.map((each) => [number(each.wall_s / 60, 1), number(each.version), short(each.agent_steps), number(each.mean, 1), `${number(each.low, 1)} to ${number(each.high, 1)}`, number(each.episodes)]);
+    const shown = run.evaluations.map((each) => [number(each.wall_s / 60, 1), number(each.version), short(each.agent_steps), number(each.mean, 1), each.low === null ? "–" : `${number(each.low, 1)} to ${number(each.high, 1)}`, number(each.episodes), actions(each)]);
     const key = JSON.stringify(shown);
     if (evaluations.dataset.key !== key) {
       evaluations.dataset.key = key;
-      refill(evaluations, ...(shown.length ? [h("h2", {}, "Evaluations"), table("mean score of full games, with its 95 % interval", ["minute", "version", "agent steps", "mean", "95 % interval", "games"], shown)] : []));
+      refill(evaluations, ...(shown.length ? [h("h2", {}, "Evaluations"), table("mean score of full games, with its 95 % interval", ["minute", "version", "agent steps", "mean", "95 % interval", "games", "actions"], shown, { texts: ["actions"] })] : []));
     }
   });
   poll(signal, () => ["api/charts", { run: [name], x: choice.x }], (found) => { charts.show(found, choice.x); arrange(); mark(); });
+}
+
+function actions(evaluation) {
+  const kind = evaluation.greedy === null ? "–" : evaluation.greedy ? "greedy" : "sampled";
+  return evaluation.for_stop_score ? `${kind}, for --stop-score` : kind;
 }
 
 function showLogs(place, signal, name, onRun) {

@@ -39,8 +39,8 @@ export function showRuns(main, signal) {
     nothing, charts.element,
     h("div", { class: "controls" },
       h("label", {}, "filter ", filter),
-      h("button", { type: "button", onclick: () => choose(() => true) }, "draw all shown"),
-      h("button", { type: "button", onclick: () => choose(() => false) }, "draw none"), count),
+      h("button", { type: "button", onclick: () => choose(true) }, "draw all shown"),
+      h("button", { type: "button", onclick: () => choose(false) }, "draw none"), count),
     scroll("runs", h("table", { class: "data" }, h("caption", { class: "hidden" }, "all runs"),
       h("thead", {}, h("tr", {}, COLUMNS.map((name) => h("th", { scope: "col", class: TEXTS.includes(name) && "text" }, name)))), body), "runs"),
   );
@@ -54,8 +54,8 @@ export function showRuns(main, signal) {
     for (const { run, element } of rows.values()) element.hidden = !matches(run);
   }
 
-  function choose(wanted) {
-    for (const { run, box, element } of rows.values()) if (!element.hidden) { box.checked = wanted(run); note(run.name, box.checked); }
+  function choose(is) {
+    for (const { run, box, element } of rows.values()) if (!is || !element.hidden) { box.checked = is; note(run.name, is); }
     chosenChanged();
   }
 

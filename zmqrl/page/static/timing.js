@@ -70,7 +70,7 @@ function strip(found, ranks) {
   const rows = ranks.map((rank) => h("tr", {}, h("th", { scope: "row" }, `rank ${rank}`), found.work[rank].map((seconds, i) => {
     const isKth = String(found.versions[i].kth) === rank;
     const told = `version ${found.versions[i].version}: ${seconds === null ? "no contribution" : `${milliseconds(seconds)} ms`}${isKth ? ", K-th" : ""}`;
-    return h("td", { title: told, style: { background: seconds === null ? "transparent" : `rgba(${heat()}, ${0.06 + 0.5 * (seconds / most)})` } }, isKth ? "◆" : "");
+    return h("td", { title: told, style: { background: seconds === null ? "transparent" : `rgba(${heat()}, ${0.06 + 0.5 * (seconds / most)})` } }, h("span", { class: "hidden" }, told), isKth ? "◆" : "");
   })));
   const [first, last] = [found.versions[0].version, found.versions.at(-1).version];
   const title = `work of each rank in versions ${number(first)} to ${number(last)}; ◆ is the K-th worker of a version`;
@@ -81,14 +81,14 @@ function hosts(found) {
   const rows = Object.entries(found).flatMap(([host, { cores, memory_kb, processes }]) => {
     const used = Object.values(processes).map((each) => each.cores ?? 0).reduce((sum, each) => sum + each, 0);
     const memory = Object.values(processes).map((each) => each.memory_kb ?? 0).reduce((sum, each) => sum + each, 0);
-    const whole = { class: "differs", cells: [host, counted(Object.keys(processes).length, "process", "processes"), `${number(used, 2)} of ${counted(cores, "core")}`, memory ? `${megabytes(memory)} of ${megabytes(memory_kb)}` : "–"] };
-    return [whole, ...Object.entries(processes).map(([process, use]) => ["", process, use.cores === null ? "–" : `${number(use.cores, 2)} cores`, megabytes(use.memory_kb)])];
+    const whole = { class: "differs", cells: [host, counted(Object.keys(processes).length, "process", "processes"), `${number(used, 2)} of ${counted(cores, "core")}`, memory ? `${mebibytes(memory)} of ${mebibytes(memory_kb)}` : "–"] };
+    return [whole, ...Object.entries(processes).map(([process, use]) => ["", process, use.cores === null ? "–" : `${number(use.cores, 2)} cores`, mebibytes(use.memory_kb)])];
   });
   return table("hosts", ["host", "process", "CPU", "memory"], rows, { texts: ["process"] });
 }
 
-function megabytes(kilobytes) {
-  return kilobytes === null || kilobytes === undefined ? "–" : `${number(kilobytes / 1024)} MB`;
+function mebibytes(kibibytes) {
+  return kibibytes === null || kibibytes === undefined ? "–" : `${number(kibibytes / 1024)} MiB`;
 }
 
 function heat() {
