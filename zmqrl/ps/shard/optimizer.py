@@ -19,6 +19,14 @@ OptimizerState: TypeAlias = Mapping[str, FloatVector]
 BlockUpdate: TypeAlias = Callable[[FloatVector, FloatVector, list[FloatVector], FloatVector, list[FloatVector]], None]
 
 BLOCK = 24 * 1024  # elements: the seven blocks of Adam fit in an L2 cache of 1 MiB
+# The optimizers that use a setting. The others ignore it. All optimizers use the settings that are not listed.
+USED_BY: Mapping[str, Sequence[str]] = {
+    "beta1": ("adam",),
+    "beta2": ("adam",),
+    "alpha": ("rmsprop",),
+    "epsilon": ("adam", "rmsprop"),
+    "momentum": ("rmsprop", "sgd"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
