@@ -394,7 +394,8 @@ class Config:
 
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""
-        for part in (self.wire, self.envs, self.schedule, self.checkpoint, self.evaluation, self.recording):
+        parts = (self.wire, self.envs, self.optimizer, self.schedule, self.checkpoint, self.evaluation, self.recording)
+        for part in parts:
             part.check()
         require(self.env != "", "--env: the id of an environment is missing.")
         require(self.workers >= 1, f"--workers {self.workers}: must be 1 or more.")
@@ -437,6 +438,11 @@ class Config:
             self.wire.codec == "f32" or not self.envs.normalize_observations,
             "--wire.codec bf16 is too coarse for the running statistics of --envs.normalize-observations: "
             "use --wire.codec f32.",
+        )
+        require(
+            not (self.act_only and self.optimizer.weight_decay),
+            f"--optimizer.weight-decay {self.optimizer.weight_decay} changes the weights even with --act-only: "
+            "use --optimizer.weight-decay 0.",
         )
         require(
             not self.consistent or (self.external_workers == 0 and self.on_loss == "wait"),

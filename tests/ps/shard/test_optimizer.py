@@ -231,6 +231,17 @@ def test_an_error_about_an_invalid_value_names_its_option(wrong: dict[str, Any])
         OptimizerConfig(**{"learning_rate": RATE, **wrong})
 
 
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+def test_weights_without_gradients_stay_finite_only_if_epsilon_is_above_zero(name: Any) -> None:
+    start, sums = normal(0, 5), [np.zeros(5, np.float32)]
+    np.testing.assert_array_equal(steps(OptimizerConfig(name=name, learning_rate=RATE), start, sums, 1)[0], start)
+    zero = OptimizerConfig(name=name, learning_rate=RATE, epsilon=0.0)
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(steps(zero, start, sums, 1)[0]).all()
+    with pytest.raises(UsageError, match=rf"^--optimizer\.epsilon 0\.0: must be above 0, because {name} would divide"):
+        zero.check()
+
+
 @settings(max_examples=200)
 @given(
     case=st.sampled_from(sorted(CASES)),

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from zmqrl.errors import UsageError
+from zmqrl.errors import UsageError, require
 from zmqrl.ps.wire.codec import FloatVector, is_finite, watched
 
 OptimizerState: TypeAlias = Mapping[str, FloatVector]
@@ -74,6 +74,13 @@ class OptimizerConfig:
                 f"--optimizer.momentum {self.momentum}: adam has no momentum. "
                 "Set --optimizer.beta1, or use rmsprop or sgd."
             )
+
+    def check(self) -> None:
+        require(
+            self.epsilon > 0 or self.name not in USED_BY["epsilon"],
+            f"--optimizer.epsilon {self.epsilon}: must be above 0, because {self.name} would divide 0 by 0 for weights "
+            "whose gradients are 0.",
+        )
 
     @property
     def follows_progress(self) -> bool:
