@@ -3,6 +3,9 @@
 import ast
 import re
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -24,11 +27,23 @@ UNCHANGED = {
 }
 FLAGS = ("grayscale", "life_loss", "fire_reset")  # of Atari games: a value other than the default would be ignored
 TEXT = re.compile(r"[\w./:@+-]+")  # a value of --env-arg that can be text without quotes
+OLD_ATARI_ID = re.compile(r"(\w+)-v[04]")
 
 
 def is_atari_id(env_id: str) -> bool:
-    """Whether ``env_id`` is the usual id of an Atari game. Others, such as Pong-v4, are known after slow imports."""
-    return env_id.startswith("ALE/") or "NoFrameskip-" in env_id
+    """Whether ``env_id`` is an id of ``ale_py``. An id that the user's code registers is known only after imports."""
+    old = OLD_ATARI_ID.fullmatch(env_id)
+    return env_id.startswith("ALE/") or "NoFrameskip-" in env_id or (old is not None and old[1] in _atari_games())
+
+
+@cache
+def _atari_games() -> frozenset[str]:
+    """The names in ids of Atari games, such as ``SpaceInvaders``, from the files of ``ale_py``: its import is slow."""
+    package = find_spec("ale_py")
+    if package is None or package.origin is None:
+        return frozenset()
+    roms = (Path(package.origin).parent / "roms").glob("*.bin")
+    return frozenset(rom.stem.title().replace("_", "") for rom in roms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
