@@ -1,6 +1,7 @@
 """Environments of users: zmqrl checks what they return, and reports each fault in one sentence."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -443,7 +444,13 @@ def test_an_environment_gets_actions_of_its_own_space(
 
 @pytest.mark.parametrize(
     ("shape", "seen"),
-    [((5, 6, 3), (3, 5, 6)), ((5, 6), (1, 5, 6)), ((3, 5, 6), (3, 5, 6)), ((4, 5, 6, 3), (12, 5, 6))],
+    [
+        ((5, 6, 3), (3, 5, 6)),
+        ((5, 6), (1, 5, 6)),
+        ((3, 5, 6), (3, 5, 6)),
+        ((4, 5, 6, 3), (12, 5, 6)),
+        ((4, 3, 5, 6), (12, 5, 6)),
+    ],
 )
 def test_images_of_any_size_can_stay_images(register: Any, shape: tuple[int, ...], seen: tuple[int, ...]) -> None:
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -454,10 +461,21 @@ def test_images_of_any_size_can_stay_images(register: Any, shape: tuple[int, ...
     assert frames.shape == (2, *seen)
     assert frames.dtype == envs.spec.observation_dtype == np.uint8
     expected = np.moveaxis(image, -1, 0) if shape == (5, 6, 3) else image.reshape(-1, 5, 6)
-    if len(shape) == 4:
+    if shape == (4, 5, 6, 3):
         expected = np.concatenate([np.moveaxis(each, -1, 0) for each in image])
     np.testing.assert_array_equal(frames[0], expected)
     envs.close()
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 20), (20, 8, 8), (8, 8, 8), (2, 8, 8, 20)])
+def test_images_are_refused_if_their_channels_could_be_rows_or_columns(register: Any, shape: tuple[int, ...]) -> None:
+    env_id = register(observation_space=Box(0, 255, shape, np.uint8))
+    assert describe_env(env_id, CONFIG).observation_shape == (math.prod(shape),)
+    with pytest.raises(UsageError) as refused:
+        describe_env(env_id, EnvConfig(images=True))
+    assert str(refused.value) == (
+        f"{env_id} has Box uint8 {shape} observations: --envs.images needs fewer channels than rows and columns."
+    )
 
 
 def test_images_are_refused_where_there_are_none(register: Any) -> None:
