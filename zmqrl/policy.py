@@ -47,9 +47,8 @@ class Policy:
         Images are uint8 (B, channels, height, width) from 0 to 255. Other observations are vectors (B, n). Actions are
         sampled with ``rng`` (default: unseeded). With ``greedy``, each action is the most probable one.
 
-        Discrete actions are int64 (B,) or one int, counted from 0 even if the environment counts from another number.
-        Actions with several choices are int64 (B, k). Box actions are float32 (B, D), in the units and bounds of the
-        environment.
+        Actions are in the form that the environment takes: Discrete actions are int64 (B,) or one int. Actions of
+        MultiDiscrete and MultiBinary are int64, and Box actions are float32, each with the shape of the action space.
 
         Raises UsageError for observations of another shape or dtype, and if a user's own network fails.
         """

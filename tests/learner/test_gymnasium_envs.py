@@ -411,35 +411,41 @@ class Taking(User):
 
 
 @pytest.mark.parametrize(
-    ("space", "actions", "played", "taken"),
+    ("space", "actions", "chosen", "taken"),
     [
-        (Discrete(3, start=5), DiscreteActions(3), 2, 7),
-        (MultiDiscrete([3, 2], start=[0, 4]), FactoredActions((3, 2)), [2, 1], [2, 5]),
-        (MultiDiscrete(np.array([[3, 2], [2, 2]])), FactoredActions((3, 2, 2, 2)), [2, 1, 0, 1], [[2, 1], [0, 1]]),
-        (MultiBinary(3), FactoredActions((2, 2, 2)), [1, 0, 1], [1, 0, 1]),
+        (Discrete(3, start=5), DiscreteActions(3, 5), 2, 7),
+        (MultiDiscrete([3, 2], start=[0, 4]), FactoredActions((3, 2), (0, 4), (2,)), [2, 1], [2, 5]),
+        (
+            MultiDiscrete(np.array([[3, 2], [2, 2]])),
+            FactoredActions((3, 2, 2, 2), (0, 0, 0, 0), (2, 2)),
+            [2, 1, 0, 1],
+            [[2, 1], [0, 1]],
+        ),
+        (MultiBinary(3), FactoredActions((2, 2, 2), (0, 0, 0), (3,)), [1, 0, 1], [1, 0, 1]),
         (
             Box(-2.0, np.array([2.0, 8.0], np.float32), (2,)),
-            BoxActions((-2.0, -2.0), (2.0, 8.0)),
-            [1.5, 7.0],
+            BoxActions((-2.0, -2.0), (2.0, 8.0), (2,)),
+            [0.75, 0.8],
             [1.5, 7.0],
         ),
-        (Box(-1.0, 1.0, (1, 2), np.float64), BoxActions((-1.0, -1.0), (1.0, 1.0)), [1.0, 0.5], [[1.0, 0.5]]),
-        (Box(-1.0, 1.0, ()), BoxActions((-1.0,), (1.0,)), [0.5], 0.5),
-        (Box(-0.1, 0.1, (1,), np.float64), BoxActions((-0.1,), (0.1,)), [0.1], [0.1]),
+        (Box(-1.0, 1.0, (1, 2), np.float64), BoxActions((-1.0, -1.0), (1.0, 1.0), (1, 2)), [1.0, 0.5], [[1.0, 0.5]]),
+        (Box(-1.0, 1.0, ()), BoxActions((-1.0,), (1.0,), ()), [0.5], 0.5),
+        (Box(-0.1, 0.1, (1,), np.float64), BoxActions((-0.1,), (0.1,), (1,)), [1.0], [0.1]),
     ],
 )
 def test_an_environment_gets_actions_of_its_own_space(
-    register: Any, space: Any, actions: ActionSpace, played: Any, taken: Any
+    register: Any, space: Any, actions: ActionSpace, chosen: Any, taken: Any
 ) -> None:
     given: list[Any] = []
     env_id = register(Taking, action_space=space, taken=given)
     assert try_env(env_id, CONFIG).actions == actions
     envs = make_envs(env_id, EnvConfig(num_envs=1), threads=1)
     envs.reset(0)
-    envs.step(np.array([played], actions.dtype))
+    envs.step(actions.played(np.array([chosen], actions.dtype)))
     np.testing.assert_array_equal(given[-1], taken)
     envs.step(actions.drawn(np.random.default_rng(0), 1))
     envs.close()
+    assert {type(each) for each in given} == {np.int64 if isinstance(space, Discrete) else np.ndarray}
 
 
 @pytest.mark.parametrize(

@@ -212,9 +212,13 @@ class EnvConfig:
 
 @dataclass(frozen=True, slots=True)
 class DiscreteActions:
-    """An action is one of ``count``, numbered from 0: int64 (). A network returns a logit for each."""
+    """An action is one of ``count``, numbered from 0: int64 (). A network returns a logit for each.
+
+    Games number the actions from ``start``.
+    """
 
     count: int
+    start: int = 0
     shape = ()
     dtype = np.dtype(np.int64)
 
@@ -225,21 +229,24 @@ class DiscreteActions:
 
     def played(self, actions: np.ndarray) -> np.ndarray:
         """The policy's ``actions`` (B, *shape), in the form that games accept."""
-        return actions
+        return actions + self.start
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
         """Random actions (*batch, *shape), in the form that games accept."""
-        return rng.integers(self.count, size=batch)
+        return self.played(rng.integers(self.count, size=batch))
 
 
 @dataclass(frozen=True, slots=True)
 class FactoredActions:
     """An action is k choices at once, each numbered from 0: int64 (k,). Choice i has ``counts[i]`` alternatives.
 
-    A network returns a logit for each alternative, one choice after another.
+    A network returns a logit for each alternative, one choice after another. Games number the alternatives of choice i
+    from ``starts[i]``, and take actions of ``played_shape``.
     """
 
     counts: tuple[int, ...]
+    starts: tuple[int, ...]
+    played_shape: tuple[int, ...]
     dtype = np.dtype(np.int64)
 
     @property
@@ -251,10 +258,11 @@ class FactoredActions:
         return sum(self.counts)
 
     def played(self, actions: np.ndarray) -> np.ndarray:
-        return actions
+        played: np.ndarray = (actions + np.array(self.starts)).reshape(*actions.shape[:-1], *self.played_shape)
+        return played
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
-        return rng.integers(self.counts, size=(*batch, len(self.counts)))
+        return self.played(rng.integers(self.counts, size=(*batch, len(self.counts))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,11 +270,12 @@ class BoxActions:
     """An action is D numbers, each from its ``low`` to its ``high``: float32 (D,).
 
     A network returns D means, then D log standard deviations, in units in which the bounds are -1 and 1. A number that
-    lacks a bound keeps the units of the environment.
+    lacks a bound keeps the units of the environment. Games take actions of ``played_shape``.
     """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
+    played_shape: tuple[int, ...]
     dtype = np.dtype(np.float32)
 
     @property
@@ -278,11 +287,11 @@ class BoxActions:
         return 2 * len(self.low)
 
     def played(self, actions: np.ndarray) -> np.ndarray:
-        """The policy's ``actions`` (B, D) in the units of the environment, float32, clipped to its bounds."""
+        """The policy's ``actions`` (B, D) as float32 (B, *played_shape), in the units and bounds of the environment."""
         bounds = np.array([self.low, self.high])
         low, high = np.where((np.abs(bounds) < WIDEST).all(0), bounds, [[-1.0], [1.0]])
         played: np.ndarray = np.clip(actions * (high - low) / 2 + (low + high) / 2, *bounds)
-        return played.astype(np.float32)
+        return played.astype(np.float32).reshape(*actions.shape[:-1], *self.played_shape)
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
         return self.played(rng.uniform(-1, 1, size=(*batch, len(self.low))))
@@ -357,7 +366,7 @@ class Envs(Protocol):
         """
 
     def step(self, actions: np.ndarray) -> Step:
-        """Play ``actions`` (B, *shape), with the shape, dtype and units of ``spec.actions``.
+        """Play ``actions`` (B, ...), in the form of ``spec.actions.played``.
 
         The result stays valid after the next step.
         """
