@@ -113,8 +113,16 @@ def test_one_observation_gives_one_action_and_a_batch_gives_one_each(cartpole: P
 
 @pytest.mark.parametrize(
     "observations",
-    [frames(1)[0, :3], frames(2)[:, :, 1:], frames(2) / 255, frames(2).astype(np.int64), np.zeros(4, np.uint8), 0],
-    ids=["three frames", "a row short", "divided", "not bytes", "a vector", "a number"],
+    [
+        frames(1)[0, :3],
+        frames(2)[:, :, 1:],
+        frames(2) / 255,
+        frames(2).astype(np.int64),
+        frames(2).astype(np.uint16),
+        np.zeros(4, np.uint8),
+        0,
+    ],
+    ids=["three frames", "a row short", "divided", "not bytes", "two bytes each", "a vector", "a number"],
 )
 def test_observations_of_another_shape_or_kind_are_refused(breakout: Policy, observations: np.ndarray) -> None:
     with pytest.raises(UsageError, match=r"but the policy acts on uint8 \(4, 84, 84\) or a batch of them\.$"):
