@@ -178,6 +178,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"schedule": {"default_minutes": 0.0}}, "--schedule.default-minutes 0"),
     ({"recording": {"minutes": [0.0, float("inf")]}}, "--recording.minutes inf"),
     ({"wire": {"codec": "bf16"}, "envs": {"normalize_observations": True}}, "use --wire.codec f32."),
+    ({"act_only": True, "optimizer": {"learning_rate": 1.0, "weight_decay": 0.1}}, "--optimizer.weight-decay 0.1"),
+    ({"optimizer": {"learning_rate": 1.0, "epsilon": 0.0}}, "--optimizer.epsilon 0.0: must be above 0, because adam"),
+    (
+        {"optimizer": {"name": "rmsprop", "learning_rate": 1.0, "epsilon": 0.0}},
+        "--optimizer.epsilon 0.0: must be above 0, because rmsprop",
+    ),
+    ({"ppo": {"minibatches": 64, "rollout_steps": 2, "shuffle": "samples"}}, "--ppo.no-normalize-advantages"),
 ]
 
 
@@ -258,6 +265,12 @@ def test_traffic_between_machines_is_encrypted_unless_that_is_turned_off(
 ) -> None:
     Config(wire=wire).check()
     assert wire.encrypts(addresses) is encrypted
+
+
+def test_weights_can_decay_in_training_and_sgd_ignores_epsilon() -> None:
+    Config(optimizer=OptimizerConfig(learning_rate=1.0, weight_decay=0.1)).check()
+    Config(act_only=True).check()
+    Config(optimizer=OptimizerConfig(name="sgd", learning_rate=1.0, epsilon=0.0)).check()
 
 
 def test_a_run_can_bind_to_a_network_address() -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -112,12 +113,74 @@ def test_one_observation_gives_one_action_and_a_batch_gives_one_each(cartpole: P
 
 @pytest.mark.parametrize(
     "observations",
-    [frames(1)[0, :3], frames(2)[:, :, 1:], frames(2) / 255, frames(2).astype(np.int64), np.zeros(4, np.uint8), 0],
-    ids=["three frames", "a row short", "divided", "not bytes", "a vector", "a number"],
+    [
+        frames(1)[0, :3],
+        frames(2)[:, :, 1:],
+        frames(2) / 255,
+        frames(2).astype(np.int64),
+        frames(2).astype(np.uint16),
+        np.zeros(4, np.uint8),
+        0,
+    ],
+    ids=["three frames", "a row short", "divided", "not bytes", "two bytes each", "a vector", "a number"],
 )
 def test_observations_of_another_shape_or_kind_are_refused(breakout: Policy, observations: np.ndarray) -> None:
     with pytest.raises(UsageError, match=r"but the policy acts on uint8 \(4, 84, 84\) or a batch of them\.$"):
         breakout.act(observations)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e39])
+def test_numbers_that_are_not_finite_are_refused(cartpole: Policy, number: float) -> None:
+    with pytest.raises(UsageError, match=r"^the observations have numbers that are not finite as float32\.$"):
+        cartpole.act(np.array([[0.0, 0.0, 0.0, 0.0], [0.0, number, 0.0, 0.0]]))
+
+
+TAKING = """
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+
+SPACES = {
+    "discrete": Discrete(3, start=5),
+    "choices": MultiDiscrete(np.array([[3, 2], [2, 4]]), start=np.array([[0, 7], [-2, 3]])),
+    "flags": MultiBinary((2, 3)),
+    "box": Box(2.0, 4.0, (2, 1)),
+}
+
+class Taking(gymnasium.Env):
+    observation_space = Box(-1.0, 1.0, (2,))
+
+    def __init__(self, space):
+        self.action_space = SPACES[space]
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), repr(action)
+        return np.zeros(2, np.float32), 1.0, True, False, {}
+
+gymnasium.register("Taking-v0", Taking)
+"""
+
+
+@pytest.mark.parametrize("space", ["discrete", "choices", "flags", "box"])
+def test_an_action_is_one_that_the_environment_takes(
+    space: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taking_env.py").write_text(TAKING, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = dataclasses.replace(CARTPOLE, env="taking_env:Taking-v0", envs=EnvConfig(args=(f"space={space}",)))
+    policy = load_policy(write_run(tmp_path / "run", config, 0))
+    env = gymnasium.make(policy.env_id, space=space)
+    observation, _ = env.reset()
+    for greedy in (False, True):
+        action = policy.act(observation, np.random.default_rng(0), greedy=greedy)
+        env.step(action)
+        (again,) = policy.act(observation[np.newaxis], np.random.default_rng(0), greedy=greedy)  # type: ignore[misc]
+        np.testing.assert_array_equal(again, action)
+    (turn,) = whole_game(policy, 0, greedy=True)
+    np.testing.assert_array_equal(turn.action, action)
 
 
 def test_actions_are_drawn_with_the_probabilities_of_the_policy(tmp_path: Path) -> None:

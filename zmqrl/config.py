@@ -19,6 +19,7 @@ from zmqrl.errors import UsageError, require
 from zmqrl.json_lines import read_json
 from zmqrl.learner.games import EnvConfig
 from zmqrl.learner.settings import (
+    ALGORITHMS,
     IMAGE_NETWORKS,
     VECTOR_NETWORK,
     Algorithm,
@@ -30,7 +31,7 @@ from zmqrl.learner.settings import (
 from zmqrl.local.extras import missing
 from zmqrl.observe.forms import decode
 from zmqrl.ps.layout import MAX_SHARDS
-from zmqrl.ps.shard.optimizer import OptimizerConfig
+from zmqrl.ps.shard.optimizer import USED_BY, OptimizerConfig
 from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
 from zmqrl.simulate.compute import Pace
 from zmqrl.simulate.laws import Law
@@ -369,9 +370,32 @@ class Config:
             raise UsageError(f"--metrics-port {self.metrics_port}: the port must be from 0 to 65535.")
         return str(ip), port
 
+    def without_effect(self) -> dict[str, str]:
+        """The changed settings that nothing uses, such as ``ppo.clip`` with ``ba3c``, each with the reason."""
+        found = {
+            f"{name}.{setting}": f"with --algo {self.algo}: remove it, or use --algo {name}."
+            for name in ALGORITHMS
+            if name != self.algo
+            for setting in _changed(getattr(self, name))
+        }
+        optimizer = self.optimizer.name
+        for setting in _changed(self.optimizer):
+            users = USED_BY.get(setting, (optimizer,))
+            if optimizer not in users:
+                remedy = " or ".join(f"--optimizer.name {name}" for name in users)
+                found[f"optimizer.{setting}"] = f"with --optimizer.name {optimizer}: remove it, or use {remedy}."
+        if not self.follows_progress:
+            reason = (
+                "without a schedule that follows the progress of the run: remove it, or set the value at the end of a "
+                "schedule, such as --optimizer.final-learning-rate."
+            )
+            found |= {f"schedule.{setting}": reason for setting in _changed(self.schedule)}
+        return found
+
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""
-        for part in (self.wire, self.envs, self.schedule, self.checkpoint, self.evaluation, self.recording):
+        parts = (self.wire, self.envs, self.optimizer, self.schedule, self.checkpoint, self.evaluation, self.recording)
+        for part in parts:
             part.check()
         require(self.env != "", "--env: the id of an environment is missing.")
         require(self.workers >= 1, f"--workers {self.workers}: must be 1 or more.")
@@ -414,6 +438,11 @@ class Config:
             self.wire.codec == "f32" or not self.envs.normalize_observations,
             "--wire.codec bf16 is too coarse for the running statistics of --envs.normalize-observations: "
             "use --wire.codec f32.",
+        )
+        require(
+            not (self.act_only and self.optimizer.weight_decay),
+            f"--optimizer.weight-decay {self.optimizer.weight_decay} changes the weights even with --act-only: "
+            "use --optimizer.weight-decay 0.",
         )
         require(
             not self.consistent or (self.external_workers == 0 and self.on_loss == "wait"),
@@ -466,6 +495,11 @@ def is_loopback(address: str) -> bool:
 def require_games(option: str, games: int) -> None:
     """Raise UsageError if an evaluation cannot have so many ``games``. Even games that have not begun take memory."""
     require(1 <= games <= MOST_GAMES, f"{option} {games}: must be from 1 to {MOST_GAMES}.")
+
+
+def _changed(part: PPOConfig | BA3CConfig | OptimizerConfig | ScheduleConfig) -> list[str]:
+    """The settings of ``part`` that do not have their default values."""
+    return [each.name for each in dataclasses.fields(part) if getattr(part, each.name) != each.default]
 
 
 def _require_positive(option: str, value: float | None) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -47,11 +47,11 @@ class Policy:
         Images are uint8 (B, channels, height, width) from 0 to 255. Other observations are vectors (B, n). Actions are
         sampled with ``rng`` (default: unseeded). With ``greedy``, each action is the most probable one.
 
-        Discrete actions are int64 (B,) or one int, counted from 0 even if the environment counts from another number.
-        Actions with several choices are int64 (B, k). Box actions are float32 (B, D), in the units and bounds of the
-        environment.
+        Actions are in the form that the environment takes: Discrete actions are int64 (B,) or one int. Actions of
+        MultiDiscrete and MultiBinary are int64, and Box actions are float32, each with the shape of the action space.
 
-        Raises UsageError for observations of another shape or dtype, and if a user's own network fails.
+        Raises UsageError for observations of another shape or dtype, for numbers that are not finite, and if a user's
+        own network fails.
         """
         import torch
 
@@ -61,12 +61,16 @@ class Policy:
         shape, dtype = self.spec.observation_shape, self.spec.observation_dtype
         is_one = seen.shape == shape
         batch = seen[np.newaxis] if is_one else seen
-        if batch.shape[1:] != shape or not np.can_cast(batch.dtype, dtype, "same_kind"):
+        casting: Literal["safe", "same_kind"] = "same_kind" if dtype.kind == "f" else "safe"
+        if batch.shape[1:] != shape or not np.can_cast(batch.dtype, dtype, casting):
             raise UsageError(
                 f"the observations are {seen.dtype} {seen.shape}, "
                 f"but the policy acts on {dtype} {shape} or a batch of them."
             )
-        inputs = torch.from_numpy(batch.astype(dtype))  # vectors are rounded to float32, as in training
+        with np.errstate(over="ignore"):
+            inputs = torch.from_numpy(batch.astype(dtype))  # vectors are rounded to float32, as in training
+        if not inputs.isfinite().all():
+            raise UsageError("the observations have numbers that are not finite as float32.")
         head = head_of(self.spec.actions)
         with torch.inference_mode():
             outputs = self._outputs(inputs)

@@ -17,9 +17,9 @@ OF_ANY: Final = "gymnasium"  # the recipe of environments that have none of thei
 def breakout() -> Config:
     """Breakout with A2C and the narrow network: two workers on two cores. A2C learns once from each rollout.
 
-    Mnih et al. 2016 and OpenAI Baselines use RMSProp, 80 samples per update and the learning rate 7e-4. Here, an update
-    has 160 samples, because larger batches are faster, and the learning rate is sqrt(2) times as high. RMSProp begins
-    with steps that are ten times as large as later ones, after which a network can be dead: see
+    Mnih et al. 2016 and OpenAI Baselines use RMSProp. Updates of Baselines have 80 samples and the learning rate 7e-4.
+    Here, an update has 160 samples, because larger batches are faster, and the learning rate is sqrt(2) times as high.
+    RMSProp begins with steps that are ten times as large as later ones, after which a network can be dead: see
     ``benchmarks/results/breakout-start``. Adam without momentum (``beta1`` = 0) is RMSProp with a correction of these
     steps. The schedules end with the run, or after an hour if the run has no end.
     """

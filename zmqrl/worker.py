@@ -14,7 +14,7 @@ from zmqrl.errors import USER_CODE_FAILED, ClusterError, UsageError, UserCodeErr
 from zmqrl.learner.envs import make_envs
 from zmqrl.learner.losses import Learner, NoLearner
 from zmqrl.learner.networks import ConvPolicy, compute_of, make_model
-from zmqrl.learner.plugin import load_loss
+from zmqrl.learner.plugin import load_loss, seed_global_generators
 from zmqrl.learner.rollout import Player, Rollout
 from zmqrl.observe.provenance import code_id
 from zmqrl.observe.spans import Spans
@@ -110,12 +110,13 @@ class ActorLearner:
         torch.set_num_threads(threads)
         device = torch.device(config.device)
         seed = int(np.random.SeedSequence((config.seed, rank, version, generation)).generate_state(1)[0])
+        seed_global_generators(seed)
         self.envs = make_envs(config.env, config.envs, threads=threads)
         spec = self.envs.spec
         # Shards send no buffers of a user's own model. The seed makes them equal on all workers.
-        torch.manual_seed(config.seed)
+        seed_global_generators(config.seed)
         model = make_model(config.model, spec, config.network, device=device)
-        torch.manual_seed(seed)  # for what a user's own model or environment draws
+        seed_global_generators(seed)
         self.parameters, self.compute = FlatParameters(model), compute_of(model)
         loss = load_loss(config.loss, config.algorithm, spec.actions) if config.loss is not None else None
         self.learner = NoLearner() if config.act_only else Learner(model, config.algorithm, seed=seed, loss=loss)

@@ -1,6 +1,6 @@
 """Play one game with a trained policy, in the environment of its run: play_policy.py RUN [SEED]
 
-`zmqrl eval` plays the same game for this seed.
+`zmqrl eval` plays the same game for this seed, but cuts it off after 100,000 agent steps.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """Environments of users: zmqrl checks what they return, and reports each fault in one sentence."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -410,40 +411,52 @@ class Taking(User):
 
 
 @pytest.mark.parametrize(
-    ("space", "actions", "played", "taken"),
+    ("space", "actions", "chosen", "taken"),
     [
-        (Discrete(3, start=5), DiscreteActions(3), 2, 7),
-        (MultiDiscrete([3, 2], start=[0, 4]), FactoredActions((3, 2)), [2, 1], [2, 5]),
-        (MultiDiscrete(np.array([[3, 2], [2, 2]])), FactoredActions((3, 2, 2, 2)), [2, 1, 0, 1], [[2, 1], [0, 1]]),
-        (MultiBinary(3), FactoredActions((2, 2, 2)), [1, 0, 1], [1, 0, 1]),
+        (Discrete(3, start=5), DiscreteActions(3, 5), 2, 7),
+        (MultiDiscrete([3, 2], start=[0, 4]), FactoredActions((3, 2), (0, 4), (2,)), [2, 1], [2, 5]),
+        (
+            MultiDiscrete(np.array([[3, 2], [2, 2]])),
+            FactoredActions((3, 2, 2, 2), (0, 0, 0, 0), (2, 2)),
+            [2, 1, 0, 1],
+            [[2, 1], [0, 1]],
+        ),
+        (MultiBinary(3), FactoredActions((2, 2, 2), (0, 0, 0), (3,)), [1, 0, 1], [1, 0, 1]),
         (
             Box(-2.0, np.array([2.0, 8.0], np.float32), (2,)),
-            BoxActions((-2.0, -2.0), (2.0, 8.0)),
-            [1.5, 7.0],
+            BoxActions((-2.0, -2.0), (2.0, 8.0), (2,)),
+            [0.75, 0.8],
             [1.5, 7.0],
         ),
-        (Box(-1.0, 1.0, (1, 2), np.float64), BoxActions((-1.0, -1.0), (1.0, 1.0)), [1.0, 0.5], [[1.0, 0.5]]),
-        (Box(-1.0, 1.0, ()), BoxActions((-1.0,), (1.0,)), [0.5], 0.5),
-        (Box(-0.1, 0.1, (1,), np.float64), BoxActions((-0.1,), (0.1,)), [0.1], [0.1]),
+        (Box(-1.0, 1.0, (1, 2), np.float64), BoxActions((-1.0, -1.0), (1.0, 1.0), (1, 2)), [1.0, 0.5], [[1.0, 0.5]]),
+        (Box(-1.0, 1.0, ()), BoxActions((-1.0,), (1.0,), ()), [0.5], 0.5),
+        (Box(-0.1, 0.1, (1,), np.float64), BoxActions((-0.1,), (0.1,), (1,)), [1.0], [0.1]),
     ],
 )
 def test_an_environment_gets_actions_of_its_own_space(
-    register: Any, space: Any, actions: ActionSpace, played: Any, taken: Any
+    register: Any, space: Any, actions: ActionSpace, chosen: Any, taken: Any
 ) -> None:
     given: list[Any] = []
     env_id = register(Taking, action_space=space, taken=given)
     assert try_env(env_id, CONFIG).actions == actions
     envs = make_envs(env_id, EnvConfig(num_envs=1), threads=1)
     envs.reset(0)
-    envs.step(np.array([played], actions.dtype))
+    envs.step(actions.played(np.array([chosen], actions.dtype)))
     np.testing.assert_array_equal(given[-1], taken)
     envs.step(actions.drawn(np.random.default_rng(0), 1))
     envs.close()
+    assert {type(each) for each in given} == {np.int64 if isinstance(space, Discrete) else np.ndarray}
 
 
 @pytest.mark.parametrize(
     ("shape", "seen"),
-    [((5, 6, 3), (3, 5, 6)), ((5, 6), (1, 5, 6)), ((3, 5, 6), (3, 5, 6)), ((4, 5, 6, 3), (12, 5, 6))],
+    [
+        ((5, 6, 3), (3, 5, 6)),
+        ((5, 6), (1, 5, 6)),
+        ((3, 5, 6), (3, 5, 6)),
+        ((4, 5, 6, 3), (12, 5, 6)),
+        ((4, 3, 5, 6), (12, 5, 6)),
+    ],
 )
 def test_images_of_any_size_can_stay_images(register: Any, shape: tuple[int, ...], seen: tuple[int, ...]) -> None:
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -454,10 +467,21 @@ def test_images_of_any_size_can_stay_images(register: Any, shape: tuple[int, ...
     assert frames.shape == (2, *seen)
     assert frames.dtype == envs.spec.observation_dtype == np.uint8
     expected = np.moveaxis(image, -1, 0) if shape == (5, 6, 3) else image.reshape(-1, 5, 6)
-    if len(shape) == 4:
+    if shape == (4, 5, 6, 3):
         expected = np.concatenate([np.moveaxis(each, -1, 0) for each in image])
     np.testing.assert_array_equal(frames[0], expected)
     envs.close()
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 20), (20, 8, 8), (8, 8, 8), (2, 8, 8, 20)])
+def test_images_are_refused_if_their_channels_could_be_rows_or_columns(register: Any, shape: tuple[int, ...]) -> None:
+    env_id = register(observation_space=Box(0, 255, shape, np.uint8))
+    assert describe_env(env_id, CONFIG).observation_shape == (math.prod(shape),)
+    with pytest.raises(UsageError) as refused:
+        describe_env(env_id, EnvConfig(images=True))
+    assert str(refused.value) == (
+        f"{env_id} has Box uint8 {shape} observations: --envs.images needs fewer channels than rows and columns."
+    )
 
 
 def test_images_are_refused_where_there_are_none(register: Any) -> None:

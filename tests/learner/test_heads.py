@@ -15,10 +15,10 @@ from zmqrl.learner.heads import head_of
 
 SPACES: list[ActionSpace] = [
     DiscreteActions(5),
-    FactoredActions((3,)),
-    FactoredActions((2, 4, 3)),
-    BoxActions((-1.0,), (1.0,)),
-    BoxActions((-2.0, 0.0, -np.inf), (2.0, 5.0, np.inf)),
+    FactoredActions((3,), (0,), (1,)),
+    FactoredActions((2, 4, 3), (0, 1, -2), (3,)),
+    BoxActions((-1.0,), (1.0,), (1,)),
+    BoxActions((-2.0, 0.0, -np.inf), (2.0, 5.0, np.inf), (3,)),
 ]
 MANY = 20_000
 
@@ -108,7 +108,7 @@ def test_the_same_generator_draws_the_same_actions(actions: ActionSpace) -> None
 
 
 def test_box_actions_are_scaled_to_their_bounds_and_clipped() -> None:
-    actions = BoxActions((-2.0, 0.0, -np.inf, 1.0, -3e38), (2.0, 5.0, np.inf, np.inf, 3e38))
+    actions = BoxActions((-2.0, 0.0, -np.inf, 1.0, -3e38), (2.0, 5.0, np.inf, np.inf, 3e38), (5,))
     played = actions.played(np.array([[0.0] * 5, [0.5] * 5, [-9.0] * 5, [9.0] * 5]))
     expected = [[0, 2.5, 0, 1, 0], [1, 3.75, 0.5, 1, 0.5], [-2, 0, -9, 1, -9], [2, 5, 9, 9, 9]]
     np.testing.assert_array_equal(played, np.array(expected, np.float32))
@@ -116,8 +116,21 @@ def test_box_actions_are_scaled_to_their_bounds_and_clipped() -> None:
 
 @given(st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=2))
 def test_actions_within_bounds_of_one_stay_as_they_are(numbers: list[float]) -> None:
-    actions = BoxActions((-1.0, -1.0), (1.0, 1.0))
+    actions = BoxActions((-1.0, -1.0), (1.0, 1.0), (2,))
     np.testing.assert_array_equal(actions.played(np.array([numbers], np.float32))[0], np.array(numbers, np.float32))
+
+
+def test_games_take_actions_with_their_own_numbers_and_shape() -> None:
+    assert DiscreteActions(3, start=5).played(np.array([0, 2])).tolist() == [5, 7]
+    factored = FactoredActions((3, 2, 2, 2), (0, 4, -1, 0), (2, 2))
+    assert factored.played(np.array([[2, 1, 0, 1]])).tolist() == [[[2, 5], [-1, 1]]]
+    assert BoxActions((-2.0, 0.0), (2.0, 4.0), (2, 1)).played(np.array([[0.5, 0.5]])).tolist() == [[[1.0], [3.0]]]
+    drawn = factored.drawn(np.random.default_rng(0), 1000)
+    assert (drawn.shape, drawn.min(0).tolist(), drawn.max(0).tolist()) == (
+        (1000, 2, 2),
+        [[0, 4], [-1, 0]],
+        [[2, 5], [0, 1]],
+    )
 
 
 @pytest.mark.parametrize("actions", SPACES, ids=str)

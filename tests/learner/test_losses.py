@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -289,6 +290,29 @@ def test_environments_that_cannot_be_divided_are_refused() -> None:
     assert PPOConfig(rollout_steps=8, minibatches=4, shuffle="samples").minibatch_samples(6) == 12
     with pytest.raises(UsageError, match="48 samples of a rollout into 5"):
         PPOConfig(rollout_steps=8, minibatches=5, shuffle="samples").minibatch_samples(6)
+
+
+def test_minibatches_of_one_sample_are_refused_if_their_advantages_are_normalized() -> None:
+    logits, values, batch = draw_batch()
+    one = Batch(
+        actions=batch.actions[:1],
+        log_probs=batch.log_probs[:1],
+        advantages=batch.advantages[:1],
+        returns=batch.returns[:1],
+    )
+    loss, _ = ppo_loss(logits[:1], values[:1], one, PPOConfig(), 0.0)
+    assert not torch.autograd.grad(loss, logits)[0].any(), "the policy learns"
+    samples = PPOConfig(rollout_steps=8, minibatches=16, shuffle="samples")
+    envs = PPOConfig(rollout_steps=1, minibatches=2)
+    for config in (samples, envs):
+        with pytest.raises(UsageError) as refused:
+            config.minibatch_samples(2)
+        assert str(refused.value) == (
+            f"--ppo.minibatches {config.minibatches}: minibatches of one sample teach the policy nothing, because the "
+            "only advantage becomes 0. Lower --ppo.minibatches, or use --ppo.no-normalize-advantages."
+        )
+        assert replace(config, normalize_advantages=False).minibatch_samples(2) == 1
+    assert replace(samples, minibatches=8).minibatch_samples(2) == 2
 
 
 @pytest.mark.parametrize("field", ["rollout_steps", "epochs", "minibatches"])

@@ -42,7 +42,7 @@ def test_the_vector_model_gives_float32_logits_and_values() -> None:
 @pytest.mark.parametrize("name", [*IMAGE_MODELS, "mlp"])
 def test_a_policy_over_box_actions_has_means_and_deviations_that_ignore_the_observation(name: str) -> None:
     shape = (5,) if name == "mlp" else ATARI
-    model = make_model(name, described(shape, BoxActions((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))))
+    model = make_model(name, described(shape, BoxActions((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0), (3,))))
     model.get_parameter("log_std").data.copy_(torch.tensor([0.0, -1.0, -2.0]))
     seen = torch.randn(4, 5) if name == "mlp" else frames(4)
     outputs, values = model(seen)

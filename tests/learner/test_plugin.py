@@ -2,11 +2,13 @@
 
 import dataclasses
 import itertools
+import random
 import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support.paths import ROOT
@@ -180,6 +182,74 @@ def test_noise_in_a_model_differs_between_workers_and_is_off_in_evaluations(writ
     model = load_policy(write_run(tmp_path / "run", config, 0)).model
     observations = torch.ones(8, 4)
     assert torch.equal(model(observations)[0], model(observations)[0])
+
+
+def test_a_model_is_in_train_mode_in_workers_and_in_evaluation_mode_in_policies(write: Write, tmp_path: Path) -> None:
+    name = write(MODEL.format(**GOOD).replace("5", "4"))
+    config = dataclasses.replace(cartpole(), model=f"{name}:Net", shards=1)
+    actor_learner = ActorLearner(config, 0, 0, threads=1, spans=Spans())
+    actor_learner.envs.close()
+    assert actor_learner.player.model is actor_learner.learner.model  # type: ignore[union-attr]
+    assert actor_learner.player.model.training
+    assert not load_policy(write_run(tmp_path / "run", config, 0)).model.training
+
+
+def test_an_environment_that_draws_from_global_generators_plays_the_same_games_again(write: Write) -> None:
+    name = write("""
+        import random
+        import gymnasium
+        import numpy as np
+
+        def drawn():
+            return np.array([random.random(), np.random.random(), torch.rand(()).item()], np.float32)
+
+        class Drawn(gymnasium.Env):
+            observation_space = gymnasium.spaces.Box(0.0, 2.0, (3,))
+            action_space = gymnasium.spaces.Discrete(2)
+            def __init__(self):
+                self.level = drawn()
+            def reset(self, *, seed=None, options=None):
+                return self.level + drawn(), {}
+            def step(self, action):
+                return self.level + drawn(), 0.0, False, False, {}
+
+        gymnasium.register("Drawn-v0", Drawn)
+    """)
+    config = dataclasses.replace(cartpole(), env=f"{name}:Drawn-v0")
+    seen = []
+    for rank in (0, 0, 1):
+        np.random.seed()
+        random.seed()
+        torch.seed()
+        actor_learner = ActorLearner(config, rank, 0, threads=1, spans=Spans())
+        actor_learner.player.play(actor_learner.rollout)
+        actor_learner.envs.close()
+        seen.append(actor_learner.rollout.observations)
+    assert torch.equal(seen[0], seen[1])
+    assert all((seen[0][..., part] != seen[2][..., part]).all() for part in range(3))
+
+
+def test_a_model_that_draws_from_global_generators_begins_with_the_same_parameters_again(write: Write) -> None:
+    name = write("""
+        import random
+        import numpy as np
+
+        class Net(nn.Linear):
+            def __init__(self, shape, num_actions):
+                super().__init__(*shape, num_actions)
+                self.weight.data[:] = torch.from_numpy(np.random.random(self.weight.shape))
+                self.bias.data[:] = random.random()
+            def forward(self, observations):
+                logits = super().forward(observations)
+                return logits, logits[:, 0]
+    """)
+    config = dataclasses.replace(cartpole(), model=f"{name}:Net", shards=1)
+    spec = describe_env(config.env, config.envs)
+    first, second, other = (
+        initial_checkpoint(dataclasses.replace(config, seed=seed), spec).vector() for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, second)
+    assert (first != other).all()
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,17 @@ def test_several_workers_get_the_mean_of_what_each_would_get_alone() -> None:
     np.testing.assert_allclose(together.variance.detach(), [4.0, 0.25], rtol=0.1)
 
 
+def test_the_spread_between_workers_is_missing_in_the_first_update_and_then_less_and_less() -> None:
+    moments, spread = Moments(1), 1.25  # the variance of 0, 1, 2 and 3
+    for updates in range(1, 101):
+        update(moments, *(np.full((8, 1), constant, np.float32) for constant in range(4)))
+        missing = sum(1 / number for number in range(1, updates + 1)) / updates
+        assert moments.mean.item() == pytest.approx(1.5, rel=1e-5)
+        assert moments.variance.item() == pytest.approx(spread * (1 - missing), abs=1e-4)
+        assert updates != 1 or moments.variance.item() == 0
+    assert missing == pytest.approx(0.05, abs=0.005)
+
+
 def test_numbers_that_never_change_have_no_variance_and_become_zero() -> None:
     moments = Moments(1)
     for _ in range(5):
@@ -138,6 +149,17 @@ def test_a_player_scales_with_the_statistics_of_the_version_it_plays_and_reports
     rewards = rollout.actions.numpy() * 10.0
     sums, _ = discounted_returns(rewards, (rollout.terminated | rollout.truncated).numpy(), 0.9, np.zeros(4))
     np.testing.assert_allclose(rollout.rewards, (rewards / sums.std()).clip(-10, 10), rtol=1e-5)
+
+
+def test_each_worker_scales_rewards_with_its_own_rollout_but_observations_only_with_shared_statistics() -> None:
+    network, rollout, _ = normalized()
+    scales, observations = [], []
+    for seed in (0, 1):
+        Player(network, cast(Envs, CountingEnvs()), seed, gamma=CONFIG.gamma).play(rollout)
+        scales.append((10 * rollout.actions.max() / rollout.rewards.max()).item())
+        observations.append(rollout.observations.clone())
+    assert scales[0] != pytest.approx(scales[1], rel=0.01)
+    assert torch.equal(*observations)
 
 
 def test_the_first_minibatch_of_a_rollout_updates_the_statistics_and_the_loss_never_does() -> None:

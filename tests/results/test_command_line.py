@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from zmqrl.commands.run.train import config_from
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
+from zmqrl.observe.records import flat
 from zmqrl.recipes import RECIPES
 from zmqrl.results.command_line import train_command
 
@@ -51,10 +52,12 @@ def changed(config: Config, changes: dict[str, Any]) -> Config:
 
 
 def stored(config: Config) -> Config:
-    """The settings that options can set, as a run stores them."""
+    """The settings that options can set, as a run stores them. Those without effect are as in the recipe."""
     config = config.with_schedule()
     schedule = dataclasses.replace(config.schedule, default_minutes=None)
-    return dataclasses.replace(config, schedule=schedule, trackers=(), run_dir=None)
+    config = dataclasses.replace(config, schedule=schedule, trackers=(), run_dir=None)
+    recipe = dict(flat(RECIPES[config.recipe]().to_json()))
+    return changed(config, {name: recipe[name] for name in config.without_effect()})
 
 
 @pytest.mark.slow  # reads a command line in each example
@@ -84,3 +87,10 @@ def test_the_command_gives_the_settings(recipe: str, changes: dict[str, Any]) ->
 )
 def test_the_command_is_short(options: list[str], expected: list[str]) -> None:
     assert train_command(config_from(["breakout-ppo", *options]).with_schedule())[3:] == expected
+
+
+def test_the_command_leaves_out_settings_without_effect() -> None:
+    breakout = RECIPES["breakout"]()
+    assert train_command(changed(breakout, {"ppo.clip": 0.2, "optimizer.alpha": 0.9}))[3:] == []
+    pong = changed(RECIPES["pong"](), {"schedule.updates": 9})
+    assert train_command(pong)[3:] == []

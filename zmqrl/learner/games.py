@@ -3,6 +3,9 @@
 import ast
 import re
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -24,11 +27,23 @@ UNCHANGED = {
 }
 FLAGS = ("grayscale", "life_loss", "fire_reset")  # of Atari games: a value other than the default would be ignored
 TEXT = re.compile(r"[\w./:@+-]+")  # a value of --env-arg that can be text without quotes
+OLD_ATARI_ID = re.compile(r"(\w+)-v[04]")
 
 
 def is_atari_id(env_id: str) -> bool:
-    """Whether ``env_id`` is the usual id of an Atari game. Others, such as Pong-v4, are known after slow imports."""
-    return env_id.startswith("ALE/") or "NoFrameskip-" in env_id
+    """Whether ``env_id`` is an id of ``ale_py``. An id that the user's code registers is known only after imports."""
+    old = OLD_ATARI_ID.fullmatch(env_id)
+    return env_id.startswith("ALE/") or "NoFrameskip-" in env_id or (old is not None and old[1] in _atari_games())
+
+
+@cache
+def _atari_games() -> frozenset[str]:
+    """The names in ids of Atari games, such as ``SpaceInvaders``, from the files of ``ale_py``: its import is slow."""
+    package = find_spec("ale_py")
+    if package is None or package.origin is None:
+        return frozenset()
+    roms = (Path(package.origin).parent / "roms").glob("*.bin")
+    return frozenset(rom.stem.title().replace("_", "") for rom in roms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,9 +212,13 @@ class EnvConfig:
 
 @dataclass(frozen=True, slots=True)
 class DiscreteActions:
-    """An action is one of ``count``, numbered from 0: int64 (). A network returns a logit for each."""
+    """An action is one of ``count``, numbered from 0: int64 (). A network returns a logit for each.
+
+    Games number the actions from ``start``.
+    """
 
     count: int
+    start: int = 0
     shape = ()
     dtype = np.dtype(np.int64)
 
@@ -210,21 +229,24 @@ class DiscreteActions:
 
     def played(self, actions: np.ndarray) -> np.ndarray:
         """The policy's ``actions`` (B, *shape), in the form that games accept."""
-        return actions
+        return actions + self.start
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
         """Random actions (*batch, *shape), in the form that games accept."""
-        return rng.integers(self.count, size=batch)
+        return self.played(rng.integers(self.count, size=batch))
 
 
 @dataclass(frozen=True, slots=True)
 class FactoredActions:
     """An action is k choices at once, each numbered from 0: int64 (k,). Choice i has ``counts[i]`` alternatives.
 
-    A network returns a logit for each alternative, one choice after another.
+    A network returns a logit for each alternative, one choice after another. Games number the alternatives of choice i
+    from ``starts[i]``, and take actions of ``played_shape``.
     """
 
     counts: tuple[int, ...]
+    starts: tuple[int, ...]
+    played_shape: tuple[int, ...]
     dtype = np.dtype(np.int64)
 
     @property
@@ -236,10 +258,11 @@ class FactoredActions:
         return sum(self.counts)
 
     def played(self, actions: np.ndarray) -> np.ndarray:
-        return actions
+        played: np.ndarray = (actions + np.array(self.starts)).reshape(*actions.shape[:-1], *self.played_shape)
+        return played
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
-        return rng.integers(self.counts, size=(*batch, len(self.counts)))
+        return self.played(rng.integers(self.counts, size=(*batch, len(self.counts))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,11 +270,12 @@ class BoxActions:
     """An action is D numbers, each from its ``low`` to its ``high``: float32 (D,).
 
     A network returns D means, then D log standard deviations, in units in which the bounds are -1 and 1. A number that
-    lacks a bound keeps the units of the environment.
+    lacks a bound keeps the units of the environment. Games take actions of ``played_shape``.
     """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
+    played_shape: tuple[int, ...]
     dtype = np.dtype(np.float32)
 
     @property
@@ -263,11 +287,11 @@ class BoxActions:
         return 2 * len(self.low)
 
     def played(self, actions: np.ndarray) -> np.ndarray:
-        """The policy's ``actions`` (B, D) in the units of the environment, float32, clipped to its bounds."""
+        """The policy's ``actions`` (B, D) as float32 (B, *played_shape), in the units and bounds of the environment."""
         bounds = np.array([self.low, self.high])
         low, high = np.where((np.abs(bounds) < WIDEST).all(0), bounds, [[-1.0], [1.0]])
         played: np.ndarray = np.clip(actions * (high - low) / 2 + (low + high) / 2, *bounds)
-        return played.astype(np.float32)
+        return played.astype(np.float32).reshape(*actions.shape[:-1], *self.played_shape)
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
         return self.played(rng.uniform(-1, 1, size=(*batch, len(self.low))))
@@ -342,7 +366,7 @@ class Envs(Protocol):
         """
 
     def step(self, actions: np.ndarray) -> Step:
-        """Play ``actions`` (B, *shape), with the shape, dtype and units of ``spec.actions``.
+        """Play ``actions`` (B, ...), in the form of ``spec.actions.played``.
 
         The result stays valid after the next step.
         """

@@ -78,8 +78,11 @@ class CheckedEnv:
             observation, _ = self.env.reset(seed=seed)
             return self._seen(observation)
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
-        """Play ``action`` (*shape), counted from 0. Returns observation, reward, ``terminated`` and ``truncated``."""
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool]:
+        """Play ``action``, in the form of ``spec.actions.played``.
+
+        Returns observation, reward, ``terminated`` and ``truncated``.
+        """
         self._steps += 1
         with blaming(f"{self.env_id} fails"):
             observation, reward, terminated, truncated, _ = self.env.step(taken(action, self._actions))
@@ -103,11 +106,11 @@ class CheckedEnv:
         with blaming(f"{self.env_id} fails"):
             self.env.close()
 
-    def _first(self) -> np.ndarray:
+    def _first(self) -> Any:
         """The action in the middle of the space, or the first one."""
         actions = self.spec.actions
         (first,) = actions.played(np.zeros((1, *actions.shape), actions.dtype))
-        return np.asarray(first)
+        return first
 
     def _seen(self, observation: Any) -> np.ndarray:
         try:

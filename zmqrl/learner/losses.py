@@ -121,8 +121,8 @@ class Learner:
         ``version`` or ``elapsed``, the progress of the run from 0 to 1. The gradient of minibatch 0 includes that of
         the running statistics.
 
-        Returns the metrics. Advantages and values are in units of reward. ``explained_variance`` covers the whole
-        rollout, with the values of the policy that acted.
+        Returns the metrics. Advantages and values are in units of the rewards that the policy learns from, which can be
+        clipped or scaled. ``explained_variance`` covers the whole rollout, with the values of the policy that acted.
         """
         for parameter in self._tensors:
             if parameter.grad is None:

@@ -50,7 +50,7 @@ class Picture(Protocol):
         """Start the game of ``seed``. Call this only once: in some games, a reset does not clear all state."""
 
     def step(self, action: np.ndarray | int) -> Shown:
-        """Play ``action`` (*shape). Do not call this after the end of the game."""
+        """Play ``action``, as ``Policy.act`` returns it. Do not call this after the end of the game."""
 
     def close(self) -> None:
         """End the game."""
@@ -142,7 +142,7 @@ class _GymnasiumPicture:
         return Shown([self._screen()], 0.0, over=False, observation=observation)
 
     def step(self, action: np.ndarray | int) -> Shown:
-        observation, reward, terminated, truncated = self._played.step(np.asarray(action))
+        observation, reward, terminated, truncated = self._played.step(action)
         return Shown([self._screen()], reward, over=terminated or truncated, observation=observation)
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """Loads a user-defined model or loss, given as ``module:function``, and tests it before use."""
 
 import math
+import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,13 @@ from zmqrl.observe.reports import MOST_FIGURES, NAME
 
 SAMPLES = 4
 MOST_STATS = MOST_FIGURES - len(LEARNER_METRICS)
+
+
+def seed_global_generators(seed: int) -> None:
+    """Seed, from 0 to 2^32 - 1, the generators that a user's own model, loss or environment can draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 def load_model(reference: str, observation_shape: Sequence[int], num_actions: int) -> nn.Module:

@@ -77,7 +77,10 @@ class Algorithm(Protocol):
 
     @abstractmethod
     def minibatch_samples(self, num_envs: int) -> int:
-        """The number of samples in a minibatch. Raises UsageError if ``num_envs`` games have no equal minibatches."""
+        """The number of samples in a minibatch.
+
+        Raises UsageError if ``num_envs`` games have no equal minibatches, or minibatches from which nothing is learned.
+        """
 
     @abstractmethod
     def samples(self, rollout: "Rollout", index: int, seed: int) -> npt.NDArray[np.int64]:
@@ -189,7 +192,13 @@ class PPOConfig(Algorithm):
                 f"ppo cannot divide {what} into {self.minibatches} equal minibatches: "
                 f"change --envs.num-envs or --ppo.minibatches{hint}."
             )
-        return num_envs * self.rollout_steps // self.minibatches
+        samples = num_envs * self.rollout_steps // self.minibatches
+        require(
+            samples > 1 or not self.normalize_advantages,
+            f"--ppo.minibatches {self.minibatches}: minibatches of one sample teach the policy nothing, because the "
+            "only advantage becomes 0. Lower --ppo.minibatches, or use --ppo.no-normalize-advantages.",
+        )
+        return samples
 
     def samples(self, rollout: "Rollout", index: int, seed: int) -> npt.NDArray[np.int64]:
         """The order depends on ``seed``, the number of the rollout, and the epoch."""

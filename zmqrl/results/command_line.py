@@ -19,7 +19,7 @@ def train_command(config: Config) -> list[str]:
     It does not set where the run is stored and shown, and does not repeat the failures of a scenario file.
     """
     recipe = RECIPES[config.recipe]()
-    before, left_out = dict(flat(recipe.to_json())), PLACE | WITHOUT_OPTION
+    before, left_out = dict(flat(recipe.to_json())), PLACE | WITHOUT_OPTION | config.without_effect().keys()
     if _implies_schedule(recipe, config):
         left_out |= {name for name in before if name.startswith("schedule.")}
     words = ["zmqrl", "train", config.recipe]

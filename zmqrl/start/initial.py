@@ -98,15 +98,13 @@ class Preparation:
 
 def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
     """Version 0 of a run, with parameters drawn from its seed. Raises UsageError for contradictory settings."""
-    import torch
-
     from zmqrl.learner.networks import make_model
-    from zmqrl.learner.plugin import load_loss
+    from zmqrl.learner.plugin import load_loss, seed_global_generators
     from zmqrl.ps.flat import FlatParameters
 
     if config.loss is not None:
         load_loss(config.loss, config.algorithm, spec.actions)
-    torch.manual_seed(config.seed)
+    seed_global_generators(config.seed)
     parameters = FlatParameters(make_model(config.model, spec, config.network))
     return _version_0(config, parameters.layout(config.shards), parameters.vector())
 

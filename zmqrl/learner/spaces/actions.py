@@ -16,24 +16,26 @@ def actions_of(space: gymnasium.Space[Any]) -> ActionSpace | None:
     """The actions of ``space``, or None if no policy of zmqrl can choose them."""
     match space:
         case Discrete():
-            return DiscreteActions(int(space.n))
+            return DiscreteActions(int(space.n), int(space.start))
         case MultiDiscrete() if space.nvec.size:
-            return FactoredActions(tuple(space.nvec.ravel().tolist()))
+            return FactoredActions(_numbers(space.nvec), _numbers(space.start), space.shape)
         case MultiBinary():
-            return FactoredActions((2,) * math.prod(space.shape))
+            choices = math.prod(space.shape)
+            return FactoredActions((2,) * choices, (0,) * choices, space.shape)
         case Box() if space.dtype.kind == "f" and space.low.size:
-            return BoxActions(tuple(space.low.ravel().tolist()), tuple(space.high.ravel().tolist()))
+            return BoxActions(_numbers(space.low), _numbers(space.high), space.shape)
     return None
 
 
-def taken(action: np.ndarray, space: gymnasium.Space[Any]) -> Any:
-    """Convert ``action`` (*shape), which counts from 0, to an action of ``space`` for the environment."""
+def _numbers(array: np.ndarray) -> tuple[Any, ...]:
+    return tuple(array.ravel().tolist())
+
+
+def taken(action: Any, space: gymnasium.Space[Any]) -> Any:
+    """Convert ``action``, in the form of ``ActionSpace.played``, to the dtype of ``space``."""
     if isinstance(space, Discrete):
-        return action + space.start
-    shaped = np.reshape(action, space.shape or ())
-    if isinstance(space, MultiDiscrete):
-        shaped = shaped + space.start
-    own = shaped.astype(space.dtype)
-    if isinstance(space, Box) and space.dtype != action.dtype:
+        return np.int64(action)  # unlike an array, the key of a dictionary
+    own = np.asarray(action).astype(space.dtype)
+    if isinstance(space, Box) and own.dtype != np.float32:
         own = np.clip(own, space.low, space.high)  # rounding to float32 can have moved a number across its bound
     return own

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 import gymnasium
 import numpy as np
@@ -52,7 +52,8 @@ class Vectors:
 class Images:
     """Reads images as uint8 (channels, height, width).
 
-    An image is (height, width), (height, width, channels), (channels, height, width), or a stack of the second kind.
+    An image is (height, width), (height, width, channels), (channels, height, width), or a stack of images with
+    channels. It has fewer channels than rows and columns.
     """
 
     dtype = np.dtype(np.uint8)
@@ -60,7 +61,9 @@ class Images:
     def __init__(self, space: gymnasium.Space[Any]) -> None:
         """Raises Unfit if ``space`` does not have such images."""
         if not _is_image(space):
-            raise Unfit(f"has {kind_of(space)} observations: --envs.images needs uint8 images")
+            uint8 = isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) in (3, 4)
+            needed = "fewer channels than rows and columns" if uint8 else "uint8 images"
+            raise Unfit(f"has {kind_of(space)} observations: --envs.images needs {needed}")
         self._image = _numbers(space, "")
         self.shape = _channels_first(np.empty(space.shape, np.uint8)).shape
 
@@ -87,7 +90,17 @@ def flattened_images(space: gymnasium.Space[Any], keys: str = "") -> Iterator[st
 
 
 def _is_image(space: gymnasium.Space[Any]) -> TypeGuard[Box]:
-    return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3, 4)
+    if not isinstance(space, Box) or space.dtype != np.uint8:
+        return False
+    return len(space.shape) == 2 or (len(space.shape) in (3, 4) and _channel_axis(space.shape) is not None)
+
+
+def _channel_axis(shape: tuple[int, ...]) -> Literal[-3, -1] | None:
+    """Which axis of an image, or of a stack, counts the channels: there must be fewer than rows and columns."""
+    first, middle, last = shape[-3:]
+    if last < min(first, middle):
+        return -1
+    return -3 if first < min(middle, last) else None
 
 
 def _is_image_of_floats(space: gymnasium.Space[Any]) -> bool:
@@ -251,7 +264,5 @@ def _channels_first(image: np.ndarray) -> np.ndarray:
     """``image`` as (channels, height, width)."""
     if image.ndim == 2:
         return image[np.newaxis]
-    if image.ndim == 4:
-        return np.moveaxis(image, -1, 1).reshape(-1, *image.shape[1:3])
-    first, *_, last = image.shape
-    return image if first <= last else np.moveaxis(image, -1, 0)
+    channels_first = np.moveaxis(image, -1, -3) if _channel_axis(image.shape) == -1 else image
+    return channels_first.reshape(-1, *channels_first.shape[-2:])

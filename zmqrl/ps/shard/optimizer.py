@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from zmqrl.errors import UsageError
+from zmqrl.errors import UsageError, require
 from zmqrl.ps.wire.codec import FloatVector, is_finite, watched
 
 OptimizerState: TypeAlias = Mapping[str, FloatVector]
@@ -19,6 +19,14 @@ OptimizerState: TypeAlias = Mapping[str, FloatVector]
 BlockUpdate: TypeAlias = Callable[[FloatVector, FloatVector, list[FloatVector], FloatVector, list[FloatVector]], None]
 
 BLOCK = 24 * 1024  # elements: the seven blocks of Adam fit in an L2 cache of 1 MiB
+# The optimizers that use a setting. The others ignore it. All optimizers use the settings that are not listed.
+USED_BY: Mapping[str, Sequence[str]] = {
+    "beta1": ("adam",),
+    "beta2": ("adam",),
+    "alpha": ("rmsprop",),
+    "epsilon": ("adam", "rmsprop"),
+    "momentum": ("rmsprop", "sgd"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +74,13 @@ class OptimizerConfig:
                 f"--optimizer.momentum {self.momentum}: adam has no momentum. "
                 "Set --optimizer.beta1, or use rmsprop or sgd."
             )
+
+    def check(self) -> None:
+        require(
+            self.epsilon > 0 or self.name not in USED_BY["epsilon"],
+            f"--optimizer.epsilon {self.epsilon}: must be above 0, because {self.name} would divide 0 by 0 for weights "
+            "whose gradients are 0.",
+        )
 
     @property
     def follows_progress(self) -> bool:
@@ -234,11 +249,8 @@ class Optimizer:
             np.multiply(gradient, factor, new_weights)
             if gathers:
                 buffer = new[0]
-                if version == 0:
-                    buffer[:] = new_weights
-                else:
-                    np.multiply(old[0], momentum, buffer)
-                    np.add(buffer, new_weights, buffer)
+                np.multiply(old[0], momentum, buffer)
+                np.add(buffer, new_weights, buffer)
                 np.multiply(buffer, buffer_factor, new_weights)
             np.add(new_weights, weights, new_weights)
 
