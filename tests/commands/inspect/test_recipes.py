@@ -109,7 +109,7 @@ def test_every_recipe_has_figures() -> None:
 def test_every_recipe_is_listed_and_one_without_figures_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(RESULTS, "hopper")  # type: ignore[arg-type]
+    monkeypatch.delitem(RESULTS, "hopper")
     assert cli.run(["recipes"]) == 0
     shown = capsys.readouterr().out
     paragraphs = dict(text.split(":", 1) for text in shown.strip().split("\n\n")[:-1])
