@@ -139,7 +139,7 @@ def test_any_registered_environment_with_vectors_and_discrete_actions_can_be_pla
     envs.reset(0)
     # Game 0 reaches the exit in 3 steps, game 1 never does, and game 2 does in the last step before the time limit.
     plan = np.array([[1, 0, 0], [1, 0, 1], [1, 0, 1], [1, 0, 1], [1, 0, 1]])
-    steps = [envs.step(actions) for actions in plan]
+    steps = [envs.step(envs.spec.actions.played(actions)) for actions in plan]
     np.testing.assert_array_equal(steps[1].observations.T, [[2, -2, 0]])
     np.testing.assert_array_equal(steps[2].terminated, [True, False, False])
     np.testing.assert_array_equal(steps[2].observations.T, [[0, -3, 1]])

@@ -92,5 +92,5 @@ def test_the_command_is_short(options: list[str], expected: list[str]) -> None:
 def test_the_command_leaves_out_settings_without_effect() -> None:
     breakout = RECIPES["breakout"]()
     assert train_command(changed(breakout, {"ppo.clip": 0.2, "optimizer.alpha": 0.9}))[3:] == []
-    pong = changed(RECIPES["pong"](), {"schedule.updates": 9})
-    assert train_command(pong)[3:] == []
+    cartpole = changed(RECIPES["cartpole"](), {"schedule.updates": 9})
+    assert train_command(cartpole)[3:] == []

@@ -136,9 +136,9 @@ LEFT_UNUSED = [
     ("--optimizer.beta2", "0.5", "breakout --optimizer.name sgd", "breakout"),
     ("--optimizer.alpha", "0.5", "breakout", "breakout --optimizer.name rmsprop"),
     ("--optimizer.epsilon", "0.1", "breakout --optimizer.name sgd", "breakout --optimizer.name rmsprop"),
-    ("--schedule.updates", "9", "pong", "pong --ppo.final-clip 0.01"),
-    ("--schedule.agent-steps", "9", "pong", "breakout"),
-    ("--schedule.minutes", "9", "pong --optimizer.final-learning-rate 0 --optimizer.schedule-updates 9", "breakout"),
+    ("--schedule.updates", "9", "cartpole", "cartpole --ppo.final-clip 0.01"),
+    ("--schedule.agent-steps", "9", "cartpole", "pong"),
+    ("--schedule.minutes", "9", "cartpole --optimizer.final-learning-rate 0 --optimizer.schedule-updates 9", "pong"),
 ]
 ALWAYS_USED = {"name", "learning-rate", "final-learning-rate", "schedule-updates", "weight-decay"}
 REFUSED_ANYWAY = {"momentum"}  # OptimizerConfig refuses it with adam
@@ -165,7 +165,7 @@ def test_the_error_about_an_option_without_effect_says_what_to_do() -> None:
             "--optimizer.epsilon has no effect with --optimizer.name sgd: remove it, or use --optimizer.name adam or "
             "--optimizer.name rmsprop."
         ),
-        "pong --schedule.minutes 9": (
+        "cartpole --schedule.minutes 9": (
             "--schedule.minutes has no effect without a schedule that follows the progress of the run: remove it, or "
             "set the value at the end of a schedule, such as --optimizer.final-learning-rate."
         ),
