@@ -327,6 +327,7 @@ def test_a_run_learns_with_the_model_and_the_loss_of_the_example(
         tmp_path / "run",
         *("--algo", "ba3c", "--ba3c.rollout-steps", "32", "--updates", "60"),
         *("--model", "own_learner:model", "--loss", "own_learner:loss"),
+        quickly=(),
         program=(str(command),),
         environment={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
     ) as run:

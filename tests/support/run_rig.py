@@ -214,11 +214,12 @@ class Run:
 def training(
     path: Path,
     *options: str,
+    quickly: Sequence[str] = QUICKLY,
     program: Sequence[str] = ("-m", "zmqrl"),
     environment: Mapping[str, str] | None = None,
 ) -> contextlib.AbstractContextManager[Run]:
     """Run ``zmqrl train cartpole --run-dir PATH OPTIONS``. Leaving the block ends the run."""
-    command = [sys.executable, *program, "train", "cartpole", "--run-dir", str(path), *QUICKLY, *options]
+    command = [sys.executable, *program, "train", "cartpole", "--run-dir", str(path), *quickly, *options]
     return started(command, path, environment or {})
 
 
