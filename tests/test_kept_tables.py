@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import central_graph
+import efficiency
 import marked
 import measure
 import page
@@ -20,6 +21,7 @@ from support.paths import ROOT
 RESULTS = ROOT / "benchmarks/results"
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "central-graph": ("central-graph", lambda found: central_graph.table(found["rows"])),
+    "efficiency": ("efficiency", efficiency.table),
     "page": ("page", page.tables),
     "peers": ("peers", lambda found: measure.tables(found["agent_steps_per_s"])),
     "recovery": ("recovery", lambda found: recovery.table(found["seconds"])),
