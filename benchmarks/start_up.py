@@ -36,20 +36,19 @@ def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
     load_before = os.getloadavg()[0]
     numbers = ["--shards", str(hosts), "--workers", str(workers), "--wire.need-s", "30"]
     with launched(where, ",".join(names), [*options, *numbers]) as run:
-        log = run.path / "logs/shard-0.log"
         history = directory_on("h1", run.path) / "history/shard-0.jsonl"
         phases: dict[str, Callable[[], bool]] = {
             "command": run.path.exists,  # the supervisor imports modules and draws the first parameters
             "hosts": (run.path / "config.json").exists,  # ssh to all hosts at once, and start a host daemon on each
             "shards": (run.path / "cluster.json").exists,
-            "workers": lambda: log.exists() and log.read_text(errors="replace").count(" is here") >= workers,
+            "workers": lambda: len(_ready(run.path)) >= workers,
             "first update": lambda: history.exists() and b"\n" in history.read_bytes(),
         }
         took_s, since = {}, run.begun_at
         for phase, is_over in phases.items():
             run.wait_for(is_over, phase, WITHIN_S)
             took_s[phase], since = time.time() - since, time.time()
-        logs = [(run.path / f"logs/worker-{rank}.log").read_text(errors="replace") for rank in range(workers)]
+        logs = _ready(run.path)
     row = {
         "hosts": hosts,
         "processes": hosts + workers,
@@ -63,6 +62,12 @@ def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
     }
     print(f"{hosts} hosts, {row['processes']} processes: {row['total_s']:.1f} s", took_s, row["worker"], flush=True)
     return row
+
+
+def _ready(run: Path) -> list[str]:
+    """The logs of the workers that have made their games and their network."""
+    logs = [log.read_text(errors="replace") for log in run.glob("logs/worker-*.log")]
+    return [said for said in logs if all(re.search(words, said) for words in SAID.values())]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
