@@ -43,3 +43,10 @@ def test_the_page_of_a_few_runs_is_opened_and_measured(tmp_path: Path) -> None:
     assert set(measured["files"]) == {
         f"static/{path.relative_to(STATIC)}" for path in STATIC.rglob("*") if path.suffix in (".css", ".js", ".svg")
     }
+
+
+def test_the_start_of_a_run_on_a_host_is_measured(need_a_lab: None, tmp_path: Path) -> None:
+    (start,) = results_of("start_up.py", tmp_path, "--hosts", "1", "--rounds", "1")["rows"]
+    assert start["processes"] == 4
+    assert all(seconds > 0 for seconds in start["phases_s"].values())
+    assert start["worker"]["games_s"] > 0
