@@ -202,8 +202,7 @@ def main() -> None:
             result["rows"].append(measure(where, shards, workers, rate, options, arguments.seconds, arguments.updates))
             (arguments.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
     draw(result["rows"], arguments.output / "central-graph.png")
-    for page in arguments.output.glob("README.md"):
-        marked.fill(page, "central-graph", table(result["rows"]))
+    marked.fill_readme(arguments.output, "central-graph", table(result["rows"]))
     print(arguments.output / "central-graph.png")
 
 

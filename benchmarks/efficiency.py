@@ -58,8 +58,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     found = {f"{recipe} --model {model}": measure(recipe, model, options) for recipe in RECIPES for model in MODELS}
     (arguments.output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for page in arguments.output.glob("README.md"):
-        marked.fill(page, "efficiency", table(found))
+    marked.fill_readme(arguments.output, "efficiency", table(found))
     print(table(found), end="")
 
 

@@ -15,6 +15,12 @@ def fill(page: Path, name: str, text: str) -> None:
     page.write_text(before + text + after, encoding="utf-8")
 
 
+def fill_readme(directory: Path, name: str, text: str) -> None:
+    """Replace the lines between the marks in the ``README.md`` of ``directory``, if there is one."""
+    for page in directory.glob("README.md"):
+        fill(page, name, text)
+
+
 def _split(page: Path, name: str) -> tuple[str, str, str]:
     parts = re.split(rf"(?<=<!-- {name} -->\n)(.*?)(?=<!-- end -->)", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     if len(parts) != 3:

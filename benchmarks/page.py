@@ -359,7 +359,8 @@ def main() -> None:
             results["beside"] = beside(Path(place), options.beside)
     results |= {"load": os.getloadavg()[0], "provenance": origin}
     (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    for page in [*options.output.glob("README.md"), *options.page]:
+    marked.fill_readme(options.output, "page", tables(results))
+    for page in options.page:
         marked.fill(page, "page", tables(results))
     print(tables(results))
 

@@ -143,9 +143,7 @@ def write(output: Path, results: Mapping[str, Any]) -> None:
     """Write the results, the picture, and the tables of the page."""
     (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     draw(results, output / "scaling.png")
-    page = output / "README.md"
-    if page.exists():
-        marked.fill(page, "scaling", tables(results))
+    marked.fill_readme(output, "scaling", tables(results))
 
 
 def main() -> None:

@@ -97,8 +97,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     result = {"command": shlex.join(sys.argv), "options": options or DEFAULT, "provenance": provenance(), "rows": rows}
     (arguments.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
-    for page in arguments.output.glob("README.md"):
-        marked.fill(page, "start-up", table(rows))
+    marked.fill_readme(arguments.output, "start-up", table(rows))
     print(table(rows))
 
 

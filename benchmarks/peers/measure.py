@@ -202,14 +202,7 @@ def write(output: Path, rates: dict[str, dict[str, list[float]]], seconds: float
     facts: dict[str, Any] = {"seconds": seconds, "packages_of_peers": PACKAGES, **provenance()}
     result = {"agent_steps_per_s": rates, "load": os.getloadavg()[0], **facts}
     (output / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    fill(output, "peers", tables(rates))
-
-
-def fill(output: Path, name: str, text: str) -> None:
-    """Write the part ``name`` of the ``README.md`` in ``output``, if there is one."""
-    page = output / "README.md"
-    if page.exists():
-        marked.fill(page, name, text)
+    marked.fill_readme(output, "peers", tables(rates))
 
 
 def main() -> None:

@@ -134,7 +134,8 @@ def test_the_policy_loss_of_ba3c_has_no_gradient_for_the_values() -> None:
     torch.testing.assert_close(gradient, (values - batch.returns) / SAMPLES)
 
 
-def test_one_sample_with_normalized_advantage_is_finite() -> None:
+def draw_sample() -> tuple[torch.Tensor, torch.Tensor, Batch]:
+    """The first sample of ``draw_batch`` as a batch of its own."""
     logits, values, batch = draw_batch()
     one = Batch(
         actions=batch.actions[:1],
@@ -142,7 +143,11 @@ def test_one_sample_with_normalized_advantage_is_finite() -> None:
         advantages=batch.advantages[:1],
         returns=batch.returns[:1],
     )
-    loss, stats = ppo_loss(logits[:1], values[:1], one, PPOConfig(), 0.01)
+    return logits[:1], values[:1], one
+
+
+def test_one_sample_with_normalized_advantage_is_finite() -> None:
+    loss, stats = ppo_loss(*draw_sample(), PPOConfig(), 0.01)
     assert torch.stack([loss, *stats.values()]).isfinite().all()
 
 
@@ -293,14 +298,8 @@ def test_environments_that_cannot_be_divided_are_refused() -> None:
 
 
 def test_minibatches_of_one_sample_are_refused_if_their_advantages_are_normalized() -> None:
-    logits, values, batch = draw_batch()
-    one = Batch(
-        actions=batch.actions[:1],
-        log_probs=batch.log_probs[:1],
-        advantages=batch.advantages[:1],
-        returns=batch.returns[:1],
-    )
-    loss, _ = ppo_loss(logits[:1], values[:1], one, PPOConfig(), 0.0)
+    logits, values, one = draw_sample()
+    loss, _ = ppo_loss(logits, values, one, PPOConfig(), 0.0)
     assert not torch.autograd.grad(loss, logits)[0].any(), "the policy learns"
     samples = PPOConfig(rollout_steps=8, minibatches=16, shuffle="samples")
     envs = PPOConfig(rollout_steps=1, minibatches=2)

@@ -126,12 +126,13 @@ class Runs:
         if run.cluster.exists() or run.summary.exists() or run.left.exists():
             # Test a dead run only once: the test takes the lock, and could stop a session that resumes. A session
             # writes to these files when it begins.
-            begun = tuple(map(stamp, (run.cluster, run.config, run.log("supervisor"))))
+            written = run.cluster, run.config, run.log("supervisor")
+            begun = tuple(map(stamp, written))
             dead = self._kept.get(("dead", name)) == (begun, None)
             if not dead and is_locked(run.path / LOCK):
                 cluster = _object(run.cluster, SETTINGS) or {}
                 return state_of_run(_supervisor_state(cluster)) if begun[0] else "starting"
-            if tuple(map(stamp, (run.cluster, run.config, run.log("supervisor")))) == begun:
+            if tuple(map(stamp, written)) == begun:
                 self._kept["dead", name] = begun, None
                 if begun[0]:
                     return "killed"

@@ -54,6 +54,32 @@ class MeasuredRun:
         return f"{full}{training} ({self.options}; {pace}{self.machine}; {self.source})"
 
 
+def _kept(
+    name: str,
+    options: str = "",
+    *,
+    score: float,
+    evaluation: float,
+    agent_steps_per_s: float,
+    minutes: float = 60.0,
+    games: int = 50,
+    machine: str = WITH_AVX512,
+    flavour: str = ATARI,
+) -> MeasuredRun:
+    """The run that ``benchmarks/results/NAME`` has. ``options`` are those beside ``--minutes``."""
+    return MeasuredRun(
+        score=score,
+        evaluation=evaluation,
+        minutes=minutes,
+        agent_steps_per_s=agent_steps_per_s,
+        options=f"--minutes {minutes:g} {options}".rstrip(),
+        machine=machine,
+        source=f"benchmarks/results/{name}",
+        flavour=flavour,
+        games=games,
+    )
+
+
 def _continuous(*runs: tuple[int, int, float, int]) -> tuple[MeasuredRun, ...]:
     """Runs of ``benchmarks/continuous.py``: the seed, the agent steps, the score and the seconds of each."""
     return tuple(
@@ -74,82 +100,38 @@ def _continuous(*runs: tuple[int, int, float, int]) -> tuple[MeasuredRun, ...]:
 # Recipes that are not here have not been measured.
 RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
     "breakout": (
-        *(
-            MeasuredRun(
-                score=score,
-                evaluation=evaluation,
-                games=100,
-                minutes=60.0,
-                agent_steps_per_s=agent_steps_per_s,
-                options=f"--minutes 60 --seed {seed}",
-                machine=WITH_AVX512,
-                source=f"benchmarks/results/breakout/seed-{seed}",
-                flavour=ATARI,
-            )
-            for seed, evaluation, score, agent_steps_per_s in (
-                (1, 431.35, 451.62, 1849.0),
-                (2, 524.46, 492.92, 1863.0),
-                (3, 509.47, 526.64, 1883.0),
-            )
-        ),
-        MeasuredRun(
+        _kept("breakout/seed-1", "--seed 1", score=451.62, evaluation=431.35, games=100, agent_steps_per_s=1849.0),
+        _kept("breakout/seed-2", "--seed 2", score=492.92, evaluation=524.46, games=100, agent_steps_per_s=1863.0),
+        _kept("breakout/seed-3", "--seed 3", score=526.64, evaluation=509.47, games=100, agent_steps_per_s=1883.0),
+        _kept(
+            "breakout-sticky",
+            "--seed 1 --envs.sticky-actions 0.25",
             score=342.94,
             evaluation=345.0,
             games=100,
-            minutes=60.0,
             agent_steps_per_s=1801.0,
-            options="--minutes 60 --seed 1 --envs.sticky-actions 0.25",
-            machine=WITH_AVX512,
-            source="benchmarks/results/breakout-sticky",
             flavour=STICKY,
         ),
-        MeasuredRun(
+        _kept(
+            "breakout-rmsprop/seed-1",
+            "--seed 1 --optimizer.name rmsprop",
             score=369.52,
             evaluation=366.6,
             games=100,
-            minutes=60.0,
             agent_steps_per_s=835.0,
-            options="--minutes 60 --seed 1 --optimizer.name rmsprop",
             machine=WITHOUT_AVX512,
-            source="benchmarks/results/breakout-rmsprop/seed-1",
-            flavour=ATARI,
         ),
-        MeasuredRun(
+        _kept(
+            "breakout-rmsprop/seed-2",
+            "--seed 2 --optimizer.name rmsprop",
             score=440.12,
             evaluation=434.16,
             games=100,
-            minutes=60.0,
             agent_steps_per_s=1597.0,
-            options="--minutes 60 --seed 2 --optimizer.name rmsprop",
-            machine=WITH_AVX512,
-            source="benchmarks/results/breakout-rmsprop/seed-2",
-            flavour=ATARI,
         ),
     ),
-    "breakout-ppo": (
-        MeasuredRun(
-            score=176.04,
-            evaluation=132.92,
-            minutes=60.0,
-            agent_steps_per_s=957.0,
-            options="--minutes 60",
-            machine=WITH_AVX512,
-            source="benchmarks/results/breakout-ppo",
-            flavour=ATARI,
-        ),
-    ),
-    "pong": (
-        MeasuredRun(
-            score=18.96,
-            evaluation=19.48,
-            minutes=12.0,
-            agent_steps_per_s=1479.0,
-            options="--minutes 12",
-            machine=WITH_AVX512,
-            source="benchmarks/results/pong",
-            flavour=ATARI,
-        ),
-    ),
+    "breakout-ppo": (_kept("breakout-ppo", score=176.04, evaluation=132.92, agent_steps_per_s=957.0),),
+    "pong": (_kept("pong", minutes=12.0, score=18.96, evaluation=19.48, agent_steps_per_s=1479.0),),
     "cartpole": tuple(
         MeasuredRun(
             score=475.0,
@@ -164,16 +146,7 @@ RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
         for seconds in (57, 82)
     ),
     "gymnasium": (
-        MeasuredRun(
-            score=500.0,
-            evaluation=500.0,
-            minutes=2.0,
-            agent_steps_per_s=2014.0,
-            options="--minutes 2",
-            machine=WITH_AVX512,
-            source="benchmarks/results/gymnasium",
-            flavour=AS_REGISTERED,
-        ),
+        _kept("gymnasium", minutes=2.0, score=500.0, evaluation=500.0, agent_steps_per_s=2014.0, flavour=AS_REGISTERED),
     ),
     "pendulum": _continuous(
         (1, 102_400, -195.9, 230),
@@ -192,16 +165,7 @@ RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
         (3, 1_000_000, 2763.1, 1522),
     ),
     "dba3c-breakout": (
-        MeasuredRun(
-            score=5.8,
-            evaluation=6.84,
-            minutes=20.0,
-            agent_steps_per_s=246.0,
-            options="--minutes 20",
-            machine=WITH_AVX512,
-            source="benchmarks/results/dba3c-breakout",
-            flavour=DBA3C,
-        ),
+        _kept("dba3c-breakout", minutes=20.0, score=5.8, evaluation=6.84, agent_steps_per_s=246.0, flavour=DBA3C),
     ),
 }
 
