@@ -21,7 +21,7 @@ from typing import Any, Final, Self, TypeAlias
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from measure import HERE, PACKAGES, RESULTS, marked, python_of
+from measure import HERE, PACKAGES, RESULTS, fill_readme, python_of
 from numpy.typing import NDArray
 from scores import SB3_FLAVOUR
 
@@ -148,7 +148,7 @@ def main() -> None:
         train(arguments.peer, arguments.minutes, output, arguments.environments)
     trainings = [*ours, *(Training.of_peer(path) for path in sorted(output.glob("sb3-*.jsonl")))]
     draw(trainings, output / "score.svg")
-    marked.fill_readme(output, "scores", table(trainings))
+    fill_readme(output, "scores", table(trainings))
     print(table(trainings))
 
 

@@ -35,7 +35,7 @@ from zmqrl.observe.provenance import provenance
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))  # a script has only its own folder on the path
 
-import marked  # noqa: E402
+from marked import fill_readme as fill_readme  # noqa: E402
 
 RESULTS = HERE.parent / "results/peers"
 TORCH, ALE = "torch==2.13.0", "ale-py==0.12.1"
@@ -202,7 +202,7 @@ def write(output: Path, rates: dict[str, dict[str, list[float]]], seconds: float
     facts: dict[str, Any] = {"seconds": seconds, "packages_of_peers": PACKAGES, **provenance()}
     result = {"agent_steps_per_s": rates, "load": os.getloadavg()[0], **facts}
     (output / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    marked.fill_readme(output, "peers", tables(rates))
+    fill_readme(output, "peers", tables(rates))
 
 
 def main() -> None:
