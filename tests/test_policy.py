@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from zmqrl.config import CheckpointConfig, Config, WireConfig
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import EnvConfig
 from zmqrl.learner.networks import make_model
+from zmqrl.learner.plugin import seed_global_generators
 from zmqrl.learner.settings import NetworkConfig
 from zmqrl.policy import Policy, load_policy
 from zmqrl.rundir import write_json
@@ -221,8 +223,10 @@ def test_a_network_converted_to_float64_computes_in_float64_throughout(name: str
 def test_loading_a_policy_does_not_change_the_global_random_state(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", CARTPOLE, 0)
     before = torch.random.get_rng_state()
+    states = np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
     load_policy(run)
     assert torch.equal(before, torch.random.get_rng_state())
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == states  # type: ignore[index]
 
 
 def test_a_policy_has_the_network_width_of_its_run(tmp_path: Path) -> None:
@@ -231,6 +235,9 @@ def test_a_policy_has_the_network_width_of_its_run(tmp_path: Path) -> None:
 
 
 OWN_NETWORK = """
+import random
+
+import numpy as np
 import torch
 from torch import nn
 
@@ -239,6 +246,7 @@ class Net(nn.Module):
         super().__init__()
         self.body = nn.Linear(shape[-1], 16).requires_grad_(False)
         self.register_buffer("shift", torch.randn(16))
+        self.register_buffer("drawn", torch.tensor([np.random.rand(), random.random()]))
         self.actor, self.critic = nn.Linear(16, num_actions), nn.Linear(16, 1)
 
     def forward(self, observations):
@@ -256,7 +264,7 @@ def test_a_custom_network_computes_the_same_as_in_its_workers(
     monkeypatch.syspath_prepend(tmp_path)
     config = dataclasses.replace(config, model="own_network_of_a_policy:Net", seed=7)
     policy = load_policy(write_run(tmp_path / "run", config, 0))
-    torch.manual_seed(7)
+    seed_global_generators(7)
     model = make_model(config.model, policy.spec)
     for name, tensor in model.state_dict().items():
         assert torch.equal(policy.model.state_dict()[name], tensor), name

@@ -107,15 +107,14 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
         raise not_a_run(run)
     config = Config.read(directory.config)
     weights = _weights(directory.checkpoints, version)
-    import torch  # takes seconds, and most errors come before
-
+    # The import of torch takes seconds, and most errors come before.
     from zmqrl.learner.envs import describe_env
     from zmqrl.learner.networks import make_model
+    from zmqrl.learner.plugin import seeded
     from zmqrl.ps.flat import FlatParameters
 
     spec = describe_env(config.env, config.envs)
-    with torch.random.fork_rng(devices=[]):  # preserves the caller's random state
-        torch.manual_seed(config.seed)  # gives a user's own model the same buffers as in the workers
+    with seeded(config.seed):  # gives a user's own model the same buffers as in the workers
         model = make_model(config.model, spec, config.network)
     parameters = FlatParameters(model)
     if parameters.layout(1).tensors != weights.layout.tensors:
