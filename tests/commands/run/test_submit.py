@@ -437,7 +437,7 @@ def test_a_requeued_job_is_submitted_and_the_summary_of_its_first_start_is_no_re
     stand_in.program(REQUEUED.format(result=tmp_path / "result", state=stand_in.state))
     run, states, fetch = tmp_path / "run", list[str](), LoginNode.fetch
 
-    def fetched(node: LoginNode, job: Submitted, to: Path, since: int) -> int:
+    def fetched(node: LoginNode, job: Submitted, to: Path, since: int) -> int | None:
         now = fetch(node, job, to, since)
         if (run / "config.json").exists():
             states.append(status(run)["state"])
@@ -457,11 +457,22 @@ def test_the_result_of_a_job_that_ended_long_ago_is_fetched(stand_in: StandInSlu
     assert launch(tmp_path / "run") == 0
 
 
-def test_old_checkpoints_are_removed_here_as_on_the_cluster(stand_in: StandInSlurm, tmp_path: Path) -> None:
-    names = ["v00000001", "v00000002", "v00000003"]
-    script = "".join(f"mkdir -p $1/checkpoints/{name}; touch $1/checkpoints/{name}/manifest.json; " for name in names)
+def test_old_checkpoints_are_removed_here_as_on_the_cluster(
+    stand_in: StandInSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, fetch = ["v00000001", "v00000002", "v00000003"], LoginNode.fetch
+    make = "".join(f"mkdir -p $1/checkpoints/{name}; touch $1/checkpoints/{name}/manifest.json; " for name in names)
     result = run_directory(tmp_path / "kept", summary=summary(exit_status=0), checkpoint={"keep": 2})
-    stand_in.program(f"{script} cp {result}/*.json $1")
+    fetched = stand_in.state / "fetched"
+    stand_in.program(f"{make} while [ ! -e {fetched} ]; do sleep 0.05; done; cp {result}/*.json $1")
+
+    def fetch_within_a_second(node: LoginNode, job: Submitted, to: Path, since: int) -> int | None:
+        if fetch(node, job, to, since) is None or not (to / "checkpoints").exists():
+            return None
+        fetched.touch()
+        return 5
+
+    monkeypatch.setattr(LoginNode, "fetch", fetch_within_a_second)
     run = tmp_path / "run"
     assert launch(run) == 0
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == names[1:]
@@ -500,7 +511,7 @@ def test_files_that_do_not_arrive_are_an_error_and_not_an_empty_directory(
 ) -> None:
     job = Submitted(host="login", ssh_config=None, job="7", run_dir=str(tmp_path / "there"), log="log")
     with LoginNode("login", None) as node:
-        assert node.fetch(job, tmp_path, 5) == 5, "there is no run directory yet"
+        assert node.fetch(job, tmp_path, 5) is None, "there is no run directory yet"
         (stand_in.state / "cut").touch()
         with pytest.raises(ClusterError, match=r"^the connection to login is lost: ssh: .* No route to host\.$"):
             node.fetch(job, tmp_path, 5)
@@ -530,7 +541,7 @@ def test_files_arrive_with_a_python_whose_tarfile_has_no_filters(
         os.chown(there / "videos" / "game.mp4", 1234, 1234)
     job = Submitted(host="login", ssh_config=None, job="7", run_dir=str(there), log="log")
     with LoginNode("login", None) as node:
-        assert node.fetch(job, here, 0) > 0
+        assert node.fetch(job, here, 0)
         assert [path.name for path in here.iterdir()] == ["videos"]
         assert (here / "videos" / "game.mp4").read_text() == "a game"
         assert (here / "videos" / "game.mp4").stat().st_uid == os.getuid()
@@ -547,7 +558,7 @@ def test_files_on_a_shared_disk_are_not_copied_onto_themselves(stand_in: StandIn
     job.write(run)
     before = (run / "metrics.jsonl").stat()
     with LoginNode("login", None) as node:
-        assert node.fetch(job, run, 0) == 0
+        assert node.fetch(job, run, 0) is None
     after = (run / "metrics.jsonl").stat()
     assert (after.st_ino, after.st_ctime_ns) == (before.st_ino, before.st_ctime_ns)
 
@@ -652,11 +663,12 @@ def test_a_login_node_answers_over_real_ssh_and_sends_changed_files(ssh_config: 
         state, _, news = node.look(job, 4)
         assert (state, news) == ("UNKNOWN", b"two\n"), "there is no Slurm"
         now = node.fetch(job, here, 0)
+        assert now is not None
         assert {path.name for path in here.iterdir()} == {"config.json"}
         (here / "config.json").unlink()
         os.utime(there / "config.json", (now - 2 * LATE_S, now - 2 * LATE_S))
         (there / "metrics.jsonl").touch()
-        assert node.fetch(job, here, now) >= now
+        assert (node.fetch(job, here, now) or 0) >= now
         assert {path.name for path in here.iterdir()} == {"metrics.jsonl"}
     with pytest.raises(ClusterError, match=r"^nowhere cannot be reached: ssh: "), LoginNode("nowhere", ssh_config):
         pass

@@ -106,9 +106,10 @@ class _Following:
 
     def fetch(self) -> None:
         """Copy new files of the run, and remove the copies of old checkpoints."""
-        before, self._fetched = self._fetched, self.node.fetch(self.job, self.run, self._fetched)
+        fetched = self.node.fetch(self.job, self.run, self._fetched)
         self._fetch_at = time.monotonic() + FETCH_EVERY_S
-        if self._fetched != before:  # otherwise, the run may write to this very directory
+        if fetched is not None:  # otherwise, the run may write to this very directory
+            self._fetched = fetched
             directory = RunDirectory(self.run)
             with contextlib.suppress(UsageError, OSError):  # too many copies do no harm
                 prune(directory.checkpoints, Config.read(directory.config).checkpoint.keep)

@@ -221,12 +221,12 @@ class LoginNode:
         how = ["--batch", "--signal=TERM"] if has_begun else []
         self.run(["scancel", *job.on_its_cluster, *how, job.job])
 
-    def fetch(self, job: Submitted, to: Path, since: int) -> int:
+    def fetch(self, job: Submitted, to: Path, since: int) -> int | None:
         """Copy the files of a run that have changed after ``since``, a time on the login node's clock.
 
         Returns ``since`` for the next call. Leaves out the files in ``KEPT_THERE`` and the summary, and removes the
-        summary of an earlier start from ``to``. Copies nothing if the directory there does not exist yet, or is ``to``
-        itself, on a shared disk. Raises ClusterError.
+        summary of an earlier start from ``to``. Copies nothing, and returns None, if the directory there does not exist
+        yet, or is ``to`` itself, on a shared disk. Raises ClusterError.
         """
         wanted = [*(f"--exclude={path}" for path in (*KEPT_THERE, SUMMARY)), "."]
         return self._fetch(job, to, since, wanted)
@@ -235,7 +235,7 @@ class LoginNode:
         """Copy the summary of a run whose job is over, if there is one. Raises ClusterError."""
         self._fetch(job, to, 0, [SUMMARY])
 
-    def _fetch(self, job: Submitted, to: Path, since: int, wanted: Sequence[str]) -> int:
+    def _fetch(self, job: Submitted, to: Path, since: int, wanted: Sequence[str]) -> int | None:
         words = ["sh", "-c", SEND, "sh", job.run_dir, str(max(0, since - LATE_S)), *wanted]
         with (
             tempfile.TemporaryFile() as told,
@@ -264,7 +264,7 @@ class LoginNode:
             if status not in ARCHIVED or not (now.isdigit() or now in NOTHING_TO_SEND):
                 why = _last_line(told) or f"exit status {status}"
                 raise ClusterError(f"the connection to {self.host} is lost: {why}.")
-        return int(now) if now.isdigit() else since
+        return int(now) if now.isdigit() else None
 
 
 class _Arriving(io.RawIOBase):
