@@ -175,6 +175,7 @@ KEPT = {
     "breakout-sticky": None,
     "cartpole": None,
     "dba3c-breakout": None,
+    "five-games/boxing": None,
     "gymnasium": None,
     "pong": None,
     "pong-long": RESUMED,
