@@ -109,14 +109,16 @@ class ActorLearner:
             raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
         torch.set_num_threads(threads)
         device = torch.device(config.device)
-        seed = int(np.random.SeedSequence((config.seed, rank, version, generation)).generate_state(1)[0])
-        seed_global_generators(seed)
+        # The global generators have seeds of their own: torch's would otherwise draw the noise of the actions again.
+        seeds = np.random.SeedSequence((config.seed, rank, version, generation)).generate_state(3).tolist()
+        seed, while_made, while_working = seeds
+        seed_global_generators(while_made)
         self.envs = make_envs(config.env, config.envs, threads=threads)
         spec = self.envs.spec
         # Shards send no buffers of a user's own model. The seed makes them equal on all workers.
         seed_global_generators(config.seed)
         model = make_model(config.model, spec, config.network, device=device)
-        seed_global_generators(seed)
+        seed_global_generators(while_working)
         self.parameters, self.compute = FlatParameters(model), compute_of(model)
         loss = load_loss(config.loss, config.algorithm, spec.actions) if config.loss is not None else None
         self.learner = NoLearner() if config.act_only else Learner(model, config.algorithm, seed=seed, loss=loss)

@@ -229,6 +229,40 @@ def test_an_environment_that_draws_from_global_generators_plays_the_same_games_a
     assert all((seen[0][..., part] != seen[2][..., part]).all() for part in range(3))
 
 
+def test_an_environment_that_draws_from_global_generators_gets_neither_the_noise_of_actions_nor_a_number_twice(
+    write: Write,
+) -> None:
+    name = write("""
+        import gymnasium
+        import numpy as np
+
+        made, played = [], []
+
+        class Noisy(gymnasium.Env):
+            observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+            action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,))
+            def __init__(self):
+                made.append(torch.randn(1).item())
+            def reset(self, *, seed=None, options=None):
+                return np.zeros(1, np.float32), {}
+            def step(self, action):
+                played.append(torch.randn(1).item())
+                return np.zeros(1, np.float32), 0.0, False, False, {}
+
+        gymnasium.register("Noisy-v0", Noisy)
+    """)
+    config = dataclasses.replace(cartpole(), env=f"{name}:Noisy-v0")
+    config = dataclasses.replace(config, envs=dataclasses.replace(config.envs, num_envs=1))
+    actor_learner = ActorLearner(config, 0, 0, threads=1, spans=Spans())
+    actor_learner.player.play(actor_learner.rollout)
+    actor_learner.envs.close()
+    drawn = sys.modules[name]
+    actions = actor_learner.rollout.actions[:, 0, 0].numpy()  # the mean never changes
+    assert len(drawn.played) == len(actions) > 100
+    assert abs(np.corrcoef(actions, drawn.played)[0, 1]) < 0.3
+    assert not set(drawn.made) & set(drawn.played)
+
+
 def test_a_model_that_draws_from_global_generators_begins_with_the_same_parameters_again(write: Write) -> None:
     name = write("""
         import random
