@@ -61,6 +61,24 @@ def test_log_probabilities_entropies_and_gradients_are_those_of_torch(actions: A
         torch.testing.assert_close(ours, torch.autograd.grad(their, outputs, retain_graph=True)[0])
 
 
+@pytest.mark.parametrize("actions", SPACES[:3], ids=str)
+def test_actions_that_a_network_masks_are_never_chosen_and_leave_the_entropy_and_its_gradient_finite(
+    actions: ActionSpace,
+) -> None:
+    head, outputs = head_of(actions), outputs_for(actions, 64).requires_grad_()
+    masked = outputs.index_fill(1, torch.tensor([0]), -torch.inf)  # the first alternative of the first choice
+    chosen, _ = head.sample(masked.detach(), torch.Generator().manual_seed(0))
+    drawn = torch.from_numpy(head.drawn(masked.detach(), np.random.default_rng(0)))
+    for each in (chosen, drawn):
+        assert (numbers(actions, each)[0] > 0).all()
+    log_probs, entropy = head.log_probs_and_entropy(masked, chosen)
+    expected = torch.stack([each.entropy() for each in theirs(actions, masked.detach())]).sum(0).mean()
+    torch.testing.assert_close(entropy, expected)
+    gradient = torch.autograd.grad(log_probs.mean() + entropy, outputs)[0]
+    assert gradient.isfinite().all()
+    assert not gradient[:, 0].any()
+
+
 @pytest.mark.parametrize("actions", SPACES, ids=str)
 def test_the_gradient_of_a_batch_is_the_mean_of_the_gradients_of_its_parts(actions: ActionSpace) -> None:
     head, outputs = head_of(actions), outputs_for(actions, 12).requires_grad_()

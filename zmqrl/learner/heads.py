@@ -32,7 +32,10 @@ class Head(Protocol):
 
 
 class Categorical:
-    """The :class:`Head` for one choice. Outputs are logits (B, A), and actions are int64 (B,)."""
+    """The :class:`Head` for one choice. Outputs are logits (B, A), and actions are int64 (B,).
+
+    An action whose logit is -inf is never chosen.
+    """
 
     def sample(self, outputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         log_probs = outputs.log_softmax(-1)
@@ -41,7 +44,8 @@ class Categorical:
 
     def log_probs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         log_probs = outputs.log_softmax(-1)
-        entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
+        finite = torch.finfo(log_probs.dtype).min  # 0 * -inf would be NaN
+        entropy = -(log_probs.exp() * log_probs.clamp(min=finite)).sum(-1).mean()
         return log_probs.gather(1, actions[:, None]).squeeze(1), entropy
 
     def best(self, outputs: Tensor) -> np.ndarray:
