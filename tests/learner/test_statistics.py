@@ -1,5 +1,6 @@
 """Running statistics: their values, the gradient that updates them, and what a player scales with them."""
 
+import sys
 from dataclasses import replace
 from typing import cast
 
@@ -198,6 +199,27 @@ def test_a_network_of_a_user_must_not_use_the_name_of_the_statistics() -> None:
     network.running_statistics = nn.Linear(2, 2)
     with pytest.raises(UsageError, match="already has an attribute running_statistics: rename"):
         add_statistics(network, described((2,)))
+
+
+class Outputs(nn.Module):
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return features[:, 1:], features[:, 0]
+
+
+def sequential(observation_shape: tuple[int, ...], num_actions: int) -> nn.Module:
+    (inputs,) = observation_shape
+    return nn.Sequential(nn.Linear(inputs, 1 + num_actions), Outputs())
+
+
+def test_a_network_that_runs_its_modules_one_after_another_ignores_its_statistics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, __name__.partition(".")[0], sys.modules[__name__])
+    spec = replace(described((2,), 3), normalizes_observations=True, normalizes_rewards=True)
+    network = make_model(f"{__name__}:sequential", spec)
+    assert statistics_of(network) is not None
+    logits, values = network(torch.ones(5, 2))
+    assert (logits.shape, values.shape) == ((5, 3), (5,))
 
 
 def test_images_cannot_be_normalized() -> None:

@@ -5,7 +5,7 @@ same statistics, and checkpoints contain them. To scale rewards, each worker add
 """
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,10 @@ class Statistics(nn.Module):
         super().__init__()
         self.observations = Moments(*spec.observation_shape) if spec.normalizes_observations else None
         self.returns = Moments(1) if spec.normalizes_rewards else None
+
+    def forward(self, features: Any) -> Any:
+        """Return ``features``: a network that is an ``nn.Sequential`` also calls this module."""
+        return features
 
     def set_gradients(self, rollout: Mapping[str, MeanAndVariance]) -> None:
         for name, moments in self.named_children():
