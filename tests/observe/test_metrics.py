@@ -220,10 +220,30 @@ def test_the_score_does_not_wait_for_an_external_worker_that_never_reports() -> 
     assert tested.row(1.0)["score_mean_50"] == 1.0
 
 
-def test_a_resumed_run_has_its_score_at_once() -> None:
-    tested = RunMetrics(start=Counters(version=7, scores=(3.0,)), reporting=range(2))
-    told(tested, report(0, first_games=2))
-    assert tested.row(1.0)["score_mean_50"] == 3.0
+def test_a_resumed_run_keeps_its_score_until_the_games_begun_at_its_start_have_ended() -> None:
+    tested = RunMetrics(start=Counters(version=7, episodes=1, scores=(3.0,)), reporting=range(2))
+    tested.on_shards([shard(7, present=[0, 1])])
+    told(tested, report(0, games=[[1, 1.0, 9]], first_games=2))
+    row = tested.row(1.0)
+    assert (row["episodes"], row["score_mean_50"], tested.mean_score(1)) == (2, 3.0, 3.0)
+    assert tested.counters().scores == (3.0,)
+    told(tested, report(0, games=[[1, 1.0, 9], [2, 9.0, 99], [3, 8.0, 99]], first_games=0))
+    told(tested, report(1, games=[[1, 4.0, 9]], first_games=0))
+    assert tested.row(2.0)["score_mean_50"] == 5.0
+    assert tested.counters().scores == (3.0, 1.0, 9.0, 8.0, 4.0)
+
+
+def test_a_run_that_resumes_without_scores_has_none_until_enough_games_have_ended() -> None:
+    """The first session can end before its first games do. Its games count, but their scores are unknown."""
+    tested = RunMetrics(start=Counters(version=7, episodes=60), reporting=range(2))
+    told(tested, report(0, games=[[1, -70.0, 70]], first_games=16))
+    assert tested.row(1.0)["score_mean_50"] is None
+    told(tested, report(0, games=[[seq, -70.0, 70] for seq in range(1, 26)], first_games=0))
+    told(tested, report(1, games=[[seq, -90.0, 90] for seq in range(1, 25)], first_games=0))
+    assert tested.row(2.0)["score_mean_50"] is None
+    assert tested.counters().scores == ()
+    told(tested, report(1, games=[[25, -90.0, 90]], first_games=0))
+    assert tested.row(3.0)["score_mean_50"] == -80.0
 
 
 # what external workers can send

@@ -141,7 +141,8 @@ class RunMetrics:
         self._episodes = start.episodes
         self._contributions = {outcome: start.contributions.get(outcome, 0) for outcome in OUTCOMES}
         self._scores = deque(start.scores, maxlen=SCORES_KEPT)
-        self._first_games: dict[int, int] | None = None if start.version else {}  # by rank. None: all have ended
+        self._first_games: dict[int, int] | None = {}  # by rank. None: all have ended
+        self._early_scores: deque[float] = deque(maxlen=SCORES_KEPT)  # of this session, until then
         self._compute: dict[int, str] = {}  # by rank
         self._reporting = frozenset(reporting)
         self._reported_at_s: dict[int, float] = {}  # by rank
@@ -242,7 +243,7 @@ class RunMetrics:
             if seq > worker.last_seq:
                 # A report has room for a limited number of games. The others count, but their scores are unknown.
                 self._episodes += seq - worker.last_seq if worker.last_seq >= 0 else max(1, seq)
-                self._scores.append(score)
+                (self._early_scores if self._first_games is not None else self._scores).append(score)
                 worker.last_seq = seq
 
     def on_shards(self, stats: Sequence[ShardStats | None], members: Iterable[int] | None = None) -> None:
@@ -293,8 +294,8 @@ class RunMetrics:
         - Means are over all ``gradients`` that workers have reported since the last row that was ``written``.
         - ``split_s`` is the mean time of a worker per gradient, by span. Like rates, it covers about 30 s, because
           workers report complete rollouts.
-        - ``score_mean_50`` is None until every game that began with the run has ended. Before, only short games have
-          scores.
+        - ``score_mean_50`` leaves out the games of this session until every game that began with it has ended. Before,
+          only short games have scores. The score is that of the last session, or None.
         - ``missing_s`` has the time since the last contribution of each member whose contribution to the open version
           is missing.
         - ``contributions`` and ``agent_steps`` cover the whole run. A rollback undoes contributions, but not steps.
@@ -361,28 +362,33 @@ class RunMetrics:
         return _by_rank({rank: self._wall_s - self._contributed_at_s[rank] for rank in self._members - held})
 
     def mean_score(self, games: int) -> float:
-        """Mean score of the last games. -inf until ``games`` games and all of the run's first games have ended."""
+        """Mean score of the last games in ``score_mean_50``. -inf if these are fewer than ``games``."""
         scores = self._fair_scores()
         return _mean(scores) if len(scores) >= games else -math.inf
 
     def _fair_scores(self) -> Collection[float]:
-        """The scores of the last games. Empty until every game that began with the run has ended.
+        """The scores of the last games. Those of this session count once every game that began with it has ended.
+
+        If the checkpoint lacks scores, this is empty until this session has as many.
+        """
+        if self._first_games is not None and self._early_scores and not self._awaits(self._first_games):
+            self._scores.extend(self._early_scores)
+            self._first_games = None
+        return self._scores if len(self._scores) >= min(SCORES_KEPT, self._start.episodes) else ()
+
+    def _awaits(self, first_games: Mapping[int, int]) -> bool:
+        """Whether some of the ``first_games`` of a worker, by rank, have not ended.
 
         A worker that is present but has not reported yet still plays its first games. A stuck worker must not block
         the score: it is not awaited if others have reported for ``UNREPORTED_S`` since its last report.
         """
-        if self._first_games is not None:
-            silent = self._reporting - self._first_games.keys()
-            awaited = silent.union(rank for rank, left in self._first_games.items() if left)
-            if self._shards:
-                awaited &= {rank for shard in self._shards.values() for rank in shard["present"]}
-            began_s = self._start.wall_s
-            latest_s = max(self._reported_at_s.values(), default=began_s)
-            if any(latest_s - self._reported_at_s.get(rank, began_s) < UNREPORTED_S for rank in awaited):
-                return ()
-            if self._scores:
-                self._first_games = None
-        return self._scores
+        silent = self._reporting - first_games.keys()
+        awaited = silent.union(rank for rank, left in first_games.items() if left)
+        if self._shards:
+            awaited &= {rank for shard in self._shards.values() for rank in shard["present"]}
+        began_s = self._start.wall_s
+        latest_s = max(self._reported_at_s.values(), default=began_s)
+        return any(latest_s - self._reported_at_s.get(rank, began_s) < UNREPORTED_S for rank in awaited)
 
     def counters(self) -> Counters:
         """The counters for a checkpoint. ``wall_s`` is the same as in the last row."""
