@@ -129,7 +129,53 @@ def test_games_that_different_seeds_repeat_are_counted_once_and_reported(
     assert 1 <= result["distinct"] <= 2 < result["episodes"] == 5
     assert evaluate(policy, range(3), greedy=False, threads=2)["distinct"] == 3
     cli.run(["eval", str(breakout_run.with_name("few-starts")), "--episodes", "5", "--greedy"])
-    assert f"the 5 seeds give only {result['distinct']} different game" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert ("all games are the same" if result["distinct"] == 1 else "2 different games: other seeds repeat") in said
+
+
+# A policy sees a random number. Its actions change nothing.
+GUESSING = """
+import gymnasium
+import numpy as np
+
+class Guessing(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,))
+    action_space = gymnasium.spaces.Discrete(1)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.random(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 1.0, True, False, {}
+
+gymnasium.register("Guessing-v0", Guessing)
+"""
+
+
+def test_games_in_which_the_policy_sees_something_else_are_different_even_with_the_same_actions_and_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "guessing_env.py").write_text(GUESSING, encoding="utf-8")
+    run = write_run(tmp_path / "run", dataclasses.replace(CARTPOLE, env="guessing_env:Guessing-v0"), 0)
+    assert evaluate(load_policy(run), range(5), greedy=False, threads=1)["distinct"] == 5
+
+
+@pytest.mark.parametrize(
+    ("distinct", "line"),
+    [
+        (4, "game: f"),
+        (3, "3 different games: other seeds repeat one of them"),
+        (1, "all games are the same, so the interval says nothing about the policy in other games"),
+    ],
+)
+def test_the_report_says_how_many_games_are_different(distinct: int, line: str) -> None:
+    about = {"env": "x", "version": 1, "wall_s": 60.0, "agent_steps": 9, "greedy": False, "flavour": "f", "cut_off": 0}
+    figures = {"mean": 1.0, "ci95": [0.0, 2.0], "median": 1.0, "min": 0.0, "max": 2.0}
+    text = _report(figures | about | {"episodes": 4, "distinct": distinct, "seeds": [0, 1, 2, 3]})
+    assert text.splitlines()[2] == line
+    assert "too narrow" not in text
 
 
 def test_a_player_that_fails_ends_the_evaluation(cartpole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -83,8 +84,8 @@ def evaluate(
     """Play a game per seed, ``threads`` in parallel. Returns the result as ``--json`` prints it.
 
     ``on_game`` gets the last turn of each game at its end. ``ci95`` is the bootstrap interval of the mean. ``cut_off``
-    counts games that a time limit ended: their scores count, too. ``distinct`` counts different games: without sticky
-    actions, greedy games of different seeds can be the same.
+    counts games that a time limit ended: their scores count, too. ``distinct`` counts different games, by what the
+    policy saw and did: without sticky actions, greedy games of different seeds can be the same.
     """
     origin = provenance()
     played = play_games(policy, seeds, greedy=greedy, threads=threads, on_game=on_game)
@@ -104,7 +105,7 @@ def evaluate(
         "max": max(scores),
         "ci95": mean_interval(scores),
         "cut_off": sum(game.cut_off for game in games),
-        "distinct": len({(game.last.score, game.actions) for game in played}),
+        "distinct": len({(game.last.score, game.course) for game in played}),
         "scores": scores,
         "seeds": list(seeds),
         "provenance": origin,
@@ -113,10 +114,10 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """A game: its ``last`` turn, and the action of each turn."""
+    """A game: its ``last`` turn, and a hash of all its observations and actions."""
 
     last: Turn
-    actions: bytes
+    course: bytes
 
 
 def play_games(
@@ -130,13 +131,14 @@ def play_games(
     leave = threading.Event()
 
     def play(seed: int) -> Played:
-        actions = []
+        course = blake2b(digest_size=16)
         with closing(whole_game(policy, seed, greedy=greedy)) as turns:
             for turn in turns:
-                actions.append(np.asarray(turn.action).tobytes())
+                for seen_or_done in (turn.observation, turn.action):
+                    course.update(np.asarray(seen_or_done).tobytes())
                 if leave.is_set():
                     break
-        return Played(turn, b"".join(actions))
+        return Played(turn, course.digest())
 
     pool = ThreadPoolExecutor(threads)
     games = [pool.submit(play, seed) for seed in seeds]
@@ -198,13 +200,11 @@ def _report(result: dict[str, Any]) -> str:
     low, high = result["ci95"]
     interval = f" (95 % interval {low:,.1f} to {high:,.1f})" if result["episodes"] > 1 else ""
     how = "greedy actions" if result["greedy"] else "sampled actions"
-    repeated = result["episodes"] - result["distinct"]
-    again = (
-        f"the {result['episodes']} seeds give only {counted(result['distinct'], 'different game')}, "
-        "so the interval is too narrow\n"
-        if repeated
-        else ""
-    )
+    again = ""
+    if result["distinct"] < result["episodes"]:
+        again = f"{result['distinct']} different games: other seeds repeat one of them\n"
+        if result["distinct"] == 1:
+            again = "all games are the same, so the interval says nothing about the policy in other games\n"
     return (
         f"{result['env']}, version {result['version']} "
         f"({result['wall_s'] / 60:.1f} minutes, {result['agent_steps']:,} agent steps), {how}\n"
