@@ -147,6 +147,7 @@ SPACES = {
     "choices": MultiDiscrete(np.array([[3, 2], [2, 4]]), start=np.array([[0, 7], [-2, 3]])),
     "flags": MultiBinary((2, 3)),
     "box": Box(2.0, 4.0, (2, 1)),
+    "doubles": Box(-0.1, 0.1, (2, 1), np.float64),
 }
 
 class Taking(gymnasium.Env):
@@ -183,6 +184,20 @@ def test_an_action_is_one_that_the_environment_takes(
         np.testing.assert_array_equal(again, action)
     (turn,) = whole_game(policy, 0, greedy=True)
     np.testing.assert_array_equal(turn.action, action)
+
+
+def test_actions_at_bounds_that_float32_rounds_are_in_the_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taking_env.py").write_text(TAKING, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = dataclasses.replace(CARTPOLE, env="taking_env:Taking-v0", envs=EnvConfig(args=("space=doubles",)))
+    policy = load_policy(write_run(tmp_path / "run", config, 0))
+    actions = policy.act(np.zeros((100, 2), np.float32), np.random.default_rng(0))
+    assert isinstance(actions, np.ndarray)
+    assert min(map(abs, (actions.max() - 0.1, actions.min() + 0.1))) < 1e-6
+    space = gymnasium.spaces.Box(-0.1, 0.1, (2, 1), np.float64)
+    assert all(space.contains(action) for action in actions)
 
 
 def test_actions_are_drawn_with_the_probabilities_of_the_policy(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from zmqrl.local.extras import install_command
 pytestmark = pytest.mark.processes
 
 CONFIG = EnvConfig(num_envs=2)
+ABOVE_A_TENTH = float(np.float32(0.1))
+BELOW_A_TENTH = float(np.nextafter(np.float32(0.1), np.float32(0)))
 EYE = Box(0, 255, (40, 30), np.uint8)
 OLDER_API = (
     "it has the API of Gym before 0.26: reset(seed=, options=) must return (observation, info), and step(action) must "
@@ -430,7 +432,13 @@ class Taking(User):
         ),
         (Box(-1.0, 1.0, (1, 2), np.float64), BoxActions((-1.0, -1.0), (1.0, 1.0), (1, 2)), [1.0, 0.5], [[1.0, 0.5]]),
         (Box(-1.0, 1.0, ()), BoxActions((-1.0,), (1.0,), ()), [0.5], 0.5),
-        (Box(-0.1, 0.1, (1,), np.float64), BoxActions((-0.1,), (0.1,), (1,)), [1.0], [0.1]),
+        (
+            Box(-0.1, 0.1, (1,), np.float64),
+            BoxActions((-BELOW_A_TENTH,), (BELOW_A_TENTH,), (1,)),
+            [1.0],
+            [BELOW_A_TENTH],
+        ),
+        (Box(0.1, 0.1, (1,), np.float64), BoxActions((ABOVE_A_TENTH,), (BELOW_A_TENTH,), (1,)), [1.0], [0.1]),
     ],
 )
 def test_an_environment_gets_actions_of_its_own_space(

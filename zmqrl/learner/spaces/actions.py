@@ -23,8 +23,16 @@ def actions_of(space: gymnasium.Space[Any]) -> ActionSpace | None:
             choices = math.prod(space.shape)
             return FactoredActions((2,) * choices, (0,) * choices, space.shape)
         case Box() if space.dtype.kind == "f" and space.low.size:
-            return BoxActions(_numbers(space.low), _numbers(space.high), space.shape)
+            low, high = _rounded(space.low, np.less, np.inf), _rounded(space.high, np.greater, -np.inf)
+            return BoxActions(_numbers(low), _numbers(high), space.shape)
     return None
+
+
+def _rounded(bounds: np.ndarray, is_outside: np.ufunc, inside: float) -> np.ndarray:
+    """``bounds`` as float32, like actions. Bounds that rounding moves outside are rounded towards ``inside``."""
+    with np.errstate(over="ignore"):
+        rounded = bounds.astype(np.float32)
+    return np.where(is_outside(rounded, bounds), np.nextafter(rounded, np.float32(inside)), rounded)
 
 
 def _numbers(array: np.ndarray) -> tuple[Any, ...]:
@@ -37,5 +45,5 @@ def taken(action: Any, space: gymnasium.Space[Any]) -> Any:
         return np.int64(action)  # unlike an array, the key of a dictionary
     own = np.asarray(action).astype(space.dtype)
     if isinstance(space, Box) and own.dtype != np.float32:
-        own = np.clip(own, space.low, space.high)  # rounding to float32 can have moved a number across its bound
+        own = np.clip(own, space.low, space.high)  # perhaps no float32 number lies between the bounds
     return own
