@@ -126,9 +126,16 @@ def test_the_same_generator_draws_the_same_actions(actions: ActionSpace) -> None
 
 
 def test_box_actions_are_scaled_to_their_bounds_and_clipped() -> None:
-    actions = BoxActions((-2.0, 0.0, -np.inf, 1.0, -3e38), (2.0, 5.0, np.inf, np.inf, 3e38), (5,))
-    played = actions.played(np.array([[0.0] * 5, [0.5] * 5, [-9.0] * 5, [9.0] * 5]))
-    expected = [[0, 2.5, 0, 1, 0], [1, 3.75, 0.5, 1, 0.5], [-2, 0, -9, 1, -9], [2, 5, 9, 9, 9]]
+    actions = BoxActions((-2.0, 0.0, -np.inf, -3e38), (2.0, 5.0, np.inf, 3e38), (4,))
+    played = actions.played(np.array([[0.0] * 4, [0.5] * 4, [-9.0] * 4, [9.0] * 4]))
+    expected = [[0, 2.5, 0, 0], [1, 3.75, 0.5, 0.5], [-2, 0, -9, -9], [2, 5, 9, 9]]
+    np.testing.assert_array_equal(played, np.array(expected, np.float32))
+
+
+def test_a_policy_begins_one_unit_inside_the_only_bound_of_a_number() -> None:
+    actions = BoxActions((5.0, -np.inf, -3e38), (np.inf, -7.0, 0.0), (3,))
+    played = actions.played(np.array([[0.0] * 3, [-1.0] * 3, [1.5] * 3, [-9.0] * 3, [9.0] * 3]))
+    expected = [[6, -8, -1], [5, -9, -2], [7.5, -7, 0], [5, -17, -10], [15, -7, 0]]
     np.testing.assert_array_equal(played, np.array(expected, np.float32))
 
 

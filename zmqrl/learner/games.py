@@ -270,7 +270,8 @@ class BoxActions:
     """An action is D numbers, each from its ``low`` to its ``high``: float32 (D,).
 
     A network returns D means, then D log standard deviations, in units in which the bounds are -1 and 1. A number that
-    lacks a bound keeps the units of the environment. Games take actions of ``played_shape``.
+    lacks a bound keeps the units of the environment. If it has one bound, 0 is one unit inside this bound. Games take
+    actions of ``played_shape``.
     """
 
     low: tuple[float, ...]
@@ -289,7 +290,9 @@ class BoxActions:
     def played(self, actions: np.ndarray) -> np.ndarray:
         """The policy's ``actions`` (B, D) as float32 (B, *played_shape), in the units and bounds of the environment."""
         bounds = np.array([self.low, self.high])
-        low, high = np.where((np.abs(bounds) < WIDEST).all(0), bounds, [[-1.0], [1.0]])
+        exists = np.abs(bounds) < WIDEST
+        opposite = np.where(exists[::-1], np.add(bounds[::-1], [[-2.0], [2.0]]), [[-1.0], [1.0]])
+        low, high = np.where(exists, bounds, opposite)
         played: np.ndarray = np.clip(actions * (high - low) / 2 + (low + high) / 2, *bounds)
         return played.astype(np.float32).reshape(*actions.shape[:-1], *self.played_shape)
 
