@@ -23,6 +23,7 @@ from zmqrl.learner.rollout import Player, Rollout
 from zmqrl.learner.settings import PPOConfig
 from zmqrl.learner.statistics import (
     Moments,
+    Statistics,
     add_statistics,
     discounted_returns,
     moments_of,
@@ -102,6 +103,28 @@ def test_scaled_numbers_are_clipped() -> None:
     moments = Moments(1)
     update(moments, np.array([[1.0], [3.0]], np.float32))
     assert moments.scaled(torch.tensor([[2.0], [3.0], [99.0], [-99.0]])).flatten().tolist() == [0, 1, 10, -10]
+
+
+@pytest.mark.parametrize(
+    ("observations", "returns", "sentence"),
+    [
+        ([[0.0, 0.0], [0.0, 1e20]], [[0.0], [1.0]], "observations: the standard deviation of observation[1]"),
+        ([[0.0, 0.0], [0.0, 1.0]], [[0.0], [-1e20]], "rewards: the standard deviation of the return of a game"),
+    ],
+)
+def test_numbers_whose_variance_is_too_large_for_float32_are_refused(
+    observations: list[list[float]], returns: list[list[float]], sentence: str
+) -> None:
+    statistics = Statistics(replace(described((2,)), normalizes_observations=True, normalizes_rewards=True))
+    for parameter in statistics.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    rollout = {"observations": moments_of(np.array(observations)), "returns": moments_of(np.array(returns))}
+    with pytest.raises(UsageError) as refused:
+        statistics.set_gradients(rollout)
+    option = sentence.partition(":")[0]
+    assert str(refused.value) == (
+        f"--envs.normalize-{sentence} is 5e+19, which is too large: scale the {option} in your environment."
+    )
 
 
 @given(

@@ -12,12 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from zmqrl.errors import require
+from zmqrl.errors import UsageError, require
 from zmqrl.learner.games import EnvSpec
 
 NAME = "running_statistics"  # the module's name in a network. Shards average its tensors: see zmqrl.ps.layout
 LIMIT = 10.0  # scaled numbers are clipped to [-LIMIT, LIMIT]
 EPSILON = 1e-8
+LARGEST_VARIANCE = float(np.finfo(np.float32).max) / 2**16  # so that the sum of all gradients is finite
 
 MeanAndVariance: TypeAlias = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
@@ -78,8 +79,21 @@ class Statistics(nn.Module):
         return features
 
     def set_gradients(self, rollout: Mapping[str, MeanAndVariance]) -> None:
+        """Write the gradients for ``rollout``. Raises UsageError if observations or returns vary too much."""
         for name, moments in self.named_children():
             assert isinstance(moments, Moments)
+            _, _, variance = moments.merged(rollout[name])
+            if variance.max() > LARGEST_VARIANCE:
+                index, std = int(variance.argmax()), variance.max().sqrt().item()
+                what, option = (
+                    (f"observation[{index}]", "observations")
+                    if moments is self.observations
+                    else ("the return of a game", "rewards")
+                )
+                raise UsageError(
+                    f"--envs.normalize-{option}: the standard deviation of {what} is {std:.1g}, which is too large: "
+                    f"scale the {option} in your environment."
+                )
             moments.set_gradient(rollout[name])
 
 
