@@ -59,6 +59,13 @@ atexit.register(signal.raise_signal, signal.SIGTERM)
 """
 AFTER_THE_BLOCK = SIGNAL_AT_EXIT + "with ended_by_sigterm(): pass\n"
 IN_THE_BLOCK = SIGNAL_AT_EXIT + "with ended_by_sigterm(): signal.raise_signal(signal.SIGTERM)\n"
+IN_USER_CODE = """
+import signal
+from zmqrl.errors import blaming
+from zmqrl.process import ended_by_sigterm
+with ended_by_sigterm(), blaming("Maze-v0 fails"):
+    signal.raise_signal(signal.SIGTERM)
+"""
 # The listener wakes the main thread before it sends its signal.
 AFTER_THE_LAST_MESSAGE = SIGNAL_AT_EXIT + "os.kill = lambda *_: None\nMessages().get()\n"
 
@@ -135,6 +142,12 @@ def test_the_end_of_the_parent_interrupts_work_but_a_second_signal_does_not_inte
         process.terminate()
         assert process.stdout.read() == b"cleaned up\n"
         assert process.wait(WITHIN_S) == 0
+
+
+def test_a_signal_to_end_is_not_an_error_of_the_user_code_that_it_interrupts() -> None:
+    with ending(child(IN_USER_CODE)) as process:
+        assert process.communicate(timeout=WITHIN_S) == (b"", b"")
+        assert process.returncode == 0
 
 
 @pytest.mark.parametrize(

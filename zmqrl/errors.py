@@ -46,6 +46,10 @@ class FullDiskError(ClusterError):
     """A disk or a quota is full. A retry helps once there is space."""
 
 
+class Terminated(SystemExit):
+    """SIGTERM ended this process."""
+
+
 DISK_IS_FULL = errno.ENOSPC  # the exit status of a shard that ended because its disk is full
 USER_CODE_FAILED = os.EX_TEMPFAIL  # the exit status of a worker that ended with a UserCodeError
 # Exceptions about the code itself: a retry does not help.
@@ -143,7 +147,7 @@ def blaming(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except UsageError:
+    except (UsageError, Terminated):
         raise
     except (Exception, SystemExit) as error:
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]]).rstrip(".")

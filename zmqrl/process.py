@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from zmqrl.errors import UsageError
+from zmqrl.errors import Terminated, UsageError
 from zmqrl.words import log_time
 
 PR_SET_PDEATHSIG = 1
@@ -73,7 +73,7 @@ def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Make SIGTERM raise SystemExit in the block, but only once. After the block, SIGTERM changes nothing.
+    """Make SIGTERM raise Terminated in the block, but only once. After the block, SIGTERM changes nothing.
 
     A second signal would interrupt the cleanup, and Python prints what a handler raises while Python exits.
     """
@@ -86,7 +86,7 @@ def ended_by_sigterm() -> Iterator[None]:
 
 def _leave(*_: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(0)
+    raise Terminated(0)
 
 
 def use_all_cores() -> None:
