@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from support.stub_games import described
+from torch import nn
 
 from zmqrl import worker
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError
+from zmqrl.errors import ClusterError, UserCodeError
 from zmqrl.learner.dummy import DUMMY_ID, DummyEnvs
 from zmqrl.learner.games import EnvConfig
 from zmqrl.learner.losses import Learner
@@ -116,6 +117,65 @@ def test_a_gradient_is_that_of_its_weights_whatever_the_lag(versions: list[int])
         actor_learner.envs.close()
     kept, computed = found
     assert np.linalg.norm(kept - computed) < 1e-5 * np.linalg.norm(computed)
+
+
+class Frail(nn.Module):
+    """Fails in the forward or backward pass, once it has been tried."""
+
+    forward_fails = backward_fails = False
+
+    def __init__(self, observation_shape: tuple[int, ...], num_actions: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(84, num_actions)
+
+    def forward(self, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.forward_fails:
+            raise ValueError("the network broke")
+        logits = self.layer(observations[:, 0, 0].float())
+        if self.backward_fails and logits.requires_grad:
+            logits.register_hook(self.broken)
+        return logits, logits[:, 0]
+
+    def broken(self, gradient: torch.Tensor) -> NoReturn:
+        raise ValueError("the network broke")
+
+
+def own_loss(outputs: torch.Tensor, values: torch.Tensor, *_: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    return outputs.mean() + values.mean(), {}
+
+
+@pytest.mark.parametrize(
+    ("broken", "loss", "blame"),
+    [
+        (
+            "forward_fails",
+            None,
+            f"--model {__name__}:Frail fails: ValueError: the network broke (test_worker.py, line ",
+        ),
+        (
+            "backward_fails",
+            None,
+            f"--model {__name__}:Frail fails: ValueError: the network broke (test_worker.py, line ",
+        ),
+        (
+            "backward_fails",
+            f"{__name__}:own_loss",
+            f"--model {__name__}:Frail or --loss {__name__}:own_loss fails: ValueError: the network broke (",
+        ),
+    ],
+)
+def test_an_error_in_a_network_of_a_user_names_it(
+    broken: str, loss: str | None, blame: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, __name__.partition(".")[0], sys.modules[__name__])
+    config = replace(config_of("sync", f"{__name__}:Frail"), loss=loss)
+    actor_learner = ActorLearner(config, 0, 0, threads=1, spans=Spans())
+    monkeypatch.setattr(actor_learner.player.model, broken, True)
+    connection = PlannedConnection(actor_learner.parameters.vector(), [0, 0], actor_learner.player._spans)
+    with pytest.raises(UserCodeError) as failed:
+        work(cast(Connection, connection), actor_learner, config, logging.getLogger())
+    assert str(failed.value).startswith(blame)
+    actor_learner.envs.close()
 
 
 def test_a_game_that_fails_when_it_is_closed_does_not_hide_why_the_worker_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from zmqrl.errors import USER_CODE_FAILED, ClusterError, UsageError, UserCodeErr
 from zmqrl.learner.envs import make_envs
 from zmqrl.learner.losses import Learner, NoLearner
 from zmqrl.learner.networks import ConvPolicy, compute_of, make_model
-from zmqrl.learner.plugin import load_loss, seed_global_generators
+from zmqrl.learner.plugin import blaming_own, load_loss, seed_global_generators
 from zmqrl.learner.rollout import Player, Rollout
 from zmqrl.observe.provenance import code_id
 from zmqrl.observe.spans import Spans
@@ -56,7 +56,9 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
     while weights is not None:
         acted = weights
         load(acted)
-        reporter.played(player.play(rollout), player.first_games)
+        with blaming_own(config.model):
+            games = player.play(rollout)
+        reporter.played(games, player.first_games)
         weights = connection.pull(acted.version - 1)
         if weights is None:
             break
@@ -72,7 +74,7 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
                 rollout.activations = None
             load(weights)
             gradient = connection.gradient_buffer()
-            with spans("gradient"), parameters.gradient_in(gradient):
+            with spans("gradient"), parameters.gradient_in(gradient), blaming_own(config.model, config.loss):
                 losses = learner.gradient(rollout, iteration_of(weights)[1], weights.version, weights.elapsed)
             if not is_finite(gradient):
                 raise ClusterError(f"the gradient of version {weights.version} is not finite (loss {losses['loss']}).")

@@ -19,7 +19,7 @@ from support.stub_games import described
 from zmqrl import cli
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import describe_env
-from zmqrl.learner.games import DiscreteActions
+from zmqrl.learner.games import BoxActions, DiscreteActions, FactoredActions
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.plugin import load_loss
 from zmqrl.learner.settings import BA3CConfig, NetworkConfig, PPOConfig
@@ -101,6 +101,15 @@ def test_a_model_is_tried_with_frames_in_the_format_of_a_rollout(write: Write) -
         ({"outputs": "logits / 0, logits[:, 0]"}, "--model M returned logits or values that are not finite."),
         ({"outputs": "1 / 0"}, "--model M fails for observations of shape (5,): ZeroDivisionError: division by zero ("),
         ({"dtype": "torch.float64"}, "--model M returned a tuple of Tensor float64 (4, 3) and Tensor float64 (4,) for"),
+        (
+            {"outputs": "logits, logits[:, 0].squeeze()"},
+            "--model M returned a tuple of Tensor float32 (1, 3) and Tensor float32 () for 1 observation: it must",
+        ),
+        (
+            {"outputs": "logits.detach(), logits[:, 0].detach()"},
+            "--model M fails in its backward pass: RuntimeError: element 0 of tensors does not require grad",
+        ),
+        ({"outputs": "logits.masked_fill(logits < 9, torch.inf), logits[:, 0]"}, "--model M returned logits or values"),
         ({"trainable": False}, "--model M must have trainable parameters, all of them float32."),
         ({"norm": True}, "--model M changes its buffer norm.running_mean in forward, as batch normalization does"),
     ],
@@ -112,6 +121,17 @@ def test_a_model_that_cannot_be_used_is_refused_with_the_reason(
     with pytest.raises(UsageError) as refused:
         make_model(reference, described((5,), 3))
     assert str(refused.value).startswith(sentence.replace(" M ", f" {reference} "))
+
+
+def test_a_model_may_mask_discrete_actions_but_not_the_means_of_box_actions(write: Write) -> None:
+    name = write(
+        MODEL.format(**GOOD | {"outputs": "logits.index_fill(1, torch.tensor([0]), -torch.inf), logits[:, 0]"})
+    )
+    for actions in (DiscreteActions(4), FactoredActions((2, 2), (0, 0), (2,))):
+        model = make_model(f"{name}:Net", described((5,), actions))
+        assert all(parameter.grad is None for parameter in model.parameters())
+    with pytest.raises(UsageError, match=f"^--model {name}:Net returned logits or values that are not finite"):
+        make_model(f"{name}:Net", described((5,), BoxActions((-1.0, -1.0), (1.0, 1.0), (2,))))
 
 
 def test_a_custom_model_refuses_the_network_settings(write: Write) -> None:

@@ -42,7 +42,7 @@ class Net(nn.Linear):
 
     def forward(self, observations):
         logits = super().forward(observations.float().flatten(1)[:, :4])
-        if len(observations) == 1:
+        if not self.training:
             {fails}
         return logits, logits[:, 0]
 """
@@ -50,7 +50,7 @@ _NUMBERS = itertools.count()
 
 
 def write_failing_network(directory: Path, fails: str) -> str:
-    """Write a module with a network ``Net`` that can be loaded, but fails for a batch of one observation."""
+    """Write a module with a network ``Net`` that can be loaded, but fails in evaluation mode."""
     name = f"failing_network_{next(_NUMBERS)}"
     (directory / f"{name}.py").write_text(FAILING_NETWORK.format(fails=fails), encoding="utf-8")
     return name

@@ -3,18 +3,19 @@
 import math
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zmqrl.errors import UsageError, blaming, load_function
-from zmqrl.learner.games import ActionSpace
+from zmqrl.learner.games import ActionSpace, BoxActions
 from zmqrl.learner.heads import head_of
 from zmqrl.learner.losses import LEARNER_METRICS, Batch, Loss
 from zmqrl.learner.settings import Algorithm
 from zmqrl.observe.reports import MOST_FIGURES, NAME
+from zmqrl.words import counted
 
 SAMPLES = 4
 MOST_STATS = MOST_FIGURES - len(LEARNER_METRICS)
@@ -40,47 +41,65 @@ def seeded(seed: int) -> Iterator[None]:
         random.setstate(python_state)
 
 
-def load_model(reference: str, observation_shape: Sequence[int], num_actions: int) -> nn.Module:
-    """The network that the function ``reference`` returns for ``(observation_shape, num_actions)``.
+def blaming_own(model: str, loss: str | None = None) -> AbstractContextManager[None]:
+    """Turn exceptions of the user's own ``model`` and ``loss`` into a UsageError, like :func:`zmqrl.errors.blaming`."""
+    own = [f"--model {model}"] if ":" in model else []
+    own += [f"--loss {loss}"] if loss is not None else []
+    return blaming(f"{' or '.join(own)} fails") if own else nullcontext()
+
+
+def load_model(reference: str, observation_shape: Sequence[int], actions: ActionSpace) -> nn.Module:
+    """The network that the function ``reference`` returns for ``(observation_shape, actions.outputs)``.
 
     Its ``forward`` takes observations: uint8 (B, C, H, W) from 0 to 255, channels-last in memory, or float32 (B, n). It
-    returns outputs float32 (B, num_actions), as ``ActionSpace`` describes them, and values float32 (B,).
+    returns outputs float32 (B, actions.outputs), as ``ActionSpace`` describes them, and values float32 (B,). Logits can
+    be -inf.
 
-    Raises UsageError if a test call fails.
+    Raises UsageError if a test call fails, with several observations or with one, or its backward pass.
     """
     blame = f"--model {reference}"
     make, shape = load_function(blame, reference), tuple(observation_shape)
     with blaming(f"{blame} fails for observations of shape {shape}"):
-        model = make(shape, num_actions)
+        model = make(shape, actions.outputs)
         if not isinstance(model, nn.Module):
             raise UsageError(f"{blame} returned {_kind(model)}, not a torch.nn.Module.")
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        outputs = model(_observations(shape))
-    expected = [(SAMPLES, num_actions), (SAMPLES,)]
-    if not isinstance(outputs, tuple) or [_shape(output) for output in outputs] != expected:
-        raise UsageError(
-            f"{blame} returned {_kind(outputs)} for {SAMPLES} observations: it must return a tuple of float32 logits "
-            f"{expected[0]} and values {expected[1]}."
-        )
-    if not all(output.isfinite().all() for output in outputs):
-        raise UsageError(f"{blame} returned logits or values that are not finite.")
+        for count in (SAMPLES, 1):
+            outputs = model(_observations(shape)[:count])
+            _check_outputs(blame, outputs, count, actions)
+            for name, buffer in model.named_buffers():
+                if not torch.equal(buffer, buffers[name]):
+                    raise UsageError(
+                        f"{blame} changes its buffer {name} in forward, as batch normalization does: "
+                        "workers share parameters only, so use another layer."
+                    )
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters or any(parameter.dtype != torch.float32 for parameter in parameters):
         raise UsageError(f"{blame} must have trainable parameters, all of them float32.")
-    for name, buffer in model.named_buffers():
-        if not torch.equal(buffer, buffers[name]):
-            raise UsageError(
-                f"{blame} changes its buffer {name} in forward, as batch normalization does: "
-                "workers share parameters only, so use another layer."
-            )
+    with blaming(f"{blame} fails in its backward pass"):
+        torch.autograd.backward(sum(output.sum() for output in outputs))
+    model.zero_grad()
     return model
+
+
+def _check_outputs(blame: str, outputs: object, count: int, actions: ActionSpace) -> None:
+    """Raise UsageError if ``outputs``, for ``count`` observations, are not logits and values."""
+    expected = [(count, actions.outputs), (count,)]
+    if not isinstance(outputs, tuple) or [_shape(output) for output in outputs] != expected:
+        raise UsageError(
+            f"{blame} returned {_kind(outputs)} for {counted(count, 'observation')}: it must return a tuple of float32 "
+            f"logits {expected[0]} and values {expected[1]}."
+        )
+    logits, values = outputs
+    masks = not isinstance(actions, BoxActions)
+    if not (values.isfinite().all() and (logits.isfinite() | (logits == -math.inf) & masks).all()):
+        raise UsageError(f"{blame} returned logits or values that are not finite.")
 
 
 def outputs_of(reference: str, model: nn.Module, observations: Tensor, num_actions: int) -> Tensor:
     """Outputs float32 (B, num_actions) of the ``model`` of ``reference`` for ``observations`` (B, ...).
 
-    B can be 1, which ``load_model`` does not test. Raises UsageError if the user's code raises an exception, or if the
-    outputs have another shape.
+    Raises UsageError if the user's code raises an exception, or if the outputs have another shape.
     """
     blame, count = f"--model {reference}", len(observations)
     with blaming(f"{blame} fails for observations of shape {tuple(observations.shape[1:])}"):
