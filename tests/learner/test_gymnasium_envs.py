@@ -457,6 +457,18 @@ def test_an_environment_gets_actions_of_its_own_space(
 
 
 @pytest.mark.parametrize(
+    ("space", "outputs"),
+    [(Discrete(10**11), "100,000,000,000"), (MultiDiscrete([2**23 + 1, 2**23]), "16,777,217")],
+)
+def test_actions_that_need_too_many_outputs_are_refused(register: Any, space: Any, outputs: str) -> None:
+    env_id = register(action_space=space)
+    with pytest.raises(UsageError) as refused:
+        describe_env(env_id, CONFIG)
+    needed = f"need {outputs} outputs of a network: the limit is 16,777,216."
+    assert str(refused.value) == f"{env_id} has {type(space).__name__} actions, which {needed}"
+
+
+@pytest.mark.parametrize(
     ("shape", "seen"),
     [
         ((5, 6, 3), (3, 5, 6)),

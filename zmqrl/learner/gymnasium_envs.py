@@ -22,6 +22,7 @@ STATISTICS: dict[type[Any], str] = {
     NormalizeObservation: "--envs.normalize-observations",
     NormalizeReward: "--envs.normalize-rewards",
 }
+MOST_OUTPUTS = 2**24  # torch draws one of at most so many alternatives
 LARGEST = float(np.finfo(np.float32).max)
 OLDER_API = (
     "cannot be played: it has the API of Gym before 0.26: reset(seed=, options=) must return (observation, info), and "
@@ -57,6 +58,9 @@ class CheckedEnv:
             actions = actions_of(self._actions)
             if actions is None:
                 self._refuse(f"has {kind_of(self._actions)} actions: {TRAINABLE}")
+            if actions.outputs > MOST_OUTPUTS:
+                needed = f"need {actions.outputs:,} outputs of a network: the limit is {MOST_OUTPUTS:,}"
+                self._refuse(f"has {kind_of(self._actions)} actions, which {needed}")
             try:
                 self._read: Images | Vectors = Images(observations) if config.images else Vectors(observations)
             except Unfit as why:
