@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from support.paths import ROOT
 
 from zmqrl.config import CheckpointConfig, Config, ScheduleConfig, WireConfig
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import EnvConfig
 from zmqrl.learner.settings import ALGORITHMS, AlgorithmName, BA3CConfig, PPOConfig
-from zmqrl.ps.shard.optimizer import OptimizerConfig
+from zmqrl.ps.shard.optimizer import Optimizer, OptimizerConfig
 from zmqrl.recipes import RECIPES
 
 
@@ -317,6 +318,18 @@ def test_a_schedule_that_begins_in_a_resumed_run_ends_with_its_session() -> None
     assert config.with_schedule(trained_s=3600.0).schedule == ScheduleConfig(minutes=80.0, updates=900)
     hour = Config(optimizer=FALLING, schedule=HOUR)
     assert hour.with_schedule(trained_s=600.0) == hour.with_schedule()
+
+
+def test_a_schedule_that_begins_in_a_resumed_run_starts_where_the_documentation_says() -> None:
+    documented = " ".join((ROOT / "docs" / "runs.md").read_text(encoding="utf-8").split())
+    assert "trains for 60 minutes at the constant rate 0.001. Resumed with `--minutes 60 --opt" in documented
+    optimizer = OptimizerConfig(learning_rate=0.001, final_learning_rate=0.0)
+    config, trained_s = Config(optimizer=optimizer, minutes=60.0), 3600.0
+    end = config.with_schedule(trained_s).schedule.minutes
+    assert end is not None
+    assert f"half of its {end:.0f} minutes behind it. It continues at " in documented
+    rate = Optimizer(optimizer).learning_rate(version=9, elapsed=trained_s / (60 * end))
+    assert f"It continues at {rate:g}, and ends at 0." in documented
 
 
 def test_settings_without_a_schedule_that_follows_progress_have_no_end_of_schedules() -> None:
