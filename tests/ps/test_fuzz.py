@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
+from support.messages import gradient_header
 from support.network import Wire
 from support.rig import Served, Worker, anonymous_mb, eventually, random_pause_s, served
 
@@ -81,17 +82,8 @@ def hostile_gradients(running: Served, shard: int, incarnation: int, chance: ran
     nan = np.full(cluster.layout.slices[shard].count, np.nan, np.float32).tobytes()
     while True:
         version = running.version()
-        right = m.Gradient(
-            run=cluster.run,
-            layout=cluster.layout.hash,
-            generation=1,
-            view=1,
-            shard=shard,
-            version=version,
-            rank=0,
-            incarnation=incarnation,
-            attempt=0,
-            codec="f32",
+        right = gradient_header(
+            run=cluster.run, layout=cluster.layout.hash, shard=shard, version=version, incarnation=incarnation
         )
         for _ in range(200):
             wrong: dict[str, object] = chance.choice(
@@ -220,18 +212,7 @@ def test_non_finite_numbers_are_rejected_and_later_contributions_are_still_used(
     with served(tmp_path, count=COUNT, shards=1) as running, Wire(running.cluster.endpoints[0]) as wire:
         cluster = running.cluster
         assert isinstance(wire.join(cluster, 1, 5), m.Welcome)
-        header = m.Gradient(
-            run=cluster.run,
-            layout=cluster.layout.hash,
-            generation=1,
-            view=1,
-            shard=0,
-            version=0,
-            rank=1,
-            incarnation=5,
-            attempt=0,
-            codec="f32",
-        )
+        header = gradient_header(run=cluster.run, layout=cluster.layout.hash, rank=1, incarnation=5)
         numbers = np.ones(COUNT, np.float32)
         for wrong in (np.nan, np.inf, -np.inf):
             numbers[-1] = wrong

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from support.messages import gradient_header
 from support.protocol_model import LAYOUT, RUN, Link, ShardHost, WorkerHost
 from support.protocol_world import MOST_ROUNDS, World
 
@@ -201,7 +202,7 @@ class RunUnderFaults(RuleBasedStateMachine):
         payload_bytes, finite = wrong.pop("payload_bytes", 4), wrong.pop("finite", True)
         shard, worker = self.shard(n), self.worker(n)
         generation, version = shard.at()
-        header = m.Gradient(
+        header = gradient_header(
             run=RUN,
             layout=LAYOUT,
             generation=generation,
@@ -210,8 +211,6 @@ class RunUnderFaults(RuleBasedStateMachine):
             version=version,
             rank=worker.rank,
             incarnation=worker.incarnation,
-            attempt=0,
-            codec="f32",
         )
         self.world.forge(replace(header, **wrong), payload_bytes, finite=finite)
 

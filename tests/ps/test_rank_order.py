@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.messages import gradient_header
 from support.protocol_model import LAYOUT, RUN
 from support.stand_ins import received, stood_in
 
@@ -49,18 +50,7 @@ def trained(shards: int, order: Callable[[int, int], tuple[int, ...]], *, consis
         total = np.zeros_like(weights)
         for version in range(UPDATES):
             for rank in order(version, shard):
-                header = m.Gradient(
-                    run=RUN,
-                    layout=LAYOUT,
-                    generation=1,
-                    view=1,
-                    shard=shard,
-                    version=version,
-                    rank=rank,
-                    incarnation=1,
-                    attempt=0,
-                    codec="f32",
-                )
+                header = gradient_header(run=RUN, layout=LAYOUT, shard=shard, version=version, rank=rank)
                 event = e.GradientArrived(header, received(GRADIENTS[version, rank][cut]), 1, lambda: True)
                 for action in machine.handle(event, 0.0):
                     if isinstance(action, e.Accumulate):

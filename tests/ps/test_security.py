@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
+from support.messages import gradient_header
 from support.network import Wire, proxied
 from support.rig import QUICK_WORKER, SGD, Served, Worker, eventually, flat_layout, served, start_vector, toy_gradient
 from zmq.utils import z85
@@ -257,18 +258,7 @@ def impostor(tmp_path: Path) -> Iterator[Impostor]:
 
 
 def gradient(cluster: Cluster, rank: int, incarnation: int) -> list[bytes]:
-    header = m.Gradient(
-        run=cluster.run,
-        layout=cluster.layout.hash,
-        generation=1,
-        view=1,
-        shard=0,
-        version=0,
-        rank=rank,
-        incarnation=incarnation,
-        attempt=0,
-        codec="f32",
-    )
+    header = gradient_header(run=cluster.run, layout=cluster.layout.hash, rank=rank, incarnation=incarnation)
     return [framing.encode(header), toy_gradient(rank, 0, 1000).tobytes()]
 
 

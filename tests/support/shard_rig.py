@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import zmq
+from support.messages import gradient_header
 from support.stand_ins import received
 
 from zmqrl.ps.shard.events import (
@@ -42,18 +43,7 @@ IDENTITY = Identity(
     secret="secret",
 )
 HELLO = m.Hello(run="run", layout="layout", role="worker", rank=0, incarnation=10, host="h", pid=1, secret="")
-GRADIENT = m.Gradient(
-    run="run",
-    layout="layout",
-    generation=1,
-    view=1,
-    shard=1,
-    version=0,
-    rank=0,
-    incarnation=10,
-    attempt=0,
-    codec="f32",
-)
+GRADIENT = gradient_header(shard=1, incarnation=10)
 RECORD = Record.handed_over(1, 0, View(1, 2, (0, 1, 2)))
 
 

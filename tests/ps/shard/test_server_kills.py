@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
+from support.messages import gradient_header
 
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard import events as e
@@ -74,17 +75,8 @@ def update(server: ShardServer) -> None:
     """Make a version of one contribution."""
     machine = server.machine
     numbers = np.full(COUNT, machine.version + 1, np.float32)
-    header = m.Gradient(
-        run="run",
-        layout=LAYOUT.hash,
-        generation=machine.generation,
-        view=machine.view.id,
-        shard=0,
-        version=machine.version,
-        rank=0,
-        incarnation=1,
-        attempt=0,
-        codec="f32",
+    header = gradient_header(
+        layout=LAYOUT.hash, generation=machine.generation, view=machine.view.id, version=machine.version
     )
     machine.roster.hello(b"peer", hello(), machine._welcome(), 0.0)
     server._handle(

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from support.messages import gradient_header
 from support.stand_ins import frame
 from support.worker_rig import (
     computing,
@@ -201,18 +202,7 @@ def test_payloads_are_dropped_once_no_shard_needs_help_with_them() -> None:
 def test_a_contribution_goes_to_every_shard_and_names_its_version() -> None:
     worker = computing()
     first, second = of(SendGradient, worker.handle(Contributed(1, 0), 0.0))
-    assert first.header == m.Gradient(
-        run="run",
-        layout="layout",
-        generation=1,
-        view=1,
-        shard=0,
-        version=0,
-        rank=3,
-        incarnation=9,
-        attempt=0,
-        codec="f32",
-    )
+    assert first.header == gradient_header(version=0, rank=3, incarnation=9)
     assert second.header == replace(first.header, shard=1)
     assert worker.tally.sent == 2
 
