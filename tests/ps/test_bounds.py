@@ -14,7 +14,7 @@ from support.rig import Use, Worker, eventually, random_pause_s, served, start_p
 
 pytestmark = pytest.mark.processes
 
-CONNECTIONS, MOST_KB_FOR_A_CONNECTION = 5000, 50
+MOST_KB_FOR_A_CONNECTION = 50
 PARAMETERS = 16_384  # in a queue of unread publications, 100 versions of a slice would take 3 MB
 # After about 8 s, the kernel cuts the connection of a subscriber that does not read, and the queue is gone.
 STOPPED_FOR = 1000  # versions
@@ -75,10 +75,12 @@ def test_memory_descriptors_and_threads_do_not_grow_while_a_subscriber_is_stoppe
         assert len(running.history(0)) >= updates
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "connections"),
+    [("wrong keys", 300), *(pytest.param(kind, 5000, marks=pytest.mark.slow) for kind in KINDS)],
+)
 def test_a_flood_of_connections_neither_stops_a_run_nor_stays_in_memory(
-    tmp_path: Path, kind: Kind, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, kind: Kind, connections: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with (
         served(tmp_path, shards=1, workers=1, transport="tcp", curve=kind != "silent") as running,
@@ -87,7 +89,7 @@ def test_a_flood_of_connections_neither_stops_a_run_nor_stays_in_memory(
         workers.enter_context(Worker(running.shards.cluster_for(0), 0, pause_s=random_pause_s(0.01)))
         running.wait_for(10)
         before = Use.of(running.pid(0))
-        with flooding(kind, CONNECTIONS, running.shards):
+        with flooding(kind, connections, running.shards):
             running.wait_for(running.version() + 100)
             during, refused = Use.of(running.pid(0)), 0
 
@@ -97,14 +99,14 @@ def test_a_flood_of_connections_neither_stops_a_run_nor_stays_in_memory(
                 during = Use.most(during, Use.of(running.pid(0)))
                 refused += sum(map(int, re.findall(r"(\d+) x handshake failed", capfd.readouterr().err)))
                 held = during.descriptors - before.descriptors
-                return (refused if kind == "wrong keys" else held) >= 0.9 * CONNECTIONS
+                return (refused if kind == "wrong keys" else held) >= 0.9 * connections
 
-            eventually(has_come, f"{CONNECTIONS} connections")
+            eventually(has_come, f"{connections} connections")
         eventually(lambda: Use.of(running.pid(0)).descriptors <= before.descriptors, "the end of the connections")
         after = Use.of(running.pid(0))
-        sys.stdout.write(f"{CONNECTIONS} connections: {before} -> {during} -> {after}\n")
+        sys.stdout.write(f"{connections} connections: {before} -> {during} -> {after}\n")
         assert during.threads == before.threads
-        assert during.memory_mb < before.memory_mb + 10 + CONNECTIONS * MOST_KB_FOR_A_CONNECTION / 1024
+        assert during.memory_mb < before.memory_mb + 10 + connections * MOST_KB_FOR_A_CONNECTION / 1024
         running.finish(workers)
 
 

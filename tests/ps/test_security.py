@@ -155,25 +155,6 @@ def test_a_stranger_gets_an_error_about_the_handshake_while_the_run_continues(
         running.finish(workers)
 
 
-def test_a_storm_of_wrong_keys_does_not_hold_up_the_run(tmp_path: Path) -> None:
-    with encrypted(tmp_path, workers=1, shards=1) as running, ExitStack() as workers:
-        known = running.shards.cluster_for(0)
-        workers.enter_context(Worker(known, 0))
-        running.wait_for(5)
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        context.linger = 0
-        try:
-            strangers = [context.socket(zmq.DEALER) for _ in range(300)]
-            assert known.keys is not None
-            for stranger in strangers:
-                with_an_unknown_key(known.keys).secure(stranger, 0)
-                stranger.connect(known.endpoints[0]["control"])
-            running.wait_for(running.version() + 50)
-        finally:
-            context.destroy(linger=0)
-        running.finish(workers)
-
-
 def test_a_plaintext_subscriber_and_a_plaintext_supervisor_get_nothing(tmp_path: Path) -> None:
     with encrypted(tmp_path, workers=1, shards=1) as running, ExitStack() as workers:
         with Wire(running.cluster.endpoints[0], send_most=10) as wire:
