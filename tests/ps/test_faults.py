@@ -44,11 +44,6 @@ def used_by(running: Served, rank: int, shard: int) -> int:
     return sum(row[1] for row in running.stats()[shard].tallies if row[0] == rank)
 
 
-def heard_of(running: Served, rank: int, shard: int) -> int:
-    """The number of contributions of ``rank`` that have arrived, not counting one that the shard still holds."""
-    return sum(sum(row[1:]) for row in running.stats()[shard].tallies if row[0] == rank)
-
-
 def recovered(capfd: pytest.CaptureFixture[str]) -> int:
     """The version that the newest shard process found on disk, from its log. Its WELCOME can name a later version."""
     return int(re.findall(r"recovered version (\d+), generation 1$", capfd.readouterr().err, re.MULTILINE)[-1])
@@ -265,30 +260,6 @@ def test_a_shard_restarted_with_old_state_is_detected_by_its_history_or_its_work
             worker.leaving.set()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("transport", ["ipc", "tcp"])
-def test_a_stopped_worker_does_not_increase_the_memory_of_a_shard_and_catches_up(
-    tmp_path: Path, transport: str
-) -> None:
-    options = {"count": 500_000, "shards": 1, "workers": 2, "quorum": 1, "transport": transport}
-    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
-        stack.enter_context(Worker(running.cluster, 0, pause_s=lambda rank, version: 0.005))
-        sleeper = stack.enter_context(worker_process(running.cluster, 1, 0.005))
-        eventually(lambda: heard_of(running, 1, 0) > 3, "the sleeper's contributions")
-        running.wait_for(running.version() + 10)
-        sleeper.send_signal(signal.SIGSTOP)
-        running.wait_for(running.version() + 20)  # the queues fill up
-        before_mb, version, heard = anonymous_mb(running.pid(0)), running.version(), heard_of(running, 1, 0)
-        running.wait_for(version + 60)
-        after_mb = anonymous_mb(running.pid(0))
-        assert heard_of(running, 1, 0) <= heard + 1
-        sleeper.send_signal(signal.SIGCONT)
-        eventually(lambda: heard_of(running, 1, 0) > heard + 5, "the sleeper's contributions after its sleep")
-        assert after_mb < before_mb + 8, "a stopped subscriber must not increase the memory of the shard"
-        running.stop_soon()
-        assert sleeper.wait(WITHIN_S) == 0
-
-
 def test_unread_snapshots_cost_the_shard_at_most_two_slices(tmp_path: Path) -> None:
     slice_mb = 4
     with served(tmp_path, count=slice_mb << 18, shards=1, workers=2, quorum=1) as running, ExitStack() as stack:
@@ -317,9 +288,9 @@ def test_a_worker_cut_off_from_one_shard_delays_no_other_worker_and_returns_afte
             proxy.cut()
         eventually(lambda: running.stats()[0].present == (0, 1), "worker 2 gone from shard 0")
         assert running.stats()[1].present == (0, 1, 2)
-        counted = heard_of(running, 2, 0), heard_of(running, 2, 1)
+        counted = running.heard_of(2, 0), running.heard_of(2, 1)
         running.wait_for(running.version() + 20)
-        assert (heard_of(running, 2, 0), heard_of(running, 2, 1)) == counted, "it lacks a slice of every version"
+        assert (running.heard_of(2, 0), running.heard_of(2, 1)) == counted, "it lacks a slice of every version"
         for proxy in proxies.values():
             proxy.heal()
         used = used_by(running, 2, 0)
@@ -391,9 +362,9 @@ def test_a_contribution_that_arrives_twice_counts_once(tmp_path: Path) -> None:
         held_up = workers.enter_context(Worker(cluster, 1, pause_s=pause_s))
         workers.enter_context(Worker(running.cluster, 2, pause_s=pause_s))
         eventually(lambda: held_up.connection.tally().resent > 0, "a NEED and a second copy")
-        before = heard_of(running, 1, 0)
+        before = running.heard_of(1, 0)
         proxies[0, "grad"].heal()
-        eventually(lambda: heard_of(running, 1, 0) > before, "the second copy")
+        eventually(lambda: running.heard_of(1, 0) > before, "the second copy")
         assert running.stats()[0].held == (0, 1)
         go_on.set()
         running.finish(workers)
@@ -441,7 +412,7 @@ def test_a_slow_path_makes_a_worker_late_and_has_no_other_effect(tmp_path: Path)
         stack.enter_context(workers)
         for rank, where in enumerate((running.cluster, running.cluster, cluster)):
             workers.enter_context(Worker(where, rank, pause_s=random_pause_s(0.004)))
-        eventually(lambda: heard_of(running, 2, 0) > 5, "contributions over the slow path")
+        eventually(lambda: running.heard_of(2, 0) > 5, "contributions over the slow path")
         _, _, late, _, rejected = next(row for row in running.stats()[0].tallies if row[0] == 2)
         assert late > 0
         assert rejected == 0

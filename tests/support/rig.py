@@ -114,6 +114,10 @@ class Served:
         """The newest version that all shards have made."""
         return min(stats.version for stats in self.stats())
 
+    def heard_of(self, rank: int, shard: int) -> int:
+        """The number of contributions of ``rank`` that have arrived, not counting one that the shard still holds."""
+        return sum(sum(row[1:]) for row in self.stats()[shard].tallies if row[0] == rank)
+
     def wait_for(self, version: int, within_s: float = WITHIN_S) -> None:
         eventually(lambda: self.version() >= version, f"version {version}", within_s)
 
