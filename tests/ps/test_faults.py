@@ -276,11 +276,11 @@ def test_unread_snapshots_cost_the_shard_at_most_two_slices(tmp_path: Path) -> N
 
 
 def test_a_worker_cut_off_from_one_shard_delays_no_other_worker_and_returns_after_the_cut(tmp_path: Path) -> None:
-    options = {"shards": 2, "workers": 3, "quorum": 2, "transport": "tcp"}
-    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
-        cluster, proxies = stack.enter_context(proxied(running.cluster, {0}))
-        workers = ExitStack()
-        stack.enter_context(workers)
+    with (
+        served(tmp_path, shards=2, workers=3, quorum=2, transport="tcp") as running,
+        proxied(running.cluster, {0}) as (cluster, proxies),
+        ExitStack() as workers,
+    ):
         for rank, where in enumerate((running.cluster, running.cluster, cluster)):
             workers.enter_context(Worker(where, rank, pause_s=random_pause_s(0.01)))
         eventually(lambda: used_by(running, 2, 0) > 3, "contributions of worker 2")
@@ -300,9 +300,11 @@ def test_a_worker_cut_off_from_one_shard_delays_no_other_worker_and_returns_afte
 
 
 def test_a_contributor_that_died_after_reaching_one_shard_does_not_block_the_run(tmp_path: Path) -> None:
-    options = {"shards": 2, "workers": 3, "quorum": 2, "transport": "tcp"}
-    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
-        cluster, proxies = stack.enter_context(proxied(running.cluster, {0, 1}))
+    with (
+        served(tmp_path, shards=2, workers=3, quorum=2, transport="tcp") as running,
+        proxied(running.cluster, {0, 1}) as (cluster, proxies),
+        ExitStack() as workers,
+    ):
         connections = [Connection(cluster if rank else running.cluster, rank, timing=QUICK_WORKER) for rank in (0, 1)]
         for version in range(4):
             for rank, connection in enumerate(connections):
@@ -316,8 +318,6 @@ def test_a_contributor_that_died_after_reaching_one_shard_does_not_block_the_run
         for proxy in proxies.values():
             proxy.cut()
         connections[1].close(timeout_s=0)
-        workers = ExitStack()
-        stack.enter_context(workers)
         # This worker never had version 3 complete: it must ask shard 1 for the previous version.
         helper = workers.enter_context(Worker(running.cluster, 2))
         running.wait_for(4)
@@ -345,9 +345,11 @@ def test_the_supervisor_is_recognized_after_its_connection_was_cut(tmp_path: Pat
 
 def test_a_contribution_that_arrives_twice_counts_once(tmp_path: Path) -> None:
     go_on = threading.Event()
-    options = {"shards": 2, "workers": 3, "transport": "tcp"}
-    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
-        cluster, proxies = stack.enter_context(proxied(running.cluster, {0}))
+    with (
+        served(tmp_path, shards=2, workers=3, transport="tcp") as running,
+        proxied(running.cluster, {0}) as (cluster, proxies),
+        ExitStack() as workers,
+    ):
 
         def pause_s(rank: int, version: int) -> float:
             if (rank, version) == (1, 1):
@@ -356,8 +358,6 @@ def test_a_contribution_that_arrives_twice_counts_once(tmp_path: Path) -> None:
                 go_on.wait(20)
             return 0.0
 
-        workers = ExitStack()
-        stack.enter_context(workers)
         workers.enter_context(Worker(running.cluster, 0))
         held_up = workers.enter_context(Worker(cluster, 1, pause_s=pause_s))
         workers.enter_context(Worker(running.cluster, 2, pause_s=pause_s))
@@ -372,11 +372,11 @@ def test_a_contribution_that_arrives_twice_counts_once(tmp_path: Path) -> None:
 
 
 def test_a_connection_cut_within_a_gradient_leaves_no_torn_contribution(tmp_path: Path) -> None:
-    options = {"count": 300_000, "shards": 2, "workers": 2, "transport": "tcp"}
-    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
-        cluster, proxies = stack.enter_context(proxied(running.cluster, {0}))
-        workers = ExitStack()
-        stack.enter_context(workers)
+    with (
+        served(tmp_path, count=300_000, shards=2, workers=2, transport="tcp") as running,
+        proxied(running.cluster, {0}) as (cluster, proxies),
+        ExitStack() as workers,
+    ):
         for rank, where in enumerate((running.cluster, cluster)):
             workers.enter_context(Worker(where, rank))
         for cut in range(5):
@@ -388,11 +388,11 @@ def test_a_connection_cut_within_a_gradient_leaves_no_torn_contribution(tmp_path
 
 
 def test_each_connection_of_a_worker_can_be_reset(tmp_path: Path) -> None:
-    options = {"shards": 2, "workers": 2, "transport": "tcp"}
-    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
-        cluster, proxies = stack.enter_context(proxied(running.cluster, {0, 1}))
-        workers = ExitStack()
-        stack.enter_context(workers)
+    with (
+        served(tmp_path, shards=2, workers=2, transport="tcp") as running,
+        proxied(running.cluster, {0, 1}) as (cluster, proxies),
+        ExitStack() as workers,
+    ):
         for rank, where in enumerate((running.cluster, cluster)):
             workers.enter_context(Worker(where, rank, pause_s=random_pause_s(0.004)))
         for proxy in proxies.values():
@@ -403,13 +403,13 @@ def test_each_connection_of_a_worker_can_be_reset(tmp_path: Path) -> None:
 
 
 def test_a_slow_path_makes_a_worker_late_and_has_no_other_effect(tmp_path: Path) -> None:
-    options = {"shards": 2, "workers": 3, "quorum": 2, "transport": "tcp"}
-    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
-        cluster, proxies = stack.enter_context(proxied(running.cluster, {0, 1}))
+    with (
+        served(tmp_path, shards=2, workers=3, quorum=2, transport="tcp") as running,
+        proxied(running.cluster, {0, 1}) as (cluster, proxies),
+        ExitStack() as workers,
+    ):
         for proxy in proxies.values():
             proxy.delay_s = 0.03
-        workers = ExitStack()
-        stack.enter_context(workers)
         for rank, where in enumerate((running.cluster, running.cluster, cluster)):
             workers.enter_context(Worker(where, rank, pause_s=random_pause_s(0.004)))
         eventually(lambda: running.heard_of(2, 0) > 5, "contributions over the slow path")
@@ -420,13 +420,13 @@ def test_a_slow_path_makes_a_worker_late_and_has_no_other_effect(tmp_path: Path)
 
 
 def test_a_slow_path_to_one_shard_slows_a_run_without_backups(tmp_path: Path) -> None:
-    options = {"shards": 2, "workers": 2, "transport": "tcp"}
-    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
-        cluster, proxies = stack.enter_context(proxied(running.cluster, {0}))
+    with (
+        served(tmp_path, shards=2, workers=2, transport="tcp") as running,
+        proxied(running.cluster, {0}) as (cluster, proxies),
+        ExitStack() as workers,
+    ):
         for proxy in proxies.values():
             proxy.delay_s = 0.03
-        workers = ExitStack()
-        stack.enter_context(workers)
         for rank, where in enumerate((running.cluster, cluster)):
             workers.enter_context(Worker(where, rank))
         running.wait_for(5)

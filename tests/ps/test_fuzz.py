@@ -164,36 +164,33 @@ def is_foreign_to_the_subscriptions(frames: list[bytes]) -> bool:
 def test_thousands_of_hostile_messages_are_counted_and_change_nothing(tmp_path: Path, turns: int) -> None:
     """Each turn sends 3000 messages, half of them to each shard."""
     chance = random.Random(8)
-    with served(tmp_path, count=COUNT, shards=2, workers=2, transport="tcp") as running, ExitStack() as stack:
-        workers = ExitStack()
-        stack.enter_context(workers)
+    with served(tmp_path, count=COUNT, shards=2, workers=2, transport="tcp") as running, ExitStack() as workers:
         first = workers.enter_context(Worker(running.cluster, 0, pause_s=random_pause_s(0.01)))
         workers.enter_context(Worker(running.cluster, 1, pause_s=random_pause_s(0.01)))
         running.wait_for(5)
         before_mb, certain, before = memory_mb(running), 0, counted(running)
         for turn in range(turns):
-            connections = stack.enter_context(ExitStack())
-            for shard in running.all:
-                wire = connections.enter_context(Wire(running.cluster.endpoints[shard]))
-                gradients = hostile_gradients(running, shard, first.connection.incarnation, chance)
-                controls, subscriptions = hostile_controls(running, chance), hostile_subscriptions(chance)
-                for _ in range(500):
-                    certain += send(wire.grad, next(gradients), {m.Gradient})
-                    certain += send(wire.control, next(controls), {m.Load})
-                    frames = next(subscriptions)
-                    wire.weights.send_multipart(frames)
-                    certain += is_foreign_to_the_subscriptions(frames)
-            eventually(lambda: counted(running) >= before + certain, f"{certain} counted")  # noqa: B023
-            version = running.version()
-            running.wait_for(version + 3)
-            connections.close()  # open connections need memory themselves
+            with ExitStack() as connections:
+                for shard in running.all:
+                    wire = connections.enter_context(Wire(running.cluster.endpoints[shard]))
+                    gradients = hostile_gradients(running, shard, first.connection.incarnation, chance)
+                    controls, subscriptions = hostile_controls(running, chance), hostile_subscriptions(chance)
+                    for _ in range(500):
+                        certain += send(wire.grad, next(gradients), {m.Gradient})
+                        certain += send(wire.control, next(controls), {m.Load})
+                        frames = next(subscriptions)
+                        wire.weights.send_multipart(frames)
+                        certain += is_foreign_to_the_subscriptions(frames)
+                eventually(lambda: counted(running) >= before + certain, f"{certain} counted")  # noqa: B023
+                version = running.version()
+                running.wait_for(version + 3)
             if turn == 0:
-                before_mb = memory_mb(running)  # after the warm-up
+                before_mb = memory_mb(running)  # after the warm-up, and without connections, which need memory
         after_mb = memory_mb(running)
         assert certain > 1250 * turns
         assert all(stats.view == 1 and stats.generation == 1 for stats in running.stats())
         assert all(after < before + MOST_GROWTH_MB for before, after in zip(before_mb, after_mb, strict=True)), after_mb
-        stack.callback(report, f"{3000 * turns} hostile messages: {before_mb} -> {after_mb} MB")
+        sys.stdout.write(f"{3000 * turns} hostile messages: {before_mb} -> {after_mb} MB\n")
         running.finish(workers)
 
 
@@ -201,11 +198,6 @@ def send(to: "zmq.Socket[bytes]", frames: list[bytes], payloads: set[type]) -> b
     """Send the frames. Returns True if the frames are not a valid message, so that the shard must count them."""
     to.send_multipart(frames)
     return is_no_message(frames, payloads)
-
-
-def report(text: str) -> None:
-    """Print a measurement, which ``pytest -rP`` shows."""
-    sys.stdout.write(text + "\n")
 
 
 def test_non_finite_numbers_are_rejected_and_later_contributions_are_still_used(tmp_path: Path) -> None:
@@ -228,9 +220,7 @@ def test_oversized_frames_and_garbage_break_only_their_own_connection(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     chance = random.Random(9)
-    with served(tmp_path, count=COUNT, shards=1, workers=1, transport="tcp") as running, ExitStack() as stack:
-        workers = ExitStack()
-        stack.enter_context(workers)
+    with served(tmp_path, count=COUNT, shards=1, workers=1, transport="tcp") as running, ExitStack() as workers:
         workers.enter_context(Worker(running.cluster, 0, pause_s=random_pause_s(0.01)))
         endpoints = running.cluster.endpoints[0]
         ports = {role: int(endpoints[role].rpartition(":")[2]) for role in SOCKET_ROLES}
@@ -275,9 +265,7 @@ def test_oversized_frames_and_garbage_break_only_their_own_connection(
 
 
 def test_a_storm_of_connections_does_not_hold_up_the_run(tmp_path: Path) -> None:
-    with served(tmp_path, shards=1, workers=1, transport="tcp") as running, ExitStack() as stack:
-        workers = ExitStack()
-        stack.enter_context(workers)
+    with served(tmp_path, shards=1, workers=1, transport="tcp") as running, ExitStack() as workers:
         worker = workers.enter_context(Worker(running.cluster, 0))
         port = int(running.cluster.endpoints[0]["weights"].rpartition(":")[2])
         running.wait_for(5)
@@ -291,9 +279,7 @@ def test_a_storm_of_connections_does_not_hold_up_the_run(tmp_path: Path) -> None
 
 def test_memory_for_ten_thousand_topics_is_freed(tmp_path: Path) -> None:
     chance = random.Random(10)
-    with served(tmp_path, shards=1, workers=1, transport="tcp") as running, ExitStack() as stack:
-        workers = ExitStack()
-        stack.enter_context(workers)
+    with served(tmp_path, shards=1, workers=1, transport="tcp") as running, ExitStack() as workers:
         workers.enter_context(Worker(running.cluster, 0, pause_s=random_pause_s(0.01)))
         running.wait_for(5)
         memory = []

@@ -270,15 +270,15 @@ def test_a_late_joiner_gets_the_newest_version_at_once(tmp_path: Path) -> None:
 
 
 def test_a_subscriber_that_reads_late_still_gets_the_published_weights(tmp_path: Path) -> None:
-    options = {"count": 500_000, "shards": 1, "workers": 1, "transport": "tcp"}
-    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
-        context: zmq.Context[zmq.Socket[bytes]] = stack.enter_context(zmq.Context())
-        late = stack.enter_context(context.socket(zmq.SUB))
+    with (
+        served(tmp_path, count=500_000, shards=1, workers=1, transport="tcp") as running,
+        zmq.Context() as context,
+        context.socket(zmq.SUB) as late,
+        ExitStack() as workers,
+    ):
         late.rcvhwm = 1
         late.subscribe(m.TOPIC_WEIGHTS)
         late.connect(running.cluster.endpoints[0]["weights"])
-        workers = ExitStack()
-        stack.enter_context(workers)
         workers.enter_context(Worker(running.cluster, 0))
         running.wait_for(30)  # by now, all slots of the shard have been overwritten several times
         for _ in range(8):
