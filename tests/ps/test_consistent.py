@@ -1,11 +1,10 @@
 """Consistent mode: the parameters depend only on the contributions, not on their order or the number of shards."""
 
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.rig import Worker, flat_layout, served, start_vector
+from support.rig import flat_layout, served, start_vector, toy_workers
 
 from zmqrl.ps.shard.optimizer import Optimizer, OptimizerConfig
 from zmqrl.ps.wire.codec import FloatVector
@@ -37,9 +36,8 @@ def trained(directory: Path, shards: int, seed: int) -> FloatVector:
     options = {"workers": WORKERS, "consistent": True, "optimizer": ADAM, "layout": flat_layout(COUNT, shards)}
     with served(directory, **options) as running:  # type: ignore[arg-type]
         running.stop_at(UPDATES)
-        with ExitStack() as stack:
-            for rank in range(WORKERS):
-                stack.enter_context(Worker(running.cluster, rank, gradient=gradient, pause_s=pause_s))
+        with toy_workers([running.cluster] * WORKERS, gradient=gradient, pause_s=pause_s):
+            pass
         for shard in running.all:
             assert [line["ranks"] for line in running.history(shard)] == [list(range(WORKERS))] * UPDATES
         return running.end_with(UPDATES)

@@ -27,6 +27,7 @@ from support.rig import (
     served,
     start_process,
     toy_gradient,
+    toy_workers,
     worker_process,
 )
 
@@ -53,8 +54,7 @@ def test_workers_recognize_a_restarted_shard_even_if_the_clock_was_set_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with served(tmp_path) as running, ExitStack() as workers:
-        for rank in range(2):
-            workers.enter_context(Worker(running.cluster, rank))
+        workers.enter_context(toy_workers([running.cluster] * 2))
         running.wait_for(5)
         first = running.stats()[1].incarnation
         running.kill(1)
@@ -69,8 +69,7 @@ def test_a_shard_killed_ten_times_comes_back_at_its_last_published_version(
 ) -> None:
     moments = random.Random(5)
     with served(tmp_path, shards=2, workers=3) as running, Listener(running.cluster) as listener, ExitStack() as stack:
-        for rank in range(3):
-            stack.enter_context(Worker(running.cluster, rank, pause_s=random_pause_s(0.004)))
+        stack.enter_context(toy_workers([running.cluster] * 3, pause_s=random_pause_s(0.004)))
         for kill in range(10):
             running.wait_for(running.version() + 3)
             time.sleep(moments.uniform(0, 0.2))
@@ -129,9 +128,7 @@ def test_a_worker_killed_ten_times_is_replaced_each_time_and_the_run_continues(t
 def test_a_shard_without_state_is_empty_until_all_shards_load_a_checkpoint(tmp_path: Path) -> None:
     with served(tmp_path, shards=2, workers=2) as running, ExitStack() as stack:
         control, layout = running.shards.control, running.cluster.layout
-        first, second = (
-            stack.enter_context(Worker(running.cluster, rank, pause_s=random_pause_s(0.005))) for rank in range(2)
-        )
+        first, second = stack.enter_context(toy_workers([running.cluster] * 2, pause_s=random_pause_s(0.005)))
         kept = running.version() + 20
         control.ask(
             running.all,
@@ -218,9 +215,7 @@ def test_a_shard_restarted_with_old_state_is_detected_by_its_history_or_its_work
     tmp_path: Path, capfd: pytest.CaptureFixture[str], also_the_history: bool
 ) -> None:
     with served(tmp_path, shards=2, workers=2) as running, ExitStack() as stack:
-        workers = [
-            stack.enter_context(Worker(running.cluster, rank, pause_s=random_pause_s(0.005))) for rank in range(2)
-        ]
+        workers = stack.enter_context(toy_workers([running.cluster] * 2, pause_s=random_pause_s(0.005)))
         state_path = running.shards.jobs[0].state_path
         running.wait_for(5)
         running.kill(0)
@@ -281,8 +276,7 @@ def test_a_worker_cut_off_from_one_shard_delays_no_other_worker_and_returns_afte
         proxied(running.cluster, {0}) as (cluster, proxies),
         ExitStack() as workers,
     ):
-        for rank, where in enumerate((running.cluster, running.cluster, cluster)):
-            workers.enter_context(Worker(where, rank, pause_s=random_pause_s(0.01)))
+        workers.enter_context(toy_workers([running.cluster, running.cluster, cluster], pause_s=random_pause_s(0.01)))
         eventually(lambda: used_by(running, 2, 0) > 3, "contributions of worker 2")
         for proxy in proxies.values():
             proxy.cut()
@@ -377,8 +371,7 @@ def test_a_connection_cut_within_a_gradient_leaves_no_torn_contribution(tmp_path
         proxied(running.cluster, {0}) as (cluster, proxies),
         ExitStack() as workers,
     ):
-        for rank, where in enumerate((running.cluster, cluster)):
-            workers.enter_context(Worker(where, rank))
+        workers.enter_context(toy_workers([running.cluster, cluster]))
         for cut in range(5):
             running.wait_for(running.version() + 2)
             proxies[0, "grad"].cut_after_bytes = 200_000 + 100_000 * cut
@@ -393,8 +386,7 @@ def test_each_connection_of_a_worker_can_be_reset(tmp_path: Path) -> None:
         proxied(running.cluster, {0, 1}) as (cluster, proxies),
         ExitStack() as workers,
     ):
-        for rank, where in enumerate((running.cluster, cluster)):
-            workers.enter_context(Worker(where, rank, pause_s=random_pause_s(0.004)))
+        workers.enter_context(toy_workers([running.cluster, cluster], pause_s=random_pause_s(0.004)))
         for proxy in proxies.values():
             running.wait_for(running.version() + 2)
             proxy.cut(heal=True)
@@ -410,8 +402,7 @@ def test_a_slow_path_makes_a_worker_late_and_has_no_other_effect(tmp_path: Path)
     ):
         for proxy in proxies.values():
             proxy.delay_s = 0.03
-        for rank, where in enumerate((running.cluster, running.cluster, cluster)):
-            workers.enter_context(Worker(where, rank, pause_s=random_pause_s(0.004)))
+        workers.enter_context(toy_workers([running.cluster, running.cluster, cluster], pause_s=random_pause_s(0.004)))
         eventually(lambda: running.heard_of(2, 0) > 5, "contributions over the slow path")
         _, _, late, _, rejected = next(row for row in running.stats()[0].tallies if row[0] == 2)
         assert late > 0
@@ -427,8 +418,7 @@ def test_a_slow_path_to_one_shard_slows_a_run_without_backups(tmp_path: Path) ->
     ):
         for proxy in proxies.values():
             proxy.delay_s = 0.03
-        for rank, where in enumerate((running.cluster, cluster)):
-            workers.enter_context(Worker(where, rank))
+        workers.enter_context(toy_workers([running.cluster, cluster]))
         running.wait_for(5)
         began, version = time.monotonic(), running.version()  # shard 0 may already have made the next version
         running.wait_for(version + 20)

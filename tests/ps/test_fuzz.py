@@ -15,7 +15,7 @@ import pytest
 import zmq
 from support.messages import gradient_header
 from support.network import Wire
-from support.rig import Served, Worker, anonymous_mb, eventually, random_pause_s, served
+from support.rig import Served, Worker, anonymous_mb, eventually, random_pause_s, served, toy_workers
 
 from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
@@ -165,8 +165,7 @@ def test_thousands_of_hostile_messages_are_counted_and_change_nothing(tmp_path: 
     """Each turn sends 3000 messages, half of them to each shard."""
     chance = random.Random(8)
     with served(tmp_path, count=COUNT, shards=2, workers=2, transport="tcp") as running, ExitStack() as workers:
-        first = workers.enter_context(Worker(running.cluster, 0, pause_s=random_pause_s(0.01)))
-        workers.enter_context(Worker(running.cluster, 1, pause_s=random_pause_s(0.01)))
+        first, _ = workers.enter_context(toy_workers([running.cluster] * 2, pause_s=random_pause_s(0.01)))
         running.wait_for(5)
         before_mb, certain, before = memory_mb(running), 0, counted(running)
         for turn in range(turns):

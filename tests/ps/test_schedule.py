@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.rig import Worker, served
+from support.rig import served, toy_workers
 
 from zmqrl.errors import UsageError
 from zmqrl.ps.schedule import WHOLE, elapsed_at
@@ -44,8 +44,7 @@ def test_a_schedule_without_an_end_is_refused(tmp_path: Path) -> None:
 def test_the_learning_rate_falls_until_the_horizon_even_if_a_shard_dies(tmp_path: Path) -> None:
     with served(tmp_path, shards=3, optimizer=FALLING, horizon=80.0) as running:
         with ExitStack() as stack:
-            for rank in range(2):
-                stack.enter_context(Worker(running.cluster, rank, pause_s=lambda rank, version: 0.005))
+            stack.enter_context(toy_workers([running.cluster] * 2, pause_s=lambda rank, version: 0.005))
             running.wait_for(20)
             running.kill(1)
             running.restart(1)
@@ -63,8 +62,7 @@ def test_all_shards_make_a_version_for_the_same_progress_even_if_told_at_differe
     with served(tmp_path, shards=2, optimizer=FALLING, horizon=1e9) as running:
         control = running.shards.control
         with ExitStack() as stack:
-            for rank in range(2):
-                stack.enter_context(Worker(running.cluster, rank, pause_s=lambda rank, version: 0.002))
+            stack.enter_context(toy_workers([running.cluster] * 2, pause_s=lambda rank, version: 0.002))
             for step in range(1, 9):
                 running.wait_for(10 * step)
                 # The other shard is not told, as if the message was lost.

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.rig import HISTORY_KEYS, Worker, random_pause_s, served, toy_gradient
+from support.rig import HISTORY_KEYS, Worker, random_pause_s, served, toy_gradient, toy_workers
 from support.run_rig import Run, RunFiles, training
 from support.shard_rig import RECORD, make_version, opened, push, tallies
 from support.stand_ins import frame
@@ -229,8 +229,7 @@ def run_left_apart(path: Path) -> Iterator[Run]:
     with training(path, "--mode", "async", "--workers", "3", "--external-workers", "3") as run:
         run.wait_to_say("rank 2 is open")
         cluster = Cluster.read(path / "cluster.json")
-        with contextlib.ExitStack() as stack:
-            workers = [stack.enter_context(Worker(cluster, rank)) for rank in range(3)]
+        with toy_workers([cluster] * 3) as workers:
             run.wait_for(20)
             pid = run.pid("shard", 1)
             assert pid is not None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.record_rig import row, run_directory
-from support.rig import SGD, Worker, damage_newest_slot, file_size_limit, forget_totals, served
+from support.rig import SGD, damage_newest_slot, file_size_limit, forget_totals, served, toy_workers
 
 from zmqrl import cli
 from zmqrl.checkpoint import Checkpoint, checkpoints
@@ -236,9 +236,8 @@ def killed(path: Path, first: int, second: int, *, mode: str = "sync", workers: 
     with served(path, asynchronous=apart or mode == "async", **options) as running:
         for shard, version in enumerate((first, second)):
             assert running.shards.control.send(shard, m.Stop(run=running.cluster.run, version=version))
-        with contextlib.ExitStack() as stack:
-            for rank in range(workers):
-                stack.enter_context(Worker(running.cluster, rank))
+        with toy_workers([running.cluster] * workers):
+            pass
         assert [stats.version for stats in running.stats()] == [first, second]
         held = running.end_with(first) if not apart else None
     here: dict[str, Any] = {"host": "localhost", "command": [], "work": str(path), "lease_s": None}

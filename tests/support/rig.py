@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, AnyStr, Self
@@ -298,6 +298,13 @@ class Worker:
 
     def _toy(self, version: int) -> FloatVector:
         return toy_gradient(self.rank, version, self.count)
+
+
+@contextlib.contextmanager
+def toy_workers(clusters: Iterable[Cluster], **options: Any) -> Iterator[list[Worker]]:
+    """Run one worker for each of ``clusters``, with ranks from 0. ``options`` are passed to each ``Worker``."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(Worker(cluster, rank, **options)) for rank, cluster in enumerate(clusters)]
 
 
 def random_pause_s(most_s: float) -> Callable[[int, int], float]:

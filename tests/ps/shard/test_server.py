@@ -23,6 +23,7 @@ from support.rig import (
     served,
     signal_that_does_not_wake,
     toy_gradient,
+    toy_workers,
 )
 from torch import nn
 
@@ -165,10 +166,7 @@ def test_each_version_is_made_of_exactly_k_ranks_and_every_slice_sent_is_account
     updates, quorum = 60, 3
     with served(tmp_path, workers=4, quorum=quorum, shards=2) as running, Listener(running.cluster) as listener:
         running.stop_at(updates)
-        with ExitStack() as stack:
-            workers = [
-                stack.enter_context(Worker(running.cluster, rank, pause_s=random_pause_s(0.01))) for rank in range(4)
-            ]
+        with toy_workers([running.cluster] * 4, pause_s=random_pause_s(0.01)) as workers:
             for worker in workers:
                 worker.thread.join(WITHIN_S)
             tallies = [worker.connection.tally() for worker in workers]
@@ -411,10 +409,7 @@ def test_the_profile_names_no_rank_for_a_version_that_a_smaller_quorum_completed
 
 def test_all_shards_stop_at_one_version_and_every_pull_returns_none(tmp_path: Path) -> None:
     with served(tmp_path, shards=4, workers=3, quorum=2) as running:
-        with ExitStack() as stack:
-            workers = [
-                stack.enter_context(Worker(running.cluster, rank, pause_s=random_pause_s(0.01))) for rank in range(3)
-            ]
+        with toy_workers([running.cluster] * 3, pause_s=random_pause_s(0.01)) as workers:
             running.wait_for(10)
             version = running.stop_soon()
         assert all(worker.ended.is_set() for worker in workers)
