@@ -79,8 +79,7 @@ def test_a_run_stays_exact_when_its_shards_and_workers_are_killed_in_turn(tmp_pa
                 run.wait_for(run.files.version() + 5)
                 run.kill(role, number)
         run.wait_for(run.files.version() + 5)
-        run.signal(signal.SIGINT)
-        assert run.wait() == 130, run.said()
+        run.interrupt()
         summary = run.files.assert_summary_exact("interrupted")
         run.files.assert_history_exact(summary["updates"])
         run.files.assert_contributions_exact()
@@ -102,8 +101,7 @@ def test_a_shard_that_lost_its_state_rolls_all_shards_back_to_the_last_checkpoin
             lambda: run.files.history(1) and run.files.history(1)[-1]["generation"] > 1, "a version of generation 2"
         )
         run.wait_for(run.files.version() + 5)
-        run.signal(signal.SIGINT)
-        assert run.wait() == 130, run.said()
+        run.interrupt()
     updates = run.files.summary()["updates"]
     run.files.assert_history_exact(updates)
     assert run.files.newest().version == updates
@@ -132,8 +130,7 @@ def test_every_figure_matches_the_histories_after_rollbacks(tmp_path: Path, turn
                 lambda turn=turn: all(run.files.generation(shard) == turn + 2 for shard in range(2)),
                 "versions after the rollback",
             )
-        run.signal(signal.SIGINT)
-        assert run.wait() == 130, run.said()
+        run.interrupt()
     summary = run.files.assert_summary_exact("interrupted", quorum=1)
     run.files.assert_history_exact(summary["updates"], quorum=1)
     run.files.assert_contributions_exact()
@@ -217,8 +214,7 @@ def test_a_termination_signal_ends_a_run_with_a_checkpoint_even_just_after_a_sha
     with training(tmp_path / "run") as run:
         run.wait_for(5)
         run.kill("shard", 0)
-        run.signal(signal.SIGTERM)
-        assert run.wait() == 130, run.said()
+        run.interrupt(signal.SIGTERM)
         summary = run.files.assert_summary_exact("interrupted")
         assert summary["updates"] >= 5
         run.files.assert_history_exact(summary["updates"])
@@ -249,8 +245,7 @@ def test_a_stopped_worker_is_named_and_restarted(tmp_path: Path) -> None:
         run.wait_to_say(f"worker-1 (process {pid}) has not answered for")
         run.wait_to_say("worker-1 has not answered for 4 s and is being restarted")
         run.wait_for(run.files.version() + 20)
-        run.signal(signal.SIGINT)
-        assert run.wait() == 130, run.said()
+        run.interrupt()
         run.files.assert_history_exact(run.files.assert_summary_exact("interrupted")["updates"])
 
 
@@ -471,8 +466,7 @@ def test_a_run_continues_without_a_worker_that_cannot_work_if_the_others_form_a_
         run.eventually(lambda: run.said().count(f"worker-1] died {how}") >= 3, "three deaths")
         version = run.files.version(shards=1)
         run.eventually(lambda: run.files.version(shards=1) > version + 5, "more versions")
-        run.signal(signal.SIGINT)
-        assert run.wait() == 130, run.said()
+        run.interrupt()
         run.files.assert_history_exact(run.files.summary()["updates"], shards=1, quorum=1)
 
 
@@ -530,8 +524,7 @@ def test_a_run_waits_for_an_external_worker_then_continues_without_it_and_later_
         with outside_worker(run) as worker:
             run.wait_to_say("workers present again: 2")
             run.eventually(lambda: all(run.files.history(shard)[-1]["quorum"] == 2 for shard in range(2)), "both")
-            run.signal(signal.SIGINT)
-            assert run.wait() == 130, run.said()
+            run.interrupt()
             assert worker.wait(WITHIN_S) == 0
         for shard in range(2):
             history = run.files.history(shard)
@@ -566,7 +559,6 @@ def test_an_external_worker_that_takes_the_rank_of_a_live_one_replaces_it(tmp_pa
                 assert first.wait(WITHIN_S) == 3
                 run.wait_to_say("another worker has taken over rank 1")
                 run.wait_for(run.files.version() + 5)
-                run.signal(signal.SIGINT)
-                assert run.wait() == 130, run.said()
+                run.interrupt()
                 assert second.wait(WITHIN_S) == 0
         run.files.assert_history_exact(run.files.summary()["updates"])

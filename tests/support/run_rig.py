@@ -164,6 +164,12 @@ class Run:
                 self.process.wait(STACKS_WITHIN_S)
             pytest.fail(f"the run did not end within {within_s:g} s; it printed:\n{self.said()}")
 
+    def interrupt(self, number: signal.Signals = signal.SIGINT, within_s: float = WITHIN_S) -> None:
+        """Stop the run with a signal, and wait for its end with exit status 130."""
+        self.signal(number)
+        status = self.wait(within_s)
+        assert status == 130, self.said()
+
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 

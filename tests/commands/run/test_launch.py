@@ -184,8 +184,7 @@ def test_a_run_continues_without_an_unreachable_host_and_uses_it_again_later(
         run.eventually(has_ranks(run, {0, 1, 2}), "versions of the other workers")
         lab(fault, "h4", *{"link": ["up"], "blackhole": ["off"]}[fault])
         run.eventually(lambda: 3 in {rank for line in run.files.history(0)[-20:] for rank in line["ranks"]}, "worker 3")
-        run.signal(signal.SIGINT)
-        assert run.wait() == 130, run.said()
+        run.interrupt()
         run.files.assert_history_exact(run.files.summary()["updates"], quorum=3)
 
 
@@ -202,8 +201,7 @@ def test_a_shard_on_an_unreachable_host_comes_back_with_its_state(lab: Lab, tmp_
         run.wait_to_say("shard 3 is back at version")
         version = len(run.files.history(0))
         run.eventually(lambda: len(run.files.history(0)) > version + 5, "more versions")
-        run.signal(signal.SIGINT)
-        assert run.wait() == 130, run.said()
+        run.interrupt()
         assert "go back" not in run.said()
         run.files.assert_history_exact(run.files.summary()["updates"], shards=4, quorum=2)
 

@@ -686,8 +686,7 @@ def test_a_job_of_a_real_slurm_is_followed_and_stopped(
     with started([sys.executable, "-m", "zmqrl", "launch", *options, "--run-dir", str(path)], path, {}) as following:
         following.wait_to_say("RUNNING")
         following.eventually(lambda: path.joinpath("metrics.jsonl").exists(), "files")
-        following.signal(signal.SIGINT)
-        assert following.wait() == 130
+        following.interrupt()
         following.files.assert_summary_exact("interrupted")
         assert "COMPLETED" in following.said() or "FAILED" in following.said()
 
