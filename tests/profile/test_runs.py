@@ -206,8 +206,7 @@ def test_the_slow_environment_of_one_rank_is_blamed_first(tmp_path: Path) -> Non
 
 
 def paused(run: Run, role: str, number: int, seconds: float) -> None:
-    pid = run.pid(role, number)
-    assert pid is not None
+    pid = run.living_pid(role, number)
     os.kill(pid, signal.SIGSTOP)
     time.sleep(seconds)
     os.kill(pid, signal.SIGCONT)
@@ -243,8 +242,7 @@ def test_a_paused_process_is_blamed_first(process: ProcessId, key: str, tmp_path
 def test_a_slow_shard_is_blamed_first(tmp_path: Path) -> None:
     with training(tmp_path / "run", "--workers", "2", "--shards", "2", "--updates", "160") as run:
         run.wait_for(16)
-        pid = run.pid("shard", 1)
-        assert pid is not None
+        pid = run.living_pid("shard", 1)
         while run.process.poll() is None and is_alive(pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
@@ -281,8 +279,7 @@ def burning(skip_or_fail: Callable[[str], NoReturn]) -> Iterator[int]:
 def test_a_worker_that_lost_its_core_is_blamed_for_waiting_for_a_core(burning: int, tmp_path: Path) -> None:
     with training(tmp_path / "run", "--workers", "2", "--shards", "2", "--updates", "200") as run:
         run.wait_for(16)
-        pid = run.pid("worker", 1)
-        assert pid is not None
+        pid = run.living_pid("worker", 1)
         for thread in Path(f"/proc/{pid}/task").iterdir():
             os.sched_setaffinity(int(thread.name), {burning})
         assert run.wait() == 0, run.said()

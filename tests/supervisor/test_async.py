@@ -230,8 +230,7 @@ def run_left_apart(path: Path) -> Iterator[Run]:
         cluster = Cluster.read(path / "cluster.json")
         with toy_workers([cluster] * 3) as workers:
             run.wait_for(20)
-            pid = run.pid("shard", 1)
-            assert pid is not None
+            pid = run.living_pid("shard", 1)
 
             def drift_apart() -> bool:
                 os.kill(pid, signal.SIGCONT)

@@ -17,8 +17,7 @@ def test_after_damage_no_version_is_made_twice_even_if_no_worker_knows_of_the_lo
     with training(tmp_path / "run", "--shards", "2", "--checkpoint.every-minutes", "0.05") as run:
         run.wait_to_say("checkpoint of version")
         run.wait_for(run.files.version() + 20)
-        pid = run.pid("shard", 0)
-        assert pid is not None
+        pid = run.living_pid("shard", 0)
         os.kill(pid, signal.SIGSTOP)
         workers = [run.pid("worker", rank) for rank in range(2)]
         damage_newest_slot(run.files.path / "state" / "shard-0.slots")

@@ -90,8 +90,7 @@ def goes_on(run: Run) -> None:
 
 
 def test_a_worker_with_a_hung_environment_is_named_with_its_span_and_stack(run: Run) -> None:
-    pid = run.pid("worker", 1)
-    assert pid is not None
+    pid = run.living_pid("worker", 1)
     run.files.path.with_name("hang").write_text(str(pid))
     found = awaited(run, "worker-1", "in env_step for ")
     assert (found["host"], found["is_external"], found["span"]) == (HOST, False, "env_step")
@@ -107,8 +106,7 @@ def test_a_worker_with_a_hung_environment_is_named_with_its_span_and_stack(run: 
 
 
 def test_a_stopped_worker_is_distinguished_from_a_hung_one(run: Run) -> None:
-    pid = run.pid("worker", 0)
-    assert pid is not None
+    pid = run.living_pid("worker", 0)
     os.kill(pid, signal.SIGSTOP)
     found = awaited(run, "worker-0", "stopped")
     assert (found["host"], found["doing"]["state"], found["doing"]["stack"]) == (HOST, "stopped", [])
@@ -121,8 +119,7 @@ def test_a_stopped_worker_is_distinguished_from_a_hung_one(run: Run) -> None:
 
 
 def test_a_stopped_shard_is_named_and_the_workers_that_wait_for_it_are_not(run: Run) -> None:
-    pid = run.pid("shard", 1)
-    assert pid is not None
+    pid = run.living_pid("shard", 1)
     os.kill(pid, signal.SIGSTOP)
     found = awaited(run, "shard-1", "stopped")
     assert (found["host"], found["doing"]["state"]) == (HOST, "stopped")

@@ -181,8 +181,7 @@ def test_contributions_that_make_a_non_finite_version_end_the_run_at_the_previou
         return vector
 
     def signal_shard_1(number: signal.Signals) -> None:
-        pid = run.pid("shard", 1)
-        assert pid is not None
+        pid = run.living_pid("shard", 1)
         os.kill(pid, number)
 
     path, options = tmp_path / "run", ("--workers", "2", "--external-workers", "2")
@@ -239,8 +238,7 @@ def test_a_shard_killed_while_the_run_starts_or_ends_comes_back_and_the_run_ends
 def test_a_stopped_worker_is_named_and_restarted(tmp_path: Path) -> None:
     with training(tmp_path / "run", program=("-c", IMPATIENT)) as run:
         run.wait_for(5)
-        pid = run.pid("worker", 1)
-        assert pid is not None
+        pid = run.living_pid("worker", 1)
         os.kill(pid, signal.SIGSTOP)
         run.wait_to_say(f"worker-1 (process {pid}) has not answered for")
         run.wait_to_say("worker-1 has not answered for 4 s and is being restarted")

@@ -202,12 +202,16 @@ class Run:
         (found,) = [entry["pid"] for entry in self.files.cluster()[f"{role}s"] if entry[key] == number]
         return found if found is not None and is_alive(found) else None
 
-    def kill(self, role: str, number: int) -> None:
-        """Send ``kill -9`` to a shard or worker that is up."""
+    def living_pid(self, role: str, number: int) -> int:
+        """The process id of a shard or worker, once it is up."""
         self.eventually(lambda: self.pid(role, number), f"{role} {number}")
         pid = self.pid(role, number)
         assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def kill(self, role: str, number: int) -> None:
+        """Send ``kill -9`` to a shard or worker that is up."""
+        os.kill(self.living_pid(role, number), signal.SIGKILL)
 
     def assert_nothing_left(self, pids: list[int], within_s: float) -> None:
         eventually(lambda: not any(map(is_alive, pids)), f"the end of processes {pids}", within_s)
