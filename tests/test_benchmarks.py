@@ -1,12 +1,12 @@
 """Short versions of the cluster benchmarks run and show the expected effect."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import ran
 from support.paths import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -17,8 +17,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(600)]
 def results_of(name: str, output: Path, *options: str) -> dict[str, Any]:
     """Run a benchmark. Returns its results."""
     command = [sys.executable, str(BENCHMARKS / name), *options, "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
+    ran(command, within_s=500)
     results: dict[str, Any] = json.loads((output / "results.json").read_text(encoding="utf-8"))
     return results
 

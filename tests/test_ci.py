@@ -4,7 +4,6 @@ import ast
 import os
 import re
 import shutil
-import subprocess
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.commands import ran
 from support.extras import extra_of
 from support.paths import ROOT
 from support.sources import ABOUT_SOURCES, TEST_FILES, calls, nodes_of, tree_of
@@ -134,8 +134,7 @@ def installed(scratch: Path, *arguments: str) -> set[str]:
         write_program(scratch / "bin" / name)
     write_program(scratch / ".venv" / "bin" / "pip", 'printf "%s\\n" "$@" > "$0.said"')
     environment = os.environ | {"PATH": f"{scratch / 'bin'}:{os.environ['PATH']}"}
-    done = subprocess.run([script, *arguments], env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
+    ran([script, *arguments], env=environment)
     said = (scratch / ".venv" / "bin" / "pip.said").read_text(encoding="utf-8")
     (extras,) = re.findall(r"^\.\[(.*)\]$", said, re.MULTILINE)
     return set(extras.split(","))

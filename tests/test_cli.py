@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn
 import pytest
 import torch
 from support import record_rig
+from support.commands import ran
 from support.nemesis import marked
 from support.paths import ROOT, TESTS
 from support.rig import eventually
@@ -616,8 +617,8 @@ def test_a_refused_network_leaves_no_process_and_no_directory(tmp_path: Path) ->
         str(tmp_path / "run"),
     ]
     environment = {**os.environ, "REFUSED": str(tmp_path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    done = ran(command, status=2, env=environment)
+    assert done.stderr.count("\n") == 1, done.stderr
     eventually(lambda: not marked(marker), "the end of all processes")
     assert not (tmp_path / "run").exists()
 
@@ -688,11 +689,6 @@ def test_a_guard_that_cannot_be_forked_is_reported_in_one_sentence(
 
 @pytest.mark.processes
 def test_the_installed_command_returns_its_exit_status() -> None:
-    version = subprocess.run([sys.executable, "-m", "zmqrl", "--version"], capture_output=True, text=True, timeout=180)
-    assert (version.returncode, version.stdout) == (0, f"zmqrl {__version__}\n")
-    bare = subprocess.run([sys.executable, "-m", "zmqrl"], capture_output=True, text=True, timeout=180)
-    assert bare.returncode == 0
-    assert "zmqrl train" in bare.stdout
-    bad = subprocess.run([sys.executable, "-m", "zmqrl", "trian"], capture_output=True, text=True, timeout=180)
-    assert bad.returncode == 2
-    assert bad.stderr.startswith("zmqrl: ")
+    assert ran([sys.executable, "-m", "zmqrl", "--version"]).stdout == f"zmqrl {__version__}\n"
+    assert "zmqrl train" in ran([sys.executable, "-m", "zmqrl"]).stdout
+    assert ran([sys.executable, "-m", "zmqrl", "trian"], status=2).stderr.startswith("zmqrl: ")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.commands import ran
 from support.paths import ROOT, TESTS
 
 from zmqrl import cli
@@ -82,8 +83,7 @@ def test_an_old_run_can_be_resumed(run: Path) -> None:
     config["envs"] |= {"grayscale": False, "life_loss": False, "fire_reset": False}  # older versions ignored these
     (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
     command = [sys.executable, "-m", "zmqrl", "train", "--resume", "--run-dir", str(run), *options]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = ran(command, within_s=300, stdin=subprocess.DEVNULL)
     assert "resuming from version 20" in done.stdout
     summary = json.loads(RunDirectory(run).summary.read_text(encoding="utf-8"))
     assert summary["updates"] == 26

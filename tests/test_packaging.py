@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.commands import ran
 from support.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -87,8 +88,7 @@ def test_the_container_is_built_and_trains_where_a_builder_works() -> None:
     builders = [name for name in ("docker", "podman") if shutil.which(name)]
     if not any(subprocess.run([name, "info"], capture_output=True, timeout=60).returncode == 0 for name in builders):
         pytest.skip("no container builder works here")  # even if all other programs are required
-    done = subprocess.run([ROOT / ".ci" / "container"], capture_output=True, text=True, timeout=1500)
-    assert done.returncode == 0, done.stdout + done.stderr
+    ran([ROOT / ".ci" / "container"], within_s=1500)
 
 
 @pytest.fixture(scope="module")

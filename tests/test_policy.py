@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from support.commands import ran
 from support.games_rig import RANDOM_SKIP
 from support.paths import ROOT
 from support.policy_rig import BREAKOUT, CARTPOLE, write_failing_network, write_run
@@ -370,14 +371,8 @@ def test_loading_a_policy_closes_the_environment_and_ends_no_process_of_the_call
 )
 def test_the_example_plays_the_same_game_as_an_evaluation(config: Config, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", config, 0)
-    played = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "examples" / "play_policy.py"), str(run), "3"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert played.returncode == 0, played.stderr
+    command = [sys.executable, str(ROOT / "docs" / "examples" / "play_policy.py"), str(run), "3"]
+    played = ran(command, within_s=300, env={**os.environ, "PYTHONPATH": str(ROOT)})
     *_, last = whole_game(load_policy(run), 3, greedy=False)
     assert played.stdout == f"{config.env}, version 0: score {last.score:g} in {last.agent_steps} steps\n"
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.commands import ran
 from support.paths import ROOT
 from support.run_rig import RunFiles, started
 from torch.nn import functional as F
@@ -71,8 +71,7 @@ def test_a_new_run_has_the_name_of_its_recipe_or_of_its_environment(recipe: str,
 def test_an_environment_without_a_recipe_trains_in_a_directory_of_its_name(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "zmqrl", "train", "--env", "Acrobot-v1", "--updates", "2", "--trackers"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
+    done = ran(command, cwd=tmp_path, env=environment)
     (directory,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"Acrobot-v1-\d{8}-\d{6}", directory.name)
     summary = RunFiles(directory).summary()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from support.commands import ran
 from support.policy_rig import BREAKOUT, write_run
 from support.record_rig import row
 from support.run_rig import WITHIN_S, Run, RunFiles, trained, training
@@ -164,9 +165,9 @@ def test_a_limit_of_too_few_open_files_is_reported(arguments: str) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
 
     command = [sys.executable, "-m", "zmqrl", *arguments.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, preexec_fn=limit)
+    done = ran(command, status=2, within_s=WITHIN_S, preexec_fn=limit)
     said = "zmqrl: only 16 open files are allowed: raise the limit (ulimit -n) to at least 256.\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+    assert (done.stdout, done.stderr) == ("", said)
 
 
 def test_a_soft_limit_of_open_files_is_raised_if_allowed(tmp_path: Path) -> None:
@@ -396,8 +397,7 @@ def test_a_command_with_closed_standard_streams_ends_normally(
         for descriptor in closed:
             os.close(descriptor)
 
-    done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, preexec_fn=close)
-    assert done.returncode == (2 if arguments == "trian" else 0), done.stderr
+    done = ran(command, status=2 if arguments == "trian" else 0, within_s=WITHIN_S, preexec_fn=close)
     assert "Traceback" not in done.stderr
 
 
@@ -419,8 +419,5 @@ def test_a_run_with_closed_or_full_output_ends_normally(tmp_path: Path, closed: 
 
 def test_a_command_in_a_removed_directory_gets_a_clear_error(tmp_path: Path) -> None:
     program = f"import os, runpy; os.rmdir({str(tmp_path)!r}); runpy.run_module('zmqrl', run_name='__main__')"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=WITHIN_S
-    )
-    said = "zmqrl: the current directory was removed: change to another directory.\n"
-    assert (done.returncode, done.stderr) == (2, said)
+    done = ran([sys.executable, "-c", program], status=2, within_s=WITHIN_S, cwd=tmp_path)
+    assert done.stderr == "zmqrl: the current directory was removed: change to another directory.\n"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.commands import ran
 from support.paths import ROOT
 from support.run_rig import training
 
@@ -54,11 +55,8 @@ def test_files_with_the_names_of_modules_do_not_break_a_command(hiding: Path, tm
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": safe}
     for program in (["-m", "zmqrl"], [str(script)]):
         command = [sys.executable, *program, "eval", "nowhere"]
-        done = subprocess.run(
-            command, cwd=hiding, env=environment, capture_output=True, text=True, timeout=WITHIN_S, check=False
-        )
-        said = "zmqrl: nowhere is not a run directory: there is no config.json in it.\n"
-        assert (done.returncode, done.stderr) == (2, said)
+        done = ran(command, status=2, within_s=WITHIN_S, cwd=hiding, env=environment)
+        assert done.stderr == "zmqrl: nowhere is not a run directory: there is no config.json in it.\n"
 
 
 @pytest.mark.processes
@@ -68,11 +66,8 @@ def test_entries_of_the_import_path_that_mean_the_current_directory_do_not_break
 ) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*entries, str(ROOT)])}
     command = [sys.executable, "-m", "zmqrl", "eval", "nowhere"]
-    done = subprocess.run(
-        command, cwd=hiding, env=environment, capture_output=True, text=True, timeout=WITHIN_S, check=False
-    )
-    said = "zmqrl: nowhere is not a run directory: there is no config.json in it.\n"
-    assert (done.returncode, done.stderr) == (2, said)
+    done = ran(command, status=2, within_s=WITHIN_S, cwd=hiding, env=environment)
+    assert done.stderr == "zmqrl: nowhere is not a run directory: there is no config.json in it.\n"
 
 
 @pytest.mark.processes
@@ -144,8 +139,8 @@ def test_a_module_that_ends_the_process_with_a_text_shows_only_the_text(tmp_path
     (tmp_path / "tyro.py").write_text("raise SystemExit('imported tyro from the wrong place')\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     command = [sys.executable, "-m", "zmqrl", "status", "nowhere"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WITHIN_S, check=False)
-    assert (done.returncode, done.stderr) == (1, "zmqrl: imported tyro from the wrong place\n")
+    done = ran(command, status=1, within_s=WITHIN_S, env=environment)
+    assert done.stderr == "zmqrl: imported tyro from the wrong place\n"
 
 
 @pytest.mark.processes
@@ -163,8 +158,7 @@ def test_a_run_finds_modules_in_the_directory_where_it_was_started_and_keeps_its
     assert (hiding / "run" / "summary.json").exists()
     shutil.copytree(hiding / "run", hiding / "again")
     record = [sys.executable, "-m", "zmqrl", "eval", "again", "--episodes", "1"]
-    done = subprocess.run(record, env=os.environ | environment, capture_output=True, text=True, timeout=WITHIN_S)
-    assert done.returncode == 0, done.stderr
+    ran(record, within_s=WITHIN_S, env=os.environ | environment)
 
 
 def test_directories_of_user_modules_are_searched_last_and_listed_once(monkeypatch: pytest.MonkeyPatch) -> None:

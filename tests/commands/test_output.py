@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.commands import ran
 from support.paths import ROOT
 from support.policy_rig import CARTPOLE, write_run
 
@@ -63,8 +63,7 @@ def test_the_result_does_not_contain_output_of_user_code(tmp_path: Path, command
     (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
     verb, *options = command
     asked = [sys.executable, "-m", "zmqrl", verb, str(run), *options, *(["--json"] if json_too else [])]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=180, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = ran(asked, cwd=tmp_path)
     assert set(done.stderr.splitlines()) >= NOISE
     assert not set(done.stdout.splitlines()) & NOISE
     if json_too:

@@ -5,7 +5,6 @@ programs.
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.commands import ran
 from support.paths import ROOT
 
 from zmqrl.hosts.connecting import connect
@@ -128,15 +128,7 @@ def test_the_documented_command_lists_the_pods_with_a_label(tmp_path: Path) -> N
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        ["bash", "-c", f"{command} --dry-run"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
+    done = ran(["bash", "-c", f"{command} --dry-run"], within_s=60, env=environment, cwd=tmp_path)
     lines = done.stdout.splitlines()
     assert [line.split()[3] for line in lines if line.startswith("kubectl exec -i ")] == ["mine-0", "mine-1"]
     selected = "get pods -l app=mine --field-selector=status.phase=Running --no-headers"

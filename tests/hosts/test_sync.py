@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import ran
 
 import zmqrl
 from zmqrl.errors import ClusterError, UsageError
@@ -303,10 +304,7 @@ def test_a_host_whose_launcher_is_gone_stops_building_and_keeps_nothing(tmp_path
 
 def test_a_host_with_an_old_python_is_reported(tmp_path: Path) -> None:
     old = sync.BOOTSTRAP.replace("sys.version_info", "(3, 9)")
-    done = subprocess.run(
-        [sys.executable, "-c", old], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=180
-    )
-    assert done.returncode == 1
+    done = ran([sys.executable, "-c", old], status=1, stdin=subprocess.DEVNULL)
     assert "zmqrl needs 3.11 or newer" in done.stderr
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import gymnasium
 import pytest
+from support.commands import ran
 from support.paths import ROOT, TESTS
 from support.without import finders_without, modules_of
 
@@ -173,17 +173,14 @@ for name in COMMANDS:
         run([name, "--help"])
 """
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env=bare(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=180)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert ran(command, env=bare(tmp_path), cwd=tmp_path).stderr == ""
 
 
 @pytest.mark.slow
 @pytest.mark.processes
 def test_the_doctor_finds_no_problem_on_a_machine_without_extras(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "zmqrl", "doctor", "--json"]
-    done = subprocess.run(command, env=bare(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(ran(command, env=bare(tmp_path), cwd=tmp_path).stdout)
     assert found["problems"] == []
     assert not any(found["machine"]["extras"].values())
 
@@ -193,7 +190,6 @@ def test_the_doctor_finds_no_problem_on_a_machine_without_extras(tmp_path: Path)
 def test_classic_control_trains_without_extras(tmp_path: Path) -> None:
     options = ["--updates", "3", "--run-dir", str(tmp_path / "run")]
     command = [sys.executable, "-m", "zmqrl", "train", "cartpole", *options]
-    done = subprocess.run(command, env=bare(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
+    ran(command, env=bare(tmp_path), cwd=tmp_path)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["exit_reason"] == "updates"
     assert not (tmp_path / "run" / "tensorboard").exists()

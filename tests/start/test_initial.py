@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from support.commands import ran
 from support.paths import ROOT
 from support.policy_rig import CARTPOLE
 from support.rig import file_size_limit, is_alive
@@ -142,9 +143,7 @@ def test_a_run_says_that_its_policy_sees_images_as_vectors(tmp_path: Path) -> No
     options = ["--env", "user_code:Camera-v0", "--workers", "1", "--updates", "2", "--run-dir", "run"]
     command = [sys.executable, "-m", "zmqrl", "train", "cartpole", *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    assert f"{SEES}\n" in done.stdout
+    assert f"{SEES}\n" in ran(command, cwd=tmp_path, env=environment).stdout
     assert f" {SEES}\n" in (tmp_path / "run" / "logs" / "supervisor.log").read_text(encoding="utf-8")
 
 

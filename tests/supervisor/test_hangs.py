@@ -6,13 +6,13 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import ran
 from support.hanging_env import HANG_FILE
 from support.paths import TESTS
 from support.rig import descendants
@@ -59,9 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 def status_of(run: Run) -> dict[str, Any]:
     command = [sys.executable, "-m", "zmqrl", "status", str(run.files.path), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(ran(command).stdout)
     return found
 
 

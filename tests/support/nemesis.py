@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from support.commands import ran
 from support.network import Proxy
 from support.paths import ROOT
 from support.rig import damage_newest_slot, ending, eventually
@@ -473,11 +474,7 @@ def undisturbed(directory: Path) -> str:
     """The SHA-256 of the weights of a run without faults."""
     path = directory / "undisturbed"
     command = [sys.executable, "-m", "zmqrl", *TRAINING, "--run-dir", str(path)]
-    with_marker = environment("SOAK=0")
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, env=with_marker, cwd=ROOT, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    ran(command, within_s=600, stdin=subprocess.DEVNULL, env=environment("SOAK=0"), cwd=ROOT)
     return str(RunFiles(path).summary()["params_sha256"])
 
 

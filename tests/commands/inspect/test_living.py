@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import ran
 from support.lab import Lab
 from support.rig import ending, eventually
 from support.run_rig import RunFiles, launching, trained, training
@@ -36,8 +37,7 @@ SLOWLY = ("--straggle", "0:0.02")
 
 
 def zmqrl(*arguments: str, status: int = 0) -> str:
-    done = subprocess.run([sys.executable, "-m", "zmqrl", *arguments], capture_output=True, text=True, timeout=180)
-    assert done.returncode == status, done.stderr
+    done = ran([sys.executable, "-m", "zmqrl", *arguments], status=status)
     return done.stdout + done.stderr
 
 

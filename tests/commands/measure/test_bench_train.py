@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from support.commands import ran
 from support.rig import descendants, ending, eventually, is_alive
 
 from zmqrl import cli
@@ -137,9 +138,7 @@ def test_a_short_measurement_trains_for_real_and_times_every_part(tmp_path: Path
         str(tmp_path),
     )
     command = [sys.executable, "-m", "zmqrl", "bench", "train", *games, *short, "--json"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout)
+    found = json.loads(ran(command, within_s=300).stdout)
     assert set(found["split_s"]) == set(SPLIT)
     assert all(found["split_s"][name] > 0 for name in PARTS)
     assert all(found["bare_s"][name] > 0 for name in PARTS)

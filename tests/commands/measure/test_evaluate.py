@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from support.commands import ran
 from support.paths import ROOT
 from support.policy_rig import BREAKOUT, CARTPOLE, write_failing_network, write_run
 from support.rig import Interrupted, ending, eventually, is_alive, signal_that_does_not_wake
@@ -244,7 +245,7 @@ def test_an_error_names_a_custom_environment_that_fails(tmp_path: Path, monkeypa
 
 def test_eval_prints_one_json_object_and_nothing_else(cartpole_run: Path) -> None:
     command = [sys.executable, "-m", "zmqrl", "eval", str(cartpole_run), "--episodes", "3", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    done = ran(command, within_s=100)
     result = json.loads(done.stdout)
     assert set(result) >= KEYS
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
@@ -285,8 +286,7 @@ def test_eval_leaves_no_server_of_an_environment(
     run = write_run(tmp_path / "run", dataclasses.replace(CARTPOLE, env="served_to_eval:Served-v0"), 0)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "SERVERS": str(tmp_path / "servers"), **crash}
     command = [sys.executable, "-m", "zmqrl", "eval", str(run), "--episodes", "2", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
-    assert done.returncode == status, done.stderr
+    done = ran(command, status=status, within_s=100, env=environment)
     assert done.stderr == (
         "zmqrl: zmqrl eval ended (killed by SIGSEGV): perhaps native code of its environment or neural network has "
         "crashed.\n"
@@ -385,8 +385,8 @@ def test_an_error_ends_eval_while_the_step_of_another_game_never_returns(
     run = write_run(tmp_path / "run", dataclasses.replace(CARTPOLE, env="half_stuck_to_eval:HalfStuck-v0"), 0)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "STUCK": str(tmp_path / "stuck")}
     command = [sys.executable, "-m", "zmqrl", "eval", str(run), "--episodes", "2", "--threads", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
-    assert (done.returncode, done.stdout) == (2, "")
+    done = ran(command, status=2, within_s=100, env=environment)
+    assert done.stdout == ""
     reason = "RuntimeError: the joystick broke (half_stuck_to_eval.py, line 12)"
     assert done.stderr == f"zmqrl: half_stuck_to_eval:HalfStuck-v0 fails: {reason}.\n"
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from support.commands import ran
 from support.lab import Lab
 from support.paths import ROOT
 from support.rig import ending, eventually
@@ -82,10 +83,7 @@ def test_pong_on_four_hosts_makes_thirty_updates(lab: Lab, tmp_path: Path) -> No
     options = ["--run-dir", str(tmp_path / "run"), "--workers", "4", "--updates", "30"]
     small = ["--envs.num-envs", "2", "--ppo.rollout-steps", "32", "--ppo.epochs", "1", "--ppo.minibatches", "2"]
     program = {"ZMQRL": str(Path(sys.executable).with_name("zmqrl"))}
-    done = subprocess.run(
-        [*command, *options, *small], capture_output=True, text=True, timeout=150, env=os.environ | program
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = ran([*command, *options, *small], within_s=150, env=os.environ | program)
     assert done.stdout.index("worker-3") < done.stdout.index("run directory"), "what would run where is shown first"
     files = RunFiles(tmp_path / "run")
     summary = files.assert_summary_exact("updates", quorum=4)

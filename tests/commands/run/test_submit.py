@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from support.commands import ran
 from support.record_rig import row, run_directory, summary
 from support.rig import ending, eventually
 from support.run_rig import QUICKLY, RunFiles, started
@@ -695,10 +696,7 @@ def test_a_job_of_a_real_slurm_is_followed_and_stopped(
 def test_a_real_training_arrives_here(stand_in: StandInSlurm, tmp_path: Path) -> None:
     stand_in.program("""sed 's/launch --slurm --requeue/train/' "$2" > "$2".here && exec bash "$2".here""")
     command = [sys.executable, "-m", "zmqrl", "launch", *OPTIONS, "cartpole", "--updates", "60", *QUICKLY]
-    done = subprocess.run(
-        [*command, "--run-dir", str(tmp_path / "run")], capture_output=True, text=True, timeout=WITHIN_S
-    )
-    assert done.returncode == 0, done.stderr
+    ran([*command, "--run-dir", str(tmp_path / "run")], within_s=WITHIN_S)
     files = RunFiles(tmp_path / "run")
     files.assert_summary_exact("updates")
     files.assert_history_exact(60)
