@@ -19,8 +19,7 @@ def predicted_s(**planted: Any) -> dict[str, float]:
     analysis = Analysis.of(RunTables(tuple(synthetic_run(versions=30, **planted))))
     quorum = planted.get("quorum", 3)
     scenario = Scenario(workers=3, shards=2, parameters=10_000, backups=planted.get("workers", quorum) - quorum)
-    recorded = RecordedRun(analysis.tables, analysis.timeline, analysis.paths, scenario)
-    return {each.change: 1 / each.updates_per_s for each in what_if(recorded, analysis.paths)}
+    return {each.change: 1 / each.updates_per_s for each in what_if(RecordedRun(analysis, scenario))}
 
 
 def test_the_unchanged_replay_takes_as_long_as_the_run() -> None:

@@ -5,29 +5,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.profiles import synthetic_run
+from support.profiles import resumed, synthetic_run
 from support.replays import recorded
 
-from zmqrl.profile.clocks import Clocks
-from zmqrl.profile.critical_path import Timeline, critical_paths
-from zmqrl.profile.run_tables import RunTables
-from zmqrl.simulate.recorded import RecordedRun
+from zmqrl.simulate.recorded import TooLittleRecorded
 from zmqrl.simulate.replay import Changes, most_blamed, replay, what_if
-from zmqrl.simulate.scenario import Scenario
 
 
 def replayed(without: tuple[int, ...] = (), **planted: Any) -> list[str]:
-    tables = RunTables(tuple(synthetic_run(versions=24, **planted)))
-    timeline = Timeline.of(tables, Clocks.of(tables))
-    paths = critical_paths(timeline)
-    scenario = Scenario(workers=planted.get("workers", 3), shards=2, parameters=10_000)
-    found = what_if(RecordedRun(tables, timeline, paths, scenario), paths, without)
+    found = what_if(recorded(synthetic_run(versions=24, **planted)), without)
     return [each.change for each in found if each.change.startswith("without")]
 
 
 def blamed(**planted: Any) -> list[int]:
-    tables = RunTables(tuple(synthetic_run(versions=24, **planted)))
-    return most_blamed(critical_paths(Timeline.of(tables, Clocks.of(tables))))
+    return most_blamed(recorded(synthetic_run(versions=24, **planted)).paths)
 
 
 def test_the_blamed_rank_and_the_ranks_named_by_the_user_are_left_out() -> None:
@@ -67,9 +58,23 @@ def test_no_prediction_leaves_out_a_rank_with_little_blame() -> None:
 
 @pytest.mark.parametrize(("link_s", "asked"), [(0.01, True), (0.2, False)])
 def test_more_shards_are_predicted_only_if_the_network_does_not_limit_the_run(link_s: float, asked: bool) -> None:
-    run = synthetic_run(versions=24, link_extra_s=dict.fromkeys(range(3), link_s))
-    tables = RunTables(tuple(run))
-    timeline = Timeline.of(tables, Clocks.of(tables))
-    paths = critical_paths(timeline)
-    found = what_if(RecordedRun(tables, timeline, paths, Scenario(workers=3, parameters=10_000)), paths)
+    found = what_if(recorded(synthetic_run(versions=24, link_extra_s=dict.fromkeys(range(3), link_s))))
     assert ("twice as many shards" in [each.change for each in found]) == asked
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_only_the_newest_session_of_a_resumed_run_is_replayed(workers: int) -> None:
+    slow = {("gradient", workers - 1): 0.3}
+    earlier = synthetic_run(versions=30, worker_extra_s={("gradient", 2): 2.0})
+    newest = synthetic_run(workers=workers, versions=24, worker_extra_s=slow)
+    alone = recorded(newest)
+    run = recorded([*earlier, *resumed(newest, at=30, later_s=100)], workers=workers, shards=2)
+    assert run.measured == pytest.approx(alone.measured)
+    rates = {each.change: each.updates_per_s for each in what_if(alone)}
+    assert {each.change: each.updates_per_s for each in what_if(run)} == pytest.approx(rates)
+    assert (run.earlier, alone.earlier) == ("only the newest session is simulated: versions 31 to 54", None)
+
+
+def test_a_run_resumed_with_fewer_workers_whose_newest_session_recorded_nothing_is_not_replayed() -> None:
+    with pytest.raises(TooLittleRecorded, match="a session with 3 workers, but the run now has 2"):
+        recorded(synthetic_run(versions=24), workers=2)

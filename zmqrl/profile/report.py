@@ -54,6 +54,12 @@ class Analysis:
         found = asynchronous_accounts(timeline) if asynchronous else accounts(timeline, paths)
         return cls(tables, clocks, timeline, paths, found, machine_use(tables), asynchronous)
 
+    def newest_session(self) -> "Analysis":
+        """The analysis of the newest session of a resumed run."""
+        session = self.tables.newest_session()
+        same = len(session.processes) == len(self.tables.processes)
+        return self if same else Analysis.of(session, asynchronous=self.asynchronous)
+
     def to_json(self) -> dict[str, Any]:
         seconds = [path.seconds for path in self.paths]
         found = self.accounts

@@ -248,11 +248,16 @@ class RunTables:
         """The profiles of the processes of one session, by its run id."""
         return replace(self, processes=tuple(each for each in self.processes if each.run == run))
 
+    def newest_session(self) -> "RunTables":
+        """The profiles of the processes of the newest session, or this profile if nothing was recorded."""
+        newest = max(self.generations(), default=-1)
+        run = next((each.run for each in self.processes if newest in each.generations()), None)
+        return self if run is None else self.of_session(run)
+
     def newest_generation(self) -> "RunTables":
         """The part of the profile since the last resume or rollback, which can have undone earlier versions."""
         newest = max(self.generations(), default=-1)
-        run = next((each.run for each in self.processes if newest in each.generations()), None)
-        return self if run is None else self.of_session(run).after((newest - 1, sys.maxsize))
+        return self.newest_session().after((newest - 1, sys.maxsize))
 
     def published(self) -> tuple[Version, Columns] | None:
         """The newest version that all shards recorded, and the table of versions of the shard that ends with it.

@@ -11,12 +11,13 @@ import numpy as np
 from zmqrl.errors import UsageError
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.profile.accounts import USED
-from zmqrl.profile.critical_path import OTHER, TRANSFERS, CriticalPath, Cycle, Timeline
+from zmqrl.profile.critical_path import OTHER, TRANSFERS, Cycle, Timeline
 from zmqrl.profile.machine_use import grown_s
+from zmqrl.profile.report import Analysis
 from zmqrl.profile.run_tables import ProcessTables, RunTables, Version
 from zmqrl.simulate.compute import ComputeTimes, Work
 from zmqrl.simulate.scenario import Scenario, ShardCosts
-from zmqrl.words import numbered
+from zmqrl.words import counted, numbered
 
 ROLLOUT_SPANS = ("env_step", "act")
 GRADIENT_SPANS = ("assemble", OTHER, "gradient", "straggle", "encode", "push")
@@ -47,17 +48,25 @@ class _OtherThreads(NamedTuple):
 
 
 class RecordedRun:
-    """A run to simulate. ``measured`` is the recorded rate in updates per second.
+    """A run to simulate: its newest session, because workers and hosts can change when a run is resumed.
 
-    ``transfer_share`` is the share of update time that transfers took.
+    ``measured`` is the recorded rate in updates per second, and ``paths`` are the critical paths of these updates.
+    ``transfer_share`` is the share of update time that transfers took. ``earlier`` tells of earlier sessions, if any.
     """
 
-    def __init__(
-        self, tables: RunTables, timeline: Timeline, paths: Sequence[CriticalPath], scenario: Scenario
-    ) -> None:
+    def __init__(self, whole: Analysis, scenario: Scenario) -> None:
         """``scenario`` has the run's settings. Hosts and costs come from the profile. Raises TooLittleRecorded."""
+        session = whole.newest_session()
+        tables, timeline, paths = session.tables, session.timeline, session.paths
         if not paths:
-            raise TooLittleRecorded("no complete update was recorded.")
+            where = "" if session is whole else " in the newest session"
+            raise TooLittleRecorded(f"no complete update was recorded{where}.")
+        if timeline.ranks > scenario.ranks:
+            before = counted(timeline.ranks, "worker")
+            raise TooLittleRecorded(f"the profile is of a session with {before}, but the run now has {scenario.ranks}.")
+        self.paths = paths
+        versions = f"{paths[0].version + 1:,} to {paths[-1].version + 1:,}"
+        self.earlier = None if session is whole else f"only the newest session is simulated: versions {versions}"
         self.measured = 1 / fmean(path.seconds for path in paths)
         sent_s = sum(part.seconds for path in paths for part in path.parts if part.cause in TRANSFERS)
         self.transfer_share = sent_s / sum(path.seconds for path in paths)

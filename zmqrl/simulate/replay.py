@@ -84,13 +84,13 @@ def delays(recorded: RecordedRun) -> dict[int, float]:
     return found
 
 
-def what_if(recorded: RecordedRun, paths: Sequence[CriticalPath], without: Sequence[int] = ()) -> list[WhatIf]:
+def what_if(recorded: RecordedRun, without: Sequence[int] = ()) -> list[WhatIf]:
     """Predict the effect of typical changes, such as removing one of the most blamed ranks.
 
     ``without`` names additional ranks to remove, one at a time. If the network limits the run, there is no prediction
     for more shards.
     """
-    scenario = recorded.scenario
+    scenario, paths = recorded.scenario, recorded.paths
     as_it_was = replay(recorded)
     error = as_it_was / recorded.measured - 1
     span = _longest_span(paths)

@@ -11,8 +11,7 @@ from zmqrl.json_lines import read_json
 from zmqrl.learner.settings import ALGORITHMS
 from zmqrl.observe.forms import decode
 from zmqrl.observe.records import RunRecord
-from zmqrl.profile.clocks import Clocks
-from zmqrl.profile.critical_path import Timeline, critical_paths
+from zmqrl.profile.report import Analysis
 from zmqrl.profile.run_tables import RunTables
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.wire.codec import codec_named
@@ -61,10 +60,10 @@ def settings_of(run: Path, record: RunRecord) -> Scenario:
 @lru_cache(maxsize=1)  # a sweep simulates the same run many times
 def recorded_run(run: Path) -> RecordedRun | None:
     """The profile of a run, or None if it is too short to simulate. Raises UsageError."""
-    tables = RunTables.newest(RunDirectory(run).profile)
-    timeline = Timeline.of(tables, Clocks.of(tables))
     try:
-        return RecordedRun(tables, timeline, critical_paths(timeline), settings_of(run, RunRecord.read(run)))
+        return RecordedRun(
+            Analysis.of(RunTables.newest(RunDirectory(run).profile)), settings_of(run, RunRecord.read(run))
+        )
     except TooLittleRecorded:
         return None
 

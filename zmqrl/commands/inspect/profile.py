@@ -146,8 +146,10 @@ def add_settings(
         slice_bytes = payload_bytes(scenario.codec, scenario.parameters) // scenario.shards
         found["traffic"] = {str(shard): asdict(each) for shard, each in traffic(analysis.timeline, slice_bytes).items()}
         if analysis.paths:
-            recorded = RecordedRun(analysis.tables, analysis.timeline, analysis.paths, scenario)
-            found["what_if"] = [asdict(each) for each in what_if(recorded, analysis.paths, without)]
+            recorded = RecordedRun(analysis, scenario)
+            found["what_if"] = [asdict(each) for each in what_if(recorded, without)]
+            if recorded.earlier:
+                found["warnings"].append(f"what if: {recorded.earlier}")
             if reason := recorded.no_answer_for_shards():
                 found["warnings"].append(f"no prediction for more shards: {reason}")
     except (UsageError, ClusterError) as error:

@@ -142,6 +142,8 @@ def tell_of_profile(scenario: Scenario, shards: Collection[int]) -> None:
     if recorded is None:
         sys.stderr.write(f"{run} has no profile: all workers take the mean times of the run, which do not vary.\n")
         return
+    if recorded.earlier:
+        sys.stderr.write(f"{run}: {recorded.earlier}.\n")
     reason = recorded.no_answer_for_shards()
     if reason and not scenario.times_transfers and set(shards) != {recorded.scenario.shards}:
         sys.stderr.write(f"{run}: {reason}: set --bandwidth to simulate them.\n")
