@@ -11,6 +11,7 @@ from support.profiles import TRANSFER_S, USUAL_S, asynchronous_run, resumed, syn
 
 from zmqrl.page import timing
 from zmqrl.page.timing import read_timing
+from zmqrl.process_id import shard_id
 from zmqrl.profile.run_tables import ProcessTables
 from zmqrl.profile.tables import COLUMNS
 
@@ -84,6 +85,15 @@ def test_hosts_have_their_processes_with_cores_and_memory(tmp_path: Path) -> Non
 def test_a_run_without_a_profile_has_nothing_to_show(tmp_path: Path) -> None:
     found = read_timing(tmp_path / "profile", asynchronous=False)
     assert (found["spans"], found["versions"], found["blame"], found["hosts"]) == ({}, [], [], {})
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_shard_without_a_profile_is_named(tmp_path: Path, missing: int) -> None:
+    planted = synthetic_run(workers=2, versions=60, shard_extra_s={("optimize", 1): 0.2})
+    profile = write_profile(tmp_path / "profile", [each for each in planted if each.process != shard_id(missing)])
+    found = read_timing(profile, shards=2, asynchronous=False)
+    assert (found["versions"], found["blame"], set(found["spans"])) == ([], [], {"0", "1"})
+    assert found["warnings"][0].startswith(f"shard {missing} recorded nothing")
 
 
 def test_symbolic_links_are_left_out(tmp_path: Path) -> None:

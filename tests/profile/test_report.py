@@ -18,13 +18,14 @@ from support.profiles import (
 )
 
 from zmqrl.observe.metrics import SHARD_OUTCOMES
-from zmqrl.process_id import worker_id
+from zmqrl.process_id import shard_id, worker_id
 from zmqrl.profile.accounts import traffic
 from zmqrl.profile.difference import changes, grown
 from zmqrl.profile.machine_use import MachineUse
 from zmqrl.profile.report import Analysis, print_report
 from zmqrl.profile.run_tables import ProcessTables, RunTables
 from zmqrl.profile.tables import COLUMNS, NO_CONTRIBUTION
+from zmqrl.words import numbered
 
 VERSIONS = 40
 UPDATE_S = 2 * TRANSFER_S + sum(USUAL_S.values()) + ACCUMULATE_S + sum(SHARD_S.values())
@@ -219,6 +220,22 @@ def test_an_update_that_a_smaller_quorum_completed_is_not_blamed_on_a_rank() -> 
     text = printed(found).replace("\n", " ")
     assert f"{VERSIONS - 1} of {VERSIONS} updates: mean" in text
     assert "leaves out 1 update that no contribution completed: the quorum became smaller" in text
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_shard_without_a_profile_is_named_and_no_update_gets_a_path(missing: int, asynchronous: bool) -> None:
+    slow = {("optimize", 1): 0.2}  # so that updates wait for this shard
+    planted = asynchronous_run() if asynchronous else synthetic_run(shards=3, versions=VERSIONS, shard_extra_s=slow)
+    processes = tuple(each for each in planted if each.process != shard_id(missing))
+    analysis = Analysis.of(RunTables(processes), shards=3, asynchronous=asynchronous)
+    found = analysis.to_json()
+    assert (found["path_ms"], found["blame"], found["without_path"]) == ({}, [], {})
+    (warning,) = found["warnings"]
+    lacking = sorted({missing, 2}) if asynchronous else [missing]
+    assert warning.startswith(f"{numbered('shard', lacking)} recorded nothing. Each process saves its profile every 5 ")
+    assert warning in printed(found).replace("\n", " ")
+    assert set(traffic(analysis.timeline, 10)) == {0, 1, 2} - set(lacking)
 
 
 @pytest.mark.parametrize("external", [True, False])

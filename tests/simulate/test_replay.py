@@ -8,6 +8,7 @@ import pytest
 from support.profiles import resumed, synthetic_run
 from support.replays import recorded
 
+from zmqrl.process_id import shard_id
 from zmqrl.simulate.recorded import TooLittleRecorded
 from zmqrl.simulate.replay import Changes, most_blamed, replay, what_if
 
@@ -73,6 +74,13 @@ def test_only_the_newest_session_of_a_resumed_run_is_replayed(workers: int) -> N
     rates = {each.change: each.updates_per_s for each in what_if(alone)}
     assert {each.change: each.updates_per_s for each in what_if(run)} == pytest.approx(rates)
     assert (run.earlier, alone.earlier) == ("only the newest session is simulated: versions 31 to 54", None)
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_a_run_without_the_profile_of_a_shard_is_not_replayed(missing: int) -> None:
+    processes = [each for each in synthetic_run(shards=3, versions=24) if each.process != shard_id(missing)]
+    with pytest.raises(TooLittleRecorded, match=f"shard {missing} recorded nothing, so the run cannot be replayed"):
+        recorded(processes, workers=3, shards=3)
 
 
 def test_a_run_resumed_with_fewer_workers_whose_newest_session_recorded_nothing_is_not_replayed() -> None:

@@ -14,4 +14,5 @@ def recorded(processes: Sequence[ProcessTables], **scenario: Any) -> RecordedRun
     tables = RunTables(tuple(processes))
     shards = sum(each.process.role == "shard" for each in processes)
     settings = {"workers": len(processes) - shards, "shards": shards, "parameters": 10_000}
-    return RecordedRun(Analysis.of(tables), Scenario(**settings | scenario))
+    settings |= scenario
+    return RecordedRun(Analysis.of(tables, shards=settings["shards"]), Scenario(**settings))

@@ -19,6 +19,8 @@ Figures = NDArray[np.float64]
 # Settings that do not change what a run learns: where the run is stored, tracked and shown, and how it was started.
 PLACE: Final = frozenset({"run_dir", "resume", "detach", "trackers", "page", "metrics_port"})
 
+MOST_SHARDS: Final = 1000  # far above the limit of a run: a higher number is a damaged setting
+
 FIRST_NEW_SEED: Final = 2**31  # only an evaluation for ``stop_score`` plays games with seeds from here on
 
 # Keys of a row whose values are not means over gradients. Workers choose the names of the means.
@@ -87,6 +89,12 @@ class RunRecord:
     @property
     def is_asynchronous(self) -> bool:
         return bool(self.settings.get("mode") == "async")
+
+    @property
+    def shards(self) -> int:
+        """The number of shards, or 0 if the settings do not tell."""
+        shards = self.settings.get("shards")
+        return shards if type(shards) is int and 0 < shards <= MOST_SHARDS else 0
 
     @classmethod
     def read(cls, path: Path) -> Self:

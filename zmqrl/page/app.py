@@ -108,8 +108,11 @@ class Page:
         changed = tuple(map(stamp, files_in(run.profile)))
 
         def read() -> dict[str, Any]:
-            asynchronous = self._runs.record(name).is_asynchronous
-            return self._runs.kept("timing", name, changed, lambda: read_timing(run.profile, asynchronous=asynchronous))
+            record = self._runs.record(name)
+            shards, asynchronous = record.shards, record.is_asynchronous
+            return self._runs.kept(
+                "timing", name, changed, lambda: read_timing(run.profile, shards=shards, asynchronous=asynchronous)
+            )
 
         return _json(request, (name, changed), read)
 

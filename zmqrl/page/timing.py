@@ -17,8 +17,10 @@ BLOCKS = 12  # a process writes a block at least every 5 s
 SPANS = ("env_step", "act", OTHER, "gradient", "straggle", "encode", "push", "wait", "assemble")
 
 
-def read_timing(profile: Path, *, asynchronous: bool) -> dict[str, Any]:
+def read_timing(profile: Path, *, shards: int = 0, asynchronous: bool) -> dict[str, Any]:
     """The heat map, the blame table and the use of hosts over the newest versions in the directory ``profile``.
+
+    ``shards`` is the number of shards in the settings of the run.
 
     - ``spans``: by rank, the mean seconds of each span per contribution.
     - ``kth``: by rank, the share of versions that its contribution completed, as the K-th.
@@ -26,7 +28,7 @@ def read_timing(profile: Path, *, asynchronous: bool) -> dict[str, Any]:
     - ``work``: by rank, the seconds of work for each of these versions, or null.
     """
     tables = _newest_versions(RunTables.tail(profile, BLOCKS))
-    found = Analysis.of(tables, asynchronous=asynchronous)
+    found = Analysis.of(tables, shards=shards, asynchronous=asynchronous)
     paths = found.paths
     kth = {(path.generation, path.version): path.kth.number for path in paths}
     shown = sorted(kth)[-VERSIONS_SHOWN:]

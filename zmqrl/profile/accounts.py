@@ -185,5 +185,7 @@ def traffic(timeline: Timeline, slice_bytes: int) -> dict[int, Traffic]:
     for (_, shard), slices in timeline.again.items():
         received[shard] += slices
     return {
-        shard: Traffic(slice_bytes * received[shard], slice_bytes * sent[shard]) for shard in range(timeline.shards)
+        shard: Traffic(slice_bytes * received[shard], slice_bytes * sent[shard])
+        for shard in range(timeline.shards)
+        if shard not in timeline.missing_shards()
     }

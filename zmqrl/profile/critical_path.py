@@ -122,6 +122,7 @@ class Timeline:
     """All profiles, with times on the reference clock. Processes whose clocks cannot be converted are left out.
 
     ``arrivals`` has the first arrival of each slice at each shard. ``again`` counts the later ones by rank and shard.
+    ``shards`` is the number of shards of the run, some of which can lack a profile.
     """
 
     cycles: dict[tuple[Version, int], Cycle]
@@ -133,8 +134,9 @@ class Timeline:
     ranks: int = 0
 
     @classmethod
-    def of(cls, tables: RunTables, clocks: Clocks) -> "Timeline":
-        timeline = cls({}, defaultdict(dict), defaultdict(dict), {})
+    def of(cls, tables: RunTables, clocks: Clocks, shards: int = 0) -> "Timeline":
+        """``shards`` is the number in the settings. If a profile has a higher number, the profile counts."""
+        timeline = cls({}, defaultdict(dict), defaultdict(dict), {}, shards=shards)
         for each in tables.processes:
             timeline.hosts[each.process] = each.host
             if each.process.role == "shard":
@@ -150,6 +152,10 @@ class Timeline:
                 first = timeline.arrivals[key].setdefault(each.process.number, arrival)
                 timeline.again[key[1], each.process.number] += first is not arrival
         return timeline
+
+    def missing_shards(self) -> list[int]:
+        """The shards that recorded nothing."""
+        return [shard for shard in range(self.shards) if shard_id(shard) not in self.hosts]
 
     def versions(self) -> Iterator[Version]:
         """The versions that all shards published, in order."""

@@ -15,6 +15,7 @@ from zmqrl.profile.accounts import Accounts, accounts, asynchronous_accounts
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.critical_path import CriticalPath, Timeline, critical_paths, without_kth, without_path
 from zmqrl.profile.machine_use import MachineUse, machine_use, warnings
+from zmqrl.profile.profiler import FLUSH_EVERY_S
 from zmqrl.profile.run_tables import MOST_CYCLES, RunTables
 from zmqrl.profile.trace import left_out
 from zmqrl.words import counted, numbered
@@ -42,14 +43,15 @@ class Analysis:
     asynchronous: bool
 
     @classmethod
-    def of(cls, tables: RunTables, *, asynchronous: bool = False) -> "Analysis":
+    def of(cls, tables: RunTables, *, shards: int = 0, asynchronous: bool = False) -> "Analysis":
         """Find the critical path of every version, and add up the contributions of each rank.
 
+        ``shards`` is the number of shards in the settings. Without the profile of one of them, there are no paths.
         An ``asynchronous`` run has no critical path, so its analysis has no paths.
         """
         tables = tables if asynchronous else tables.complete()
         clocks = Clocks.of(tables)
-        timeline = Timeline.of(tables, clocks)
+        timeline = Timeline.of(tables, clocks, shards)
         paths = [] if asynchronous else critical_paths(timeline)
         found = asynchronous_accounts(timeline) if asynchronous else accounts(timeline, paths)
         return cls(tables, clocks, timeline, paths, found, machine_use(tables), asynchronous)
@@ -58,7 +60,7 @@ class Analysis:
         """The analysis of the newest session of a resumed run."""
         session = self.tables.newest_session()
         same = len(session.processes) == len(self.tables.processes)
-        return self if same else Analysis.of(session, asynchronous=self.asynchronous)
+        return self if same else Analysis.of(session, shards=self.timeline.shards, asynchronous=self.asynchronous)
 
     def to_json(self) -> dict[str, Any]:
         seconds = [path.seconds for path in self.paths]
@@ -87,7 +89,7 @@ class Analysis:
             },
             "left_out": left_out(self.tables, self.clocks),
             "machine": {str(process): asdict(use) for process, use in self.machine.items()},
-            "warnings": [*self._shortened(), *found.warnings, *warnings(self.machine)],
+            "warnings": [*self._shortened(), *self._missing(), *found.warnings, *warnings(self.machine)],
             "what_if": [],
         }
 
@@ -115,6 +117,13 @@ class Analysis:
         if left_out < 0:
             return []
         return [f"the report covers only versions after {left_out:,}: its limit is {MOST_CYCLES:,} contributions"]
+
+    def _missing(self) -> list[str]:
+        missing = self.timeline.missing_shards()
+        if not missing:
+            return []
+        which = numbered("shard", missing)
+        return [f"{which} recorded nothing. Each process saves its profile every {FLUSH_EVERY_S:g} seconds"]
 
     def _without_path(self) -> dict[str, int]:
         """The number of updates that waited for a rank whose work is not recorded, by rank."""

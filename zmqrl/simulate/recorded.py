@@ -27,6 +27,8 @@ STRETCHES = 10  # a replay of a long profile uses this many stretches of it
 APART = 7  # a worker that replays the cycles of another one starts this many iterations later, and so stalls separately
 NETWORK_BOUND = 0.25  # share of update time: if transfers take more, the network limits the run
 
+NOT_REPLAYED = "so the run cannot be replayed."
+
 T = TypeVar("T")
 
 
@@ -58,6 +60,8 @@ class RecordedRun:
         """``scenario`` has the run's settings. Hosts and costs come from the profile. Raises TooLittleRecorded."""
         session = whole.newest_session()
         tables, timeline, paths = session.tables, session.timeline, session.paths
+        if missing_shards := timeline.missing_shards():
+            raise TooLittleRecorded(f"{numbered('shard', missing_shards)} recorded nothing, {NOT_REPLAYED}")
         if not paths:
             where = "" if session is whole else " in the newest session"
             raise TooLittleRecorded(f"no complete update was recorded{where}.")
@@ -78,7 +82,7 @@ class RecordedRun:
         }
         if not all(self._cycles.values()):
             missing = numbered("rank", (rank for rank, cycles in self._cycles.items() if not cycles))
-            raise TooLittleRecorded(f"{missing} recorded nothing, so the run cannot be replayed.")
+            raise TooLittleRecorded(f"{missing} recorded nothing, {NOT_REPLAYED}")
         self._queued = {rank: _queued_share(tables, rank, each.values()) for rank, each in self._cycles.items()}
         self._others = {rank: self._other_threads(rank, _beside_s(tables, rank)) for rank in self._cycles}
         hosts = {host: i for i, host in enumerate(dict.fromkeys(timeline.hosts.values()))}

@@ -60,10 +60,10 @@ def settings_of(run: Path, record: RunRecord) -> Scenario:
 @lru_cache(maxsize=1)  # a sweep simulates the same run many times
 def recorded_run(run: Path) -> RecordedRun | None:
     """The profile of a run, or None if it is too short to simulate. Raises UsageError."""
+    scenario = settings_of(run, RunRecord.read(run))
+    whole = Analysis.of(RunTables.newest(RunDirectory(run).profile), shards=scenario.shards)
     try:
-        return RecordedRun(
-            Analysis.of(RunTables.newest(RunDirectory(run).profile)), settings_of(run, RunRecord.read(run))
-        )
+        return RecordedRun(whole, scenario)
     except TooLittleRecorded:
         return None
 

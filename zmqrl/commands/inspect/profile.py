@@ -90,7 +90,7 @@ def run(options: Options) -> int:
             f"--versions shows critical paths, but {path} is asynchronous and has none: remove --versions."
         )
     tables = read(path) if options.seconds is None else watch(path, options.seconds)
-    analysis = Analysis.of(tables, asynchronous=asynchronous)
+    analysis = Analysis.of(tables, shards=record.shards, asynchronous=asynchronous)
     found = analysis.to_json()
     add_settings(path, record, analysis, found, options.without)
     if shown is not None:
@@ -162,13 +162,16 @@ def _compare(options: Options, console: Console) -> int:
     if one_run:
         raise UsageError(f"--{one_run[0]} works with only one run: remove it to compare two.")
     limit = None if options.fail_above is None else share(options.fail_above)
-    for path in options.runs:
-        if RunRecord.read(path).is_asynchronous:
+    records = [RunRecord.read(path) for path in options.runs]
+    for path, record in zip(options.runs, records, strict=True):
+        if record.is_asynchronous:
             raise UsageError(f"{path} is asynchronous and has no updates to compare: use synchronous runs.")
-    before, after = (Analysis.of(read(path)).to_json() for path in options.runs)
-    for path, report in zip(options.runs, (before, after), strict=True):
-        if not report["updates"]:
+    reports = []
+    for path, record in zip(options.runs, records, strict=True):
+        reports.append(Analysis.of(read(path), shards=record.shards).to_json())
+        if not reports[-1]["updates"]:
             raise UsageError(f"{path} has no complete update in its profile.")
+    before, after = reports
     found = changes(before, after)
     above = grown(found, limit) if limit is not None else []
     if options.json:
