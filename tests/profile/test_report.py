@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 from support.profiles import (
@@ -220,6 +221,30 @@ def test_an_update_that_a_smaller_quorum_completed_is_not_blamed_on_a_rank() -> 
     text = printed(found).replace("\n", " ")
     assert f"{VERSIONS - 1} of {VERSIONS} updates: mean" in text
     assert "leaves out 1 update that no contribution completed: the quorum became smaller" in text
+
+
+@pytest.mark.parametrize(("late", "late_ms"), [*(("push", ms) for ms in (2, 8, 20)), ("clock", 20), ("clock", -20)])
+def test_the_times_of_updates_add_up_if_a_push_is_recorded_late_or_a_clock_is_wrong(late: str, late_ms: int) -> None:
+    processes = synthetic_run(versions=VERSIONS, worker_extra_s={("gradient", 2): 0.05})
+    for each in processes:
+        for rows in each.tables.get("cycles", []):
+            late_us, names = 1000 * late_ms, COLUMNS["cycles"]
+            rows[:, names.index("pushed_at_us")] += late_us
+            rows[1:, names.index("began_at_us")] += late_us
+            if late == "clock":  # all times of the worker are wrong
+                rows[0, names.index("began_at_us")] += late_us
+                rows[:, names.index("pulled_at_us")] += late_us
+            else:
+                rows[:, names.index("push")] += late_us
+                rows[1:, names.index("wait")] -= late_us
+    analysis = Analysis.of(RunTables(tuple(processes)))
+    published = [each.table("versions")["published_at_us"] for each in processes if each.process.role == "shard"]
+    last_us = np.max(published, axis=0)
+    found = analysis.to_json()
+    assert found["update_ms"]["mean"] == pytest.approx(np.diff(last_us).mean() / 1e3)
+    assert sum(found["path_ms"].values()) == pytest.approx(found["update_ms"]["mean"])
+    assert all(part.seconds > 0 for path in analysis.paths for part in path.parts)
+    assert sum(path.seconds for path in analysis.paths) == pytest.approx((last_us[-1] - last_us[0]) / 1e6)
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])

@@ -13,6 +13,6 @@ def recorded(processes: Sequence[ProcessTables], **scenario: Any) -> RecordedRun
     """A run with these profiles. ``scenario`` has settings of the run, such as ``backups``."""
     tables = RunTables(tuple(processes))
     shards = sum(each.process.role == "shard" for each in processes)
-    settings = {"workers": len(processes) - shards, "shards": shards, "parameters": 10_000}
+    settings: dict[str, Any] = {"workers": len(processes) - shards, "shards": shards, "parameters": 10_000}
     settings |= scenario
     return RecordedRun(Analysis.of(tables, shards=settings["shards"]), Scenario(**settings))

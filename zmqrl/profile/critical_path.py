@@ -267,21 +267,25 @@ def critical_paths(timeline: Timeline) -> list[CriticalPath]:
 def _parts(
     began: float, cycle: Cycle, made: PublishedVersion, worker: ProcessId, shard: ProcessId
 ) -> Iterator[tuple[str, ProcessId, float]]:
-    """Cause, process and seconds of each part, from ``began`` to the publication of the next version."""
-    starts = max(began, cycle.began)  # before that, the worker was busy with an earlier version
+    """Cause, process and seconds of each part, from ``began`` to the publication of the next version.
+
+    A worker can record the end of its push after the shard has closed the version, and the clock of a worker has an
+    error. The times of the shard count, so that the end of an update is the start of the next one.
+    """
+    closed = max(began, made.closed)
+    pushed = max(began, min(cycle.pushed, closed))
+    starts = min(max(began, cycle.began), pushed)  # before that, the worker was busy with an earlier version
     yield OVERRUN, worker, starts - began
-    pulled = min(max(starts, cycle.pulled), max(starts, cycle.pushed))
+    pulled = min(max(starts, cycle.pulled), pushed)
     yield WEIGHTS, worker, pulled - starts
     skip = max(0.0, pulled - cycle.began)  # time of the cycle before the weights arrived: a wait, or part of a rollout
-    pushed = max(pulled, cycle.pushed)
+    left = pushed - pulled
     for name in WORK:
-        seconds = cycle.spans[name]
-        yield (OTHER if name == "wait" else name), worker, max(0.0, seconds - skip)
-        skip = max(0.0, skip - seconds)
-    closed = max(pushed, made.closed)
+        seconds = min(left, max(0.0, cycle.spans[name] - skip))
+        yield (OTHER if name == "wait" else name), worker, seconds
+        skip, left = max(0.0, skip - cycle.spans[name]), left - seconds
     yield GRADIENT, worker, closed - pushed
-    published = max(closed, made.published)
-    yield from _shard_parts(made, shard, published - closed)
+    yield from _shard_parts(made, shard, max(closed, made.published) - closed)
 
 
 def _caused_by_shard_s(
@@ -391,6 +395,9 @@ def _usual(medians: Mapping[T, float], process: T, seconds: float) -> float:
 
 def _shard_parts(made: PublishedVersion, shard: ProcessId, took_s: float) -> Iterator[tuple[str, ProcessId, float]]:
     """The parts of the ``took_s`` seconds from quorum to publication. Time outside all spans counts as accumulation."""
-    known = [(name, made.spans[name]) for name in AT_THE_SHARD]
-    yield "accumulate", shard, max(0.0, took_s - sum(seconds for _, seconds in known))
-    yield from ((name, shard, seconds) for name, seconds in known)
+    left = took_s
+    for name in reversed(AT_THE_SHARD):
+        seconds = min(left, made.spans[name])
+        yield name, shard, seconds
+        left -= seconds
+    yield "accumulate", shard, left
