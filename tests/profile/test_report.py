@@ -160,6 +160,19 @@ def test_a_session_after_a_reboot_is_reported_too() -> None:
     assert found["ranks"]["0"]["contributions"] == 10 + VERSIONS
 
 
+def test_a_delay_is_blamed_on_the_host_where_it_happened_although_a_resumed_run_is_on_others() -> None:
+    processes = [f"{role}-{number}" for role in ("worker", "shard") for number in range(2)]
+    slow: dict[str, Any] = {"worker_extra_s": {("gradient", 1): 0.3}, "shard_extra_s": {("commit", 0): 0.2}}
+    before = synthetic_run(workers=2, versions=10, hosts={name: f"old-{name}" for name in processes}, **slow)
+    later = synthetic_run(workers=2, versions=VERSIONS, hosts={name: f"new-{name}" for name in processes})
+    found = report([*before, *resumed(later, at=10, later_s=100)])
+    assert [(row["cause"], row["host"]) for row in found["blame"][:2]] == [
+        ("gradient", "old-worker-1"),
+        ("commit", "old-shard-0"),
+    ]
+    assert {rank: each["host"] for rank, each in found["ranks"].items()} == {"0": "new-worker-0", "1": "new-worker-1"}
+
+
 def test_a_rank_that_records_nothing_has_its_share_of_contributions_and_k_th_places() -> None:
     turns = {1: 0.05, 2: 0.05}
     *recorded, external = synthetic_run(quorum=2, versions=VERSIONS, in_turn_s=turns)

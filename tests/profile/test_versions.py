@@ -17,7 +17,7 @@ def test_each_version_names_its_rank_its_shard_and_its_worst_delay() -> None:
     analysis = Analysis.of(
         RunTables(tuple(synthetic_run(versions=30, in_turn_s=turns, shard_extra_s={("commit", 1): 0.01})))
     )
-    rows = held_up(analysis.paths, analysis.timeline.hosts, range(10, 16))
+    rows = held_up(analysis.paths, range(10, 16))
     assert [row["version"] for row in rows] == list(range(10, 16))
     for row in rows:
         rank = (row["version"] - 1) % 3

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 
 from zmqrl.observe.metrics import SHARD_OUTCOMES
-from zmqrl.process_id import worker_id
 from zmqrl.profile.critical_path import CriticalPath, Timeline, recorded_updates
 from zmqrl.profile.run_tables import Version
 from zmqrl.words import counted, numbered
@@ -64,7 +63,7 @@ def accounts(timeline: Timeline, paths: Sequence[CriticalPath]) -> Accounts:
             continue
         arrivals = timeline.arrivals.get((version, rank), {})
         account = ranks[rank]
-        account.host = timeline.hosts[worker_id(rank)]
+        account.host = cycle.host
         account.contributions += 1
         account.worked_s += cycle.worked_s
         account.skipped += timeline.shards - len(arrivals)
@@ -89,7 +88,7 @@ def asynchronous_accounts(timeline: Timeline) -> Accounts:
     ranks: defaultdict[int, RankAccount] = defaultdict(lambda: RankAccount(""))
     for (_, rank), cycle in timeline.cycles.items():
         account = ranks[rank]
-        account.host = timeline.hosts[worker_id(rank)]
+        account.host = cycle.host
         account.contributions += 1
         account.worked_s += cycle.worked_s
     made_at = {

@@ -31,10 +31,11 @@ _ByProcess: TypeAlias = defaultdict[T, list[float]]
 
 
 class PathPart(NamedTuple):
-    """A part of a critical path: a span, the process, the duration, and the usual duration."""
+    """A part of a critical path: a span, the process and its host, the duration, and the usual duration."""
 
     cause: str
     process: ProcessId
+    host: str
     seconds: float
     usual_s: float
 
@@ -69,6 +70,7 @@ class Cycle(NamedTuple):
     older profiles.
     """
 
+    host: str
     began: float
     pulled: float
     pushed: float
@@ -89,11 +91,12 @@ class Cycle(NamedTuple):
 
 
 class PublishedVersion(NamedTuple):
-    """How a shard made and published a version. Times are in seconds on the reference clock.
+    """How a shard on ``host`` made and published a version. Times are in seconds on the reference clock.
 
     ``closing_rank`` completed the quorum. It is ``NOT_MADE`` or ``NO_CONTRIBUTION`` if no rank did.
     """
 
+    host: str
     closed: float
     published: float
     quorum: int
@@ -122,6 +125,7 @@ class Timeline:
     """All profiles, with times on the reference clock. Processes whose clocks cannot be converted are left out.
 
     ``arrivals`` has the first arrival of each slice at each shard. ``again`` counts the later ones by rank and shard.
+    ``hosts`` has the newest host of each process. After a resume, a process can be on another host.
     ``shards`` is the number of shards of the run, some of which can lack a profile.
     """
 
@@ -185,6 +189,7 @@ def _cycles(each: ProcessTables, clocks: Clocks) -> Iterator[tuple[tuple[Version
         version = int(columns["generation"][i]), int(columns["version"][i])
         queued_s = columns["queued_us"][i] / 1e6
         cycle = Cycle(
+            each.host,
             began,
             pulled,
             pushed,
@@ -200,7 +205,7 @@ def _publications(each: ProcessTables, clocks: Clocks) -> Iterator[tuple[Version
     columns, spans = _columns(each, clocks, "versions", SHARD_SPANS)
     for i, row in enumerate(spans):
         quorum, rank = int(columns["quorum"][i]), int(columns["closing_rank"][i])
-        made = PublishedVersion(columns["closed_at_us"][i], columns["published_at_us"][i], quorum, rank, row)
+        made = PublishedVersion(each.host, columns["closed_at_us"][i], columns["published_at_us"][i], quorum, rank, row)
         yield (int(columns["generation"][i]), int(columns["version"][i])), made
 
 
@@ -254,11 +259,16 @@ def critical_paths(timeline: Timeline) -> list[CriticalPath]:
             for cause, process, seconds in _parts(began, cycle, made, worker_id(kth), shard_id(last)):
                 shard = cycle.last_shard if cause == WEIGHTS else last
                 usual_s = usual(cause, process, shard_id(shard), seconds, with_rollout=cycle.with_rollout)
-                part = PathPart(cause, process, seconds, usual_s)
+                host = cycle.host if process.role == "worker" else made.host
+                part = PathPart(cause, process, host, seconds, usual_s)
                 shards_s = min(
                     part.excess_s, _caused_by_shard_s(timeline, (generation, version), cause, kth, shard, usual_s)
                 )
-                parts += [PathPart(cause, shard_id(shard), shards_s, 0.0), part._replace(seconds=seconds - shards_s)]
+                other = timeline.publications[generation, version + (cause != WEIGHTS)][shard].host
+                parts += [
+                    PathPart(cause, shard_id(shard), other, shards_s, 0.0),
+                    part._replace(seconds=seconds - shards_s),
+                ]
             whole = tuple(part for part in parts if part.seconds > 0)
             paths.append(CriticalPath(generation, version, shard_id(last), worker_id(kth), whole))
     return paths

@@ -155,22 +155,22 @@ class Analysis:
         return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
     def _blame(self) -> list[dict[str, Any]]:
-        """Seconds beyond the usual time by cause and process, over all updates, largest first."""
-        lost: defaultdict[tuple[str, ProcessId], float] = defaultdict(float)
+        """Seconds beyond the usual time by cause, process and host, over all updates, largest first."""
+        lost: defaultdict[tuple[str, ProcessId, str], float] = defaultdict(float)
         for path in self.paths:
             for part in path.parts:
-                lost[part.cause, part.process] += part.excess_s
+                lost[part.cause, part.process, part.host] += part.excess_s
         whole = sum(path.seconds for path in self.paths)
         return [
             {
                 "cause": cause,
                 "rank": process.number if process.role == "worker" else None,
                 "shard": process.number if process.role == "shard" else None,
-                "host": self.timeline.hosts[process],
+                "host": host,
                 "seconds": seconds,
                 "share": seconds / whole,
             }
-            for (cause, process), seconds in sorted(lost.items(), key=lambda item: -item[1])
+            for (cause, process, host), seconds in sorted(lost.items(), key=lambda item: -item[1])
             if seconds > 0
         ]
 

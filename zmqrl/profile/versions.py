@@ -1,13 +1,12 @@
 """Lists the rank, the shard and the part of the path for which each version waited."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 
 from zmqrl.errors import UsageError
 from zmqrl.observe.tables import plain_table
-from zmqrl.process_id import ProcessId
 from zmqrl.profile.critical_path import CriticalPath
 from zmqrl.words import whole_number
 
@@ -21,7 +20,7 @@ def version_range(text: str) -> range:
     raise UsageError(f"--versions {text}: write a version, such as 812, or the first and the last, such as 800-820.")
 
 
-def held_up(paths: Sequence[CriticalPath], hosts: Mapping[ProcessId, str], shown: range) -> list[dict[str, Any]]:
+def held_up(paths: Sequence[CriticalPath], shown: range) -> list[dict[str, Any]]:
     """The K-th rank, the last shard and the worst part of the path, for each version in ``shown`` with a known path.
 
     The worst part has the most time beyond the usual time: ``part_ms`` in total, ``excess_ms`` more than usual.
@@ -39,7 +38,7 @@ def held_up(paths: Sequence[CriticalPath], hosts: Mapping[ProcessId, str], shown
                     "shard": path.shard.number,
                     "cause": worst.cause,
                     "process": str(worst.process),
-                    "host": hosts[worst.process],
+                    "host": worst.host,
                     "part_ms": 1e3 * worst.seconds,
                     "excess_ms": 1e3 * worst.excess_s,
                 }

@@ -94,7 +94,7 @@ def run(options: Options) -> int:
     found = analysis.to_json()
     add_settings(path, record, analysis, found, options.without)
     if shown is not None:
-        found["versions"] = held_up(analysis.paths, analysis.timeline.hosts, shown)
+        found["versions"] = held_up(analysis.paths, shown)
         without = f"--versions {options.versions}: the profile has no critical path for these versions."
         require(bool(found["versions"]), without)
     if options.trace is not None:
