@@ -40,6 +40,7 @@ BINDING = (
     *("OMP_THREAD_LIMIT", "OMP_DYNAMIC", "KMP_ALL_THREADS", "KMP_DEVICE_THREAD_LIMIT"),
     *("OMP_MAX_ACTIVE_LEVELS", "KMP_LIBRARY"),  # 0 and "serial" make every parallel region run in one thread
 )
+PERIOD_US = 100_000  # the default of the kernel
 GROUPS = ("cgroup", "mountinfo")  # files in /proc: the control groups of a process, and where they are mounted
 ESCAPED = re.compile(r"\\([0-7]{3})")  # a blank or a backslash in mountinfo
 
@@ -125,7 +126,7 @@ def _speed(core: int) -> tuple[str, ...]:
 
 def quota(proc: Path) -> float:
     """The smallest quota, in cores, of a process's control groups (version 1 or 2) and their parents."""
-    return min(map(_quota_of, cpu_groups(proc)), default=math.inf)
+    return min((quota_of(group)[0] for group in cpu_groups(proc)), default=math.inf)
 
 
 def cpu_groups(proc: Path) -> list[Path]:
@@ -150,13 +151,14 @@ def cpu_groups(proc: Path) -> list[Path]:
     return list(found)
 
 
-def _quota_of(group: Path) -> float:
+def quota_of(group: Path) -> tuple[float, int]:
+    """The quota of a control group (version 1 or 2) in cores, and its period in microseconds."""
     for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
         with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
             quota, period = " ".join((group / name).read_text() for name in files).split()
             if quota not in ("max", "-1"):
-                return int(quota) / int(period)
-    return math.inf
+                return int(quota) / int(period), int(period)
+    return math.inf, PERIOD_US
 
 
 CORES = usable_cores()  # before torch is imported: the import may bind this thread to one core

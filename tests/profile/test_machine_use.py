@@ -44,9 +44,15 @@ def test_stolen_processor_time_is_reported_once_per_machine() -> None:
 def test_throttled_and_paging_workers_are_named_together() -> None:
     uses = {worker_id(rank): MachineUse("h1", throttled_share=0.2, major_faults_per_s=40 + rank) for rank in range(2)}
     assert warnings(uses) == [
-        "workers 0-1 on h1 spent 20% of the time throttled: the CPU quota is too small",
+        "workers 0-1 on h1 used up the CPU quota in 20% of its periods: the quota is too small",
         "workers 0-1 on h1 had 40-41 major page faults per second: the host is low on memory",
     ]
+
+
+def test_the_time_throttled_in_an_older_profile_is_at_most_all_time() -> None:
+    process = synthetic_run()[0]
+    process.tables["machine"] = [np.array([[0] * 7, [US, 0, 0, 0, 0, 6 * US, 0]])]
+    assert machine_use(RunTables((process,)))[process.process].throttled_share == 1.0
 
 
 def test_stolen_time_is_a_share_of_all_cores_of_the_machine_even_for_a_pinned_process() -> None:

@@ -48,11 +48,15 @@ def test_the_recorded_cores_are_those_that_the_process_may_use(tmp_path: Path, m
 def test_a_process_is_throttled_by_the_quotas_of_its_group_and_of_their_parents(tmp_path: Path) -> None:
     own, parent, root = tmp_path / "a/b", tmp_path / "a", tmp_path
     own.mkdir(parents=True)
-    (own / "cpu.stat").write_text("usage_usec 9000\nnr_throttled 0\nthrottled_usec 0\n", encoding="ascii")
-    (parent / "cpu.stat").write_text("usage_usec 9000\nnr_throttled 2\nthrottled_usec 2500\n", encoding="ascii")
-    assert throttled_us([own, parent, root]) == 2500
-    (own / "cpu.stat").write_text("nr_periods 9\nnr_throttled 1\nthrottled_time 4000000\n", encoding="ascii")  # v1
-    assert throttled_us([own, root]) == 4000
+    (own / "cpu.stat").write_text("nr_periods 9\nnr_throttled 1\nthrottled_usec 0\n", encoding="ascii")
+    (parent / "cpu.stat").write_text("nr_periods 9\nnr_throttled 2\nthrottled_usec 1600000\n", encoding="ascii")
+    (parent / "cpu.max").write_text("400000 100000\n", encoding="ascii")
+    assert throttled_us([own, parent, root]) == 2 * 100_000, "the kernel adds up the times of eight CPUs"
+    (own / "cpu.stat").write_text("nr_periods 9\nnr_throttled 7\nthrottled_time 4000000\n", encoding="ascii")  # v1
+    for name, value in (("cpu.cfs_quota_us", "50000"), ("cpu.cfs_period_us", "25000")):
+        (own / name).write_text(f"{value}\n", encoding="ascii")
+    assert throttled_us([own, root]) == 7 * 25_000
+    assert throttled_us([root]) == 0
 
 
 def test_every_block_has_the_spans_since_the_previous_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

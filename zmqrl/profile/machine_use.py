@@ -19,8 +19,8 @@ class MachineUse:
 
     ``core_share`` is the CPU time of a worker as a fraction of its working time. During ``queued_share``, the profile
     thread waited for a core. During ``stolen_share``, the hypervisor ran something else (mean of all cores of the
-    machine). During ``throttled_share``, the control group of the process had no CPU quota left. ``preempted_per_s``
-    and ``major_faults_per_s`` are of a worker's computing thread.
+    machine). ``throttled_share`` is in periods in which the control group of the process used up its CPU quota.
+    ``preempted_per_s`` and ``major_faults_per_s`` are of a worker's computing thread.
     """
 
     host: str
@@ -60,7 +60,7 @@ def warnings(uses: Mapping[ProcessId, MachineUse]) -> list[str]:
             found.append(f"{who(queued)}{had} waited for a core for {_percent(queued.values())} of the time")
         if throttled := affected("throttled_share", THROTTLED_ABOVE, role):
             share = _percent(throttled.values())
-            found.append(f"{who(throttled)} spent {share} of the time throttled: the CPU quota is too small")
+            found.append(f"{who(throttled)} used up the CPU quota in {share} of its periods: the quota is too small")
         if paged := affected("major_faults_per_s", PAGED_ABOVE, role):
             found.append(
                 f"{who(paged)} had {_span(paged.values())} major page faults per second: the host is low on memory"
@@ -89,7 +89,8 @@ def _use(each: ProcessTables) -> MachineUse:
     if measured_s > 0:
         use.queued_share = grown_s(machine, "queued_us") / measured_s
         use.stolen_share = grown_s(machine, "stolen_us") / measured_s / each.machine_cores
-        use.throttled_share = grown_s(machine, "throttled_us") / measured_s
+        throttled = grown_s(machine, "throttled_us") / measured_s
+        use.throttled_share = min(1.0, throttled)  # older profiles have a sum over CPUs
     awake_us = (cycles["pushed_at_us"] - cycles["began_at_us"] - cycles["wait"] - cycles["straggle"]).sum()
     if awake_us > 0:
         use.core_share = float(cycles["cpu_us"].sum() / awake_us)

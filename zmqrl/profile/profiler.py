@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from zmqrl.observe.histogram import Histogram
 from zmqrl.observe.spans import SpanEvent, Spans
-from zmqrl.process import CORES, cpu_groups
+from zmqrl.process import CORES, cpu_groups, quota_of
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.tables import COLUMNS, FORMAT, pack
 
@@ -255,8 +255,8 @@ def clock_id() -> str:
 def machine_totals() -> tuple[int, int, int, int, int]:
     """Totals in microseconds, or 0 where the kernel reports none.
 
-    CPU time of this thread, its time in the run queue, CPU time of the process, stolen time of the machine, throttled
-    time of the control group.
+    CPU time of this thread, its time in the run queue, CPU time of the process, stolen time of the machine, time
+    of the periods in which a quota stopped the control group.
     """
     return *_scheduled_us(), time.process_time_ns() // 1000, _stolen_us(), throttled_us(_groups())
 
@@ -282,13 +282,15 @@ def _stolen_us() -> int:
 
 
 def throttled_us(groups: Iterable[Path]) -> int:
-    """The time for which quotas stopped ``groups`` (version 1 or 2)."""
-    total = 0
+    """The total of the periods in which a quota stopped processes, for the group (version 1 or 2) with the most.
+
+    The kernel's own total is a sum over CPUs, so it can grow faster than time.
+    """
+    most_us = 0
     for group in groups:
         with contextlib.suppress(OSError, ValueError):
-            facts = _facts(group / "cpu.stat")
-            total += facts.get("throttled_usec", facts.get("throttled_time", 0) // 1000)
-    return total
+            most_us = max(most_us, _facts(group / "cpu.stat").get("nr_throttled", 0) * quota_of(group)[1])
+    return most_us
 
 
 @cache
