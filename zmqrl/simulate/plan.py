@@ -75,7 +75,7 @@ def plan(scenario: Scenario, workers_up_to: int) -> Plan:
     _, shards, _ = search.best((most, each, 0) for each in shards_that_fit)
     _, _, backups = search.best((most, shards, each) for each in range(min(MOST_BACKUPS, most - 1) + 1))
     fewer = {max(1, most >> halvings) for halvings in range(most.bit_length())}
-    search.best((ranks, shards, round(backups * ranks / most)) for ranks in fewer)
+    search.best((ranks, shards, min(ranks - 1, round(backups * ranks / most))) for ranks in fewer)
     best = search.best(iter(list(search.found)))
     tried = tuple(search.found[setting] for setting in sorted(search.found))
     return Plan(search.found[best], tried, tuple(_reasons(search, best)))

@@ -57,6 +57,14 @@ def test_the_plan_recommends_backups_for_heavy_stragglers(capsys: pytest.Capture
     assert 1 <= found["recommended"]["backups"] <= 6
 
 
+def test_a_plan_with_many_backups_for_few_workers_keeps_a_worker_in_each_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = planned(capsys, "--workers-up-to", "3", "--compute", "constant:0.01+0.2*constant:5")
+    assert found["recommended"]["backups"] == 2
+    assert {(each["workers"], each["backups"]) for each in found["tried"]} >= {(1, 2), (1, 0)}
+
+
 def test_without_json_the_plan_is_a_table_with_a_marked_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         run(
