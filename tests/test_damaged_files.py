@@ -1,12 +1,16 @@
 """Damaged files and pipes in a run directory: every command that reads them prints one sentence, and no traceback."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.page_rig import write_profile
 from support.paths import TESTS
+from support.profiles import synthetic_run
 
 from zmqrl import cli
 from zmqrl.errors import ZmqrlError
@@ -54,6 +58,36 @@ def test_a_command_that_reads_a_damaged_file_prints_one_sentence(
             said = complaint([str(run) if word == "RUN" else word for word in command])
             assert said is None or (str(run) in said and "\n" not in said)
     assert "Traceback" not in "".join(capsys.readouterr())
+
+
+WRONG: dict[str, list[Any]] = {
+    "workers": ["two", None, 0, -1, 2.5, 10**400],
+    "backups": ["x", -1],
+    "quorum": [7, 0, "2"],
+    "shards": ["2", 0, 3, 10**9],
+    "envs": [3, {"num_envs": "8"}],
+    "wire": [5, {"need_s": "x"}, {"codec": ["f32"]}],
+    "algo": [None],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_a_profile_with_a_wrong_setting_is_shown_but_not_simulated(
+    tmp_path: Path, name: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(OLD_RUN, run)
+    write_profile(run / "profile", synthetic_run(workers=2, versions=8))
+    settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    if isinstance(value, dict):
+        value = settings[name] | value
+    (run / "config.json").write_text(json.dumps(settings | {name: value}), encoding="utf-8")
+    for command in (["profile", "RUN"], ["profile", "RUN", "--without", "1"], ["simulate", "--from", "RUN"]):
+        said = complaint([str(run) if word == "RUN" else word for word in command])
+        assert said is None or (str(run) in said and "\n" not in said)
+    printed = "".join(capsys.readouterr())
+    assert "Traceback" not in printed
+    assert "gradient" in printed, "the report does not need the setting"
 
 
 @pytest.mark.timeout(60)  # a pipe has no writer, so it would keep its reader waiting

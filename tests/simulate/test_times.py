@@ -96,6 +96,14 @@ def test_the_settings_of_a_run_say_how_many_updates_learn_from_a_rollout(
         ({"algo": ["ppo"]}, "unhashable type: 'list'"),
         ({"ppo.epochs": "3"}, "ppo.epochs cannot be '3'"),
         ({"ppo.epochs": 0}, "--ppo.epochs 0: must be 1 or more"),
+        ({"envs.num_envs": "8"}, "envs.num_envs cannot be '8'"),
+        ({"workers": "two"}, "workers cannot be 'two'"),
+        ({"workers": 0}, "--workers 0: must be 1 or more"),
+        ({"workers": None}, "workers cannot be None"),
+        ({"backups": "x"}, "backups cannot be 'x'"),
+        ({"shards": "2"}, "shards cannot be '2'"),
+        ({"wire.need_s": "x"}, "need_s cannot be 'x'"),
+        ({"quorum": 7}, "--quorum 7: must be from 1 to 2 (N + b)"),
     ],
 )
 def test_a_run_with_an_invalid_setting_is_refused(changes: dict[str, Any], reason: str) -> None:
@@ -113,6 +121,7 @@ def test_a_run_with_an_invalid_setting_is_refused(changes: dict[str, Any], reaso
         ("ppo", "ppo.minibatches"),
         ("ba3c", "ba3c.rollout_steps"),
         ("ppo", "envs.num_envs"),
+        ("ppo", "workers"),
     ],
 )
 def test_a_run_that_does_not_say_how_large_a_rollout_is_is_refused(algo: str, missing: str) -> None:

@@ -1,10 +1,11 @@
 """The durations of the workers' work, drawn from laws or read from the directory of a real run."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Final, get_type_hints
 
 from zmqrl.errors import UsageError, require
 from zmqrl.json_lines import read_json
@@ -20,6 +21,9 @@ from zmqrl.simulate.compute import ComputeTimes, Work
 from zmqrl.simulate.laws import Law
 from zmqrl.simulate.recorded import GRADIENT_SPANS, ROLLOUT_SPANS, RecordedRun, TooLittleRecorded
 from zmqrl.simulate.scenario import RECORDED, Scenario
+
+STORED: Final = {name: name for name in ("workers", "backups", "quorum", "shards")} | {"need_s": "wire.need_s"}
+"""Settings of a scenario, and the settings of a run that have their values."""
 
 
 def scenario_of(run: Path) -> Scenario:
@@ -41,20 +45,28 @@ def settings_of(run: Path, record: RunRecord) -> Scenario:
         not record.is_asynchronous,
         f"{run} has mode = async: the simulator does not model asynchronous updates. Use a synchronous run.",
     )
-    per_rollout, agent_steps = _rollout_of(settings, run)
-    return Scenario(
-        workers=settings["workers"],
-        backups=settings.get("backups", 0),
-        quorum=settings.get("quorum"),
-        shards=settings.get("shards", 1),
-        updates=_whole_iterations(per_rollout),
+    return replace(
+        processes_of(settings, run),
         compute=f"{RECORDED}{run}",
-        updates_per_rollout=per_rollout,
-        agent_steps_per_rollout=agent_steps,
         parameters=_parameters_of(run),
         codec=codec_named(settings.get("wire.codec", "f32"), RunDirectory(run).config),
-        need_s=settings.get("wire.need_s", 1.0),
     )
+
+
+def processes_of(settings: Mapping[str, Any], run: Path) -> Scenario:
+    """A scenario with the workers, shards and rollouts of a run. Raises UsageError for a missing or invalid setting."""
+    per_rollout, agent_steps = _rollout_of(settings, run)
+    stored = {name: settings[setting] for name, setting in STORED.items() if setting in settings}
+    with _usable(run):
+        scenario = decode(Scenario, {"workers": settings["workers"], "shards": 1} | stored)
+        scenario = replace(
+            scenario,
+            updates=_whole_iterations(per_rollout),
+            updates_per_rollout=per_rollout,
+            agent_steps_per_rollout=agent_steps,
+        )
+        scenario.check()
+    return scenario
 
 
 @lru_cache(maxsize=1)  # a sweep simulates the same run many times
@@ -115,7 +127,7 @@ def _whole_iterations(per_rollout: int) -> int:
 
 def _rollout_of(settings: Mapping[str, Any], run: Path) -> tuple[int, int]:
     """The versions learned from one rollout, and the agent steps in it."""
-    try:
+    with _usable(run):
         name = settings["algo"]
         kind = ALGORITHMS[name]
         stored = {each: settings[f"{name}.{each}"] for each in get_type_hints(kind) if f"{name}.{each}" in settings}
@@ -123,7 +135,16 @@ def _rollout_of(settings: Mapping[str, Any], run: Path) -> tuple[int, int]:
         for each in algorithm.rollout_settings:  # their defaults would give another prediction
             if each not in stored:
                 raise KeyError(f"{name}.{each}")
-        return algorithm.updates_per_rollout, algorithm.rollout_steps * settings["envs.num_envs"]
+        games = settings["envs.num_envs"]
+        require(type(games) is int and games >= 1, f"envs.num_envs cannot be {games!r:.60}")
+        return algorithm.updates_per_rollout, algorithm.rollout_steps * games
+
+
+@contextlib.contextmanager
+def _usable(run: Path) -> Iterator[None]:
+    """Raise a UsageError that names the configuration of ``run`` if a setting is missing or invalid."""
+    try:
+        yield
     except (KeyError, TypeError, UsageError) as error:
         reason = str(error).removesuffix(".")
         raise UsageError(f"{run / 'config.json'} cannot be used: a setting is missing or invalid: {reason}.") from error

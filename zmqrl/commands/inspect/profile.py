@@ -28,7 +28,7 @@ from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.rundir import RunDirectory, not_a_run
 from zmqrl.simulate.recorded import RecordedRun
 from zmqrl.simulate.replay import what_if
-from zmqrl.simulate.times import settings_of
+from zmqrl.simulate.times import processes_of, settings_of
 from zmqrl.words import numbered
 
 GROWN = 1  # exit status
@@ -119,7 +119,7 @@ def check_ranks(path: Path, record: RunRecord, ranks: Sequence[int]) -> None:
     """Raise UsageError if the run cannot be predicted, or lacks one of ``ranks``."""
     if record.is_asynchronous:
         raise UsageError(f"--without {ranks[0]}: {path} is asynchronous, so it cannot be predicted.")
-    known = record.settings["workers"] + record.settings.get("backups", 0)
+    known = processes_of(record.settings, path).ranks
     for rank in ranks:
         require(0 <= rank < known, f"--without {rank}: the run has only {numbered('rank', range(known))}.")
 
