@@ -65,7 +65,17 @@ def test_transfers_that_are_slow_half_of_the_time_are_replayed() -> None:
 def test_time_in_the_run_queue_comes_from_the_shared_cores_of_the_replay() -> None:
     # Three workers share the two cores of their host, so each is on a core for two thirds of its work.
     run = recorded(off_core(synthetic_run(hosts=ONE_HOST), 2 / 3, queued=1 / 3))
-    assert run.scenario.cores == 2
+    assert run.scenario.host_cores == (2,)
+    assert replay(run) == pytest.approx(run.measured, rel=0.02)
+    assert replay(run, Changes(without=0)) > 1.3 * run.measured  # two workers, each with a core
+
+
+def test_each_host_of_a_replay_has_its_own_number_of_cores() -> None:
+    # The shards have a host with many cores. The workers share a host with two.
+    hosts = {name: "h1" if name.startswith("shard") else "h2" for name in ONE_HOST}
+    planted = off_core(synthetic_run(hosts=hosts), 2 / 3, queued=1 / 3)
+    run = recorded([replace(each, cores=64 if each.host == "h1" else 2) for each in planted])
+    assert run.scenario.host_cores == (64, 2)
     assert replay(run) == pytest.approx(run.measured, rel=0.02)
     assert replay(run, Changes(without=0)) > 1.3 * run.measured  # two workers, each with a core
 

@@ -41,7 +41,7 @@ def test_a_simulated_network_takes_the_place_of_the_recorded_transfers(
 
 
 def test_a_network_that_no_transfer_uses_changes_nothing(slow_link: RecordedRun) -> None:
-    one_host = {"hosts": 1, "worker_hosts": (), "shard_hosts": ()}
+    one_host = {"hosts": 1, "worker_hosts": (), "shard_hosts": (), "host_cores": ()}
     assert from_run(slow_link, bandwidth=1e3, latency=9.0, **one_host) == pytest.approx(slow_link.measured, rel=0.02)
     assert from_run(slow_link, loopback=SLICE_BYTES / 0.1, **one_host) == pytest.approx(slow_link.measured, rel=0.05)
 
@@ -144,3 +144,11 @@ def test_an_error_about_the_codec_of_a_run_names_its_configuration() -> None:
     with pytest.raises(UsageError) as refused:
         times.settings_of(OLD_RUN, replace(record, settings={**record.settings, "wire.codec": "f8"}))
     assert str(refused.value).startswith(f"{OLD_RUN / 'config.json'} names the codec 'f8', but this zmqrl only has ")
+
+
+@pytest.mark.parametrize("cores", [(4,), (4, 4, 0)])
+def test_a_scenario_has_a_number_of_cores_for_each_host_or_none(cores: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"^host_cores has .*: it must have 3 numbers of cores, each 1 or more\.$"):
+        Scenario.from_json({"hosts": 3, "host_cores": list(cores)})
+    assert Scenario.from_json({"hosts": 3, "host_cores": [4, 4, 2]}).cores_of_host() == (4, 4, 2)
+    assert Scenario.from_json({"hosts": 3, "cores": 8}).cores_of_host() == (8, 8, 8)

@@ -45,6 +45,7 @@ class _Search:
                 quorum=None,
                 worker_hosts=(),
                 shard_hosts=(),
+                host_cores=(),
                 stragglers=tuple(each for each in self.scenario.stragglers if each.rank < ranks),
                 failures=(),
             )

@@ -90,7 +90,9 @@ class RecordedRun:
             scenario,
             updates=min(len(paths), MOST_UPDATES),
             hosts=len(hosts),
-            cores=max(each.cores for each in tables.processes),
+            host_cores=tuple(
+                max(each.cores for each in tables.processes if timeline.hosts[each.process] == host) for host in hosts
+            ),
             worker_hosts=tuple(hosts[timeline.hosts[worker_id(rank)]] for rank in range(scenario.ranks)),
             shard_hosts=tuple(hosts[timeline.hosts[shard_id(shard)]] for shard in range(scenario.shards)),
             costs=_costs(timeline),

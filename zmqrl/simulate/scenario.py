@@ -148,6 +148,8 @@ class Scenario:
     """Host of each rank. Empty: all hosts in turn."""
     shard_hosts: tyro.conf.Suppress[tuple[int, ...]] = ()
     """Host of each shard. Empty: spread evenly."""
+    host_cores: tyro.conf.Suppress[tuple[int, ...]] = ()
+    """Number of cores of each host. Empty: ``cores`` for all hosts."""
     stragglers: tyro.conf.Suppress[tuple[Straggler, ...]] = ()
     failures: tyro.conf.Suppress[tuple[Failure, ...]] = ()
 
@@ -184,6 +186,11 @@ class Scenario:
             first = max(self.host_of_rank()) + 1
             return tuple(range(first, first + self.shards))
         return tuple(shard * self.hosts // self.shards % self.hosts for shard in range(self.shards))
+
+    def cores_of_host(self) -> tuple[int | None, ...]:
+        """The number of cores of each host. None: a core for each process."""
+        hosts = 1 + max(*self.host_of_rank(), *self.host_of_shard(), (self.hosts or 1) - 1)
+        return self.host_cores or (self.cores,) * hosts
 
     @property
     def times_transfers(self) -> bool:
@@ -232,6 +239,12 @@ class Scenario:
         if self.rollout is not None:
             Law.parse(self.rollout, "--rollout")
         self._check_placement()
+        needed = len(dataclasses.replace(self, host_cores=()).cores_of_host())
+        require(
+            not self.host_cores or (len(self.host_cores) == needed and all(1 <= n < 2**53 for n in self.host_cores)),
+            f"host_cores has {counted(len(self.host_cores), 'entry', 'entries')}: "
+            f"it must have {counted(needed, 'number')} of cores, each 1 or more.",
+        )
         for straggler in self.stragglers:
             require(
                 0 <= straggler.rank < self.ranks and straggler.factor >= 0 and straggler.seconds >= 0,

@@ -35,7 +35,15 @@ def scenario_of(run: Path) -> Scenario:
     if recorded is None:
         return settings_of(run, RunRecord.read(run))
     updates = _whole_iterations(recorded.scenario.updates_per_rollout)
-    return replace(recorded.scenario, updates=updates, worker_hosts=(), shard_hosts=())
+    cores = recorded.scenario.host_cores
+    return replace(
+        recorded.scenario,
+        updates=updates,
+        cores=max(1, sum(cores) // len(cores)),
+        worker_hosts=(),
+        shard_hosts=(),
+        host_cores=(),
+    )
 
 
 def settings_of(run: Path, record: RunRecord) -> Scenario:

@@ -16,7 +16,7 @@ from zmqrl.simulate.report import assumed, table
 from zmqrl.simulate.scenario import Scenario
 
 PROGRAM = "zmqrl plan"
-LEFT_OUT = ("failures", "worker_hosts", "shard_hosts")
+LEFT_OUT = ("failures", "worker_hosts", "shard_hosts", "host_cores")
 
 
 @dataclass(frozen=True, kw_only=True)

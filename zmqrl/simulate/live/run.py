@@ -32,7 +32,7 @@ ANSWER_WITHIN_S = 10.0
 STUCK_S = 120.0
 LOOK_S = 0.05
 STATS_EVERY_S = 2.0
-NOT_HERE: Final = ("hosts", "cores", "bandwidth", "latency", "loss", "loopback", "busy", "costs")
+NOT_HERE: Final = ("hosts", "cores", "host_cores", "bandwidth", "latency", "loss", "loopback", "busy", "costs")
 """Settings without effect: a live run uses the cores and loopback connections of this machine."""
 
 

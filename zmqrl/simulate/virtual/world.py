@@ -48,11 +48,9 @@ class World:
             loopback=scenario.loopback,
             seed=scenario.seed,
         )
-        of_rank, of_shard = scenario.host_of_rank(), scenario.host_of_shard()
         most_each = self.network.most_each()
         self.hosts = [
-            VirtualHost(self.clock, scenario.cores, scenario.bandwidth, most_each)
-            for _ in range(1 + max(*of_rank, *of_shard, (scenario.hosts or 1) - 1))
+            VirtualHost(self.clock, cores, scenario.bandwidth, most_each) for cores in scenario.cores_of_host()
         ]
         layout = Layout.of([("parameters", (scenario.parameters,))], scenario.shards)
         self.made_at: list[list[float]] = [[] for _ in range(scenario.shards)]
@@ -61,9 +59,11 @@ class World:
         self._to_come = 0  # number of failures and restarts still to come
         self.shards = [
             SimulatedShard(self, number, self.hosts[host], payload_bytes(scenario.codec, layout.slices[number].count))
-            for number, host in enumerate(of_shard)
+            for number, host in enumerate(scenario.host_of_shard())
         ]
-        self.workers = [SimulatedWorker(self, rank, self.hosts[host]) for rank, host in enumerate(of_rank)]
+        self.workers = [
+            SimulatedWorker(self, rank, self.hosts[host]) for rank, host in enumerate(scenario.host_of_rank())
+        ]
         for worker in self.workers:
             for shard in self.shards:
                 each = VirtualConnections(self, worker, shard)
