@@ -96,7 +96,7 @@ def profiled(options: str, directory: Path) -> RecordedRun:
     """Train once. Returns the profile of the run."""
     train(options.split(), directory)
     recorded = recorded_run(directory)
-    assert recorded is not None, "the run was too short"
+    assert isinstance(recorded, RecordedRun), recorded
     return recorded
 
 

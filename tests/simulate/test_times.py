@@ -1,9 +1,12 @@
 """The times of a recorded run in other scenarios."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from support.page_rig import write_profile
 from support.paths import TESTS
 from support.profiles import synthetic_run
 from support.replays import recorded
@@ -64,6 +67,17 @@ def test_a_run_on_a_slow_network_gives_no_prediction_for_more_shards(
     tell_of_profile(scenario, {1})
     tell_of_profile(replace(scenario, bandwidth=1e6), {1, 2})
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_cannot_be_replayed_says_why(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    tell_of_profile(times.scenario_of(OLD_RUN), {2})
+    means = "All workers take the mean times of the run, which do not vary.\n"
+    assert capsys.readouterr().err == f"{OLD_RUN}: the run has no profile. {means}"
+    run = tmp_path / "run"
+    shutil.copytree(OLD_RUN, run)
+    write_profile(run / "profile", synthetic_run(workers=1, versions=8))
+    tell_of_profile(times.scenario_of(run), {2})
+    assert capsys.readouterr().err == f"{run}: rank 1 recorded nothing, so the run cannot be replayed. {means}"
 
 
 def test_waits_before_the_first_and_after_the_last_version_do_not_count() -> None:

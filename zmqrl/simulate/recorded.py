@@ -58,6 +58,8 @@ class RecordedRun:
 
     def __init__(self, whole: Analysis, scenario: Scenario) -> None:
         """``scenario`` has the run's settings. Hosts and costs come from the profile. Raises TooLittleRecorded."""
+        if not whole.tables.processes:
+            raise TooLittleRecorded("the run has no profile.")
         session = whole.newest_session()
         tables, timeline, paths = session.tables, session.timeline, session.paths
         if missing_shards := timeline.missing_shards():

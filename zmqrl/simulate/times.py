@@ -32,7 +32,7 @@ def scenario_of(run: Path) -> Scenario:
     Hosts, cores and the costs of the shards come from the run's profile, if it has one.
     """
     recorded = recorded_run(run)
-    if recorded is None:
+    if isinstance(recorded, TooLittleRecorded):
         return settings_of(run, RunRecord.read(run))
     updates = _whole_iterations(recorded.scenario.updates_per_rollout)
     cores = recorded.scenario.host_cores
@@ -78,14 +78,14 @@ def processes_of(settings: Mapping[str, Any], run: Path) -> Scenario:
 
 
 @lru_cache(maxsize=1)  # a sweep simulates the same run many times
-def recorded_run(run: Path) -> RecordedRun | None:
-    """The profile of a run, or None if it is too short to simulate. Raises UsageError."""
+def recorded_run(run: Path) -> RecordedRun | TooLittleRecorded:
+    """The profile of a run, or the reason why it cannot be simulated. Raises UsageError."""
     scenario = settings_of(run, RunRecord.read(run))
     whole = Analysis.of(RunTables.newest(RunDirectory(run).profile), shards=scenario.shards)
     try:
         return RecordedRun(whole, scenario)
-    except TooLittleRecorded:
-        return None
+    except TooLittleRecorded as reason:
+        return reason
 
 
 def recorded_times(run: Path, updates: int, *, transfers: bool = True) -> ComputeTimes:
@@ -95,7 +95,7 @@ def recorded_times(run: Path, updates: int, *, transfers: bool = True) -> Comput
     Raises UsageError if ``run`` is not a run, or has no times yet.
     """
     recorded = recorded_run(run)
-    if recorded is not None:
+    if isinstance(recorded, RecordedRun):
         return recorded.times(range(recorded.scenario.ranks), updates, link=float(transfers))
     record = RunRecord.read(run)
     per_rollout, _ = _rollout_of(record.settings, run)

@@ -13,6 +13,7 @@ from zmqrl.commands.output import print_json
 from zmqrl.errors import UsageError, refusal
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible, quiet_children
+from zmqrl.simulate.recorded import TooLittleRecorded
 from zmqrl.simulate.report import report, table
 from zmqrl.simulate.scenario import RECORDED, Scenario
 from zmqrl.simulate.simulated_run import SimulatedRun
@@ -139,8 +140,8 @@ def tell_of_profile(scenario: Scenario, shards: Collection[int]) -> None:
     if run is None:
         return
     recorded = recorded_run(run)
-    if recorded is None:
-        sys.stderr.write(f"{run} has no profile: all workers take the mean times of the run, which do not vary.\n")
+    if isinstance(recorded, TooLittleRecorded):
+        sys.stderr.write(f"{run}: {recorded} All workers take the mean times of the run, which do not vary.\n")
         return
     if recorded.earlier:
         sys.stderr.write(f"{run}: {recorded.earlier}.\n")
