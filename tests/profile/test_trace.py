@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.profiles import asynchronous_run, resumed, rolled_back, synthetic_run
 from support.traces import Event, assert_valid
@@ -65,6 +66,19 @@ def test_an_arrow_never_leads_back_in_time(tmp_path: Path) -> None:
     events = trace(tmp_path, RunTables(tuple(processes)))
     assert_valid(events)
     assert [event for event in events if event["ph"] == "s" and event["name"] == "push"] == []
+
+
+def test_a_trace_can_cover_more_versions_than_memory_can_hold(tmp_path: Path) -> None:
+    tables = RunTables(tuple(synthetic_run(workers=2, shards=2, versions=10)))
+    worker = tables.processes[-1]
+    worker.span_names = ["act"]
+    worker.tables["spans"] = [np.array([[0, 10**9 + i, 500, i] for i in range(11)])]
+    everything = trace(tmp_path, tables, range(11))
+    assert trace(tmp_path, tables, range(2**60)) == everything
+    assert len([event for event in everything if event["name"] == "act"]) == 11
+    assert [
+        event["args"]["version"] for event in trace(tmp_path, tables, range(4, 2**60)) if event["name"] == "act"
+    ] == [*range(4, 11)]
 
 
 @pytest.mark.parametrize("shown", [range(3), range(4, 7), range(20)])

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.profiler import TRACE_SPANS
-from zmqrl.profile.run_tables import ProcessTables, RunTables, named
+from zmqrl.profile.run_tables import Columns, ProcessTables, RunTables, named
 from zmqrl.words import counted
 
 VERSIONS_SHOWN = 2000
@@ -98,6 +99,13 @@ def _events(tables: RunTables, clocks: Clocks, shown: range) -> Iterator[TraceEv
         yield from _publications(each, clocks, track, shown, published)
 
 
+def _shown(table: Columns, shown: range) -> NDArray[np.intp]:
+    """The rows of the versions ``shown``. Its cost does not depend on their number."""
+    versions = table["version"]
+    rows: NDArray[np.intp] = np.flatnonzero((versions >= shown.start) & (versions < shown.stop))
+    return rows
+
+
 def _slice(name: str, track: int, start_us: float, end_us: float, **args: Any) -> TraceEvent:
     duration = round(max(end_us - start_us, 0.001), 3)
     return {"ph": "X", "name": name, "cat": "span", "pid": track, "tid": 0, "ts": start_us, "dur": duration} | (
@@ -122,18 +130,16 @@ def _arrow(name: str, key: str, start: tuple[int, float, float], end: tuple[int,
 def _spans(each: ProcessTables, clocks: Clocks, track: int, shown: range) -> Iterator[TraceEvent]:
     table = each.table("spans")
     starts_us = clocks.times_us(each, table["start_ns"] // 1000) + table["start_ns"] % 1000 / 1000
-    for name, start_us, duration_ns, version in zip(
-        table["name"], starts_us, table["duration_ns"], table["version"], strict=True
-    ):
-        if version in shown:
-            end_us = start_us + duration_ns / 1000
-            yield _slice(each.span_names[name], track, float(start_us), float(end_us), version=int(version))
+    for i in _shown(table, shown):
+        start_us, name = float(starts_us[i]), each.span_names[table["name"][i]]
+        end_us = start_us + float(table["duration_ns"][i]) / 1000
+        yield _slice(name, track, start_us, end_us, version=int(table["version"][i]))
 
 
 def _cycles(each: ProcessTables, clocks: Clocks, track: int, shown: range, pushed: Starts) -> Iterator[TraceEvent]:
     table = each.table("cycles")
     began, ended = (clocks.times_us(each, table[name]) for name in ("began_at_us", "pushed_at_us"))
-    for i in np.flatnonzero(np.isin(table["version"], shown)):
+    for i in _shown(table, shown):
         version = int(table["version"][i])
         spans = {name: int(table[name][i]) for name in ("env_step", "act", "gradient", "wait", "cpu_us")}
         yield _slice(f"contribution to {version}", track, float(began[i]), float(ended[i]), **spans)
@@ -144,7 +150,7 @@ def _cycles(each: ProcessTables, clocks: Clocks, track: int, shown: range, pushe
 def _versions(each: ProcessTables, clocks: Clocks, track: int, shown: range, published: Starts) -> Iterator[TraceEvent]:
     table = each.table("versions")
     closed, out = (clocks.times_us(each, table[name]) for name in ("closed_at_us", "published_at_us"))
-    for i in np.flatnonzero(np.isin(table["version"], shown)):
+    for i in _shown(table, shown):
         version = int(table["version"][i])
         kth = int(table["closing_rank"][i])
         args = {"kth": kth} if kth >= 0 else {}
@@ -157,7 +163,7 @@ def _pushes(each: ProcessTables, clocks: Clocks, track: int, shown: range, pushe
     table = each.table("arrivals")
     arrived = clocks.times_us(each, table["arrived_at_us"])
     come: set[tuple[int, int, int]] = set()  # a gradient slice that is sent again has no second arrow
-    for i in np.flatnonzero(np.isin(table["version"], shown)):
+    for i in _shown(table, shown):
         generation, version, rank = (int(table[name][i]) for name in ("generation", "version", "rank"))
         at_us = float(arrived[i])
         yield _slice(f"rank {rank}: {SHARD_OUTCOMES[table['outcome'][i]]}", track, at_us, at_us + 0.1, version=version)
@@ -173,7 +179,7 @@ def _publications(
 ) -> Iterator[TraceEvent]:
     table = each.table("cycles")
     began, pulled = (clocks.times_us(each, table[name]) for name in ("began_at_us", "pulled_at_us"))
-    for i in np.flatnonzero(np.isin(table["version"], shown)):
+    for i in _shown(table, shown):
         generation, version = int(table["generation"][i]), int(table["version"][i])
         start = published.get((generation, version, int(table["last_shard"][i])))
         if start is not None:
