@@ -19,7 +19,7 @@ def predicted_s(**planted: Any) -> dict[str, float]:
     analysis = Analysis.of(RunTables(tuple(synthetic_run(versions=30, **planted))))
     quorum = planted.get("quorum", 3)
     scenario = Scenario(workers=3, shards=2, parameters=10_000, backups=planted.get("workers", quorum) - quorum)
-    return {each.change: 1 / each.updates_per_s for each in what_if(RecordedRun(analysis, scenario))}
+    return {each.change: 1 / each.updates_per_s for each in what_if(RecordedRun(analysis, scenario), print)}
 
 
 def test_the_unchanged_replay_takes_as_long_as_the_run() -> None:

@@ -14,7 +14,7 @@ from zmqrl.simulate.replay import Changes, most_blamed, replay, what_if
 
 
 def replayed(without: tuple[int, ...] = (), **planted: Any) -> list[str]:
-    found = what_if(recorded(synthetic_run(versions=24, **planted)), without)
+    found = what_if(recorded(synthetic_run(versions=24, **planted)), pytest.fail, without)
     return [each.change for each in found if each.change.startswith("without")]
 
 
@@ -59,8 +59,21 @@ def test_no_prediction_leaves_out_a_rank_with_little_blame() -> None:
 
 @pytest.mark.parametrize(("link_s", "asked"), [(0.01, True), (0.2, False)])
 def test_more_shards_are_predicted_only_if_the_network_does_not_limit_the_run(link_s: float, asked: bool) -> None:
-    found = what_if(recorded(synthetic_run(versions=24, link_extra_s=dict.fromkeys(range(3), link_s))))
+    notices: list[str] = []
+    run = recorded(synthetic_run(versions=24, link_extra_s=dict.fromkeys(range(3), link_s)))
+    found = what_if(run, notices.append)
     assert ("twice as many shards" in [each.change for each in found]) == asked
+    assert [notice.partition(":")[0] for notice in notices] == ([] if asked else ["no prediction for more shards"])
+
+
+def test_a_change_that_no_run_can_have_is_named() -> None:
+    notices: list[str] = []
+    run = recorded(synthetic_run(shards=3, versions=8), parameters=5 * 16)
+    found = what_if(run, notices.append)
+    assert "twice as many shards" not in [each.change for each in found]
+    assert notices == [
+        "no prediction for 'twice as many shards': --parameters 80: must be from 96 to 1099511627776 for 6 shards."
+    ]
 
 
 @pytest.mark.parametrize("workers", [2, 4])
@@ -71,8 +84,8 @@ def test_only_the_newest_session_of_a_resumed_run_is_replayed(workers: int) -> N
     alone = recorded(newest)
     run = recorded([*earlier, *resumed(newest, at=30, later_s=100)], workers=workers, shards=2)
     assert run.measured == pytest.approx(alone.measured)
-    rates = {each.change: each.updates_per_s for each in what_if(alone)}
-    assert {each.change: each.updates_per_s for each in what_if(run)} == pytest.approx(rates)
+    rates = {each.change: each.updates_per_s for each in what_if(alone, pytest.fail)}
+    assert {each.change: each.updates_per_s for each in what_if(run, pytest.fail)} == pytest.approx(rates)
     assert (run.earlier, alone.earlier) == ("only the newest session is simulated: versions 31 to 54", None)
 
 

@@ -1,7 +1,7 @@
 """Replays a recorded run in virtual time, to predict the effect of changes."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -84,16 +84,18 @@ def delays(recorded: RecordedRun) -> dict[int, float]:
     return found
 
 
-def what_if(recorded: RecordedRun, without: Sequence[int] = ()) -> list[WhatIf]:
+def what_if(recorded: RecordedRun, notice: Callable[[str], None], without: Sequence[int] = ()) -> list[WhatIf]:
     """Predict the effect of typical changes, such as removing one of the most blamed ranks.
 
     ``without`` names additional ranks to remove, one at a time. If the network limits the run, there is no prediction
-    for more shards.
+    for more shards. ``notice`` gets a sentence for each change that cannot be predicted.
     """
     scenario, paths = recorded.scenario, recorded.paths
     as_it_was = replay(recorded)
-    error = as_it_was / recorded.measured - 1
+    replay_error = as_it_was / recorded.measured - 1
     span = _longest_span(paths)
+    if no_answer := recorded.no_answer_for_shards():
+        notice(f"no prediction for more shards: {no_answer}")
     questions: list[tuple[str, Changes]] = []
     if scenario.ranks > 1:
         ranks = dict.fromkeys((*most_blamed(paths), *without))
@@ -102,16 +104,16 @@ def what_if(recorded: RecordedRun, without: Sequence[int] = ()) -> list[WhatIf]:
         questions.append((ONE_BACKUP_FEWER, Changes(backups=-1)))
     questions += [
         ("one backup more", Changes(backups=1)),
-        *([] if recorded.no_answer_for_shards() else [("twice as many shards", Changes(shards=2))]),
+        *([] if no_answer else [("twice as many shards", Changes(shards=2))]),
         (f"{span} in half the time", Changes(spans={span: 0.5})),
         ("transfers in half the time", Changes(link=0.5)),
     ]
-    found = [WhatIf(AS_IT_WAS, as_it_was, error)]
+    found = [WhatIf(AS_IT_WAS, as_it_was, replay_error)]
     for change, changes in questions:
         try:
-            found.append(WhatIf(change, replay(recorded, changes), error))
-        except (ClusterError, UsageError):  # for example, more shards than the layout allows
-            continue
+            found.append(WhatIf(change, replay(recorded, changes), replay_error))
+        except (ClusterError, UsageError) as error:  # for example, more shards than the layout allows
+            notice(f"no prediction for {change!r}: {error}")
     return found
 
 

@@ -53,26 +53,23 @@ def settings_of(run: Path, record: RunRecord) -> Scenario:
         not record.is_asynchronous,
         f"{run} has mode = async: the simulator does not model asynchronous updates. Use a synchronous run.",
     )
+    per_rollout, agent_steps = _rollout_of(settings, run)
     return replace(
         processes_of(settings, run),
+        updates=_whole_iterations(per_rollout),
         compute=f"{RECORDED}{run}",
+        updates_per_rollout=per_rollout,
+        agent_steps_per_rollout=agent_steps,
         parameters=_parameters_of(run),
         codec=codec_named(settings.get("wire.codec", "f32"), RunDirectory(run).config),
     )
 
 
 def processes_of(settings: Mapping[str, Any], run: Path) -> Scenario:
-    """A scenario with the workers, shards and rollouts of a run. Raises UsageError for a missing or invalid setting."""
-    per_rollout, agent_steps = _rollout_of(settings, run)
+    """A scenario with the workers and shards of a run. Raises UsageError for a missing or invalid setting."""
     stored = {name: settings[setting] for name, setting in STORED.items() if setting in settings}
     with _usable(run):
         scenario = decode(Scenario, {"workers": settings["workers"], "shards": 1} | stored)
-        scenario = replace(
-            scenario,
-            updates=_whole_iterations(per_rollout),
-            updates_per_rollout=per_rollout,
-            agent_steps_per_rollout=agent_steps,
-        )
         scenario.check()
     return scenario
 

@@ -33,6 +33,11 @@ def test_a_rank_that_does_not_exist_cannot_be_left_out(tmp_path: Path) -> None:
         command([path, "--without", "1", "--without", "4"])
 
 
+def test_the_only_rank_of_a_run_cannot_be_left_out(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^--without 0: this is the only rank of the run, which makes no updates"):
+        command([run_with(tmp_path / "a", workers=1), "--without", "0"])
+
+
 def test_an_asynchronous_run_has_no_predictions(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^--without 0: .* is asynchronous, so it cannot be predicted\.$"):
         command([run_with(tmp_path / "a", mode="async", workers=3), "--without", "0"])

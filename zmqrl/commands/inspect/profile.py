@@ -122,6 +122,7 @@ def check_ranks(path: Path, record: RunRecord, ranks: Sequence[int]) -> None:
     known = processes_of(record.settings, path).ranks
     for rank in ranks:
         require(0 <= rank < known, f"--without {rank}: the run has only {numbered('rank', range(known))}.")
+        require(known > 1, f"--without {rank}: this is the only rank of the run, which makes no updates without it.")
 
 
 def add_settings(
@@ -147,11 +148,10 @@ def add_settings(
         found["traffic"] = {str(shard): asdict(each) for shard, each in traffic(analysis.timeline, slice_bytes).items()}
         if analysis.paths:
             recorded = RecordedRun(analysis, scenario)
-            found["what_if"] = [asdict(each) for each in what_if(recorded, without)]
             if recorded.earlier:
                 found["warnings"].append(f"what if: {recorded.earlier}")
-            if reason := recorded.no_answer_for_shards():
-                found["warnings"].append(f"no prediction for more shards: {reason}")
+            predicted = what_if(recorded, found["warnings"].append, without)
+            found["what_if"] = [asdict(each) for each in predicted]
     except (UsageError, ClusterError) as error:
         found["warnings"].append(f"no predictions: {error}")
 
