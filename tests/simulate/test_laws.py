@@ -40,6 +40,8 @@ def test_draws_have_the_mean_and_deviation_of_the_law(text: str, mean: float, de
         ("constant:-1", "must be 0 or more"),
         ("constant:nan", "finite"),
         ("2*constant:1", "2 is not a probability"),
+        ("lognormal:0.1:1e200", "SIGMA must be 10 or less"),
+        ("pareto:0.01:0.5", "ALPHA must be above 1, or else the mean is infinite"),
         ("uniform:3:1", "LOW must not be above HIGH"),
         ("constant:1+", "unknown law ''"),
     ],

@@ -6,9 +6,11 @@ from typing import Self
 
 import numpy as np
 
+from zmqrl.errors import require
 from zmqrl.simulate.laws import Law
 
 CHUNK = 1024  # number of durations that are drawn at once
+LONGEST_S = 36_000.0  # real work takes seconds, and the simulation of an hour of waiting takes about a second
 STRIDE = 7919  # workers that replay the same profile start this many pieces apart
 
 
@@ -78,11 +80,17 @@ class ComputeTimes:
     def drawn(
         cls, *, gradient: Law, rollout: Law | None, ranks: int, versions: int, per_rollout: int, busy: float, seed: int
     ) -> Self:
-        """Draw the work of ``versions`` versions. The durations of a rank do not depend on the number of ranks."""
+        """Draw the work of ``versions`` versions. The durations of a rank do not depend on the number of ranks.
+
+        Raises UsageError if one of them is longer than ``LONGEST_S``.
+        """
 
         def of(law: Law, what: int, pieces: int) -> tuple[Work, ...]:
             draws = [Draws(law, seed, rank, what) for rank in range(ranks)]
             drawn = [[each.at(piece) for piece in range(pieces)] for each in draws]
+            short = all(s <= LONGEST_S for each in drawn for s in each)
+            limit = f"the limit of {LONGEST_S:,.0f} s"
+            require(short, f"{law.where}: some times are above {limit}; choose smaller numbers.")
             return tuple(Work([busy * s for s in each], [(1 - busy) * s for s in each]) for each in drawn)
 
         iterations = -(-versions // per_rollout) + 1

@@ -14,6 +14,8 @@ from zmqrl.errors import UsageError, did_you_mean, require
 Seconds: TypeAlias = npt.NDArray[np.float64]
 HOW: Final = "LAW is constant:S, exponential:MEAN, lognormal:MEAN:SIGMA, uniform:LOW:HIGH, pareto:LEAST:ALPHA, or a sum"
 
+MOST_SIGMA: Final = 10.0  # above this, nearly all draws are 0
+
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
@@ -51,19 +53,22 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Law:
-    """A distribution of durations in seconds: the sum of independent terms."""
+    """A distribution of durations in seconds: the sum of independent terms. ``where`` is its text, with the option."""
 
     terms: tuple[Term, ...]
+    where: str
 
     @classmethod
     def parse(cls, text: str, option: str) -> "Law":
         """Read a law. Raises a UsageError that names ``option``."""
         # Do not split at the sign of an exponent, as in 1e+3.
-        return cls(tuple(_term(part, f"{option} {text}") for part in re.split(r"(?<![0-9][eE])\+", text)))
+        where = f"{option} {text}"
+        return cls(tuple(_term(part, where) for part in re.split(r"(?<![0-9][eE])\+", text)), where)
 
     def draw(self, random: np.random.Generator, size: int) -> Seconds:
         """Draw independent durations: float64 (size,)."""
-        drawn: Seconds = np.sum([term.draw(random, size) for term in self.terms], axis=0)
+        with np.errstate(over="ignore"):
+            drawn: Seconds = np.sum([term.draw(random, size) for term in self.terms], axis=0)
         return drawn
 
 
@@ -81,5 +86,6 @@ def _term(text: str, where: str) -> Term:
     require(all(0 <= n < math.inf for n in numbers), f"{where}: each number must be 0 or more and finite.")
     require(0 < probability <= 1, f"{where}: {share} is not a probability; write a number such as 0.01*{rest}.")
     require(kind != "uniform" or numbers[0] <= numbers[1], f"{where}: LOW must not be above HIGH.")
-    require(kind != "pareto" or numbers[1] > 0, f"{where}: ALPHA must be above 0.")
+    require(kind != "lognormal" or numbers[1] <= MOST_SIGMA, f"{where}: SIGMA must be {MOST_SIGMA:g} or less.")
+    require(kind != "pareto" or numbers[1] > 1, f"{where}: ALPHA must be above 1, or else the mean is infinite.")
     return Term(kind, numbers, probability)

@@ -1,5 +1,6 @@
 """Searches for the best numbers of workers, backups and shards."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
@@ -74,6 +75,10 @@ def plan(scenario: Scenario, workers_up_to: int) -> Plan:
     search, most = _Search(scenario), workers_up_to
     shards_that_fit = [shards for shards in SHARDS if shards * ALIGNMENT <= scenario.parameters]
     _, shards, _ = search.best((most, each, 0) for each in shards_that_fit)
+    require(
+        math.isfinite(search.found[most, shards, 0].learned_steps_per_s),
+        "nothing in this scenario takes time, so there is nothing to plan: set --compute, --bandwidth or --latency.",
+    )
     _, _, backups = search.best((most, shards, each) for each in range(min(MOST_BACKUPS, most - 1) + 1))
     fewer = {max(1, most >> halvings) for halvings in range(most.bit_length())}
     search.best((ranks, shards, min(ranks - 1, round(backups * ranks / most))) for ranks in fewer)

@@ -19,6 +19,7 @@ from zmqrl.simulate.laws import Law
 from zmqrl.words import counted
 
 RECORDED: Final = "run:"
+MOST_LATENCY_S: Final = 10.0  # above this, the processes would give up waiting
 NOT_SIMULATED: Final = {
     name: f"asks for {what}, which the simulator does not model: remove it."
     for name, what in {
@@ -230,7 +231,9 @@ class Scenario:
         require(0 <= self.loss < 1, f"--loss {self.loss}: must be at least 0 and below 1.")
         for name, rate in (("bandwidth", self.bandwidth), ("loopback", self.loopback)):
             require(rate > 0, f"--{name} {rate}: must be above 0 bytes per second, or inf.")
-        require(0 <= self.latency < math.inf, f"--latency {self.latency}: must be 0 or more and finite.")
+        require(
+            0 <= self.latency <= MOST_LATENCY_S, f"--latency {self.latency}: must be from 0 to {MOST_LATENCY_S:g} s."
+        )
         require(0 < self.need_s < math.inf, f"--need-s {self.need_s}: must be above 0 and finite.")
         for name, cost in dataclasses.asdict(self.costs).items():
             require(0 <= cost < math.inf, f"--{_option(name)} {cost}: must be 0 or more and finite.")
@@ -247,8 +250,9 @@ class Scenario:
         )
         for straggler in self.stragglers:
             require(
-                0 <= straggler.rank < self.ranks and straggler.factor >= 0 and straggler.seconds >= 0,
-                f"{straggler}: rank must be from 0 to {self.ranks - 1}, and factor and seconds must be 0 or more.",
+                0 <= straggler.rank < self.ranks
+                and all(0 <= number < math.inf for number in (straggler.factor, straggler.seconds)),
+                f"{straggler}: rank must be from 0 to {self.ranks - 1}, and factor and seconds 0 or more and finite.",
             )
         for failure in self.failures:
             self.processes_of(failure)

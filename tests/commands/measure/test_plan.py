@@ -88,6 +88,11 @@ def test_without_json_the_plan_is_a_table_with_a_marked_row(capsys: pytest.Captu
     assert [line.split()[:3] for line in lines if line.endswith("<-")] == [["2", "0", "1"]]
 
 
+def test_a_plan_needs_something_that_takes_time() -> None:
+    with pytest.raises(UsageError, match="nothing in this scenario takes time, so there is nothing to plan"):
+        run(["plan", *QUICK, "--workers-up-to", "4", "--compute", "constant:0"])
+
+
 def test_a_plan_requires_a_maximum_number_of_workers() -> None:
     with pytest.raises(UsageError, match="workers-up-to"):
         run(["plan"])

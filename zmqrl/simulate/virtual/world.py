@@ -4,12 +4,12 @@ import gc
 import math
 from itertools import count, pairwise
 
-from zmqrl.errors import ClusterError
+from zmqrl.errors import ClusterError, UsageError
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.events import Record
 from zmqrl.ps.wire.codec import payload_bytes
-from zmqrl.simulate.compute import ComputeTimes
+from zmqrl.simulate.compute import LONGEST_S, ComputeTimes
 from zmqrl.simulate.scenario import Failure, Scenario
 from zmqrl.simulate.simulated_run import SimulatedRun, Use
 from zmqrl.simulate.times import times_of
@@ -27,7 +27,7 @@ def simulate(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Simu
     """Run ``scenario`` in virtual time. The same arguments give the same result.
 
     ``compute`` replaces the times of work that ``scenario.compute`` and ``scenario.rollout`` describe. Raises
-    UsageError if the scenario is not valid, and ClusterError if the run gets stuck.
+    UsageError if the scenario is not valid or takes too long, and ClusterError if the run gets stuck.
     """
     scenario.check()
     return World(scenario, compute or times_of(scenario)).run()
@@ -112,16 +112,22 @@ class World:
         return self._result()
 
     def _check_moving(self) -> None:
-        """Raise ClusterError if no scheduled event can continue the run."""
+        """Raise ClusterError if no scheduled event can continue the run, and UsageError if it takes too long."""
         self.clock.after(STUCK_S, self._check_moving)
+        if not self._to_come and self.clock.now - self._progressed_at > LONGEST_S:
+            raise UsageError(
+                f"no contribution arrived in {LONGEST_S:,.0f} s of virtual time: "
+                "choose shorter times of work, or a faster network."
+            )
         to_come = self._to_come or self.network.under_way or any(worker.computes for worker in self.workers)
         if to_come or self.clock.now - self._progressed_at < STUCK_S:
             return
         gone = [str(worker_id(worker.rank)) for worker in self.workers if not worker.alive]
         gone += [str(shard_id(shard.number)) for shard in self.shards if not shard.alive]
         version = min(shard.version for shard in self.shards)
+        after_s = max(0.0, self.clock.now - self.begun_at)
         raise ClusterError(
-            f"the simulated run is stuck at version {version} after {self.clock.now - self.begun_at:.0f} s: "
+            f"the simulated run is stuck at version {version} after {after_s:.0f} s: "
             f"it needs {self.scenario.effective_quorum} of {counted(self.scenario.ranks, 'worker')} and all shards, "
             f"but {', '.join(gone) or 'no process'} {'are' if len(gone) > 1 else 'is'} gone."
         )
