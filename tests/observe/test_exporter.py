@@ -132,6 +132,14 @@ def test_each_key_of_a_row_has_a_metric() -> None:
     assert set(row) <= known, "a new key of a row needs a metric of its own"
 
 
+def test_counters_of_slices_say_so(exporter: Exporter) -> None:
+    exporter.show(METRICS)
+    with urllib.request.urlopen(exporter.url, timeout=60) as answer:
+        about = {each.name: each.documentation for each in text_string_to_metric_families(answer.read().decode())}
+    for name in ("zmqrl_contributions", "zmqrl_worker_late", "zmqrl_worker_skipped"):
+        assert about[name].startswith("Slices")
+
+
 def test_nothing_is_served_before_the_first_metrics_and_afterwards_only_the_newest_one(exporter: Exporter) -> None:
     assert scraped(exporter) == {}
     for version in (1, 2, 3):

@@ -33,8 +33,8 @@ COUNTERS = {
 }
 LAGS = {"policy_lag": "mean", "policy_lag_min": "min", "policy_lag_max": "max"}
 BY_RANK = {
-    "late_by_rank": ("zmqrl_worker_late", "Contributions of a worker that came too late"),
-    "skipped_by_rank": ("zmqrl_worker_skipped", "Contributions that a worker did not send, because they were late"),
+    "late_by_rank": ("zmqrl_worker_late", "Slices of a worker that arrived too late"),
+    "skipped_by_rank": ("zmqrl_worker_skipped", "Slices that a worker did not send, because they were already late"),
 }
 
 
