@@ -1,11 +1,16 @@
 """What each single version waited for."""
 
 import io
+import shutil
+from pathlib import Path
 
 import pytest
 from rich.console import Console
-from support.profiles import synthetic_run
+from support.page_rig import write_profile
+from support.paths import TESTS
+from support.profiles import resumed, rolled_back, synthetic_run
 
+from zmqrl.commands.inspect.profile import command
 from zmqrl.errors import UsageError
 from zmqrl.profile.report import Analysis
 from zmqrl.profile.run_tables import RunTables
@@ -29,6 +34,33 @@ def test_each_version_names_its_rank_its_shard_and_its_worst_delay() -> None:
     text = io.StringIO()
     print_versions(rows, Console(file=text, width=120))
     assert len([line for line in text.getvalue().splitlines() if " gradient " in line]) == 6
+
+
+def test_versions_that_were_made_twice_have_their_generations() -> None:
+    processes = rolled_back(synthetic_run(versions=20), resumed(synthetic_run(versions=20), at=10, later_s=100))
+    rows = held_up(Analysis.of(RunTables(tuple(processes))).paths, range(14, 16))
+    text = io.StringIO()
+    print_versions(rows, Console(file=text, width=130))
+    lines = [line.split() for line in text.getvalue().splitlines()]
+    assert next(line[:2] for line in lines if "version" in line and "K-th" in line) == ["generation", "version"]
+    assert [line[:2] for line in lines if "worker-0" in line or "shard-0" in line or "worker-2" in line] == [
+        ["1", "14"],
+        ["1", "15"],
+        ["2", "14"],
+        ["2", "15"],
+    ]
+
+
+def test_the_versions_of_a_run_are_printed_with_the_warnings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(TESTS / "old_run", run)
+    write_profile(
+        run / "profile", synthetic_run(workers=4, quorum=3, versions=20, worker_extra_s={("env_step", 3): 9.0})
+    )
+    assert command([str(run), "--versions", "5"]) == 0
+    assert "! the run learns little from rank 3" in capsys.readouterr().out
 
 
 def test_a_range_of_versions_is_read() -> None:

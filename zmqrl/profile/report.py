@@ -226,6 +226,11 @@ def print_report(found: dict[str, Any], console: Console, *, processes: bool = F
     console.print()
     if found["what_if"]:
         _print_what_if(found["what_if"], console)
+    print_warnings(found, console)
+
+
+def print_warnings(found: Mapping[str, Any], console: Console) -> None:
+    """Print the warnings in the data of ``Analysis.to_json``."""
     for text in (*found["warnings"], *found["left_out"]):
         console.print(f"! {text}", soft_wrap=True)
 

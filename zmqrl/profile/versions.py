@@ -48,9 +48,16 @@ def held_up(paths: Sequence[CriticalPath], shown: range) -> list[dict[str, Any]]
 
 def print_versions(rows: Sequence[dict[str, Any]], console: Console) -> None:
     titles = ("version", "update ms", "K-th rank", "last shard", "waited most for", "who", "host", "ms", "beyond usual")
-    table = plain_table("what each version waited for", *titles)
+    several = len({row["generation"] for row in rows}) > 1  # a rollback or a resume has undone versions
+    table = plain_table("what each version waited for", *(["generation"] if several else []), *titles)
     for row in rows:
-        numbers = str(row["version"]), f"{row['update_ms']:.2f}", str(row["kth"]), str(row["shard"])
+        numbers = (
+            *([str(row["generation"])] if several else []),
+            str(row["version"]),
+            f"{row['update_ms']:.2f}",
+            str(row["kth"]),
+            str(row["shard"]),
+        )
         part = f"{row['part_ms']:.2f}", f"{row['excess_ms']:.2f}"
         table.add_row(*numbers, row["cause"], row["process"], row["host"], *part)
     console.print(table, "")

@@ -20,7 +20,7 @@ from zmqrl.process import interruptible
 from zmqrl.profile.accounts import traffic
 from zmqrl.profile.difference import changes, grown, print_changes
 from zmqrl.profile.profiler import FLUSH_EVERY_S
-from zmqrl.profile.report import Analysis, print_report
+from zmqrl.profile.report import Analysis, print_report, print_warnings
 from zmqrl.profile.run_tables import RunTables, newest_version
 from zmqrl.profile.trace import cut_short, newest, write_trace
 from zmqrl.profile.versions import held_up, print_versions, version_range
@@ -110,6 +110,7 @@ def run(options: Options) -> int:
         print_json(found)
     elif shown is not None:
         print_versions(found["versions"], console)
+        print_warnings(found, console)
     else:
         print_report(found, console, processes=options.processes)
     return 0
