@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.observe.histogram import Histogram, merged
+from zmqrl.observe.histogram import Histogram, figure, merged, statistics_ms
 
 durations = st.lists(st.integers(0, 2**50), min_size=1, max_size=200)
 
@@ -58,3 +58,16 @@ def test_without_values_there_is_no_percentile() -> None:
 def test_impossible_buckets_are_refused(data: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="bucket"):
         Histogram.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("count", "known"),
+    [(1, {"mean", "p50"}), (9, {"mean", "p50"}), (10, {"mean", "p50", "p90"}), (100, {"mean", "p50", "p90", "p99"})],
+)
+def test_a_percentile_of_too_few_durations_is_not_known(count: int, known: set[str]) -> None:
+    found = statistics_ms([0.001 * (number + 1) for number in range(count)])
+    assert {name for name, value in found.items() if value is not None} == known
+    for name in known - {"mean"}:
+        assert found[name] == pytest.approx(math.ceil(count * int(name[1:]) / 100)), "nearest rank"
+    assert statistics_ms([]) == dict.fromkeys(("mean", "p50", "p90", "p99"))
+    assert (figure(None, 2), figure(1.0, 2)) == ("-", "1.00")

@@ -152,6 +152,16 @@ def test_a_process_with_an_unknown_clock_is_left_out_and_named() -> None:
     assert found["clocks"]["h1"] == {"offset_ms": 0.0, "drift_ppm": 0.0, "error_ms": 0.0}
 
 
+@pytest.mark.parametrize(
+    ("versions", "line"), [(5, "p90 -, p99 -"), (40, "p90 186.00, p99 -"), (100, "p90 186.00, p99 186.00")]
+)
+def test_the_report_leaves_out_percentiles_of_few_updates(versions: int, line: str) -> None:
+    text = printed(report(synthetic_run(versions=versions)))
+    (first, *_) = text.splitlines()
+    assert first.startswith(f"{versions} updates: mean ")
+    assert first.endswith(line)
+
+
 def test_a_session_after_a_reboot_is_reported_too() -> None:
     before, later = synthetic_run(versions=10), synthetic_run(versions=VERSIONS)
     found = report([*before, *resumed(later, at=10, clock="booted again")])

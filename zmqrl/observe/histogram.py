@@ -6,7 +6,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-PERCENTS = (50, 90, 99)
+FEWEST = {50: 1, 90: 10, 99: 100}  # with fewer values, a percentile would say nothing but the largest value
+PERCENTS = tuple(FEWEST)
 SUB_BUCKETS = 64  # for each power of two: the width of a bucket is at most 1/64 of its values
 
 
@@ -90,11 +91,21 @@ class Histogram:
 
 
 def statistics_ms(seconds: Sequence[float]) -> Mapping[str, float | None]:
-    """Exact mean and percentiles of durations, in milliseconds, or None without durations."""
-    if not seconds:
-        return dict.fromkeys(("mean", *(f"p{percent}" for percent in PERCENTS)))
+    """Exact mean and percentiles of durations, in milliseconds. None for a figure that needs more durations.
+
+    The percentiles are by the nearest-rank method, as those of a histogram.
+    """
     in_ms = 1e3 * np.asarray(seconds)
-    return {"mean": float(in_ms.mean())} | {f"p{p}": float(np.percentile(in_ms, p)) for p in PERCENTS}
+    found: dict[str, float | None] = {"mean": float(in_ms.mean()) if seconds else None}
+    for percent, fewest in FEWEST.items():
+        known = len(seconds) >= fewest
+        found[f"p{percent}"] = float(np.percentile(in_ms, percent, method="inverted_cdf")) if known else None
+    return found
+
+
+def figure(number: float | None, decimals: int) -> str:
+    """A figure of :func:`statistics_ms`, as text."""
+    return "-" if number is None else f"{number:.{decimals}f}"
 
 
 def merged(histograms: Iterable[Histogram]) -> Histogram:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from zmqrl.observe.histogram import figure
 from zmqrl.observe.tables import plain_table
 from zmqrl.simulate.scenario import Scenario
 from zmqrl.simulate.simulated_run import SimulatedRun
@@ -38,8 +39,7 @@ def report(result: SimulatedRun) -> str:
         f"updates/s      {_figure(result.updates_per_s)}",
         f"agent steps/s  {_figure(result.agent_steps_per_s)}, "
         f"of which {_figure(result.learned_steps_per_s)} led to updates",
-        f"step time      mean {step['mean']:.1f}, p50 {step['p50']:.1f}, p90 {step['p90']:.1f}, "
-        f"p99 {step['p99']:.1f} ms",
+        f"step time      {', '.join(f'{name} {figure(step[name], 1)}' for name in ('mean', 'p50', 'p90', 'p99'))} ms",
         "contributions  "
         + ", ".join(f"{found[name]} {name}" for name in ("used", "late", "skipped", "duplicate", "rejected")),
         f"workers wait   {result.waiting:.0%} of the time",
@@ -68,7 +68,7 @@ def table(results: Sequence[SimulatedRun], swept: Sequence[str], marked: Simulat
             _figure(result.updates_per_s),
             _figure(result.agent_steps_per_s),
             _figure(result.learned_steps_per_s),
-            *(f"{step_ms[p]:.1f}" for p in ("p50", "p90", "p99")),
+            *(figure(step_ms[p], 1) for p in ("p50", "p90", "p99")),
             *(str(getattr(result, name)) for name in ("used", "late", "skipped")),
             f"{result.waiting:.0%}",
             _busiest(result),
