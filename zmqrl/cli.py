@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import importlib
 import io
 import os
 import signal
@@ -11,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from zmqrl import __version__
-from zmqrl.commands import COMMANDS, GROUPS, Command
+from zmqrl.commands import COMMANDS, GROUPS, Command, run_command
 from zmqrl.errors import UsageError, ZmqrlError, cannot_start, did_you_mean, refusal, request_refused
 from zmqrl.hostd.user_code import in_guarded_child
 from zmqrl.observe.screen import is_hung_up, never_waiting
@@ -171,10 +170,7 @@ def run(arguments: Sequence[str]) -> int:
     log_level()  # raises UsageError for an invalid value
     if name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; zmqrl --help lists them.")
-    # Import only this command's modules: torch and the games take seconds to import.
-    module = importlib.import_module(f"zmqrl.commands.{COMMANDS[name].module}")
-    status: int = module.command(rest)
-    return status
+    return run_command(COMMANDS[name].module, f"zmqrl {name}", rest)
 
 
 def _usage() -> str:

@@ -10,7 +10,7 @@ from support.page_rig import write_profile
 from support.paths import TESTS
 from support.profiles import resumed, rolled_back, synthetic_run
 
-from zmqrl.commands.inspect.profile import command
+from zmqrl import cli
 from zmqrl.errors import UsageError
 from zmqrl.profile.report import Analysis
 from zmqrl.profile.run_tables import RunTables
@@ -59,7 +59,7 @@ def test_the_versions_of_a_run_are_printed_with_the_warnings(
     write_profile(
         run / "profile", synthetic_run(workers=4, quorum=3, versions=20, worker_extra_s={("env_step", 3): 9.0})
     )
-    assert command([str(run), "--versions", "5"]) == 0
+    assert cli.run(["profile", str(run), "--versions", "5"]) == 0
     assert "! the run learns little from rank 3" in capsys.readouterr().out
 
 

@@ -1,9 +1,6 @@
-"""The table of the commands of the command line, in the groups of the help, and their modules.
+"""The table of the commands of the command line, in the groups of the help, and their modules."""
 
-In the module of a command, ``command`` parses the arguments, and usually ``run`` does the work. Both return the exit
-status, and raise ZmqrlError.
-"""
-
+import importlib
 import math
 from typing import NamedTuple
 
@@ -11,7 +8,7 @@ ENDS_WITHIN_S = 10.0  # cleaning up takes a second
 
 
 class Command(NamedTuple):
-    """A command is a module under ``zmqrl.commands`` with a function ``command(arguments) -> exit status``.
+    """A command is a module under ``zmqrl.commands``: see :func:`run_command`.
 
     If ``is_guarded``, everything that the command has started ends with it. Commands that run the user's code in their
     own process need this guard. It kills a command that has not ended ``ends_within_s`` after SIGTERM or SIGHUP,
@@ -78,3 +75,20 @@ GROUPS = {
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+
+
+def run_command(module: str, program: str, arguments: list[str]) -> int:
+    """Run the command of ``module`` below ``zmqrl.commands``, and return its exit status. Raises ZmqrlError.
+
+    Its ``run`` gets its ``Options``, parsed from ``arguments``. A command that parses in another way has a ``command``,
+    which gets ``arguments``. ``program`` is the name of the command in the help.
+    """
+    # Import only this command's modules: torch, the games and the parser take time to import.
+    found = importlib.import_module(f"zmqrl.commands.{module}")
+    if hasattr(found, "command"):
+        status: int = found.command(arguments)
+    else:
+        from zmqrl.commands.options import parse
+
+        status = found.run(parse(found.Options, arguments, program))
+    return status

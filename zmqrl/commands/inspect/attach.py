@@ -9,7 +9,7 @@ from pathlib import Path
 from zmqrl.commands.inspect import follow
 from zmqrl.commands.inspect.living import Living, exit_status_of
 from zmqrl.commands.inspect.logs import LOOK_EVERY_S, Reader
-from zmqrl.commands.options import RunPath, parse
+from zmqrl.commands.options import RunPath
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError
 from zmqrl.hosts.ways.login_node import Submitted
@@ -28,10 +28,6 @@ class Options:
 
     run: RunPath
     """The run directory."""
-
-
-def command(arguments: list[str]) -> int:
-    return run(parse(Options, arguments, "zmqrl attach"))
 
 
 @interruptible()

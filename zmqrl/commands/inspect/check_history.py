@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from zmqrl.checkpoint import Checkpoint, checkpoints
-from zmqrl.commands.options import RunPath, parse
+from zmqrl.commands.options import RunPath
 from zmqrl.commands.output import print_json
 from zmqrl.errors import UsageError
 from zmqrl.json_lines import newest_rollback, read_file, read_json
@@ -37,10 +37,6 @@ class Options:
     """The run directory."""
     json: bool = False
     """Print one JSON object."""
-
-
-def command(arguments: list[str]) -> int:
-    return run(parse(Options, arguments, "zmqrl check-history"))
 
 
 @interruptible()

@@ -12,7 +12,7 @@ import tyro
 
 from zmqrl.commands.inspect.living import Living
 from zmqrl.commands.inspect.merging import Merging, Timed, time_of
-from zmqrl.commands.options import RunPath, parse
+from zmqrl.commands.options import RunPath
 from zmqrl.errors import UsageError, did_you_mean, require
 from zmqrl.json_lines import open_file, read_file
 from zmqrl.observe.folding import Folded, Folding, by_number
@@ -37,10 +37,6 @@ class Options:
     """Follow the logs until the run ends."""
     tail: int = 20
     """Number of lines to show from the end of each log."""
-
-
-def command(arguments: list[str]) -> int:
-    return run(parse(Options, arguments, "zmqrl logs"))
 
 
 @interruptible()

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from zmqrl.commands.options import RunPaths, check_picture, parse
+from zmqrl.commands.options import RunPaths, check_picture
 from zmqrl.commands.output import print_json
 from zmqrl.errors import ClusterError, UsageError, refusal, require
 from zmqrl.observe.records import RunRecord
@@ -59,10 +59,6 @@ class Options:
     fail_above: Annotated[str | None, tyro.conf.arg(metavar="P%")] = None
     """With two runs: exit with 1 if an update, a part of the critical path or a span grew by more than this share
     of the first run's update time. The span `wait` is ignored."""
-
-
-def command(arguments: list[str]) -> int:
-    return run(parse(Options, arguments, "zmqrl profile"))
 
 
 @interruptible()

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import tyro
 
-from zmqrl.commands.options import parse
 from zmqrl.errors import UsageError
 from zmqrl.local.extras import require_extra
 from zmqrl.page.server import PageServer, listen
@@ -25,10 +24,6 @@ class Options:
     """Port. 0: any free port. None: 8470, or any free port if 8470 is in use."""
     address: str = "127.0.0.1"
     """IP address of this machine to listen on. Connections from other machines are not encrypted."""
-
-
-def command(arguments: list[str]) -> int:
-    return run(parse(Options, arguments, "zmqrl serve"))
 
 
 @interruptible()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zmqrl.commands.inspect.living import Living
-from zmqrl.commands.options import RunPath, parse
+from zmqrl.commands.options import RunPath
 from zmqrl.commands.output import print_json
 from zmqrl.hostd.inspection import state_of
 from zmqrl.hostd.messages import Seen
@@ -43,10 +43,6 @@ class Options:
     """The run directory."""
     json: bool = False
     """Print one JSON object."""
-
-
-def command(arguments: list[str]) -> int:
-    return run(parse(Options, arguments, "zmqrl status"))
 
 
 @interruptible()

@@ -1,9 +1,9 @@
 """``zmqrl bench``: measurements of this machine. Each is a separate command."""
 
-import importlib
 import os
 import sys
 
+from zmqrl.commands import run_command
 from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.observe.provenance import provenance
 from zmqrl.words import counted
@@ -21,8 +21,7 @@ def command(arguments: list[str]) -> int:
         return 0
     if name not in BENCHMARKS:
         raise UsageError(f"unknown benchmark {name!r}{did_you_mean(name, BENCHMARKS)}; zmqrl bench --help lists them.")
-    status: int = importlib.import_module(f"zmqrl.commands.measure.{BENCHMARKS[name][0]}").command(rest)
-    return status
+    return run_command(f"measure.{BENCHMARKS[name][0]}", f"zmqrl bench {name}", rest)
 
 
 # for all benchmarks

@@ -11,7 +11,7 @@ from zmqrl.bench.samples import Row
 from zmqrl.bench.wire import measure
 from zmqrl.commands.measure.bench import machine
 from zmqrl.commands.measure.wire_figures import table, write_picture
-from zmqrl.commands.options import check_picture, parse
+from zmqrl.commands.options import check_picture
 from zmqrl.commands.output import print_json, show_line
 from zmqrl.errors import UsageError, refusal, require
 from zmqrl.observe.tables import page
@@ -69,10 +69,6 @@ class Options:
             rounds=self.rounds,
             minutes=self.minutes,
         )
-
-
-def command(arguments: list[str]) -> int:
-    return run(parse(Options, arguments, "zmqrl bench wire"))
 
 
 @interruptible()

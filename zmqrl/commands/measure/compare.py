@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from zmqrl.commands.options import RunPaths, parse
+from zmqrl.commands.options import RunPaths
 from zmqrl.commands.output import print_json
 from zmqrl.observe.folding import printable
 from zmqrl.observe.metrics import OUTCOMES, SCORES_KEPT
@@ -28,10 +28,6 @@ class Options:
     """Run directories."""
     json: bool = False
     """Print JSON instead of a table."""
-
-
-def command(arguments: list[str]) -> int:
-    return run(parse(Options, arguments, "zmqrl compare"))
 
 
 @interruptible()

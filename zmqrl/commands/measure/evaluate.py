@@ -14,7 +14,7 @@ import tyro
 
 import zmqrl
 from zmqrl.commands.measure.play import Turn, whole_game
-from zmqrl.commands.options import RunPath, parse
+from zmqrl.commands.options import RunPath
 from zmqrl.commands.output import print_json, prints_to_stderr, show_line
 from zmqrl.config import require_games
 from zmqrl.errors import UsageError, closing, require
@@ -48,10 +48,6 @@ class Options:
     """Number of games played in parallel. None: one per core."""
     json: bool = False
     """Print one JSON object."""
-
-
-def command(arguments: list[str]) -> int:
-    return run(parse(Options, arguments, "zmqrl eval"))
 
 
 @interruptible()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 import numpy as np
 import tyro
 
-from zmqrl.commands.options import RunPaths, check_picture, parse
+from zmqrl.commands.options import RunPaths, check_picture
 from zmqrl.errors import UsageError, refusal
 from zmqrl.observe.curves import MIN_MAX_SEEDS, Curve, Group, curve, grouped, outcome_shares, position, positions
 from zmqrl.observe.drawing import STYLE, look, save
@@ -49,10 +49,6 @@ class Options:
     """Horizontal axis."""
     panels: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
     """Panels to draw: score, policy-loss, value-loss, entropy, throughput, contributions, policy-lag."""
-
-
-def command(arguments: list[str]) -> int:
-    return run(parse(Options, arguments, "zmqrl plot"))
 
 
 @interruptible()

@@ -16,7 +16,7 @@ import tyro
 
 import zmqrl
 from zmqrl.commands.measure.play import Turn, whole_game
-from zmqrl.commands.options import RunPath, parse
+from zmqrl.commands.options import RunPath
 from zmqrl.commands.output import print_json, prints_to_stderr
 from zmqrl.errors import UsageError, closing, refusal, require
 from zmqrl.local.extras import require_extra
@@ -59,10 +59,6 @@ class Options:
     """Maximum length of the video in seconds. A longer game is cut."""
     json: bool = False
     """Print one JSON object."""
-
-
-def command(arguments: list[str]) -> int:
-    return run(parse(Options, arguments, "zmqrl record"))
 
 
 @interruptible()

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from zmqrl.commands.measure.plot import write_picture
-from zmqrl.commands.options import RunPath, parse
+from zmqrl.commands.options import RunPath
 from zmqrl.errors import UsageError, naming, refusal, require
 from zmqrl.local.extras import require_extra
 from zmqrl.observe.curves import Group
@@ -25,10 +25,6 @@ class Options:
     """The run directory, or a result in benchmarks/results."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="PAGE.md")] = None
     """Page to write, with a picture of the same name beside it. None: report.md in the run directory."""
-
-
-def command(arguments: list[str]) -> int:
-    return run(parse(Options, arguments, "zmqrl report"))
 
 
 @interruptible()

@@ -10,7 +10,6 @@ import tyro
 
 from zmqrl.commands.measure.evaluate import evaluate
 from zmqrl.commands.measure.report import write_page
-from zmqrl.commands.options import parse
 from zmqrl.commands.output import print_json, prints_to_stderr
 from zmqrl.config import Config
 from zmqrl.errors import UsageError, require
@@ -52,10 +51,6 @@ class Options:
     """Directory of the new run. If that run has already ended, only judge it. None: runs/reproduced-NAME-DATE-TIME."""
     json: bool = False
     """Print one JSON object."""
-
-
-def command(arguments: list[str]) -> int:
-    return run(parse(Options, arguments, "zmqrl reproduce"))
 
 
 @interruptible()

@@ -13,7 +13,7 @@ from typing import Any
 
 from zmqrl.commands.inspect import follow
 from zmqrl.commands.inspect.living import Living
-from zmqrl.commands.options import RunPath, parse
+from zmqrl.commands.options import RunPath
 from zmqrl.errors import ClusterError, UsageError, require
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.ways.login_node import Submitted
@@ -29,10 +29,6 @@ class Options:
     """The run directory."""
     within_s: float = 120.0
     """Maximum time to wait, in seconds."""
-
-
-def command(arguments: list[str]) -> int:
-    return run(parse(Options, arguments, "zmqrl stop"))
 
 
 @interruptible()

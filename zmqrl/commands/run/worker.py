@@ -12,7 +12,6 @@ from zmqrl.hosts.daemons import PATIENCE
 
 os.environ.update(PATIENCE | os.environ)  # before the import of torch, which loads OpenMP
 
-from zmqrl.commands.options import parse
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.observe.provenance import code_id
@@ -37,10 +36,6 @@ class Options:
 
     Use this only if you know that both versions of the code are compatible.
     """
-
-
-def command(arguments: list[str]) -> int:
-    return run(parse(Options, arguments, "zmqrl worker"))
 
 
 @interruptible()
