@@ -7,9 +7,9 @@ from typing import cast
 
 import pytest
 
+from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import Site
 from zmqrl.hosts.faults import Faults
-from zmqrl.hosts.launcher import Launcher
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.rundir import RunDirectory
 from zmqrl.simulate import Failure
@@ -48,7 +48,7 @@ def test_each_process_is_killed_once_when_it_is_due(name: str, killed: list[Proc
         process: Site(host=host, directory=RunDirectory(tmp_path), address="127.0.0.1")
         for process, host in WHERE.items()
     }
-    faults = Faults([Failure(process=name, at=5.0)], cast(Launcher, launcher), sites, said.append)
+    faults = Faults([Failure(process=name, at=5.0)], cast(DaemonLauncher, launcher), sites, said.append)
     faults.step(100.0)  # the run has not begun
     faults.begin(100.0)
     faults.begin(103.0)  # the time continues after a rollback

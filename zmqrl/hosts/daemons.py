@@ -18,7 +18,6 @@ from zmqrl.hosts.launcher import (
     HostLost,
     HostUp,
     Inspected,
-    Launcher,
     Paused,
     Said,
     Task,
@@ -63,7 +62,7 @@ class _Running:
             self.log.write(line.encode() + b"\n")
 
 
-class DaemonLauncher(Launcher):
+class DaemonLauncher:
     """Runs tasks on the hosts of ``links``. ``host_of`` returns the host that runs a process.
 
     If a host is lost, its processes count as killed. The next start of a process there contacts the host again.
@@ -83,6 +82,7 @@ class DaemonLauncher(Launcher):
         threading.Thread(target=self._renew, name="renew", daemon=True).start()
 
     def start(self, task: Task) -> None:
+        """Start ``task``. If the start fails, ``poll`` returns an Exited."""
         name = str(task.process)
         assert name not in self._running
         link = self.links[self.host_of(task.process)]
@@ -107,6 +107,7 @@ class DaemonLauncher(Launcher):
         )
 
     def prepare(self, process: ProcessId, module: str, threads: int) -> None:
+        """Announce ``forked`` tasks with this ``module`` to the host of ``process``."""
         link = self.links[self.host_of(process)]
         with contextlib.suppress(LinkLost):  # start tries again, and reports a failure
             self._open(link)
@@ -120,20 +121,31 @@ class DaemonLauncher(Launcher):
                 self.files.reopened(link.host)
 
     def tell(self, process: ProcessId, message: Mapping[str, Any]) -> None:
+        """Write a message to the standard input of a process, unless it has ended."""
         self._send(process, h.Tell(str(process), message))
 
     def inspect(self, process: ProcessId) -> None:
+        """Ask a host what a process is doing. ``poll`` returns an Inspected, and the process logs its stack.
+
+        No answer comes if the process has ended or its host is lost.
+        """
         self._send(process, h.Inspect(str(process)))
 
     def poll(self) -> list[Event]:
+        """Return the events since the last call. Never waits."""
         self.receive()
         events, self._events = self._events, []
         return events
 
     def signal(self, process: ProcessId, number: signal.Signals) -> None:
+        """Send a signal to a process and all that it has started."""
         self._send(process, h.Signal(str(process), int(number)))
 
     def stop(self, processes: Collection[ProcessId], *, grace_s: float) -> None:
+        """End processes: close their standard input, wait ``grace_s``, send SIGTERM, and 2 s later SIGKILL.
+
+        ``poll`` does not return an Exited for them.
+        """
         for process in processes:
             self._send(process, h.HangUp(str(process)))
         self.wait(processes, within_s=grace_s)
@@ -143,6 +155,7 @@ class DaemonLauncher(Launcher):
             self.wait(processes, within_s=wait_s)
 
     def wait(self, processes: Collection[ProcessId], *, within_s: float) -> None:
+        """Wait at most ``within_s`` until the processes have ended. ``poll`` does not return an Exited for them."""
         deadline = time.monotonic() + within_s
         self.receive()
         while not set(processes).isdisjoint(self.running()) and time.monotonic() < deadline:
@@ -153,21 +166,27 @@ class DaemonLauncher(Launcher):
         ]
 
     def running(self) -> list[ProcessId]:
+        """The started processes that have not ended, as far as the launcher knows."""
         return [running.process for running in self._running.values()]
 
     def pids(self) -> dict[ProcessId, int]:
+        """The process id of each process, on its own host."""
         return {running.process: running.pid for running in self._running.values() if running.pid is not None}
 
     def host_of(self, process: ProcessId) -> str:
+        """The host that runs a process."""
         return self._host_of(process)
 
     def to_dict(self) -> list[dict[str, Any]]:
+        """Plain data with which a command can reach the hosts after this process has ended."""
         return [link.to_dict() for link in self.links.values()]
 
     def unreachable_s(self) -> float:
+        """Seconds for which no host has been reachable. 0 while one is."""
         return time.monotonic() - self._reached_at
 
     def close(self) -> None:
+        """End all processes, and the daemons."""
         for link in self.links.values():
             link.hang_up()
         began_at = time.monotonic()
@@ -189,6 +208,7 @@ class DaemonLauncher(Launcher):
                 self._running.pop(name).log.close()
 
     def receive(self) -> None:
+        """Read the messages of the hosts: events for the next ``poll``, and files. Never waits."""
         self._pulse.beat()
         self._events += self._pulse.take_news()
         for link in self.links.values():

@@ -17,7 +17,6 @@ from zmqrl.hostd.messages import Clean, Up
 from zmqrl.hosts.connecting import OnEvent, connect, listed_twice, other_code, unusable
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.inventory import Host
-from zmqrl.hosts.launcher import Launcher
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.placement import Placement, place_run
@@ -46,7 +45,7 @@ class Site:
 class Deployment:
     """How and on which hosts the processes of a run start."""
 
-    launcher: Launcher
+    launcher: DaemonLauncher
     sites: Mapping[ProcessId, Site]
     threads: Mapping[ProcessId, int]
     files: Mirror
@@ -87,7 +86,7 @@ def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
     )
 
 
-def local_launcher(work: Path) -> Launcher:
+def local_launcher(work: Path) -> DaemonLauncher:
     """A launcher for this machine, whose daemon is a child of this process. ``work`` is the run's directory."""
     command = [sys.executable, *DAEMON]
     return DaemonLauncher(
@@ -99,7 +98,7 @@ def local_launcher(work: Path) -> Launcher:
 class ConnectedHosts:
     """Hosts whose daemons were contacted. ``failed`` says why a host cannot be used."""
 
-    launcher: Launcher
+    launcher: DaemonLauncher
     failed: Mapping[str, str]
     at_end: contextlib.ExitStack
     """Ends all links. Call its ``pop_all`` to keep the launcher after the block. The launcher must then be closed."""

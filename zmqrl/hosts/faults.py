@@ -3,8 +3,8 @@
 import signal
 from collections.abc import Callable, Mapping, Sequence
 
+from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import Site
-from zmqrl.hosts.launcher import Launcher
 from zmqrl.process_id import ProcessId
 from zmqrl.simulate.scenario import Failure
 
@@ -15,7 +15,7 @@ class Faults:
     def __init__(
         self,
         failures: Sequence[Failure],
-        launcher: Launcher,
+        launcher: DaemonLauncher,
         sites: Mapping[ProcessId, Site],
         notice: Callable[[str], None],
     ) -> None:

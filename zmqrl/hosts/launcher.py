@@ -1,10 +1,10 @@
-"""The contract of a launcher, which starts the processes of a run, reports their events, and ends them."""
+"""What a launcher starts and reports: tasks and events."""
 
 import signal
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from zmqrl.errors import DISK_IS_FULL, USER_CODE_FAILED, UsageError
 from zmqrl.process_id import ProcessId
@@ -127,58 +127,3 @@ class Paused:
 
 
 Event: TypeAlias = Said | Exited | Inspected | HostLost | HostUp | Paused
-
-
-class Launcher(Protocol):
-    """Runs tasks on one host or on many."""
-
-    def prepare(self, process: ProcessId, module: str, threads: int) -> None:
-        """Announce ``forked`` tasks with this ``module`` to the host of ``process``."""
-
-    def start(self, task: Task) -> None:
-        """Start ``task``. If the start fails, ``poll`` returns an Exited."""
-
-    def tell(self, process: ProcessId, message: Mapping[str, Any]) -> None:
-        """Write a message to the standard input of a process, unless it has ended."""
-
-    def receive(self) -> None:
-        """Read the messages of the hosts: events for the next ``poll``, and files. Never waits."""
-
-    def inspect(self, process: ProcessId) -> None:
-        """Ask a host what a process is doing. ``poll`` returns an Inspected, and the process logs its stack.
-
-        No answer comes if the process has ended or its host is lost.
-        """
-
-    def poll(self) -> list[Event]:
-        """Return the events since the last call. Never waits."""
-
-    def signal(self, process: ProcessId, number: signal.Signals) -> None:
-        """Send a signal to a process and all that it has started."""
-
-    def stop(self, processes: Collection[ProcessId], *, grace_s: float) -> None:
-        """End processes: close their standard input, wait ``grace_s``, send SIGTERM, and 2 s later SIGKILL.
-
-        ``poll`` does not return an Exited for them.
-        """
-
-    def wait(self, processes: Collection[ProcessId], *, within_s: float) -> None:
-        """Wait at most ``within_s`` until the processes have ended. ``poll`` does not return an Exited for them."""
-
-    def running(self) -> list[ProcessId]:
-        """The started processes that have not ended, as far as the launcher knows."""
-
-    def pids(self) -> dict[ProcessId, int]:
-        """The process id of each process, on its own host."""
-
-    def host_of(self, process: ProcessId) -> str:
-        """The host that runs a process."""
-
-    def to_dict(self) -> list[dict[str, Any]]:
-        """Plain data with which a command can reach the hosts after this process has ended."""
-
-    def unreachable_s(self) -> float:
-        """Seconds for which no host has been reachable. 0 while one is."""
-
-    def close(self) -> None:
-        """End all processes, and the daemons."""

@@ -12,9 +12,9 @@ from typing import Any
 from zmqrl.config import Config, is_loopback
 from zmqrl.errors import ClusterError
 from zmqrl.hostd.messages import Up
+from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.judging.load import load_warnings
 from zmqrl.hosts.judging.outliers import distant, outliers
-from zmqrl.hosts.launcher import Launcher
 from zmqrl.hosts.placement import Placement
 from zmqrl.hosts.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE
 from zmqrl.hosts.probing import LAUNCHER, Probes, Route, probing, rounds
@@ -55,7 +55,7 @@ class Survey:
 
 
 def survey(
-    launcher: Launcher,
+    launcher: DaemonLauncher,
     config: Config,
     placement: Placement,
     up: Mapping[str, Up],

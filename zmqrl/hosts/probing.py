@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zmqrl.hosts.launcher import Exited, Launcher, Said, Task
+from zmqrl.hosts.daemons import DaemonLauncher
+from zmqrl.hosts.launcher import Exited, Said, Task
 from zmqrl.hosts.probe import measure
 from zmqrl.process_id import ProcessId
 
@@ -30,7 +31,7 @@ class Route(NamedTuple):
 class Probes:
     """The running probes. ``failed`` says, by host, why a probe has not answered or has ended."""
 
-    def __init__(self, launcher: Launcher, tokens: Mapping[str, str], probes: Mapping[str, ProcessId]) -> None:
+    def __init__(self, launcher: DaemonLauncher, tokens: Mapping[str, str], probes: Mapping[str, ProcessId]) -> None:
         self.launcher, self.tokens, self.probes = launcher, tokens, probes
         self.failed: dict[str, str] = {}
 
@@ -103,7 +104,7 @@ def probe_ids(hosts: Iterable[str]) -> dict[str, ProcessId]:
 
 @contextlib.contextmanager
 def probing(
-    launcher: Launcher, jobs: Mapping[ProcessId, Mapping[str, Any]], tokens: Mapping[str, str]
+    launcher: DaemonLauncher, jobs: Mapping[ProcessId, Mapping[str, Any]], tokens: Mapping[str, str]
 ) -> Iterator[tuple[Probes, dict[str, dict[str, Any]]]]:
     """Run probes with these ``jobs`` during the block. Yields the probes, and their first findings by host."""
     on = {launcher.host_of(process): process for process in jobs}

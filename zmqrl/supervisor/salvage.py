@@ -13,9 +13,10 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
 from zmqrl.hostd.messages import SAME_MACHINE
+from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import Deployment, Site, connected, on_this_machine
 from zmqrl.hosts.inventory import read_hosts
-from zmqrl.hosts.launcher import Exited, Launcher, Said
+from zmqrl.hosts.launcher import Exited, Said
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.ways.slurm import is_over
@@ -266,7 +267,7 @@ def _variables(directory: RunDirectory) -> dict[str, Mapping[str, str]]:
 
 
 @contextlib.contextmanager
-def _frozen_shards(tasks: RunTasks, launcher: Launcher, notice: TellUser) -> Iterator[ShardControl]:
+def _frozen_shards(tasks: RunTasks, launcher: DaemonLauncher, notice: TellUser) -> Iterator[ShardControl]:
     """Start all shards of ``tasks`` as frozen shards, which make no versions, and connect. Raises ClusterError."""
     up = bring_up(
         range(tasks.layout.shards),
@@ -278,7 +279,7 @@ def _frozen_shards(tasks: RunTasks, launcher: Launcher, notice: TellUser) -> Ite
         yield control
 
 
-def _look(launcher: Launcher) -> dict[int, ShardUp]:
+def _look(launcher: DaemonLauncher) -> dict[int, ShardUp]:
     """The shards that came up since the last call. Raises ClusterError if a shard died."""
     up = {}
     for event in launcher.poll():
