@@ -32,8 +32,8 @@ TURN_S = 0.25
 MISUSE = UsageError.exit_status
 
 
-def died(process: ProcessId, status: int = 1) -> e.ProcessDied:
-    return e.ProcessDied(Exited(process, status, "Traceback\nthe end", 1.0))
+def died(process: ProcessId, status: int = 1) -> Exited:
+    return Exited(process, status, "Traceback\nthe end", 1.0)
 
 
 class Run:
@@ -231,11 +231,11 @@ def test_a_rollback_waits_for_a_lost_host_as_long_as_the_run_does(run: Run) -> N
     run.kill_shard(0)
     run.start_shard(0)  # without its state
     run.stands.pop(1)
-    run.feed(e.ProcessDied(Exited(shard_id(1), -9, "", 0.0, "host h2 is lost: no route", with_host=True)))
-    run.feed(e.HostChanged(HostLost("h2", "no route", (shard_id(1),))))
+    run.feed(Exited(shard_id(1), -9, "", 0.0, "host h2 is lost: no route", with_host=True))
+    run.feed(HostLost("h2", "no route", (shard_id(1),)))
     run.ticks(5 * LOAD_WITHIN_S)
     assert run.told(e.Fail) == []
-    run.feed(e.HostChanged(HostUp("h2")))
+    run.feed(HostUp("h2"))
     run.ticks(LOAD_WITHIN_S - 1.0)
     assert run.told(e.Fail) == []
     run.ticks(2.0)
@@ -582,8 +582,8 @@ def test_a_run_that_ends_needs_no_worker(run: Run) -> None:
 def test_the_reason_of_a_usage_error_is_the_last_error_in_the_log() -> None:
     run = Run(quorum=3)
     log = "2026-01-05 10:12:03,512 ERROR Maze-v0 returned a reward of nan from step 3.\nExiting \x1b[0m"
-    run.feed(e.ProcessDied(Exited(worker_id(0), MISUSE, log, 1.0)))
-    run.feed(e.ProcessDied(Exited(worker_id(1), MISUSE, "", 1.0)))
+    run.feed(Exited(worker_id(0), MISUSE, log, 1.0))
+    run.feed(Exited(worker_id(1), MISUSE, "", 1.0))
     assert run.told(e.Fail) == [
         e.Fail("Maze-v0 returned a reward of nan from step 3.", misused=worker_id(0)),
         e.Fail("worker-1 ended with exit status 2.", misused=worker_id(1)),
@@ -595,8 +595,8 @@ def test_a_run_that_needs_an_unreachable_host_ends_with_the_time_since_the_loss(
     run.ticks(1.0)
     worker = worker_id(2)
     for _ in range(KILLS_IN_A_ROW):
-        run.feed(e.ProcessDied(Exited(worker, -9, "", 0.0, "host h2 is lost: no route", with_host=True)))
-        run.feed(e.HostChanged(HostLost("h2", "no route", (worker,))))
+        run.feed(Exited(worker, -9, "", 0.0, "host h2 is lost: no route", with_host=True))
+        run.feed(HostLost("h2", "no route", (worker,)))
         run.now += 10.0
     (failed,) = run.told(e.Fail)
     seconds = 10 * (KILLS_IN_A_ROW - 1)
@@ -649,7 +649,7 @@ def test_a_stall_names_and_inspects_the_workers_that_have_not_contributed(run: R
     stall = stalled(run)
     assert [(each.process, each.span, each.span_s) for each in stall.awaited] == [(worker_id(1), "env_step", 4.0)]
     assert run.told(e.InspectProcess) == [e.InspectProcess(worker_id(1))]
-    run.feed(e.ProcessInspected(Inspected(process=worker_id(1), state="waiting", kernel="futex", stack=("a frame",))))
+    run.feed(Inspected(worker_id(1), Doing(state="waiting", kernel="futex", stack=("a frame",))))
     run.ticks(1.0)
     shown = run.told(e.ShowStall)[-1].stall
     assert shown.awaited[0].doing == Doing(state="waiting", kernel="futex", stack=("a frame",))
@@ -696,7 +696,7 @@ def test_a_shard_that_does_not_come_up_is_inspected_before_the_run_fails(half_up
 def test_facts_about_a_dead_worker_do_not_carry_over_to_the_next_one(run: Run) -> None:
     run.present, run.held = {0, 2}, {0, 2}
     stalled(run)
-    run.feed(e.ProcessInspected(Inspected(process=worker_id(1), state="stopped")))
+    run.feed(Inspected(worker_id(1), Doing(state="stopped")))
     run.ticks(1.0)
     assert run.told(e.ShowStall)[-1].stall.awaited[0].doing is not None
     run.feed(died(worker_id(1)))
@@ -840,7 +840,7 @@ def test_a_worker_that_leaves_while_shards_make_versions_has_failed(updates: int
     for _ in range(FAILURES_IN_A_ROW + 1):  # the first exit can have come just before the end
         run.feed(died(worker_id(0), status=0))
         run.ticks(0.5)
-    assert run.machine.processes.first_death == died(worker_id(0), status=0).exited
+    assert run.machine.processes.first_death == died(worker_id(0), status=0)
     (failed,) = run.told(e.Fail)
     assert failed.why.startswith("worker-0 died 5 times in a row (exit status 0)")
 
@@ -857,9 +857,7 @@ def test_a_worker_that_leaves_a_run_without_a_last_version_has_failed() -> None:
 def test_a_failed_assertion_lists_the_last_events(run: Run) -> None:
     run.kill_shard(0)
     run.machine.shards.seen[1] = -1
-    with pytest.raises(
-        AssertionError, match=r"supervisor: seen goes back(?s:.*)ProcessDied\(exited=Exited\(process="
-    ) as error:
+    with pytest.raises(AssertionError, match=r"supervisor: seen goes back(?s:.*)Exited\(process=") as error:
         run.feed(e.Tick())
     assert "shard" in str(error.value)
 
@@ -917,5 +915,5 @@ def test_a_present_worker_that_a_version_lacks_is_awaited_and_stopped_if_its_hos
     assert run.machine.presence(worker, {2: 1.9}, run.now)[0] == "present"
     assert run.machine.presence(worker, {2: 21.0}, run.now) == ("awaited", 21.0)
     assert run.machine.presence(shard_id(0), {0: 21.0}, run.now)[0] == "present"
-    run.feed(e.ProcessInspected(Inspected(process=worker, state="stopped")))
+    run.feed(Inspected(worker, Doing(state="stopped")))
     assert run.machine.presence(worker, {2: 21.0}, run.now)[0] == "stopped"

@@ -207,7 +207,7 @@ class Session:
             exited = Exited(process, statuses.get(process, -9), "", 1.0)
             if exited.status == UsageError.exit_status:
                 self.misused.add(process.number)
-            self._feed(e.ProcessDied(exited))
+            self._feed(exited)
         self._feed(e.Tick())
         while self._actions:
             self._do(self._actions.popleft())

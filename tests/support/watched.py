@@ -13,6 +13,7 @@ from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.launcher import Event, Exited, Inspected, Said, Task
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.ways.way import LOCALHOST
+from zmqrl.observe.stalls import Doing
 from zmqrl.process_id import ProcessId
 
 EXPORTED = {"A_TOKEN": "it's a $secret"}
@@ -73,11 +74,11 @@ class Watched:
         self.told += self.launcher.poll()
         return [event for event in self.told if isinstance(event, Exited) and event.process == process]
 
-    def inspected(self, process: ProcessId) -> list[Inspected]:
+    def inspected(self, process: ProcessId) -> list[Doing]:
         self.told += self.launcher.poll()
-        return [event for event in self.told if isinstance(event, Inspected) and event.process == process]
+        return [event.doing for event in self.told if isinstance(event, Inspected) and event.process == process]
 
-    def inspect(self, process: ProcessId) -> Inspected:
+    def inspect(self, process: ProcessId) -> Doing:
         """Inspect a process until the answer has a stack, or says that the process is stopped."""
         while True:
             self.told = [event for event in self.told if not isinstance(event, Inspected)]

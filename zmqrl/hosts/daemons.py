@@ -24,6 +24,7 @@ from zmqrl.hosts.launcher import (
 )
 from zmqrl.hosts.link import RENEW_EVERY_S, Link, LinkLost
 from zmqrl.hosts.mirror import Mirror
+from zmqrl.observe.stalls import Doing
 from zmqrl.process import LOG_LEVEL, STARTED_IN
 from zmqrl.process_id import ProcessId
 
@@ -258,10 +259,8 @@ class DaemonLauncher:
                     case h.LogLine():
                         running.write(event.line)
                     case h.InspectionReport():
-                        seen = Inspected(
-                            process=running.process, state=event.state, kernel=event.kernel, stack=tuple(event.stack)
-                        )
-                        self._events.append(seen)
+                        doing = Doing(state=event.state, kernel=event.kernel, stack=tuple(event.stack))
+                        self._events.append(Inspected(running.process, doing))
                     case h.ExitReport():
                         self._end(event.name, event.status, event.why)
 

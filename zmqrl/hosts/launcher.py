@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from zmqrl.errors import DISK_IS_FULL, USER_CODE_FAILED, UsageError
+from zmqrl.observe.stalls import Doing
 from zmqrl.process_id import ProcessId
 from zmqrl.words import ended_how
 
@@ -84,18 +85,12 @@ class Exited:
         return ended_how(self.status)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Inspected:
-    """A host's report on what a process is doing.
-
-    For ``state`` and ``kernel``, see :class:`zmqrl.hostd.inspection.Sight`. ``stack`` has the frames of the main
-    thread, innermost first, or nothing without an answer.
-    """
+    """A host's report on what a process is doing. Its stack is empty if the process has not answered."""
 
     process: ProcessId
-    state: str
-    kernel: str = ""
-    stack: tuple[str, ...] = ()
+    doing: Doing
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,27 +35,6 @@ class ShardSaid:
 
 
 @dataclass(frozen=True, slots=True)
-class ProcessDied:
-    """A process has ended."""
-
-    exited: Exited
-
-
-@dataclass(frozen=True, slots=True)
-class HostChanged:
-    """A host is lost, still unreachable, or back."""
-
-    change: HostLost | HostUp
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessInspected:
-    """The host of a process has reported what the process is doing."""
-
-    seen: Inspected
-
-
-@dataclass(frozen=True, slots=True)
 class ProcessWorked:
     """A follower has done its work: its earlier deaths no longer count."""
 
@@ -134,9 +113,10 @@ Event: TypeAlias = (
     ShardBound
     | Connected
     | ShardSaid
-    | ProcessDied
-    | HostChanged
-    | ProcessInspected
+    | Exited
+    | HostLost
+    | HostUp
+    | Inspected
     | ProcessWorked
     | WorkerReported
     | CheckpointLoaded
@@ -162,7 +142,7 @@ class StartProcess:
 
 @dataclass(frozen=True, slots=True)
 class KillProcess:
-    """Kill a process that hangs. Leads to ProcessDied."""
+    """Kill a process that hangs. Leads to Exited."""
 
     process: ProcessId
     silent_s: float
@@ -178,7 +158,7 @@ class TellSilence:
 
 @dataclass(frozen=True, slots=True)
 class InspectProcess:
-    """Ask the host of a process what the process is doing. Leads to ProcessInspected."""
+    """Ask the host of a process what the process is doing. Leads to Inspected."""
 
     process: ProcessId
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 from zmqrl.errors import USER_CODE_FAILED, ClusterError
-from zmqrl.hosts.launcher import Exited
+from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected
 from zmqrl.observe.folding import printable, quoted
 from zmqrl.observe.live.presence import State
-from zmqrl.observe.stalls import Awaited, Doing, Stalls
+from zmqrl.observe.stalls import Awaited, Stalls
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.schedule import WHOLE
 from zmqrl.ps.shard import START_WITHIN_S
@@ -138,12 +138,12 @@ class SupervisorMachine:
                 return []
             case e.ShardSaid(shard, message):
                 return self._on_message(shard, message, now)
-            case e.ProcessDied(exited):
-                return self._on_death(exited, now)
-            case e.HostChanged(change):
-                return self.processes.host_changed(change, now)
-            case e.ProcessInspected(seen):
-                self.stalls.answered(seen.process, Doing(state=seen.state, kernel=seen.kernel, stack=seen.stack))
+            case Exited():
+                return self._on_death(event, now)
+            case HostLost() | HostUp():
+                return self.processes.host_changed(event, now)
+            case Inspected(process, doing):
+                self.stalls.answered(process, doing)
                 return []
             case e.ProcessWorked(process):
                 self.processes.worked(process)

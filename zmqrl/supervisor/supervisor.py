@@ -431,12 +431,8 @@ class Supervisor:
                     self._feed(e.ShardBound(shard))
                 case Said() if event.process in self.followers.pending:
                     self.followers.on_answer(event)
-                case Inspected():
-                    self._feed(e.ProcessInspected(event))
-                case Exited():
-                    self._feed(e.ProcessDied(event))
-                case HostLost() | HostUp():
-                    self._feed(e.HostChanged(event))
+                case Exited() | HostLost() | HostUp() | Inspected():
+                    self._feed(event)
                 case Paused():
                     self.console.notice(event.sentence())
         if self.is_up and time.monotonic() >= self._write_cluster_at:
