@@ -62,6 +62,33 @@ Tallies: TypeAlias = Annotated[tuple[RankTally, ...], Size(MAX_WORKERS)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _OfShard:
+    """The first fields of messages that tell where a shard stands."""
+
+    run: Name
+    shard: U16
+    incarnation: U53
+    generation: U32
+    version: U53
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Published(_OfShard):
+    """The weights of ``version``, and the ranks that contributed to it.
+
+    ``elapsed`` is the progress of the run in millionths, according to this shard, for the update from these weights.
+    """
+
+    view: U32
+    quorum: U16
+    members: Ranks
+    ranks: Ranks
+    codec: Codec
+    crc32: U32
+    elapsed: U32 = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gradient:
     """PUSH to PULL, followed by the payload: one contribution.
 
@@ -82,62 +109,30 @@ class Gradient:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
-    """XPUB to SUB, topic ``W``, followed by the payload: the weights of ``version``, and the ranks that contributed.
-
-    ``elapsed`` is the progress of the run in millionths, according to this shard, for the update from these weights.
-    """
-
-    run: Name
-    shard: U16
-    incarnation: U53
-    generation: U32
-    version: U53
-    view: U32
-    quorum: U16
-    members: Ranks
-    ranks: Ranks
-    codec: Codec
-    crc32: U32
-    elapsed: U32 = 0
+class Weights(_Published):
+    """XPUB to SUB, topic ``W``, followed by the payload: the weights of ``version``, and the ranks that contributed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heartbeat:
+class Heartbeat(_OfShard):
     """XPUB to SUB, topic ``H``: the shard is alive, in this state."""
 
-    run: Name
-    shard: U16
-    incarnation: U53
-    generation: U32
-    version: U53
     view: U32
     held: Ranks
     published: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
+class Need(_OfShard):
     """XPUB to SUB, topic ``N``: ``version`` is still open. Ranks that are not in ``held`` must resend."""
 
-    run: Name
-    shard: U16
-    incarnation: U53
-    generation: U32
-    version: U53
     view: U32
     held: Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bye:
+class Bye(_OfShard):
     """XPUB to SUB, topic ``X``: ``version`` is the last version of the run."""
-
-    run: Name
-    shard: U16
-    incarnation: U53
-    generation: U32
-    version: U53
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,14 +154,9 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Welcome:
+class Welcome(_OfShard):
     """ROUTER to DEALER: the answer to HELLO. A worker gets WELCOME once it has subscribed to its presence topic."""
 
-    run: Name
-    shard: U16
-    incarnation: U53
-    generation: U32
-    version: U53
     view: U32
     quorum: U16
     members: Ranks
@@ -196,21 +186,8 @@ class SnapshotRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class Snapshot(_Published):
     """ROUTER to DEALER, followed by the payload: the same content as the publication of ``version``."""
-
-    run: Name
-    shard: U16
-    incarnation: U53
-    generation: U32
-    version: U53
-    view: U32
-    quorum: U16
-    members: Ranks
-    ranks: Ranks
-    codec: Codec
-    crc32: U32
-    elapsed: U32 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,14 +267,9 @@ class StatsRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
+class Stats(_OfShard):
     """Shard to supervisor: the state of the shard. A table in ``docs/protocol.md`` explains the fields."""
 
-    run: Name
-    shard: U16
-    incarnation: U53
-    generation: U32
-    version: U53
     view: U32
     quorum: U16
     state: Literal["empty", "open", "ended"]
