@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -119,22 +119,4 @@ def _text(path: Path) -> str:
 
 def to_json(found: Resources, torch: TorchBuild) -> dict[str, Any]:
     """The resources as plain data."""
-    return {
-        "processor": found.processor,
-        "instructions": list(found.instructions),
-        "bfloat16": found.has_bfloat16,
-        "cores": found.cores,
-        "bound_cores": found.bound_cores,
-        "quota_cores": found.quota_cores,
-        "usable_cores": found.usable_cores,
-        "busy_cores": found.busy_cores,
-        "clock_source": found.clock_source,
-        "variables": dict(found.variables),
-        "torch": {
-            "version": torch.version,
-            "cuda": torch.cuda,
-            "threading": torch.threading,
-            "capability": torch.capability,
-            "onednn": torch.onednn,
-        },
-    }
+    return asdict(found) | {"bfloat16": found.has_bfloat16, "torch": asdict(torch)}

@@ -4,7 +4,7 @@ Shards have :mod:`zmqrl.ps.shard.job`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
@@ -73,8 +73,7 @@ class FollowerJob:
     threads: int
 
     def to_json(self) -> dict[str, Any]:
-        numbers = {name: getattr(self, name) for name in ("episodes", "greedy", "threads")}
-        return numbers | {"run_dir": str(self.run_dir)}
+        return asdict(self) | {"run_dir": str(self.run_dir)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -110,7 +109,7 @@ class RecordingRequest:
     name: str
 
     def to_json(self) -> dict[str, Any]:
-        return {"version": self.version, "name": self.name}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
