@@ -11,7 +11,7 @@ from typing import Any
 
 from zmqrl import __version__
 from zmqrl.commands import COMMANDS, GROUPS, Command, run_command
-from zmqrl.errors import UsageError, ZmqrlError, cannot_start, did_you_mean, refusal, request_refused
+from zmqrl.errors import LIMIT_OF_PROCESSES, UsageError, ZmqrlError, did_you_mean, refusal, request_refused
 from zmqrl.hostd.user_code import in_guarded_child
 from zmqrl.observe.screen import is_hung_up, never_waiting
 from zmqrl.process import check_open_files, log_level, look_for_modules_here, raise_open_files, use_all_cores
@@ -64,7 +64,8 @@ def _explaining(step: Callable[[], int | None]) -> int | None:
     except RuntimeError as error:
         if str(error) != "can't start new thread":
             raise
-        status = _complain(cannot_start("thread", "too many are running"), UsageError.exit_status)
+        sentence = f"cannot start a thread: too many are running: raise {LIMIT_OF_PROCESSES}."
+        status = _complain(sentence, UsageError.exit_status)
     except OSError as error:
         # When a terminal closes, its SIGHUP can arrive after the first failed write.
         is_end = error.errno == errno.EIO and is_hung_up()

@@ -74,11 +74,6 @@ def unfit_part(error: OSError) -> Literal["address", "port"]:
 LIMIT_OF_PROCESSES = "the limit of processes (ulimit -u, or pids.max of the control group)"
 
 
-def cannot_start(what: str, why: str) -> str:
-    """The sentence for a process or thread that cannot be started because of a limit."""
-    return f"cannot start a {what}: {why}: raise {LIMIT_OF_PROCESSES}."
-
-
 def require(holds: bool, sentence: str) -> None:
     """Raise UsageError with ``sentence`` unless the condition ``holds``."""
     if not holds:

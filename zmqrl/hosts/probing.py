@@ -17,6 +17,7 @@ LAUNCHER = "launcher"  # this machine as the source of a route
 FIRST_ANSWER_WITHIN_S = 60.0  # the probe imports the games, perhaps from a slow network disk
 ANSWER_WITHIN_S = 15.0  # a silent port costs 3 s at most, and the transfers over a route 14 s
 TURN_S = 0.005
+CLOCK_ROUNDS = 3
 
 
 class Route(NamedTuple):
@@ -52,10 +53,10 @@ class Probes:
             time.sleep(TURN_S)
         return {host: found[host] for host in hosts if host in found}
 
-    def clocks(self, hosts: Collection[str], times: int = 3) -> dict[str, float]:
+    def clocks(self, hosts: Collection[str]) -> dict[str, float]:
         """Seconds by which each host's clock is ahead of ours, from the shortest of several round trips."""
         shortest: dict[str, tuple[float, float]] = {}
-        for _ in range(times):
+        for _ in range(CLOCK_ROUNDS):
             for host in hosts:
                 self._ask(host, {})
             asked_s = time.time()

@@ -187,12 +187,12 @@ def readable_lines(path: Path, form: Form, notice: Callable[[str], None]) -> lis
     return readable
 
 
-def parsed_lines(lines: Iterable[bytes], form: Form, keys: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Parse JSON lines, without damaged ones. With ``keys``, check and return only the values of these keys."""
+def parsed_rows(lines: Iterable[bytes], keys: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Parse rows of metrics, without damaged ones. With ``keys``, check and return only the values of these keys."""
     for found in map(_parsed, lines):
         if isinstance(found, dict):
             kept = found if keys is None else {key: found[key] for key in keys if key in found}
-            if form.complaint(kept) is None:
+            if ROW.complaint(kept) is None:
                 yield kept
 
 

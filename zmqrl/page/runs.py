@@ -16,7 +16,7 @@ from zmqrl.errors import UsageError
 from zmqrl.hostd.inspection import state_of
 from zmqrl.json_lines import open_file
 from zmqrl.observe.folding import by_number, ranges
-from zmqrl.observe.forms import EVALUATION, HOSTS, ROW, SETTINGS, SUMMARY, parsed_lines, read_object, readable_lines
+from zmqrl.observe.forms import EVALUATION, HOSTS, SETTINGS, SUMMARY, parsed_rows, read_object, readable_lines
 from zmqrl.observe.live.presence import Presence, by_host
 from zmqrl.observe.live.session import read_live, state_of_run
 from zmqrl.observe.provenance import VERSIONS
@@ -153,7 +153,7 @@ class Runs:
 
         def read() -> RunRecord:
             # Without the other metrics, a hundred runs take little time and memory.
-            rows = lineage(parsed_lines(sample_lines(run.metrics, POINTS), ROW, KEPT))
+            rows = lineage(parsed_rows(sample_lines(run.metrics, POINTS), KEPT))
             return RunRecord(
                 path=run.path,
                 settings=self._settings(name),
@@ -271,7 +271,7 @@ class Runs:
 def _last_row(metrics: Path) -> dict[str, Any]:
     """The last undamaged row among a few sampled rows. Empty if there is none."""
     for most in (1, 8):
-        if rows := list(parsed_lines(sample_lines(metrics, most)[-most:], ROW)):
+        if rows := list(parsed_rows(sample_lines(metrics, most)[-most:])):
             return rows[-1]
     return {}
 

@@ -18,6 +18,7 @@ from zmqrl.ps.wire.sockets import ShardUp, new_context, new_socket
 T = TypeVar("T")
 
 ASK_AGAIN_S = 0.5
+ANSWER_WITHIN_S = 10.0  # for each piece of a state
 TURN_S = 0.02
 LOG = logging.getLogger(__name__)
 
@@ -220,15 +221,13 @@ class ShardControl:
         message: m.FromSupervisor,
         payload: bytes | None,
         is_answer: Callable[[m.ToSupervisor], bool],
-        *,
-        within_s: float = 10.0,
     ) -> tuple[m.ToSupervisor, bytes | None]:
         """Send ``message`` once and wait for the answer. Raises ClusterError when no answer arrives in time.
 
         HELLO goes first, because the shard does not know the sender after a reconnect.
         """
         socket = self.sockets[shard]
-        deadline = time.monotonic() + within_s
+        deadline = time.monotonic() + ANSWER_WITHIN_S
         sent = False
         while time.monotonic() < deadline:
             self._tell_ignored()
@@ -245,7 +244,7 @@ class ShardControl:
             if answer is not None:
                 return answer
         kind = framing.kind_of(type(message))
-        raise ClusterError(f"shard {shard} did not answer {kind} within {within_s:g} s.")
+        raise ClusterError(f"shard {shard} did not answer {kind} within {ANSWER_WITHIN_S:g} s.")
 
     def _read(self, socket: "zmq.Socket[bytes]") -> Iterator[tuple[m.ToSupervisor, bytes | None]]:
         while True:

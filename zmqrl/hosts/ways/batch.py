@@ -39,7 +39,7 @@ def lsf_hosts(environment: Mapping[str, str] = os.environ) -> tuple[Host, ...]:
     if path is not None and (listed is None or is_file(path)):
         hosts = _in_file("--lsf: LSB_DJOB_HOSTFILE", path)
     elif listed is not None:
-        hosts = _in_list("--lsf: LSB_MCPU_HOSTS", listed)
+        hosts = _in_list(listed)
     else:
         raise UsageError("--lsf: not inside an LSF job. Submit a script with bsub, or get hosts with bsub -Is first.")
     return tuple(replace(host, via=BLAUNCH, slots=host.slots or 1) for host in hosts)
@@ -57,8 +57,9 @@ def _in_file(where: str, path: str) -> tuple[Host, ...]:
         raise UsageError(f"{where}: {error}") from error
 
 
-def _in_list(where: str, listed: str) -> tuple[Host, ...]:
-    """The hosts in a list such as ``hostA 4 hostB 2``. Raises a UsageError that begins with ``where``."""
+def _in_list(listed: str) -> tuple[Host, ...]:
+    """The hosts in a list such as ``hostA 4 hostB 2``. Raises UsageError."""
+    where = "--lsf: LSB_MCPU_HOSTS"
     words = listed.split()
     names, numbers = words[::2], words[1::2]
     is_list = len(names) == len(numbers) > 0 and all(re.fullmatch("[1-9][0-9]{0,8}", number) for number in numbers)
