@@ -43,7 +43,7 @@ class Host:
         }
 
     def link(self, **request: Any) -> Link:
-        asked = sync.request() | request | {"variables": self.variables}
+        asked = sync.request(sync.EVERY_EXTRA) | request | {"variables": self.variables}
         command = [sys.executable, "-c", sync.BOOTSTRAP]
         first = json.dumps(asked).encode() + b"\n"
         return Link("h", command, work="", lease_s=None, first=first, up_within_s=60.0)
@@ -320,7 +320,7 @@ def test_a_package_missing_here_is_reported_in_one_sentence(monkeypatch: pytest.
 
     monkeypatch.setattr(metadata, "distribution", missing)
     with pytest.raises(UsageError, match="is not installed here"):
-        sync.request()
+        sync.request(sync.EVERY_EXTRA)
 
 
 # hosts without a network

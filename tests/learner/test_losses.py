@@ -154,9 +154,10 @@ def test_one_sample_with_normalized_advantage_is_finite() -> None:
 @pytest.mark.parametrize("make_config", [PPOConfig, BA3CConfig])
 def test_the_entropy_bonus_follows_the_version(make_config: Callable[..., Algorithm]) -> None:
     constant = make_config(entropy_coefficient=0.01)
-    assert [entropy_coefficient_at(constant, v) for v in (0, 10**9)] == [0.01, 0.01]
+    assert [entropy_coefficient_at(constant, v, 0.0) for v in (0, 10**9)] == [0.01, 0.01]
     falling = make_config(entropy_coefficient=0.02, final_entropy_coefficient=0.01, entropy_schedule_updates=100)
-    assert [entropy_coefficient_at(falling, v) for v in (0, 50, 100, 500)] == pytest.approx([0.02, 0.015, 0.01, 0.01])
+    told = [entropy_coefficient_at(falling, v, 0.0) for v in (0, 50, 100, 500)]
+    assert told == pytest.approx([0.02, 0.015, 0.01, 0.01])
     assert not falling.follows_progress
     for final_coefficient, updates in ((0.0, -100), (None, 100)):
         with pytest.raises(UsageError, match="entropy-schedule-updates"):

@@ -148,7 +148,7 @@ def test_spans_that_a_trace_has_no_room_for_are_counted_and_named(
     (read,) = tables.processes
     assert read.table("spans")["start_ns"].tolist() == [*range(8), 0, 1, *range(100)]
     assert read.untraced == 6
-    assert write_trace(tables, tmp_path / "trace.json", range(2)) == [
+    assert write_trace(tables, tmp_path / "trace.json", range(2), arrows=True) == [
         "the trace holds the first 200,000 spans of each process: it lacks 6 spans of worker 3 on h1"
     ]
 

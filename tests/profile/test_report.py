@@ -42,7 +42,7 @@ def profile(**planted: Any) -> dict[str, Any]:
 
 def printed(found: dict[str, Any]) -> str:
     text = io.StringIO()
-    print_report(found, Console(file=text, width=120))
+    print_report(found, Console(file=text, width=120), processes=False)
     return text.getvalue()
 
 

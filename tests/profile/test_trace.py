@@ -16,7 +16,7 @@ from zmqrl.profile.trace import newest, write_trace
 
 def trace(tmp_path: Path, tables: RunTables, shown: range | None = None) -> list[Event]:
     path = tmp_path / "trace.json"
-    write_trace(tables, path, newest(tables) if shown is None else shown)
+    write_trace(tables, path, newest(tables) if shown is None else shown, arrows=True)
     events: list[Event] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
     return events

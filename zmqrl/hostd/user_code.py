@@ -36,7 +36,7 @@ def take_guard(parent: int | None = None, *, ends_within_s: float = math.inf, ca
         os._exit(0)
 
 
-def in_guarded_child(ends_within_s: float = math.inf, called: str = "the process") -> int | None:
+def in_guarded_child(ends_within_s: float, called: str) -> int | None:
     """Continue in a child with a guard, and return None there. Here, return the child's :func:`shell_status` at its
     end.
 

@@ -108,7 +108,7 @@ class ConnectedHosts:
 def connected(
     links: Mapping[str, Link],
     host_of: Mapping[ProcessId, str],
-    files: Mirror | None = None,
+    files: Mirror | None,
     *,
     news: OnEvent | None = None,
     instead: str | None = None,
@@ -170,7 +170,7 @@ def connect_and_place(
     whole: bool,
     clean: bool,
     show: Callable[[int], None] = lambda connected: None,
-    ending: Callable[[], None] = lambda: None,
+    ending: Callable[[], None],
 ) -> Iterator[Placed]:
     """Connect to all hosts and place the processes of a run. At the end of the block, all links end.
 

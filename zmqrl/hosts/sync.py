@@ -149,12 +149,12 @@ def pins(extras: Collection[str] = EVERY_EXTRA) -> dict[str, str]:
     return _versions(need.package for need in needs)
 
 
-def exact_versions(extras: Collection[str] = EVERY_EXTRA) -> dict[str, str]:
+def exact_versions(extras: Collection[str]) -> dict[str, str]:
     """The versions of :func:`pins`, with local parts such as +cpu."""
     return {name: metadata.version(name) for name in pins(extras)}
 
 
-def request(extras: Collection[str] = EVERY_EXTRA) -> dict[str, Any]:
+def request(extras: Collection[str]) -> dict[str, Any]:
     """The request for an environment. Raises UsageError if zmqrl is not installed here."""
     try:
         packed = wheel()

@@ -79,7 +79,7 @@ def ba3c_loss(
     return loss, stats
 
 
-def entropy_coefficient_at(config: Algorithm, version: int, elapsed: float = 0.0) -> float:
+def entropy_coefficient_at(config: Algorithm, version: int, elapsed: float) -> float:
     """The coefficient of the entropy bonus for the update of ``version``, at progress ``elapsed`` (0 to 1)."""
     if config.final_entropy_coefficient is None:
         return config.entropy_coefficient

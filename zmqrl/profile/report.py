@@ -200,7 +200,7 @@ def span_statistics(who: str, span: str, durations: Histogram) -> dict[str, Any]
     )
 
 
-def print_report(found: dict[str, Any], console: Console, *, processes: bool = False) -> None:
+def print_report(found: dict[str, Any], console: Console, *, processes: bool) -> None:
     """Print the data of ``Analysis.to_json``. ``processes`` adds the spans and machine use of every process."""
     if found["mode"] == "async":
         console.print(f"{NO_PATH}\n\neach shard made at most {counted(found['updates'], 'version')}\n", soft_wrap=True)

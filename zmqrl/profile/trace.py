@@ -23,7 +23,7 @@ Starts: TypeAlias = dict[tuple[int, int, int], tuple[int, float, float]]
 """Track, begin and end of the trace slice from which an arrow starts, by message."""
 
 
-def write_trace(tables: RunTables, path: Path, shown: range, *, arrows: bool = True) -> list[str]:
+def write_trace(tables: RunTables, path: Path, shown: range, *, arrows: bool) -> list[str]:
     """Write the profile of the versions ``shown``, with its single spans, to ``path``: completely or not at all.
 
     ``tables`` are those of one session, because all processes are shown on one clock.

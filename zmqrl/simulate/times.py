@@ -85,7 +85,7 @@ def recorded_run(run: Path) -> RecordedRun | TooLittleRecorded:
         return reason
 
 
-def recorded_times(run: Path, updates: int, *, transfers: bool = True) -> ComputeTimes:
+def recorded_times(run: Path, updates: int, *, transfers: bool) -> ComputeTimes:
     """The recorded times of a run's workers, for ``updates`` updates. ``transfers``: whether to include transfer times.
 
     Without a profile, the times are means over the second half of the run's ``metrics.jsonl``, and count as CPU time.

@@ -126,7 +126,7 @@ def live_figures(
     directory: RunDirectory,
     row: Mapping[str, Any],
     trained_s: float,
-    processes: Sequence[Presence] = (),
+    processes: Sequence[Presence],
 ) -> LiveFigures:
     """The figures that a console shows. ``trained_s`` is the training time of this session, in seconds."""
     return LiveFigures(

@@ -156,7 +156,7 @@ def test_a_huge_gradient_causes_no_warning_and_stays_finite_in_adam() -> None:
 
 def test_a_rate_without_a_schedule_is_constant() -> None:
     optimizer = Optimizer(OptimizerConfig(learning_rate=0.1))
-    assert [optimizer.learning_rate(version) for version in (0, 1, 10**6)] == [0.1, 0.1, 0.1]
+    assert [optimizer.learning_rate(version, 0.0) for version in (0, 1, 10**6)] == [0.1, 0.1, 0.1]
 
 
 def test_a_rate_without_a_number_of_updates_follows_the_progress_of_the_run() -> None:
@@ -182,7 +182,7 @@ def test_a_step_uses_the_learning_rate_of_its_progress(name: Any) -> None:
 
 def test_a_scheduled_rate_falls_linearly_and_then_stays_constant() -> None:
     optimizer = Optimizer(OptimizerConfig(learning_rate=1.0, final_learning_rate=0.5, schedule_updates=4))
-    assert [optimizer.learning_rate(version) for version in range(7)] == [1.0, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5]
+    assert [optimizer.learning_rate(version, 0.0) for version in range(7)] == [1.0, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5]
 
 
 def test_a_rate_can_fall_to_exactly_zero() -> None:

@@ -123,7 +123,7 @@ def check_ranks(path: Path, record: RunRecord, ranks: Sequence[int]) -> None:
 
 
 def add_settings(
-    path: Path, record: RunRecord, analysis: Analysis, found: dict[str, Any], without: Sequence[int] = ()
+    path: Path, record: RunRecord, analysis: Analysis, found: dict[str, Any], without: Sequence[int]
 ) -> None:
     """Add predictions, bytes per shard and policy lag to ``found``.
 

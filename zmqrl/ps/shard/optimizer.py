@@ -109,7 +109,7 @@ class Optimizer:
             "sgd": momentum,
         }[config.name]
 
-    def learning_rate(self, version: int, elapsed: float = 0.0) -> float:
+    def learning_rate(self, version: int, elapsed: float) -> float:
         """The learning rate of the update from ``version``, at the progress ``elapsed`` of the run, from 0 to 1."""
         config = self.config
         if config.final_learning_rate is None:
