@@ -53,7 +53,7 @@ Scores: TypeAlias = Mapping[str, Sequence[Sequence[float | None]]]
 
 def games_of(recipe: Config) -> int:
     """The games of all workers of the quorum."""
-    return recipe.effective_quorum() * recipe.envs.num_envs
+    return recipe.effective_quorum * recipe.envs.num_envs
 
 
 def steps_per_update(recipe: Config) -> float:

@@ -279,8 +279,8 @@ def test_a_run_can_bind_to_a_network_address() -> None:
 
 
 def test_the_quorum_is_the_number_of_workers_unless_it_is_set() -> None:
-    assert Config(workers=4, backups=2).effective_quorum() == 4
-    assert Config(workers=4, backups=2, quorum=5).effective_quorum() == 5
+    assert Config(workers=4, backups=2).effective_quorum == 4
+    assert Config(workers=4, backups=2, quorum=5).effective_quorum == 5
 
 
 # schedules

@@ -21,9 +21,9 @@ def test_every_setting_uses_the_same_samples_and_updates(recipe: str) -> None:
     for numbers in scaling.SETTINGS.values():
         trained = config_from([recipe, *scaling.options_of(config, numbers, 3, 70)])
         assert (trained.updates, trained.agent_steps, trained.seed) == (70, None, 3)
-        assert trained.effective_quorum() == numbers["workers"]
+        assert trained.effective_quorum == numbers["workers"]
         samples = trained.algorithm.minibatch_samples(trained.envs.num_envs)
-        batches.add(trained.effective_quorum() * samples)
+        batches.add(trained.effective_quorum * samples)
         assert scaling.steps_per_update(trained) == scaling.steps_per_update(config)
     assert len(batches) == 1
 

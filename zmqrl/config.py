@@ -30,12 +30,11 @@ from zmqrl.learner.settings import (
 )
 from zmqrl.local.extras import missing
 from zmqrl.observe.forms import decode
-from zmqrl.ps.layout import MAX_SHARDS
 from zmqrl.ps.shard.optimizer import USED_BY, OptimizerConfig
-from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
+from zmqrl.ps.wire.messages import Codec
 from zmqrl.simulate.compute import Pace
 from zmqrl.simulate.laws import Law
-from zmqrl.simulate.scenario import Failure, Straggler
+from zmqrl.simulate.scenario import Failure, Straggler, check_numbers
 from zmqrl.words import counted, whole_number
 
 MOST_GAMES: Final = 100_000  # of an evaluation
@@ -255,6 +254,7 @@ class Config:
         chosen: Algorithm = getattr(self, self.algo)
         return chosen
 
+    @property
     def effective_quorum(self) -> int:
         """K: the number of contributions that an update needs."""
         if self.mode == "async":
@@ -398,15 +398,8 @@ class Config:
         for part in parts:
             part.check()
         require(self.env != "", "--env: the id of an environment is missing.")
-        require(self.workers >= 1, f"--workers {self.workers}: must be 1 or more.")
-        require(self.backups >= 0, f"--backups {self.backups}: must be 0 or more.")
-        require(
-            self.ranks <= MAX_WORKERS, f"--workers and --backups: {self.ranks} is above the limit of {MAX_WORKERS}."
-        )
-        require(1 <= self.shards <= MAX_SHARDS, f"--shards {self.shards}: must be from 1 to {MAX_SHARDS}.")
-        k = self.effective_quorum()
-        require(k >= 1, f"--quorum {k}: must be 1 or more.")
-        require(k <= self.ranks, f"--quorum {k} is above the number of workers, {self.ranks} (N + b).")
+        k = self.effective_quorum
+        check_numbers(self.workers, self.backups, self.shards, k)
         require(
             0 <= self.external_workers <= self.ranks,
             f"--external-workers {self.external_workers}: must be from 0 to {self.ranks} (N + b).",

@@ -201,7 +201,7 @@ def remark(config: Config) -> str | None:
     """A notice about the recipe of a run, or None. The run may not be comparable with the recipe's paper."""
     if config.recipe == OF_ANY:
         return f"the recipe is {OF_ANY}, which fits most environments; `zmqrl recipes` lists the others"
-    samples = config.effective_quorum() * config.algorithm.minibatch_samples(config.envs.num_envs)
+    samples = config.effective_quorum * config.algorithm.minibatch_samples(config.envs.num_envs)
     if config.recipe != "dba3c-breakout" or samples > DBA3C_SAMPLES - 200:  # 60 workers give 60 * 30: close enough
         return None
     return (

@@ -117,7 +117,7 @@ def test_the_settings_of_a_run_say_how_many_updates_learn_from_a_rollout(
         ({"backups": "x"}, "backups cannot be 'x'"),
         ({"shards": "2"}, "shards cannot be '2'"),
         ({"wire.need_s": "x"}, "need_s cannot be 'x'"),
-        ({"quorum": 7}, "--quorum 7: must be from 1 to 2 (N + b)"),
+        ({"quorum": 7}, "--quorum 7 is above the number of workers, 2 (N + b)"),
     ],
 )
 def test_a_run_with_an_invalid_setting_is_refused(changes: dict[str, Any], reason: str) -> None:

@@ -113,7 +113,7 @@ def facts(result: Result) -> dict[str, str]:
             [
                 counted(settings.workers, "worker"),
                 counted(settings.backups, "backup"),
-                f"quorum {settings.effective_quorum()}",
+                f"quorum {settings.effective_quorum}",
                 counted(settings.shards, "shard"),
             ]
         ),

@@ -208,14 +208,7 @@ class Scenario:
 
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""
-        require(self.workers >= 1, f"--workers {self.workers}: must be 1 or more.")
-        require(self.backups >= 0, f"--backups {self.backups}: must be 0 or more.")
-        require(
-            self.ranks <= MAX_WORKERS, f"--workers and --backups: {self.ranks} is above the limit of {MAX_WORKERS}."
-        )
-        k = self.effective_quorum
-        require(1 <= k <= self.ranks, f"--quorum {k}: must be from 1 to {self.ranks} (N + b).")
-        require(1 <= self.shards <= MAX_SHARDS, f"--shards {self.shards}: must be from 1 to {MAX_SHARDS}.")
+        check_numbers(self.workers, self.backups, self.shards, self.effective_quorum)
         for name in ("updates", "updates_per_rollout", "agent_steps_per_rollout"):
             _require_at_least_one(name, getattr(self, name))
         for name in ("hosts", "cores"):
@@ -314,6 +307,17 @@ class Scenario:
             return cls.from_json(data), frozenset(name.replace("-", "_") for name in data)
         except UsageError as error:
             raise UsageError(f"{path} cannot be used: {error}") from error
+
+
+def check_numbers(workers: int, backups: int, shards: int, quorum: int) -> None:
+    """Raise UsageError if a run cannot have these numbers of processes, or this ``quorum``."""
+    ranks = workers + backups
+    require(workers >= 1, f"--workers {workers}: must be 1 or more.")
+    require(backups >= 0, f"--backups {backups}: must be 0 or more.")
+    require(ranks <= MAX_WORKERS, f"--workers and --backups: {ranks} is above the limit of {MAX_WORKERS}.")
+    require(1 <= shards <= MAX_SHARDS, f"--shards {shards}: must be from 1 to {MAX_SHARDS}.")
+    require(quorum >= 1, f"--quorum {quorum}: must be 1 or more.")
+    require(quorum <= ranks, f"--quorum {quorum} is above the number of workers, {ranks} (N + b).")
 
 
 def _option(name: str) -> str:

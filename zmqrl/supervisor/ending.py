@@ -138,7 +138,7 @@ def summary(reason: Reason, status: int, config: Config, last: Checkpoint, flavo
         "score_mean_50": statistics.fmean(counters.scores) if counters.scores else None,
         "workers": config.workers,
         "backups": config.backups,
-        "quorum": config.effective_quorum(),
+        "quorum": config.effective_quorum,
         "shards": last.layout.shards,
         "contributions": dict(counters.contributions),
         "params_sha256": last.params_sha256(),

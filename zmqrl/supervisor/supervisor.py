@@ -85,7 +85,7 @@ class Supervisor:
             checkpoint=tuple(map(checkpoint.version_of, range(checkpoint.layout.shards))),
             generation=checkpoint.generation,
             ranks=config.ranks,
-            quorum=config.effective_quorum(),
+            quorum=config.effective_quorum,
             on_loss=config.on_loss,
             limits=Limits(
                 updates=config.updates,

@@ -137,7 +137,7 @@ def test_the_examples_in_the_documentation_work(tmp_path: Path, capsys: pytest.C
     ("arguments", "sentence"),
     [
         (["--workers", "0"], "--workers 0: must be 1 or more"),
-        (["--quorum", "9"], r"--quorum 9: must be from 1 to 4 \(N \+ b\)"),
+        (["--quorum", "9"], r"--quorum 9 is above the number of workers, 4 \(N \+ b\)"),
         (["--workers", "2000"], "2000 is above the limit of 1024"),
         (["--compute", "normal:1"], "--compute normal:1: unknown law 'normal'"),
         (["--bandwidth", "0"], "--bandwidth 0.0: must be above 0 bytes per second"),
