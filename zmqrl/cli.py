@@ -11,7 +11,7 @@ from typing import Any
 
 from zmqrl import __version__
 from zmqrl.commands import COMMANDS, GROUPS, Command, run_command
-from zmqrl.errors import LIMIT_OF_PROCESSES, UsageError, ZmqrlError, did_you_mean, refusal, request_refused
+from zmqrl.errors import INTERRUPTED, LIMIT_OF_PROCESSES, UsageError, ZmqrlError, did_you_mean, refusal, request_refused
 from zmqrl.hostd.user_code import in_guarded_child
 from zmqrl.observe.screen import is_hung_up, never_waiting
 from zmqrl.process import check_open_files, log_level, look_for_modules_here, raise_open_files, use_all_cores
@@ -56,7 +56,7 @@ def _explaining(step: Callable[[], int | None]) -> int | None:
     try:
         return step()
     except KeyboardInterrupt:
-        status = 130
+        status = INTERRUPTED
     except ZmqrlError as error:
         status = _complain(str(error), error.exit_status)
     except BrokenPipeError:  # the program that reads our output, such as head, has ended
@@ -69,7 +69,7 @@ def _explaining(step: Callable[[], int | None]) -> int | None:
     except OSError as error:
         # When a terminal closes, its SIGHUP can arrive after the first failed write.
         is_end = error.errno == errno.EIO and is_hung_up()
-        status = 130 if is_end else _complain(_sentence(error), UsageError.exit_status)
+        status = INTERRUPTED if is_end else _complain(_sentence(error), UsageError.exit_status)
     finally:
         _drop_unwritable()
     return status

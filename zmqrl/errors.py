@@ -8,6 +8,7 @@ import errno
 import importlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -50,6 +51,8 @@ class Terminated(SystemExit):
     """SIGTERM ended this process."""
 
 
+INTERRUPTED = 128 + signal.SIGINT  # the exit status of an interrupted command
+TIME_IS_UP = 128 + signal.SIGUSR1  # the exit status of a run that only USR1 interrupted
 DISK_IS_FULL = errno.ENOSPC  # the exit status of a shard that ended because its disk is full
 USER_CODE_FAILED = os.EX_TEMPFAIL  # the exit status of a worker that ended with a UserCodeError
 # Exceptions about the code itself: a retry does not help.

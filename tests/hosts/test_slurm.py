@@ -20,7 +20,7 @@ from support.slurm import NODES, Slurm
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.commands.run.launch import Options, directory_name, run
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError, UsageError
+from zmqrl.errors import TIME_IS_UP, ClusterError, UsageError
 from zmqrl.hosts.deployment import on_this_machine
 from zmqrl.hosts.reach import over_tcp
 from zmqrl.hosts.ways import slurm as slurm_jobs
@@ -199,7 +199,7 @@ def test_a_first_ctrl_c_does_not_end_a_run_at_once_but_a_second_does(
                 ends = number == signal.SIGINT and supervisor.interrupts == 1
                 with pytest.raises(KeyboardInterrupt) if ends else contextlib.nullcontext():
                     signal.raise_signal(number)
-        return requeue.TIME_IS_UP if supervisor.asked_to_end == {signal.SIGUSR1} else 130
+        return TIME_IS_UP if supervisor.asked_to_end == {signal.SIGUSR1} else 130
 
     called: list[tuple[str, ...]] = []
     monkeypatch.setattr(requeue, "scontrol", lambda *arguments: called.append(arguments))

@@ -9,7 +9,7 @@ from typing import Any
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
-from zmqrl.errors import USER_CODE_FAILED, ClusterError, UnwritableError, UsageError, ZmqrlError, refusal
+from zmqrl.errors import INTERRUPTED, USER_CODE_FAILED, ClusterError, UnwritableError, UsageError, ZmqrlError, refusal
 from zmqrl.hosts.launcher import Exited
 from zmqrl.json_lines import read_json
 from zmqrl.observe.folding import quoted
@@ -20,7 +20,6 @@ from zmqrl.ps.control import ShardControl, only
 from zmqrl.ps.wire import messages as m
 from zmqrl.rundir import RunDirectory, write_json
 from zmqrl.supervisor.events import Reason
-from zmqrl.supervisor.requeue import INTERRUPTED
 
 LOOK_EVERY_S = 0.1
 ALONE_WITHIN_S = 3.0  # in asynchronous mode: the wait ends after this time without a new version

@@ -10,13 +10,10 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError, UsageError
+from zmqrl.errors import INTERRUPTED, TIME_IS_UP, ClusterError, UsageError
 from zmqrl.hosts.ways.slurm import scontrol
 from zmqrl.rundir import RunDirectory
 
-# Exit statuses of an interrupted run. The second status means that USR1 alone interrupted the run.
-INTERRUPTED = 130
-TIME_IS_UP = 128 + signal.SIGUSR1
 RETRY_EVERY_S = 5.0
 RETRY_FOR_S = 150.0  # Slurm sends USR1 at most a few minutes before it ends the job
 

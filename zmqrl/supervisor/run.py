@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError, UsageError, ZmqrlError, cannot_listen, naming, refusal
+from zmqrl.errors import INTERRUPTED, TIME_IS_UP, ClusterError, UsageError, ZmqrlError, cannot_listen, naming, refusal
 from zmqrl.hosts.deployment import Deployment, on_this_machine
 from zmqrl.hosts.preflight import LOW_DISK_BYTES, size
 from zmqrl.local.extras import require_extra
@@ -39,7 +39,6 @@ from zmqrl.start.stages import Stages
 from zmqrl.supervisor import resume
 from zmqrl.supervisor.ending import correcting, write_summary
 from zmqrl.supervisor.events import Reason
-from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
 from zmqrl.supervisor.salvage import remove_files, salvage
 from zmqrl.supervisor.supervisor import Supervisor
 from zmqrl.supervisor.tasks import prepare

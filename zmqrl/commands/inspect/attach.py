@@ -11,14 +11,13 @@ from zmqrl.commands.inspect.living import Living, exit_status_of
 from zmqrl.commands.inspect.logs import LOOK_EVERY_S, Reader
 from zmqrl.commands.options import RunPath
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError
+from zmqrl.errors import INTERRUPTED, ClusterError
 from zmqrl.hosts.ways.login_node import Submitted
 from zmqrl.json_lines import parse_json
 from zmqrl.observe.console import NOTICES_SHOWN, Console, console_for
 from zmqrl.observe.screen import never_waiting
 from zmqrl.process import interruptible
 from zmqrl.supervisor.progress import live_figures
-from zmqrl.supervisor.requeue import INTERRUPTED
 from zmqrl.words import as_word
 
 

@@ -9,11 +9,10 @@ from zmqrl.checkpoint import prune
 from zmqrl.commands.inspect.living import exit_status_of
 from zmqrl.commands.output import print_line
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError, UsageError
+from zmqrl.errors import INTERRUPTED, ClusterError, UsageError
 from zmqrl.hosts.ways.login_node import OVER, LoginNode, Submitted
 from zmqrl.observe.folding import printable
 from zmqrl.rundir import RunDirectory
-from zmqrl.supervisor.requeue import INTERRUPTED
 from zmqrl.words import as_word
 
 LOOK_EVERY_S = 3.0
