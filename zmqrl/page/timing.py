@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from zmqrl.observe.folding import by_number
-from zmqrl.profile.critical_path import OTHER, Cycle
+from zmqrl.profile.critical_path import WORK, Cycle
 from zmqrl.profile.machine_use import grown_s
 from zmqrl.profile.report import BLAME_SHOWN, Analysis
 from zmqrl.profile.run_tables import ProcessTables, RunTables
@@ -14,7 +14,7 @@ from zmqrl.profile.run_tables import ProcessTables, RunTables
 VERSIONS = 240
 VERSIONS_SHOWN = 60
 BLOCKS = 12  # a process writes a block at least every 5 s
-SPANS = ("env_step", "act", OTHER, "gradient", "straggle", "encode", "push", "wait", "assemble")
+SPANS = (*WORK[2:], *WORK[:2])  # wait and assemble come last
 
 
 def read_timing(profile: Path, *, shards: int = 0, asynchronous: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from zmqrl.errors import UsageError
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.profile.accounts import USED
-from zmqrl.profile.critical_path import OTHER, TRANSFERS, Cycle, Timeline
+from zmqrl.profile.critical_path import TRANSFERS, WORK, Cycle, Timeline
 from zmqrl.profile.machine_use import grown_s
 from zmqrl.profile.report import Analysis
 from zmqrl.profile.run_tables import ProcessTables, RunTables, Version
@@ -20,7 +20,7 @@ from zmqrl.simulate.scenario import Scenario, ShardCosts
 from zmqrl.words import counted, numbered
 
 ROLLOUT_SPANS = ("env_step", "act")
-GRADIENT_SPANS = ("assemble", OTHER, "gradient", "straggle", "encode", "push")
+GRADIENT_SPANS = tuple(span for span in WORK if span not in ("wait", *ROLLOUT_SPANS))
 ASLEEP = ("straggle",)  # a worker in these spans needs no core
 MOST_UPDATES = 1000
 STRETCHES = 10  # a replay of a long profile uses this many stretches of it
