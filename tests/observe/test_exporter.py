@@ -17,7 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.paths import ROOT
 
 from zmqrl.errors import UsageError
-from zmqrl.observe.exporter import BY_RANK, COUNTERS, GAUGES, LAGS, Exporter, LiveMetrics, exporter_at
+from zmqrl.observe.exporter import BY_RANK, COUNTERS, GAUGES, LAGS, Exporter, exporter_at
+from zmqrl.observe.live.figures import LiveMetrics
 from zmqrl.observe.live.presence import Presence
 from zmqrl.observe.metrics import LOSSES, Counters, RunMetrics
 from zmqrl.process_id import shard_id, worker_id

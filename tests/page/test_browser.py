@@ -19,7 +19,7 @@ from support.paths import TESTS
 from support.profiles import synthetic_run
 from support.record_rig import row, run_directory, summary
 
-from zmqrl.observe.exporter import LiveMetrics
+from zmqrl.observe.live.figures import LiveMetrics
 from zmqrl.observe.live.presence import Presence
 from zmqrl.process_id import worker_id
 from zmqrl.rundir import RunDirectory, write_json

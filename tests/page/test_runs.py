@@ -18,7 +18,7 @@ from support.record_rig import row, run_directory, summary
 from support.rig import ending, eventually
 
 from zmqrl.commands.inspect import status
-from zmqrl.observe.exporter import LiveMetrics
+from zmqrl.observe.live.figures import LiveMetrics
 from zmqrl.observe.live.presence import Presence
 from zmqrl.page import runs as runs_module
 from zmqrl.page.runs import Runs, UnknownRun, text_of

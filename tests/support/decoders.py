@@ -33,8 +33,8 @@ from zmqrl.hosts.inventory import read_hosts
 from zmqrl.hosts.reach import HostOptions
 from zmqrl.hosts.ways.login_node import Submitted
 from zmqrl.json_lines import nulled, parse_json
-from zmqrl.observe.exporter import LiveMetrics
 from zmqrl.observe.forms import HOSTS, read_object
+from zmqrl.observe.live.figures import LiveMetrics
 from zmqrl.observe.live.presence import Presence, by_host
 from zmqrl.observe.metrics import Counters, RunMetrics
 from zmqrl.observe.records import RunRecord, hosts_of

@@ -1,15 +1,12 @@
 """Serves the figures of a run over HTTP, for Prometheus, from separate threads."""
 
 import contextlib
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zmqrl.errors import UsageError, cannot_listen, unfit_part
-from zmqrl.json_lines import nulled
-from zmqrl.observe.live.presence import Presence
+from zmqrl.observe.live.figures import LiveMetrics
 from zmqrl.observe.records import COUNTED
 from zmqrl.words import ESCAPING
 
@@ -36,30 +33,6 @@ BY_RANK = {
     "late_by_rank": ("zmqrl_worker_late", "Slices of a worker that arrived too late"),
     "skipped_by_rank": ("zmqrl_worker_skipped", "Slices that a worker did not send, because they were already late"),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LiveMetrics:
-    """The figures of a run at one moment. ``row`` is the newest row of ``metrics.jsonl``.
-
-    ``shard_held`` has the number of contributions to the open version, by shard. ``silent_s`` has the time since the
-    last message, by rank of the present workers. ``about`` has the labels that identify the run.
-    """
-
-    row: Mapping[str, Any]
-    about: Mapping[str, str]
-    processes: Sequence[Presence] = ()
-    shard_versions: Mapping[int, int] = field(default_factory=dict)
-    shard_held: Mapping[int, int] = field(default_factory=dict)
-    silent_s: Mapping[int, float] = field(default_factory=dict)
-    quorum: int = 0
-    stalled_s: float = 0.0
-    checkpoint: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """The contents of ``live.json``."""
-        processes = [each.to_json() for each in self.processes]
-        return {"at": time.time(), "row": nulled(self.row), "quorum": self.quorum, "processes": processes}
 
 
 class Exporter:

@@ -17,8 +17,9 @@ from zmqrl.hostd.inspection import state_of
 from zmqrl.json_lines import open_file
 from zmqrl.observe.folding import by_number, ranges
 from zmqrl.observe.forms import EVALUATION, HOSTS, SETTINGS, SUMMARY, parsed_rows, read_object, readable_lines
+from zmqrl.observe.live.figures import read_live
 from zmqrl.observe.live.presence import Presence, by_host
-from zmqrl.observe.live.session import read_live, state_of_run
+from zmqrl.observe.live.session import state_of_run
 from zmqrl.observe.provenance import VERSIONS
 from zmqrl.observe.records import Evaluation, RunRecord, evaluations, flat, lineage, with_saved
 from zmqrl.observe.stalls import Stall

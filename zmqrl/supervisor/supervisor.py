@@ -15,8 +15,9 @@ from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.faults import Faults
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected, Paused, Said, Task
 from zmqrl.observe.console import Console
-from zmqrl.observe.exporter import Exporter, LiveMetrics
+from zmqrl.observe.exporter import Exporter
 from zmqrl.observe.folding import Folded, Folding
+from zmqrl.observe.live.figures import LiveMetrics
 from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.stalls import Stall

@@ -23,7 +23,7 @@ from zmqrl.commands.inspect.merging import time_of
 from zmqrl.commands.run import stop
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd.inspection import pid_space, state_of
-from zmqrl.observe.exporter import LiveMetrics
+from zmqrl.observe.live.figures import LiveMetrics
 from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.provenance import versions
 from zmqrl.observe.stalls import Awaited, Stall

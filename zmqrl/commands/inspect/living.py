@@ -11,8 +11,8 @@ from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.link import Link, LinkLost
 from zmqrl.json_lines import read_json
 from zmqrl.observe.forms import SUMMARY, read_object
+from zmqrl.observe.live.figures import read_live
 from zmqrl.observe.live.presence import Presence
-from zmqrl.observe.live.session import read_live
 from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.rundir import RunDirectory, not_a_run
