@@ -33,8 +33,8 @@ from zmqrl.hosts.launcher import Event, Exited, HostLost, HostUp, Task
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.ways.ray_cluster import RayCluster
 from zmqrl.hosts.ways.slurm import srun_command
-from zmqrl.hosts.ways.ssh import ssh_command
 from zmqrl.hosts.ways.via import read_via, via_command
+from zmqrl.hosts.ways.way import ssh_command
 from zmqrl.process import LOG_LEVEL
 from zmqrl.process_id import worker_id
 

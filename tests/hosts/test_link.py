@@ -17,7 +17,7 @@ from zmqrl.hostd import messages as h
 from zmqrl.hostd.daemon import LONGEST_LINE_BYTES
 from zmqrl.hosts.connecting import connect
 from zmqrl.hosts.link import DAEMON, Link, LinkLost
-from zmqrl.hosts.ways.ssh import ssh_command
+from zmqrl.hosts.ways.way import ssh_command
 
 UP = h.Up(host="h1", pid=1, zmqrl="0", code="c", python="3", cores=1, interfaces={}, address=None, work="/w")
 

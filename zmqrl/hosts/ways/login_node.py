@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Self
 
 from zmqrl.errors import ClusterError, UsageError
-from zmqrl.hosts.ways.ssh import ssh_command
+from zmqrl.hosts.ways.way import ssh_command
 from zmqrl.json_lines import read_json
 from zmqrl.rundir import RunDirectory, write_json
 
