@@ -365,7 +365,7 @@ class SupervisorMachine:
         updated = any(each.version > self.shards.checkpoint[shard] for shard, each in stats.items())
         self.processes.see_outside((worker_id(rank) for rank in alive if rank not in self.local_ranks), now)
         hopeless = {process.number for process in self.processes.hopeless if process.role == "worker"}
-        _, text = self.membership.observe(alive, updated, now, hopeless)
+        text = self.membership.observe(alive, updated, now, hopeless)
         actions: list[e.Action] = []
         if self.began_at is None and self.membership.complete_once:
             self.began_at = now

@@ -21,10 +21,8 @@ class Membership:
         self.short_since: float | None = None
         self.notice_at = float("-inf")
 
-    def observe(
-        self, alive: set[int], updated: bool, now: float, hopeless: Set[int] = frozenset()
-    ) -> tuple[View | None, str | None]:
-        """The new view, or None if it stays the same, and a notice or None.
+    def observe(self, alive: set[int], updated: bool, now: float, hopeless: Set[int] = frozenset()) -> str | None:
+        """Change the view if necessary. Returns a notice or None.
 
         ``alive`` has the ranks that every shard sees now. ``updated``: whether versions were made, perhaps by workers
         that have left since. ``hopeless`` has the ranks whose workers keep dying without any work.
@@ -37,21 +35,22 @@ class Membership:
         if here >= self.view.quorum:
             self.short_since = None
             if self.view.quorum < min(here, self.wanted):
-                return self._change(min(here, self.wanted)), f"workers present again: {here}"
-            return None, None
+                self._change(min(here, self.wanted))
+                return f"workers present again: {here}"
+            return None
         if self.short_since is None:
             self.short_since = self.notice_at = now
         short_s = now - self.short_since
         may_shrink = self.on_loss == "shrink" and (self.complete_once or absent <= hopeless)
         if may_shrink and here >= 1 and short_s >= SHRINK_AFTER_S:
             self.complete_once, self.short_since = True, None
-            return self._change(here), f"continuing with {here} of {counted(self.wanted, 'worker')}"
+            self._change(here)
+            return f"continuing with {here} of {counted(self.wanted, 'worker')}"
         if now - self.notice_at >= NOTICE_EVERY_S:
             self.notice_at = now
             missing = numbered("worker", absent)
-            return None, f"waiting for {missing}: {here} of {self.view.quorum} required workers are present"
-        return None, None
+            return f"waiting for {missing}: {here} of {self.view.quorum} required workers are present"
+        return None
 
-    def _change(self, quorum: int) -> View:
+    def _change(self, quorum: int) -> None:
         self.view = View(self.view.id + 1, quorum, self.view.members)
-        return self.view
