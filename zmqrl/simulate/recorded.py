@@ -133,15 +133,15 @@ class RecordedRun:
         updates: int,
         *,
         spans: Mapping[str, float] | None = None,
-        link: float = 1.0,
+        transfers: float = 1.0,
         delays: Mapping[int, float] | None = None,
     ) -> ComputeTimes:
         """The recorded work of the ranks. Transfers of weights and gradients count as time that needs no core.
 
         A profile with more than ``updates`` updates is used in stretches of whole iterations: see :func:`spread`. A
-        rank that occurs again in ``ranks`` stands for another worker. ``spans`` has a factor for the time of each span,
-        and ``link`` is the factor for transfers. ``delays`` has, by rank, the seconds to add in the run queue for each
-        second on a core.
+        rank that occurs again in ``ranks`` stands for another worker. ``spans`` has a factor for the time of each span.
+        ``transfers`` is the factor for the times of transfers. ``delays`` has, by rank, the seconds to add in the run
+        queue for each second on a core.
         """
         spans, delays = spans or {}, delays or {}
         per_rollout = self.scenario.updates_per_rollout
@@ -153,7 +153,7 @@ class RecordedRun:
             cycles = [cycle for version, cycle in known.items() if _iteration(version, per_rollout) in replayed]
             cycles = _later(cycles or list(known.values()), before[rank], per_rollout)
             before[rank] += 1
-            way_s = link * _way_s(self._timeline, rank)
+            way_s = transfers * _way_s(self._timeline, rank)
             delay = delays.get(rank, 0.0)
             played = [self._work(rank, cycle, ROLLOUT_SPANS, spans, delay) for cycle in cycles if cycle.with_rollout]
             learned = [self._work(rank, cycle, GRADIENT_SPANS, spans, delay) for cycle in cycles]

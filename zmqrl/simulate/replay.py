@@ -15,13 +15,13 @@ from zmqrl.simulate.virtual.world import World, simulate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """The differences from the recorded run. ``spans``, ``link`` and ``shards`` are factors, such as 0.5."""
+    """The differences from the recorded run. ``spans``, ``transfers`` and ``shards`` are factors, such as 0.5."""
 
     without: int | None = None
     backups: int = 0
     shards: int = 1
     spans: Mapping[str, float] | None = None
-    link: float = 1.0
+    transfers: float = 1.0
 
 
 UNCHANGED = Changes()
@@ -62,7 +62,7 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
         shard_hosts=recorded.scenario.shard_hosts * changes.shards,
     )
     late = delays(recorded)
-    times = recorded.times(ranks, scenario.updates, spans=changes.spans, link=changes.link, delays=late)
+    times = recorded.times(ranks, scenario.updates, spans=changes.spans, transfers=changes.transfers, delays=late)
     return simulate(scenario, compute=times).updates_per_s
 
 
@@ -106,7 +106,7 @@ def what_if(recorded: RecordedRun, notice: Callable[[str], None], without: Seque
         ("one backup more", Changes(backups=1)),
         *([] if no_answer else [("twice as many shards", Changes(shards=2))]),
         (f"{span} in half the time", Changes(spans={span: 0.5})),
-        ("transfers in half the time", Changes(link=0.5)),
+        ("transfers in half the time", Changes(transfers=0.5)),
     ]
     found = [WhatIf(AS_IT_WAS, as_it_was, replay_error)]
     for change, changes in questions:

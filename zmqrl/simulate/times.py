@@ -93,7 +93,7 @@ def recorded_times(run: Path, updates: int, *, transfers: bool) -> ComputeTimes:
     """
     recorded = recorded_run(run)
     if isinstance(recorded, RecordedRun):
-        return recorded.times(range(recorded.scenario.ranks), updates, link=float(transfers))
+        return recorded.times(range(recorded.scenario.ranks), updates, transfers=float(transfers))
     record = RunRecord.read(run)
     per_rollout, _ = _rollout_of(record.settings, run)
     splits = [row["split_s"] for row in record.rows if row.get("split_s")]
