@@ -16,7 +16,7 @@ from pathlib import Path
 from bench_lab import train
 
 from zmqrl.simulate.recorded import RecordedRun
-from zmqrl.simulate.replay import Changes, replay
+from zmqrl.simulate.replay import Variation, replay
 from zmqrl.simulate.times import recorded_run
 
 
@@ -26,7 +26,7 @@ class Case:
 
     name: str
     baseline: str
-    changes: Changes
+    variation: Variation
     changed: str
 
 
@@ -38,55 +38,55 @@ CASES = (
     Case(
         "without rank 2, the slowest",
         f"{WAITING} {THREE}",
-        Changes(without=2),
+        Variation(without=2),
         f"{WAITING} --workers 2 --shards 2 --straggle 0:0.06 --straggle 1:0.1",
     ),
     Case(
         "without rank 0, the fastest",
         f"{WAITING} {THREE}",
-        Changes(without=0),
+        Variation(without=0),
         f"{WAITING} --workers 2 --shards 2 --straggle 0:0.1 --straggle 1:0.2",
     ),
     Case(
         "one backup more, like rank 1",
         f"{WAITING} {THREE}",
-        Changes(backups=1),
+        Variation(backups=1),
         f"{WAITING} {THREE} --backups 1 --straggle 3:0.1",
     ),
     Case(
         "pauses half as long",
         f"{WAITING} {THREE}",
-        Changes(spans={"straggle": 0.5}),
+        Variation(spans={"straggle": 0.5}),
         f"{WAITING} --workers 3 --shards 2 --straggle 0:0.03 --straggle 1:0.05 --straggle 2:0.1",
     ),
     Case(
         "twice as many shards",
         f"{WAITING} {THREE}",
-        Changes(shards=2),
+        Variation(shards=2),
         f"{WAITING} {THREE.replace('2 --st', '4 --st', 1)}",
     ),
     Case(
         "one backup fewer",
         f"{WAITING} {BACKED}",
-        Changes(backups=-1),
+        Variation(backups=-1),
         f"{WAITING} --workers 2 --shards 2 --straggle 0:0.06 --straggle 1:0.1",
     ),
     Case(
         "computing: without rank 1",
         f"{COMPUTING} --workers 2 --shards 2",
-        Changes(without=1),
+        Variation(without=1),
         f"{COMPUTING} --workers 1 --shards 2",
     ),
     Case(
         "computing: one backup more",
         f"{COMPUTING} --workers 2 --shards 2",
-        Changes(backups=1),
+        Variation(backups=1),
         f"{COMPUTING} --workers 2 --backups 1 --shards 2",
     ),
     Case(
         "computing: twice as many shards",
         f"{COMPUTING} --workers 2 --shards 2",
-        Changes(shards=2),
+        Variation(shards=2),
         f"{COMPUTING} --workers 2 --shards 4",
     ),
 )
@@ -118,7 +118,7 @@ def main() -> None:
         for _ in range(arguments.rounds):
             with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
                 baseline = profiled(case.baseline, Path(scratch) / "baseline")
-                before, again, predicted = baseline.measured, replay(baseline), replay(baseline, case.changes)
+                before, again, predicted = baseline.measured, replay(baseline), replay(baseline, case.variation)
                 measured = profiled(case.changed, Path(scratch) / "changed").measured
             error = predicted / measured - 1
             rows.append(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND
+TO_APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND
 PIECE_BYTES = 1 << 20
 UNDONE = ".before-generation-"  # in the name of a file with lines that a rollback has undone
 SHALLOW = 100  # data with at most this many nested levels can always be printed
@@ -25,7 +25,7 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         """Open or create the file, and remove a line that a killed process left unfinished. Raises OSError."""
         self.path, self._failing = path, False
-        self.file = open_regular(path, FLAGS)
+        self.file = open_regular(path, TO_APPEND)
         self._cut_torn_line()
 
     def _cut_torn_line(self) -> None:
@@ -79,7 +79,7 @@ class JsonLines:
 
     def reopen(self) -> None:
         """Continue with the file that has replaced the open one. Raises OSError."""
-        replaced, self.file = self.file, open_regular(self.path, FLAGS)
+        replaced, self.file = self.file, open_regular(self.path, TO_APPEND)
         os.close(replaced)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from support.replays import recorded
 from zmqrl.profile.run_tables import ProcessTables
 from zmqrl.profile.tables import COLUMNS
 from zmqrl.simulate.recorded import STRETCHES, spread
-from zmqrl.simulate.replay import Changes, replay
+from zmqrl.simulate.replay import Variation, replay
 from zmqrl.simulate.virtual.world import simulate
 
 ONE_HOST = {name: "h1" for role in ("worker", "shard") for name in (f"{role}-0", f"{role}-1", f"{role}-2")}
@@ -67,7 +67,7 @@ def test_time_in_the_run_queue_comes_from_the_shared_cores_of_the_replay() -> No
     run = recorded(off_core(synthetic_run(hosts=ONE_HOST), 2 / 3, queued=1 / 3))
     assert run.scenario.host_cores == (2,)
     assert replay(run) == pytest.approx(run.measured, rel=0.02)
-    assert replay(run, Changes(without=0)) > 1.3 * run.measured  # two workers, each with a core
+    assert replay(run, Variation(without=0)) > 1.3 * run.measured  # two workers, each with a core
 
 
 def test_each_host_of_a_replay_has_its_own_number_of_cores() -> None:
@@ -77,15 +77,15 @@ def test_each_host_of_a_replay_has_its_own_number_of_cores() -> None:
     run = recorded([replace(each, cores=64 if each.host == "h1" else 2) for each in planted])
     assert run.scenario.host_cores == (64, 2)
     assert replay(run) == pytest.approx(run.measured, rel=0.02)
-    assert replay(run, Changes(without=0)) > 1.3 * run.measured  # two workers, each with a core
+    assert replay(run, Variation(without=0)) > 1.3 * run.measured  # two workers, each with a core
 
 
 def test_time_in_the_run_queue_that_the_run_does_not_explain_stays_in_the_replay() -> None:
     # Each worker has its own host, so other programs must have used the cores.
     run = recorded(off_core(synthetic_run(), 2 / 3, queued=1 / 3))
     assert replay(run) == pytest.approx(run.measured, rel=0.02)
-    assert replay(run, Changes(without=0)) == pytest.approx(run.measured, rel=0.02)
-    half = replay(run, Changes(spans=dict.fromkeys(("env_step", "act", "gradient"), 0.5)))
+    assert replay(run, Variation(without=0)) == pytest.approx(run.measured, rel=0.02)
+    half = replay(run, Variation(spans=dict.fromkeys(("env_step", "act", "gradient"), 0.5)))
     assert half > 1.8 * run.measured
 
 
@@ -106,7 +106,7 @@ def test_other_threads_for_which_a_worker_waits_need_a_core_like_its_own_thread(
     planted = off_core(synthetic_run(hosts=ONE_HOST), 2 / 9, queued=1 / 9)
     run = recorded(with_other_threads(planted, cpu_s * 2 / 3))
     assert replay(run) == pytest.approx(run.measured, rel=0.02)
-    assert replay(run, Changes(without=0)) == pytest.approx(1 / (1 / run.measured - WORKED_S / 3), rel=0.02)
+    assert replay(run, Variation(without=0)) == pytest.approx(1 / (1 / run.measured - WORKED_S / 3), rel=0.02)
 
 
 def test_threads_that_work_at_the_same_time_as_the_worker_take_cores_from_other_workers() -> None:

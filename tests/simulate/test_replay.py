@@ -10,7 +10,7 @@ from support.replays import recorded
 
 from zmqrl.process_id import shard_id
 from zmqrl.simulate.recorded import TooLittleRecorded
-from zmqrl.simulate.replay import Changes, most_blamed, replay, what_if
+from zmqrl.simulate.replay import Variation, most_blamed, replay, what_if
 
 
 def replayed(without: tuple[int, ...] = (), **planted: Any) -> list[str]:
@@ -40,7 +40,7 @@ def test_one_backup_more_does_not_stall_together_with_the_worker_that_it_resembl
     planted = synthetic_run(workers=1, versions=60, stalls_s=slow, per_rollout=updates_per_rollout)
     run = recorded(planted, updates_per_rollout=updates_per_rollout)
     assert replay(run) == pytest.approx(run.measured, rel=0.02)
-    assert replay(run, Changes(backups=1)) > 1.15 * run.measured
+    assert replay(run, Variation(backups=1)) > 1.15 * run.measured
 
 
 def test_one_backup_more_is_predicted_as_if_workers_stalled_independently() -> None:
@@ -50,7 +50,7 @@ def test_one_backup_more_is_predicted_as_if_workers_stalled_independently() -> N
     of_one = {(version, rank): s for (version, rank), s in stalls.items() if rank == 0}
     run = recorded(synthetic_run(workers=1, versions=versions, stalls_s=of_one))
     assert replay(truth) > 1.05 * replay(run)
-    assert replay(run, Changes(backups=1)) == pytest.approx(replay(truth), rel=0.02)
+    assert replay(run, Variation(backups=1)) == pytest.approx(replay(truth), rel=0.02)
 
 
 def test_no_prediction_leaves_out_a_rank_with_little_blame() -> None:

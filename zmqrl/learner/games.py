@@ -15,7 +15,7 @@ import tyro
 from zmqrl.errors import UsageError, require
 
 WIDEST = 1e10  # environments write large numbers for bounds that they do not have
-# Settings of Atari games, with the values that mean the same as having no such setting.
+# Settings of Atari games. Besides the default, this value means the same as no such setting. None: no other value does.
 UNCHANGED = {
     "frame_skip": 1,
     "min_frame_skip": None,

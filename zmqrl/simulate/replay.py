@@ -14,7 +14,7 @@ from zmqrl.simulate.virtual.world import World, simulate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
+class Variation:
     """The differences from the recorded run. ``spans``, ``transfers`` and ``shards`` are factors, such as 0.5."""
 
     without: int | None = None
@@ -24,7 +24,7 @@ class Changes:
     transfers: float = 1.0
 
 
-UNCHANGED = Changes()
+AS_RECORDED = Variation()
 COMPARISONS = 2
 BLAMED_FROM = 0.1  # share of all blame: ranks with less get no prediction
 MOST_BLAMED = 4
@@ -39,11 +39,11 @@ class WhatIf:
     replay_error: float
 
 
-def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
+def replay(recorded: RecordedRun, variation: Variation = AS_RECORDED) -> float:
     """Predict the updates per second. Raises ClusterError if the changed run gets stuck."""
     scenario, ranks = recorded.scenario, list(range(recorded.scenario.ranks))
-    if changes.without is not None:
-        ranks.remove(changes.without)
+    if variation.without is not None:
+        ranks.remove(variation.without)
         fewer = 1 if scenario.backups == 0 else 0
         scenario = replace(
             scenario,
@@ -51,18 +51,18 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
             backups=max(0, scenario.backups - 1),
             quorum=None if scenario.quorum is None else min(scenario.quorum, len(ranks)),
         )
-    ranks += [recorded.typical_rank()] * changes.backups
-    if changes.backups:
-        scenario = replace(scenario, backups=scenario.backups + changes.backups)
-    if changes.backups < 0:
-        del ranks[changes.backups :]
+    ranks += [recorded.typical_rank()] * variation.backups
+    if variation.backups:
+        scenario = replace(scenario, backups=scenario.backups + variation.backups)
+    if variation.backups < 0:
+        del ranks[variation.backups :]
     scenario = replace(
-        scenario.with_shards(scenario.shards * changes.shards),
+        scenario.with_shards(scenario.shards * variation.shards),
         worker_hosts=tuple(recorded.scenario.worker_hosts[rank] for rank in ranks),
-        shard_hosts=recorded.scenario.shard_hosts * changes.shards,
+        shard_hosts=recorded.scenario.shard_hosts * variation.shards,
     )
     late = delays(recorded)
-    times = recorded.times(ranks, scenario.updates, spans=changes.spans, transfers=changes.transfers, delays=late)
+    times = recorded.times(ranks, scenario.updates, spans=variation.spans, transfers=variation.transfers, delays=late)
     return simulate(scenario, compute=times).updates_per_s
 
 
@@ -96,22 +96,22 @@ def what_if(recorded: RecordedRun, notice: Callable[[str], None], without: Seque
     span = _longest_span(paths)
     if no_answer := recorded.no_answer_for_shards():
         notice(f"no prediction for more shards: {no_answer}")
-    questions: list[tuple[str, Changes]] = []
+    questions: list[tuple[str, Variation]] = []
     if scenario.ranks > 1:
         ranks = dict.fromkeys((*most_blamed(paths), *without))
-        questions += [(f"without rank {rank}", Changes(without=rank)) for rank in ranks]
+        questions += [(f"without rank {rank}", Variation(without=rank)) for rank in ranks]
     if scenario.backups:
-        questions.append((ONE_BACKUP_FEWER, Changes(backups=-1)))
+        questions.append((ONE_BACKUP_FEWER, Variation(backups=-1)))
     questions += [
-        ("one backup more", Changes(backups=1)),
-        *([] if no_answer else [("twice as many shards", Changes(shards=2))]),
-        (f"{span} in half the time", Changes(spans={span: 0.5})),
-        ("transfers in half the time", Changes(transfers=0.5)),
+        ("one backup more", Variation(backups=1)),
+        *([] if no_answer else [("twice as many shards", Variation(shards=2))]),
+        (f"{span} in half the time", Variation(spans={span: 0.5})),
+        ("transfers in half the time", Variation(transfers=0.5)),
     ]
     found = [WhatIf(AS_IT_WAS, as_it_was, replay_error)]
-    for change, changes in questions:
+    for change, variation in questions:
         try:
-            found.append(WhatIf(change, replay(recorded, changes), replay_error))
+            found.append(WhatIf(change, replay(recorded, variation), replay_error))
         except (ClusterError, UsageError) as error:  # for example, more shards than the layout allows
             notice(f"no prediction for {change!r}: {error}")
     return found

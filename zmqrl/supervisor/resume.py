@@ -138,7 +138,7 @@ def check_mode(config: Config, checkpoint: Checkpoint, path: Path) -> None:
         raise UsageError(f"the shards of {path} are at versions {first} to {last}: resume with --mode async.")
 
 
-def changes(stored: Config, config: Config) -> list[str]:
+def changed_settings(stored: Config, config: Config) -> list[str]:
     """The settings that differ, as texts such as ``ppo.clip 0.1 -> 0.2``."""
     before, now = (dict(flat(each.to_json())) for each in (stored, config))
     return [f"{name} {before[name]} -> {now[name]}" for name in now if name not in PLACE and now[name] != before[name]]

@@ -132,8 +132,8 @@ def train_on(
                 remove_files(directory, news.append)
                 return _summarize(config, directory, checkpoint, flavour, news, end[0], console)
             news.append(f"resuming from version {checkpoint.version}")
-            if changes := resume.changes(stored, config):
-                news.append(f"settings changed from here on: {', '.join(changes)}")
+            if changed := resume.changed_settings(stored, config):
+                news.append(f"settings changed from here on: {', '.join(changed)}")
         elif directory.config.exists():
             raise holds_a_run(path)
         if exporter is not None:

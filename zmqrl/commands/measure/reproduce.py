@@ -23,7 +23,7 @@ from zmqrl.results.kept import RecordedLimits, Result, reproducible, results_bes
 from zmqrl.results.pages import reproduction_page
 from zmqrl.results.rerun import By, default_axis, judge, recorded_trainings, rerun_config, same_parameters
 from zmqrl.rundir import RunDirectory, new_path, write_json
-from zmqrl.supervisor.resume import changes
+from zmqrl.supervisor.resume import changed_settings
 from zmqrl.supervisor.run import train
 
 REACHED_A_LIMIT = ("updates", "agent_steps", "minutes")
@@ -92,7 +92,7 @@ def _train(config: Config, run_dir: Path) -> int:
     directory = RunDirectory(run_dir)
     if not directory.config.exists():
         return train(config)
-    if differences := changes(Config.read(directory.config), config):
+    if differences := changed_settings(Config.read(directory.config), config):
         raise UsageError(f"{run_dir} holds another run ({', '.join(differences)}): choose another --run-dir.")
     reason = Result.read(run_dir).summary["exit_reason"]
     require(
