@@ -17,6 +17,7 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
+from support.inboxes import INBOXES
 from support.paths import ROOT
 from support.stand_ins import received
 
@@ -168,10 +169,7 @@ def test_the_table_of_frames_has_the_payloads_and_topics_of_the_code() -> None:
     assert with_payload == {"GRADIENT", "WEIGHTS", "SNAPSHOT"}
     assert {framing.kind_of(cls) for cls in m.WITH_PAYLOAD} == with_payload | {"CHUNK", "LOAD"}
     sockets = {
-        framing.kind_of(cls): inbox.socket
-        for inbox in m.INBOXES
-        if inbox.receiver != "supervisor"
-        for cls in inbox.kinds
+        framing.kind_of(cls): inbox.socket for inbox in INBOXES if inbox.receiver != "supervisor" for cls in inbox.kinds
     }
     assert {kind: row[0].split(" → ")[1] for row in rows for kind in row[1].split(", ")} == {
         kind: sockets[kind] for kind in kinds

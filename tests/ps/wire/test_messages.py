@@ -7,6 +7,7 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.inboxes import INBOXES
 
 from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
@@ -202,11 +203,11 @@ def test_a_field_outside_its_limits_is_malformed(fields: tuple[object, ...]) -> 
 
 
 def test_every_kind_belongs_in_an_inbox() -> None:
-    assert set().union(*(inbox.kinds for inbox in m.INBOXES)) == set(KINDS.values())
-    assert len({(inbox.receiver, inbox.socket) for inbox in m.INBOXES}) == len(m.INBOXES)
+    assert set().union(*(inbox.kinds for inbox in INBOXES)) == set(KINDS.values())
+    assert len({(inbox.receiver, inbox.socket) for inbox in INBOXES}) == len(INBOXES)
 
 
-@pytest.mark.parametrize("inbox", m.INBOXES, ids=lambda inbox: f"{inbox.socket} of a {inbox.receiver}")
+@pytest.mark.parametrize("inbox", INBOXES, ids=lambda inbox: f"{inbox.socket} of a {inbox.receiver}")
 @given(message=any_message, payloads=st.integers(0, 2))
 def test_a_misplaced_kind_or_a_wrong_number_of_frames_is_refused(
     inbox: m.Inbox[Any], message: m.Message, payloads: int

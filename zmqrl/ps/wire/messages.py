@@ -425,4 +425,3 @@ REQUESTS: Inbox[FromWorker | FromSupervisor] = Inbox(
 PUBLICATIONS: Inbox[Publication] = Inbox("worker", "SUB", frozenset(get_args(Publication)))
 ANSWERS: Inbox[ToWorker] = Inbox("worker", "DEALER", frozenset(get_args(ToWorker)))
 TOLD: Inbox[ToSupervisor] = Inbox("supervisor", "DEALER", frozenset(get_args(ToSupervisor)))
-INBOXES = (GRADIENTS, REQUESTS, PUBLICATIONS, ANSWERS, TOLD)
