@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from network_lab import host as host_program
 from network_lab.faults import shape
-from network_lab.lab import Failure, Lab, Refusal, ip, is_in, run
+from network_lab.lab import Failure, Lab, Refusal, ip, is_in, read_state, run
 
 GATE = 254  # the last part of the machine's own address
 UP_WITHIN_S = 30.0
@@ -61,7 +61,7 @@ def stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def refuse_what_is_taken(lab: Lab) -> None:
-    if lab.path("state.json").exists():
+    if read_state(lab.directory) is not None:
         raise Refusal(f"there is a lab in {lab.directory} already: `netlab down --dir {lab.directory}` takes it down")
     if Path(lab.directory).exists():
         raise Refusal(f"{lab.directory} exists and is not a lab: choose another --dir")
@@ -176,7 +176,12 @@ def has_ssh(address: str) -> bool:
 
 
 def take_down(name: str | None, directory: str) -> None:
-    """Ends and removes a lab of this name, or what is left of it, and its directory. Raises `Failure`."""
+    """Ends and removes a lab of this name, or what is left of it, and its directory.
+
+    Raises `Refusal` if the directory belongs to others, and `Failure` if a step fails.
+    """
+    # The state is the first file of a lab. It is empty if `netlab up` was killed while writing it.
+    state = read_state(directory)
     if name:
         spaces = namespaces(name)
         end_processes(spaces)
@@ -185,8 +190,7 @@ def take_down(name: str | None, directory: str) -> None:
         for netns in spaces:
             run("ip", "netns", "delete", netns)
     path = Path(directory)
-    # The state is the first file of a lab. It is empty if `netlab up` was killed while writing it.
-    if (path / "state.json").exists():
+    if state is not None:
         shutil.rmtree(path)
     elif path.is_dir() and not any(path.iterdir()):
         path.rmdir()

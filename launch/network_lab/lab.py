@@ -1,7 +1,9 @@
 """A lab and its hosts. Their state always comes from the kernel and is never stored."""
 
 import json
+import os
 import shlex
+import stat
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,14 +62,36 @@ def ip(*lines: str, netns: str = "") -> None:
     run("ip", *(("-n", netns) if netns else ()), "-batch", "-", stdin="\n".join(lines))
 
 
-def read_lab(directory: str) -> Lab | None:
-    """The lab in a directory, or None if there is none or its state was not written."""
-    state = Path(directory, "state.json")
+def read_state(directory: str) -> str | None:
+    """The text of `state.json` in a directory, or None if there is no such file. It can be empty (see `take_down`).
+
+    Raises `Refusal` if this user did not make it: anyone can make a directory in /tmp that looks like a lab, or a link.
+    """
+    if Path(directory).is_symlink():
+        raise Refusal(f"{directory} is a link, and not a lab: remove it, or choose another --dir")
+    file = Path(directory, "state.json")
     try:
-        # Anyone can make a directory in /tmp that looks like a lab. Root must not trust it.
-        return Lab(**json.loads(state.read_text())) if state.stat().st_uid == 0 else None
-    except (OSError, ValueError, TypeError):
+        about = file.lstat()
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    if stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid():
+        text = file.read_text(errors="replace")
+        if not text or lab_of(text):
+            return text
+    raise Refusal(f"{file} is not that of a lab: remove the directory, or choose another --dir")
+
+
+def lab_of(state: str) -> Lab | None:
+    """The lab with this state, or None if it has another form."""
+    try:
+        return Lab(**json.loads(state))
+    except (ValueError, TypeError):
+        return None
+
+
+def read_lab(directory: str) -> Lab | None:
+    """The lab in a directory, or None if there is none or its state was not written. Raises `Refusal`."""
+    return lab_of(read_state(directory) or "")
 
 
 def is_in(pid: int, netns: str) -> bool:

@@ -1,10 +1,16 @@
 """The program that builds a network lab: steps that a lab cannot show, because they depend on the moment."""
 
+import json
+import os
 import subprocess
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from network_lab import building
+from network_lab.lab import Lab, Refusal
 from support.rig import ending
 
 
@@ -25,3 +31,59 @@ def test_a_process_that_ends_just_before_it_is_killed_does_not_disturb_the_end_o
         building.end_processes(["lab"])
         assert process.returncode is not None
         assert not listed
+
+
+def link_to(directory: Path) -> Path:
+    link = directory.with_name("link")
+    link.symlink_to(directory)
+    return link
+
+
+def with_a_state_of(text: str, owner: int | None = None) -> Callable[[Path], Path]:
+    def prepare(directory: Path) -> Path:
+        (directory / "state.json").write_text(text)
+        if owner is not None:
+            os.chown(directory / "state.json", owner, -1)
+        return directory
+
+    return prepare
+
+
+def with_a_linked_state(directory: Path) -> Path:
+    (directory.parent / "state.json").write_text("")
+    (directory / "state.json").symlink_to("../state.json")
+    return directory
+
+
+STATE = json.dumps(asdict(Lab(directory="/x", name="zl", subnet="10.77.0", hosts=[], rate=None, shared=[])))
+NOBODY = 65534
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        link_to,
+        with_a_linked_state,
+        with_a_state_of('{"not": "a lab"}'),
+        pytest.param(with_a_state_of(STATE, NOBODY), marks=pytest.mark.skipif(os.geteuid() != 0, reason="needs root")),
+        pytest.param(with_a_state_of("", NOBODY), marks=pytest.mark.skipif(os.geteuid() != 0, reason="needs root")),
+    ],
+)
+def test_a_directory_that_another_user_made_is_not_removed(prepare: Callable[[Path], Path], tmp_path: Path) -> None:
+    precious = tmp_path / "made/precious"
+    precious.parent.mkdir()
+    precious.write_text("")
+    if prepare is link_to:
+        (precious.parent / "state.json").write_text(STATE)
+    found = str(prepare(precious.parent))
+    with pytest.raises(Refusal, match=r"link|state\.json"):
+        building.take_down(None, found)
+    with pytest.raises(Refusal, match=r"link|state\.json"):
+        building.refuse_what_is_taken(Lab(directory=found, name="zl", subnet="10.77.0", hosts=[], rate=None, shared=[]))
+    assert precious.exists()
+
+
+@pytest.mark.parametrize("state", [STATE, ""])
+def test_the_directory_of_a_lab_is_removed(state: str, tmp_path: Path) -> None:
+    building.take_down(None, str(with_a_state_of(state)(tmp_path)))
+    assert not tmp_path.exists()
