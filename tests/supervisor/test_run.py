@@ -1,6 +1,5 @@
 """Complete runs from the command line with real processes: their work, their end and the files that they leave."""
 
-import contextlib
 import json
 import os
 import re
@@ -19,7 +18,6 @@ from support.terminal import on_a_terminal
 from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.commands.inspect.check_history import check
 from zmqrl.config import Config
-from zmqrl.errors import UsageError
 
 pytestmark = pytest.mark.processes
 
@@ -288,7 +286,7 @@ def test_a_second_interrupt_ends_everything_at_once_and_a_third_changes_nothing(
         run.eventually(lambda: run.files.log("shard-0").count("is present") == 2, "the workers")
         pids = run.pids()
         run.signal(signal.SIGINT)
-        run.eventually(lambda: last_checkpoint_written(run.files), "the last checkpoint")
+        run.eventually(run.files.has_last_checkpoint, "the last checkpoint")
         assert run.process.poll() is None
         run.signal(signal.SIGINT)
         time.sleep(0.1)
@@ -296,13 +294,6 @@ def test_a_second_interrupt_ends_everything_at_once_and_a_third_changes_nothing(
         run.assert_nothing_left(pids, within_s=0.1)
         assert run.files.summary()["exit_reason"] == "interrupted"
         assert run.complaint() == ""
-
-
-def last_checkpoint_written(files: RunFiles) -> bool:
-    """Whether the checkpoint of version 0 is the one fetched from the shards, not the initial one."""
-    with contextlib.suppress(UsageError, IndexError):
-        return files.newest().generation == 1
-    return False
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from support.rig import HISTORY_KEYS, ending, eventually, is_alive, nothing_left
 
 from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.commands.inspect.check_history import check
+from zmqrl.errors import UsageError
 
 # Deadlines allow for a busy machine and for the import of torch: a run of one second then takes five.
 WITHIN_S = 150.0
@@ -101,6 +102,12 @@ class RunFiles:
 
     def newest(self) -> Checkpoint:
         return Checkpoint.read(checkpoints(self.path / "checkpoints")[-1])
+
+    def has_last_checkpoint(self) -> bool:
+        """Whether the checkpoint of version 0 is the one fetched from the shards, not the initial one."""
+        with contextlib.suppress(UsageError, IndexError):
+            return self.newest().generation == 1
+        return False
 
     def version(self, shards: int = 2) -> int:
         """The newest version that all ``shards`` have made."""

@@ -14,6 +14,7 @@ from zmqrl.errors import ClusterError, FullDiskError, UnwritableError, UsageErro
 from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.faults import Faults
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected, Paused, Said, Task
+from zmqrl.hosts.mirror import COPY_WITHIN_S
 from zmqrl.observe.console import Console
 from zmqrl.observe.exporter import Exporter
 from zmqrl.observe.folding import Folded, Folding
@@ -43,6 +44,7 @@ from zmqrl.words import as_word, counted
 TURN_S = 0.05
 SHOW_EVERY_S = 1.0
 LEAVE_WITHIN_S = 5.0
+HURRIED_COPY_WITHIN_S = 5.0  # for the files on hosts, after a second Ctrl-C
 HOSTS_LOST_S = 10.0  # after an interrupt, the run ends if no host has been reachable for this long
 WRITE_AGAIN_S = 1.0  # time between two tries to write cluster.json
 LATE_S = 3.0  # a turn that begins this long after the previous one is late
@@ -134,6 +136,7 @@ class Supervisor:
                 lambda _: self._end_histories(),
                 lambda _: self.control.close() if self.is_connected else None,
                 lambda _: self.launcher.close(),
+                self._collect_files,
                 lambda _: self._tell(self._lines.take_all()),
             )
             for close in closers:
@@ -155,17 +158,11 @@ class Supervisor:
                 raise
             except Exception as error:
                 self._save_what_is_left()
-                with contextlib.suppress(ZmqrlError, OSError):  # the run has already failed for another reason
-                    self.files.copy_back(self.launcher.receive)
                 first = self.machine.processes.first_death
                 if first is None or not isinstance(error, ClusterError) or isinstance(error, UnwritableError):
                     raise
                 host, log = self.sites[first.process].host, self.directory.log(first.process)
                 raise explained(error, first, host, log, begun=self.is_up) from error
-            away = self.files.copy_back(self.launcher.receive)
-            self.files.clean(whole=True, but=away)
-            if away:
-                self.console.notice(f"some files of the run are still on {', '.join(away)}")
         return reason
 
     def _close(
@@ -193,6 +190,11 @@ class Supervisor:
     @property
     def is_connected(self) -> bool:
         return self.machine.state != "starting"
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether the newest checkpoint has everything that the shards have made."""
+        return self.saved or not self.is_connected
 
     def _bring_up(self) -> None:
         self._bring_histories()
@@ -562,10 +564,38 @@ class Supervisor:
         status = exit_status(reason, error)
         write_summary(self.directory.summary, reason, status, self.config, self.checkpoint, self.flavour)
 
+    def _collect_files(self, first: BaseException | None) -> None:
+        """Copy the files of the run from its hosts. If the state of the shards is not needed, remove them there.
+
+        ``first`` is the error that ends the run, or None.
+        """
+        if self.is_safe:
+            try:
+                self._empty_hosts(COPY_WITHIN_S if self.interrupts < 2 else HURRIED_COPY_WITHIN_S)
+            except KeyboardInterrupt:  # the second Ctrl-C, and the last one that interrupts
+                self._empty_hosts(HURRIED_COPY_WITHIN_S)
+                raise
+        elif isinstance(first, Exception):
+            with contextlib.suppress(ZmqrlError, OSError):  # the run has already failed for another reason
+                self.files.copy_back(self.launcher.receive)
+
+    def _empty_hosts(self, within_s: float) -> None:
+        self.launcher.stop(self.launcher.running(), grace_s=0)
+        away = list(self.files.links)
+        with contextlib.suppress(ZmqrlError, OSError):  # the files stay there
+            away = self.files.copy_back(self.launcher.receive, within_s=within_s)
+        self.files.clean(whole=True, but=away)
+        for text in self.files.take_news():
+            self.console.notice(text)
+        directories = {site.host: site.directory.path for site in self.sites.values()}
+        for host in away:
+            if host in directories:
+                self.console.notice(f"some files of the run are still on {host}, in {directories[host]}")
+
     def _keep_cluster_as_left(self) -> None:
         """If the state of the shards is not saved, rename cluster.json to left.json, which --resume reads."""
         try:
-            if not self.saved:
+            if not self.is_safe:
                 self.directory.keep_cluster_as_left()
         except OSError as error:
             self.console.notice(

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,6 +116,48 @@ def killed_on_h1_and_h2(lab: Lab | None, path: Path) -> Run:
         run.signal(signal.SIGKILL)
         run.wait()
     return run
+
+
+# A game that fails in workers, but not in the checks before the run.
+FAILS = """
+import sys
+import gymnasium
+
+class Fails(gymnasium.Wrapper):
+    def step(self, action):
+        if sys.argv[0].endswith("worker.py"):
+            raise ValueError("the game broke")
+        return super().step(action)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_leaves_no_files_on_its_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fails.py").write_text(FAILS, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path)]))
+    with launching(None, tmp_path / "run", "--wrapper", "fails:Fails") as run:
+        run.eventually(lambda: len(has_files(run)) == 2, "files on both hosts")
+        assert run.wait() == 2, run.said()
+    assert "the game broke" in run.complaint()
+    run.files.assert_summary_exact("failed", failed=2)
+    assert not (run.files.path / "left.json").exists()
+    assert has_files(run) == []
+
+
+@pytest.mark.slow
+def test_a_run_that_is_interrupted_twice_leaves_no_files_on_its_hosts(tmp_path: Path) -> None:
+    # Workers that sleep for a minute delay the end of the run.
+    with launching(None, tmp_path / "run", "--straggle", "0:60", "--straggle", "1:60") as run:
+        run.eventually(lambda: run.files.log("shard-0").count("is present") == 2, "the workers")
+        run.signal(signal.SIGINT)
+        run.eventually(run.files.has_last_checkpoint, "the last checkpoint")
+        time.sleep(1.0)  # until the run waits for its workers
+        assert len(has_files(run)) == 2
+        run.signal(signal.SIGINT)
+        assert run.wait(within_s=45) == 130, run.said()
+        assert run.complaint() == ""
+    assert not (run.files.path / "left.json").exists()
+    assert has_files(run) == []
 
 
 @pytest.mark.parametrize("others", ["h2,h1,h3", "h3,h4"])
