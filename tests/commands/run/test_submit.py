@@ -3,6 +3,7 @@
 Stand-ins replace ssh and Slurm: see ``support/stand_in_slurm.py``.
 """
 
+import io
 import json
 import os
 import shutil
@@ -551,6 +552,49 @@ def test_files_arrive_with_a_python_whose_tarfile_has_no_filters(
             monkeypatch.setattr(login_node, "SEND", f"echo 5; tar -cP -C {here} {member}")
             with pytest.raises(ClusterError, match=r"did not arrive: '\S+ is outside of the run directory\.$"):
                 node.fetch(job, here, 0)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_login_node_cannot_write_a_file_from_which_commands_run_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["left.json", "./old-hosts.json", ".//cluster.json", "submitted.json", "page.json", "keys/worker-0.json"]
+    with tarfile.open(tmp_path / "sent.tar", "w") as sent:
+        link = tarfile.TarInfo("aside")
+        link.type, link.linkname = tarfile.SYMTYPE, "."
+        sent.addfile(link)
+        for name in (*names, "state/shard-0.slots", ".lock", "aside/left.json", "./config.json"):
+            file = tarfile.TarInfo(name)
+            file.size = 2
+            sent.addfile(file, io.BytesIO(b"{}"))
+    (here := tmp_path / "here").mkdir()
+    monkeypatch.setattr(login_node, "SEND", f"echo 5; exec cat {tmp_path}/sent.tar")
+    job = Submitted(host="login", ssh_config=None, job="7", run_dir="there", log="log")
+    with LoginNode("login", None) as node:
+        assert node.fetch(job, here, 0) == 5
+    assert sorted(str(path.relative_to(here)) for path in here.rglob("*.*")) == ["aside/left.json", "config.json"]
+    assert not (here / "aside").is_symlink()
+
+
+def test_a_submitted_run_is_not_resumed_on_hosts_that_its_login_node_names(tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "run", [row(1)])
+    job = Submitted(host="login", ssh_config=None, job="7", run_dir="runs/run", log="log")
+    job.write(run)
+    given = {"options": {"hosts": "h1", "via": f"touch {tmp_path}/touched {{host}}"}, "variables": []}
+    (run / "hosts.json").write_text(json.dumps({"hosts": [], "given": given}))
+    with pytest.raises(UsageError, match=r"was submitted on login: add --slurm-login login"):
+        cli.run(["launch", "--resume", str(run)])
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_login_node_must_have_the_name_of_a_host(tmp_path: Path) -> None:
+    name = "-oProxyCommand=touch x"
+    with pytest.raises(UsageError, match="--slurm-login: '-oProxyCommand=touch x' is not a host name"):
+        cli.run(["launch", "cartpole", f"--slurm-login={name}", "--run-dir", str(tmp_path / "run")])
+    run = run_directory(tmp_path / "run", [row(1)])
+    Submitted(host=name, ssh_config=None, job="7", run_dir="runs/run", log="log").write(run)
+    with pytest.raises(UsageError, match=r"submitted\.json: '-oProxyCommand=touch x' is not a host name"):
+        cli.run(["stop", str(run)])
 
 
 def test_files_on_a_shared_disk_are_not_copied_onto_themselves(stand_in: StandInSlurm, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from zmqrl.hosts.deployment import Deployment, Site, connect_and_place
 from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
 from zmqrl.hosts.sync import PYTHON
+from zmqrl.hosts.ways.login_node import Submitted
 from zmqrl.hosts.ways.way import LOCALHOST
 from zmqrl.observe.forms import HOSTS, read_object
 from zmqrl.observe.provenance import VERSIONS
@@ -147,6 +148,11 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
 def _as_before(options: Options, config: Config) -> Options:
     """The host options of an earlier session of the run, overridden by ``options``."""
     assert config.run_dir is not None
+    if job := Submitted.read(config.run_dir):  # the record is from its login node, which must not choose hosts here
+        raise UsageError(
+            f"{config.run_dir} was submitted on {job.host}: add --slurm-login {job.host} to resume it there, "
+            "or name hosts with -H."
+        )
     path = RunDirectory(config.run_dir).hosts
     found = read_object(path, HOSTS, "name the hosts with -H")
     return options if found is None or found["given"] is None else options.resumed(found["given"], path)

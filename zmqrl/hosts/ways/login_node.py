@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Self
 
 from zmqrl.errors import ClusterError, UsageError
+from zmqrl.hosts.inventory import host_names
 from zmqrl.hosts.ways.way import ssh_command
 from zmqrl.json_lines import read_json
 from zmqrl.rundir import RunDirectory, write_json
@@ -31,8 +32,14 @@ OVER: Final = frozenset(
         *("TIMEOUT", GONE),
     }
 )
-# Files without a meaning elsewhere, and the keys of the run.
-KEPT_THERE: Final = ("./.lock", "./cluster.json", "./keys", "./left.json", "./sockets", "./state")
+# Files without a meaning elsewhere, and the keys of the run. The login node must not be able to write them here: zmqrl
+# runs the commands in some of them.
+KEPT_THERE: Final = frozenset(
+    {
+        *(".lock", "cluster.json", "keys", "left.json", "old-hosts.json", "page.json"),
+        *("sockets", "state", "submitted.json"),
+    }
+)
 SUMMARY: Final = "./summary.json"  # until the job is over, its next start can remove this file
 LATE_S = 120  # on a network disk, files can appear this late on the login node
 END_OF_FILE = 1 << 60  # more bytes than any log has
@@ -97,7 +104,9 @@ class Submitted:
         """The job of the run directory ``path``, if any. Raises UsageError."""
         file = RunDirectory(path).submitted
         try:
-            return cls(**read_json(file))
+            job = cls(**read_json(file))
+            host_names(job.host, str(file))
+            return job
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
@@ -228,7 +237,7 @@ class LoginNode:
         summary of an earlier start from ``to``. Copies nothing, and returns None, if the directory there does not exist
         yet, or is ``to`` itself, on a shared disk. Raises ClusterError.
         """
-        wanted = [*(f"--exclude={path}" for path in (*KEPT_THERE, SUMMARY)), "."]
+        wanted = [*(f"--exclude=./{name}" for name in sorted(KEPT_THERE)), f"--exclude={SUMMARY}", "."]
         return self._fetch(job, to, since, wanted)
 
     def fetch_summary(self, job: Submitted, to: Path) -> None:
@@ -287,19 +296,20 @@ class _Arriving(io.RawIOBase):
 def _unpack(files: tarfile.TarFile, to: Path) -> None:
     """Write the files of an archive below ``to``. Raises TarError for a path that leads elsewhere."""
     if hasattr(tarfile, "data_filter"):
-        files.extractall(to, filter="data")
+        files.extractall(to, _harmless(files), filter="data")
     else:  # Python before 3.11.4
         files.extractall(to, _harmless(files))
 
 
 def _harmless(files: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The files and directories of an archive, as files of this user. Leaves out links and devices."""
+    """The files and directories of an archive, as files of this user. Leaves out KEPT_THERE, links and devices."""
     for member in files:
-        if member.name.startswith("/") or ".." in member.name.split("/"):
+        parts = [part for part in member.name.split("/") if part not in ("", ".")]
+        if member.name.startswith("/") or ".." in parts:
             raise tarfile.TarError(f"{member.name!r:.60} is outside of the run directory")
         member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
         member.mode &= 0o755
-        if member.isreg() or member.isdir():
+        if (member.isreg() or member.isdir()) and KEPT_THERE.isdisjoint(parts[:1]):
             yield member
 
 
