@@ -15,7 +15,7 @@ from zmqrl.hostd.import_path import search_here_last
 from zmqrl.hosts.connecting import NOT_THERE
 from zmqrl.hosts.link import DAEMON
 from zmqrl.hosts.sync import BOOTSTRAP
-from zmqrl.process import STARTED_IN, look_for_modules, staying_here
+from zmqrl.process import STARTED_IN, look_for_modules, look_for_modules_there, staying_here
 
 WITHIN_S = 180.0
 # Modules that zmqrl, torch or Gymnasium import. A test gives its files these names: importing one ends the process.
@@ -203,3 +203,48 @@ def test_modules_are_found_where_the_launcher_was_started_even_on_another_host(t
         command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=WITHIN_S, check=False
     )
     assert (done.stdout, done.stderr) == ("found\n", "")
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner"),
+    [
+        (0o777, None),
+        (0o1777, None),
+        pytest.param(0o755, 65534, marks=pytest.mark.skipif(os.geteuid() != 0, reason="needs root")),
+    ],
+)
+def test_a_directory_in_which_other_users_can_write_is_not_searched_on_another_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: int, owner: int | None
+) -> None:
+    there, home = tmp_path / "there", tmp_path / "home"
+    there.mkdir()
+    home.mkdir()
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, "path", list(before := sys.path))
+    monkeypatch.setenv(STARTED_IN, str(there))
+    look_for_modules_there()
+    assert sys.path == [*before, str(there), str(home)]
+    assert capsys.readouterr().err == ""
+    sys.path[:] = before
+    there.chmod(mode)
+    if owner is not None:
+        os.chown(there, owner, -1)
+    look_for_modules_there()
+    assert sys.path == [*before, str(home)]
+    assert capsys.readouterr().err == (
+        f"modules in {there} cannot be imported: other users can write to this directory, or it is not yours\n"
+    )
+    monkeypatch.chdir(there)
+    sys.path[:] = before
+    look_for_modules_there()
+    assert sys.path == [*before, str(there)], "the user started zmqrl on this machine, in this directory"
+
+
+def test_a_directory_that_does_not_exist_on_another_host_is_not_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(before := sys.path))
+    monkeypatch.setenv(STARTED_IN, str(tmp_path / "none"))
+    look_for_modules_there()
+    assert sys.path == [*before, str(tmp_path)], "another user could make it later"

@@ -14,6 +14,7 @@ import re
 import resource
 import select
 import signal
+import stat
 import sys
 import threading
 import time
@@ -183,9 +184,25 @@ def look_for_modules_here() -> None:
 
 
 def look_for_modules_there() -> None:
-    """Like :func:`look_for_modules_here`, but in a process of a run, which may be on another host."""
+    """Like :func:`look_for_modules_here`, but in a process of a run, which may be on another host.
+
+    There, the directory with the same path may be that of another user, whose modules must not run as this user.
+    """
     with contextlib.suppress(FileNotFoundError):  # the directory was removed
-        look_for_modules(*filter(None, [os.environ.get(STARTED_IN), str(Path.cwd())]))
+        here = Path.cwd()
+        there = Path(os.environ.get(STARTED_IN, here)).resolve()
+        found = [directory for directory in (there, here) if directory.is_dir()]
+        if there in found and there != here and not is_ours(there):
+            found.remove(there)
+            why = "other users can write to this directory, or it is not yours"
+            sys.stderr.write(f"modules in {there} cannot be imported: {why}\n")
+        look_for_modules(*map(str, found))
+
+
+def is_ours(directory: Path) -> bool:
+    """Whether a directory is this user's or root's, and other users cannot write to it. Their group may."""
+    about = directory.stat()
+    return about.st_uid in (0, os.getuid()) and not about.st_mode & stat.S_IWOTH
 
 
 @contextlib.contextmanager
