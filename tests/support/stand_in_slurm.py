@@ -25,8 +25,9 @@ echo "sbatch $@" >> {calls}
 cat > {state}/script
 for word; do case $word in --output=*) log=${{word#--output=}} ;; esac; done
 run=$(sed -n 's/.*--run-dir \\([^ ]*\\).*/\\1/p' {state}/script)
-setsid sh {state}/job "$run" {state}/script >> "$log" 2>&1 < /dev/null &
-echo $! > {state}/pid
+rm -f {state}/pid
+setsid sh -c 'echo $$ > {state}/pid; exec sh {state}/job "$@"' sh "$run" {state}/script >> "$log" 2>&1 < /dev/null &
+until [ -s {state}/pid ]; do sleep 0.01; done
 echo "7;cluster"
 """
 SQUEUE = """#!/bin/sh

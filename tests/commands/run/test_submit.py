@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import pytest
 from support.commands import ran
 from support.record_rig import row, run_directory, summary
-from support.rig import ending, eventually
+from support.rig import ending, eventually, is_alive
 from support.run_rig import QUICKLY, RunFiles, started
 from support.slurm import Slurm
 from support.stand_in_slurm import StandInSlurm
@@ -33,7 +33,7 @@ from zmqrl.commands.run import submit
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.ways import login_node
-from zmqrl.hosts.ways.login_node import LATE_S, LoginNode, Submitted
+from zmqrl.hosts.ways.login_node import LATE_S, LoginNode, Submitted, Unanswered
 from zmqrl.local import extras
 
 pytestmark = pytest.mark.processes
@@ -244,6 +244,27 @@ def test_all_commands_share_one_connection(stand_in: StandInSlurm, tmp_path: Pat
     assert len(ssh) > 4
     assert sum("ControlMaster=yes" in line for line in ssh) == 1
     assert len({line.partition("ControlPath=")[2].split()[0] for line in ssh}) == 1
+
+
+@pytest.mark.parametrize("on_term", ["echo >> ended; exit", ""], ids=["obedient", "stubborn"])
+def test_what_ssh_has_started_ends_with_each_command(
+    stand_in: StandInSlurm, monkeypatch: pytest.MonkeyPatch, on_term: str
+) -> None:
+    """Such as a ProxyCommand that ignores the end of its input."""
+    ssh, proxy, seen = stand_in.bin / "ssh", stand_in.bin / "proxy", stand_in.state
+    proxy.write_text(f"trap '{on_term}' TERM; cd {seen}; echo $$ >> proxies; while :; do sleep 0.02; done")
+    first, rest = ssh.read_text().split("\n", 1)
+    ssh.write_text(f"{first}\nsh {proxy} <&- >&- 2>&- &\n{rest}")
+    with LoginNode("login", None) as node:
+        assert node.run(["echo", "hello"]) == b"hello\n"
+        monkeypatch.setattr(login_node, "ANSWER_WITHIN_S", 1.0)
+        with pytest.raises(Unanswered):
+            node.run(["sleep", "600"])
+    pids = [int(pid) for pid in (seen / "proxies").read_text().split()]
+    assert len(pids) == 3
+    eventually(lambda: not any(map(is_alive, pids)), "the end of the proxies")
+    if on_term:
+        assert (seen / "ended").read_text().count("\n") == 3
 
 
 def test_ctrl_c_ends_the_run_with_a_checkpoint(

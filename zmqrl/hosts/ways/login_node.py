@@ -7,9 +7,11 @@ import os
 import re
 import select
 import shlex
+import signal
 import subprocess
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from zmqrl.rundir import RunDirectory, write_json
 CONNECTED_WITHIN_S = 60.0
 ANSWER_WITHIN_S = 120.0
 ENDED_WITHIN_S = 5.0
+CLEANED_UP_WITHIN_S = 1.0  # after SIGTERM
 LOST = 255  # the exit status of ssh itself
 GONE = "GONE"  # Slurm has forgotten the job
 OVER: Final = frozenset(
@@ -136,14 +139,8 @@ class LoginNode:
             words = tempfile.TemporaryFile()
             self._stop.callback(words.close)
             # The master prints a line when it is connected, and waits for the end of its input.
-            master = subprocess.Popen(
-                ssh_command(self.host, ["sh", "-c", "echo; cat"], config=self.ssh_config, master=self._socket),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=words,
-                start_new_session=True,
-            )
-            self._stop.callback(_end, master)
+            command = ssh_command(self.host, ["sh", "-c", "echo; cat"], config=self.ssh_config, master=self._socket)
+            master = self._stop.enter_context(_running(command, stdin=subprocess.PIPE, stderr=words))
             assert master.stdout is not None
             if not select.select([master.stdout], [], [], CONNECTED_WITHIN_S)[0]:
                 raise ClusterError(f"{self.host} cannot be reached: no answer within {CONNECTED_WITHIN_S:g} s.")
@@ -164,24 +161,19 @@ class LoginNode:
 
     def run(self, words: Sequence[str], *, given: str = "") -> bytes:
         """Run a command with ``given`` as its input. Returns its output. Raises ClusterError if it fails."""
-        try:
-            done = subprocess.run(
-                self.command(words),
-                input=given.encode(),
-                capture_output=True,
-                timeout=ANSWER_WITHIN_S,
-                start_new_session=True,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise Unanswered(f"{self.host} has not answered for {ANSWER_WITHIN_S:g} s.") from error
-        told = _last_line(io.BytesIO(done.stderr))
-        if done.returncode == LOST:
+        with _running(self.command(words), stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            try:
+                printed, complaints = process.communicate(given.encode(), ANSWER_WITHIN_S)
+            except subprocess.TimeoutExpired as error:
+                raise Unanswered(f"{self.host} has not answered for {ANSWER_WITHIN_S:g} s.") from error
+        told = _last_line(io.BytesIO(complaints))
+        if process.returncode == LOST:
             raise Unanswered(f"the connection to {self.host} is lost: {told}.")
-        if done.returncode:
-            raise ClusterError(f"{words[0]} on {self.host} failed: {told or f'exit status {done.returncode}'}.")
-        _, begin, output = done.stdout.partition(f"\n{BEGIN}\n".encode())
+        if process.returncode:
+            raise ClusterError(f"{words[0]} on {self.host} failed: {told or f'exit status {process.returncode}'}.")
+        _, begin, output = printed.partition(f"\n{BEGIN}\n".encode())
         if not begin:
-            raise ClusterError(f"{words[0]} did not run on {self.host}: its shell printed {done.stdout[-60:]!r}.")
+            raise ClusterError(f"{words[0]} did not run on {self.host}: its shell printed {printed[-60:]!r}.")
         return output
 
     def make_directory(self, directory: str, name: str) -> tuple[str, int]:
@@ -246,12 +238,7 @@ class LoginNode:
 
     def _fetch(self, job: Submitted, to: Path, since: int, wanted: Sequence[str]) -> int | None:
         words = ["sh", "-c", SEND, "sh", job.run_dir, str(max(0, since - LATE_S)), *wanted]
-        with (
-            tempfile.TemporaryFile() as told,
-            subprocess.Popen(
-                self.command(words), stdout=subprocess.PIPE, stderr=told, start_new_session=True
-            ) as sending,
-        ):
+        with tempfile.TemporaryFile() as told, _running(self.command(words), stderr=told) as sending:
             try:
                 assert sending.stdout is not None
                 arriving = io.BufferedReader(_Arriving(self.host, sending.stdout.fileno()))
@@ -267,8 +254,6 @@ class LoginNode:
                 raise ClusterError(f"the files of {job.run_dir} on {self.host} did not arrive: {error}.") from error
             except subprocess.TimeoutExpired as error:
                 raise ClusterError(f"tar on {self.host} does not end.") from error
-            finally:
-                sending.kill()
             # An archive that ends between two files looks complete.
             if status not in ARCHIVED or not (now.isdigit() or now in NOTHING_TO_SEND):
                 why = _last_line(told) or f"exit status {status}"
@@ -329,12 +314,26 @@ def _last_line(words: IO[bytes]) -> str:
     return words.read().decode(errors="replace").strip().rpartition("\n")[2]
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
+@contextlib.contextmanager
+def _running(command: Sequence[str], **streams: Any) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run ssh during the block, then end it and what it has started, such as a ProxyCommand."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, **streams)
+    try:
+        yield process
+    finally:
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):  # there may be unsent input
+                    pipe.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+            deadline = time.monotonic() + CLEANED_UP_WITHIN_S
+            while time.monotonic() < deadline:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def job_script(python: str, arguments: Sequence[str]) -> str:
