@@ -15,6 +15,7 @@ from support.rig import WITHIN_S, eventually
 
 from zmqrl.hostd import messages as h
 from zmqrl.hostd.daemon import LONGEST_LINE_BYTES
+from zmqrl.hosts import connecting
 from zmqrl.hosts.connecting import connect
 from zmqrl.hosts.link import DAEMON, Link, LinkLost
 from zmqrl.hosts.ways.way import ssh_command
@@ -130,6 +131,40 @@ def test_an_error_shows_the_last_words_on_both_streams(tmp_path: Path) -> None:
     failed = connect([link], instead="install it")
     assert failed["h1"].startswith("See you / sh: ")
     assert failed["h1"].endswith("not found: install it")
+
+
+# ssh to a host behind a jump host ends with a line that gives no reason.
+BEHIND = "Connection closed by UNKNOWN port 65535"
+
+
+@pytest.mark.parametrize(
+    ("reason", "starts"),
+    [("Host key verification failed.", 1), ("me@jump: Permission denied (publickey).", 1), ("", 5)],
+)
+def test_a_failure_at_a_jump_host_is_shown_and_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, starts: int
+) -> None:
+    monkeypatch.setattr(connecting, "FIRST_PAUSE_S", 0.01)
+    link = link_to(tmp_path, f"echo >> {tmp_path}/starts; printf '%s\\r\\n' '{reason}' '{BEHIND}' >&2; exit 255")
+    assert connect([link]) == {"h1": f"{reason} / {BEHIND}" if reason else BEHIND}
+    assert (tmp_path / "starts").read_text().count("\n") == starts
+
+
+def test_ssh_at_a_jump_host_cannot_open_a_window_to_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_ASKPASS_REQUIRE", "prefer")
+    assert lost(link_to(tmp_path, "echo $SSH_ASKPASS_REQUIRE >&2; exit 255")) == "never"
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_host_cannot_send_control_sequences_to_the_terminal(tmp_path: Path, stream: int) -> None:
+    why = lost(link_to(tmp_path, rf"printf '\033]0;owned\007\033[31;5mred\n' >&{stream}; exit 1"))
+    assert why == "]0;owned  [31;5mred"
+
+
+def test_the_reason_of_a_host_that_refuses_is_shown_alone(tmp_path: Path) -> None:
+    refusal = shlex.quote(h.encode(h.HostRefused("cannot use /var: \033[31mNo space left")).decode())
+    why = lost(link_to(tmp_path, f"read begin; printf '%s' {refusal}; sleep 0.1; echo 'zmqrl hostd: No space' >&2"))
+    assert why == "cannot use /var:  [31mNo space left"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from zmqrl.errors import ClusterError
 from zmqrl.hostd import messages as h
-from zmqrl.hosts.link import NO_OUTPUT, RENEW_EVERY_S, Link, LinkLost
+from zmqrl.hosts.link import CLOSED, NO_OUTPUT, RENEW_EVERY_S, Link, LinkLost
 from zmqrl.observe.provenance import code_hash
 from zmqrl.words import counted
 
@@ -17,8 +17,7 @@ OnEvent = Callable[[str, h.Event], None]
 AT_A_TIME = 16
 TRIES = 5
 FIRST_PAUSE_S = 0.5
-# ssh prints one of these if too many clients of a server have not logged in yet (MaxStartups).
-CROWDED = ("kex_exchange_identification", "Connection closed by", "Connection reset by")
+FINAL = ("verification failed", "Permission denied")  # another try would fail, too
 OLDER = "No module named 'zmqrl.hostd'"  # in older code, the daemon is in another module
 OTHER_CODE = "zmqrl there ({}) differs from zmqrl here (code {})"
 # The first two: a shell finds no such Python. The others: Python lacks the module, or is too old for -P.
@@ -81,7 +80,10 @@ def connect(links: Sequence[Link], news: OnEvent | None = None, *, instead: str 
                     if news is not None:
                         news(link.host, event)
             except LinkLost as lost:
-                if tries[link.host] < TRIES and any(words in lost.why for words in CROWDED):
+                is_crowded = any(words in lost.why for words in CLOSED) and not any(
+                    words in lost.why for words in FINAL
+                )
+                if tries[link.host] < TRIES and is_crowded:
                     pause_s = FIRST_PAUSE_S * 2.0 ** (tries[link.host] - 1)
                     waiting[link.host] = now + pause_s * random.uniform(0.5, 1.5)
                 else:

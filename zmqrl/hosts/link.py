@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from zmqrl.hostd import messages as h
 from zmqrl.hosts.ways.way import LOCALHOST
+from zmqrl.observe.folding import printable
 from zmqrl.words import ended_how
 
 # Without -P, files in the working directory would hide modules of the same name.
@@ -24,6 +25,9 @@ KILLED_WITHIN_S = 2.0
 WORDS_BYTES = 4096
 MOST_PRINTED_BYTES = 1 << 20
 NO_OUTPUT = "it printed nothing"
+# ssh prints one of these if too many clients of a server have not logged in yet (MaxStartups). It also prints one after
+# the reason of a failure at a jump host.
+CLOSED = ("kex_exchange_identification", "Connection closed by", "Connection reset by")
 # SSH_CONNECTION would describe this machine, not the host. The others would change the streams of srun.
 NOT_PASSED_ON = frozenset(
     {
@@ -31,6 +35,8 @@ NOT_PASSED_ON = frozenset(
         *("SLURM_STDINMODE", "SLURM_STDOUTMODE", "SLURM_STDERRMODE"),
     }
 )
+# BatchMode keeps ssh from asking, but not the ssh that connects to its jump host.
+NEVER_ASKING = {"SSH_ASKPASS_REQUIRE": "never"}
 MOST_PIECES = 64  # of at most 64 KiB each, the capacity of a pipe
 
 
@@ -68,6 +74,7 @@ class Link:
         self._unsent = bytearray()
         self._arrived = h.Lines()
         self._words = bytearray()  # the standard error of the daemon, or of ssh
+        self._refusal = ""  # why the daemon cannot continue
         self._printed, self._printed_bytes = b"", 0  # the last line that startup files printed, and the length of all
         self._has_answered = False
         self._opened_at = self._heard_at = 0.0
@@ -126,7 +133,7 @@ class Link:
         try:
             self.process = subprocess.Popen(
                 self.command,
-                env={name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON},
+                env={name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON} | NEVER_ASKING,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -138,7 +145,7 @@ class Link:
             assert pipe is not None
             os.set_blocking(pipe.fileno(), False)
         self.up, self.made, self._arrived, self._words = None, None, h.Lines(), bytearray()
-        self._printed, self._printed_bytes, self._has_answered = b"", 0, False
+        self._printed, self._printed_bytes, self._has_answered, self._refusal = b"", 0, False, ""
         self._opened_at = self._heard_at = time.monotonic()
 
     def send(self, request: h.Request) -> None:
@@ -180,7 +187,7 @@ class Link:
                 case h.Made():
                     self.made = event
                 case h.HostRefused():
-                    self._words += event.why.encode(errors="backslashreplace")
+                    self._refusal = printable(event.why)
         if not events:
             if ended:
                 self._lose(self._last_words() or f"{ended_how(process.returncode)}, and {NO_OUTPUT}")
@@ -267,10 +274,25 @@ class Link:
                 del self._unsent[: os.write(self.process.stdin.fileno(), self._unsent)]
 
     def _last_words(self) -> str:
-        """The last line of standard error. If no event has arrived, the last line of standard output comes first."""
+        """Why the daemon refused, or else the last words on standard error.
+
+        If no event has arrived, the last line of standard output comes first.
+        """
+        if self._refusal:
+            return self._refusal
         printed = b"" if self._has_answered else self._arrived.rest.strip()[:WORDS_BYTES] or self._printed
-        last = self._words.strip().rpartition(b"\n")[2]
-        return " / ".join(line.decode(errors="replace") for line in (printed, last) if line)
+        return " / ".join(filter(None, (_text(bytes(printed)), last_words(bytes(self._words)))))
+
+
+def last_words(words: bytes) -> str:
+    """The last line of the standard error of ssh, or of another program. Before it, the last line with a reason."""
+    lines = [line for line in map(_text, words.split(b"\n")) if line]
+    reasons = [line for line in lines if not line.startswith(CLOSED)]
+    return " / ".join([*reasons[-1:], *(line for line in lines[-1:] if line.startswith(CLOSED))])
+
+
+def _text(line: bytes) -> str:
+    return printable(line.decode(errors="replace")).strip()
 
 
 class LinkLost(Exception):

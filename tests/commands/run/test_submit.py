@@ -246,6 +246,18 @@ def test_all_commands_share_one_connection(stand_in: StandInSlurm, tmp_path: Pat
     assert len({line.partition("ControlPath=")[2].split()[0] for line in ssh}) == 1
 
 
+def test_the_reason_of_a_failure_at_a_jump_host_is_shown(
+    stand_in: StandInSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says = "printf 'me@jump: Permission denied (publickey).\\r\\nConnection closed by UNKNOWN port 65535\\r\\n' >&2"
+    (stand_in.bin / "ssh").write_text(f"#!/bin/sh\necho $SSH_ASKPASS_REQUIRE > {tmp_path}/asks; {says}; exit 255")
+    monkeypatch.setenv("SSH_ASKPASS_REQUIRE", "prefer")
+    why = r"me@jump: Permission denied \(publickey\)\. / Connection closed by UNKNOWN port 65535\.$"
+    with pytest.raises(ClusterError, match=f"^login cannot be reached: {why}"), LoginNode("login", None):
+        pass
+    assert (tmp_path / "asks").read_text() == "never\n"
+
+
 @pytest.mark.parametrize("on_term", ["echo >> ended; exit", ""], ids=["obedient", "stubborn"])
 def test_what_ssh_has_started_ends_with_each_command(
     stand_in: StandInSlurm, monkeypatch: pytest.MonkeyPatch, on_term: str

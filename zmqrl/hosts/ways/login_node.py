@@ -19,6 +19,7 @@ from typing import IO, Any, Final, Self
 
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.inventory import host_names
+from zmqrl.hosts.link import NEVER_ASKING, last_words
 from zmqrl.hosts.ways.way import ssh_command
 from zmqrl.json_lines import read_json
 from zmqrl.rundir import RunDirectory, write_json
@@ -147,7 +148,7 @@ class LoginNode:
             if not os.read(master.stdout.fileno(), 1):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     master.wait(ENDED_WITHIN_S)
-                raise ClusterError(f"{self.host} cannot be reached: {_last_line(words) or 'ssh ended'}.")
+                raise ClusterError(f"{self.host} cannot be reached: {_said(words) or 'ssh ended'}.")
             failed.pop_all()
         return self
 
@@ -166,7 +167,7 @@ class LoginNode:
                 printed, complaints = process.communicate(given.encode(), ANSWER_WITHIN_S)
             except subprocess.TimeoutExpired as error:
                 raise Unanswered(f"{self.host} has not answered for {ANSWER_WITHIN_S:g} s.") from error
-        told = _last_line(io.BytesIO(complaints))
+        told = last_words(complaints).rstrip(".")
         if process.returncode == LOST:
             raise Unanswered(f"the connection to {self.host} is lost: {told}.")
         if process.returncode:
@@ -256,7 +257,7 @@ class LoginNode:
                 raise ClusterError(f"tar on {self.host} does not end.") from error
             # An archive that ends between two files looks complete.
             if status not in ARCHIVED or not (now.isdigit() or now in NOTHING_TO_SEND):
-                why = _last_line(told) or f"exit status {status}"
+                why = _said(told) or f"exit status {status}"
                 raise ClusterError(f"the connection to {self.host} is lost: {why}.")
         return int(now) if now.isdigit() else None
 
@@ -298,6 +299,12 @@ def _harmless(files: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             yield member
 
 
+def _said(words: IO[bytes]) -> str:
+    """The last words in a file, to continue a sentence."""
+    words.seek(0)
+    return last_words(words.read()).rstrip(".")
+
+
 def _first_line(arriving: IO[bytes]) -> bytes:
     """The first line of the output of a command, after ``BEGIN``. Empty if there is none."""
     for _ in range(MOST_PRINTED_LINES):
@@ -309,15 +316,12 @@ def _first_line(arriving: IO[bytes]) -> bytes:
     return b""
 
 
-def _last_line(words: IO[bytes]) -> str:
-    words.seek(0)
-    return words.read().decode(errors="replace").strip().rpartition("\n")[2]
-
-
 @contextlib.contextmanager
 def _running(command: Sequence[str], **streams: Any) -> Iterator["subprocess.Popen[bytes]"]:
     """Run ssh during the block, then end it and what it has started, such as a ProxyCommand."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, **streams)
+    process = subprocess.Popen(
+        command, env={**os.environ, **NEVER_ASKING}, stdout=subprocess.PIPE, start_new_session=True, **streams
+    )
     try:
         yield process
     finally:
