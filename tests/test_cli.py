@@ -28,7 +28,7 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.commands import COMMANDS, GROUPS
 from zmqrl.commands.run.train import config_from
 from zmqrl.config import CheckpointConfig, Config, WireConfig
-from zmqrl.errors import UsageError
+from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.reach import check, over_tcp
 from zmqrl.learner.envs import describe_env
@@ -666,6 +666,18 @@ def test_an_error_of_the_system_blames_standard_output_only_for_its_own_errors(
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert (stop.value.code, *capsys.readouterr()) == (2, "", f"zmqrl: {sentence}\n")
+
+
+def test_an_error_cannot_send_control_sequences_to_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(_: object) -> NoReturn:
+        raise ClusterError("1 of 2 hosts cannot be used:\n  h1: \033[31mWelcome\r")
+
+    monkeypatch.setattr(cli, "run", failing)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err == "zmqrl: 1 of 2 hosts cannot be used:\n  h1:  [31mWelcome \n"
 
 
 @pytest.mark.parametrize("name", ["bench", "reproduce"])

@@ -13,6 +13,7 @@ from zmqrl import __version__
 from zmqrl.commands import COMMANDS, GROUPS, Command, run_command
 from zmqrl.errors import INTERRUPTED, LIMIT_OF_PROCESSES, UsageError, ZmqrlError, did_you_mean, refusal, request_refused
 from zmqrl.hostd.user_code import in_guarded_child
+from zmqrl.observe.folding import printable
 from zmqrl.observe.screen import is_hung_up, never_waiting
 from zmqrl.process import check_open_files, log_level, look_for_modules_here, raise_open_files, use_all_cores
 from zmqrl.words import ESCAPING, ended_how
@@ -146,8 +147,9 @@ def _naming_errors(stream: io.TextIOWrapper, number: int) -> io.TextIOWrapper:
 
 
 def _complain(sentence: str, status: int) -> int:
+    shown = "\n".join(map(printable, sentence.split("\n")))  # it can quote another machine
     with never_waiting():
-        sys.stderr.write(f"zmqrl: {sentence}\n")
+        sys.stderr.write(f"zmqrl: {shown}\n")
     return status
 
 

@@ -309,6 +309,10 @@ def test_the_tables_have_a_line_for_each_host_and_route() -> None:
     assert "h2 - - - - - - - - - -" in lines
     assert "launcher h1 10.0.0.1 0.12 ms 94.0 MB/s" in lines
     assert "h3 h1 10.0.0.1 refused -" in lines
+    named = dataclasses.replace(UP["h1"], python="\033[31m")
+    with console.capture() as capture:
+        console.print(host_table(HOSTS[:1], {"h1": named}, Survey(facts={})))
+    assert "\033" not in capture.get()
 
 
 def test_of_many_routes_the_worst_are_shown_in_the_order_of_the_hosts() -> None:

@@ -25,6 +25,7 @@ from zmqrl.hosts.ways.way import Way
 from zmqrl.hosts.wheels import Supplier, normal
 from zmqrl.learner.games import EnvConfig
 from zmqrl.local.extras import OF_GYMNASIUM, ON_HOSTS, is_installed
+from zmqrl.observe.folding import printable
 
 PYTHON = "python3"  # if the hosts file names no Python
 ANOTHER_PYTHON = "set `python` in the hosts file to a Python that has it"
@@ -221,4 +222,4 @@ class _Teller:
         now = time.monotonic()
         if isinstance(event, h.Making) and now - self._told_at.get(host, -TELL_EVERY_S) >= TELL_EVERY_S:
             self._told_at[host] = now
-            self._say(f"{host}: {event.line}")
+            self._say(f"{host}: {printable(event.line)}")

@@ -214,6 +214,9 @@ def test_status_names_the_files_left_on_a_host_and_their_directory() -> None:
     hosts["h1"]["more"] = 5000
     said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
     assert "h1/run: 900 files in logs, 1 file in state, 5,002 other files\n" in said
+    hosts["h1"] |= {"files": ["logs/\033[31m"], "more": 0}
+    said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
+    assert "h1/run: logs/ [31m\n" in said, "a host can choose any names"
     over: dict[str, Any] = hosts | {"h2": "Expired or invalid job 7"}
     said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": over})
     assert said.endswith("--resume continues from the newest checkpoint")

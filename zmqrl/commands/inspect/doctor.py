@@ -29,6 +29,7 @@ from zmqrl.hosts.preflight import Facts, Judgement, Survey, judge, size
 from zmqrl.hosts.probing import Route
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
 from zmqrl.local.extras import install_command, missing
+from zmqrl.observe.folding import printable
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
 from zmqrl.ps.layout import Layout
@@ -98,7 +99,7 @@ def run(options: Options, config: Config) -> int:
     if expected is not None:
         console.print(Text(expected.sentence()))
     for line in judgement.lines():
-        console.print(Text(line))
+        console.print(Text(printable(line)))
     if judgement.problems:
         return 3
     console.print(Text(judgement.verdict(f"this job can run on {', '.join(host.name for host in hosts)}")))
@@ -166,7 +167,7 @@ def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Ta
             busy, cores = about.get("busy_cores"), about.get("machine_cores")
             cells += [None if busy is None else f"{busy:.1f} of {cores} cores"]
         cells += [None] * (len(shown.columns) - 1 - len(cells))
-        shown.add_row(*(Text(cell or "-") for cell in (host.name, *cells)))
+        shown.add_row(*(Text(printable(cell or "-")) for cell in (host.name, *cells)))
     return shown
 
 
@@ -184,7 +185,7 @@ def route_table(routes: Mapping[Route, Facts]) -> Table:
         else:
             passes = measured.get("bytes_per_s")
             cells = [f"{1000 * measured['round_trip_s']:.2f} ms", "-" if passes is None else f"{passes / 1e6:.1f} MB/s"]
-        shown.add_row(*(Text(cell) for cell in (route.source, route.target, route.address, *cells)))
+        shown.add_row(*(Text(printable(cell)) for cell in (route.source, route.target, route.address, *cells)))
     if len(routes) > ROUTES_SHOWN:
         shown.caption = f"and {counted(len(routes) - ROUTES_SHOWN, 'faster one')}; --json shows all"
     return shown

@@ -14,7 +14,7 @@ from zmqrl.commands.output import print_json
 from zmqrl.hostd.inspection import state_of
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.ways.slurm import is_over
-from zmqrl.observe.folding import by_number, ranges
+from zmqrl.observe.folding import by_number, printable, ranges
 from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.live.session import state_of_run
 from zmqrl.observe.records import RunRecord, hosts_of
@@ -191,4 +191,4 @@ def _report(found: dict[str, Any]) -> str:
     if found["hosts"] and state != "stopped":
         over = any(isinstance(answer, str) and is_over(answer) for answer in found["hosts"].values())
         lines.append(f"--resume continues from {'the newest checkpoint' if over else 'the last version of the shards'}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
