@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.control_groups import V1, V2, process
 from support.paths import TESTS
 from support.rig import eventually
 from support.run_rig import started
@@ -29,21 +30,6 @@ from zmqrl.process_id import worker_id
 
 HERE = len(os.sched_getaffinity(0))
 BOUND = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores", "KMP_AFFINITY": "granularity=fine,compact"}
-
-
-def process(where: Path, group: str, mount: str, files: dict[str, str]) -> Path:
-    """A directory like ``/proc/self``: a process in ``group``, and control groups with ``files``."""
-    for name, text in files.items():
-        (where / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
-        (where / "groups" / name).write_text(text, encoding="ascii")
-    (where / "cgroup").write_text(f"{group}\n", encoding="ascii")
-    line = mount.format(where / "groups")
-    (where / "mountinfo").write_text(f"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n{line}\n", encoding="ascii")
-    return where
-
-
-V1 = "33 32 0:29 / {} rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct"
-V2 = "31 23 0:28 / {} rw,relatime - cgroup2 cgroup2 rw,nsdelegate"
 
 
 @pytest.mark.parametrize(

@@ -127,11 +127,11 @@ def _speed(core: int) -> tuple[str, ...]:
 
 def quota(proc: Path) -> float:
     """The smallest quota, in cores, of a process's control groups (version 1 or 2) and their parents."""
-    return min((quota_of(group)[0] for group in cpu_groups(proc)), default=math.inf)
+    return min((quota_of(group)[0] for group in control_groups(proc, "cpu")), default=math.inf)
 
 
-def cpu_groups(proc: Path) -> list[Path]:
-    """The directories of a process's control groups for the CPU (version 1 or 2) and of their parents.
+def control_groups(proc: Path, controller: str) -> list[Path]:
+    """The directories of a process's control groups for ``controller`` (version 1 or 2) and of their parents.
 
     A directory need not exist.
     """
@@ -143,7 +143,7 @@ def cpu_groups(proc: Path) -> list[Path]:
     for _, controllers, group in (line.split(":", 2) for line in groups):
         for _, _, _, *paths, kind, _, options in (line.split(" ") for line in mounts):
             if kind == ("cgroup" if controllers else "cgroup2") and (
-                not controllers or "cpu" in {*controllers.split(",")} & {*options.split(",")}
+                not controllers or controller in {*controllers.split(",")} & {*options.split(",")}
             ):
                 root, mounted = (ESCAPED.sub(lambda code: chr(int(code[1], 8)), text) for text in paths[:2])
                 # In a container, ``group`` may be a path on the host. The container's own group is then at ``mounted``.

@@ -8,6 +8,7 @@ torch.
 import contextlib
 import errno
 import hmac
+import math
 import os
 import resource
 import shutil
@@ -23,7 +24,7 @@ from typing import Any
 
 from zmqrl.hosts.judging.load import cpu_use
 from zmqrl.local.extras import lack
-from zmqrl.process import Messages, read_job, say
+from zmqrl.process import Messages, control_groups, read_job, say
 
 ANSWER_WITHIN_S = 3.0
 PINGS = 5
@@ -176,7 +177,7 @@ def facts(work: str) -> dict[str, Any]:
     time.sleep(LOAD_OVER_S)
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return {
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": memory_bytes(),
         "open_files": None if open_files == resource.RLIM_INFINITY else open_files,
         "disk_bytes": shutil.disk_usage(work).free,
         "shm_bytes": shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
@@ -185,11 +186,31 @@ def facts(work: str) -> dict[str, Any]:
     }
 
 
-def _memory_bytes() -> int | None:
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+def memory_bytes(proc: Path = Path("/proc/self"), meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """The memory that this process can still get: that of the machine, up to the limits of its control groups.
+
+    None if the machine does not tell it.
+    """
+    for line in meminfo.read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1])
+            limits = map(_left_bytes, control_groups(proc, "memory"))
+            return int(min([1024 * int(line.split()[1]), *limits]))
     return None
+
+
+def _left_bytes(group: Path) -> float:
+    """What a control group may still take. The kernel frees its inactive cached files when necessary."""
+    for limit, use, freed in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # without a limit, the file has the word "max"
+            left = int((group / limit).read_text()) - int((group / use).read_text())
+            with contextlib.suppress(OSError):
+                about = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                left += int(about.get(freed, 0))
+            return max(0, left)
+    return math.inf
 
 
 def game_error(env: str, settings: Mapping[str, Any]) -> str | None:

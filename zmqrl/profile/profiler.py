@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from zmqrl.observe.histogram import Histogram
 from zmqrl.observe.spans import SpanEvent, Spans
-from zmqrl.process import CORES, cpu_groups, quota_of
+from zmqrl.process import CORES, control_groups, quota_of
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.tables import COLUMNS, FORMAT, pack
 
@@ -295,7 +295,7 @@ def throttled_us(groups: Iterable[Path]) -> int:
 
 @cache
 def _groups() -> list[Path]:
-    return cpu_groups(Path("/proc/self"))
+    return control_groups(Path("/proc/self"), "cpu")
 
 
 def _memory_kb() -> int:
