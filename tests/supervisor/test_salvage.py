@@ -21,7 +21,7 @@ from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.errors import ClusterError
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import on_this_machine
-from zmqrl.hosts.link import DAEMON
+from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.reach import HostOptions
 from zmqrl.learner.envs import describe_env
 from zmqrl.observe.metrics import OUTCOMES, SCORES_KEPT, Counters
@@ -588,9 +588,37 @@ def old_hosts(tmp_path: Path) -> RunDirectory:
     return directory
 
 
+def new_link(run: RunDirectory, host: str) -> Link:
+    """A link of the resumed run to ``host``, with the same directory there."""
+    work = "run" if host == "h9" else str(run.path.parent / host)
+    return Link(host, [], work=work, lease_s=None)
+
+
+def test_the_files_of_a_killed_run_are_moved_from_another_directory_on_the_same_host(old_hosts: RunDirectory) -> None:
+    """The name of the directory depends on the machine of the launcher, and on the path of the run directory."""
+    moved = Link("h1", [], work=str(old_hosts.path.parent / "moved"), lease_s=None)
+    others = {host: new_link(old_hosts, host) for host in ("h2", "h9")}
+    news: list[str] = []
+    remove_files(old_hosts, news.append, but={"h1": moved, **others})
+    assert news == []
+    assert [path.read_text() for path in (old_hosts.path / "videos").iterdir()] == ["of h1"]
+    assert not (old_hosts.path.parent / "h1").exists()
+
+
+@pytest.mark.parametrize("work", ["h1", "/var/tmp/h1"])
+def test_a_directory_whose_whole_path_is_unknown_is_known_by_its_name(old_hosts: RunDirectory, work: str) -> None:
+    """A link to a lost host has only the name."""
+    left = json.loads(old_hosts.old_hosts.read_text())
+    left["hosts"][1]["work"] = "h1" if work != "h1" else str(old_hosts.path.parent / "h1")
+    write_json(old_hosts.old_hosts, left)
+    others = {host: new_link(old_hosts, host) for host in ("h2", "h9")}
+    remove_files(old_hosts, no_news, but={"h1": Link("h1", [], work=work, lease_s=None), **others})
+    assert (old_hosts.path.parent / "h1" / "videos").exists()
+
+
 def test_the_files_of_a_killed_run_are_moved_from_hosts_that_are_no_longer_used(old_hosts: RunDirectory) -> None:
     news: list[str] = []
-    remove_files(old_hosts, news.append, but=["h2"])
+    remove_files(old_hosts, news.append, but={"h2": new_link(old_hosts, "h2")})
     assert news == ["h9: files of the killed run are still in run: no route to host"]
     assert [path.read_text() for path in (old_hosts.path / "videos").iterdir()] == ["of h1"]
     assert not (old_hosts.path.parent / "h1").exists()
@@ -601,7 +629,7 @@ def test_the_files_of_a_killed_run_are_moved_from_hosts_that_are_no_longer_used(
 def test_a_host_keeps_the_files_of_a_killed_run_that_cannot_be_copied(old_hosts: RunDirectory) -> None:
     news: list[str] = []
     with file_size_limit(2):
-        remove_files(old_hosts, news.append, but=["h2", "h9"])
+        remove_files(old_hosts, news.append, but={host: new_link(old_hosts, host) for host in ("h2", "h9")})
     kept = old_hosts.path.parent / "h1"
     assert news[1:] == [f"h1: files of the killed run are still in {kept}: they could not be copied to this machine"]
     assert (kept / "videos" / "v00000020.mp4").exists()

@@ -93,16 +93,18 @@ def _forget_state(directory: RunDirectory) -> None:
     directory.left.unlink()
 
 
-def remove_files(directory: RunDirectory, notice: TellUser, but: Collection[str] = ()) -> None:
-    """Remove the files of the killed run from all its hosts except ``but``. Call this after :func:`salvage`.
+def remove_files(directory: RunDirectory, notice: TellUser, but: Mapping[str, Link] | None = None) -> None:
+    """Remove the files of the killed run from all its hosts. Call this after :func:`salvage`.
 
-    First copies files that this machine lacks, such as videos. ``notice`` reports hosts that keep files.
+    Leaves out the directories that the links ``but`` of the resumed run use. First copies files that this machine
+    lacks, such as videos. ``notice`` reports hosts that keep files.
     """
     try:
         left = _Left.read(directory.old_hosts)
     except (ClusterError, OSError):
         return
-    links = {host: link for host, link in left.links.items() if host not in but}
+    used = but or {}
+    links = {host: link for host, link in left.links.items() if host not in used or not _is_same(link, used[host])}
     for link in links.values():
         link.up_within_s = OLD_HOST_UP_WITHIN_S
     files = Mirror(links, directory, left.host_of)
@@ -117,6 +119,12 @@ def remove_files(directory: RunDirectory, notice: TellUser, but: Collection[str]
             if not (is_over(why) or SAME_MACHINE in why):
                 notice(f"{host}: files of the killed run are still in {links[host].to_dict()['work']}: {why}")
     directory.old_hosts.unlink()
+
+
+def _is_same(old: Link, new: Link) -> bool:
+    """Whether two links to a host use the same directory there. A link to a lost host has only its name."""
+    ours, theirs = Path(old.work), Path(new.to_dict()["work"])
+    return ours == theirs if ours.is_absolute() and theirs.is_absolute() else ours.name == theirs.name
 
 
 def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: TellUser) -> Checkpoint:
