@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import zipfile
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from support.commands import ran
+from support.rig import ending
 
 import zmqrl
 from zmqrl.errors import ClusterError, UsageError
@@ -306,6 +308,16 @@ def test_a_host_with_an_old_python_is_reported(tmp_path: Path) -> None:
     old = sync.BOOTSTRAP.replace("sys.version_info", "(3, 9)")
     done = ran([sys.executable, "-c", old], status=1, stdin=subprocess.DEVNULL)
     assert "zmqrl needs 3.11 or newer" in done.stderr
+
+
+@pytest.mark.parametrize("sends", ["", json.dumps({"program": "import time\ndef main(ask): time.sleep(600)"}) + "\n"])
+def test_a_host_whose_launcher_is_lost_without_a_word_stops_making_the_environment(sends: str) -> None:
+    impatient = sync.BOOTSTRAP.replace(f"alarm({sync.ENDS_AFTER_S})", "alarm(1)")
+    with ending(subprocess.Popen([sys.executable, "-c", impatient], stdin=subprocess.PIPE, text=True)) as process:
+        assert process.stdin is not None
+        process.stdin.write(sends)
+        process.stdin.flush()
+        assert process.wait(30) == -signal.SIGALRM
 
 
 @pytest.mark.parametrize("redirected", ["exec {} </dev/null", ": | {}"])

@@ -38,6 +38,7 @@ from zmqrl.json_lines import parse_json
 from zmqrl.observe.provenance import versions
 from zmqrl.process import die_with_parent, raise_open_files, use_all_cores
 
+BEGIN_WITHIN_S = 30.0  # a launcher begins at once, but the network can be lost before
 PREDECESSOR_ENDS_WITHIN_S = 20.0
 GRACE_S = 3.0
 KILLED_WITHIN_S = 2.0
@@ -128,7 +129,7 @@ class Daemon:
         self._has_heard = False
         self._unsent = bytearray(b"\n")  # ends what the startup files of the shell may have printed
         self._lost_lines = 0
-        self._lease_s: float | None = None
+        self._lease_s: float | None = BEGIN_WITHIN_S
         self._heard_at = time.monotonic()
         os.set_blocking(out, False)
 

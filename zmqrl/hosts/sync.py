@@ -30,12 +30,14 @@ from zmqrl.observe.folding import printable
 PYTHON = "python3"  # if the hosts file names no Python
 ANOTHER_PYTHON = "set `python` in the hosts file to a Python that has it"
 MADE_WITHIN_S = 1200.0  # torch is large, and some networks are slow
+ENDS_AFTER_S = 1260  # a host cannot notice that its launcher has lost the network
 TELL_EVERY_S = 10.0
 # The host's Python, of any version, runs this code. The rest of the program comes on standard input.
 BOOTSTRAP = (
     # Files in the working directory would hide modules. An empty entry of PYTHONPATH also names it.
     "import os, sys; sys.path[:] = [p for p in sys.path if p not in ('', os.getcwd())]; "
-    "import json; sys.version_info < (3, 11) and sys.exit('its Python is %s, but zmqrl needs 3.11 or newer: "
+    f"import json, signal; signal.alarm({ENDS_AFTER_S}); "
+    "sys.version_info < (3, 11) and sys.exit('its Python is %s, but zmqrl needs 3.11 or newer: "
     "set `python` in the hosts file to another one' % sys.version.split()[0]); "
     f"ask = json.loads(sys.stdin.readline() or sys.exit({h.NO_INPUT!r})); its = {{'__name__': 'environment'}}; "
     "exec(ask.pop('program'), its); its['main'](ask)"
