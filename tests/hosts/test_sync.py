@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from support.commands import ran
-from support.rig import ending
+from support.rig import ending, eventually, is_alive
 
 import zmqrl
 from zmqrl.errors import ClusterError, UsageError
@@ -337,6 +337,8 @@ def test_a_package_missing_here_is_reported_in_one_sentence(monkeypatch: pytest.
 
 # hosts without a network
 
+LACKING = h.Lacking(packages=["a-package"], python="3.11", abis=["cp311"], platforms=["linux_x86_64"])
+
 
 @pytest.fixture
 def small_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,13 +399,44 @@ def test_a_package_is_downloaded_once_for_all_hosts_with_the_same_python(
 
     monkeypatch.setattr(subprocess, "run", download)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    lacking = h.Lacking(packages=["a-package"], python="3.11", abis=["cp311"], platforms=["linux_x86_64"])
-    newer = dataclasses.replace(lacking, python="3.12", abis=["cp312"])
-    for host, about in (("h1", lacking), ("h2", lacking), ("h3", newer)):
+    newer = dataclasses.replace(LACKING, python="3.12", abis=["cp312"])
+    for host, about in (("h1", LACKING), ("h2", LACKING), ("h3", newer)):
         (wheel,) = wheels_for(host, about, {"a-package": "1.0"}, print)
         assert wheel.name == "A_Package-1.0-py3-none-any.whl"
     assert [command[-1] for command in calls] == ["a-package==1.0"] * 2
     assert ["--python-version=3.12" in command for command in calls] == [False, True]
+
+
+KILLED = """
+import sys
+from zmqrl.hosts.wheels import wheels_for
+from zmqrl.hostd.messages import Lacking
+sys.executable = sys.argv[1]
+lacking = Lacking(packages=["a-package"], python="3.11", abis=["cp311"], platforms=["linux_x86_64"])
+wheels_for("h1", lacking, {"a-package": "1.0"}, print)
+"""
+
+
+def test_a_killed_launch_leaves_no_pip_and_the_next_one_removes_what_it_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pip, pid = tmp_path / "pip", tmp_path / "pid"
+    pip.write_text(f"#!/bin/sh\necho $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 600\n")
+    pip.chmod(0o755)
+    with ending(subprocess.Popen([sys.executable, "-c", KILLED, str(pip)], stdout=subprocess.DEVNULL)) as launch:
+        eventually(pid.exists, "the start of pip")
+        (left,) = (tmp_path / "zmqrl" / "wheels").glob("*/tmp*")
+        failed = subprocess.CompletedProcess([], 1, "", "ERROR: nothing")
+        monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+        with pytest.raises(ClusterError):
+            wheels_for("h2", LACKING, {"a-package": "1.0"}, print)
+        assert left.exists(), "another launch uses it"
+        launch.kill()
+        eventually(lambda: not is_alive(int(pid.read_text())), "the end of pip")
+    with pytest.raises(ClusterError):
+        wheels_for("h2", LACKING, {"a-package": "1.0"}, print)
+    assert not left.exists()
 
 
 def test_pieces_carry_files_in_order(tmp_path: Path) -> None:

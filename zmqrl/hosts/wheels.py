@@ -1,25 +1,32 @@
 """Wheels for hosts without a network: pip downloads them here, and links carry them in pieces."""
 
 import base64
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from zmqrl.errors import ClusterError
 from zmqrl.hostd import messages as h
 from zmqrl.hostd.import_path import VARIABLE, entries_elsewhere
 from zmqrl.hosts.link import Link
+from zmqrl.process import die_with_parent
 from zmqrl.words import counted
 
 PIECE_BYTES = 1 << 20
 PIECES_AHEAD = 4  # pieces on their way to a host
 DOWNLOAD_WITHIN_S = 1200.0
+UNFINISHED = "tmp"  # the first letters of a directory for a download
 PYTORCH = "https://download.pytorch.org/whl/"
 
 
@@ -66,12 +73,24 @@ def wheels_for(host: str, lacking: h.Lacking, versions: Mapping[str, str], say: 
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if missing := [name for name in lacking.packages if _found(directory, name, versions[name]) is None]:
         say(f"{host}: downloading {counted(len(missing), 'package')} for Python {lacking.python}")
-        with tempfile.TemporaryDirectory(dir=directory) as here:
+        with _shared(directory), tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=directory) as here:
             _download([f"{name}=={versions[name]}" for name in missing], lacking, here, host)
             for path in Path(here).iterdir():
                 path.replace(directory / path.name)  # a killed launch leaves no partial wheel
     found = [_found(directory, name, versions[name]) for name in lacking.packages]
     return [path for path in found if path is not None]
+
+
+@contextlib.contextmanager
+def _shared(directory: Path) -> Iterator[None]:
+    """Share a directory with other downloads during the block. If there are none, remove what killed ones have left."""
+    with (directory / "lock").open("ab") as lock:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in directory.glob(f"{UNFINISHED}*"):
+                shutil.rmtree(path, ignore_errors=True)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
 
 
 def cache() -> Path:
@@ -99,7 +118,14 @@ def _download(wanted: Sequence[str], lacking: h.Lacking, into: str, host: str) -
     # Files in the current directory would hide modules from pip.
     environment = {**os.environ, VARIABLE: os.pathsep.join(entries_elsewhere())}
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DOWNLOAD_WITHIN_S)
+        done = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=DOWNLOAD_WITHIN_S,
+            preexec_fn=partial(die_with_parent, signal.SIGKILL),
+        )
     except subprocess.TimeoutExpired as error:
         raise ClusterError(f"--offline: pip did not end within {DOWNLOAD_WITHIN_S:g} s for {host}.") from error
     if done.returncode:
