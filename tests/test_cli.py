@@ -699,6 +699,19 @@ def test_a_guard_that_cannot_be_forked_is_reported_in_one_sentence(
     assert (stop.value.code, *capsys.readouterr()) == (2, "", f"zmqrl: {NO_PROCESS}\n")
 
 
+def test_a_python_without_pidfd_open_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(os, "pidfd_open")
+    monkeypatch.setattr(sys, "argv", ["zmqrl", "eval", "nowhere"])
+    with pytest.raises(SystemExit) as stop:
+        cli.guarded_main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        "zmqrl: zmqrl needs Linux 5.3 or newer, and a Python that was built for it: this one lacks os.pidfd_open.\n"
+    )
+
+
 @pytest.mark.processes
 def test_the_installed_command_returns_its_exit_status() -> None:
     assert ran([sys.executable, "-m", "zmqrl", "--version"]).stdout == f"zmqrl {__version__}\n"

@@ -47,7 +47,8 @@ def test_every_link_of_a_page_has_a_target(page: Path) -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/index.md", "docs/install.md"])
 def test_every_page_with_make_names_the_same_requirements(page: str) -> None:
-    needs = "You need Linux, Python 3.11 or newer with venv (Debian and Ubuntu: `python3-venv`), pip, make and git."
+    python = "Python 3.11 or newer with venv (Debian and Ubuntu: `python3-venv`)"
+    needs = f"You need Linux 5.3 or newer, {python}, pip, make and git."
     assert needs in " ".join(prose(ROOT / page).split())
 
 

@@ -232,6 +232,19 @@ def check_open_files(needed: int = FEWEST_OPEN_FILES) -> None:
         raise UsageError(f"only {allowed} open files are allowed: raise the limit (ulimit -n) to at least {needed}.")
 
 
+def check_pidfd() -> None:
+    """Raise UsageError if this process cannot wait for another one with pidfd_open, as all guards do."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except AttributeError:
+        why = "and a Python that was built for it: this one lacks os.pidfd_open"
+    except OSError as error:
+        why = f"and a sandbox that allows pidfd_open: {error.strerror}"
+    else:
+        return
+    raise UsageError(f"zmqrl needs Linux 5.3 or newer, {why}.")
+
+
 def die_with_parent(number: int) -> None:
     """Make the kernel send this process the signal ``number`` when the thread that has started it ends."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)

@@ -1,10 +1,15 @@
 """The daemon of a host: when it ends by itself."""
 
+import errno
+import os
 import subprocess
 import sys
+from typing import NoReturn
 
 import pytest
 from support.rig import WITHIN_S, ending
+
+from zmqrl.hostd import daemon
 
 pytestmark = pytest.mark.processes
 
@@ -21,3 +26,15 @@ def test_a_daemon_ends_if_its_launcher_is_there_but_never_begins(says: bytes) ->
         process.stdin.flush()
         process.wait(WITHIN_S)
         assert process.stderr.read() == b"zmqrl hostd: no message for 0.5 s\n"
+
+
+def test_a_kernel_that_is_too_old_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: int) -> NoReturn:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", unknown)
+    with pytest.raises(SystemExit) as stop:
+        daemon.main()
+    assert str(stop.value) == (
+        "zmqrl needs Linux 5.3 or newer, and a sandbox that allows pidfd_open: Function not implemented."
+    )

@@ -28,6 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
+from zmqrl.errors import UsageError
 from zmqrl.hostd import files, guard, inspection
 from zmqrl.hostd import messages as h
 from zmqrl.hostd.child import ASK, ASK_BLOCKED
@@ -36,7 +37,7 @@ from zmqrl.hostd.interfaces import interfaces
 from zmqrl.hostd.orphans import MARK, Orphans, adopt_orphans
 from zmqrl.json_lines import parse_json
 from zmqrl.observe.provenance import versions
-from zmqrl.process import die_with_parent, raise_open_files, use_all_cores
+from zmqrl.process import check_pidfd, die_with_parent, raise_open_files, use_all_cores
 
 BEGIN_WITHIN_S = 30.0  # a launcher begins at once, but the network can be lost before
 PREDECESSOR_ENDS_WITHIN_S = 20.0
@@ -547,6 +548,10 @@ def _adopt_orphans_and_die_with_parent() -> None:
 
 def main() -> None:
     """Serve until there is a reason to end, then end all processes."""
+    try:
+        check_pidfd()
+    except UsageError as error:
+        sys.exit(str(error))
     raise_open_files()
     use_all_cores()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher handles Ctrl-C at a terminal

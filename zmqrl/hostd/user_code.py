@@ -12,7 +12,7 @@ from types import FrameType
 
 from zmqrl.hostd.guard import END, fork_guard_of_user_code, send_signal, shell_status
 from zmqrl.hostd.orphans import adopt_orphans
-from zmqrl.process import LOOK_UP_EVERY_S, die_with_parent
+from zmqrl.process import LOOK_UP_EVERY_S, check_pidfd, die_with_parent
 
 PASSED_ON = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP)
 
@@ -42,8 +42,9 @@ def in_guarded_child(ends_within_s: float, called: str) -> int | None:
 
     Until then, pass on the signals that end or stop a command. The child has its own session, to get each signal only
     once. The guard kills a child that has not ended ``ends_within_s`` after SIGTERM or SIGHUP, and says so
-    with the name ``called``.
+    with the name ``called``. Raises UsageError if the kernel is too old.
     """
+    check_pidfd()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     parent = os.getpid()
     guard = os.fork()
