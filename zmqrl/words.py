@@ -75,6 +75,11 @@ def as_text(path: object) -> str:
     return str(path) if str(path).isprintable() else as_word(path)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether ``text`` is valid text, unlike some names of files."""
+    return escaped(text) == text
+
+
 def escaped(text: str) -> str:
     """``text`` with ``\\xff`` for each byte that is not text, as in the names of some files."""
     return "".join(f"\\x{ord(each) - 0xDC00:02x}" if "\udc80" <= each <= "\udcff" else each for each in text)

@@ -435,6 +435,7 @@ def test_a_job_that_cannot_be_noted_here_is_removed(
     def write(job: Submitted, path: Path) -> None:
         raise OSError(28, "No space left on device")
 
+    (stand_in.state / "wait").touch()
     monkeypatch.setattr(Submitted, "write", write)
     with pytest.raises(OSError, match="No space left"):
         launch(tmp_path / "run")
@@ -662,6 +663,26 @@ def test_bad_usage_is_refused_before_the_connection(
     monkeypatch.setattr(extras, "is_installed", lambda module: module != "wandb")
     with pytest.raises(UsageError, match=sentence):
         launch(tmp_path / "run", *options)
+
+
+@pytest.mark.parametrize("options", [("--run-dir", "run\udcff"), ("--login-dir", "\udcff"), ("--env", "\udcff:A-v0")])
+def test_words_that_are_no_text_are_refused_before_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"^\$'(run)?\\xff\S* cannot be sent to login: it is not UTF-8 text\.$"):
+        cli.run(["launch", "--slurm-login", "login", "cartpole", *options])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_slurm_does_not_replace_parts_of_the_path_of_the_log() -> None:
+    assert submit.sbatch_options("/50%t", "a%j", ["--output=x"])[-4:] == [
+        "--job-name=a%j",
+        "--chdir=/50%t",
+        "--output=x",
+        "--output=/50%%t/a%%j.log",
+    ]
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -25,7 +25,7 @@ from zmqrl.local.extras import require_extra
 from zmqrl.process import interruptible
 from zmqrl.recipes import run_name
 from zmqrl.rundir import RunDirectory, holds_a_run, new_path
-from zmqrl.words import as_text, as_word
+from zmqrl.words import as_text, as_word, is_utf8
 
 # As in launch/slurm/train.sbatch; options of the user come later and win.
 SBATCH = ("--ntasks-per-node=1", "--signal=B:USR1@180", "--requeue", "--open-mode=append")
@@ -78,6 +78,8 @@ def submit(arguments: list[str], config: Config) -> int:
         "use `zmqrl serve RUN` here instead.",
     )
     run = here.run_dir or new_path(run_name(config))
+    for word in (*rest, run.name, here.login_dir, *given):
+        require(is_utf8(word), f"{as_word(word)} cannot be sent to {here.slurm_login}: it is not UTF-8 text.")
     if here.run_dir is not None and RunDirectory(run).config.exists() and not config.resume:
         raise holds_a_run(run)
     if here.dry_run:
@@ -179,7 +181,8 @@ def sbatch_options(directory: str, name: str, given: list[str]) -> list[str]:
     """The options of sbatch for a run ``name`` below ``directory``. The user's own, ``given``, override the others,
     except the path of the log, which :func:`follow` reads.
     """
-    return [*SBATCH, f"--job-name={name}", f"--chdir={directory}", *given, f"--output={directory}/{name}.log"]
+    log = f"{directory}/{name}.log".replace("%", "%%")  # Slurm replaces %j and the like
+    return [*SBATCH, f"--job-name={name}", f"--chdir={directory}", *given, f"--output={log}"]
 
 
 def _print_plan(here: _Here, given: list[str], rest: list[str], name: str) -> None:
