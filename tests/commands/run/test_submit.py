@@ -493,6 +493,16 @@ def test_the_result_of_a_job_that_ended_long_ago_is_fetched(stand_in: StandInSlu
     assert launch(tmp_path / "run") == 0
 
 
+def test_files_with_another_clock_arrive_at_the_latest_when_the_job_ends(
+    stand_in: StandInSlurm, tmp_path: Path
+) -> None:
+    here, result = tmp_path / "run", tmp_path / "result"
+    late = f"until [ -e {here}/config.json ]; do sleep 0.05; done; echo late > $1/late; touch -d @1000 $1/late"
+    stand_in.program(f"mkdir -p $1; cp {result}/config.json $1; {late}; cp {result}/summary.json $1")
+    assert launch(here) == 0
+    assert (here / "late").read_text() == "late\n"
+
+
 def test_old_checkpoints_are_removed_here_as_on_the_cluster(
     stand_in: StandInSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

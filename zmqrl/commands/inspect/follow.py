@@ -49,7 +49,7 @@ def follow(
                     return INTERRUPTED
                 stops = False
                 following.stop()
-        following.fetch()
+        following.fetch(again=True)
         node.fetch_summary(job, run)
     if summary_of(run) in (None, earlier):
         if following.has_removed:
@@ -100,12 +100,15 @@ class _Following:
             if self.state in OVER:
                 return
             if time.monotonic() >= self._fetch_at:
-                self.fetch()
+                self.fetch(again=False)
             time.sleep(LOOK_EVERY_S)
 
-    def fetch(self) -> None:
-        """Copy new files of the run, and remove the copies of old checkpoints."""
-        fetched = self.node.fetch(self.job, self.run, self._fetched)
+    def fetch(self, *, again: bool) -> None:
+        """Copy new files of the run, and remove the copies of old checkpoints.
+
+        If ``again``, copy all files. The clock of a file server can be wrong by minutes.
+        """
+        fetched = self.node.fetch(self.job, self.run, 0 if again else self._fetched)
         self._fetch_at = time.monotonic() + FETCH_EVERY_S
         if fetched is not None:  # otherwise, the run may write to this very directory
             self._fetched = fetched
