@@ -300,6 +300,26 @@ def found() -> Survey:
     )
 
 
+@pytest.mark.parametrize(
+    ("torch", "python", "warnings"),
+    [
+        ("2.9.1", "3.11.2", []),
+        ("2.9.1+cu128", "3.11.9", []),
+        (None, "3.11.2", []),  # the check of the game reports it
+        ("2.8.0", "3.11.2", ["hosts have different versions of torch (2.9.1 on h1; 2.8.0 on h2)"]),
+        ("2.9.1", "3.12.1", ["hosts have different versions of Python (3.11 on h1; 3.12 on h2)"]),
+    ],
+)
+def test_hosts_with_different_versions_are_named(torch: str | None, python: str, warnings: list[str]) -> None:
+    facts = {host: about | FINE | {"torch": "2.9.1+cpu"} for host, about in ABOUT.items()}
+    facts["h2"] |= {"torch": torch, "python": python}
+    judged = judge(Survey(facts=facts), RUN, placed())
+    assert judged.problems == []
+    assert judged.warnings == [
+        f"{text}: results can differ, so install the same version everywhere." for text in warnings
+    ]
+
+
 def test_the_tables_have_a_line_for_each_host_and_route() -> None:
     console = Console(width=200, record=True)
     with console.capture() as capture:

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import itertools
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -175,6 +176,7 @@ def judge(found: Survey, config: Config, placement: Placement) -> Judgement:
     for host, facts in found.facts.items():
         problems += [f"{host}: {text}." for text in _host_problems(facts, config, placement.processes_on(host))]
         warnings += [f"{host}: {text}." for text in _host_warnings(facts, placement.processes_on(host))]
+    warnings += _version_warnings(found.facts)
     problems += [only_itself(host, address) for host, address in found.loopback.items()]
     warnings += outliers(found.measured("bytes_per_s"), frozenset(found.facts))
     warnings += distant(found.measured("round_trip_s"), frozenset(found.facts))
@@ -235,6 +237,21 @@ def _host_warnings(facts: Facts, processes: Sequence[ProcessId]) -> Iterator[str
         direction = "ahead of" if ahead_s > 0 else "behind"
         yield f"its clock is {abs(ahead_s):.1f} s {direction} this machine's: times in logs will not match"
     yield from load_warnings(facts)
+
+
+def _version_warnings(facts: Mapping[str, Facts]) -> Iterator[str]:
+    """Warnings about different versions of torch and Python. Builds of torch and patches of Python do not count."""
+    for package, key, form in (("torch", "torch", r"[^+]+"), ("Python", "python", r"\d+\.\d+")):
+        hosts: dict[str, list[str]] = {}
+        for host, about in facts.items():
+            if version := re.match(form, about[key] or ""):
+                hosts.setdefault(version[0], []).append(host)
+        if len(hosts) > 1:
+            which = "; ".join(f"{version} on {_some(names)}" for version, names in hosts.items())
+            yield (
+                f"hosts have different versions of {package} ({which}): results can differ, so install the same "
+                "version everywhere."
+            )
 
 
 def files_needed(config: Config, processes: Sequence[ProcessId]) -> int:
