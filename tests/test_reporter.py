@@ -47,7 +47,7 @@ def reporter(sent: Sent) -> Reporter:
 
 
 def learned(tested: Reporter, losses: Mapping[str, float], lag: int = 0) -> None:
-    weights = PulledWeights(1, tested.version + 1, np.zeros(1, np.float32))
+    weights = PulledWeights(1, (tested.version + 1,), np.zeros(1, np.float32))
     tested.learned(weights, dict(losses), lag=lag)
 
 

@@ -41,7 +41,7 @@ class PlannedConnection:
             return None
         version = self.versions.pop(0)
         assert version > newer_than
-        return PulledWeights(0, version, self.vector * np.float32(1 + version / 10))
+        return PulledWeights(0, (version,), self.vector * np.float32(1 + version / 10))
 
     def gradient_buffer(self) -> np.ndarray:
         return np.empty_like(self.vector)

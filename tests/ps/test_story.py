@@ -61,8 +61,8 @@ def test_a_failed_assertion_of_a_worker_lists_the_events_of_the_shard() -> None:
 def test_a_story_keeps_only_the_last_events() -> None:
     story = Story()
     for version in range(1000):
-        story.add(float(version), Contributed, Contributed(1, version))
+        story.add(float(version), Contributed, Contributed(1, (version,)))
     what, *events = str(story.broken("here", AssertionError())).splitlines()
     assert what == "here: an assertion failed. The last events:"
     assert len(events) == EVENTS
-    assert events[-1].strip() == "999.000 s Contributed(generation=1, version=999)"
+    assert events[-1].strip() == "999.000 s Contributed(generation=1, versions=(999,), elapsed=0)"

@@ -13,14 +13,26 @@ from support.rig import HISTORY_KEYS, Worker, random_pause_s, served, toy_gradie
 from support.run_rig import Run, RunFiles, training
 from support.shard_rig import RECORD, make_version, opened, push, tallies
 from support.stand_ins import frame
-from support.worker_rig import bye, heartbeat, need, of, pushed, snapshot, snapshots, weights, welcomed
+from support.worker_rig import (
+    bye,
+    contribute,
+    heartbeat,
+    need,
+    of,
+    pull,
+    pushed,
+    snapshot,
+    snapshots,
+    weights,
+    welcomed,
+)
 
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.shard.events import Record, StateRestored, Update, View
 from zmqrl.ps.shard.history import pack_record, unpack_record
 from zmqrl.ps.shard.machine import ShardMachine
 from zmqrl.ps.wire.codec import FloatVector
-from zmqrl.ps.worker.events import Assembled, Contributed, Ended, Pulling, Release, SendBlocked, Writable
+from zmqrl.ps.worker.events import Assembled, Ended, Release, SendBlocked, Writable
 from zmqrl.ps.worker.machine import WorkerMachine
 
 ONE = View(1, 1, (0, 1, 2))
@@ -75,7 +87,7 @@ def test_contributions_can_name_an_old_version_again_after_a_rollback() -> None:
 def computing(*versions: int) -> WorkerMachine:
     """A worker that computes on slices of the given versions."""
     worker = welcomed(len(versions), asynchronous=True)
-    worker.handle(Pulling(-1), 0.0)
+    pull(worker, -1)
     actions = [action for shard, version in enumerate(versions) for action in weights(worker, shard, version)]
     (assembled,) = of(Assembled, actions)
     assert assembled.version == min(versions)
@@ -86,13 +98,20 @@ def computing(*versions: int) -> WorkerMachine:
 
 def test_a_worker_computes_on_slices_of_different_versions_and_names_the_version_of_each() -> None:
     worker = computing(4, 7)
-    assert pushed(worker.handle(Contributed(1, 4), 0.0)) == [(0, 4, 0), (1, 7, 0)]
+    assert pushed(contribute(worker, 4, 7)) == [(0, 4, 0), (1, 7, 0)]
+
+
+def test_a_gradient_names_the_versions_it_was_computed_on_even_if_newer_weights_were_assembled() -> None:
+    worker = computing(4, 7)
+    weights(worker, 0, 6)
+    assert [a.versions for a in of(Assembled, pull(worker, 4))] == [(6, 7)]
+    assert pushed(contribute(worker, 4, 7)) == [(0, 4, 0), (1, 7, 0)]
 
 
 def test_a_worker_continues_once_every_shard_has_a_newer_version() -> None:
     worker = computing(4, 7)
-    worker.handle(Contributed(1, 4), 0.0)
-    assert of(Assembled, worker.handle(Pulling(4), 0.0)) == []
+    contribute(worker, 4, 7)
+    assert of(Assembled, pull(worker, 4)) == []
     assert of(Assembled, weights(worker, 0, 6, ranks=(1,))) == []
     actions = weights(worker, 1, 8, ranks=(3,))
     assert [(a.version, len(a.payloads)) for a in of(Assembled, actions)] == [(6, 2)]
@@ -103,13 +122,13 @@ def test_a_worker_continues_once_every_shard_has_a_newer_version() -> None:
 def test_a_worker_that_has_not_contributed_gets_the_newest_weights_at_once() -> None:
     worker = computing(4, 7)
     weights(worker, 0, 9)
-    assert [a.version for a in of(Assembled, worker.handle(Pulling(4), 0.0))] == [7]
+    assert [a.version for a in of(Assembled, pull(worker, 4))] == [7]
 
 
 def test_a_worker_resends_its_contribution_to_a_shard_that_sends_a_need_message() -> None:
     worker = computing(4, 7)
-    worker.handle(Contributed(1, 4), 0.0)
-    worker.handle(Pulling(4), 0.0)
+    contribute(worker, 4, 7)
+    pull(worker, 4)
     assert pushed(need(worker, 0, 4)) == [(0, 4, 1)]
     weights(worker, 0, 5, ranks=(3,))
     weights(worker, 1, 8, ranks=(1,))
@@ -118,8 +137,8 @@ def test_a_worker_resends_its_contribution_to_a_shard_that_sends_a_need_message(
 
 def test_a_lost_publication_is_requested() -> None:
     worker = computing(4, 7)
-    worker.handle(Contributed(1, 4), 0.0)
-    worker.handle(Pulling(4), 0.0)
+    contribute(worker, 4, 7)
+    pull(worker, 4)
     weights(worker, 1, 8, ranks=(3,))
     assert snapshots(heartbeat(worker, 0, 5)) == [(0, None)]
     assert [a.version for a in of(Assembled, snapshot(worker, 0, 5, ranks=(3,)))] == [5]
@@ -127,21 +146,21 @@ def test_a_lost_publication_is_requested() -> None:
 
 def test_a_worker_continues_for_the_shards_that_have_not_ended() -> None:
     worker = computing(9, 7)
-    worker.handle(Contributed(1, 7), 0.0)
+    contribute(worker, 9, 7)
     weights(worker, 0, 10, ranks=(1,))
     bye(worker, 0, 10)
-    worker.handle(Pulling(7), 0.0)
+    pull(worker, 7)
     assert [a.version for a in of(Assembled, weights(worker, 1, 8, ranks=(3,)))] == [8]
-    assert pushed(worker.handle(Contributed(1, 8), 0.0)) == [(1, 8, 0)]
-    worker.handle(Pulling(8), 0.0)
+    assert pushed(contribute(worker, 10, 8)) == [(1, 8, 0)]
+    pull(worker, 8)
     weights(worker, 1, 10, ranks=(3,))
     assert of(Ended, bye(worker, 1, 10)) == [Ended(10)]
 
 
 def test_the_last_slice_of_an_ended_shard_is_requested() -> None:
     worker = computing(9, 7)
-    worker.handle(Contributed(1, 7), 0.0)
-    worker.handle(Pulling(7), 0.0)
+    contribute(worker, 9, 7)
+    pull(worker, 7)
     assert snapshots(bye(worker, 0, 10)) == [(0, None)]
     weights(worker, 1, 8, ranks=(3,))
     assert [a.version for a in of(Assembled, snapshot(worker, 0, 10, ranks=(1,)))] == [8]
@@ -155,11 +174,11 @@ def test_shards_can_end_at_different_versions() -> None:
 
 def test_a_waiting_contribution_is_not_mistaken_for_the_previous_one() -> None:
     worker = computing(5, 5)
-    worker.handle(Contributed(1, 5), 0.0)
-    worker.handle(Pulling(5), 0.0)
+    contribute(worker, 5)
+    pull(worker, 5)
     for number in range(2):
         weights(worker, number, 6, ranks=(1,))
-    worker.handle(Contributed(1, 6), 0.0)
+    contribute(worker, 6)
     worker.handle(SendBlocked(0), 0.0)
     weights(worker, 0, 7, ranks=(3,))
     assert pushed(worker.handle(Writable(0), 0.0)) == [(0, 6, 0)]

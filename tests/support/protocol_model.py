@@ -325,6 +325,7 @@ class WorkerHost:
         self.above = -1
         self.done = 0  # gradients and abandoned rollouts
         self.weights: tuple[int, int] | None = None  # generation, version
+        self.elapsed = 0
         self.released = True
         self.machine = WorkerMachine(
             run=RUN,
@@ -359,13 +360,13 @@ class WorkerHost:
         """Let the computing thread do its next step."""
         if self.state == "idle":
             self.state = "pulling"
-            self.feed(worker_events.Pulling(self.above))
+            self.feed(worker_events.Pulling(self.above, self.weights[0] if self.weights else -1))
         elif self.state == "computing":
             assert self.weights is not None
             generation, version = self.weights
             self.state, self.above, self.released = "idle", version, False
             self.done += 1
-            self.feed(worker_events.Contributed(generation, version))
+            self.feed(worker_events.Contributed(generation, (version,) * len(self.links), self.elapsed))
 
     def abandon(self) -> None:
         """Drop the current work, as after a rollout that took too long."""
@@ -439,4 +440,4 @@ class WorkerHost:
         assert self.weights is None or at > self.weights or at == (self.weights[0], self.above + 1)
         assert weights.generation != (self.weights or (None,))[0] or weights.version > self.above
         self.world.journal.compute(at, weights.elapsed)
-        self.weights, self.state = at, "computing"
+        self.weights, self.elapsed, self.state = at, weights.elapsed, "computing"

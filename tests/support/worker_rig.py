@@ -74,6 +74,16 @@ def welcome(worker: WorkerMachine, shard: int, version: int = 0, now: float = 0.
     return worker.handle(ControlArrived(shard, m.Welcome(shard=shard, version=version, **about)), now)
 
 
+def pull(worker: WorkerMachine, above: int, generation: int = 1, now: float = 0.0) -> list[Action]:
+    return worker.handle(Pulling(above, generation), now)
+
+
+def contribute(worker: WorkerMachine, *versions: int, elapsed: int = 0) -> list[Action]:
+    """Contribute a gradient of ``versions``, one for each shard. A single version applies to all shards."""
+    each = versions if len(versions) > 1 else versions * len(worker.shards)
+    return worker.handle(Contributed(1, each, elapsed), 0.0)
+
+
 def new(shards: int = 2, *, asynchronous: bool = False) -> WorkerMachine:
     return WorkerMachine(
         run="run",
@@ -102,7 +112,7 @@ def welcomed(shards: int = 2, *, asynchronous: bool = False) -> WorkerMachine:
 def computing(version: int = 0, shards: int = 2) -> WorkerMachine:
     """A worker that has the weights of ``version`` and computes a gradient on them."""
     worker = welcomed(shards)
-    worker.handle(Pulling(version - 1), 0.0)
+    pull(worker, version - 1)
     actions = [action for shard in range(shards) for action in weights(worker, shard, version)]
     assert [weights.version for weights in of(Assembled, actions)] == [version]
     return worker
@@ -111,7 +121,7 @@ def computing(version: int = 0, shards: int = 2) -> WorkerMachine:
 def contributed(version: int = 0, shards: int = 2) -> WorkerMachine:
     """A worker that has pushed a gradient of ``version`` to every shard."""
     worker = computing(version, shards)
-    worker.handle(Contributed(1, version), 0.0)
+    contribute(worker, version)
     return worker
 
 

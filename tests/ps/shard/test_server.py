@@ -1,5 +1,7 @@
 """Runs with real shard processes and real sockets give the results of synchronous training."""
 
+import os
+import signal
 import threading
 import time
 import zlib
@@ -238,6 +240,45 @@ def test_a_pull_that_timed_out_does_not_answer_a_later_one(tmp_path: Path) -> No
         assert found.version == 1
         with pytest.raises(ClusterError, match="no version above 1"):
             impatient.pull(1, timeout_s=0.2)
+
+
+def pulled(connection: Connection, above: int = -1) -> PulledWeights:
+    weights = connection.pull(above, timeout_s=10)
+    assert weights is not None, "the run has ended"
+    return weights
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_gradient_names_the_weights_it_was_computed_on_after_a_pull_that_timed_out(
+    tmp_path: Path, asynchronous: bool
+) -> None:
+    with (
+        served(tmp_path, shards=1, workers=2, quorum=1, asynchronous=asynchronous) as running,
+        Connection(running.cluster, 0) as busy,
+        Connection(running.cluster, 1) as impatient,
+    ):
+        first, weights = pulled(impatient), pulled(busy)
+        if asynchronous:  # otherwise, the weights of the last pull answer the next one
+            os.kill(running.pid(0), signal.SIGSTOP)
+            impatient.push(first, impatient.gradient_buffer())
+        with pytest.raises(ClusterError, match="no version above 0"):
+            impatient.pull(0, timeout_s=0.2)
+        os.kill(running.pid(0), signal.SIGCONT)
+        for _ in range(3):
+            busy.push(weights, busy.gradient_buffer())
+            weights = pulled(busy, weights.version)
+        newest = 4 if asynchronous else 3
+        running.wait_for(newest)
+        eventually(lambda: impatient.passed(newest - 1), "the newest version")
+        if not asynchronous:
+            impatient.push(first, impatient.gradient_buffer())
+            eventually(lambda: impatient.tally().skipped == 1, "a skipped slice")
+        found = pulled(impatient, 0)
+        assert found.version == newest
+        impatient.push(found, impatient.gradient_buffer())
+        assert pulled(impatient, newest).version == newest + 1
+        last = running.history(0)[-1]
+        assert (last["ranks"], last["version"], last.get("staleness", [0])) == ([1], newest + 1, [0])
 
 
 @pytest.mark.timeout(120)

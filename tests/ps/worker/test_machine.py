@@ -8,12 +8,14 @@ from support.messages import gradient_header
 from support.stand_ins import frame
 from support.worker_rig import (
     computing,
+    contribute,
     contributed,
     heartbeat,
     need,
     need_message,
     new,
     of,
+    pull,
     pushed,
     sent,
     snapshot,
@@ -26,7 +28,6 @@ from support.worker_rig import (
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.worker.events import (
     Assembled,
-    Contributed,
     ControlArrived,
     Failed,
     Log,
@@ -78,24 +79,24 @@ def test_messages_of_another_run_are_ignored() -> None:
 
 def test_a_version_is_assembled_when_all_its_slices_have_arrived() -> None:
     worker = welcomed()
-    worker.handle(Pulling(-1), 0.0)
+    pull(worker, -1)
     assert of(Assembled, weights(worker, 1, 0)) == []
     slices: tuple[WeightsSlice, ...] = ("f32", frame("slice 0 of 0")), ("f32", frame("slice 1 of 0"))
-    assert of(Assembled, weights(worker, 0, 0)) == [Assembled(1, 0, slices)]
+    assert of(Assembled, weights(worker, 0, 0)) == [Assembled(1, (0, 0), slices)]
 
 
 def test_weights_and_every_push_carry_the_greatest_progress_of_the_slices() -> None:
     worker = welcomed()
-    worker.handle(Pulling(-1), 0.0)
+    pull(worker, -1)
     weights(worker, 1, 0, elapsed=20)
     (assembled,) = of(Assembled, weights(worker, 0, 0, elapsed=70))
     assert assembled.elapsed == 70
-    sent = of(SendGradient, worker.handle(Contributed(1, 0), 0.0))
+    sent = of(SendGradient, contribute(worker, 0, elapsed=assembled.elapsed))
     sent += of(SendGradient, need(worker, 1, 0))
     assert [action.header.elapsed for action in sent] == [70, 70, 70]
     weights(worker, 0, 1, elapsed=80)
     weights(worker, 1, 1, elapsed=90)
-    (assembled,) = of(Assembled, worker.handle(Pulling(0), 0.0))
+    (assembled,) = of(Assembled, pull(worker, 0))
     assert assembled.elapsed == 90
 
 
@@ -103,7 +104,7 @@ def test_slices_that_arrived_before_the_pull_are_assembled_at_once() -> None:
     worker = contributed()
     weights(worker, 0, 1)
     weights(worker, 1, 1)
-    assert [a.version for a in of(Assembled, worker.handle(Pulling(0), 0.0))] == [1]
+    assert [a.version for a in of(Assembled, pull(worker, 0))] == [1]
 
 
 def test_each_pull_is_answered_once() -> None:
@@ -111,15 +112,22 @@ def test_each_pull_is_answered_once() -> None:
     assert of(Assembled, [*weights(worker, 0, 1), *weights(worker, 1, 1)]) == []
 
 
+def test_an_answer_names_its_pull() -> None:
+    worker = contributed()
+    worker.handle(Pulling(0, 1, number=4), 0.0)
+    worker.handle(Pulling(0, 1, number=5), 0.0)
+    assert [a.pull for a in of(Assembled, [*weights(worker, 0, 1), *weights(worker, 1, 1)])] == [5]
+
+
 def test_slices_of_different_versions_are_never_assembled() -> None:
     worker = contributed()
-    worker.handle(Pulling(0), 0.0)
+    pull(worker, 0)
     assert of(Assembled, [*weights(worker, 0, 1), *worker.handle(Tick(), 100.0)]) == []
 
 
 def test_slices_of_different_generations_are_never_assembled() -> None:
     worker = contributed()
-    worker.handle(Pulling(0), 0.0)
+    pull(worker, 0)
     weights(worker, 0, 1, generation=2)
     assert of(Assembled, weights(worker, 1, 1)) == []
     assert [a.generation for a in of(Assembled, weights(worker, 1, 1, generation=2))] == [2]
@@ -127,7 +135,7 @@ def test_slices_of_different_generations_are_never_assembled() -> None:
 
 def test_no_version_is_assembled_before_every_shard_has_welcomed_the_worker() -> None:
     worker = new()
-    worker.handle(Pulling(-1), 0.0)
+    pull(worker, -1)
     welcome(worker, 0)
     assert of(Assembled, [*weights(worker, 0, 0), *weights(worker, 1, 0)]) == []
     assert [a.version for a in of(Assembled, welcome(worker, 1))] == [0]
@@ -135,8 +143,8 @@ def test_no_version_is_assembled_before_every_shard_has_welcomed_the_worker() ->
 
 def test_a_version_is_assembled_again_only_on_request() -> None:
     worker = computing(4)
-    assert of(Assembled, worker.handle(Pulling(4), 0.0)) == []
-    assert [a.version for a in of(Assembled, worker.handle(Pulling(3), 0.0))] == [4]
+    assert of(Assembled, pull(worker, 4)) == []
+    assert [a.version for a in of(Assembled, pull(worker, 3))] == [4]
 
 
 def test_a_heartbeat_reveals_a_lost_publication_which_is_requested_once() -> None:
@@ -144,14 +152,14 @@ def test_a_heartbeat_reveals_a_lost_publication_which_is_requested_once() -> Non
     assert snapshots(heartbeat(worker, 0, 1, now=1.0)) == [(0, None)]
     assert snapshots(heartbeat(worker, 0, 1, now=2.0)) == []
     assert snapshots(heartbeat(worker, 0, 1, now=3.1)) == [(0, None)]
-    worker.handle(Pulling(0), 3.2)
+    pull(worker, 0, now=3.2)
     weights(worker, 1, 1, now=3.2)
     assert [a.version for a in of(Assembled, snapshot(worker, 0, 1, now=3.3))] == [1]
 
 
 def test_a_worker_requests_only_published_weights() -> None:
     worker = welcomed()
-    assert snapshots(worker.handle(Pulling(-1), 0.0)) == []
+    assert snapshots(pull(worker, -1)) == []
     assert snapshots(heartbeat(worker, 0, 0, published=False)) == []
 
 
@@ -201,7 +209,7 @@ def test_payloads_are_dropped_once_no_shard_needs_help_with_them() -> None:
 
 def test_a_contribution_goes_to_every_shard_and_names_its_version() -> None:
     worker = computing()
-    first, second = of(SendGradient, worker.handle(Contributed(1, 0), 0.0))
+    first, second = of(SendGradient, contribute(worker, 0))
     assert first.header == gradient_header(version=0, rank=3, incarnation=9)
     assert second.header == replace(first.header, shard=1)
     assert worker.tally.sent == 2
@@ -210,7 +218,7 @@ def test_a_contribution_goes_to_every_shard_and_names_its_version() -> None:
 def test_a_late_slice_is_skipped_at_one_shard_and_still_pushed_to_the_others() -> None:
     worker = computing()
     weights(worker, 0, 1)
-    assert pushed(worker.handle(Contributed(1, 0), 0.0)) == [(1, 0, 0)]
+    assert pushed(contribute(worker, 0)) == [(1, 0, 0)]
     assert (worker.tally.sent, worker.tally.skipped) == (1, 1)
     assert not worker.passed(0)
     weights(worker, 1, 1)
@@ -221,7 +229,16 @@ def test_work_that_every_shard_has_passed_is_skipped_and_released() -> None:
     worker = computing()
     weights(worker, 0, 1)
     weights(worker, 1, 1)
-    assert worker.handle(Contributed(1, 0), 0.0) == [Release()]
+    assert contribute(worker, 0) == [Release()]
+    assert worker.tally.skipped == 2
+
+
+def test_a_gradient_is_not_for_weights_that_came_too_late_for_a_pull() -> None:
+    worker = computing()
+    weights(worker, 0, 1)
+    weights(worker, 1, 1)
+    assert of(Assembled, pull(worker, 0)), "the pull has timed out before"
+    assert contribute(worker, 0) == [Release()]
     assert worker.tally.skipped == 2
 
 
@@ -229,7 +246,7 @@ def test_work_from_a_rolled_back_generation_is_skipped_and_released() -> None:
     worker = computing()
     weights(worker, 0, 0, generation=2)
     weights(worker, 1, 0, generation=2)
-    assert worker.handle(Contributed(1, 0), 0.0) == [Release()]
+    assert contribute(worker, 0) == [Release()]
 
 
 def test_a_blocked_push_is_sent_when_the_socket_is_writable() -> None:
@@ -251,7 +268,7 @@ def test_a_blocked_push_is_skipped_if_it_has_become_late() -> None:
 def test_a_push_waits_until_the_shard_has_welcomed_the_worker() -> None:
     worker = computing()
     heartbeat(worker, 0, 0, incarnation=6)
-    assert pushed(worker.handle(Contributed(1, 0), 0.0)) == [(1, 0, 0)]
+    assert pushed(contribute(worker, 0)) == [(1, 0, 0)]
     assert not worker.pending(0)
     assert pushed(welcome(worker, 0, incarnation=6)) == [(0, 0, 0)]
 
@@ -321,7 +338,7 @@ def test_a_rollback_releases_the_gradient_and_leaves_its_outcome_unknown() -> No
 
 def test_every_slice_is_accounted_for_even_if_work_is_contributed_twice() -> None:
     worker = contributed()
-    assert of(Release, worker.handle(Contributed(1, 0), 0.0)) == []
+    assert of(Release, contribute(worker, 0)) == []
     weights(worker, 0, 1, ranks=(3,))
     weights(worker, 1, 1, ranks=(3,))
     assert (worker.tally.sent, worker.tally.unknown, worker.tally.used) == (4, 2, 2)

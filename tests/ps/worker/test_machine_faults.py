@@ -4,12 +4,14 @@ behaviour.
 
 from support.worker_rig import (
     bye,
+    contribute,
     contributed,
     heartbeat,
     need,
     need_message,
     new,
     of,
+    pull,
     pushed,
     sent,
     snapshot,
@@ -22,7 +24,6 @@ from support.worker_rig import (
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.worker.events import (
     Assembled,
-    Contributed,
     ControlArrived,
     Ended,
     Failed,
@@ -30,7 +31,6 @@ from zmqrl.ps.worker.events import (
     Leaving,
     Log,
     PublicationArrived,
-    Pulling,
     Release,
     SendControl,
     Tick,
@@ -46,7 +46,7 @@ def late_worker() -> WorkerMachine:
     for shard in (0, 1):
         weights(worker, shard, 1)
     weights(worker, 1, 2)
-    worker.handle(Pulling(0), 0.0)
+    pull(worker, 0)
     return worker
 
 
@@ -54,7 +54,7 @@ def test_an_idle_worker_helps_a_shard_that_repeats_its_need_message() -> None:
     worker = late_worker()
     assert of(Assembled, need(worker, 0, 1)) == []
     assert [a.version for a in of(Assembled, need(worker, 0, 1))] == [1]
-    assert pushed(worker.handle(Contributed(1, 1), 0.0)) == [(0, 1, 0)]
+    assert pushed(contribute(worker, 1)) == [(0, 1, 0)]
 
 
 def test_a_new_worker_gets_the_previous_version_from_shards_that_are_ahead() -> None:
@@ -64,7 +64,7 @@ def test_a_new_worker_gets_the_previous_version_from_shards_that_are_ahead() -> 
     welcome(worker, 1, 2, published=True)
     snapshot(worker, 0, 1)
     snapshot(worker, 1, 2)
-    worker.handle(Pulling(-1), 0.0)
+    pull(worker, -1)
     need(worker, 0, 1)
     assert snapshots(need(worker, 0, 1)) == [(1, 1)]
     assert [a.version for a in of(Assembled, snapshot(worker, 1, 1))] == [1]
@@ -73,7 +73,7 @@ def test_a_new_worker_gets_the_previous_version_from_shards_that_are_ahead() -> 
 def test_a_worker_that_has_contributed_resends_instead_of_computing_again() -> None:
     worker = contributed()
     weights(worker, 1, 1)
-    worker.handle(Pulling(0), 0.0)
+    pull(worker, 0)
     actions = [*need(worker, 0, 0), *need(worker, 0, 0)]
     assert of(Assembled, actions) == []
     assert pushed(actions) == [(0, 0, 1), (0, 0, 2)]
@@ -89,7 +89,7 @@ def test_a_worker_helps_the_stuck_shard_that_does_not_hold_its_slice() -> None:
     for shard in (0, 1, 2):
         weights(worker, shard, 1)
     weights(worker, 2, 2)
-    worker.handle(Pulling(0), 0.0)
+    pull(worker, 0)
     actions = []
     for _ in range(2):
         actions += [*need(worker, 0, 1, held=(3,)), *need(worker, 1, 1, held=(1,))]
@@ -151,10 +151,18 @@ def test_messages_from_before_a_rollback_are_ignored() -> None:
 
 def test_lower_versions_count_as_new_after_a_rollback() -> None:
     worker = contributed(7)
-    worker.handle(Pulling(7), 0.0)
+    pull(worker, 7)
     weights(worker, 0, 5, generation=2)
     assert [(a.generation, a.version) for a in of(Assembled, weights(worker, 1, 5, generation=2))] == [(2, 5)]
-    assert of(Assembled, worker.handle(Pulling(5), 0.0)) == []
+    assert of(Assembled, pull(worker, 5, generation=2)) == []
+
+
+def test_a_rollback_that_a_timed_out_pull_would_have_shown_is_shown_by_the_next_one() -> None:
+    worker = contributed(7)
+    pull(worker, 7)
+    weights(worker, 0, 5, generation=2)
+    assert of(Assembled, weights(worker, 1, 5, generation=2)), "this answer comes too late"
+    assert [(a.generation, a.version) for a in of(Assembled, pull(worker, 7))] == [(2, 5)]
 
 
 def test_a_welcome_without_state_does_not_welcome_the_worker() -> None:
@@ -189,7 +197,7 @@ def test_a_cancelled_stop_cancels_its_bye() -> None:
 def test_bye_releases_the_gradient_and_no_version_is_assembled_afterwards() -> None:
     worker = contributed()
     assert of(Release, [*bye(worker, 0, 1), *bye(worker, 1, 1)]) == [Release()]
-    worker.handle(Pulling(0), 0.0)
+    pull(worker, 0)
     assert of(Assembled, [*weights(worker, 0, 1), *weights(worker, 1, 1)]) == []
 
 
@@ -198,7 +206,7 @@ def test_no_work_begins_on_a_version_that_a_shard_will_not_accept() -> None:
     weights(worker, 0, 1)
     weights(worker, 1, 1)
     bye(worker, 0, 1)
-    assert of(Assembled, worker.handle(Pulling(0), 0.0)) == []
+    assert of(Assembled, pull(worker, 0)) == []
     assert [a.version for a in of(Assembled, heartbeat(worker, 0, 1))] == [1]
 
 
@@ -207,7 +215,7 @@ def test_a_worker_helps_a_stuck_shard_even_if_another_has_already_ended() -> Non
     for shard in (0, 1):
         weights(worker, shard, 1)
     bye(worker, 1, 2)
-    worker.handle(Pulling(0), 0.0)
+    pull(worker, 0)
     need(worker, 0, 1)
     actions = need(worker, 0, 1)
     assert [a.version for a in of(Assembled, actions)] == [1]
@@ -272,7 +280,7 @@ def test_any_message_renews_the_lease() -> None:
 def test_a_long_wait_is_logged_with_the_version_of_each_shard() -> None:
     worker = contributed()
     heartbeat(worker, 0, 0, incarnation=6)
-    worker.handle(Pulling(0), 0.0)
+    pull(worker, 0)
     (log,) = of(Log, worker.handle(Tick(), 11.0))
     where = "shard 0 has not answered our HELLO, shard 1 at 0 (heard 11.0 s ago)"
     assert log.text == f"waiting for a version above 0: {where}"

@@ -44,13 +44,28 @@ CLOSED_WITHIN_S = 5.0
 class PulledWeights:
     """The parameter vector of one version: float32 (count,), valid until the next ``pull``.
 
-    ``elapsed`` is the progress of the run, from 0 to 1. All workers and shards use the same progress for a version.
+    ``versions`` has the version of each slice. They differ only in asynchronous mode. ``elapsed`` is the progress of
+    the run, from 0 to 1. All workers and shards use the same progress for a version.
     """
 
     generation: int
-    version: int
+    versions: tuple[int, ...]
     vector: FloatVector
     elapsed: float = 0.0
+
+    @property
+    def version(self) -> int:
+        """The version of the oldest slice."""
+        return min(self.versions)
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A contribution, its encoded ``payload``, and trackers that show when ZeroMQ has finished reading the payload."""
+
+    contributed: e.Contributed
+    payload: WireVector
+    trackers: list[zmq.MessageTracker]
 
 
 class Connection:
@@ -99,8 +114,7 @@ class Connection:
         self._generation = -1  # the generation that ``pull`` returned last
         self._buffers: list[tuple[FloatVector, list[zmq.MessageTracker]]] = []
         self._unreleased: FloatVector | None = None  # the gradient that may be sent again
-        # Version and payload of the contribution, and trackers that show when ZeroMQ has finished reading the payload.
-        self._outgoing: tuple[int, WireVector, list[zmq.MessageTracker]] = (-1, self._vector, [])
+        self._outgoing: Outgoing | None = None  # the newest contribution that the machine knows
         self._machine = WorkerMachine(
             run=cluster.run,
             layout=cluster.layout.hash,
@@ -116,9 +130,10 @@ class Connection:
             code=code,
         )
         self._lock = threading.Lock()  # guards the machine, which the computing thread reads
-        self._inbox: queue.SimpleQueue[e.Event | m.Report | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[e.Event | Outgoing | m.Report | None] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._answers: queue.SimpleQueue[e.Assembled | e.Ended | e.Failed] = queue.SimpleQueue()
+        self._pulls = 0
         self._final: e.Ended | e.Failed | None = None
         self._failed = False
         self.reports_too_large = 0
@@ -139,7 +154,8 @@ class Connection:
         when a shard is silent for ``WorkerTiming.lease_s``, or when a shard refuses this worker.
         """
         if self._final is None:
-            self._post(e.Pulling(above))
+            self._pulls += 1
+            self._post(e.Pulling(above, self._generation, self._pulls))
             with self.spans("wait"), self._profiler.waiting() if self._profiler else contextlib.nullcontext():
                 answer = self._answer(above, timeout_s)
             if isinstance(answer, e.Assembled):
@@ -170,8 +186,9 @@ class Connection:
         with self.spans("push"):
             trackers: list[zmq.MessageTracker] = []
             self._buffers.append((gradient, trackers))
-            self._outgoing, self._unreleased = (weights.version, payload, trackers), gradient
-            self._post(e.Contributed(weights.generation, weights.version))
+            self._unreleased = gradient
+            contributed = e.Contributed(weights.generation, weights.versions, round(weights.elapsed * WHOLE))
+            self._post(Outgoing(contributed, payload, trackers))
         if self._profiler is not None:
             self._record_cycle(self._profiler, weights)
 
@@ -247,7 +264,7 @@ class Connection:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _post(self, event: "e.Event | m.Report | None") -> None:
+    def _post(self, event: "e.Event | Outgoing | m.Report | None") -> None:
         self._inbox.put(event)
         os.eventfd_write(self._wake, 1)
 
@@ -261,13 +278,7 @@ class Connection:
                 if left_s > LOOK_UP_EVERY_S:
                     continue
                 raise ClusterError(f"no version above {above} within {timeout_s} s: {self.where()}.") from None
-            # An old version answers an earlier pull that timed out.
-            if (
-                not isinstance(answer, e.Assembled)
-                or answer.version > above
-                or answer.generation != self._generation
-                or self.cluster.asynchronous
-            ):
+            if not isinstance(answer, e.Assembled) or answer.pull == self._pulls:  # else the pull has timed out
                 return answer
 
     def _assemble(self, answer: e.Assembled) -> PulledWeights:
@@ -276,7 +287,7 @@ class Connection:
         with self.spans("assemble"):
             for cut, (name, payload) in zip(self._slices, answer.payloads, strict=True):
                 CODECS[name].decode_into(payload.buffer, self._vector[cut.start : cut.stop])
-        return PulledWeights(answer.generation, answer.version, self._vector, answer.elapsed / WHOLE)
+        return PulledWeights(answer.generation, answer.versions, self._vector, answer.elapsed / WHOLE)
 
     # for the thread that owns the sockets
 
@@ -325,6 +336,9 @@ class Connection:
                 if isinstance(event, m.Report):
                     # Stops at the first shard to which the report can be sent.
                     any(self._send(shard, event) for shard in self._machine.report_order())
+                elif isinstance(event, Outgoing):
+                    self._outgoing = event
+                    self._handle(event.contributed)
                 else:
                     self._handle(event)
             for shard, sockets in enumerate(self._sockets):
@@ -433,15 +447,16 @@ class Connection:
 
     def _send_gradient(self, shard: int, header: m.Gradient) -> None:
         cut = self._slices[shard]
-        version, vector, trackers = self._outgoing
-        assert self.cluster.asynchronous or version == header.version
-        payload = vector[cut.start : cut.stop].data.cast("B")
+        outgoing = self._outgoing
+        assert outgoing is not None
+        assert header.version == outgoing.contributed.versions[shard]
+        payload = outgoing.payload[cut.start : cut.stop].data.cast("B")
         try:
             tracker = self._sockets[shard]["grad"].send_multipart(
                 [framing.encode(header), payload], zmq.NOBLOCK, copy=False, track=True
             )
             assert tracker is not None
-            trackers.append(tracker)
+            outgoing.trackers.append(tracker)
         except zmq.Again:
             self._handle(e.SendBlocked(shard))
 

@@ -34,17 +34,23 @@ class ControlArrived:
 
 @dataclass(frozen=True, slots=True)
 class Pulling:
-    """The computing thread waits for a version above ``above``."""
+    """The computing thread waits for a version above ``above``, or for any version of another generation.
+
+    ``generation`` is that of the last weights that the thread has. ``number`` counts the pulls.
+    """
 
     above: int
+    generation: int
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Contributed:
-    """The gradient on ``version`` is ready. The gradient stays readable until ``Release``."""
+    """A gradient is ready. It was computed on the weights with these fields, and stays readable until ``Release``."""
 
     generation: int
-    version: int
+    versions: tuple[int, ...]
+    elapsed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +129,22 @@ class SendGradient:
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """Every slice of ``version`` has arrived. ``payloads`` are in the order of the shards.
+    """A slice of every shard has arrived. ``versions`` and ``payloads`` are in the order of the shards.
 
-    ``elapsed`` is the progress of the run for the update from these weights, in millionths. In asynchronous mode
-    some slices may be newer than ``version``.
+    The versions differ only in asynchronous mode. ``elapsed`` is the progress of the run for the update from these
+    weights, in millionths. ``pull`` is the number of the ``Pulling`` that this answers.
     """
 
     generation: int
-    version: int
+    versions: tuple[int, ...]
     payloads: tuple[WeightsSlice, ...]
     elapsed: int = 0
+    pull: int = 0
+
+    @property
+    def version(self) -> int:
+        """The version of the oldest slice."""
+        return min(self.versions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,6 @@ class KnownShard:
     payloads: dict[int, Kept] = field(default_factory=dict)
     # State of the contribution at this shard. "closed": nothing more is sent.
     push: Literal["none", "pending", "sent", "closed"] = "none"
-    handed_out: int = -1  # version of the slice that the worker computes on
     computed_on: int = -1  # version of the slice that the contribution was computed on
     attempt: int = 0
     needs_heard: int = 0  # number of NEEDs received for `version`
@@ -82,7 +81,7 @@ class KnownShard:
     def roll_back(self, generation: int) -> None:
         """Forget the versions that a rollback undid."""
         self.generation, self.version, self.final = generation, -1, None
-        self.handed_out = self.computed_on = -1
+        self.computed_on = -1
         self.payloads.clear()
         self.needs_heard, self.snapshot_at = 0, None
 
@@ -102,10 +101,6 @@ class KnownShard:
         oldest = max(slowest, self.version - 1)
         while self.payloads and min(self.payloads) < oldest:
             del self.payloads[min(self.payloads)]
-
-    def hand_out(self, version: int) -> Kept:
-        self.handed_out = version
-        return self.payloads[version]
 
     def may_request(self, now: float) -> bool:
         """Whether to ask for a snapshot now. Returns False while the answer to the last request may still arrive."""
@@ -144,12 +139,16 @@ class KnownShard:
         """Whether a slice waits to be sent and the shard has sent WELCOME to this worker."""
         return self.push == "pending" and self.welcomed
 
-    def offer(self, generation: int) -> None:
-        """Begin a contribution. Give up an open previous contribution, because its gradient will be overwritten."""
+    def offer(self, generation: int, version: int) -> None:
+        """Begin a contribution that was computed on ``version``.
+
+        Give up an open previous contribution, because its gradient will be overwritten.
+        """
         self.close("unknown")
         self.attempt = 0
-        self.computed_on = self.handed_out
-        late = self.generation != generation or self.is_past()
+        is_current = self.generation == generation
+        self.computed_on = version if is_current else -1
+        late = not is_current or self.is_past()
         self.push = "closed" if late else "pending"
         self.tally.skipped += late
 

@@ -56,10 +56,8 @@ class WorkerMachine:
         # The generation of the contribution. ``KnownShard.computed_on`` has the version at each shard.
         self.contributed_under: int | None = None
         self.elapsed = 0  # progress of the run for the contribution, in millionths
-        self.elapsed_then = 0  # the same, for the weights handed out last
         self.slowest = -1  # version that every shard has reached
-        self.pulling_above: int | None = None
-        self.assembled_generation = -1
+        self.pulling: e.Pulling | None = None
         self.ended = False
         self.computed = 0
         self.ping_at = now
@@ -92,7 +90,7 @@ class WorkerMachine:
             case e.ControlArrived():
                 return self._control(self.shards[event.shard], event.message, event.payload, now)
             case e.Pulling():
-                self.pulling_above, self.notice_at = event.above, now
+                self.pulling, self.notice_at = event, now
                 self.computed += 1
                 return self._assemble(now)
             case e.Contributed():
@@ -211,16 +209,17 @@ class WorkerMachine:
 
     def _assemble(self, now: float) -> list[e.Action]:
         """Give the waiting worker a complete version, or request slices so that the worker can help a stuck shard."""
-        if self.pulling_above is None or self.ended or not all(shard.welcomed for shard in self.shards):
+        pulling = self.pulling
+        if pulling is None or self.ended or not all(shard.welcomed for shard in self.shards):
             return []
         generation = self.shards[0].generation
         if any(shard.generation != generation for shard in self.shards):
             return []
         if self.asynchronous:
-            return self._assemble_newest(generation)
+            return self._assemble_newest(pulling, generation)
         low = min(shard.version for shard in self.shards)
         # After a rollback, versions have lower numbers but are new.
-        if generation == self.assembled_generation and low <= self.pulling_above:
+        if generation == pulling.generation and low <= pulling.above:
             return []
         lagging = [shard for shard in self.shards if shard.version == low]
         if len(lagging) < len(self.shards) and not self._may_help(low, lagging):
@@ -231,9 +230,9 @@ class WorkerMachine:
         if missing:
             # Do not ask the lagging shards: at the start they publish their version once a quorum is present.
             return [action for shard in missing if shard.version > low for action in self._request(shard, low, now)]
-        return self._hand_out(generation, [low] * len(self.shards))
+        return self._hand_out(pulling, generation, (low,) * len(self.shards))
 
-    def _assemble_newest(self, generation: int) -> list[e.Action]:
+    def _assemble_newest(self, pulling: e.Pulling, generation: int) -> list[e.Action]:
         """Give the worker the newest slices, once each is newer than the slice that the last contribution used."""
         open_shards = [shard for shard in self.shards if shard.final is None]
         if not open_shards or any(shard.version <= shard.computed_on for shard in open_shards):
@@ -242,14 +241,14 @@ class WorkerMachine:
             return []  # we ask for a lost slice at the next heartbeat of its shard
         # From now on the gradient may be overwritten, so it cannot be sent again.
         closed = [action for shard in self.shards for action in self._close(shard)]
-        return [*closed, *self._hand_out(generation, [shard.version for shard in self.shards])]
+        return [*closed, *self._hand_out(pulling, generation, tuple(shard.version for shard in self.shards))]
 
-    def _hand_out(self, generation: int, versions: list[int]) -> list[e.Action]:
-        self.pulling_above, self.assembled_generation = None, generation
-        kept = [shard.hand_out(version) for shard, version in zip(self.shards, versions, strict=True)]
+    def _hand_out(self, pulling: e.Pulling, generation: int, versions: tuple[int, ...]) -> list[e.Action]:
+        self.pulling = None
+        kept = [shard.payloads[version] for shard, version in zip(self.shards, versions, strict=True)]
         # Shards learn the progress at different times. All workers find the same greatest value: see docs/protocol.md.
-        self.elapsed_then = max(each.elapsed for each in kept)
-        return [e.Assembled(generation, min(versions), tuple(each.payload for each in kept), self.elapsed_then)]
+        elapsed = max(each.elapsed for each in kept)
+        return [e.Assembled(generation, versions, tuple(each.payload for each in kept), elapsed, pulling.number)]
 
     def _may_help(self, low: int, lagging: list[KnownShard]) -> bool:
         """Whether this idle worker can help the shards stuck at version ``low``: see Repair in docs/protocol.md."""
@@ -273,11 +272,11 @@ class WorkerMachine:
     # contributions
 
     def _contribute(self, event: e.Contributed) -> list[e.Action]:
-        self.contributed_under, self.elapsed = event.generation, self.elapsed_then
-        self.pulling_above = None
+        self.contributed_under, self.elapsed = event.generation, event.elapsed
+        self.pulling = None
         self.computed += 1
-        for shard in self.shards:
-            shard.offer(event.generation)
+        for shard, version in zip(self.shards, event.versions, strict=True):
+            shard.offer(event.generation, version)
         if not any(shard.is_open() for shard in self.shards):
             return [e.Release()]
         return [action for shard in self.shards for action in self._push(shard)]
@@ -364,9 +363,9 @@ class WorkerMachine:
                 actions.append(e.SendControl(shard.number, self._ping(shard, tick, now)))
         if ping:
             self.ping_at = now
-        if self.pulling_above is not None and now - self.notice_at >= self.timing.stall_notice_s:
+        if self.pulling is not None and now - self.notice_at >= self.timing.stall_notice_s:
             self.notice_at = now
-            actions.append(e.Log("info", f"waiting for a version above {self.pulling_above}: {self.where(now)}"))
+            actions.append(e.Log("info", f"waiting for a version above {self.pulling.above}: {self.where(now)}"))
         return actions + self._assemble(now)
 
     def _ping(self, shard: KnownShard, tick: e.Tick, now: float) -> m.Ping:

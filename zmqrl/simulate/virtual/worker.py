@@ -84,6 +84,7 @@ class SimulatedWorker:
         for each in self.connections:
             each.connect()
         self._tick(self._life)
+        self._generation = -1  # of the newest weights
         self._work = self._run()
         self._go_on(None)
 
@@ -139,7 +140,7 @@ class SimulatedWorker:
                 if (yield self._effort(*gradient_s, weights, self._sleep_s, drops)) is None:
                     self.abandoned += 1
                 else:
-                    self.feed(e.Contributed(weights.generation, weights.version))
+                    self.feed(e.Contributed(weights.generation, weights.versions, weights.elapsed))
                 weights = yield PullStep(weights.version)
 
     def _effort(
@@ -156,7 +157,7 @@ class SimulatedWorker:
             return
         if isinstance(step, PullStep):
             self._state, self._waits_from = "pulling", self.world.clock.now
-            self.feed(e.Pulling(step.above))
+            self.feed(e.Pulling(step.above, self._generation))
         else:
             self._state, self._computing = "computing", step
             if step.cpu_s and self.host.cores is not None:
@@ -207,6 +208,7 @@ class SimulatedWorker:
                     self._look_again(action.message)
                 case e.Assembled():
                     self._wait_ends()
+                    self._generation = action.generation
                     self._go_on(action)
                 case e.Ended():
                     self._wait_ends()
