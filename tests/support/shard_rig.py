@@ -68,11 +68,13 @@ def published(actions: list[Action]) -> list[str]:
 
 def handle(shard: ShardMachine, event: Event, now: float = 0.0, *, finite: bool = True) -> list[Action]:
     """Handle an event. Carries out each Update. ``finite``: whether the result of an Update is finite. Returns all
-    actions.
+    actions. Asserts that the receivers of messages can decode them.
     """
     actions = []
     for action in shard.handle(event, now):
         actions.append(action)
+        if isinstance(action, Send | Publish):
+            assert framing.decode(framing.encode(action.message)) == action.message
         if isinstance(action, Update):
             actions += handle(shard, Updated(action.record, finite), now)
     return actions

@@ -383,6 +383,13 @@ def test_stats_include_the_current_span_of_missing_workers_and_its_duration() ->
     assert spans(shard, 3.0) == ((1,), ("gradient",), (1200,)), "a ping without a span removes the old one"
 
 
+def test_the_longest_possible_span_does_not_spoil_the_stats() -> None:
+    shard = opened()
+    for span_ms in (2**53 - 1, 2**53 - 2, 2**53 - 1000):
+        control(shard, replace(PING, span="env_step", span_ms=span_ms), b"0", now=1.0)
+        assert spans(shard, 2.0) == ((0,), ("env_step",), (2**53 - 1,))
+
+
 def test_the_span_of_a_replaced_process_is_not_attributed_to_its_successor() -> None:
     shard = opened()
     control(shard, replace(PING, span="env_step", span_ms=9000), b"0", now=1.0)

@@ -97,13 +97,13 @@ class Roster:
     def silent_ms(self, rank: int, now: float) -> int:
         """Milliseconds since a worker was last heard, or 0 if it was never heard."""
         heard_at = self.workers[rank].heard_at
-        return 0 if heard_at is None else max(0, int(1000 * (now - heard_at)))
+        return 0 if heard_at is None else _ms(now - heard_at)
 
     def spans(self, ranks: Iterable[int], now: float) -> list[tuple[int, str, int]]:
         """Rank, span and milliseconds in it, for each of ``ranks`` whose last PING names a span. Longest first."""
         told = [(rank, self.workers[rank]) for rank in ranks if self.workers[rank].span]
         told.sort(key=lambda each: each[1].in_span_since)
-        return [(rank, worker.span, max(0, int(1000 * (now - worker.in_span_since)))) for rank, worker in told]
+        return [(rank, worker.span, _ms(now - worker.in_span_since)) for rank, worker in told]
 
     def describe(self, rank: int, now: float) -> str:
         worker = self.workers[rank]
@@ -264,3 +264,8 @@ class Roster:
 
     def _refuse(self, code: m.Refusal, reason: str) -> m.Refuse:
         return m.Refuse(run=self.identity.run, code=code, reason=reason)
+
+
+def _ms(seconds: float) -> int:
+    """Whole milliseconds, within the range of a message: a PING can name any span, however long."""
+    return min(max(0, int(1000 * seconds)), m.MAX_U53)

@@ -36,6 +36,7 @@ class Size:
     most: int
 
 
+MAX_U53 = 2**53 - 1
 U16: TypeAlias = Annotated[int, Uint(16)]
 U32: TypeAlias = Annotated[int, Uint(32)]
 U53: TypeAlias = Annotated[int, Uint(53)]
