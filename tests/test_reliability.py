@@ -8,6 +8,7 @@ from support.paths import ROOT
 
 from zmqrl.commands.run.launch import Options
 from zmqrl.hostd import daemon, fork_server, guard
+from zmqrl.ps.shard import START_WITHIN_S
 from zmqrl.ps.wire.sockets import new_context, new_socket, shard_sockets
 from zmqrl.ps.worker.machine import WorkerTiming
 from zmqrl.supervisor.processes import FAILURES_IN_A_ROW, HUNG_S, KILLS_IN_A_ROW, SILENCE_S
@@ -24,6 +25,7 @@ ENDS_WITHIN_S = daemon.GRACE_S + daemon.KILLED_WITHIN_S
         f"in a row without any work, or {KILLS_IN_A_ROW} by SIGKILL |",
         f"| a shard is stopped | no answer for {SILENCE_S:g} s |",
         f"After {HUNG_S:g} s, it kills and restarts the shard |",
+        f"| a restarted shard hangs before it is up | it is not up after {START_WITHIN_S:g} s |",
         f"A shard is killed after {HUNG_S:g} s without an answer.",
         f"A worker is killed {HUNG_S:g} s after a shard has reported that its messages no longer arrive, "
         f"which takes {SILENCE_S:g} s.",

@@ -12,6 +12,7 @@ from zmqrl.errors import DISK_IS_FULL, USER_CODE_FAILED, UsageError
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected
 from zmqrl.observe.stalls import Doing, Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
+from zmqrl.ps.shard import START_WITHIN_S
 from zmqrl.ps.shard.events import View
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
@@ -633,6 +634,30 @@ def test_a_hung_shard_is_named_and_then_killed(run: Run) -> None:
     assert [action.silent_s >= SILENCE_S for action in run.told(e.TellSilence, since)].count(True) >= 4
     assert e.AskShard(0, greet=True) in run.actions[since:], "at first, only its connection may be broken"
     assert hung
+
+
+@pytest.mark.parametrize(("binds", "within_s"), [(True, HUNG_S), (False, START_WITHIN_S)])
+def test_a_restarted_shard_that_hangs_before_its_first_answer_is_killed(run: Run, binds: bool, within_s: float) -> None:
+    run.kill_shard(1)
+    run.ticks(1.0)
+    if binds:
+        run.feed(e.ShardBound(1))
+    assert [action for action in run.ticks(within_s - 2.0) if isinstance(action, e.KillProcess)] == []
+    (kill,) = [action for action in run.ticks(4.0) if isinstance(action, e.KillProcess)]
+    assert kill.process == shard_id(1)
+    run.feed(died(shard_id(1), -9))
+    assert e.StartProcess(shard_id(1)) in run.ticks(2.0)
+
+
+def test_a_shard_does_not_count_as_silent_while_the_others_come_up() -> None:
+    run = Run(come_up=[0])
+    run.ticks(2 * SILENCE_S)
+    run.start_shard(1)
+    run.stands.clear()
+    assert run.told(e.TellSilence) == []
+    assert [each for each in run.ticks(SILENCE_S - 1.0) if isinstance(each, e.TellSilence | e.KillProcess)] == []
+    kills = [each.process for each in run.ticks(HUNG_S) if isinstance(each, e.KillProcess)]
+    assert kills == [shard_id(0), shard_id(1)], "both never answered"
 
 
 def stalled(run: Run, seconds: float = 8.0, since: int = 0) -> Stall:

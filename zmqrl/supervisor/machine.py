@@ -128,12 +128,15 @@ class SupervisorMachine:
     def _handle(self, event: e.Event, now: float) -> list[e.Action]:
         match event:
             case e.ShardBound(shard):
+                self.processes.heard(shard_id(shard), now)
                 was_up = len(self.bound) == len(self.shards.numbers)
                 self.bound.add(shard)
                 is_up = len(self.bound) == len(self.shards.numbers)
                 return [e.Connect()] if is_up and not was_up else []
             case e.Connected():
                 self.state = "running"
+                for shard in self.shards.numbers:  # nobody has asked them before
+                    self.processes.heard(shard_id(shard), now)
                 self.checkpoint_due_at = now + self.checkpoint_every_s
                 return []
             case e.ShardSaid(shard, message):

@@ -9,6 +9,7 @@ from zmqrl.observe.folding import ranges
 from zmqrl.observe.live.presence import State
 from zmqrl.observe.stalls import Awaited
 from zmqrl.process_id import ProcessId, ProcessRole, worker_id
+from zmqrl.ps.shard import START_WITHIN_S
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
 
@@ -55,6 +56,7 @@ class Processes:
         self._full_since: dict[ProcessId, float] = {}  # when the process first found its disk full
         self._start_at: dict[ProcessId, float] = {}
         self._heard_at: dict[ProcessId, float] = {}
+        self._awaited_since: dict[ProcessId, float] = {}  # by shard: its start, until it gives a sign of life
         self._changed_at: dict[ProcessId, float] = {}  # when the process last started, died, came or left
         self._outside: dict[ProcessId, bool] = {}  # for each external worker seen so far: whether it is here now
         self._silence_told_at = 0.0
@@ -73,6 +75,7 @@ class Processes:
         counts = process.role in ("shard", "worker") and not excused
         self.running.discard(process)
         self._heard_at.pop(process, None)
+        self._awaited_since.pop(process, None)
         self._changed_at[process] = now
         first = self.first_death
         if counts and (first is None or (_is_unexplained(first) and not _is_unexplained(exited))):
@@ -137,6 +140,8 @@ class Processes:
         self._start_at.pop(process, None)
         self._changed_at[process] = now
         self.running.add(process)
+        if process.role == "shard":
+            self._awaited_since[process] = now
         self.starts[process] += 1
         return e.StartProcess(process)
 
@@ -171,6 +176,7 @@ class Processes:
 
     def heard(self, process: ProcessId, at: float) -> None:
         self._heard_at[process] = at
+        self._awaited_since.pop(process, None)
 
     def hear_workers(self, stats: Iterable[m.Stats], now: float) -> None:
         """Note a sign of life of each worker that a shard hears. A worker that no shard sees is missing, not silent."""
@@ -219,12 +225,16 @@ class Processes:
 
     def pardon(self, seconds: float, *roles: ProcessRole) -> None:
         """Do not count ``seconds`` as silence of the processes of ``roles`` (default: all): no message could arrive."""
-        for process in self._heard_at:
-            if not roles or process.role in roles:
-                self._heard_at[process] += seconds
+        for since in (self._heard_at, self._awaited_since):
+            for process in since:
+                if not roles or process.role in roles:
+                    since[process] += seconds
 
     def watch_silence(self, now: float) -> tuple[set[ProcessId], list[e.Action]]:
-        """Report processes that give no sign of life, and kill processes that have hung for ``HUNG_S``."""
+        """Report processes that give no sign of life, and kill processes that have hung for ``HUNG_S``.
+
+        A shard may take longer until its first sign of life: ``START_WITHIN_S``. For a worker, the start has no limit.
+        """
         silent = {process for process in self._heard_at if self.silent_s(process, now) >= SILENCE_S}
         tell = now - self._silence_told_at >= SILENCE_S
         actions: list[e.Action] = []
@@ -236,6 +246,10 @@ class Processes:
             elif tell:
                 self._silence_told_at = now
                 actions += [e.TellSilence(process, seconds)]
+        for process, since in self._awaited_since.items():
+            if now - since >= START_WITHIN_S:
+                actions += [e.KillProcess(process, now - since)]
+                self._awaited_since[process] = now
         return silent, actions
 
 
