@@ -419,7 +419,8 @@ class WorkerHost:
                 self.world.ends.add(action.version)
                 self.die("ended")
             case worker_events.Failed():
-                assert "no word from shard" in action.reason or self.world.may_be_refused(self), action.reason
+                lost = any(each.failure(self.world.now, 60.0) == action.reason for each in self.machine.shards)
+                assert lost or self.world.may_be_refused(self), action.reason
                 self.die()
 
     def _send(self, shard: int, header: m.Gradient) -> None:

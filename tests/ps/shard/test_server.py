@@ -281,6 +281,17 @@ def test_a_gradient_names_the_weights_it_was_computed_on_after_a_pull_that_timed
         assert (last["ranks"], last["version"], last.get("staleness", [0])) == ([1], newest + 1, [0])
 
 
+def test_a_worker_that_cannot_send_its_gradient_gives_up(tmp_path: Path) -> None:
+    with served(tmp_path, shards=1, workers=1) as running:
+        cluster = running.cluster
+        nowhere = {**cluster.endpoints[0], "grad": f"ipc://{tmp_path}/nothing-listens"}
+        cluster = replace(cluster, endpoints=(nowhere,))
+        with Connection(cluster, 0, timing=replace(QUICK_WORKER, lease_s=1.0)) as connection:
+            connection.push(pulled(connection), connection.gradient_buffer())
+            with pytest.raises(ClusterError, match="shard 0 answers, but no gradient could be sent to it for 1 s"):
+                connection.pull(0, timeout_s=10)
+
+
 @pytest.mark.timeout(120)
 def test_a_signal_that_does_not_wake_the_main_thread_ends_a_pull(tmp_path: Path) -> None:
     with served(tmp_path, workers=1) as running, Connection(running.cluster, 0, timing=QUICK_WORKER) as connection:

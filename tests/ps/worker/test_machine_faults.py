@@ -32,8 +32,10 @@ from zmqrl.ps.worker.events import (
     Log,
     PublicationArrived,
     Release,
+    SendBlocked,
     SendControl,
     Tick,
+    Writable,
 )
 from zmqrl.ps.worker.machine import WorkerMachine
 
@@ -271,10 +273,75 @@ def test_a_failed_handshake_is_forgotten_once_the_shard_sends_a_message() -> Non
     assert failure.reason.endswith("is it still running?")
 
 
+def pong(worker: WorkerMachine, now: float, shard: int = 0) -> None:
+    worker.handle(ControlArrived(shard, m.Pong(run="run", shard=shard, sent_us=0, received_us=0, answered_us=0)), now)
+
+
 def test_any_message_renews_the_lease() -> None:
     worker = contributed(shards=1)
-    worker.handle(ControlArrived(0, m.Pong(run="run", shard=0, sent_us=0, received_us=0, answered_us=0)), 50.0)
-    assert of(Failed, worker.handle(Tick(), 100.0)) == []
+    heartbeat(worker, 0, 0, now=45.0)
+    pong(worker, 50.0)
+    assert of(Failed, worker.handle(Tick(), 104.0)) == []
+
+
+def test_a_shard_that_answers_but_whose_publications_do_not_arrive_ends_the_worker() -> None:
+    worker = contributed()
+    for now in (30.0, 60.0, 89.0):
+        heartbeat(worker, 0, 0, now=now)
+        if now < 60.0:
+            heartbeat(worker, 1, 0, now=now)
+        pong(worker, now, shard=1)
+    assert of(Failed, worker.handle(Tick(), 89.9)) == []
+    (failed,) = of(Failed, worker.handle(Tick(), 90.0))
+    assert failed.reason == (
+        "shard 1 answers, but its publications have not arrived for 60 s: check the connection to its port for weights."
+    )
+
+
+def test_publications_are_expected_only_from_a_shard_that_has_welcomed_the_worker() -> None:
+    worker = new(shards=1)
+    for now in range(0, 200, 10):
+        pong(worker, float(now))
+    assert of(Failed, worker.handle(Tick(), 200.0)) == []
+    welcome(worker, 0, now=200.0)
+    pong(worker, 259.0)
+    assert of(Failed, worker.handle(Tick(), 259.9)) == []
+    assert len(of(Failed, worker.handle(Tick(), 260.0))) == 1
+
+
+def test_a_shard_that_answers_but_to_which_no_gradient_can_be_sent_ends_the_worker() -> None:
+    worker = contributed(shards=1)
+    worker.handle(SendBlocked(0), 1.0)
+    for version, now in enumerate((20.0, 40.0, 60.0), start=1):  # the other workers make versions
+        weights(worker, 0, version, ranks=(1, 2), now=now)
+        pull(worker, version - 1)
+        contribute(worker, version)
+        worker.handle(SendBlocked(0), now)
+        assert worker.pending(0)
+    assert of(Failed, worker.handle(Tick(), 60.9)) == []
+    (failed,) = of(Failed, worker.handle(Tick(), 61.0))
+    assert failed.reason == (
+        "shard 0 answers, but no gradient could be sent to it for 60 s: check the connection to its port for gradients."
+    )
+
+
+def test_a_socket_that_is_writable_again_or_a_new_process_of_the_shard_ends_the_wait() -> None:
+    worker = contributed(shards=1)
+    worker.handle(SendBlocked(0), 1.0)
+    weights(worker, 0, 1, ranks=(1, 2), now=2.0)
+    assert worker.pending(0), "nothing waits, but the worker still asks whether the socket is writable"
+    assert worker.handle(Writable(0), 3.0) == []
+    assert not worker.pending(0)
+    heartbeat(worker, 0, 1, now=50.0)
+    assert of(Failed, worker.handle(Tick(), 70.0)) == []
+    pull(worker, 0)
+    contribute(worker, 1)
+    worker.handle(SendBlocked(0), 71.0)
+    welcome(worker, 0, 1, now=100.0, incarnation=6)
+    worker.handle(SendBlocked(0), 100.0)
+    heartbeat(worker, 0, 1, now=140.0, incarnation=6)
+    assert of(Failed, worker.handle(Tick(), 159.9)) == []
+    assert len(of(Failed, worker.handle(Tick(), 160.0))) == 1
 
 
 def test_a_long_wait_is_logged_with_the_version_of_each_shard() -> None:

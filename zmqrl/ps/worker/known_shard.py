@@ -66,6 +66,8 @@ class KnownShard:
     snapshot_at: float | None = None
     snapshot_wait_s: float = 0.0
     handshake_failed_at: float = float("-inf")
+    published_at: float = 0.0  # when its newest publication arrived, or when it welcomed the worker
+    blocked_at: float | None = None  # since when its PUSH socket has accepted no message
 
     # state of the shard
 
@@ -77,6 +79,12 @@ class KnownShard:
         """Record that a new process runs the shard. It needs a HELLO, and has not seen the worker's last request."""
         self.incarnation = incarnation
         self.welcomed, self.needs_heard, self.snapshot_at, self.final = False, 0, None, None
+        self.blocked_at = None
+
+    def welcome(self, view: int, now: float) -> None:
+        if not self.welcomed:
+            self.welcomed, self.published_at = True, now  # from now on, publications are expected
+        self.view = view
 
     def roll_back(self, generation: int) -> None:
         """Forget the versions that a rollback undid."""
@@ -121,6 +129,24 @@ class KnownShard:
         if not self.welcomed:
             return f"shard {self.number} has not answered our HELLO"
         return f"shard {self.number} at {self.version} (heard {now - self.heard_at:.1f} s ago)"
+
+    def failure(self, now: float, lease_s: float) -> str | None:
+        """Why the worker must give up: one of the three connections has not worked for ``lease_s``."""
+        silent_s = now - self.heard_at
+        if silent_s >= lease_s:
+            why = self.locked_out() + "." if self.is_locked_out() else "is it still running?"
+            return f"no word from shard {self.number} for {silent_s:.0f} s: {why}"
+        if self.welcomed and now - self.published_at >= lease_s:
+            return (
+                f"shard {self.number} answers, but its publications have not arrived for {now - self.published_at:.0f} "
+                "s: check the connection to its port for weights."
+            )
+        if self.blocked_at is not None and now - self.blocked_at >= lease_s:
+            return (
+                f"shard {self.number} answers, but no gradient could be sent to it for {now - self.blocked_at:.0f} s: "
+                "check the connection to its port for gradients."
+            )
+        return None
 
     def is_locked_out(self) -> bool:
         """Whether a handshake failed after the shard was last heard."""
@@ -172,8 +198,10 @@ class KnownShard:
         self.attempt += 1
         self._count_attempt(1)
 
-    def blocked(self) -> None:
+    def blocked(self, now: float) -> None:
         """Undo ``pushed``, because the slice could not be sent."""
+        if self.blocked_at is None:
+            self.blocked_at = now
         if self.push == "sent":
             self.push = "pending"
             self._count_attempt(-1)

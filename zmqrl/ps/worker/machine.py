@@ -96,9 +96,10 @@ class WorkerMachine:
             case e.Contributed():
                 return self._contribute(event)
             case e.SendBlocked():
-                self.shards[event.shard].blocked()
+                self.shards[event.shard].blocked(now)
                 return []
             case e.Writable():
+                self.shards[event.shard].blocked_at = None
                 return self._push(self.shards[event.shard])
             case e.HandshakeFailed():
                 return self._locked_out(self.shards[event.shard], now)
@@ -109,8 +110,8 @@ class WorkerMachine:
                 return self._tick(event, now)
 
     def pending(self, shard: int) -> bool:
-        """Whether a push to ``shard`` waits for its socket to become writable."""
-        return self.shards[shard].can_push()
+        """Whether to ask if the PUSH socket of ``shard`` is writable: a slice waits, or the last one was blocked."""
+        return self.shards[shard].can_push() or self.shards[shard].blocked_at is not None
 
     def report_order(self) -> list[int]:
         """The shards to try for a report, in order. Each rank begins at a different shard, to share the load."""
@@ -133,6 +134,7 @@ class WorkerMachine:
         payload: "zmq.Frame | None",
         now: float,
     ) -> list[e.Action]:
+        shard.published_at = now
         actions = self._heard(shard, message, now)
         if shard.is_outdated(message):
             return actions
@@ -312,7 +314,7 @@ class WorkerMachine:
                 actions = self._heard(shard, message, now)
                 if shard.is_outdated(message) or message.state == "empty":
                     return actions
-                shard.welcomed, shard.view = True, message.view
+                shard.welcome(message.view, now)
                 # A restarted shard that has already welcomed us needs no HELLO.
                 actions = [a for a in actions if not (isinstance(a, e.SendControl) and isinstance(a.message, m.Hello))]
                 return [*actions, *self._catch_up(shard, message, now), *self._push(shard), *self._assemble(now)]
@@ -353,10 +355,9 @@ class WorkerMachine:
         actions: list[e.Action] = []
         ping = now - self.ping_at >= self.timing.ping_s
         for shard in self.shards:
-            silent_s = now - shard.heard_at
-            if silent_s >= self.timing.lease_s:
-                why = shard.locked_out() + "." if shard.is_locked_out() else "is it still running?"
-                return [e.Failed(f"no word from shard {shard.number} for {silent_s:.0f} s: {why}")]
+            failure = shard.failure(now, self.timing.lease_s)
+            if failure is not None:
+                return [e.Failed(failure)]
             if not shard.welcomed and (shard.hello_at is None or now - shard.hello_at >= self.timing.hello_s):
                 actions.append(self._hello(shard, now))
             if ping and shard.welcomed:
