@@ -180,10 +180,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"recording": {"minutes": [0.0, float("inf")]}}, "--recording.minutes inf"),
     ({"wire": {"codec": "bf16"}, "envs": {"normalize_observations": True}}, "use --wire.codec f32."),
     ({"act_only": True, "optimizer": {"learning_rate": 1.0, "weight_decay": 0.1}}, "--optimizer.weight-decay 0.1"),
-    ({"optimizer": {"learning_rate": 1.0, "epsilon": 0.0}}, "--optimizer.epsilon 0.0: must be above 0, because adam"),
+    (
+        {"optimizer": {"learning_rate": 1.0, "epsilon": 0.0}},
+        "--optimizer.epsilon 0.0: must be above 0 as float32, because adam",
+    ),
     (
         {"optimizer": {"name": "rmsprop", "learning_rate": 1.0, "epsilon": 0.0}},
-        "--optimizer.epsilon 0.0: must be above 0, because rmsprop",
+        "--optimizer.epsilon 0.0: must be above 0 as float32, because rmsprop",
     ),
     ({"ppo": {"minibatches": 64, "rollout_steps": 2, "shuffle": "samples"}}, "--ppo.no-normalize-advantages"),
 ]

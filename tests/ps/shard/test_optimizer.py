@@ -213,6 +213,10 @@ def test_optimizer_state_has_the_names_used_by_torch(case: str, names: tuple[str
     [
         {"learning_rate": -1.0},
         {"learning_rate": float("nan")},
+        {"learning_rate": 1e39},
+        {"weight_decay": 1e39},
+        {"epsilon": 1e39},
+        {"final_learning_rate": 1e39, "schedule_updates": 5},
         {"final_learning_rate": float("inf"), "schedule_updates": 5},
         {"schedule_updates": 5},
         {"schedule_updates": -5, "final_learning_rate": 0.0},
@@ -237,8 +241,11 @@ def test_weights_without_gradients_stay_finite_only_if_epsilon_is_above_zero(nam
     zero = OptimizerConfig(name=name, learning_rate=RATE, epsilon=0.0)
     with np.errstate(invalid="ignore"):
         assert np.isnan(steps(zero, start, sums, 1)[0]).all()
-    with pytest.raises(UsageError, match=rf"^--optimizer\.epsilon 0\.0: must be above 0, because {name} would divide"):
-        zero.check()
+    for epsilon in (0.0, 1e-50):
+        config = OptimizerConfig(name=name, learning_rate=RATE, epsilon=epsilon)
+        text = rf"^--optimizer\.epsilon {epsilon}: must be above 0 as float32, because {name} would divide"
+        with pytest.raises(UsageError, match=text):
+            config.check()
 
 
 @settings(max_examples=200)
@@ -270,6 +277,14 @@ def test_each_optimizer_detects_overflow() -> None:
         new = {name: np.empty_like(weights) for name in state}
         rate = OptimizerConfig(name=config.name, learning_rate=1e30, momentum=config.momentum)
         assert not Optimizer(rate).step(0, -weights, 1, weights, state, np.empty_like(weights), new), case
+
+
+def test_a_rate_that_overflows_only_in_float32_is_detected() -> None:
+    optimizer = Optimizer(OptimizerConfig(name="adam", learning_rate=3e38, beta1=0.999999))
+    weights = normal(0, 3)
+    state = {name: np.zeros_like(weights) for name in optimizer.state_names}
+    new = {name: np.empty_like(weights) for name in state}
+    assert not optimizer.step(0, np.ones_like(weights), 1, weights, state, np.empty_like(weights), new)
 
 
 @pytest.mark.parametrize("size", [1, 1000])

@@ -18,6 +18,7 @@ OptimizerState: TypeAlias = Mapping[str, FloatVector]
 # one block each of: gradient, weights, old state, new weights, new state
 BlockUpdate: TypeAlias = Callable[[FloatVector, FloatVector, list[FloatVector], FloatVector, list[FloatVector]], None]
 
+LARGEST = float(np.finfo(np.float32).max)
 BLOCK = 24 * 1024  # elements: the seven blocks of Adam fit in an L2 cache of 1 MiB
 # The optimizers that use a setting. The others ignore it. All optimizers use the settings that are not listed.
 USED_BY: Mapping[str, Sequence[str]] = {
@@ -58,8 +59,8 @@ class OptimizerConfig:
         """Raise UsageError for the first invalid setting."""
         for name in ("learning_rate", "final_learning_rate", "epsilon", "weight_decay"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise UsageError(f"{_option(name)} {value}: must be 0 or more and finite.")
+            if value is not None and not 0 <= value <= LARGEST:
+                raise UsageError(f"{_option(name)} {value}: must be 0 or more, and finite as float32.")
         for name in ("beta1", "beta2", "alpha", "momentum"):
             value = getattr(self, name)
             if not 0 <= value < 1:
@@ -77,9 +78,9 @@ class OptimizerConfig:
 
     def check(self) -> None:
         require(
-            self.epsilon > 0 or self.name not in USED_BY["epsilon"],
-            f"--optimizer.epsilon {self.epsilon}: must be above 0, because {self.name} would divide 0 by 0 for weights "
-            "whose gradients are 0.",
+            bool(np.float32(self.epsilon) > 0) or self.name not in USED_BY["epsilon"],
+            f"--optimizer.epsilon {self.epsilon}: must be above 0 as float32, because {self.name} would divide 0 by 0 "
+            "for weights whose gradients are 0.",
         )
 
     @property
@@ -140,9 +141,9 @@ class Optimizer:
         names = self.state_names
         decay = self.config.weight_decay
         rule = {"adam": self._adam, "rmsprop": self._rmsprop, "sgd": self._sgd}[self.config.name]
-        update = rule(version, self.learning_rate(version, elapsed), 1.0 if decay else 1 / count)
         left_finite: list[str] = []
         with watched(left_finite):
+            update = rule(version, self.learning_rate(version, elapsed), 1.0 if decay else 1 / count)
             for start in range(0, weights.size, BLOCK):
                 cut = slice(start, start + BLOCK)
                 gradient = gradient_sum[cut]
