@@ -281,6 +281,17 @@ def test_a_gradient_names_the_weights_it_was_computed_on_after_a_pull_that_timed
         assert (last["ranks"], last["version"], last.get("staleness", [0])) == ([1], newest + 1, [0])
 
 
+@pytest.mark.parametrize(("codec", "number"), [("f32", np.nan), ("f32", -np.inf), ("bf16", np.nan), ("bf16", 3.4e38)])
+def test_a_gradient_that_shards_would_reject_is_not_sent(tmp_path: Path, codec: str, number: float) -> None:
+    with served(tmp_path, shards=1, workers=1, codec=codec) as running, Connection(running.cluster, 0) as connection:
+        weights, gradient = pulled(connection), connection.gradient_buffer()
+        gradient[7] = number
+        with pytest.raises(ClusterError, match=f"the gradient of version 0 is not finite as {codec}"):
+            connection.push(weights, gradient)
+        connection.push(weights, np.zeros_like(gradient))
+        assert pulled(connection, 0).version == 1
+
+
 def test_a_worker_that_cannot_send_its_gradient_gives_up(tmp_path: Path) -> None:
     with served(tmp_path, shards=1, workers=1) as running:
         cluster = running.cluster

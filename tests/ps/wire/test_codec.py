@@ -55,6 +55,13 @@ def test_vectors_of_any_number_of_blocks_are_rounded_as_torch_does(size: int) ->
     assert_same_as_torch(vector)
 
 
+@given(BITS)
+def test_a_payload_is_finite_if_all_its_numbers_are(bits: list[int]) -> None:
+    for each in CODECS.values():
+        payload = each.encode(from_bits(bits))
+        assert each.is_finite(payload) == np.isfinite(each.as_float32(payload)).all()
+
+
 def test_an_overflow_becomes_inf_while_inf_and_nan_stay_unchanged() -> None:
     vector = np.array([3.4028235e38, -3.4028235e38, np.inf, -np.inf, np.nan], np.float32)
     back = CODECS["bf16"].as_float32(CODECS["bf16"].encode(vector))

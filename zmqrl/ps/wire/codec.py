@@ -18,6 +18,7 @@ EncodedVector: TypeAlias = bytes | bytearray | memoryview | WireVector
 
 BLOCK = 32 * 1024  # elements: a block and its scratch space fit in the L2 cache
 QUIET_NAN = 0x7FC0
+INFINITE = 0x7F80  # in bfloat16. The magnitude of every NaN is greater
 
 
 class NumberFormat(Protocol):
@@ -34,6 +35,9 @@ class NumberFormat(Protocol):
 
     def encode(self, vector: FloatVector) -> WireVector:
         """Encode ``vector``, float32 (n,), for sending."""
+
+    def is_finite(self, payload: WireVector) -> bool:
+        """Whether every number of an encoded vector is finite."""
 
     def decode_into(self, payload: EncodedVector, out: FloatVector) -> None:
         """Decode ``payload`` into ``out``: float32 (n,)."""
@@ -52,6 +56,9 @@ class _Float32:
     def encode(self, vector: FloatVector) -> WireVector:
         """Return ``vector`` itself."""
         return vector
+
+    def is_finite(self, payload: WireVector) -> bool:
+        return is_finite(payload.view(np.float32))
 
     def decode_into(self, payload: EncodedVector, out: FloatVector) -> None:
         numbers = np.frombuffer(payload, np.float32)
@@ -94,6 +101,10 @@ class _Bfloat16:
                 if np.isnan(np.add.reduce(floats)):  # rounding can turn a NaN into inf or zero. A NaN makes the sum NaN
                     out[start : start + BLOCK][np.isnan(floats)] = QUIET_NAN
         return out
+
+    def is_finite(self, payload: WireVector) -> bool:
+        magnitudes = payload.view(np.uint16) & 0x7FFF
+        return bool(magnitudes.max(initial=0) < INFINITE)
 
     def decode_into(self, payload: EncodedVector, out: FloatVector) -> None:
         wire = np.frombuffer(payload, np.uint16)

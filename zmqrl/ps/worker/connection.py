@@ -177,12 +177,16 @@ class Connection:
         """Contribute ``gradient``, float32 (count,), computed on ``weights``. Does not block.
 
         ``gradient`` is read in place until the next ``pull`` returns, or longer. Call ``gradient_buffer`` for each
-        push.
+        push. Raises ClusterError if a number is not finite: shards would reject the gradient.
         """
         assert gradient.dtype == np.float32
         assert gradient.shape == self._vector.shape
+        codec = self.cluster.codec
         with self.spans("encode"):
-            payload = CODECS[self.cluster.codec].encode(gradient)
+            payload = CODECS[codec].encode(gradient)
+            is_finite = CODECS[codec].is_finite(payload)
+        if not is_finite:
+            raise ClusterError(f"the gradient of version {weights.version} is not finite as {codec}.")
         with self.spans("push"):
             trackers: list[zmq.MessageTracker] = []
             self._buffers.append((gradient, trackers))
