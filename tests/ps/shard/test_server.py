@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -38,7 +39,7 @@ from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.codec import CODECS, FloatVector
-from zmqrl.ps.worker.connection import Connection, PulledWeights
+from zmqrl.ps.worker.connection import MOST_KEPT, Connection, PulledWeights
 
 pytestmark = pytest.mark.processes
 
@@ -279,6 +280,30 @@ def test_a_gradient_names_the_weights_it_was_computed_on_after_a_pull_that_timed
         assert pulled(impatient, newest).version == newest + 1
         last = running.history(0)[-1]
         assert (last["ranks"], last["version"], last.get("staleness", [0])) == ([1], newest + 1, [0])
+
+
+def test_gradients_of_the_caller_are_not_kept(tmp_path: Path) -> None:
+    with served(tmp_path, shards=2, workers=1) as running, Connection(running.cluster, 0) as connection:
+        weights, gradients = pulled(connection), list[weakref.ref[FloatVector]]()
+        for _ in range(50):
+            gradient = np.zeros(1000, np.float32)
+            gradients.append(weakref.ref(gradient))
+            connection.push(weights, gradient)
+            weights = pulled(connection, weights.version)
+        del gradient
+        eventually(lambda: sum(each() is not None for each in gradients) <= MOST_KEPT, "few gradients are left")
+
+
+@pytest.mark.parametrize("codec", ["f32", "bf16"])
+def test_the_buffers_of_gradients_are_used_again(tmp_path: Path, codec: str) -> None:
+    with served(tmp_path, shards=2, workers=1, codec=codec) as running, Connection(running.cluster, 0) as connection:
+        weights, buffers = pulled(connection), dict[int, FloatVector]()
+        for _ in range(50):
+            buffer = connection.gradient_buffer()
+            buffers[id(buffer)] = buffer
+            connection.push(weights, buffer)
+            weights = pulled(connection, weights.version)
+        assert len(buffers) <= MOST_KEPT + 1
 
 
 @pytest.mark.parametrize(("codec", "number"), [("f32", np.nan), ("f32", -np.inf), ("bf16", np.nan), ("bf16", 3.4e38)])

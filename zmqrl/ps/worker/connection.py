@@ -13,7 +13,7 @@ import socket as host_socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
 import msgpack
@@ -37,6 +37,7 @@ from zmqrl.ps.worker.machine import WorkerMachine, WorkerTiming
 from zmqrl.words import counted
 
 POLL_MS = 50
+MOST_KEPT = 3  # gradients: one to be sent again, one in ZeroMQ's queues, and one to spare
 CLOSED_WITHIN_S = 5.0
 
 
@@ -59,13 +60,18 @@ class PulledWeights:
         return min(self.versions)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Outgoing:
-    """A contribution, its encoded ``payload``, and trackers that show when ZeroMQ has finished reading the payload."""
+    """A contribution, with its ``gradient`` and the encoded ``payload``.
+
+    ``trackers`` show when ZeroMQ has finished reading the payload. Once it is ``released``, it is not sent again.
+    """
 
     contributed: e.Contributed
+    gradient: FloatVector
     payload: WireVector
-    trackers: list[zmq.MessageTracker]
+    trackers: list[zmq.MessageTracker] = field(default_factory=list)
+    released: bool = False
 
 
 class Connection:
@@ -112,8 +118,7 @@ class Connection:
         self._slices = cluster.layout.slices
         self._vector = np.zeros(cluster.layout.count, np.float32)
         self._generation = -1  # the generation that ``pull`` returned last
-        self._buffers: list[tuple[FloatVector, list[zmq.MessageTracker]]] = []
-        self._unreleased: FloatVector | None = None  # the gradient that may be sent again
+        self._pushed: list[Outgoing] = []  # the newest contributions whose gradients can be overwritten, now or later
         self._outgoing: Outgoing | None = None  # the newest contribution that the machine knows
         self._machine = WorkerMachine(
             run=cluster.run,
@@ -167,10 +172,10 @@ class Connection:
 
     def gradient_buffer(self) -> FloatVector:
         """A float32 (count,) vector for the next gradient. Nothing else uses the vector until you push it."""
-        for i, (buffer, trackers) in enumerate(self._buffers):
-            if buffer is not self._unreleased and all(tracker.done for tracker in trackers):
-                del self._buffers[i]
-                return buffer
+        for each in self._pushed:
+            if each.released and all(tracker.done for tracker in each.trackers):
+                self._pushed.remove(each)
+                return each.gradient
         return np.zeros(self.cluster.layout.count, np.float32)
 
     def push(self, weights: PulledWeights, gradient: FloatVector) -> None:
@@ -188,11 +193,10 @@ class Connection:
         if not is_finite:
             raise ClusterError(f"the gradient of version {weights.version} is not finite as {codec}.")
         with self.spans("push"):
-            trackers: list[zmq.MessageTracker] = []
-            self._buffers.append((gradient, trackers))
-            self._unreleased = gradient
             contributed = e.Contributed(weights.generation, weights.versions, round(weights.elapsed * WHOLE))
-            self._post(Outgoing(contributed, payload, trackers))
+            outgoing = Outgoing(contributed, gradient, payload)
+            self._pushed = [*self._pushed[1 - MOST_KEPT :], outgoing]
+            self._post(outgoing)
         if self._profiler is not None:
             self._record_cycle(self._profiler, weights)
 
@@ -341,6 +345,7 @@ class Connection:
                     # Stops at the first shard to which the report can be sent.
                     any(self._send(shard, event) for shard in self._machine.report_order())
                 elif isinstance(event, Outgoing):
+                    self._release()
                     self._outgoing = event
                     self._handle(event.contributed)
                 else:
@@ -425,7 +430,7 @@ class Connection:
                 case e.SendGradient():
                     self._send_gradient(action.shard, action.header)
                 case e.Release():
-                    self._unreleased = None
+                    self._release()
                 case e.Assembled():
                     last_us = max(self._arrivals_us)
                     self._pulled = last_us, self._arrivals_us.index(last_us)
@@ -439,6 +444,10 @@ class Connection:
                     self._log.log(logging.getLevelNamesMapping()[action.level.upper()], action.text)
                 case _:
                     assert_never(action)
+
+    def _release(self) -> None:
+        if self._outgoing is not None:
+            self._outgoing.released = True
 
     def _send(self, shard: int, message: m.FromWorker) -> bool:
         """Send without waiting. Returns whether ``message`` was sent."""
