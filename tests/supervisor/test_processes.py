@@ -8,6 +8,7 @@ import pytest
 from zmqrl.errors import DISK_IS_FULL, USER_CODE_FAILED, ClusterError, UsageError
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp
 from zmqrl.process_id import ProcessId, ProcessRole, worker_id
+from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.ending import explained
 from zmqrl.supervisor.processes import (
@@ -235,8 +236,67 @@ def test_a_silent_process_is_named_every_five_seconds_and_killed_after_thirty() 
 def test_time_in_which_the_supervisor_was_stopped_does_not_count_as_silence() -> None:
     processes = Processes()
     processes.heard(WORKER, 0.0)
-    processes.pardon(100.0)
+    processes.pardon(100.0, now=101.0)
     assert processes.watch_silence(101.0) == (set(), [])
+
+
+def test_a_pardon_does_not_put_off_the_end_of_a_process_that_was_heard_in_that_time() -> None:
+    processes = Processes()
+    processes.heard(WORKER, 139.0)
+    processes.pardon(40.0, now=140.0)
+    assert processes.silent_s(WORKER, 140.0) == 0.0
+    assert processes.watch_silence(169.5)[1] == [e.TellSilence(WORKER, 29.5)]
+    assert processes.watch_silence(170.0)[1] == [e.KillProcess(WORKER, 30.0)]
+
+
+def silent(rank: int, silent_s: float) -> m.Stats:
+    """The statistics of a shard that sees only worker ``rank``, which it last heard ``silent_s`` ago."""
+    return m.Stats(
+        run="r",
+        shard=0,
+        incarnation=1,
+        generation=1,
+        version=1,
+        view=1,
+        quorum=1,
+        state="open",
+        held=(),
+        present=(rank,),
+        silent_ms=(int(1000 * silent_s),),
+        tallies=(),
+        unattributed=0,
+        captured=None,
+        totals=(),
+        captured_totals=(),
+        stop=None,
+        failure="",
+    )
+
+
+def test_the_silence_of_a_worker_counts_from_its_last_message_to_any_shard() -> None:
+    processes = Processes()
+    processes.start(WORKER, -1.0)
+    told = []
+    for tenths in range(400):
+        now = tenths / 10
+        # One of the two shards heard the worker a second earlier. After 8 s, the worker is absent for the other one.
+        processes.hear_workers(silent(0, now) if now < 8.0 else silent(1, 0.0), now)
+        processes.hear_workers(silent(0, now + 1.0), now)
+        told += [(now, action) for action in processes.watch_silence(now)[1]]
+    assert told[0] == (5.0, e.TellSilence(WORKER, 5.0))
+    assert [each for each in told if isinstance(each[1], e.KillProcess)] == [(30.0, e.KillProcess(WORKER, 30.0))]
+
+
+def test_the_messages_of_a_dead_worker_do_not_make_its_successor_silent() -> None:
+    processes = Processes()
+    processes.start(WORKER, 0.0)
+    processes.hear_workers(silent(0, 0.0), 9.0)
+    processes.died(died("worker-0"), 10.0)
+    processes.start(WORKER, 10.5)
+    processes.hear_workers(silent(0, 2.0), 11.0)
+    assert processes.watch_silence(100.0) == (set(), []), "the start of a worker has no limit"
+    processes.hear_workers(silent(0, 0.5), 100.0)
+    assert processes.silent_s(WORKER, 100.0) == 0.5
 
 
 # hosts

@@ -215,6 +215,7 @@ class SupervisorMachine:
                 return self.shards.on_welcome(shard, message, self.membership.view)
             case m.Stats():
                 self.processes.heard(shard_id(shard), now)
+                self.processes.hear_workers(message, now)
                 if message.state == "open":
                     self._open_at = now
                 if self.shards.on_stats(shard, message):
@@ -310,10 +311,10 @@ class SupervisorMachine:
         shards, processes = self.shards, self.processes
         since_s = now - self._asked_at if self._asked_at else 0.0
         if since_s > GREET_AGAIN_S:  # this process was suspended, so it received no messages
-            processes.pardon(since_s)
+            processes.pardon(since_s, now)
             self.stalls.pardon(since_s)
-        elif not shards.stats:  # only shards hear workers
-            processes.pardon(since_s, "worker")
+        elif not any(processes.silent_s(shard_id(shard), now) <= since_s for shard in shards.stats):
+            processes.pardon(since_s, now, "worker")  # only shards hear workers, and none has answered
         self._asked_at = now
         processes.made(min(shards.seen.values()), now)
         self.stalls.made(min(shards.seen.values()), now)
@@ -329,7 +330,6 @@ class SupervisorMachine:
         if any(processes.unreachable_s(shard_id(shard), now) is not None for shard in shards.down):
             shards.rollback_at = None  # a rollback waits for lost hosts, too
         actions += told + shards.roll_back(self.membership.view, now, self.elapsed(now))
-        processes.hear_workers(shards.stats.values(), now)
         if shards.rollback is None and shards.all_told:
             actions += self._observe_members(now) + self._checkpoint_step(now) + self._tell_elapsed(now)
         return actions + self._watch_version(now)

@@ -178,12 +178,13 @@ class Processes:
         self._heard_at[process] = at
         self._awaited_since.pop(process, None)
 
-    def hear_workers(self, stats: Iterable[m.Stats], now: float) -> None:
-        """Note a sign of life of each worker that a shard hears. A worker that no shard sees is missing, not silent."""
-        for each in stats:
-            for rank, silent_ms in zip(each.present, each.silent_ms, strict=False):
-                if silent_ms < 1000 * SILENCE_S and worker_id(rank) in self.running:
-                    self.heard(worker_id(rank), now)
+    def hear_workers(self, stats: m.Stats, now: float) -> None:
+        """Note when a shard last heard each worker. A process that no shard has heard yet is missing, not silent."""
+        for rank, silent_ms in zip(stats.present, stats.silent_ms, strict=False):
+            worker, at = worker_id(rank), now - silent_ms / 1000
+            # A message before the start came from the previous process of this rank.
+            if worker in self.running and at > self._heard_at.get(worker, self._changed_at[worker]):
+                self.heard(worker, at)
 
     def silent_s(self, process: ProcessId, now: float) -> float:
         """Seconds since the last sign of life of the process, or 0 before the first one."""
@@ -223,12 +224,15 @@ class Processes:
             unreachable_s=self.unreachable_s(process, now),
         )
 
-    def pardon(self, seconds: float, *roles: ProcessRole) -> None:
-        """Do not count ``seconds`` as silence of the processes of ``roles`` (default: all): no message could arrive."""
+    def pardon(self, seconds: float, now: float, *roles: ProcessRole) -> None:
+        """Do not count the last ``seconds`` as silence of the processes of ``roles`` (default: all).
+
+        No message could arrive then. A process that was heard nevertheless is silent from ``now`` on.
+        """
         for since in (self._heard_at, self._awaited_since):
             for process in since:
                 if not roles or process.role in roles:
-                    since[process] += seconds
+                    since[process] = min(now, since[process] + seconds)
 
     def watch_silence(self, now: float) -> tuple[set[ProcessId], list[e.Action]]:
         """Report processes that give no sign of life, and kill processes that have hung for ``HUNG_S``.
