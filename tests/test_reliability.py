@@ -8,6 +8,7 @@ from support.paths import ROOT
 
 from zmqrl.commands.run.launch import Options
 from zmqrl.hostd import daemon, fork_server, guard
+from zmqrl.json_lines import PIECE_BYTES
 from zmqrl.ps.shard import START_WITHIN_S
 from zmqrl.ps.wire.sockets import new_context, new_socket, shard_sockets
 from zmqrl.ps.worker.machine import WorkerTiming
@@ -37,6 +38,11 @@ ENDS_WITHIN_S = daemon.GRACE_S + daemon.KILLED_WITHIN_S
 )
 def test_the_page_has_the_times_of_the_code(promise: str) -> None:
     assert promise in PAGE
+
+
+def test_a_start_reads_as_much_of_a_history_as_the_page_says() -> None:
+    assert PIECE_BYTES == 1 << 20
+    assert "| the next start, if the line is in the last MiB of the file." in PAGE
 
 
 def test_a_process_is_given_up_after_the_number_of_deaths_on_the_page() -> None:
