@@ -79,6 +79,12 @@ def test_of_two_consecutive_versions_the_lower_one_is_saved() -> None:
     assert saved(welcome(0, 8), welcome(1, 7)) == {0: 7, 1: 7}
 
 
+def test_the_version_before_a_damaged_one_is_saved_only_if_the_other_shard_still_has_it() -> None:
+    assert saved(welcome(0, 99), welcome(1, 100), made=100) == {0: 99, 1: 99}
+    with pytest.raises(ClusterError, match="the shards hold no version in common: they are at 99 to 101"):
+        saved(welcome(0, 99), welcome(1, 101), made=100)
+
+
 def test_asynchronous_shards_are_saved_at_their_own_versions() -> None:
     assert saved(welcome(0, 709), welcome(1, 711), together=False) == {0: 709, 1: 711}
     newest = checkpoint(709, {}, (709, 711))
