@@ -23,6 +23,7 @@ from zmqrl.ps.shard.job import ShardJob
 from zmqrl.ps.shard.machine import ShardTiming
 from zmqrl.ps.shard.optimizer import Optimizer, OptimizerConfig
 from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.codec import is_finite
 from zmqrl.ps.wire.keys import RunKeys
 from zmqrl.ps.wire.sockets import SOCKET_ROLES, ShardUp, SocketRole
 from zmqrl.rundir import RunDirectory, directory_for_sockets
@@ -86,9 +87,18 @@ def standalone_shards(
     mode. The shards keep state and history in ``directory``, or in a directory that is deleted when the block ends.
     With ``transport`` tcp, they listen at ``address``: an address of this host, not a wildcard. ``curve`` encrypts the
     connections and authenticates each worker by its key. With ``profiler``, each shard records its time. Schedules that
-    follow the progress of the run end at version ``horizon``. Raises UsageError when such a schedule has no end, and
-    ClusterError when a shard does not start.
+    follow the progress of the run end at version ``horizon``. Raises UsageError when such a schedule has no end or
+    another argument is wrong, and ClusterError when a shard does not start.
     """
+    quorum = (1 if asynchronous else workers) if quorum is None else quorum
+    require(
+        vector.dtype == np.float32 and vector.shape == (layout.count,),
+        f"vector is {vector.dtype} {vector.shape}: it must be float32 ({layout.count},).",
+    )
+    require(is_finite(vector), "vector has numbers that are not finite.")
+    require(1 <= workers <= m.MAX_WORKERS, f"workers {workers}: must be from 1 to {m.MAX_WORKERS}.")
+    require(1 <= quorum <= workers, f"quorum {quorum}: must be from 1 to {workers}, the number of workers.")
+    require(quorum == 1 or not asynchronous, f"quorum {quorum}: must be 1 in asynchronous mode.")
     require(
         horizon is not None or not optimizer.follows_progress,
         f"final_learning_rate {optimizer.final_learning_rate}: the schedule needs an end. "
@@ -131,9 +141,7 @@ def standalone_shards(
             zeros = len(Optimizer(optimizer).state_names)
             for cut in layout.slices:
                 state = vector[cut.start : cut.stop].tobytes() + bytes(4 * cut.count * zeros)
-                control.load(
-                    cut.shard, 1, 0, 1, quorum or (1 if asynchronous else workers), tuple(range(workers)), state
-                )
+                control.load(cut.shard, 1, 0, 1, quorum, tuple(range(workers)), state)
             cluster = Cluster(
                 run=run, layout=layout, codec=codec, endpoints=tuple(endpoints), asynchronous=asynchronous
             )
