@@ -145,6 +145,16 @@ def test_a_non_finite_update_makes_no_version_and_is_reported_to_the_supervisor(
     assert of(Update, make_version(shard, 0, 1)), "a loaded checkpoint accepts contributions again"
 
 
+def test_a_stall_names_only_the_first_missing_workers() -> None:
+    ranks = tuple(range(1000))
+    shard = opened(view=View(1, 999, ranks), workers=ranks)
+    push(shard, 0)
+    (log,) = of(Log, shard.handle(Tick(), 6.0))
+    assert log.text.startswith("version 0 has 1 of 999 contributions, none new for 6 s; missing: worker 1 (here, ")
+    assert log.text.endswith(" ago) and 979 more")
+    assert log.text.count("worker") == 20
+
+
 def test_a_failure_of_many_ranks_names_some_of_them_and_fits_into_a_message() -> None:
     ranks = tuple(range(1000))
     shard = opened(view=View(1, 1000, ranks), workers=ranks)

@@ -199,12 +199,10 @@ class ShardMachine:
         """Publish the new version. If the new numbers are not finite, keep the old version and end the run."""
         record, self.making = event.record, None
         if not event.finite:
-            ranks = ", ".join(map(str, record.ranks[:RANKS_NAMED]))
-            more = len(record.ranks) - RANKS_NAMED
             noun = "rank" if len(record.ranks) == 1 else "ranks"
             self.failure = (
-                f"version {record.version} has numbers that are not finite, from contributions of {noun} {ranks}"
-                f"{f' and {more} more' if more > 0 else ''}"
+                f"version {record.version} has numbers that are not finite, from contributions of {noun} "
+                f"{_first([*map(str, record.ranks[:RANKS_NAMED])], len(record.ranks))}"
             )
             self.state, self.stop = "ended", self.version
             told = self.roster.to_supervisor(self._stats(now))
@@ -409,10 +407,11 @@ class ShardMachine:
 
     def _stall(self, now: float) -> str:
         held = self.contributions.held
-        missing = [self.roster.describe(rank, now) for rank in self.view.members if rank not in held]
+        missing = [rank for rank in self.view.members if rank not in held]
+        described = [self.roster.describe(rank, now) for rank in missing[:RANKS_NAMED]]
         return (
             f"version {self.version} has {len(held)} of {counted(self.view.quorum, 'contribution')}, none new for "
-            f"{now - self.progress_at:.0f} s; missing: {', '.join(missing)}"
+            f"{now - self.progress_at:.0f} s; missing: {_first(described, len(missing))}"
         )
 
     # messages about this shard
@@ -486,3 +485,8 @@ class ShardMachine:
         assert self.state != "open" or not complete, "the quorum is complete but the version is open"
         assert self.stop is None or self.state != "ended" or self.version == self.stop, "ended at the wrong version"
         assert self.last is None or self.last.version == self.version, "the record belongs to another version"
+
+
+def _first(named: list[str], count: int) -> str:
+    """The first names of a list with ``count`` names, in words."""
+    return ", ".join(named) + (f" and {count - len(named)} more" if count > len(named) else "")
