@@ -115,6 +115,14 @@ def test_an_idle_run_is_stopped_at_its_current_version() -> None:
     assert stop_shards(control, [0], 5.0, lambda: None)[0] == {0: 100}
 
 
+def test_shards_that_do_not_stop_are_named() -> None:
+    control: Any = LateControl(100, 100, 100, pace=0, late=0)
+    first = control._stats()
+    control._answer = lambda shards: {shard: first[shard] for shard in shards}
+    with pytest.raises(ClusterError, match=r"^shards 0-2 did not stop within 0\.2 s\.$"):
+        stop_shards(control, range(3), 0.1, lambda: None)
+
+
 def test_all_shards_end_at_once_where_they_are_if_one_can_make_no_more_versions() -> None:
     control: Any = LateControl(100, 101, pace=0, late=0, failed=0)
     rounds: list[int] = []

@@ -228,6 +228,22 @@ def test_a_rollback_that_waits_too_long_for_a_shard_ends_the_run(run: Run) -> No
     assert fails[0] == e.Fail("shard 1 did not come up within 60 s.")
 
 
+def test_a_rollback_that_shards_do_not_carry_out_ends_the_run_with_the_last_reason() -> None:
+    run, act = Run(), Run.act
+
+    def never_loads(action: e.Action) -> None:
+        if isinstance(action, e.LoadCheckpoint):
+            run.feed(e.CheckpointNotLoaded("shard 1 did not answer LOAD within 5 s."))
+        else:
+            act(run, action)
+
+    run.act = never_loads  # type: ignore[method-assign]
+    run.ticks(LOAD_WITHIN_S + 2.0)
+    assert run.told(e.Fail)[0] == e.Fail(
+        "the shards did not load the checkpoint within 60 s: shard 1 did not answer LOAD within 5 s."
+    )
+
+
 def test_a_rollback_waits_for_a_lost_host_as_long_as_the_run_does(run: Run) -> None:
     run.kill_shard(0)
     run.start_shard(0)  # without its state

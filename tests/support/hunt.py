@@ -29,7 +29,7 @@ FAULTS_WITHIN_S = 45.0  # less than the time after which a supervisor gives up a
 CHUNK = 250
 ROUNDS_TO_LOAD = 40
 # How a run fails if faults keep the shards from loading a checkpoint for too long.
-NOT_LOADED = re.compile(rf"(did not come up|did not load the checkpoint) within {LOAD_WITHIN_S:g} s\.$")
+NOT_LOADED = re.compile(rf"(did not come up|did not load the checkpoint) within {LOAD_WITHIN_S:g} s[.:]")
 
 
 class Schedule:

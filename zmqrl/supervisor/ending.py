@@ -20,6 +20,7 @@ from zmqrl.ps.control import ShardControl, only
 from zmqrl.ps.wire import messages as m
 from zmqrl.rundir import RunDirectory, write_json
 from zmqrl.supervisor.events import Reason
+from zmqrl.words import numbered
 
 LOOK_EVERY_S = 0.1
 ALONE_WITHIN_S = 3.0  # in asynchronous mode: the wait ends after this time without a new version
@@ -78,7 +79,8 @@ def stop_shards(
     growth = dict.fromkeys(stats, 0)
     while any(s.state != "ended" for s in stats.values()):
         if time.monotonic() >= began_at + 2 * within_s:
-            raise ClusterError(f"the shards did not stop within {2 * within_s:g} s.")
+            late = numbered("shard", (shard for shard, s in stats.items() if s.state != "ended"))
+            raise ClusterError(f"{late} did not stop within {2 * within_s:g} s.")
         for shard, known in list(stats.items()):
             # If a shard still makes versions, move its end ahead by twice what it has made since the last request.
             stats |= ask({shard: after(known.version, 2 * growth[shard])})

@@ -158,6 +158,7 @@ class SupervisorMachine:
                 self.checkpoint_version = None
                 return [*self.shards.loaded(), e.UndoRows(self.shards.generation)]
             case e.CheckpointNotLoaded(why):
+                self.shards.not_loaded = why
                 return [e.Notice(f"cannot roll back yet: {why}")]
             case e.CheckpointWanted():
                 failed_at = self._checkpoint_failed_at

@@ -20,6 +20,7 @@ class Shards:
     - ``stats``: the last STATS of each shard since it started or loaded a checkpoint.
     - ``down``: the shards that have not sent WELCOME since they started.
     - ``rollback``: why all shards must load the checkpoint, or None. At first: ``START``.
+    - ``not_loaded``: why the last attempt to load it failed, as a sentence.
     """
 
     def __init__(self, checkpoint: tuple[int, ...], generation: int, stop_at: int | None) -> None:
@@ -29,6 +30,7 @@ class Shards:
         self.seen = dict(enumerate(checkpoint))
         self.down = set(self.numbers)
         self.rollback: str | None = START
+        self.not_loaded = "no shard was asked."
         self.rollback_at: float | None = None
         self._welcomed: dict[int, int] = {}  # by shard: the incarnation in its last WELCOME
         self._claims: dict[int, dict[int, int]] = {}  # by shard and rank: versions that workers claim to have seen
@@ -133,9 +135,10 @@ class Shards:
             return []
         self.rollback_at = self.rollback_at or now
         if now - self.rollback_at > LOAD_WITHIN_S:
+            if not self.down:
+                return [e.Fail(f"the shards did not load the checkpoint within {LOAD_WITHIN_S:g} s: {self.not_loaded}")]
             down = ", ".join(f"shard {shard}" for shard in sorted(self.down))
-            missed = f"{down} did not come up" if down else "the shards did not load the checkpoint"
-            return [e.Fail(f"{missed} within {LOAD_WITHIN_S:g} s.")]
+            return [e.Fail(f"{down} did not come up within {LOAD_WITHIN_S:g} s.")]
         if self.down:
             return []
         self.generation += 1
