@@ -202,7 +202,8 @@ class Worker:
         kind = header[1]
         incarnation, generation, version = header[4:7]
         if incarnation > shard.incarnation:
-            shard.incarnation, shard.welcomed, shard.needs, shard.request_at = incarnation, False, 0, float("-inf")
+            shard.incarnation, shard.welcomed, shard.final, shard.needs = incarnation, False, None, 0
+            shard.request_at = float("-inf")
             if kind != "WELCOME":
                 self._hello(shard)
         if incarnation == shard.incarnation and generation > shard.generation:

@@ -311,6 +311,16 @@ def test_a_shard_judges_contributions_as_the_page_says(row: int) -> None:
 # the worker that was written from the page
 
 
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Any]:
+    """A bare worker whose only shard does not exist."""
+    layout = Layout.of([("w", (16,))], 1)
+    shards = [{role: f"ipc://{tmp_path}/{role}" for role in ("grad", "weights", "control")}]
+    worker = bare_worker.Worker({"run": "r", "layout": layout.to_json(), "shards": shards}, 0, None)
+    yield worker
+    worker.context.destroy(linger=0)
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize(
     "frames",
@@ -327,19 +337,23 @@ def test_a_shard_judges_contributions_as_the_page_says(row: int) -> None:
         [msgpack.packb(["zmqrl/1", "LATER", "r", 0])],
     ],
 )
-def test_the_bare_worker_ignores_malformed_messages(tmp_path: Path, frames: list[bytes]) -> None:
-    layout = Layout.of([("w", (16,))], 1)
-    shards = [{role: f"ipc://{tmp_path}/{role}" for role in ("grad", "weights", "control")}]
-    worker = bare_worker.Worker({"run": "r", "layout": layout.to_json(), "shards": shards}, 0, None)
-    try:
-        worker._received(worker.shards[0], frames)
-        assert worker.whole_version() is None
-        worker._received(worker.shards[0], [msgpack.packb(["zmqrl/1", "HEARTBEAT", "r", 1, 9, 1, 1, 1, [], True])])
-        assert worker.shards[0].incarnation != 9, "this message is about another shard"
-        with pytest.raises(ConnectionRefusedError, match="because"):
-            worker._received(worker.shards[0], [msgpack.packb(["zmqrl/9", "REFUSE", "s", "whim", "because"])])
-    finally:
-        worker.context.destroy(linger=0)
+def test_the_bare_worker_ignores_malformed_messages(alone: Any, frames: list[bytes]) -> None:
+    alone._received(alone.shards[0], frames)
+    assert alone.whole_version() is None
+    alone._received(alone.shards[0], [msgpack.packb(["zmqrl/1", "HEARTBEAT", "r", 1, 9, 1, 1, 1, [], True])])
+    assert alone.shards[0].incarnation != 9, "this message is about another shard"
+    with pytest.raises(ConnectionRefusedError, match="because"):
+        alone._received(alone.shards[0], [msgpack.packb(["zmqrl/9", "REFUSE", "s", "whim", "because"])])
+
+
+@pytest.mark.processes
+def test_a_new_process_of_a_shard_cancels_the_bye_of_the_old_one_for_the_bare_worker(alone: Any) -> None:
+    (shard,) = alone.shards
+    alone._received(shard, [msgpack.packb(["zmqrl/1", "BYE", "r", 0, 100, 1, 7])])
+    assert alone.ended()
+    welcome = ["zmqrl/1", "WELCOME", "r", 0, 200, 1, 7, 1, 1, [0], "f32", "open", True]
+    alone._received(shard, [msgpack.packb(welcome)])
+    assert not alone.ended()
 
 
 @pytest.mark.parametrize("changes", [{"protocol": "zmqrl/2"}, {"mode": "async"}, {"codec": "f8"}])
