@@ -466,6 +466,22 @@ def test_a_non_finite_update_is_not_stored_and_its_ranks_are_named(tmp_path: Pat
         assert np.isfinite(running.end_with(2)).all()
 
 
+def test_weights_that_are_finite_only_as_float32_are_not_published_as_bfloat16(tmp_path: Path) -> None:
+    plain = OptimizerConfig(name="sgd", learning_rate=1.0)
+    with (
+        served(tmp_path, workers=1, codec="bf16", optimizer=plain, start=np.zeros(1000, np.float32)) as running,
+        Connection(running.cluster, 0, timing=QUICK_WORKER) as connection,
+    ):
+        for version, number in enumerate((-3.38e38, -2e36)):
+            gradient = np.zeros(1000, np.float32)
+            gradient[17] = number
+            connection.push(pulled(connection, version - 1), gradient)
+        eventually(lambda: bool(running.stats()[0].failure), "the failure")
+        first = running.stats()[0]
+        assert first.failure == "version 2 has numbers that are not finite, from contributions of rank 0"
+        assert (first.version, first.state) == (1, "ended")
+
+
 def test_the_quorum_can_shrink_while_a_version_waits(tmp_path: Path) -> None:
     with served(tmp_path, workers=3) as running:
         with Worker(running.cluster, 0) as first, Worker(running.cluster, 1):

@@ -256,7 +256,11 @@ class ShardServer:
             self.sum.value = self.sum.buffer
         if finite:
             with self.spans("commit"):
-                self.history.append(record, self._commit(new, record))
+                codec, payload = CODECS[self.job.codec], self._encoded(new)
+                # The greatest numbers of float32 are infinite in a shorter format.
+                finite = codec.keeps_float32 or codec.is_finite(payload)
+                if finite:
+                    self.history.append(record, self._commit(new, record, payload))
         return finite
 
     def _commit_again(self, record: e.Record) -> None:
@@ -264,12 +268,12 @@ class ShardServer:
         assert old is not None
         for target, source in zip(self._arrays(new), self._arrays(old), strict=True):
             target[:] = source
-        self._commit(new, record)
+        self._commit(new, record, self._encoded(new))
 
-    def _commit(self, slot: Slot, record: e.Record) -> int:
-        """Make ``slot`` the newest version. Returns the CRC-32 of the published weights."""
-        self.payload = self._encoded(slot)
-        crc32 = zlib.crc32(self.payload.data)
+    def _commit(self, slot: Slot, record: e.Record, payload: WireVector) -> int:
+        """Make ``slot`` the newest version, with its encoded weights. Returns the CRC-32 of the published weights."""
+        self.payload = payload
+        crc32 = zlib.crc32(payload.data)
         self.store.commit(
             slot, generation=record.generation, version=record.version, record=pack_record(record), crc32=crc32
         )
@@ -395,7 +399,7 @@ class ShardServer:
         for array, source in zip(self._arrays(slot), numbers, strict=True):
             array[:] = source
         # Commit first: if the process is killed before the rewind, the next process does the rewind.
-        self._commit(slot, record)
+        self._commit(slot, record, self._encoded(slot))
         self.history.rewind(load.version, load.generation)
         self._tell_of_history()
         self.loading = bytearray()
