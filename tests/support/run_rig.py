@@ -195,8 +195,15 @@ class Run:
         self.eventually(lambda: words in self.said(), f"to print {words!r}")
 
     def eventually(self, condition: Any, what: str) -> None:
-        eventually(lambda: condition() or self.process.poll() is not None, what, WITHIN_S)
-        assert condition(), f"ended without {what}; it printed:\n{self.said()}"
+        met = False
+
+        def is_over() -> bool:
+            nonlocal met
+            met = bool(condition())
+            return met or self.process.poll() is not None
+
+        eventually(is_over, what, WITHIN_S)
+        assert met or condition(), f"ended without {what}; it printed:\n{self.said()}"
 
     def pids(self) -> list[int]:
         """The process ids of the shards and workers that the supervisor has started."""
