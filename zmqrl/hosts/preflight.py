@@ -244,7 +244,7 @@ def _version_warnings(facts: Mapping[str, Facts]) -> Iterator[str]:
     for package, key, form in (("torch", "torch", r"[^+]+"), ("Python", "python", r"\d+\.\d+")):
         hosts: dict[str, list[str]] = {}
         for host, about in facts.items():
-            if version := re.match(form, about[key] or ""):
+            if version := re.match(form, about.get(key) or ""):
                 hosts.setdefault(version[0], []).append(host)
         if len(hosts) > 1:
             which = "; ".join(f"{version} on {_some(names)}" for version, names in hosts.items())
