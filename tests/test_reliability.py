@@ -11,6 +11,7 @@ from zmqrl.hostd import daemon, fork_server, guard
 from zmqrl.json_lines import PIECE_BYTES
 from zmqrl.ps.shard import START_WITHIN_S
 from zmqrl.ps.wire.sockets import new_context, new_socket, shard_sockets
+from zmqrl.ps.worker.known_shard import LEASES_FOR_A_SLICE
 from zmqrl.ps.worker.machine import WorkerTiming
 from zmqrl.supervisor.processes import FAILURES_IN_A_ROW, HUNG_S, KILLS_IN_A_ROW, SILENCE_S
 
@@ -32,7 +33,8 @@ ENDS_WITHIN_S = daemon.GRACE_S + daemon.KILLED_WITHIN_S
         f"In the row about a hanging worker, this took {SILENCE_S:g} s longer",
         f"If the fork server was stopped, the first of these processes starts {fork_server.FORKS_WITHIN_S:g} s late |",
         f"`--lease-s` is {Options.lease_s:g} s by default.",
-        f"After {WorkerTiming().lease_s:g} s, it ends and is restarted |",
+        f"After {WorkerTiming().lease_s:g} s, or after {LEASES_FOR_A_SLICE * WorkerTiming().lease_s:g} s if only one "
+        "connection fails, it ends and is restarted |",
         f"every process on every host ends within `--lease-s` plus {ENDS_WITHIN_S:g} s.",
     ],
 )

@@ -241,12 +241,31 @@ def test_a_directory_in_which_other_users_can_write_is_not_searched_on_another_h
     look_for_modules_there()
     assert sys.path == [*before, str(home)]
     assert capsys.readouterr().err == (
-        f"modules in {there} cannot be imported: other users can write to this directory, or it is not yours\n"
+        f"modules in {there} cannot be imported: other users can write to this directory, or it is not yours. "
+        "If you trust it, name it in PYTHONPATH\n"
     )
     monkeypatch.chdir(there)
     sys.path[:] = before
     look_for_modules_there()
     assert sys.path == [*before, str(there)], "the user started zmqrl on this machine, in this directory"
+
+
+def test_a_directory_that_this_user_may_not_enter_on_another_host_is_not_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skip_or_fail: Callable[[str], NoReturn]
+) -> None:
+    if os.geteuid() != 0:
+        skip_or_fail("only root can become another user")
+    (tmp_path / "closed/project").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0o700)
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(sys, "path", list(before := sys.path))
+    monkeypatch.setenv(STARTED_IN, str(tmp_path / "closed/project"))
+    os.seteuid(65534)
+    try:
+        look_for_modules_there()
+    finally:
+        os.seteuid(0)
+    assert sys.path == [*before, "/"]
 
 
 def test_a_directory_that_does_not_exist_on_another_host_is_not_searched(

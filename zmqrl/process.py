@@ -191,10 +191,11 @@ def look_for_modules_there() -> None:
     with contextlib.suppress(FileNotFoundError):  # the directory was removed
         here = Path.cwd()
         there = Path(os.environ.get(STARTED_IN, here)).resolve()
-        found = [directory for directory in (there, here) if directory.is_dir()]
+        # Unlike Path.is_dir, this is False for a directory below one that this user may not enter.
+        found = [directory for directory in (there, here) if os.path.isdir(directory)]  # noqa: PTH112
         if there in found and there != here and not is_ours(there):
             found.remove(there)
-            why = "other users can write to this directory, or it is not yours"
+            why = "other users can write to this directory, or it is not yours. If you trust it, name it in PYTHONPATH"
             sys.stderr.write(f"modules in {there} cannot be imported: {why}\n")
         look_for_modules(*map(str, found))
 

@@ -314,7 +314,7 @@ class SupervisorMachine:
         if since_s > GREET_AGAIN_S:  # this process was suspended, so it received no messages
             processes.pardon(since_s, now)
             self.stalls.pardon(since_s)
-        elif not any(processes.silent_s(shard_id(shard), now) <= since_s for shard in shards.stats):
+        elif not any(processes.silent_s(shard_id(shard), now) <= GREET_AGAIN_S for shard in shards.stats):
             processes.pardon(since_s, now, "worker")  # only shards hear workers, and none has answered
         self._asked_at = now
         processes.made(min(shards.seen.values()), now)

@@ -17,9 +17,9 @@ from zmqrl.commands.output import print_line
 from zmqrl.commands.run.train import with_run_dir
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, require
-from zmqrl.hosts.inventory import Host, host_names
+from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.sync import extras_of_game, make_environments
-from zmqrl.hosts.ways.login_node import OVER, LoginNode, Submitted, Unanswered, job_script
+from zmqrl.hosts.ways.login_node import OVER, LoginNode, Submitted, Unanswered, check_login_host, job_script
 from zmqrl.hosts.ways.way import command_on
 from zmqrl.local.extras import require_extra
 from zmqrl.process import interruptible
@@ -63,7 +63,7 @@ def submit(arguments: list[str], config: Config) -> int:
     here, rest = parse_known(_Here, with_run_dir(arguments), "zmqrl launch")
     assert here.slurm_login is not None
     require(not (here.slurm or here.requeue), "--slurm-login implies --slurm and --requeue: remove these.")
-    host_names(here.slurm_login, "--slurm-login")
+    check_login_host(here.slurm_login, "--slurm-login")
     require(not here.offline or here.sync == "wheel", "--offline requires --sync wheel.")
     try:
         given = shlex.split(here.sbatch)

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
-from zmqrl.errors import ClusterError, UsageError
-from zmqrl.hosts.inventory import host_names
+from zmqrl.errors import ClusterError, UsageError, require
 from zmqrl.hosts.link import NEVER_ASKING, last_words
 from zmqrl.hosts.ways.way import ssh_command
 from zmqrl.json_lines import read_json
@@ -109,7 +108,7 @@ class Submitted:
         file = RunDirectory(path).submitted
         try:
             job = cls(**read_json(file))
-            host_names(job.host, str(file))
+            check_login_host(job.host, str(file))
             return job
         except FileNotFoundError:
             return None
@@ -119,6 +118,12 @@ class Submitted:
     def write(self, path: Path) -> None:
         """Write to the run directory ``path``."""
         write_json(RunDirectory(path).submitted, dataclasses.asdict(self))
+
+
+def check_login_host(host: str, where: str) -> None:
+    """Raise UsageError for a destination that ssh takes for an option, or that has spaces or control characters."""
+    is_good = re.fullmatch(r"[^\s-]\S*", host) and host.isprintable()
+    require(bool(is_good), f"{where}: {host!r:.60} is no host that ssh can reach.")
 
 
 class LoginNode:

@@ -7,6 +7,7 @@ from zmqrl.ps.wire import messages as m
 from zmqrl.ps.worker.events import WeightsSlice
 
 SNAPSHOT_MOST_S = 30.0
+LEASES_FOR_A_SLICE = 5  # on a slow network, a slice can take longer than a lease. Nothing else arrives meanwhile
 
 # The messages in which a shard shows its state
 Statement: TypeAlias = m.Weights | m.Heartbeat | m.Need | m.Bye | m.Welcome | m.Snapshot
@@ -131,20 +132,22 @@ class KnownShard:
         return f"shard {self.number} at {self.version} (heard {now - self.heard_at:.1f} s ago)"
 
     def failure(self, now: float, lease_s: float) -> str | None:
-        """Why the worker must give up: one of the three connections has not worked for ``lease_s``."""
-        silent_s = now - self.heard_at
+        """Why the worker must give up: the shard has been silent for ``lease_s``, or one connection has carried nothing
+        for ``LEASES_FOR_A_SLICE`` times as long.
+        """
+        silent_s, most_s = now - self.heard_at, LEASES_FOR_A_SLICE * lease_s
         if silent_s >= lease_s:
             why = self.locked_out() + "." if self.is_locked_out() else "is it still running?"
             return f"no word from shard {self.number} for {silent_s:.0f} s: {why}"
-        if self.welcomed and now - self.published_at >= lease_s:
+        if self.welcomed and now - self.published_at >= most_s:
             return (
                 f"shard {self.number} answers, but its publications have not arrived for {now - self.published_at:.0f} "
-                "s: check the connection to its port for weights."
+                "s: check the connection to its port for weights, and its speed."
             )
-        if self.blocked_at is not None and now - self.blocked_at >= lease_s:
+        if self.blocked_at is not None and now - self.blocked_at >= most_s:
             return (
                 f"shard {self.number} answers, but no gradient could be sent to it for {now - self.blocked_at:.0f} s: "
-                "check the connection to its port for gradients."
+                "check the connection to its port for gradients, and its speed."
             )
         return None
 
