@@ -49,6 +49,8 @@ class Run:
         self.held: set[int] = set()
         self.doing: dict[int, tuple[str, int]] = {}  # by rank: the span and the milliseconds in it
         self.stands: dict[int, dict[str, Any]] = {}  # by shard: the fields of its STATS
+        self.silent_since: dict[int, float] = {}  # by rank
+        self.busy_until = 0.0  # shards do not answer before
         self.incarnations = 0
         self.actions: list[e.Action] = []
         self.take(self.machine.begin(self.now))
@@ -67,7 +69,7 @@ class Run:
         match action:
             case e.Connect():
                 self.feed(e.Connected())
-            case e.AskShard(shard, greet) if shard in self.stands:
+            case e.AskShard(shard, greet) if shard in self.stands and self.now >= self.busy_until:
                 self.feed(e.ShardSaid(shard, self.welcome(shard) if greet else self.stats(shard)))
             case e.LoadCheckpoint(generation):
                 for shard, stands in self.stands.items():
@@ -102,7 +104,8 @@ class Run:
 
     def stats(self, shard: int) -> m.Stats:
         present = tuple(sorted(self.present))
-        seen: dict[str, Any] = {"present": present, "silent_ms": (0,) * len(present), "tallies": ()}
+        silent_ms = tuple(round(1000 * (self.now - self.silent_since.get(rank, self.now))) for rank in present)
+        seen: dict[str, Any] = {"present": present, "silent_ms": silent_ms, "tallies": ()}
         seen["held"] = tuple(sorted(self.held))
         doing = {rank: span for rank, span in self.doing.items() if rank in self.present - self.held}
         seen["span_ranks"] = tuple(doing)
@@ -682,6 +685,17 @@ def stalled(run: Run, seconds: float = 8.0, since: int = 0) -> Stall:
     run.ticks(seconds)
     found: Stall = run.told(e.ShowStall, since)[-1].stall
     return found
+
+
+def test_a_hung_worker_is_killed_in_time_even_if_the_shards_seldom_answer(run: Run) -> None:
+    began = run.now
+    run.silent_since[2] = began
+    while not run.told(e.KillProcess):
+        assert run.now - began <= HUNG_S + 2.0
+        run.busy_until = run.now + 1.0
+        run.ticks(1.0, versions=True)
+    assert [kill.process for kill in run.told(e.KillProcess)] == [worker_id(2)]
+    assert run.now - began >= HUNG_S
 
 
 def test_a_stall_names_and_inspects_the_workers_that_have_not_contributed(run: Run) -> None:
