@@ -22,7 +22,7 @@ from zmqrl.learner.networks import ConvPolicy, make_model
 from zmqrl.learner.settings import BA3CConfig, NetworkConfig
 from zmqrl.observe.spans import Spans
 from zmqrl.ps.cluster_file import Cluster
-from zmqrl.ps.worker.connection import Connection, PulledWeights
+from zmqrl.ps.worker.connection import Connection, NotFinite, PulledWeights
 from zmqrl.recipes import RECIPES
 from zmqrl.worker import ActorLearner, join, keeps_activations, work
 
@@ -117,6 +117,22 @@ def test_a_gradient_is_that_of_its_weights_whatever_the_lag(versions: list[int])
         actor_learner.envs.close()
     kept, computed = found
     assert np.linalg.norm(kept - computed) < 1e-5 * np.linalg.norm(computed)
+
+
+class Refusing(PlannedConnection):
+    """Refuses every gradient, as a connection does if a number is not finite."""
+
+    def push(self, weights: PulledWeights, gradient: np.ndarray) -> NoReturn:
+        raise NotFinite(f"the gradient of version {weights.version} is not finite as f32.")
+
+
+def test_a_gradient_that_is_not_finite_ends_the_worker_with_its_loss() -> None:
+    config = config_of("sync")
+    actor_learner = ActorLearner(config, 0, 0, threads=1, spans=Spans())
+    connection = Refusing(actor_learner.parameters.vector(), [4, 4], actor_learner.player._spans)
+    with pytest.raises(ClusterError, match=r"^the gradient of version 4 is not finite as f32 \(loss -?\d+\.\d+\)\.$"):
+        work(cast(Connection, connection), actor_learner, config, logging.getLogger())
+    actor_learner.envs.close()
 
 
 class Frail(nn.Module):

@@ -22,8 +22,7 @@ from zmqrl.process import bind_to_core, ended_by_sigterm, lived_s, log_to_stderr
 from zmqrl.profile.profiler import ProfilerJob
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.flat import FlatParameters
-from zmqrl.ps.wire.codec import is_finite
-from zmqrl.ps.worker.connection import Connection, PulledWeights
+from zmqrl.ps.worker.connection import Connection, NotFinite, PulledWeights
 from zmqrl.reporter import Reporter
 from zmqrl.start.jobs import WorkerJob
 
@@ -76,13 +75,14 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
             gradient = connection.gradient_buffer()
             with spans("gradient"), parameters.gradient_in(gradient), blaming_own(config.model, config.loss):
                 losses = learner.gradient(rollout, iteration_of(weights)[1], weights.version, weights.elapsed)
-            if not is_finite(gradient):
-                raise ClusterError(f"the gradient of version {weights.version} is not finite (loss {losses['loss']}).")
             sleep_s = pace.sleep_s(weights.version, time.monotonic() - begun_at)
             if sleep_s:
                 with spans("straggle"):
                     time.sleep(sleep_s)
-            connection.push(weights, gradient)
+            try:
+                connection.push(weights, gradient)
+            except NotFinite as error:
+                raise ClusterError(f"{str(error).rstrip('.')} (loss {losses['loss']}).") from None
             contributed += 1
             reporter.learned(weights, losses, lag=weights.version - acted.version)
             weights = connection.pull(weights.version)

@@ -41,6 +41,10 @@ MOST_KEPT = 3  # gradients: one to be sent again, one in ZeroMQ's queues, and on
 CLOSED_WITHIN_S = 5.0
 
 
+class NotFinite(ClusterError):
+    """Shards would reject a gradient, because a number is not finite."""
+
+
 @dataclass(frozen=True, slots=True)
 class PulledWeights:
     """The parameter vector of one version: float32 (count,), valid until the next ``pull``.
@@ -182,7 +186,7 @@ class Connection:
         """Contribute ``gradient``, float32 (count,), computed on ``weights``. Does not block.
 
         ``gradient`` is read in place until the next ``pull`` returns, or longer. Call ``gradient_buffer`` for each
-        push. Raises ClusterError if a number is not finite: shards would reject the gradient.
+        push. Raises NotFinite, a ClusterError.
         """
         assert gradient.dtype == np.float32
         assert gradient.shape == self._vector.shape
@@ -191,7 +195,7 @@ class Connection:
             payload = CODECS[codec].encode(gradient)
             is_finite = CODECS[codec].is_finite(payload)
         if not is_finite:
-            raise ClusterError(f"the gradient of version {weights.version} is not finite as {codec}.")
+            raise NotFinite(f"the gradient of version {weights.version} is not finite as {codec}.")
         with self.spans("push"):
             contributed = e.Contributed(weights.generation, weights.versions, round(weights.elapsed * WHOLE))
             outgoing = Outgoing(contributed, gradient, payload)
