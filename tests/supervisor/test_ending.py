@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.messages import stats_with
 
 from zmqrl.errors import ClusterError, FullDiskError, UnwritableError, UsageError
 from zmqrl.ps.wire import messages as m
@@ -65,23 +66,12 @@ class LateControl:
 
     def _stats(self) -> dict[int, m.Stats]:
         return {
-            shard: m.Stats(
+            shard: stats_with(
                 run=self.run,
                 shard=shard,
-                incarnation=1,
-                generation=1,
                 version=version,
-                view=1,
-                quorum=1,
                 state="ended" if version == self.stops.get(shard) or shard == self.failed else "open",
-                held=(),
-                present=(),
-                silent_ms=(),
-                tallies=(),
-                unattributed=0,
-                captured=None,
                 totals=(version, 0, 0, 0),
-                captured_totals=(),
                 stop=version if shard == self.failed else self.stops.get(shard),
                 failure="version 101 has numbers that are not finite" if shard == self.failed else "",
             )

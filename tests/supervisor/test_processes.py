@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+from support.messages import stats_with
 
 from zmqrl.errors import DISK_IS_FULL, USER_CODE_FAILED, ClusterError, UsageError
 from zmqrl.hosts.launcher import Exited, HostLost, HostUp
@@ -251,26 +252,7 @@ def test_a_pardon_does_not_put_off_the_end_of_a_process_that_was_heard_in_that_t
 
 def silent(rank: int, silent_s: float) -> m.Stats:
     """The statistics of a shard that sees only worker ``rank``, which it last heard ``silent_s`` ago."""
-    return m.Stats(
-        run="r",
-        shard=0,
-        incarnation=1,
-        generation=1,
-        version=1,
-        view=1,
-        quorum=1,
-        state="open",
-        held=(),
-        present=(rank,),
-        silent_ms=(int(1000 * silent_s),),
-        tallies=(),
-        unattributed=0,
-        captured=None,
-        totals=(),
-        captured_totals=(),
-        stop=None,
-        failure="",
-    )
+    return stats_with(version=1, present=(rank,), silent_ms=(int(1000 * silent_s),))
 
 
 def test_the_silence_of_a_worker_counts_from_its_last_message_to_any_shard() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgpack
 import pytest
+from support.messages import stats_with
 
 from zmqrl.config import Config
 from zmqrl.observe.console import LiveFigures
@@ -66,12 +67,8 @@ class Told:
 
 def stats(shard: int, version: int, **figures: Any) -> m.Stats:
     """The statistics of a shard: each version was made by two ranks, and had one late contribution."""
-    about: dict[str, Any] = {"run": "r", "shard": shard, "incarnation": 1, "generation": 1, "state": "open"}
-    view: dict[str, Any] = {"view": 1, "quorum": 2, "held": (), "present": (0, 1), "silent_ms": (0, 0), "tallies": ()}
-    kept: dict[str, Any] = {"captured": None, "totals": (2 * version, version, 0, 0), "captured_totals": ()}
-    return m.Stats(
-        **{"version": version, "unattributed": 0, "stop": None, "failure": "", **about, **view, **kept, **figures}
-    )
+    seen: dict[str, Any] = {"present": (0, 1), "silent_ms": (0, 0), "totals": (2 * version, version, 0, 0)}
+    return stats_with(**{"shard": shard, "version": version, "quorum": 2, **seen, **figures})
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.messages import stats_with
 from support.record_rig import row, run_directory
 from support.rig import SGD, damage_newest_slot, file_size_limit, forget_totals, served, toy_workers
 
@@ -177,26 +178,7 @@ def no_news(text: str) -> None:
 
 def told(*totals: tuple[int, int, int, int]) -> dict[int, m.Stats]:
     """The statistics of shards that have captured a version."""
-    stats = m.Stats(
-        run="r",
-        shard=0,
-        incarnation=1,
-        generation=1,
-        version=43,
-        view=1,
-        quorum=2,
-        state="ended",
-        held=(),
-        present=(),
-        silent_ms=(),
-        tallies=(),
-        unattributed=0,
-        captured=42,
-        totals=(500, 500, 500, 500),
-        captured_totals=(),
-        stop=43,
-        failure="",
-    )
+    stats = stats_with(version=43, quorum=2, state="ended", captured=42, totals=(500, 500, 500, 500), stop=43)
     each = totals or ((0, 0, 0, 0), (0, 0, 0, 0))
     return {shard: dataclasses.replace(stats, shard=shard, captured_totals=of) for shard, of in enumerate(each)}
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from support.messages import stats_with
 
 from zmqrl.ps.shard.events import View
 from zmqrl.ps.wire import messages as m
@@ -20,10 +21,9 @@ def welcome(shard: int, incarnation: int, state: Any, *, generation: int = 1, ve
 
 
 def stats(shard: int, version: int, **figures: Any) -> m.Stats:
-    about = {"run": RUN, "shard": shard, "incarnation": 10, "generation": 1, "version": version, "state": "open"}
-    view: dict[str, Any] = {"view": 1, "quorum": 1, "held": (), "present": (0,), "silent_ms": (0,), "tallies": ()}
-    kept: dict[str, Any] = {"captured": None, "totals": (version, 0, 0, 0), "captured_totals": (), "stop": None}
-    return m.Stats(**{"unattributed": 0, "failure": "", **about, **view, **kept, **figures})
+    seen: dict[str, Any] = {"present": (0,), "silent_ms": (0,), "totals": (version, 0, 0, 0)}
+    about: dict[str, Any] = {"run": RUN, "shard": shard, "incarnation": 10, "version": version}
+    return stats_with(**{**about, **seen, **figures})
 
 
 def loaded(*versions: int, stop_at: int | None = None) -> Shards:

@@ -19,6 +19,33 @@ HEADER = m.Gradient(
 )
 
 
+STATS = m.Stats(
+    run="run",
+    shard=0,
+    incarnation=1,
+    generation=1,
+    version=0,
+    view=1,
+    quorum=1,
+    state="open",
+    held=(),
+    present=(),
+    silent_ms=(),
+    tallies=(),
+    unattributed=0,
+    captured=None,
+    totals=(),
+    captured_totals=(),
+    stop=None,
+    failure="",
+)
+
+
 def gradient_header(**changes: Any) -> m.Gradient:
     """The header of the first contribution of rank 0 to version 0 of shard 0, with other fields if given."""
     return replace(HEADER, **changes)
+
+
+def stats_with(**changes: Any) -> m.Stats:
+    """The statistics of shard 0 at version 0, which sees no worker, with other fields if given."""
+    return replace(STATS, **changes)
