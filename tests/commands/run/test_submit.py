@@ -633,11 +633,11 @@ def test_a_submitted_run_is_not_resumed_on_hosts_that_its_login_node_names(tmp_p
 
 def test_a_login_node_must_have_the_name_of_a_host(tmp_path: Path) -> None:
     name = "-oProxyCommand=touch x"
-    with pytest.raises(UsageError, match="--slurm-login: '-oProxyCommand=touch x' is no host that ssh can reach"):
+    with pytest.raises(UsageError, match="--slurm-login: '-oProxyCommand=touch x' is not a host name for ssh"):
         cli.run(["launch", "cartpole", f"--slurm-login={name}", "--run-dir", str(tmp_path / "run")])
     run = run_directory(tmp_path / "run", [row(1)])
     Submitted(host=name, ssh_config=None, job="7", run_dir="runs/run", log="log").write(run)
-    with pytest.raises(UsageError, match=r"submitted\.json: '-oProxyCommand=touch x' is no host that ssh can reach"):
+    with pytest.raises(UsageError, match=r"submitted\.json: '-oProxyCommand=touch x' is not a host name for ssh"):
         cli.run(["stop", str(run)])
 
 

@@ -123,7 +123,7 @@ class Submitted:
 def check_login_host(host: str, where: str) -> None:
     """Raise UsageError for a destination that ssh takes for an option, or that has spaces or control characters."""
     is_good = re.fullmatch(r"[^\s-]\S*", host) and host.isprintable()
-    require(bool(is_good), f"{where}: {host!r:.60} is no host that ssh can reach.")
+    require(bool(is_good), f"{where}: {host!r:.60} is not a host name for ssh.")
 
 
 class LoginNode:
