@@ -3,7 +3,6 @@
 import ast
 import os
 import re
-import shutil
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -123,18 +122,34 @@ def write_program(path: Path, line: str = "") -> None:
     path.chmod(0o755)
 
 
-def installed(scratch: Path, *arguments: str) -> set[str]:
-    """The extras that ``.ci/run`` installs, besides those of ``make setup``. Stand-ins replace all other programs."""
+def programs_of_the_script() -> list[str]:
+    """The programs that ``.ci/run`` looks for."""
+    return re.findall(r"^(?:.* \|\| )?need (\S+)", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def run_the_script(scratch: Path, *arguments: str, status: int = 0, **instead: str) -> str:
+    """What a copy of ``.ci/run`` writes in the directory ``scratch``.
+
+    Stand-ins replace all other programs: they do nothing, or what ``instead`` says. The program `fish` is missing.
+    """
     script = scratch / ".ci" / "run"
     script.parent.mkdir()
-    shutil.copy(SCRIPT, script)
-    programs = re.findall(r"^need (\S+)", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(programs) > 5, "the script no longer lists its programs"
-    for name in (*programs, "apt-get", "make"):
-        write_program(scratch / "bin" / name)
+    text = SCRIPT.read_text(encoding="utf-8")
+    for old, new in (("/usr/sbin/policy-rc.d", "policy-rc.d"), ("need fish ", "need a-missing-program ")):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    script.write_text(text, encoding="utf-8")
+    script.chmod(0o755)
     write_program(scratch / ".venv" / "bin" / "pip", 'printf "%s\\n" "$@" > "$0.said"')
+    for name in (*programs_of_the_script(), "apt-get", "make"):
+        write_program(scratch / "bin" / name, instead.get(name.replace("-", "_"), ""))
     environment = os.environ | {"PATH": f"{scratch / 'bin'}:{os.environ['PATH']}"}
-    ran([script, *arguments], env=environment)
+    return ran([script, *arguments], status=status, env=environment).stdout
+
+
+def installed(scratch: Path, *arguments: str) -> set[str]:
+    """The extras that ``.ci/run`` installs, besides those of ``make setup``."""
+    run_the_script(scratch, *arguments)
     said = (scratch / ".venv" / "bin" / "pip.said").read_text(encoding="utf-8")
     (extras,) = re.findall(r"^\.\[(.*)\]$", said, re.MULTILINE)
     return set(extras.split(","))
@@ -187,6 +202,31 @@ def test_a_job_installs_the_extras_of_all_its_tests(job: str, skipped: frozenset
     wanted = list(needed(skipped))
     assert len({extra for _, extra in wanted}) > 5, "the search no longer finds the modules of tests"
     assert not [f"{place} needs the extra {extra}" for place, extra in wanted if extra not in have]
+
+
+def test_the_script_installs_the_programs_that_tests_name() -> None:
+    found = (
+        each for path in TEST_FILES for call in calls(ast.walk(tree_of(path)), "need_programs") for each in call.args
+    )
+    named = {each.value for each in found if isinstance(each, ast.Constant)}
+    assert len(named) > 5, "the search no longer finds the programs of tests"
+    with_sshd = {"ssh", "ssh-keygen"}  # packages that the one with sshd needs have them
+    assert named - with_sshd <= set(programs_of_the_script())
+
+
+@pytest.mark.processes
+def test_the_script_lets_services_start_again_after_it_has_installed_packages(tmp_path: Path) -> None:
+    said = run_the_script(tmp_path, apt_get='echo "$@: $(tail -n 1 policy-rc.d)"')
+    assert said.splitlines() == ["update -qq: exit 101", "install -y -qq fish: exit 101"]
+    assert not (tmp_path / "policy-rc.d").exists()
+
+
+@pytest.mark.processes
+def test_the_script_ends_after_apt_get_even_if_the_setup_fails(tmp_path: Path) -> None:
+    failing = "while [ ! -e began ]; do sleep 0.1; done; exit 7"
+    said = run_the_script(tmp_path, status=7, make=failing, apt_get='touch began; sleep 0.5; echo "$1"')
+    assert said.splitlines() == ["update", "install"]
+    assert not (tmp_path / "policy-rc.d").exists()
 
 
 def test_only_slow_tests_need_ray() -> None:
