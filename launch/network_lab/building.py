@@ -65,12 +65,26 @@ def refuse_what_is_taken(lab: Lab) -> None:
         raise Refusal(f"there is a lab in {lab.directory} already: `netlab down --dir {lab.directory}` takes it down")
     if Path(lab.directory).exists():
         raise Refusal(f"{lab.directory} exists and is not a lab: choose another --dir")
-    if namespaces(lab.name):
+    if spaces := namespaces(lab.name):
+        if not are_a_lab(spaces):
+            raise Refusal(f"there is a network namespace {spaces[0]} already: choose another --name")
         raise Refusal(f"there is a lab named {lab.name} already: take it down, or choose another --name")
+    if Path("/sys/class/net", lab.cable).exists():
+        raise Refusal(f"there is a network interface {lab.cable} already: choose another --name")
     network = ipaddress.IPv4Network(f"{lab.subnet}.0/24")
     for route in json.loads(run("ip", "-j", "-4", "route").stdout or "[]"):
-        if route["dst"] != "default" and ipaddress.IPv4Network(route["dst"]).subnet_of(network):
-            raise Refusal(f"{network} is in use on this machine ({route['dev']}): choose another --subnet")
+        if route["dst"] != "default" and hides(network, route):
+            user = route.get("dev") or f"a route of the type {route['type']}"
+            raise Refusal(f"{network} is in use on this machine ({user}): choose another --subnet")
+
+
+def hides(network: ipaddress.IPv4Network, route: dict[str, str]) -> bool:
+    """Whether the machine could no longer use a route if this were the network of a lab.
+
+    A larger network behind a gateway, such as that of a VPN, loses only a part.
+    """
+    used = ipaddress.IPv4Network(route["dst"])
+    return used.subnet_of(network) or (used.supernet_of(network) and "gateway" not in route)
 
 
 def shared_directories(asked: list[str]) -> list[str]:
@@ -178,12 +192,15 @@ def has_ssh(address: str) -> bool:
 def take_down(name: str | None, directory: str) -> None:
     """Ends and removes a lab of this name, or what is left of it, and its directory.
 
-    Raises `Refusal` if the directory belongs to others, and `Failure` if a step fails.
+    Raises `Refusal` if the directory or a network namespace belongs to others, and `Failure` if a step fails.
     """
     # The state is the first file of a lab. It is empty if `netlab up` was killed while writing it.
     state = read_state(directory)
-    if name:
-        spaces = namespaces(name)
+    spaces = namespaces(name) if name else []
+    if not state and spaces and not are_a_lab(spaces):
+        remedy = f"`ip netns delete {spaces[0]}` removes it"
+        raise Refusal(f"the network namespace {spaces[0]} is not that of a lab: {remedy}, or choose another --name")
+    if name and (state or spaces):
         end_processes(spaces)
         # Links disappear some time after their namespace. Until then, they would block the next lab.
         run("ip", "link", "delete", f"{name}-net", check=False)
@@ -200,6 +217,11 @@ def namespaces(name: str) -> list[str]:
     """The network namespaces of a lab of this name."""
     listed = [line.split()[0] for line in run("ip", "netns", "list").stdout.splitlines()]
     return [netns for netns in listed if re.fullmatch(rf"{name}(-h\d)?", netns)]
+
+
+def are_a_lab(spaces: list[str]) -> bool:
+    """Whether these are the namespaces of a switch and a host. The name of a switch alone could be that of anything."""
+    return min(spaces, key=len) + "-h1" in spaces
 
 
 def end_processes(spaces: list[str]) -> None:

@@ -280,6 +280,34 @@ def test_the_next_tests_take_down_a_lab_left_by_killed_tests(need_a_lab: None) -
         assert (again, remains(where)) == (where, [])
 
 
+def test_networks_that_are_not_of_a_lab_are_refused_and_kept(empty_slot: Slot) -> None:
+    name, cable = empty_slot.name, f"{empty_slot.name}-net"
+    for kept, make, remove, status in (
+        (name, f"netns add {name}", f"netns delete {name}", 2),
+        (cable, f"link add {cable} type bridge", f"link delete {cable}", 0),
+    ):
+        output("ip", *make.split())
+        try:
+            refused = empty_slot.up(1, check=False)
+            assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+            assert f"{kept} already: choose another --name" in refused.stderr
+            assert netlab("down", *empty_slot.where, check=False).returncode == status
+            assert [line for line in remains(empty_slot) if kept in line]
+        finally:
+            output("ip", *remove.split())
+    assert remains(empty_slot) == []
+
+
+def test_down_without_the_directory_of_a_lab_says_that_it_is_left(empty_slot: Slot, tmp_path: Path) -> None:
+    empty_slot.up(1)
+    said = netlab("down", "--name", empty_slot.name, "--dir", str(tmp_path / "other")).stdout
+    remedy = "its directory is elsewhere: `netlab down --dir DIR` removes it"
+    assert said == f"the lab {empty_slot.name} is down, but {remedy}\n"
+    assert remains(empty_slot) == [str(empty_slot.directory)]
+    empty_slot.down()
+    assert remains(empty_slot) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_up_leaves_nothing(empty_slot: Slot, number: signal.Signals) -> None:
     with starting(empty_slot, "h1/log") as process:

@@ -89,6 +89,36 @@ def test_a_directory_that_another_user_made_is_not_removed(
     assert precious.exists()
 
 
+ROUTES = [
+    {"dst": "default", "gateway": "192.168.1.1", "dev": "eth0"},
+    {"dst": "10.0.0.0/8", "gateway": "192.168.1.7", "dev": "tun0"},
+]
+
+
+@pytest.mark.parametrize(
+    ("route", "named"),
+    [
+        ({"dst": "10.77.0.0/16", "dev": "eth1", "scope": "link"}, "(eth1)"),
+        ({"dst": "10.77.0.64/26", "gateway": "192.168.1.9", "dev": "eth0"}, "(eth0)"),
+        ({"dst": "10.77.0.9", "dev": "eth2"}, "(eth2)"),
+        ({"type": "blackhole", "dst": "10.77.0.0/26"}, "(a route of the type blackhole)"),
+        ({"dst": "10.78.0.0/16", "dev": "eth1"}, None),
+    ],
+)
+def test_a_lab_refuses_addresses_that_the_machine_uses(
+    route: dict[str, str], named: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = {"route": json.dumps([*ROUTES, route]), "list": ""}
+    monkeypatch.setattr(building, "run", lambda *command: SimpleNamespace(stdout=said[command[-1]]))
+    lab = Lab(directory=str(tmp_path / "lab"), name="zl", subnet="10.77.0", hosts=["h1"], rate=None, shared=[])
+    if named is None:
+        building.refuse_what_is_taken(lab)
+    else:
+        with pytest.raises(Refusal, match="in use") as refused:
+            building.refuse_what_is_taken(lab)
+        assert named in str(refused.value)
+
+
 @pytest.mark.parametrize("state", [STATE, ""])
 def test_the_directory_of_a_lab_is_removed(state: str, tmp_path: Path) -> None:
     building.take_down(None, str(with_a_state_of(state)(tmp_path)))
