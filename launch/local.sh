@@ -2,7 +2,8 @@
 # Train on this machine with a worker for each core: launch/local.sh [RECIPE] [options of zmqrl train]
 set -eu
 zmqrl=${ZMQRL:-$(dirname "$0")/../.venv/bin/zmqrl}
-case " $* " in *" --resume "* | *" --workers"[\ =]*) exec "$zmqrl" train "$@" ;; esac # a resumed run keeps its workers
-# nproc obeys these variables, but a run does not.
-cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
+# A resumed run and a scenario have their own number of workers.
+case " $* " in *" --resume "* | *" --workers"[\ =]* | *" --scenario"[\ =]*) exec "$zmqrl" train "$@" ;; esac
+# nproc does not know the quota of a container.
+cores=$("$(dirname "$(command -v "$zmqrl")")/python" -c 'from zmqrl.process import usable_cores; print(usable_cores())')
 exec "$zmqrl" train --workers "$cores" "$@"

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
+from zmqrl.process import usable_cores
+
 pytestmark = pytest.mark.processes
 
 LAUNCH = ROOT / "launch"
@@ -68,13 +70,21 @@ def test_the_ssh_script_refuses_hosts_from_a_pipe_because_it_reads_them_twice(zm
     assert refused.value.stderr == f"ssh.sh: {pipe} is a pipe, {remedy}\n"
 
 
-def test_the_local_script_starts_a_worker_for_each_core_except_on_resume(zmqrl: Path) -> None:
-    cores = len(os.sched_getaffinity(0))
-    limits = {"OMP_NUM_THREADS": str(cores + 1), "OMP_THREAD_LIMIT": "1"}
-    for given in ("", "pong", "--updates 3 pong"):
-        said = commands("local.sh", *given.split(), ZMQRL=str(zmqrl), **limits)
-        assert said == [f"zmqrl train --workers {cores} {given}".rstrip()]
-    for given in ("pong --workers 3", "--workers=3", "--resume --run-dir rp", "pong --run-dir rp --resume"):
+def test_the_local_script_starts_a_worker_for_each_core_that_a_quota_leaves(zmqrl: Path, tmp_path: Path) -> None:
+    quota = tmp_path / "quota.py"  # the quota of this machine's control groups
+    quota.write_text("import sys, zmqrl.process as process; process.quota = lambda proc: 1.5; exec(sys.argv[2])\n")
+    python = zmqrl.with_name("python")
+    for command, cores in ((f'"{sys.executable}"', usable_cores()), (f'"{sys.executable}" "{quota}"', 1)):
+        python.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        python.chmod(0o755)
+        for given in ("", "pong", "--updates 3 pong"):
+            said = commands("local.sh", *given.split(), ZMQRL=str(zmqrl))
+            assert said == [f"zmqrl train --workers {cores} {given}".rstrip()]
+
+
+def test_the_local_script_leaves_the_number_of_workers_to_the_user_a_scenario_or_a_resumed_run(zmqrl: Path) -> None:
+    resumed = ("--resume --run-dir rp", "pong --run-dir rp --resume")
+    for given in ("pong --workers 3", "--workers=3", "pong --scenario s.toml", "--scenario=s.toml", *resumed):
         assert commands("local.sh", *given.split(), ZMQRL=str(zmqrl)) == [f"zmqrl train {given}"]
 
 
