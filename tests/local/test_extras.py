@@ -82,14 +82,14 @@ def test_an_installed_extra_is_not_missing_and_a_leftover_directory_is_not_a_pac
 def test_the_command_installs_into_the_environment_of_this_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "my bin" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path / "my bin"))
     monkeypatch.setattr(extras, "is_installed", lambda module: False)
-    assert install_command("plot") == f"uv pip install 'zmqrl[plot]' --python {sys.executable}"
+    assert install_command("plot") == f"uv pip install 'zmqrl[plot]' --python '{sys.executable}'"
     monkeypatch.setattr(extras, "is_installed", lambda module: True)
-    assert install_command("plot") == f"{sys.executable} -m pip install 'zmqrl[plot]'"
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "pip").touch(mode=0o755)
+    assert install_command("plot") == f"'{sys.executable}' -m pip install 'zmqrl[plot]'"
+    (tmp_path / "my bin").mkdir()
+    (tmp_path / "my bin" / "pip").touch(mode=0o755)
     assert install_command("plot") == "pip install 'zmqrl[plot]'"
 
 

@@ -3,6 +3,7 @@
 This module uses only the standard library.
 """
 
+import shlex
 import shutil
 import sys
 from importlib.util import find_spec
@@ -54,7 +55,8 @@ def install_command(extra: str) -> str:
     wanted = f"install 'zmqrl[{extra}]'"
     if Path(shutil.which("pip") or "").parent == Path(sys.executable).parent:
         return f"pip {wanted}"
-    return f"{sys.executable} -m pip {wanted}" if is_installed("pip") else f"uv pip {wanted} --python {sys.executable}"
+    python = shlex.quote(sys.executable)
+    return f"{python} -m pip {wanted}" if is_installed("pip") else f"uv pip {wanted} --python {python}"
 
 
 def is_installed(module: str) -> bool:
