@@ -67,4 +67,5 @@ docs: .venv/docs-ready ## build the documentation site in site/
 	$(BIN)/mkdocs build --strict
 
 clean: ## remove .venv, caches and the built site, but keep runs/
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage site
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* site
+	find zmqrl tests docs launch benchmarks -name __pycache__ -prune -exec rm -rf {} +

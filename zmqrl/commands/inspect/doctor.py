@@ -48,7 +48,8 @@ KEYS = (
 class Options(HostOptions):
     """Check that hosts can run this job and reach each other. Without hosts: check this machine.
 
-    Accepts all options of `zmqrl train`. If Atari games are not installed here, the default recipe is `cartpole`.
+    Accepts all options of `zmqrl train` except `--dry-run`. If Atari games are not installed here, the default recipe
+    is `cartpole`.
     """
 
     json: bool = False
