@@ -1,5 +1,6 @@
-"""A network lab for cluster benchmarks (docs/netlab.md), and runs on its hosts or on this machine."""
+"""What benchmarks share: their start, a network lab (docs/netlab.md), and runs on its hosts or on this machine."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import zmqrl
 from zmqrl.commands.run.launch import directory_name
+from zmqrl.observe.provenance import provenance
 from zmqrl.rundir import RunDirectory
 
 T = TypeVar("T")
@@ -22,6 +25,25 @@ T = TypeVar("T")
 NETLAB = Path(__file__).parent.parent / "launch/netlab"
 NAME, SUBNET = "bench", "10.79.0"
 END_WITHIN_S = 120.0
+CHECKOUT = Path(zmqrl.__file__).parents[1]
+CODE = ("zmqrl", "launch", "benchmarks", "pyproject.toml", ":(exclude)benchmarks/results")
+"""What a benchmark runs. It does not run results and documents, which an earlier benchmark may have changed."""
+
+
+def begin(parser: argparse.ArgumentParser, *outputs: Path | None) -> dict[str, Any]:
+    """Call this first in a benchmark. Returns the provenance of its results: the code can change later.
+
+    The commit ends with ``+`` only if code differs from it. Exits if it does, and one of ``outputs`` is in this
+    checkout.
+    """
+    origin = provenance()
+    if str(origin["commit"]).endswith("+"):
+        unchanged = ["git", "-C", str(CHECKOUT), "diff", "--quiet", "HEAD", "--", *CODE]
+        if subprocess.run(unchanged, check=False, timeout=60).returncode == 0:
+            origin["commit"] = origin["commit"][:-1]
+        elif any(output.resolve().is_relative_to(CHECKOUT) for output in outputs if output is not None):
+            parser.error("the code has changes that no commit has: commit them, or write outside of this checkout")
+    return origin
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,9 @@ from typing import Any
 
 import marked
 import matplotlib
-from bench_lab import Lab, lab, launched
+from bench_lab import Lab, begin, lab, launched
 
 from zmqrl.observe.drawing import COLOURS, STYLE
-from zmqrl.observe.provenance import provenance
 
 MOST_HOSTS = 8
 FIRST_ROW_WITHIN_S = 180.0
@@ -185,6 +184,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=50)
     parser.add_argument("--output", type=Path, default=Path("central-graph"))
     arguments, options = parser.parse_known_args()
+    origin = begin(parser, arguments.output)
     hosts = max(arguments.shards) + max(arguments.workers)
     if hosts > MOST_HOSTS:
         parser.error(f"{hosts} hosts are needed, but a lab has {MOST_HOSTS} at most")
@@ -194,7 +194,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "command": shlex.join(sys.argv),
         "options": options,
-        "provenance": provenance(),
+        "provenance": origin,
         "rows": [],
     }
     with lab(hosts) as where:

@@ -21,7 +21,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from bench_lab import train
+from bench_lab import begin, train
 from gymnasium import wrappers
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", choices=("zmqrl", "reference"))
     asked = parser.parse_args()
+    origin = begin(parser, RESULTS)
     env_id = asked.env or RECIPES[asked.recipe]().env
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     for seed in asked.seeds:
@@ -150,7 +151,7 @@ def main() -> None:
             row = {"recipe": asked.recipe, "env": env_id, "side": side, "seed": seed, "agent_steps": asked.agent_steps}
             row |= {"score_mean_50": round(score, 1), "seconds": round(time.monotonic() - begun)}
             with RESULTS.open("a", encoding="utf-8") as results:
-                results.write(json.dumps(row) + "\n")
+                results.write(json.dumps(row | {"provenance": origin}) + "\n")
             print(row, flush=True)
 
 

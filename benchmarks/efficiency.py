@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import marked
+from bench_lab import begin
 
 RECIPES = ("breakout", "breakout-ppo")
 MODELS = ("narrow", "small", "nature")
@@ -55,8 +56,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("efficiency"))
     arguments, options = parser.parse_known_args()
+    origin = begin(parser, arguments.output)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    found = {f"{recipe} --model {model}": measure(recipe, model, options) for recipe in RECIPES for model in MODELS}
+    found = {
+        f"{recipe} --model {model}": measure(recipe, model, options) | {"provenance": origin}
+        for recipe in RECIPES
+        for model in MODELS
+    }
     (arguments.output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     marked.fill_readme(arguments.output, "efficiency", table(found))
     print(table(found), end="")

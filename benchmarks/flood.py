@@ -34,7 +34,6 @@ import numpy as np
 import zmq
 
 from zmqrl.child_process import ChildProcess
-from zmqrl.observe.provenance import provenance
 from zmqrl.process import raise_open_files, read_job, say
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.layout import Layout
@@ -200,6 +199,8 @@ def measure(kind: Kind, connections: int, seconds: float, number: int) -> dict[s
 
 def main() -> None:
     """Print one line per kind of flood: the medians over the rounds, and the range of the slowdown."""
+    from bench_lab import begin  # the processes of a flood start without this folder on the path
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--connections", type=int, default=5000)
     parser.add_argument("--seconds", type=float, default=8.0)
@@ -207,6 +208,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    origin = begin(parser, arguments.output)
     raise_open_files()
     rows: list[dict[str, Any]] = []
     for number in range(arguments.rounds):
@@ -228,7 +230,7 @@ def main() -> None:
         )
     if arguments.output is not None:
         arguments.output.mkdir(parents=True, exist_ok=True)
-        results = {"connections": arguments.connections, "medians": medians, "rows": rows, **provenance()}
+        results = {"connections": arguments.connections, "medians": medians, "rows": rows, **origin}
         (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

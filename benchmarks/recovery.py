@@ -7,7 +7,7 @@ Each case trains CartPole with two shards on this machine, and causes a real fai
 until every shard has made two more versions. The first of these versions may already have been in progress. If the
 run goes back to a checkpoint, only versions after this return count. ``--root`` adds the cases that must be root: a
 full disk, and hosts of a network lab, which run the workers. Writes ``results.json`` into the directory, and the table
-into the page. It does not write results of code that no commit has.
+into the page.
 """
 
 import argparse
@@ -27,9 +27,8 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import marked
-from bench_lab import Lab, directory_on, lab, launched
+from bench_lab import Lab, begin, directory_on, lab, launched
 
-from zmqrl.observe.provenance import commit, provenance
 from zmqrl.ps.shard import store
 
 ROOT = Path(__file__).parents[1]
@@ -377,8 +376,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--page", type=Path)
     arguments = parser.parse_args()
-    if str(commit()).endswith("+") and (arguments.output or arguments.page):
-        parser.error("the code has changes that no commit has: commit them, or leave out --output and --page")
+    origin = begin(parser, arguments.output, arguments.page)
     seconds: dict[str, list[float]] = {}
     for measured in (
         failures(["--workers", "2"], WITHOUT_BACKUP, arguments.rounds),
@@ -389,14 +387,14 @@ def main() -> None:
         for name, took_s in measured:
             seconds.setdefault(name, []).append(took_s)
             print(f"{name}: {took_s:.2f} s", flush=True)
-            write(seconds, arguments.output, arguments.page)
+            write(seconds, arguments.output, arguments.page, origin)
 
 
-def write(seconds: dict[str, list[float]], output: Path | None, page: Path | None) -> None:
+def write(seconds: dict[str, list[float]], output: Path | None, page: Path | None, origin: dict[str, Any]) -> None:
     """Write the measurements so far."""
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        results = {"seconds": seconds, "load": os.getloadavg()[0], **provenance()}
+        results = {"seconds": seconds, "load": os.getloadavg()[0], **origin}
         (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if page is not None:
         marked.fill(page, "recovery", table(seconds))

@@ -26,14 +26,13 @@ from typing import Any, Final, TypeAlias
 import marked
 import matplotlib
 import numpy as np
-from bench_lab import train
+from bench_lab import begin, train
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from zmqrl.config import Config
 from zmqrl.observe.curves import curve
 from zmqrl.observe.drawing import STYLE, look, save
-from zmqrl.observe.provenance import provenance
 from zmqrl.observe.records import RunRecord
 from zmqrl.recipes import RECIPES
 from zmqrl.results.bootstrap import FEWEST_TRAININGS, trainings_interval
@@ -169,6 +168,7 @@ def main() -> None:
     parser.add_argument("--agent-steps", type=int, default=150_000, help="used by the updates of a run")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    origin = begin(parser, arguments.output)
     recipe = RECIPES[arguments.recipe]()
     updates = math.ceil(arguments.agent_steps / steps_per_update(recipe))
     output: Path = arguments.output
@@ -187,7 +187,7 @@ def main() -> None:
                 "agent_steps": updates * steps_per_update(recipe),
                 "scores": scores,
                 "load": os.getloadavg()[0],
-                **provenance(),
+                **origin,
             }
             is_complete = all(len(seeds) == arguments.seeds for seeds in scores.values())
             results[arguments.recipe] = result if earlier is None or is_complete else {**earlier, "next": result}

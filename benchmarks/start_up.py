@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import marked
-from bench_lab import Lab, directory_on, lab, launched
-
-from zmqrl.observe.provenance import provenance
+from bench_lab import Lab, begin, directory_on, lab, launched
 
 WORKERS_ON_A_HOST = 3
 WITHIN_S = 300.0
@@ -92,10 +90,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("start-up"))
     arguments, options = parser.parse_known_args()
+    origin = begin(parser, arguments.output)
     with lab(max(arguments.hosts)) as where:
         rows = [measure(where, hosts, options or DEFAULT) for _ in range(arguments.rounds) for hosts in arguments.hosts]
     arguments.output.mkdir(parents=True, exist_ok=True)
-    result = {"command": shlex.join(sys.argv), "options": options or DEFAULT, "provenance": provenance(), "rows": rows}
+    result = {"command": shlex.join(sys.argv), "options": options or DEFAULT, "provenance": origin, "rows": rows}
     (arguments.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
     marked.fill_readme(arguments.output, "start-up", table(rows))
     print(table(rows))

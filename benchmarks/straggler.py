@@ -15,9 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench_lab import train
-
-from zmqrl.observe.provenance import provenance
+from bench_lab import begin, train
 
 SETTINGS = {"N=4, b=0": ["--workers", "4", "--backups", "0"], "N=3, b=1": ["--workers", "3", "--backups", "1"]}
 
@@ -40,7 +38,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("recipe", nargs="*", default=["cartpole"])
     arguments = parser.parse_args()
-    about = {"command": shlex.join(sys.argv), "load": os.getloadavg()[0], **provenance()}
+    origin = begin(parser, arguments.output)
+    about = {"command": shlex.join(sys.argv), "load": os.getloadavg()[0], **origin}
     common = [*arguments.recipe, "--minutes", str(arguments.minutes), "--straggle", f"3:{arguments.delay_s}"]
     rates: dict[str, list[float]] = {name: [] for name in SETTINGS}
     for _ in range(arguments.rounds):

@@ -68,7 +68,8 @@ def test_the_versions_of_a_run_on_hosts_are_those_in_the_files_of_its_shards(run
 def test_results_of_code_without_a_commit_are_refused(
     option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(recovery, "commit", lambda: "0123456789ab+")
+    monkeypatch.setattr(bench_lab, "provenance", lambda: {"commit": "0123456789ab+"})
+    monkeypatch.setattr(bench_lab, "CHECKOUT", tmp_path)
     monkeypatch.setattr(sys, "argv", ["recovery.py", option, str(tmp_path / "results")])
     with pytest.raises(SystemExit):
         recovery.main()

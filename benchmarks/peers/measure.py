@@ -30,11 +30,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zmqrl.observe.provenance import provenance
-
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))  # a script has only its own folder on the path
 
+from bench_lab import begin as begin  # noqa: E402
 from marked import fill_readme as fill_readme  # noqa: E402
 
 RESULTS = HERE.parent / "results/peers"
@@ -196,10 +195,10 @@ def tables(rates: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(parts)
 
 
-def write(output: Path, rates: dict[str, dict[str, list[float]]], seconds: float) -> None:
+def write(output: Path, rates: dict[str, dict[str, list[float]]], seconds: float, origin: dict[str, Any]) -> None:
     """Write the results so far, and the tables of the page."""
     output.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, Any] = {"seconds": seconds, "packages_of_peers": PACKAGES, **provenance()}
+    facts: dict[str, Any] = {"seconds": seconds, "packages_of_peers": PACKAGES, **origin}
     result = {"agent_steps_per_s": rates, "load": os.getloadavg()[0], **facts}
     (output / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     fill_readme(output, "peers", tables(rates))
@@ -215,6 +214,7 @@ def main() -> None:
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache/zmqrl/peers")
     arguments = parser.parse_args()
     output: Path | None = arguments.output or (None if arguments.only else RESULTS)
+    origin = begin(parser, output)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: ends the processes of the library
     chosen = {
         comparison: {name: training for name, training in of.items() if arguments.only in name}
@@ -232,7 +232,7 @@ def main() -> None:
                 rates[comparison][name].append(rate)
                 print(f"round {number}, {comparison}, {name}: {rate:.0f} agent steps/s", flush=True)
         if output is not None:
-            write(output, rates, arguments.seconds)
+            write(output, rates, arguments.seconds, origin)
     print(tables(rates))
 
 

@@ -1,0 +1,80 @@
+"""What all benchmarks share: where their results come from, and how their runs end."""
+
+import argparse
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import bench_lab
+import pytest
+
+BENCHMARKS = {
+    "central_graph": "",
+    "continuous": "pendulum --agent-steps 1",
+    "efficiency": "",
+    "flood": "",
+    "learning": "--run no-such-run",
+    "measure": "",
+    "page": "",
+    "recovery": "",
+    "scaling": "",
+    "simulation_validation": "calibrate",
+    "start_up": "",
+    "straggler": "",
+    "what_if": "",
+}
+
+
+class Begun(Exception):
+    """A benchmark has asked for its provenance."""
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_looks_first_at_the_commit_of_the_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(parser: argparse.ArgumentParser, *outputs: Path | None) -> NoReturn:
+        raise Begun
+
+    module = importlib.import_module(name)
+    monkeypatch.setattr(bench_lab if name == "flood" else module, "begin", begin)  # flood imports it later
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *BENCHMARKS[name].split()])
+    with pytest.raises(Begun):
+        module.main()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with code, a result and a page. The commit of zmqrl says that some file has changed."""
+    path = tmp_path / "checkout"
+    for name in ("zmqrl/code.py", "benchmarks/code.py", "benchmarks/results/wire/results.json", "docs/page.md"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("old\n", encoding="utf-8")
+    identity = ("-c", "user.name=n", "-c", "user.email=n@localhost", "-c", "commit.gpgsign=false")
+    for command in (("init", "--quiet"), ("add", "."), (*identity, "commit", "--quiet", "-m", "first")):
+        subprocess.run(["git", "-C", str(path), *command], check=True, timeout=60)
+    monkeypatch.setattr(bench_lab, "CHECKOUT", path)
+    monkeypatch.setattr(bench_lab, "provenance", lambda: {"commit": "0123456789ab+"})
+    return path
+
+
+@pytest.mark.processes
+def test_results_and_pages_that_another_benchmark_has_changed_are_no_change_of_the_code(checkout: Path) -> None:
+    for name in ("benchmarks/results/wire/results.json", "docs/page.md"):
+        (checkout / name).write_text("new\n", encoding="utf-8")
+    origin = bench_lab.begin(argparse.ArgumentParser(), checkout / "benchmarks/results/wire")
+    assert origin["commit"] == "0123456789ab"
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("changed", ["zmqrl/code.py", "benchmarks/code.py"])
+def test_results_of_changed_code_are_not_for_the_checkout(
+    changed: str, checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkout / changed).write_text("new\n", encoding="utf-8")
+    parser = argparse.ArgumentParser()
+    for outputs in ([checkout / "benchmarks/results/wire"], [tmp_path, checkout / "docs/page.md"]):
+        with pytest.raises(SystemExit):
+            bench_lab.begin(parser, *outputs)
+        assert "the code has changes that no commit has" in capsys.readouterr().err
+    assert bench_lab.begin(parser, tmp_path, None)["commit"] == "0123456789ab+"
