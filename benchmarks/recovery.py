@@ -37,6 +37,7 @@ PAGE = ROOT / "docs/reliability.md"
 SHARDS = 2
 WITHIN_S = 120.0
 LINE_BYTES = 300  # longer than any line of a history in these runs
+SETTLED = 50  # versions after which a run counts as settled, if every worker contributes to them
 FULL_S = 10.0  # for this long, the disk is full
 CUT_OFF_S = 20.0  # for this long, a host is cut off: longer than the lease
 DISK_MB = 64
@@ -116,9 +117,11 @@ class Run:
         wait_until(lambda: self.made() > (0, 0), "versions")
         generation, version = self.made()
         ranks = {each["rank"] for each in self.cluster()["workers"]}
-        wait_until(lambda: self.made() >= (generation, version + 50), "versions")
+        wait_until(lambda: self.made() >= (generation, version + SETTLED), "versions")
         wait_until(
-            lambda: ranks <= {rank for line in self.newest(0, 50) for rank in line["ranks"]}, "all workers", every_s=0.2
+            lambda: ranks <= {rank for line in self.newest(0, SETTLED)[-SETTLED:] for rank in line["ranks"]},
+            "all workers",
+            every_s=0.2,
         )
 
 

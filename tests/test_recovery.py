@@ -51,6 +51,20 @@ def test_a_recovery_takes_until_two_versions_of_the_newest_generation(
             run.recovered_s(0.0, (0, 10))
 
 
+def test_a_worker_that_contributed_only_before_the_failure_has_not_recovered(
+    run: recovery.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "WITHIN_S", 0.0)
+    made = iter([(0, 50), (0, 50), (0, 100)])
+    monkeypatch.setattr(recovery.Run, "made", lambda self: next(made))
+    (run.path / "cluster.json").write_text(json.dumps({"workers": [{"rank": 0}, {"rank": 1}]}), encoding="utf-8")
+    (run.path / "history").mkdir()
+    lines = [json.dumps({"version": version, "ranks": [0, 1] if version <= 50 else [0]}) for version in range(1, 101)]
+    (run.path / "history/shard-0.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.raises(RuntimeError, match="all workers"):
+        run.settle()
+
+
 def test_the_versions_of_a_run_on_hosts_are_those_in_the_files_of_its_shards(run: recovery.Run) -> None:
     host = socket.gethostname()
     place, lock = open_directory(directory_name(RunDirectory(run.path), host))
