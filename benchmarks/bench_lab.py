@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -19,12 +20,15 @@ import zmqrl
 from zmqrl.commands.run.launch import directory_name
 from zmqrl.observe.provenance import provenance
 from zmqrl.rundir import RunDirectory
+from zmqrl.words import ended_how
 
 T = TypeVar("T")
 
 NETLAB = Path(__file__).parent.parent / "launch/netlab"
 NAME, SUBNET = "bench", "10.79.0"
 END_WITHIN_S = 120.0
+START_WITHIN_S = 600.0
+SLOWEST_STEPS_PER_S = 50.0  # a training that plays fewer agent steps per second hangs
 CHECKOUT = Path(zmqrl.__file__).parents[1]
 CODE = ("zmqrl", "launch", "benchmarks", "pyproject.toml", ":(exclude)benchmarks/results")
 """What a benchmark runs. It does not run results and documents, which an earlier benchmark may have changed."""
@@ -128,10 +132,35 @@ class Run:
         sys.exit(f"no {what} within {within_s:g} s; the run printed:\n{said}")
 
 
-def train(options: Sequence[str], directory: Path, **environment: str) -> None:
-    """Train once, without output. Raises CalledProcessError if the command fails."""
-    command = [sys.executable, "-m", "zmqrl", "train", *options, "--run-dir", str(directory)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | environment)
+def train(options: Sequence[str], directory: Path, within_s: float, **environment: str) -> None:
+    """Train once, without output. Exits if the command fails, or does not end within START_WITHIN_S + ``within_s``."""
+    train_with([sys.executable, "-m", "zmqrl", "train", *options, "--run-dir", str(directory)], within_s, **environment)
+
+
+def train_with(command: Sequence[str | Path], within_s: float, **environment: str) -> None:
+    """Train with a command, as :func:`train` does."""
+    quiet, said = subprocess.DEVNULL, shlex.join(map(str, command))
+    with subprocess.Popen(command, stdin=quiet, stdout=quiet, env=os.environ | environment) as process:
+        try:
+            status = process.wait(START_WITHIN_S + within_s)
+        except subprocess.TimeoutExpired:
+            sys.exit(f"not over within {START_WITHIN_S + within_s:g} s: {said}")
+        finally:
+            end(process)
+    if status:
+        sys.exit(f"{ended_how(status)}: {said}")
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """End a process with Ctrl-C. Kill it if it does not end."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(END_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        print(f"killed, because it did not end within {END_WITHIN_S:g} s: {process.args!r}", file=sys.stderr)
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from bench_lab import begin, train
+from bench_lab import SLOWEST_STEPS_PER_S, begin, train
 from gymnasium import wrappers
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -124,7 +124,8 @@ def ours(recipe: str, env_id: str, agent_steps: int, seed: int) -> float:
     """The mean score of the last 50 games of a run of ``recipe``."""
     with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
         run = Path(scratch) / "run"
-        train([recipe, "--env", env_id, "--agent-steps", str(agent_steps), "--seed", str(seed), "--trackers"], run)
+        options = [recipe, "--env", env_id, "--agent-steps", str(agent_steps), "--seed", str(seed), "--trackers"]
+        train(options, run, agent_steps / SLOWEST_STEPS_PER_S)
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         return float(summary["score_mean_50"])
 

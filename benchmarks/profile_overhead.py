@@ -22,6 +22,7 @@ from zmqrl.profile.run_tables import RunTables
 from zmqrl.results.bootstrap import FEWEST_TRAININGS, trainings_interval
 
 SPANS = 200_000
+SLOWEST_UPDATE_S = 2.0  # a run with longer updates hangs
 SETTINGS = ("on", "off")
 
 
@@ -39,9 +40,9 @@ def span_ns() -> float:
     return 1e9 * (with_span_s - without_s) / SPANS
 
 
-def run(options: list[str], setting: str, directory: Path) -> float:
+def run(options: list[str], updates: int, setting: str, directory: Path) -> float:
     """Train once. Returns the updates per second after the first tenth of the run, without start and end."""
-    train(options, directory, ZMQRL_PROFILE=setting)
+    train([*options, "--updates", str(updates)], directory, SLOWEST_UPDATE_S * updates, ZMQRL_PROFILE=setting)
     rows = [json.loads(row) for row in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     last = rows[-1]
     first = next(row for row in rows if row["version"] >= last["version"] / 10)
@@ -62,8 +63,7 @@ def main() -> None:
         for setting in SETTINGS if number % 2 == 0 else SETTINGS[::-1]:
             with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
                 directory = Path(scratch) / "run"
-                options = [*arguments.recipe, "--updates", str(arguments.updates)]
-                rates[setting].append(run(options, setting, directory))
+                rates[setting].append(run(arguments.recipe, arguments.updates, setting, directory))
                 if setting == "on" and number == 0:
                     describe(directory, each_ns, arguments.updates)
             print(f"round {number + 1}, {setting}: {rates[setting][-1]:.2f} updates/s", flush=True)

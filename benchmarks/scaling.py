@@ -26,7 +26,7 @@ from typing import Any, Final, TypeAlias
 import marked
 import matplotlib
 import numpy as np
-from bench_lab import begin, train
+from bench_lab import SLOWEST_STEPS_PER_S, begin, train
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -74,7 +74,8 @@ def options_of(recipe: Config, numbers: Mapping[str, int], seed: int, updates: i
 
 def scores_of(recipe: Config, numbers: Mapping[str, int], seed: int, updates: int, scratch: Path) -> list[float | None]:
     """Train once. Returns the scores on the grid."""
-    train([str(recipe.recipe), *options_of(recipe, numbers, seed, updates), "--trackers"], scratch)
+    options = [str(recipe.recipe), *options_of(recipe, numbers, seed, updates), "--trackers"]
+    train(options, scratch, updates * steps_per_update(recipe) / SLOWEST_STEPS_PER_S)
     return on_grid(RunRecord.read(scratch), updates)
 
 

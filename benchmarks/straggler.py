@@ -20,11 +20,11 @@ from bench_lab import begin, train
 SETTINGS = {"N=4, b=0": ["--workers", "4", "--backups", "0"], "N=3, b=1": ["--workers", "3", "--backups", "1"]}
 
 
-def run(options: list[str]) -> dict[str, Any]:
-    """Train once. Returns the summary with updates per second."""
+def run(options: list[str], minutes: float) -> dict[str, Any]:
+    """Train once for ``minutes``. Returns the summary with updates per second."""
     with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
         directory = Path(scratch) / "run"
-        train(options, directory)
+        train([*options, "--minutes", str(minutes)], directory, 60 * minutes)
         summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
         return summary | {"updates_per_s": summary["updates"] / summary["wall_s"]}
 
@@ -40,11 +40,11 @@ def main() -> None:
     arguments = parser.parse_args()
     origin = begin(parser, arguments.output)
     about = {"command": shlex.join(sys.argv), "load": os.getloadavg()[0], **origin}
-    common = [*arguments.recipe, "--minutes", str(arguments.minutes), "--straggle", f"3:{arguments.delay_s}"]
+    common = [*arguments.recipe, "--straggle", f"3:{arguments.delay_s}"]
     rates: dict[str, list[float]] = {name: [] for name in SETTINGS}
     for _ in range(arguments.rounds):
         for name, setting in SETTINGS.items():
-            summary = run([*common, *setting])
+            summary = run([*common, *setting], arguments.minutes)
             rates[name].append(summary["updates_per_s"])
             print(f"{name}: {summary['updates_per_s']:.2f} updates/s, {summary['contributions']}", flush=True)
     for name, values in rates.items():

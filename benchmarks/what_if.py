@@ -30,6 +30,7 @@ class Case:
     changed: str
 
 
+WITHIN_S = 1800.0
 WAITING = "cartpole --updates 160"
 THREE = "--workers 3 --shards 2 --straggle 0:0.06 --straggle 1:0.1 --straggle 2:0.2"
 BACKED = "--workers 2 --backups 1 --shards 2 --straggle 0:0.06 --straggle 1:0.1 --straggle 2:0.2"
@@ -94,7 +95,7 @@ CASES = (
 
 def profiled(options: str, directory: Path) -> RecordedRun:
     """Train once. Returns the profile of the run."""
-    train(options.split(), directory)
+    train(options.split(), directory, WITHIN_S)
     recorded = recorded_run(directory)
     assert isinstance(recorded, RecordedRun), recorded
     return recorded

@@ -78,3 +78,23 @@ def test_results_of_changed_code_are_not_for_the_checkout(
             bench_lab.begin(parser, *outputs)
         assert "the code has changes that no commit has" in capsys.readouterr().err
     assert bench_lab.begin(parser, tmp_path, None)["commit"] == "0123456789ab+"
+
+
+@pytest.mark.processes
+def test_a_training_that_hangs_is_ended_with_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_lab, "START_WITHIN_S", 1.0)
+    ended = tmp_path / "ended"
+    hangs = f"""
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: sys.exit(open({str(ended)!r}, "x").close()))
+time.sleep(600)
+"""
+    with pytest.raises(SystemExit, match="not over within 3 s: "):
+        bench_lab.train_with([sys.executable, "-c", hangs], 2.0)
+    assert ended.exists()
+
+
+@pytest.mark.processes
+def test_a_training_that_fails_ends_the_benchmark(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"exit status 2: .* train no-such-recipe"):
+        bench_lab.train(["no-such-recipe"], tmp_path / "run", 600.0)

@@ -11,7 +11,6 @@ Then draws all such files of the directory in ``score.svg``, and fills the score
 import argparse
 import json
 import os
-import subprocess
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any, Final, Self, TypeAlias
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from measure import HERE, PACKAGES, RESULTS, begin, fill_readme, python_of
+from measure import HERE, PACKAGES, RESULTS, begin, fill_readme, python_of, train_with
 from numpy.typing import NDArray
 from scores import SB3_FLAVOUR
 
@@ -105,7 +104,7 @@ def train(peer: str, minutes: float, output: Path, environments: Path, origin: d
     }
     file.write_text(json.dumps(about) + "\n", encoding="utf-8")
     options = [peer, "--minutes", str(minutes), "--scores", str(file.resolve())]
-    subprocess.run([python, HERE / "sb3_atari.py", *options], check=True, stdout=subprocess.DEVNULL)
+    train_with([python, HERE / "sb3_atari.py", *options], 60 * minutes)
 
 
 def draw(trainings: Sequence[Training], path: Path) -> None:

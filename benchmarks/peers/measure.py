@@ -34,6 +34,7 @@ HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))  # a script has only its own folder on the path
 
 from bench_lab import begin as begin  # noqa: E402
+from bench_lab import train_with as train_with  # noqa: E402
 from marked import fill_readme as fill_readme  # noqa: E402
 
 RESULTS = HERE.parent / "results/peers"
