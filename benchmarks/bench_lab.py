@@ -165,17 +165,16 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 @contextlib.contextmanager
 def running(command: Sequence[str], path: Path) -> Iterator[Run]:
-    """Start a command of zmqrl with the run directory ``path``, and end it with Ctrl-C after the block."""
+    """Start a command of zmqrl with the run directory ``path``, and end it with Ctrl-C after the block. If it does not
+    end, it is killed, and the benchmark continues.
+    """
     with path.with_suffix(".log").open("wb") as log:
         zmqrl = [sys.executable, "-m", "zmqrl", *command, "--run-dir", str(path)]
         process = subprocess.Popen(zmqrl, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         yield Run(process, path)
-        process.send_signal(signal.SIGINT)
-        process.wait(END_WITHIN_S)
     finally:
-        process.kill()
-        process.wait()
+        end(process)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -98,3 +99,18 @@ time.sleep(600)
 def test_a_training_that_fails_ends_the_benchmark(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"exit status 2: .* train no-such-recipe"):
         bench_lab.train(["no-such-recipe"], tmp_path / "run", 600.0)
+
+
+@pytest.mark.processes
+def test_a_run_that_does_not_end_is_killed_and_its_measurement_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ready, hangs = tmp_path / "ready", tmp_path / "hangs"
+    hangs.write_text(f"#!/bin/sh\ntrap '' INT\n: > '{ready}'\nexec sleep 600\n", encoding="utf-8")
+    hangs.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(hangs))
+    monkeypatch.setattr(bench_lab, "END_WITHIN_S", 0.1)
+    with bench_lab.running(["train"], tmp_path / "run") as run:
+        run.wait_for(ready.exists, "start", 60.0)
+    assert run.process.returncode == -signal.SIGKILL
+    assert "killed, because it did not end within 0.1 s" in capsys.readouterr().err
