@@ -35,7 +35,8 @@ CODE = ("zmqrl", "launch", "benchmarks", "pyproject.toml", ":(exclude)benchmarks
 
 
 def begin(parser: argparse.ArgumentParser, *outputs: Path | None) -> dict[str, Any]:
-    """Call this first in a benchmark. Returns the provenance of its results: the code can change later.
+    """Call this first in a benchmark. Returns the provenance of its results: the code can change later. From now on,
+    the processes of the benchmark also end when it gets SIGTERM.
 
     The commit ends with ``+`` only if code differs from it. Exits if it does, and one of ``outputs`` is in this
     checkout.
@@ -47,6 +48,7 @@ def begin(parser: argparse.ArgumentParser, *outputs: Path | None) -> dict[str, A
             origin["commit"] = origin["commit"][:-1]
         elif any(output.resolve().is_relative_to(CHECKOUT) for output in outputs if output is not None):
             parser.error("the code has changes that no commit has: commit them, or write outside of this checkout")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     return origin
 
 
@@ -86,7 +88,6 @@ class Lab:
 @contextlib.contextmanager
 def lab(hosts: int) -> Iterator[Lab]:
     """Make a lab with ``hosts`` hosts and take it down afterwards. Ends the benchmark if either step fails."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that SIGTERM takes the lab down
     with tempfile.TemporaryDirectory(prefix="zmqrl-bench-lab-") as scratch:
         made = Lab(Path(scratch) / "lab")
         try:

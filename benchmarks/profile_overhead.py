@@ -14,7 +14,7 @@ import timeit
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench_lab import train
+from bench_lab import begin, train
 
 from zmqrl.observe.spans import Spans
 from zmqrl.profile.profiler import segments
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("recipe", nargs="*", default=["cartpole"])
     arguments = parser.parse_args()
+    begin(parser)
     each_ns = span_ns()
     print(f"a span costs {each_ns:.0f} ns", flush=True)
     rates: dict[str, list[float]] = {setting: [] for setting in SETTINGS}

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from typing import NoReturn
 
 import bench_lab
 import pytest
+from support.paths import ROOT
+from support.rig import ending, eventually, is_alive
 
 BENCHMARKS = {
     "central_graph": "",
@@ -19,21 +22,28 @@ BENCHMARKS = {
     "learning": "--run no-such-run",
     "measure": "",
     "page": "",
+    "profile_overhead": "",
     "recovery": "",
     "scaling": "",
     "simulation_validation": "calibrate",
     "start_up": "",
+    "start_up_here": "",
     "straggler": "",
     "what_if": "",
 }
 
 
 class Begun(Exception):
-    """A benchmark has asked for its provenance."""
+    """A benchmark has called what every benchmark calls first."""
+
+
+def test_every_benchmark_that_starts_processes_is_tested() -> None:
+    programs = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "\ndef main" in path.read_text("utf-8")}
+    assert programs - {"keep", "published_figures"} | {"learning", "measure"} == set(BENCHMARKS)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_a_benchmark_looks_first_at_the_commit_of_the_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_benchmark_begins_as_all_others_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def begin(parser: argparse.ArgumentParser, *outputs: Path | None) -> NoReturn:
         raise Begun
 
@@ -114,3 +124,24 @@ def test_a_run_that_does_not_end_is_killed_and_its_measurement_is_kept(
         run.wait_for(ready.exists, "start", 60.0)
     assert run.process.returncode == -signal.SIGKILL
     assert "killed, because it did not end within 0.1 s" in capsys.readouterr().err
+
+
+@pytest.mark.processes
+def test_sigterm_also_ends_the_training_of_a_benchmark(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    training = f"""
+import os, pathlib, time
+pathlib.Path({str(started)!r}).write_text(f"{{os.getpid()}}\\n")
+time.sleep(600)
+"""
+    benchmark = f"""
+import argparse, bench_lab, sys
+bench_lab.begin(argparse.ArgumentParser())
+bench_lab.train_with([sys.executable, "-c", {training!r}], 600.0)
+"""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"}
+    with ending(subprocess.Popen([sys.executable, "-c", benchmark], env=environment)) as process:
+        eventually(lambda: started.exists() and started.read_text().endswith("\n"), "training", 60)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    assert not is_alive(int(started.read_text()))

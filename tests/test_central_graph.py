@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -97,6 +98,7 @@ def test_the_picture_and_the_table_have_the_rows_before_a_failure(
 
     (tmp_path / "README.md").write_text("<!-- central-graph -->\n<!-- end -->\n", encoding="utf-8")
     monkeypatch.setattr(central_graph, "lab", lambda hosts: nullcontext())
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     monkeypatch.setattr(central_graph, "measure", measure)
     monkeypatch.setattr(sys, "argv", ["central_graph.py", "--shards", "2", "4", "--output", str(tmp_path)])
     with pytest.raises(SystemExit):

@@ -1,6 +1,7 @@
 """The comparison of different numbers of workers and shards trains equal updates, and draws all recipes."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,7 @@ def test_each_training_is_kept_and_a_result_stays_until_a_new_one_is_complete(
     def lengths(result: dict[str, Any]) -> list[int]:
         return [len(seeds) for seeds in result["scores"].values()]
 
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     monkeypatch.setattr(scaling, "draw", lambda results, path: None)
     monkeypatch.setattr(sys, "argv", ["scaling.py", "--seeds", "2", "--output", str(tmp_path)])
     kept, row = call(1.0, 3)

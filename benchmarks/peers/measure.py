@@ -216,7 +216,6 @@ def main() -> None:
     arguments = parser.parse_args()
     output: Path | None = arguments.output or (None if arguments.only else RESULTS)
     origin = begin(parser, output)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: ends the processes of the library
     chosen = {
         comparison: {name: training for name, training in of.items() if arguments.only in name}
         for comparison, of in COMPARISONS.items()
