@@ -3,9 +3,9 @@
     python benchmarks/recovery.py [--rounds 3] [--root] [--output benchmarks/results/recovery]
         [--page docs/reliability.md]
 
-Each case trains CartPole with two shards on this machine, and causes a real failure. The time runs from the failure
-until every shard has made two more versions. The first of these versions may already have been in progress. If the
-run goes back to a checkpoint, only versions after this return count. ``--root`` adds the cases that must be root: a
+Each case trains CartPole with two shards on this machine, and causes a real failure. The time runs from just before the
+failure until every shard has made two more versions. The first of these versions may already have been in progress. If
+the run goes back to a checkpoint, only versions after this return count. ``--root`` adds the cases that must be root: a
 full disk, and hosts of a network lab, which run the workers. Writes ``results.json`` into the directory, and the table
 into the page.
 """
@@ -189,10 +189,9 @@ def lose_state(run: Run) -> float:
 
 def damage_state(run: Run) -> float:
     """Damage the newest state of a shard and kill the shard, so that all shards go back to a checkpoint."""
-    pid = run.pid("shard-0")
+    pid, before, since = run.pid("shard-0"), run.made(), time.monotonic()
     os.kill(pid, signal.SIGSTOP)
     damage_newest(run.path / "state/shard-0.slots")
-    before, since = run.made(), time.monotonic()
     os.kill(pid, signal.SIGKILL)
     return run.recovered_s(since, (before[0] + 1, 0))
 
@@ -220,9 +219,9 @@ def fill_disk(run: Run) -> float:
         while file.write(bytes(1 << 16)):
             pass
     time.sleep(FULL_S)
-    before = run.made()
+    before, since = run.made(), time.monotonic()
     ballast.unlink()
-    return run.recovered_s(time.monotonic(), before)
+    return run.recovered_s(since, before)
 
 
 def cut_off(where: Lab) -> Callable[[Run], float]:
@@ -231,9 +230,9 @@ def cut_off(where: Lab) -> Callable[[Run], float]:
     def measure(run: Run) -> float:
         where("blackhole", "h2", "on")
         time.sleep(CUT_OFF_S)
-        before = run.made()
+        before, since = run.made(), time.monotonic()
         where("blackhole", "h2", "off")
-        return run.recovered_s(time.monotonic(), before)
+        return run.recovered_s(since, before)
 
     return measure
 
@@ -242,8 +241,9 @@ def cut_off_for_good(where: Lab) -> Callable[[Run], float]:
     """Cut off a host. Repair it after the measurement."""
 
     def measure(run: Run) -> float:
+        since = time.monotonic()
         where("blackhole", "h2", "on")
-        before, since = run.made(), time.monotonic()
+        before = run.made()  # not earlier: until now, the run has made versions
         try:
             return run.recovered_s(since, before)
         finally:
@@ -258,8 +258,9 @@ def kill_all_on_host(where: Lab) -> Callable[[Run], float]:
 
     def measure(run: Run) -> float:
         pids = " ".join(str(each["pid"]) for each in json.loads(where("ps", "h2", "--json")))
+        since = time.monotonic()
         where("exec", "h2", "sh", "-c", f"kill -9 {pids}; true")
-        before, since = run.made(), time.monotonic()
+        before = run.made()  # not earlier: until now, the run has made versions
         return run.recovered_s(since, before)
 
     return measure
@@ -340,27 +341,38 @@ def endings(rounds: int) -> Iterator[tuple[str, float]]:
         for case in ("", *[INTACT] * (rounds - 1), *[DAMAGED] * rounds):
             if case == DAMAGED:
                 damage_newest(path / "state/shard-0.slots")
+            since = time.monotonic()
             with training(path, "--workers", "2", *resume) as run:
-                resume = ["--resume"]
-                before, since = run.made(), time.monotonic()
+                resume, before = ["--resume"], run.made()
                 if case:
                     yield case, run.recovered_s(since, before)
                 wait_until((path / "cluster.json").exists, "the processes")
                 run.settle()
-                cluster = run.cluster()
-                pids = [each["pid"] for each in (*cluster["shards"], *cluster["workers"])]
-                since = time.monotonic()
-                run.process.kill()
-                wait_until(lambda: not any(map(is_alive, pids)), "the end of all processes")  # noqa: B023
-                yield "the supervisor is killed: no process is left", time.monotonic() - since
+                yield "the supervisor is killed: no process is left", killed_with_all(run.process)
+        since = time.monotonic()
         with training(path, "--workers", "2", "--resume") as run:
-            before, since = run.made(), time.monotonic()
+            before = run.made()
             yield INTACT, run.recovered_s(since, before)
             run.settle()
             since = time.monotonic()
             run.process.send_signal(signal.SIGINT)
             run.process.wait(WITHIN_S)
             yield "Ctrl-C: the end of the command, after a checkpoint", time.monotonic() - since
+
+
+def killed_with_all(process: "subprocess.Popen[bytes]") -> float:
+    """Kill a process. Returns the seconds until no process is left that it had started, or that these had started."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    pids = [process.pid]
+    for pid in pids:
+        pids += [child for child, parent in parents.items() if parent == pid]
+    since = time.monotonic()
+    process.kill()
+    wait_until(lambda: not any(map(is_alive, pids)), "the end of all processes")
+    return time.monotonic() - since
 
 
 def is_alive(pid: int) -> bool:
