@@ -41,9 +41,11 @@ def span_ns() -> float:
 
 
 def run(options: list[str], updates: int, setting: str, directory: Path) -> float:
-    """Train once. Returns the updates per second after the first tenth of the run, without start and end."""
+    """Train once. Returns the updates per second after the first tenth of the run. The last row does not count, because
+    it includes the end of the run.
+    """
     train([*options, "--updates", str(updates)], directory, SLOWEST_UPDATE_S * updates, ZMQRL_PROFILE=setting)
-    rows = [json.loads(row) for row in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    *rows, _ = [json.loads(row) for row in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     last = rows[-1]
     first = next(row for row in rows if row["version"] >= last["version"] / 10)
     return float((last["version"] - first["version"]) / (last["wall_s"] - first["wall_s"]))

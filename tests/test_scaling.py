@@ -143,6 +143,15 @@ def test_each_training_is_kept_and_a_result_stays_until_a_new_one_is_complete(
     assert "next" not in kept
 
 
+def test_the_speed_of_a_run_is_measured_before_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(options: list[str], directory: Path, within_s: float, **environment: str) -> None:
+        rows = [row(wall_s, version=wall_s * 10) for wall_s in range(1, 11)]
+        run_directory(directory, [*rows, row(30, version=101)])
+
+    monkeypatch.setattr(profile_overhead, "train", train)
+    assert profile_overhead.run(["cartpole"], 101, "on", tmp_path / "run") == 10.0
+
+
 def test_the_cost_of_a_profile_has_an_interval_by_students_t_from_three_rounds_on() -> None:
     assert profile_overhead.compared([0.9, 1.1]) == "on/off: 1.0000, median 1.0000"
     assert profile_overhead.compared([0.9, 1.0, 1.1]) == "on/off: 1.0000 (95 % 0.7516 to 1.2484), median 1.0000"
