@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 
 from zmqrl.observe.drawing import COLOURS, STYLE
 
+RESULTS = Path(__file__).parent / "results/central-graph"
 MOST_HOSTS = 8
 FIRST_ROW_WITHIN_S = 180.0
 WARM_UP_S = 10.0
@@ -183,7 +184,7 @@ def main() -> None:
     parser.add_argument("--rate", nargs="+", default=["50mbit", "off"])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--updates", type=int, default=50)
-    parser.add_argument("--output", type=Path, default=Path("central-graph"))
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments, options = parser.parse_known_args()
     origin = begin(parser, arguments.output)
     hosts = max(arguments.shards) + max(arguments.workers)

@@ -17,6 +17,7 @@ from typing import Any
 import marked
 from bench_lab import begin
 
+RESULTS = Path(__file__).parent / "results/efficiency"
 RECIPES = ("breakout", "breakout-ppo")
 MODELS = ("narrow", "small", "nature")
 PARTS = {"env_step": "environment", "act": "acting", "gradient": "gradient", "wait": "waiting", "rest": "rest"}
@@ -54,7 +55,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
 def main() -> None:
     """Measure each case, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("efficiency"))
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments, options = parser.parse_known_args()
     origin = begin(parser, arguments.output)
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -32,8 +32,6 @@ from bench_lab import Lab, begin, directory_on, lab, launched
 from zmqrl.ps.shard import store
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks/results/recovery"
-PAGE = ROOT / "docs/reliability.md"
 SHARDS = 2
 WITHIN_S = 120.0
 LINE_BYTES = 300  # longer than any line of a history in these runs

@@ -21,6 +21,7 @@ from typing import Any
 import marked
 from bench_lab import Lab, begin, directory_on, lab, launched
 
+RESULTS = Path(__file__).parent / "results/start-up"
 WORKERS_ON_A_HOST = 3
 WITHIN_S = 300.0
 DEFAULT = ["pong", "--envs.num-envs", "4", "--ppo.rollout-steps", "16", "--ppo.minibatches", "4"]
@@ -88,7 +89,7 @@ def main() -> None:
     )
     parser.add_argument("--hosts", type=int, nargs="+", default=[1, 4, 8], choices=range(1, 9))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("start-up"))
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments, options = parser.parse_known_args()
     origin = begin(parser, arguments.output)
     with lab(max(arguments.hosts)) as where:

@@ -54,6 +54,24 @@ def test_a_benchmark_begins_as_all_others_do(name: str, monkeypatch: pytest.Monk
         module.main()
 
 
+@pytest.mark.parametrize("name", ["central_graph", "efficiency", "flood", "page", "scaling", "start_up"])
+def test_the_results_of_a_benchmark_are_written_beside_their_page(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Path | None] = []
+
+    def begin(parser: argparse.ArgumentParser, *outputs: Path | None) -> NoReturn:
+        given.extend(outputs)
+        raise Begun
+
+    module = importlib.import_module(name)
+    monkeypatch.setattr(bench_lab if name == "flood" else module, "begin", begin)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py"])
+    with pytest.raises(Begun):
+        module.main()
+    (output,) = given
+    assert output == ROOT / "benchmarks/results" / name.replace("_", "-")
+    assert (output / "README.md").exists()
+
+
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout with code, a result and a page. The commit of zmqrl says that some file has changed."""
