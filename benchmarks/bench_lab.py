@@ -35,13 +35,13 @@ CODE = ("zmqrl", "launch", "benchmarks", "pyproject.toml", ":(exclude)benchmarks
 
 
 def begin(parser: argparse.ArgumentParser, *outputs: Path | None) -> dict[str, Any]:
-    """Call this first in a benchmark. Returns the provenance of its results: the code can change later. From now on,
-    the processes of the benchmark also end when it gets SIGTERM.
+    """Call this first in a benchmark. Returns the provenance of its results, and the load of the machine: the code and
+    the load can change later. From now on, the processes of the benchmark also end when it gets SIGTERM.
 
     The commit ends with ``+`` only if code differs from it. Exits if it does, and one of ``outputs`` is in this
     checkout.
     """
-    origin = provenance()
+    origin: dict[str, Any] = {"load_before": os.getloadavg()[0], **provenance()}
     if str(origin["commit"]).endswith("+"):
         unchanged = ["git", "-C", str(CHECKOUT), "diff", "--quiet", "HEAD", "--", *CODE]
         if subprocess.run(unchanged, check=False, timeout=60).returncode == 0:

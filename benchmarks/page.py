@@ -356,7 +356,7 @@ def main() -> None:
     if options.beside:
         with tempfile.TemporaryDirectory() as place:
             results["beside"] = beside(Path(place), options.beside)
-    results |= {"load": os.getloadavg()[0], "provenance": origin}
+    results["provenance"] = origin
     (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     marked.fill_readme(options.output, "page", tables(results))
     for page in options.page:

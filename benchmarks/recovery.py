@@ -407,7 +407,7 @@ def write(seconds: dict[str, list[float]], output: Path | None, page: Path | Non
     """Write the measurements so far."""
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        results = {"seconds": seconds, "load": os.getloadavg()[0], **origin}
+        results = {"seconds": seconds, **origin}
         (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if page is not None:
         marked.fill(page, "recovery", table(seconds))

@@ -16,7 +16,6 @@ new one is complete, and has the scores so far under ``next``.
 import argparse
 import json
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -187,7 +186,6 @@ def main() -> None:
                 "updates": updates,
                 "agent_steps": updates * steps_per_update(recipe),
                 "scores": scores,
-                "load": os.getloadavg()[0],
                 **origin,
             }
             is_complete = all(len(seeds) == arguments.seeds for seeds in scores.values())

@@ -7,7 +7,6 @@ The two settings take turns, so that noise on the machine affects both alike. Wr
 
 import argparse
 import json
-import os
 import shlex
 import statistics
 import sys
@@ -39,7 +38,7 @@ def main() -> None:
     parser.add_argument("recipe", nargs="*", default=["cartpole"])
     arguments = parser.parse_args()
     origin = begin(parser, arguments.output)
-    about = {"command": shlex.join(sys.argv), "load": os.getloadavg()[0], **origin}
+    about = {"command": shlex.join(sys.argv), **origin}
     common = [*arguments.recipe, "--straggle", f"3:{arguments.delay_s}"]
     rates: dict[str, list[float]] = {name: [] for name in SETTINGS}
     for _ in range(arguments.rounds):

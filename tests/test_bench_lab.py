@@ -84,6 +84,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         subprocess.run(["git", "-C", str(path), *command], check=True, timeout=60)
     monkeypatch.setattr(bench_lab, "CHECKOUT", path)
     monkeypatch.setattr(bench_lab, "provenance", lambda: {"commit": "0123456789ab+"})
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 0.0, 0.0))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     return path
 
 
@@ -92,7 +94,7 @@ def test_results_and_pages_that_another_benchmark_has_changed_are_no_change_of_t
     for name in ("benchmarks/results/wire/results.json", "docs/page.md"):
         (checkout / name).write_text("new\n", encoding="utf-8")
     origin = bench_lab.begin(argparse.ArgumentParser(), checkout / "benchmarks/results/wire")
-    assert origin["commit"] == "0123456789ab"
+    assert origin == {"commit": "0123456789ab", "load_before": 1.5}
 
 
 @pytest.mark.processes

@@ -132,6 +132,7 @@ def test_each_training_is_kept_and_a_result_stays_until_a_new_one_is_complete(
     kept, row = call(1.0, 3)
     assert (lengths(kept), row) == ([1, 1, 1, 0, 0], "no row")
     (tmp_path / "results.json").unlink()
+    assert {"commit", "load_before"} <= kept.keys()
     kept, row = call(2.0, 7)
     assert (lengths(kept), row) == ([2, 2, 1, 1, 1], f"| {first} | 2.0 | - | 1 |")
     kept, row = call(3.0, 10)

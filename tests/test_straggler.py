@@ -17,4 +17,4 @@ def test_the_updates_of_each_round_are_kept(tmp_path: Path, monkeypatch: pytest.
     straggler.main()
     kept = json.loads((tmp_path / "kept/results.json").read_text(encoding="utf-8"))
     assert kept["updates_per_s"] == {"N=4, b=0": [1.0, 2.0], "N=3, b=1": [60.0, 70.0]}
-    assert {"command", "commit", "cpu"} <= kept.keys()
+    assert {"command", "commit", "cpu", "load_before"} <= kept.keys()

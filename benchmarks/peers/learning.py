@@ -10,7 +10,6 @@ Then draws all such files of the directory in ``score.svg``, and fills the score
 
 import argparse
 import json
-import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,7 +97,6 @@ def train(peer: str, minutes: float, output: Path, environments: Path, origin: d
         "peer": f"{SB3.replace('==', ' ').replace('stable-baselines3', 'Stable-Baselines3')} {peer.upper()}",
         "flavour": SB3_FLAVOUR,
         "seed": 1,
-        "load": os.getloadavg()[0],
         "packages_of_peer": PACKAGES["sb3"],
         **origin,
     }

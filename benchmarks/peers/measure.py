@@ -199,8 +199,7 @@ def tables(rates: dict[str, dict[str, list[float]]]) -> str:
 def write(output: Path, rates: dict[str, dict[str, list[float]]], seconds: float, origin: dict[str, Any]) -> None:
     """Write the results so far, and the tables of the page."""
     output.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, Any] = {"seconds": seconds, "packages_of_peers": PACKAGES, **origin}
-    result = {"agent_steps_per_s": rates, "load": os.getloadavg()[0], **facts}
+    result = {"agent_steps_per_s": rates, "seconds": seconds, "packages_of_peers": PACKAGES, **origin}
     (output / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     fill_readme(output, "peers", tables(rates))
 
