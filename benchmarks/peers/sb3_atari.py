@@ -66,7 +66,9 @@ def main() -> None:
     number = 16 if arguments.algorithm == "a2c" else 8
     if arguments.algorithm == "a2c":
         optimizer = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"eps": 1e-5}}
-        model = A2C("CnnPolicy", games(number), ent_coef=0.01, vf_coef=0.25, policy_kwargs=optimizer, device="cpu")
+        model = A2C(
+            "CnnPolicy", games(number), ent_coef=0.01, vf_coef=0.25, policy_kwargs=optimizer, device="cpu", seed=1
+        )
     else:
         model = PPO(
             "CnnPolicy",
@@ -79,6 +81,7 @@ def main() -> None:
             vf_coef=0.5,
             ent_coef=0.01,
             device="cpu",
+            seed=1,
         )
     scores = Scores(arguments.scores, number) if arguments.scores else None
     model.learn(FOREVER, callback=Told(arguments.minutes, scores))
