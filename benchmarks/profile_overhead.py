@@ -53,11 +53,12 @@ def run(options: list[str], updates: int, setting: str, directory: Path) -> floa
 
 def main() -> None:
     """Print the cost of a span, the number of spans in an update, and the speed of runs with and without a profile."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--updates", type=int, default=1000)
-    parser.add_argument("recipe", nargs="*", default=["cartpole"])
-    arguments = parser.parse_args()
+    arguments, options = parser.parse_known_args()
     begin(parser)
     each_ns = span_ns()
     print(f"a span costs {each_ns:.0f} ns", flush=True)
@@ -66,7 +67,7 @@ def main() -> None:
         for setting in SETTINGS if number % 2 == 0 else SETTINGS[::-1]:
             with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
                 directory = Path(scratch) / "run"
-                rates[setting].append(run(arguments.recipe, arguments.updates, setting, directory))
+                rates[setting].append(run(options or ["cartpole"], arguments.updates, setting, directory))
                 if setting == "on" and number == 0:
                     describe(directory, each_ns, arguments.updates)
             print(f"round {number + 1}, {setting}: {rates[setting][-1]:.2f} updates/s", flush=True)

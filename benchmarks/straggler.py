@@ -30,16 +30,17 @@ def run(options: list[str], minutes: float) -> dict[str, Any]:
 
 def main() -> None:
     """Print one line per setting: the median and the range over the rounds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=0.5)
     parser.add_argument("--delay-s", type=float, default=1.0)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("recipe", nargs="*", default=["cartpole"])
-    arguments = parser.parse_args()
+    arguments, options = parser.parse_known_args()
     origin = begin(parser, arguments.output)
     about = {"command": shlex.join(sys.argv), **origin}
-    common = [*arguments.recipe, "--straggle", f"3:{arguments.delay_s}"]
+    common = [*(options or ["cartpole"]), "--straggle", f"3:{arguments.delay_s}"]
     rates: dict[str, list[float]] = {name: [] for name in SETTINGS}
     for _ in range(arguments.rounds):
         for name, setting in SETTINGS.items():

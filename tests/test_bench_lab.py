@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import bench_lab
+import profile_overhead
 import pytest
 from support.paths import ROOT
 from support.rig import ending, eventually, is_alive
@@ -70,6 +71,30 @@ def test_the_results_of_a_benchmark_are_written_beside_their_page(name: str, mon
     (output,) = given
     assert output == ROOT / "benchmarks/results" / name.replace("_", "-")
     assert (output / "README.md").exists()
+
+
+@pytest.mark.parametrize("words", ["", "--rounds 1", "pong --workers 3 --envs.num-envs 4 --rounds 1 --seed 2"])
+@pytest.mark.parametrize("name", ["profile_overhead", "straggler"])
+def test_a_benchmark_passes_the_recipe_and_its_options_on(
+    name: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[str]] = []
+
+    def run(options: list[str], *others: object) -> NoReturn:
+        given.append(options)
+        raise Begun
+
+    module = importlib.import_module(name)
+    monkeypatch.setattr(module, "begin", lambda parser, *outputs: {})
+    monkeypatch.setattr(module, "run", run)
+    monkeypatch.setattr(profile_overhead, "span_ns", lambda: 0.0)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words.split()])
+    with pytest.raises(Begun):
+        module.main()
+    recipe = "pong --workers 3 --envs.num-envs 4 --seed 2" if "pong" in words else "cartpole"
+    (options,) = given
+    assert options[: len(recipe.split())] == recipe.split()
+    assert "--rounds" not in options
 
 
 @pytest.fixture
