@@ -1,8 +1,10 @@
-"""A network lab for cluster benchmarks (docs/netlab.md), and runs on its hosts or on this machine."""
+"""What benchmarks share: their start, a network lab (docs/netlab.md), and runs on its hosts or on this machine."""
 
+import argparse
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,14 +16,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import zmqrl
 from zmqrl.commands.run.launch import directory_name
+from zmqrl.observe.provenance import provenance
 from zmqrl.rundir import RunDirectory
+from zmqrl.words import ended_how
 
 T = TypeVar("T")
 
 NETLAB = Path(__file__).parent.parent / "launch/netlab"
 NAME, SUBNET = "bench", "10.79.0"
 END_WITHIN_S = 120.0
+START_WITHIN_S = 600.0
+SLOWEST_STEPS_PER_S = 50.0  # a training that plays fewer agent steps per second hangs
+CHECKOUT = Path(zmqrl.__file__).parents[1]
+CODE = ("zmqrl", "launch", "benchmarks", "pyproject.toml", ":(exclude)benchmarks/results")
+"""What a benchmark runs. It does not run results and documents, which an earlier benchmark may have changed."""
+
+
+def begin(parser: argparse.ArgumentParser, *outputs: Path | None) -> dict[str, Any]:
+    """Call this first in a benchmark. Returns the provenance of its results, and the load of the machine: the code and
+    the load can change later. From now on, the processes of the benchmark also end when it gets SIGTERM.
+
+    The commit ends with ``+`` only if code differs from it. Exits if it does, and one of ``outputs`` is in this
+    checkout.
+    """
+    origin: dict[str, Any] = {"load_before": os.getloadavg()[0], **provenance()}
+    if str(origin["commit"]).endswith("+"):
+        unchanged = ["git", "-C", str(CHECKOUT), "diff", "--quiet", "HEAD", "--", *CODE]
+        if subprocess.run(unchanged, check=False, timeout=60).returncode == 0:
+            origin["commit"] = origin["commit"][:-1]
+        elif any(output.resolve().is_relative_to(CHECKOUT) for output in outputs if output is not None):
+            parser.error("the code has changes that no commit has: commit them, or write outside of this checkout")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    return origin
 
 
 @dataclass(frozen=True)
@@ -60,7 +88,6 @@ class Lab:
 @contextlib.contextmanager
 def lab(hosts: int) -> Iterator[Lab]:
     """Make a lab with ``hosts`` hosts and take it down afterwards. Ends the benchmark if either step fails."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that SIGTERM takes the lab down
     with tempfile.TemporaryDirectory(prefix="zmqrl-bench-lab-") as scratch:
         made = Lab(Path(scratch) / "lab")
         try:
@@ -106,25 +133,49 @@ class Run:
         sys.exit(f"no {what} within {within_s:g} s; the run printed:\n{said}")
 
 
-def train(options: Sequence[str], directory: Path, **environment: str) -> None:
-    """Train once, without output. Raises CalledProcessError if the command fails."""
-    command = [sys.executable, "-m", "zmqrl", "train", *options, "--run-dir", str(directory)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | environment)
+def train(options: Sequence[str], directory: Path, within_s: float, **environment: str) -> None:
+    """Train once, without output. Exits if the command fails, or does not end within START_WITHIN_S + ``within_s``."""
+    train_with([sys.executable, "-m", "zmqrl", "train", *options, "--run-dir", str(directory)], within_s, **environment)
+
+
+def train_with(command: Sequence[str | Path], within_s: float, **environment: str) -> None:
+    """Train with a command, as :func:`train` does."""
+    quiet, said = subprocess.DEVNULL, shlex.join(map(str, command))
+    with subprocess.Popen(command, stdin=quiet, stdout=quiet, env=os.environ | environment) as process:
+        try:
+            status = process.wait(START_WITHIN_S + within_s)
+        except subprocess.TimeoutExpired:
+            sys.exit(f"not over within {START_WITHIN_S + within_s:g} s: {said}")
+        finally:
+            end(process)
+    if status:
+        sys.exit(f"{ended_how(status)}: {said}")
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """End a process with Ctrl-C. Kill it if it does not end."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(END_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        print(f"killed, because it did not end within {END_WITHIN_S:g} s: {process.args!r}", file=sys.stderr)
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextlib.contextmanager
 def running(command: Sequence[str], path: Path) -> Iterator[Run]:
-    """Start a command of zmqrl with the run directory ``path``, and end it with Ctrl-C after the block."""
+    """Start a command of zmqrl with the run directory ``path``, and end it with Ctrl-C after the block. If it does not
+    end, it is killed, and the benchmark continues.
+    """
     with path.with_suffix(".log").open("wb") as log:
         zmqrl = [sys.executable, "-m", "zmqrl", *command, "--run-dir", str(path)]
         process = subprocess.Popen(zmqrl, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         yield Run(process, path)
-        process.send_signal(signal.SIGINT)
-        process.wait(END_WITHIN_S)
     finally:
-        process.kill()
-        process.wait()
+        end(process)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@
 Each shard and each worker has its own host in a network lab on this machine. The rate limits the network of each host
 in each direction. By default, each worker learns Pong from rollouts of five steps in four games, so an update loads the
 network much more than the processors. A measurement continues after its seconds until it has counted the updates, but
-takes at most ten times as long. Writes `results.json`, `central-graph.png` and the table of `README.md`.
+takes at most ten times as long. After each one, writes `results.json`, `central-graph.png` and the table of
+`README.md`.
 """
 
 import argparse
@@ -22,11 +23,12 @@ from typing import Any
 
 import marked
 import matplotlib
-from bench_lab import Lab, lab, launched
+from bench_lab import Lab, begin, lab, launched
+from matplotlib.figure import Figure
 
 from zmqrl.observe.drawing import COLOURS, STYLE
-from zmqrl.observe.provenance import provenance
 
+RESULTS = Path(__file__).parent / "results/central-graph"
 MOST_HOSTS = 8
 FIRST_ROW_WITHIN_S = 180.0
 WARM_UP_S = 10.0
@@ -119,7 +121,8 @@ def bits_per_s(rate: str) -> float:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The measurements as a Markdown table. A row counts against the first one with the same links and workers."""
-    lines = ["| shards | workers | link of each host | updates | updates/s | agent steps/s | against one shard "]
+    fewest = "one shard" if rows[0]["shards"] == 1 else f"{rows[0]['shards']} shards"
+    lines = [f"| shards | workers | link of each host | updates | updates/s | agent steps/s | against {fewest} "]
     lines[0] += "| link alone | busiest link, Mbit/s | processors |"
     lines.append("|---" * 10 + "|")
     first: dict[tuple[str, int], float] = {}
@@ -148,12 +151,10 @@ def link(rate: str) -> str:
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw agent steps per second against the number of shards: one panel per rate, one curve per number of workers."""
-    matplotlib.use("agg")
     with matplotlib.rc_context(STYLE):
-        from matplotlib import pyplot
-
         rates = list(dict.fromkeys(row["rate"] for row in rows))
-        figure, panels = pyplot.subplots(1, len(rates), figsize=(4.6 * len(rates), 3.8), squeeze=False)
+        figure = Figure(figsize=(4.6 * len(rates), 3.8))
+        panels = figure.subplots(1, len(rates), squeeze=False)
         for axes, rate in zip(panels[0], rates, strict=True):
             for colour, workers in zip(COLOURS, sorted({row["workers"] for row in rows}), strict=False):
                 mine = [row for row in rows if (row["rate"], row["workers"]) == (rate, workers)]
@@ -174,7 +175,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure each setting in turn, and write the results."""
+    """Measure each setting in turn, and write the results after each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -183,8 +184,9 @@ def main() -> None:
     parser.add_argument("--rate", nargs="+", default=["50mbit", "off"])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--updates", type=int, default=50)
-    parser.add_argument("--output", type=Path, default=Path("central-graph"))
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments, options = parser.parse_known_args()
+    origin = begin(parser, arguments.output)
     hosts = max(arguments.shards) + max(arguments.workers)
     if hosts > MOST_HOSTS:
         parser.error(f"{hosts} hosts are needed, but a lab has {MOST_HOSTS} at most")
@@ -194,15 +196,15 @@ def main() -> None:
     result: dict[str, Any] = {
         "command": shlex.join(sys.argv),
         "options": options,
-        "provenance": provenance(),
+        "provenance": origin,
         "rows": [],
     }
     with lab(hosts) as where:
         for rate, workers, shards in itertools.product(arguments.rate, arguments.workers, arguments.shards):
             result["rows"].append(measure(where, shards, workers, rate, options, arguments.seconds, arguments.updates))
             (arguments.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
-    draw(result["rows"], arguments.output / "central-graph.png")
-    marked.fill_readme(arguments.output, "central-graph", table(result["rows"]))
+            draw(result["rows"], arguments.output / "central-graph.png")
+            marked.fill_readme(arguments.output, "central-graph", table(result["rows"]))
     print(arguments.output / "central-graph.png")
 
 

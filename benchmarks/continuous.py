@@ -21,7 +21,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from bench_lab import train
+from bench_lab import SLOWEST_STEPS_PER_S, begin, train
 from gymnasium import wrappers
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -124,7 +124,8 @@ def ours(recipe: str, env_id: str, agent_steps: int, seed: int) -> float:
     """The mean score of the last 50 games of a run of ``recipe``."""
     with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
         run = Path(scratch) / "run"
-        train([recipe, "--env", env_id, "--agent-steps", str(agent_steps), "--seed", str(seed), "--trackers"], run)
+        options = [recipe, "--env", env_id, "--agent-steps", str(agent_steps), "--seed", str(seed), "--trackers"]
+        train(options, run, agent_steps / SLOWEST_STEPS_PER_S)
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         return float(summary["score_mean_50"])
 
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", choices=("zmqrl", "reference"))
     asked = parser.parse_args()
+    origin = begin(parser, RESULTS)
     env_id = asked.env or RECIPES[asked.recipe]().env
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     for seed in asked.seeds:
@@ -150,7 +152,7 @@ def main() -> None:
             row = {"recipe": asked.recipe, "env": env_id, "side": side, "seed": seed, "agent_steps": asked.agent_steps}
             row |= {"score_mean_50": round(score, 1), "seconds": round(time.monotonic() - begun)}
             with RESULTS.open("a", encoding="utf-8") as results:
-                results.write(json.dumps(row) + "\n")
+                results.write(json.dumps(row | {"provenance": origin}) + "\n")
             print(row, flush=True)
 
 

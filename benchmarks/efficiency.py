@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import marked
+from bench_lab import begin
 
+RESULTS = Path(__file__).parent / "results/efficiency"
 RECIPES = ("breakout", "breakout-ppo")
 MODELS = ("narrow", "small", "nature")
 PARTS = {"env_step": "environment", "act": "acting", "gradient": "gradient", "wait": "waiting", "rest": "rest"}
@@ -53,10 +55,15 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
 def main() -> None:
     """Measure each case, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("efficiency"))
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments, options = parser.parse_known_args()
+    origin = begin(parser, arguments.output)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    found = {f"{recipe} --model {model}": measure(recipe, model, options) for recipe in RECIPES for model in MODELS}
+    found = {
+        f"{recipe} --model {model}": measure(recipe, model, options) | {"provenance": origin}
+        for recipe in RECIPES
+        for model in MODELS
+    }
     (arguments.output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     marked.fill_readme(arguments.output, "efficiency", table(found))
     print(table(found), end="")

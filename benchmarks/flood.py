@@ -12,7 +12,7 @@ a process opens thousands of connections to the shard:
 
 Making a flood takes processor time, which another machine would spend in a real attack. So each flood is also sent to
 another, idle shard on this machine. The difference between the two rates is what the flood costs the run. The order of
-the measurements rotates from round to round. Writes ``results.json`` into DIR.
+the measurements rotates from round to round. Writes ``results.json`` into DIR after each measurement of a flood.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias, get_args
 
@@ -34,7 +34,6 @@ import numpy as np
 import zmq
 
 from zmqrl.child_process import ChildProcess
-from zmqrl.observe.provenance import provenance
 from zmqrl.process import raise_open_files, read_job, say
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.layout import Layout
@@ -42,7 +41,9 @@ from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.standalone import StandaloneShards, standalone_shards
 from zmqrl.ps.wire.keys import ClientKeys, KeyPair
 from zmqrl.ps.worker.connection import Connection
+from zmqrl.words import ended_how
 
+RESULTS = Path(__file__).parent / "results/flood"
 Kind: TypeAlias = Literal["silent", "half handshakes", "wrong keys"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TARGETS = ("none", "another shard", "this run")
@@ -52,6 +53,7 @@ PARAMETERS = 250_000
 WORKERS = 2
 COMPUTE_S = 0.01
 WITHIN_S = 60.0
+WARM_UP = 20  # versions before the first measurement
 OPENED_AGAIN_AFTER_S = 5.0  # as long as the shard waits for the end of a handshake
 
 
@@ -138,18 +140,20 @@ def flooding(
     with _process("the flood", job | {"server": keys.shards[0].public if keys else None}) as process:
         assert process.hear(10 * WITHIN_S) is not None, "the flood did not begin"
         yield process.process.pid
+        assert process.process.poll() is None, "the flood ended early"
 
 
 @contextlib.contextmanager
-def working(shards: StandaloneShards) -> Iterator[None]:
+def working(shards: StandaloneShards) -> Iterator[list[ChildProcess]]:
     """Workers of the run, each in a process."""
     cluster = shards.cluster.to_json()
     with contextlib.ExitStack() as stack:
+        workers = []
         for rank in range(WORKERS):
             keys = shards.cluster_for(rank).keys
             job = {"cluster": cluster, "rank": rank, "keys": keys.to_json() if keys is not None else None}
-            stack.enter_context(_process(f"worker {rank}", job))
-        yield
+            workers.append(stack.enter_context(_process(f"worker {rank}", job)))
+        yield workers
 
 
 @contextlib.contextmanager
@@ -188,48 +192,75 @@ def measure(kind: Kind, connections: int, seconds: float, number: int) -> dict[s
     """
     rates = {}
     curve = kind != "silent"
-    with shard(curve=curve) as run, shard(curve=curve) as other, working(run):
-        while version_of(run) < 20:
+    with shard(curve=curve) as run, shard(curve=curve) as other, working(run) as workers:
+        deadline = time.monotonic() + WITHIN_S
+        while version_of(run) < WARM_UP:
+            check_alive(workers)
+            if time.monotonic() > deadline:
+                sys.exit(f"{kind}: the run has not made {WARM_UP} versions within {WITHIN_S:g} s")
             time.sleep(0.05)
         for target in targets_of(number):
             flooded = {"another shard": other, "this run": run}.get(target)
             with flooding(kind, connections, flooded) if flooded is not None else contextlib.nullcontext():
                 rates[target] = updates_per_s(run, seconds)
+            check_alive(workers)
+            if not rates[target]:
+                sys.exit(f"{kind}, flood of {target}: the run made no version in {seconds:g} s")
     return rates
+
+
+def check_alive(workers: Sequence[ChildProcess]) -> None:
+    """Exit if a worker has ended."""
+    for worker in workers:
+        if (status := worker.process.poll()) is not None:
+            sys.exit(f"{worker.name} ended during the benchmark ({ended_how(status)})")
+
+
+def medians_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """For each measured kind: the median rates, and by how much the flood of the run slows it, in percent."""
+    medians = {}
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        measured = [row["updates_per_s"] for row in rows if row["kind"] == kind]
+        rates = {name: statistics.median(each[name] for each in measured) for name in measured[0]}
+        # The speed of the machine differs more between rounds than within a round.
+        slower = sorted(100 * (1 - each["this run"] / each["another shard"]) for each in measured)
+        medians[kind] = {
+            "updates_per_s": rates,
+            "slower_percent": statistics.median(slower),
+            "slower_percent_range": [slower[0], slower[-1]],
+        }
+    return medians
 
 
 def main() -> None:
     """Print one line per kind of flood: the medians over the rounds, and the range of the slowdown."""
+    from bench_lab import begin  # the processes of a flood start without this folder on the path
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--connections", type=int, default=5000)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    origin = begin(parser, arguments.output)
     raise_open_files()
+    arguments.output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for number in range(arguments.rounds):
         for kind in arguments.kinds:
             rates = measure(kind, arguments.connections, arguments.seconds, number)
             rows.append({"kind": kind, "round": number, "updates_per_s": rates})
             print(kind, {name: round(rate, 1) for name, rate in rates.items()}, flush=True)
-    medians = {}
-    for kind in arguments.kinds:
-        measured = [row["updates_per_s"] for row in rows if row["kind"] == kind]
-        rates = {name: statistics.median(each[name] for each in measured) for name in measured[0]}
-        # The speed of the machine differs more between rounds than within a round.
-        slower = sorted(100 * (1 - each["this run"] / each["another shard"]) for each in measured)
-        medians[kind] = {"updates_per_s": rates, "slower_percent": statistics.median(slower)}
+            results = {"connections": arguments.connections, "medians": medians_of(rows), "rows": rows, **origin}
+            (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for kind, medians in medians_of(rows).items():
+        rates, (low, high) = medians["updates_per_s"], medians["slower_percent_range"]
         print(
             f"{kind}: {rates['none']:.1f} updates/s without a flood, {rates['another shard']:.1f} while another shard "
-            f"is flooded, {rates['this run']:.1f} while this run is flooded: {statistics.median(slower):.1f} % slower "
-            f"({slower[0]:.1f} to {slower[-1]:.1f} %)"
+            f"is flooded, {rates['this run']:.1f} while this run is flooded: {medians['slower_percent']:.1f} % slower "
+            f"({low:.1f} to {high:.1f} %)"
         )
-    if arguments.output is not None:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        results = {"connections": arguments.connections, "medians": medians, "rows": rows, **provenance()}
-        (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -35,9 +35,8 @@ from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
 import marked
-from bench_lab import Run, running
+from bench_lab import Run, begin, running
 
-from zmqrl.observe.provenance import provenance
 from zmqrl.recipes import breakout_ppo
 from zmqrl.results.bootstrap import mean_interval
 
@@ -337,9 +336,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, nargs="*", default=[], help="pages in which to replace the table")
     options = parser.parse_args()
+    origin = begin(parser, options.output, *options.page)
     options.output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    origin = provenance()  # the files can change later
     with tempfile.TemporaryDirectory(dir=options.output) as place:
         size = make_runs(Path(place), options.runs, options.hours)
         print(f"{options.runs} runs of {options.hours:g} h: {size / 1e6:.0f} MB of metrics", flush=True)
@@ -357,7 +356,7 @@ def main() -> None:
     if options.beside:
         with tempfile.TemporaryDirectory() as place:
             results["beside"] = beside(Path(place), options.beside)
-    results |= {"load": os.getloadavg()[0], "provenance": origin}
+    results["provenance"] = origin
     (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     marked.fill_readme(options.output, "page", tables(results))
     for page in options.page:

@@ -14,7 +14,7 @@ import timeit
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench_lab import train
+from bench_lab import begin, train
 
 from zmqrl.observe.spans import Spans
 from zmqrl.profile.profiler import segments
@@ -22,6 +22,7 @@ from zmqrl.profile.run_tables import RunTables
 from zmqrl.results.bootstrap import FEWEST_TRAININGS, trainings_interval
 
 SPANS = 200_000
+SLOWEST_UPDATE_S = 2.0  # a run with longer updates hangs
 SETTINGS = ("on", "off")
 
 
@@ -39,10 +40,12 @@ def span_ns() -> float:
     return 1e9 * (with_span_s - without_s) / SPANS
 
 
-def run(options: list[str], setting: str, directory: Path) -> float:
-    """Train once. Returns the updates per second after the first tenth of the run, without start and end."""
-    train(options, directory, ZMQRL_PROFILE=setting)
-    rows = [json.loads(row) for row in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+def run(options: list[str], updates: int, setting: str, directory: Path) -> float:
+    """Train once. Returns the updates per second after the first tenth of the run. The last row does not count, because
+    it includes the end of the run.
+    """
+    train([*options, "--updates", str(updates)], directory, SLOWEST_UPDATE_S * updates, ZMQRL_PROFILE=setting)
+    *rows, _ = [json.loads(row) for row in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     last = rows[-1]
     first = next(row for row in rows if row["version"] >= last["version"] / 10)
     return float((last["version"] - first["version"]) / (last["wall_s"] - first["wall_s"]))
@@ -50,11 +53,13 @@ def run(options: list[str], setting: str, directory: Path) -> float:
 
 def main() -> None:
     """Print the cost of a span, the number of spans in an update, and the speed of runs with and without a profile."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--updates", type=int, default=1000)
-    parser.add_argument("recipe", nargs="*", default=["cartpole"])
-    arguments = parser.parse_args()
+    arguments, options = parser.parse_known_args()
+    begin(parser)
     each_ns = span_ns()
     print(f"a span costs {each_ns:.0f} ns", flush=True)
     rates: dict[str, list[float]] = {setting: [] for setting in SETTINGS}
@@ -62,8 +67,7 @@ def main() -> None:
         for setting in SETTINGS if number % 2 == 0 else SETTINGS[::-1]:
             with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
                 directory = Path(scratch) / "run"
-                options = [*arguments.recipe, "--updates", str(arguments.updates)]
-                rates[setting].append(run(options, setting, directory))
+                rates[setting].append(run(options or ["cartpole"], arguments.updates, setting, directory))
                 if setting == "on" and number == 0:
                     describe(directory, each_ns, arguments.updates)
             print(f"round {number + 1}, {setting}: {rates[setting][-1]:.2f} updates/s", flush=True)

@@ -3,11 +3,11 @@
     python benchmarks/recovery.py [--rounds 3] [--root] [--output benchmarks/results/recovery]
         [--page docs/reliability.md]
 
-Each case trains CartPole with two shards on this machine, and causes a real failure. The time runs from the failure
-until every shard has made two more versions. The first of these versions may already have been in progress. If the
-run goes back to a checkpoint, only versions after this return count. ``--root`` adds the cases that must be root: a
+Each case trains CartPole with two shards on this machine, and causes a real failure. The time runs from just before the
+failure until every shard has made two more versions. The first of these versions may already have been in progress. If
+the run goes back to a checkpoint, only versions after this return count. ``--root`` adds the cases that must be root: a
 full disk, and hosts of a network lab, which run the workers. Writes ``results.json`` into the directory, and the table
-into the page. It does not write results of code that no commit has.
+into the page.
 """
 
 import argparse
@@ -27,17 +27,15 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import marked
-from bench_lab import Lab, directory_on, lab, launched
+from bench_lab import Lab, begin, directory_on, lab, launched
 
-from zmqrl.observe.provenance import commit, provenance
 from zmqrl.ps.shard import store
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks/results/recovery"
-PAGE = ROOT / "docs/reliability.md"
 SHARDS = 2
 WITHIN_S = 120.0
 LINE_BYTES = 300  # longer than any line of a history in these runs
+SETTLED = 50  # versions after which a run counts as settled, if every worker contributes to them
 FULL_S = 10.0  # for this long, the disk is full
 CUT_OFF_S = 20.0  # for this long, a host is cut off: longer than the lease
 DISK_MB = 64
@@ -117,9 +115,11 @@ class Run:
         wait_until(lambda: self.made() > (0, 0), "versions")
         generation, version = self.made()
         ranks = {each["rank"] for each in self.cluster()["workers"]}
-        wait_until(lambda: self.made() >= (generation, version + 50), "versions")
+        wait_until(lambda: self.made() >= (generation, version + SETTLED), "versions")
         wait_until(
-            lambda: ranks <= {rank for line in self.newest(0, 50) for rank in line["ranks"]}, "all workers", every_s=0.2
+            lambda: ranks <= {rank for line in self.newest(0, SETTLED)[-SETTLED:] for rank in line["ranks"]},
+            "all workers",
+            every_s=0.2,
         )
 
 
@@ -187,10 +187,9 @@ def lose_state(run: Run) -> float:
 
 def damage_state(run: Run) -> float:
     """Damage the newest state of a shard and kill the shard, so that all shards go back to a checkpoint."""
-    pid = run.pid("shard-0")
+    pid, before, since = run.pid("shard-0"), run.made(), time.monotonic()
     os.kill(pid, signal.SIGSTOP)
     damage_newest(run.path / "state/shard-0.slots")
-    before, since = run.made(), time.monotonic()
     os.kill(pid, signal.SIGKILL)
     return run.recovered_s(since, (before[0] + 1, 0))
 
@@ -218,9 +217,9 @@ def fill_disk(run: Run) -> float:
         while file.write(bytes(1 << 16)):
             pass
     time.sleep(FULL_S)
-    before = run.made()
+    before, since = run.made(), time.monotonic()
     ballast.unlink()
-    return run.recovered_s(time.monotonic(), before)
+    return run.recovered_s(since, before)
 
 
 def cut_off(where: Lab) -> Callable[[Run], float]:
@@ -229,9 +228,9 @@ def cut_off(where: Lab) -> Callable[[Run], float]:
     def measure(run: Run) -> float:
         where("blackhole", "h2", "on")
         time.sleep(CUT_OFF_S)
-        before = run.made()
+        before, since = run.made(), time.monotonic()
         where("blackhole", "h2", "off")
-        return run.recovered_s(time.monotonic(), before)
+        return run.recovered_s(since, before)
 
     return measure
 
@@ -240,8 +239,9 @@ def cut_off_for_good(where: Lab) -> Callable[[Run], float]:
     """Cut off a host. Repair it after the measurement."""
 
     def measure(run: Run) -> float:
+        since = time.monotonic()
         where("blackhole", "h2", "on")
-        before, since = run.made(), time.monotonic()
+        before = run.made()  # not earlier: until now, the run has made versions
         try:
             return run.recovered_s(since, before)
         finally:
@@ -256,8 +256,9 @@ def kill_all_on_host(where: Lab) -> Callable[[Run], float]:
 
     def measure(run: Run) -> float:
         pids = " ".join(str(each["pid"]) for each in json.loads(where("ps", "h2", "--json")))
+        since = time.monotonic()
         where("exec", "h2", "sh", "-c", f"kill -9 {pids}; true")
-        before, since = run.made(), time.monotonic()
+        before = run.made()  # not earlier: until now, the run has made versions
         return run.recovered_s(since, before)
 
     return measure
@@ -338,27 +339,38 @@ def endings(rounds: int) -> Iterator[tuple[str, float]]:
         for case in ("", *[INTACT] * (rounds - 1), *[DAMAGED] * rounds):
             if case == DAMAGED:
                 damage_newest(path / "state/shard-0.slots")
+            since = time.monotonic()
             with training(path, "--workers", "2", *resume) as run:
-                resume = ["--resume"]
-                before, since = run.made(), time.monotonic()
+                resume, before = ["--resume"], run.made()
                 if case:
                     yield case, run.recovered_s(since, before)
                 wait_until((path / "cluster.json").exists, "the processes")
                 run.settle()
-                cluster = run.cluster()
-                pids = [each["pid"] for each in (*cluster["shards"], *cluster["workers"])]
-                since = time.monotonic()
-                run.process.kill()
-                wait_until(lambda: not any(map(is_alive, pids)), "the end of all processes")  # noqa: B023
-                yield "the supervisor is killed: no process is left", time.monotonic() - since
+                yield "the supervisor is killed: no process is left", killed_with_all(run.process)
+        since = time.monotonic()
         with training(path, "--workers", "2", "--resume") as run:
-            before, since = run.made(), time.monotonic()
+            before = run.made()
             yield INTACT, run.recovered_s(since, before)
             run.settle()
             since = time.monotonic()
             run.process.send_signal(signal.SIGINT)
             run.process.wait(WITHIN_S)
             yield "Ctrl-C: the end of the command, after a checkpoint", time.monotonic() - since
+
+
+def killed_with_all(process: "subprocess.Popen[bytes]") -> float:
+    """Kill a process. Returns the seconds until no process is left that it had started, or that these had started."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    pids = [process.pid]
+    for pid in pids:
+        pids += [child for child, parent in parents.items() if parent == pid]
+    since = time.monotonic()
+    process.kill()
+    wait_until(lambda: not any(map(is_alive, pids)), "the end of all processes")
+    return time.monotonic() - since
 
 
 def is_alive(pid: int) -> bool:
@@ -377,8 +389,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--page", type=Path)
     arguments = parser.parse_args()
-    if str(commit()).endswith("+") and (arguments.output or arguments.page):
-        parser.error("the code has changes that no commit has: commit them, or leave out --output and --page")
+    origin = begin(parser, arguments.output, arguments.page)
     seconds: dict[str, list[float]] = {}
     for measured in (
         failures(["--workers", "2"], WITHOUT_BACKUP, arguments.rounds),
@@ -389,14 +400,14 @@ def main() -> None:
         for name, took_s in measured:
             seconds.setdefault(name, []).append(took_s)
             print(f"{name}: {took_s:.2f} s", flush=True)
-            write(seconds, arguments.output, arguments.page)
+            write(seconds, arguments.output, arguments.page, origin)
 
 
-def write(seconds: dict[str, list[float]], output: Path | None, page: Path | None) -> None:
+def write(seconds: dict[str, list[float]], output: Path | None, page: Path | None, origin: dict[str, Any]) -> None:
     """Write the measurements so far."""
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        results = {"seconds": seconds, "load": os.getloadavg()[0], **provenance()}
+        results = {"seconds": seconds, **origin}
         (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if page is not None:
         marked.fill(page, "recovery", table(seconds))

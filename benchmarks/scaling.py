@@ -8,13 +8,14 @@ Trains the recipe with every setting and seed in turn. The games of the recipe a
 quorum, so every update uses the same number of samples. All settings make the same number of updates, and the curves
 are over the agent steps that these updates used: version x quorum x batch. So the steps of a backup worker that no
 update uses do not count. Adds the recipe to ``results.json``, and draws all recipes of that file in ``scaling.png``.
-Writes the tables of ``README.md``.
+Writes the tables of ``README.md``. After each training, the file has the scores so far. The picture and the tables have
+the seeds of which all settings are trained. If the file already has a result of the recipe, this result stays until the
+new one is complete, and has the scores so far under ``next``.
 """
 
 import argparse
 import json
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,14 +25,13 @@ from typing import Any, Final, TypeAlias
 import marked
 import matplotlib
 import numpy as np
-from bench_lab import train
+from bench_lab import SLOWEST_STEPS_PER_S, begin, train
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from zmqrl.config import Config
 from zmqrl.observe.curves import curve
 from zmqrl.observe.drawing import STYLE, look, save
-from zmqrl.observe.provenance import provenance
 from zmqrl.observe.records import RunRecord
 from zmqrl.recipes import RECIPES
 from zmqrl.results.bootstrap import FEWEST_TRAININGS, trainings_interval
@@ -73,7 +73,8 @@ def options_of(recipe: Config, numbers: Mapping[str, int], seed: int, updates: i
 
 def scores_of(recipe: Config, numbers: Mapping[str, int], seed: int, updates: int, scratch: Path) -> list[float | None]:
     """Train once. Returns the scores on the grid."""
-    train([str(recipe.recipe), *options_of(recipe, numbers, seed, updates), "--trackers"], scratch)
+    options = [str(recipe.recipe), *options_of(recipe, numbers, seed, updates), "--trackers"]
+    train(options, scratch, updates * steps_per_update(recipe) / SLOWEST_STEPS_PER_S)
     return on_grid(RunRecord.read(scratch), updates)
 
 
@@ -113,10 +114,22 @@ def table(recipe: str, result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def with_whole_seeds(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results with the seeds that every setting has, and without the recipes that have no such seed."""
+    found = {}
+    for recipe, result in results.items():
+        if seeds := min(map(len, result["scores"].values())):
+            found[recipe] = {**result, "scores": {name: each[:seeds] for name, each in result["scores"].items()}}
+    return found
+
+
 def tables(results: Mapping[str, Any]) -> str:
     """The picture, and the table of each recipe."""
+    shown = with_whole_seeds(results)
+    if not shown:
+        return "Not measured yet.\n"
     parts = ["![score against the agent steps that updates used](scaling.png)\n"]
-    return "\n".join([*parts, *(table(recipe, result) for recipe, result in results.items())])
+    return "\n".join([*parts, *(table(recipe, result) for recipe, result in shown.items())])
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
@@ -142,38 +155,42 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 def write(output: Path, results: Mapping[str, Any]) -> None:
     """Write the results, the picture, and the tables of the page."""
     (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    draw(results, output / "scaling.png")
+    if shown := with_whole_seeds(results):
+        draw(shown, output / "scaling.png")
     marked.fill_readme(output, "scaling", tables(results))
 
 
 def main() -> None:
-    """Train with every setting in turn, and write the results after each seed."""
+    """Train with every setting in turn, and write the results after each training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", choices=list(RECIPES), default="cartpole")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--agent-steps", type=int, default=150_000, help="used by the updates of a run")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    origin = begin(parser, arguments.output)
     recipe = RECIPES[arguments.recipe]()
     updates = math.ceil(arguments.agent_steps / steps_per_update(recipe))
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
     file = output / "results.json"
     results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    earlier = results.get(arguments.recipe)
     scores: dict[str, list[list[float | None]]] = {name: [] for name in SETTINGS}
     for seed in range(1, arguments.seeds + 1):
         for name, numbers in SETTINGS.items():
             with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
                 scores[name].append(scores_of(recipe, numbers, seed, updates, Path(scratch) / "run"))
             print(f"seed {seed}, {name}: score at the end {scores[name][-1][-1]}", flush=True)
-        results[arguments.recipe] = {
-            "updates": updates,
-            "agent_steps": updates * steps_per_update(recipe),
-            "scores": scores,
-            "load": os.getloadavg()[0],
-            **provenance(),
-        }
-        write(output, results)
+            result = {
+                "updates": updates,
+                "agent_steps": updates * steps_per_update(recipe),
+                "scores": scores,
+                **origin,
+            }
+            is_complete = all(len(seeds) == arguments.seeds for seeds in scores.values())
+            results[arguments.recipe] = result if earlier is None or is_complete else {**earlier, "next": result}
+            write(output, results)
     print(tables(results))
 
 

@@ -26,11 +26,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from bench_lab import NETLAB, lab
+from bench_lab import NETLAB, begin, lab
 from marked import fill
 
 from zmqrl.hosts.judging.load import cpu_use
-from zmqrl.observe.provenance import provenance
 from zmqrl.observe.spans import SHARD_SPANS
 from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.simulate import ComputeTimes, Scenario, ShardCosts, Work, simulate
@@ -112,7 +111,7 @@ def held_out(updates: int) -> dict[str, Scenario]:
 # calibration
 
 
-def calibrate(updates: int) -> None:
+def calibrate(updates: int, origin: dict[str, Any]) -> None:
     """Measure runs of one to three workers whose work always takes the same time, and fit the costs."""
     rows = []
     for workers, shards, parameters in itertools.product((1, 2, 3), (1, 2), SIZES):
@@ -122,7 +121,7 @@ def calibrate(updates: int) -> None:
         observed = observe(scenario)
         rows.append(measured(scenario, observed))
         print(rows[-1], flush=True)
-    found = {"provenance": provenance(), "rows": rows, **fit(rows)}
+    found = {"provenance": origin, "rows": rows, **fit(rows)}
     write("calibration.json", found)
 
 
@@ -233,7 +232,7 @@ def predict(updates: int) -> None:
 # measurement
 
 
-def run(updates: int, only: str | None) -> None:
+def run(updates: int, only: str | None, origin: dict[str, Any]) -> None:
     """Run the held-out scenarios, compare the results with the predictions, and write the table."""
     commit = commit_of(RESULTS / "predictions.json")
     if only is None and commit is None:
@@ -252,7 +251,7 @@ def run(updates: int, only: str | None) -> None:
         rows.append(row)
         print({key: value for key, value in row.items() if key != "steps_s"}, flush=True)
     if only is None:
-        write("results.json", {"provenance": provenance(), "predictions": commit, "rows": rows})
+        write("results.json", {"provenance": origin, "predictions": commit, "rows": rows})
         fill(PAGE, "validation", table(rows))
 
 
@@ -344,15 +343,16 @@ def main() -> None:
     parser.add_argument("--only", help="run this scenario only, and write nothing")
     parser.add_argument("--updates", type=int, default=UPDATES)
     arguments = parser.parse_args()
+    origin = begin(parser, None if arguments.only else RESULTS)
     os.environ.setdefault("ZMQRL_LOG_LEVEL", "warning")
     if arguments.only not in (None, *held_out(UPDATES)):
         sys.exit(f"--only {arguments.only}: no such scenario; choose one of {', '.join(held_out(UPDATES))}.")
     if arguments.part == "calibrate":
-        calibrate(arguments.updates)
+        calibrate(arguments.updates, origin)
     elif arguments.part == "predict":
         predict(arguments.updates)
     else:
-        run(arguments.updates, arguments.only)
+        run(arguments.updates, arguments.only, origin)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import marked
-from bench_lab import Lab, directory_on, lab, launched
+from bench_lab import Lab, begin, directory_on, lab, launched
 
-from zmqrl.observe.provenance import provenance
-
+RESULTS = Path(__file__).parent / "results/start-up"
 WORKERS_ON_A_HOST = 3
 WITHIN_S = 300.0
 DEFAULT = ["pong", "--envs.num-envs", "4", "--ppo.rollout-steps", "16", "--ppo.minibatches", "4"]
@@ -90,12 +89,13 @@ def main() -> None:
     )
     parser.add_argument("--hosts", type=int, nargs="+", default=[1, 4, 8], choices=range(1, 9))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("start-up"))
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments, options = parser.parse_known_args()
+    origin = begin(parser, arguments.output)
     with lab(max(arguments.hosts)) as where:
         rows = [measure(where, hosts, options or DEFAULT) for _ in range(arguments.rounds) for hosts in arguments.hosts]
     arguments.output.mkdir(parents=True, exist_ok=True)
-    result = {"command": shlex.join(sys.argv), "options": options or DEFAULT, "provenance": provenance(), "rows": rows}
+    result = {"command": shlex.join(sys.argv), "options": options or DEFAULT, "provenance": origin, "rows": rows}
     (arguments.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
     marked.fill_readme(arguments.output, "start-up", table(rows))
     print(table(rows))

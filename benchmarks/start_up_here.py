@@ -16,6 +16,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench_lab import begin
+
 from zmqrl.supervisor.tasks import FORK
 
 DEFAULT = ["pong", "--envs.num-envs", "4", "--ppo.rollout-steps", "16", "--ppo.minibatches", "4"]
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     arguments, options = parser.parse_known_args()
+    begin(parser)
     options = options or DEFAULT
     first_update_s(1, "on", options)
     cases = [(workers, fork) for workers in arguments.workers for fork in ("on", "off")]

@@ -7,7 +7,6 @@ The two settings take turns, so that noise on the machine affects both alike. Wr
 
 import argparse
 import json
-import os
 import shlex
 import statistics
 import sys
@@ -15,37 +14,37 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench_lab import train
-
-from zmqrl.observe.provenance import provenance
+from bench_lab import begin, train
 
 SETTINGS = {"N=4, b=0": ["--workers", "4", "--backups", "0"], "N=3, b=1": ["--workers", "3", "--backups", "1"]}
 
 
-def run(options: list[str]) -> dict[str, Any]:
-    """Train once. Returns the summary with updates per second."""
+def run(options: list[str], minutes: float) -> dict[str, Any]:
+    """Train once for ``minutes``. Returns the summary with updates per second."""
     with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
         directory = Path(scratch) / "run"
-        train(options, directory)
+        train([*options, "--minutes", str(minutes)], directory, 60 * minutes)
         summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
         return summary | {"updates_per_s": summary["updates"] / summary["wall_s"]}
 
 
 def main() -> None:
     """Print one line per setting: the median and the range over the rounds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=0.5)
     parser.add_argument("--delay-s", type=float, default=1.0)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("recipe", nargs="*", default=["cartpole"])
-    arguments = parser.parse_args()
-    about = {"command": shlex.join(sys.argv), "load": os.getloadavg()[0], **provenance()}
-    common = [*arguments.recipe, "--minutes", str(arguments.minutes), "--straggle", f"3:{arguments.delay_s}"]
+    arguments, options = parser.parse_known_args()
+    origin = begin(parser, arguments.output)
+    about = {"command": shlex.join(sys.argv), **origin}
+    common = [*(options or ["cartpole"]), "--straggle", f"3:{arguments.delay_s}"]
     rates: dict[str, list[float]] = {name: [] for name in SETTINGS}
     for _ in range(arguments.rounds):
         for name, setting in SETTINGS.items():
-            summary = run([*common, *setting])
+            summary = run([*common, *setting], arguments.minutes)
             rates[name].append(summary["updates_per_s"])
             print(f"{name}: {summary['updates_per_s']:.2f} updates/s, {summary['contributions']}", flush=True)
     for name, values in rates.items():

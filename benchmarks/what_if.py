@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench_lab import train
+from bench_lab import begin, train
 
 from zmqrl.simulate.recorded import RecordedRun
 from zmqrl.simulate.replay import Variation, replay
@@ -30,6 +30,7 @@ class Case:
     changed: str
 
 
+WITHIN_S = 1800.0
 WAITING = "cartpole --updates 160"
 THREE = "--workers 3 --shards 2 --straggle 0:0.06 --straggle 1:0.1 --straggle 2:0.2"
 BACKED = "--workers 2 --backups 1 --shards 2 --straggle 0:0.06 --straggle 1:0.1 --straggle 2:0.2"
@@ -94,7 +95,7 @@ CASES = (
 
 def profiled(options: str, directory: Path) -> RecordedRun:
     """Train once. Returns the profile of the run."""
-    train(options.split(), directory)
+    train(options.split(), directory, WITHIN_S)
     recorded = recorded_run(directory)
     assert isinstance(recorded, RecordedRun), recorded
     return recorded
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only the cases whose name contains this text")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    origin = begin(parser, arguments.json)
     cases = [case for case in CASES if arguments.only in case.name]
     if not cases:
         parser.error(f"--only {arguments.only}: no case has this in its name")
@@ -130,7 +132,7 @@ def main() -> None:
     errors = [abs(float(str(row["error"]))) for row in rows]
     print(f"\nmedian error {statistics.median(errors):.1%}, largest {max(errors):.1%}, of {len(rows)} predictions")
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps({"provenance": origin, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

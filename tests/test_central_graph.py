@@ -1,7 +1,9 @@
-"""The measurement on slow links counts enough updates."""
+"""The measurement on slow links counts enough updates, and keeps each of its rows."""
 
 import itertools
 import json
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -60,3 +62,48 @@ def test_a_measurement_counts_enough_updates_or_takes_ten_times_as_long(
     monkeypatch.setattr(central_graph, "time", Clock())
     row = central_graph.measure(cast(Lab, SlowLinks()), 1, 1, "50mbit", [], seconds, 50)
     assert row["updates_per_s"] * row["measured_s"] == pytest.approx(counted)
+
+
+def measured(shards: int, agent_steps_per_s: float = 10.0) -> dict[str, Any]:
+    """A row of the results."""
+    return {
+        "shards": shards,
+        "workers": 2,
+        "rate": "50mbit",
+        "updates_per_s": float(shards),
+        "measured_s": 10.0,
+        "agent_steps_per_s": agent_steps_per_s,
+        "agent_steps_per_update": 20.0,
+        "links_in_turn_updates_per_s": 1.0,
+        "busiest_link_mbit_per_s": 40.0,
+        "processors_busy": 0.5,
+    }
+
+
+@pytest.mark.parametrize(("first", "words"), [(1, "against one shard"), (2, "against 2 shards")])
+def test_the_table_names_the_shards_that_a_row_is_compared_with(first: int, words: str) -> None:
+    head, _, _, last = central_graph.table([measured(first), measured(4)]).splitlines()
+    assert f"| agent steps/s | {words} | link alone |" in head
+    assert f"| 10.0 | {4 / first:.1f} | 1.00 |" in last
+
+
+@pytest.mark.processes  # draws for seconds
+def test_the_picture_and_the_table_have_the_rows_before_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(where: object, shards: int, *others: object) -> dict[str, Any]:
+        if shards == 4:
+            raise SystemExit
+        return measured(shards)
+
+    (tmp_path / "README.md").write_text("<!-- central-graph -->\n<!-- end -->\n", encoding="utf-8")
+    monkeypatch.setattr(central_graph, "lab", lambda hosts: nullcontext())
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(central_graph, "measure", measure)
+    monkeypatch.setattr(sys, "argv", ["central_graph.py", "--shards", "2", "4", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        central_graph.main()
+    kept = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert kept["rows"] == [measured(2)]
+    assert (tmp_path / "central-graph.png").stat().st_size > 1000
+    assert central_graph.table(kept["rows"]) in (tmp_path / "README.md").read_text(encoding="utf-8")

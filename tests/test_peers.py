@@ -119,6 +119,17 @@ def test_the_last_score_of_a_peer_is_beside_its_flavour(tmp_path: Path) -> None:
     assert empty.row() == f"| Other 1.0 PPO | - | - | - | {SB3_FLAVOUR} | EPYC, 2 cores |"
 
 
+def test_the_training_of_a_peer_has_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[list[str], float]] = []
+    monkeypatch.setattr(learning, "python_of", lambda environment, environments: Path("python"))
+    monkeypatch.setattr(learning, "train_with", lambda command, within_s: given.append((command, within_s)))
+    learning.train("ppo", 2.0, tmp_path, tmp_path, {"commit": "abc"})
+    ((command, within_s),) = given
+    assert command[2:] == ["ppo", "--minutes", "2.0", "--scores", str(tmp_path / "sb3-ppo.jsonl")]
+    assert within_s == 120.0
+    assert json.loads((tmp_path / "sb3-ppo.jsonl").read_text(encoding="utf-8"))["commit"] == "abc"
+
+
 @pytest.mark.processes  # draws for seconds
 def test_a_peer_and_zmqrl_are_in_one_picture_with_their_flavours(tmp_path: Path) -> None:
     ended = summary(flavour="as zmqrl plays", provenance={"cpu": "EPYC", "cores": 2})

@@ -1,6 +1,8 @@
 """The comparison of different numbers of workers and shards trains equal updates, and draws all recipes."""
 
 import json
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,65 @@ def test_the_recipes_of_several_calls_are_in_one_picture_and_page(tmp_path: Path
     assert "\n\n| pong |" in page
     assert page.endswith("|\n<!-- end -->\nafter\n")
     assert "old" not in page
+
+
+class Ended(Exception):
+    """The benchmark was ended by force."""
+
+
+def test_each_training_is_kept_and_a_result_stays_until_a_new_one_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "README.md").write_text("<!-- scaling -->\nNot measured yet.\n<!-- end -->\n", encoding="utf-8")
+    first = next(iter(scaling.SETTINGS))
+
+    def call(score: float, trainings: int) -> tuple[dict[str, Any], str]:
+        """The result of cartpole, and the row of the first setting, after this number of trainings."""
+        left = [score] * trainings
+
+        def scores_of(*arguments: object) -> list[float]:
+            if not left:
+                raise Ended
+            return [left.pop()] * scaling.GRID_POINTS
+
+        monkeypatch.setattr(scaling, "scores_of", scores_of)
+        if trainings == 10:
+            scaling.main()
+        else:
+            with pytest.raises(Ended):
+                scaling.main()
+        kept = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["cartpole"]
+        page = (tmp_path / "README.md").read_text(encoding="utf-8")
+        return kept, next((line for line in page.splitlines() if line.startswith(f"| {first} |")), "no row")
+
+    def lengths(result: dict[str, Any]) -> list[int]:
+        return [len(seeds) for seeds in result["scores"].values()]
+
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(scaling, "draw", lambda results, path: None)
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "--seeds", "2", "--output", str(tmp_path)])
+    kept, row = call(1.0, 3)
+    assert (lengths(kept), row) == ([1, 1, 1, 0, 0], "no row")
+    (tmp_path / "results.json").unlink()
+    assert {"commit", "load_before"} <= kept.keys()
+    kept, row = call(2.0, 7)
+    assert (lengths(kept), row) == ([2, 2, 1, 1, 1], f"| {first} | 2.0 | - | 1 |")
+    kept, row = call(3.0, 10)
+    assert (lengths(kept), row) == ([2] * 5, f"| {first} | 3.0 | - | 2 |")
+    kept, row = call(4.0, 9)
+    assert (lengths(kept), lengths(kept["next"]), row) == ([2] * 5, [2, 2, 2, 2, 1], f"| {first} | 3.0 | - | 2 |")
+    kept, row = call(5.0, 10)
+    assert (lengths(kept), row) == ([2] * 5, f"| {first} | 5.0 | - | 2 |")
+    assert "next" not in kept
+
+
+def test_the_speed_of_a_run_is_measured_before_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(options: list[str], directory: Path, within_s: float, **environment: str) -> None:
+        rows = [row(wall_s, version=wall_s * 10) for wall_s in range(1, 11)]
+        run_directory(directory, [*rows, row(30, version=101)])
+
+    monkeypatch.setattr(profile_overhead, "train", train)
+    assert profile_overhead.run(["cartpole"], 101, "on", tmp_path / "run") == 10.0
 
 
 def test_the_cost_of_a_profile_has_an_interval_by_students_t_from_three_rounds_on() -> None:

@@ -10,8 +10,6 @@ Then draws all such files of the directory in ``score.svg``, and fills the score
 
 import argparse
 import json
-import os
-import subprocess
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +19,11 @@ from typing import Any, Final, Self, TypeAlias
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from measure import HERE, PACKAGES, RESULTS, fill_readme, python_of
+from measure import HERE, PACKAGES, RESULTS, begin, fill_readme, python_of, train_with
 from numpy.typing import NDArray
 from scores import SB3_FLAVOUR
 
 from zmqrl.observe.drawing import STYLE, look, save
-from zmqrl.observe.provenance import provenance
 from zmqrl.observe.records import RunRecord
 from zmqrl.results.flavour import flavour_lines
 
@@ -92,7 +89,7 @@ def _machine(about: dict[str, Any]) -> str:
     return f"{about.get('cpu', 'unknown')}, {about.get('cores', '?')} cores"
 
 
-def train(peer: str, minutes: float, output: Path, environments: Path) -> None:
+def train(peer: str, minutes: float, output: Path, environments: Path, origin: dict[str, Any]) -> None:
     """Train with Stable-Baselines3. Writes its scores into ``output``."""
     python = python_of("sb3", environments)
     file = output / f"sb3-{peer}.jsonl"
@@ -100,13 +97,12 @@ def train(peer: str, minutes: float, output: Path, environments: Path) -> None:
         "peer": f"{SB3.replace('==', ' ').replace('stable-baselines3', 'Stable-Baselines3')} {peer.upper()}",
         "flavour": SB3_FLAVOUR,
         "seed": 1,
-        "load": os.getloadavg()[0],
         "packages_of_peer": PACKAGES["sb3"],
-        **provenance(),
+        **origin,
     }
     file.write_text(json.dumps(about) + "\n", encoding="utf-8")
     options = [peer, "--minutes", str(minutes), "--scores", str(file.resolve())]
-    subprocess.run([python, HERE / "sb3_atari.py", *options], check=True, stdout=subprocess.DEVNULL)
+    train_with([python, HERE / "sb3_atari.py", *options], 60 * minutes)
 
 
 def draw(trainings: Sequence[Training], path: Path) -> None:
@@ -142,10 +138,11 @@ def main() -> None:
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache/zmqrl/peers")
     arguments = parser.parse_args()
     output: Path = arguments.output
+    origin = begin(parser, output)
     ours = [Training.of_zmqrl(path) for path in arguments.run]
     output.mkdir(parents=True, exist_ok=True)
     if arguments.peer is not None:
-        train(arguments.peer, arguments.minutes, output, arguments.environments)
+        train(arguments.peer, arguments.minutes, output, arguments.environments, origin)
     trainings = [*ours, *(Training.of_peer(path) for path in sorted(output.glob("sb3-*.jsonl")))]
     draw(trainings, output / "score.svg")
     fill_readme(output, "scores", table(trainings))

@@ -5,7 +5,8 @@
 The first call installs every library in an environment of its own (about 1.3 GB each). In each round, the trainings run
 one at a time, with no other load on the machine. Two comparisons:
 
-- ``like for like``: PPO with the same network (nature, float32), epochs, batches, games and preprocessing.
+- ``like for like``: PPO with the same network (nature, float32), epochs, batches, games and preprocessing. All cores
+  play.
 - ``as shipped``: each library with its own settings for Atari games. zmqrl uses its recipes. A library counts against
   the recipe with the same algorithm: A2C against ``breakout`` with the small network, PPO and APPO against
   ``breakout-ppo``. This recipe makes four epochs, as Stable-Baselines3 and Sample Factory do.
@@ -30,11 +31,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zmqrl.observe.provenance import provenance
-
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))  # a script has only its own folder on the path
 
+from bench_lab import begin as begin  # noqa: E402
+from bench_lab import train_with as train_with  # noqa: E402
 from marked import fill_readme as fill_readme  # noqa: E402
 
 RESULTS = HERE.parent / "results/peers"
@@ -81,7 +82,7 @@ COMPARISONS = {
     "like for like": {
         "zmqrl": Training(None, (*ZMQRL, "breakout-ppo", *LIKE_FOR_LIKE), r'"agent_steps": (\d+)'),
         "PyTorch with gloo": Training("gloo", ("gloo_ppo.py",), against="zmqrl"),
-        "Stable-Baselines3 PPO": Training("sb3", ("sb3_atari.py", "ppo"), against="zmqrl"),
+        "Stable-Baselines3 PPO": Training("sb3", ("sb3_atari.py", "ppo", "--subprocesses"), against="zmqrl"),
         "EnvPool and PPO in one file": Training("envpool", ("envpool_ppo.py",), against="zmqrl"),
         "Sample Factory": Training(
             "sample-factory", (*SAMPLE_FACTORY, *SAME_AS_OTHERS), r"Total num frames: (\d+)", against="zmqrl"
@@ -196,11 +197,10 @@ def tables(rates: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(parts)
 
 
-def write(output: Path, rates: dict[str, dict[str, list[float]]], seconds: float) -> None:
+def write(output: Path, rates: dict[str, dict[str, list[float]]], seconds: float, origin: dict[str, Any]) -> None:
     """Write the results so far, and the tables of the page."""
     output.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, Any] = {"seconds": seconds, "packages_of_peers": PACKAGES, **provenance()}
-    result = {"agent_steps_per_s": rates, "load": os.getloadavg()[0], **facts}
+    result = {"agent_steps_per_s": rates, "seconds": seconds, "packages_of_peers": PACKAGES, **origin}
     (output / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     fill_readme(output, "peers", tables(rates))
 
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache/zmqrl/peers")
     arguments = parser.parse_args()
     output: Path | None = arguments.output or (None if arguments.only else RESULTS)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: ends the processes of the library
+    origin = begin(parser, output)
     chosen = {
         comparison: {name: training for name, training in of.items() if arguments.only in name}
         for comparison, of in COMPARISONS.items()
@@ -232,7 +232,7 @@ def main() -> None:
                 rates[comparison][name].append(rate)
                 print(f"round {number}, {comparison}, {name}: {rate:.0f} agent steps/s", flush=True)
         if output is not None:
-            write(output, rates, arguments.seconds)
+            write(output, rates, arguments.seconds, origin)
     print(tables(rates))
 
 

@@ -1,6 +1,9 @@
 """Train Breakout with Stable-Baselines3 and the settings of its RL Zoo.
 
-    python sb3_atari.py {a2c,ppo} [--scores FILE [--minutes M]]
+    python sb3_atari.py {a2c,ppo} [--subprocesses] [--scores FILE [--minutes M]]
+
+One process plays all games, one after the other, as in the zoo. With ``--subprocesses``, each game has a process of its
+own, so all cores play.
 
 In the zoo, the learning rate and the clip range of PPO fall to 0 over 10 M agent steps. Here they are constant, because
 an hour on two cores has about a tenth of these steps.
@@ -17,7 +20,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
-from stable_baselines3.common.vec_env import VecFrameStack
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
 
 FOREVER = 10**9
 
@@ -47,15 +50,16 @@ class Told(BaseCallback):  # type: ignore[misc]
             self.scores.write(self.num_timesteps, last=True)
 
 
-def games(number: int) -> VecFrameStack:
-    """Games that one process plays in turn, which is the zoo's default."""
-    return VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4", n_envs=number, seed=1), n_stack=4)
+def games(number: int, place: type[DummyVecEnv] | type[SubprocVecEnv]) -> VecFrameStack:
+    """Games that are played at the same time."""
+    return VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4", n_envs=number, seed=1, vec_env_cls=place), n_stack=4)
 
 
 def main() -> None:
     """Train until the time is over, or until the process is killed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("algorithm", choices=["a2c", "ppo"])
+    parser.add_argument("--subprocesses", action="store_true")
     parser.add_argument("--minutes", type=float, default=math.inf, help="needs --scores")
     parser.add_argument("--scores", type=Path, help="file to append scores to, as JSON lines")
     arguments = parser.parse_args()
@@ -64,13 +68,14 @@ def main() -> None:
     gymnasium.register_envs(ale_py)
     print(f"flavour: {SB3_FLAVOUR}", flush=True)
     number = 16 if arguments.algorithm == "a2c" else 8
+    played = games(number, SubprocVecEnv if arguments.subprocesses else DummyVecEnv)
     if arguments.algorithm == "a2c":
         optimizer = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"eps": 1e-5}}
-        model = A2C("CnnPolicy", games(number), ent_coef=0.01, vf_coef=0.25, policy_kwargs=optimizer, device="cpu")
+        model = A2C("CnnPolicy", played, ent_coef=0.01, vf_coef=0.25, policy_kwargs=optimizer, device="cpu", seed=1)
     else:
         model = PPO(
             "CnnPolicy",
-            games(number),
+            played,
             n_steps=128,
             n_epochs=4,
             batch_size=256,
@@ -79,6 +84,7 @@ def main() -> None:
             vf_coef=0.5,
             ent_coef=0.01,
             device="cpu",
+            seed=1,
         )
     scores = Scores(arguments.scores, number) if arguments.scores else None
     model.learn(FOREVER, callback=Told(arguments.minutes, scores))

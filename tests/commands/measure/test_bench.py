@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import pytest
 from support.rig import descendants, ending, eventually, is_alive
 
 from zmqrl import cli
-from zmqrl.bench.grid import IMPLEMENTATIONS, OPERATIONS
+from zmqrl.bench.grid import IMPLEMENTATIONS, OPERATIONS, Case, Grid
+from zmqrl.bench.samples import Row
 from zmqrl.commands.measure import bench_wire
-from zmqrl.errors import UsageError
+from zmqrl.errors import ClusterError, UsageError
+from zmqrl.observe.provenance import provenance
 
 SMALL = ("--parameters", "1000")
 TINY = (*SMALL, "--workers", "2", "--rounds", "2")
@@ -38,6 +40,9 @@ ROW: dict[str, type | tuple[type, ...]] = {
     "fraction_of_memcpy": (float, type(None)),
     "limit_ms": (float, type(None)),
     "times_limit": (float, type(None)),
+    "commit": (str, type(None)),
+    "cpu": str,
+    "load_before": float,
 }
 
 
@@ -88,6 +93,22 @@ def test_a_limit_in_minutes_reduces_the_number_of_samples(capsys: pytest.Capture
     short = ("--workers", "2", "--rounds", "100000", "--minutes", "0.001", "--implementation", "raw_tcp", "memcpy")
     rows = rows_of(capsys, *SMALL, *short)
     assert {row["rounds"] for row in rows} == {10}
+
+
+def test_the_rows_before_a_failure_are_printed_with_their_origin(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(grid: Grid, begin: Callable[[Case], None]) -> Iterator[list[Row]]:
+        yield [{"workers": 2}]
+        raise ClusterError("worker 3 ended")
+
+    monkeypatch.setattr(bench_wire, "measure", measured)
+    with pytest.raises(ClusterError, match="worker 3 ended"):
+        cli.run(["bench", "wire", "--json"])
+    (row,) = json.loads(capsys.readouterr().out)
+    origin = provenance()
+    assert row.pop("load_before") >= 0.0
+    assert row == {"workers": 2, "commit": origin["commit"], "cpu": origin["cpu"]}
 
 
 @pytest.mark.processes

@@ -1,5 +1,6 @@
 """``zmqrl bench wire``: what the transport costs on this machine, as a table, JSON and a picture."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,7 @@ from zmqrl.commands.measure.wire_figures import table, write_picture
 from zmqrl.commands.options import check_picture
 from zmqrl.commands.output import print_json, show_line
 from zmqrl.errors import UsageError, refusal, require
+from zmqrl.observe.provenance import provenance
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible, quiet_children
 from zmqrl.ps.wire.messages import Codec
@@ -73,7 +75,7 @@ class Options:
 
 @interruptible()
 def run(options: Options) -> int:
-    """Measure, and print the rows."""
+    """Measure, and print the rows. If a group fails, the rows of the groups before it are printed too."""
     grid = options.grid()
     if options.plot is not None:
         check_picture("--plot", options.plot)
@@ -81,18 +83,24 @@ def run(options: Options) -> int:
     console = page()
     if not options.json:
         console.print(machine())
+    origin = provenance()
+    about = {"commit": origin["commit"], "cpu": origin["cpu"], "load_before": os.getloadavg()[0]}
     result: list[Row] = []
-    with quiet_children():  # the shards log to our standard error
-        for rows in measure(
-            grid,
-            lambda group: show_line(f"measuring {group.parameters:,} parameters, {counted(group.workers, 'worker')}"),
-        ):
-            show_line("")
-            result += rows
-            if not options.json:
-                console.print(table(rows))
-    if options.json:
-        print_json(result, indent=1)
+    try:
+        with quiet_children():  # the shards log to our standard error
+            for rows in measure(
+                grid,
+                lambda group: show_line(
+                    f"measuring {group.parameters:,} parameters, {counted(group.workers, 'worker')}"
+                ),
+            ):
+                show_line("")
+                result += rows
+                if not options.json:
+                    console.print(table(rows))
+    finally:
+        if options.json and result:
+            print_json([row | about for row in result], indent=1)
     if options.plot is not None:
         try:
             write_picture(result, options.plot)
