@@ -1,5 +1,7 @@
 """The arithmetic of ``zmqrl bench wire``: timestamps become durations, and durations become rows."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,13 +27,19 @@ def at(start_ms: int) -> Round:
 
 
 def test_each_operation_is_a_part_of_a_round() -> None:
-    found = samples({"together": [[at(0), at(20)]], "alone": [[at(0), at(20)]]})
+    alone = replace(at(20), begun=(20 * MS, 24 * MS))
+    found = samples({"together": [[at(0), at(20)]], "alone": [[at(0), alone]]})
     assert found == {
         "update_round": [20.0],  # from the end of a round to the end of the next one
         "push": [4.0],  # from the start of worker 0 to the first gradient at the slower shard
         "ingest": [5.0, 6.0],  # from the start of the first worker to the last gradient at each shard
         "fan_out": [4.0],  # from the publication of the last shard to the end of the round
     }
+
+
+def test_a_push_that_is_overtaken_lasts_until_all_gradients_have_arrived() -> None:
+    late = replace(at(20), begun=(24 * MS, 21 * MS))  # the gradient of worker 1 arrives first, before worker 0 begins
+    assert samples({"alone": [[at(0), late]]}) == {"push": [2.0]}
 
 
 def test_the_first_round_of_each_block_is_a_warm_up() -> None:

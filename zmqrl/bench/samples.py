@@ -41,7 +41,7 @@ def samples(blocks: Blocks) -> dict[Operation, list[float]]:
     together, alone = list(_rounds(blocks, "together")), list(_rounds(blocks, "alone"))
     found: dict[Operation, list[int]] = {
         "update_round": [max(b.done) - max(a.done) for each in blocks.get("together", ()) for a, b in pairwise(each)],
-        "push": [max(map(min, each.arrived)) - each.begun[0] for each in alone if each.arrived],
+        "push": [_pushed(each) - each.begun[0] for each in alone if each.arrived],
         "ingest": [max(shard) - min(each.begun) for each in together for shard in each.arrived],
         "fan_out": [max(each.done) - max(each.published) for each in together if each.published],
         "round_trip": [],
@@ -49,6 +49,12 @@ def samples(blocks: Blocks) -> dict[Operation, list[float]]:
     for operation, durations in found.items():
         durations += [max(each.done) - min(each.begun) for each in _rounds(blocks, operation)]
     return {operation: [ns / 1e6 for ns in durations] for operation, durations in found.items() if durations}
+
+
+def _pushed(alone: Round) -> int:
+    """When every shard had added the gradient of worker 0. If another worker began before, when it had added all."""
+    first = max(map(min, alone.arrived))
+    return first if first <= min(alone.begun[1:], default=first) else max(map(max, alone.arrived))
 
 
 def _rounds(blocks: Blocks, kind: MeasureKind) -> Iterator[Round]:
