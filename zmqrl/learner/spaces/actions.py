@@ -42,7 +42,7 @@ def _numbers(array: np.ndarray) -> tuple[Any, ...]:
 def taken(action: Any, space: gymnasium.Space[Any]) -> Any:
     """Convert ``action``, in the form of ``ActionSpace.played``, to the dtype of ``space``."""
     if isinstance(space, Discrete):
-        return np.int64(action)  # unlike an array, the key of a dictionary
+        return space.dtype.type(action)  # unlike an array, the key of a dictionary
     own = np.asarray(action).astype(space.dtype)
     if isinstance(space, Box) and own.dtype != np.float32:
         own = np.clip(own, space.low, space.high)  # perhaps no float32 number lies between the bounds
