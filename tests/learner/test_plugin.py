@@ -111,6 +111,10 @@ def test_a_model_is_tried_with_frames_in_the_format_of_a_rollout(write: Write) -
         ),
         ({"outputs": "logits.masked_fill(logits < 9, torch.inf), logits[:, 0]"}, "--model M returned logits or values"),
         ({"trainable": False}, "--model M must have trainable parameters, all of them float32."),
+        (
+            {"outputs": "logits, logits[:, 0] + 0 * observations.mul_(2)[:, 0]"},
+            "--model M changes its observations in place: use x = x / 255, not x /= 255.",
+        ),
         ({"norm": True}, "--model M changes its buffer norm.running_mean in forward, as batch normalization does"),
     ],
 )

@@ -65,7 +65,10 @@ def load_model(reference: str, observation_shape: Sequence[int], actions: Action
             raise UsageError(f"{blame} returned {_kind(model)}, not a torch.nn.Module.")
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         for count in (SAMPLES, 1):
-            outputs = model(_observations(shape)[:count])
+            observations = _observations(shape)[:count]
+            outputs = model(observations)
+            if not torch.equal(observations, _observations(shape)[:count]):
+                raise UsageError(f"{blame} changes its observations in place: use x = x / 255, not x /= 255.")
             _check_outputs(blame, outputs, count, actions)
             for name, buffer in model.named_buffers():
                 if not torch.equal(buffer, buffers[name]):
