@@ -1,6 +1,6 @@
 """A trained policy from a checkpoint: it turns observations into actions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -80,6 +80,19 @@ class Policy:
             return actions
         return actions[0] if self.spec.actions.shape else int(actions[0])
 
+    def for_another_thread(self) -> "Policy":
+        """The same policy, with another instance of a user's own network, which may keep features on itself.
+
+        Both share the memory of the parameters. The network is made again: in a copy, a hook could still refer to the
+        original.
+        """
+        if not _is_own(self.config):
+            return self
+        model = _made(self.config, self.spec)
+        for parameter, known in zip(model.parameters(), self.model.parameters(), strict=True):
+            parameter.data = known.data
+        return replace(self, model=model.eval())
+
     def _outputs(self, inputs: "Tensor") -> "Tensor":
         from zmqrl.learner.plugin import outputs_of
         from zmqrl.learner.statistics import scaled_observations
@@ -109,13 +122,10 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
     weights = _weights(directory.checkpoints, version)
     # The import of torch takes seconds, and most errors come before.
     from zmqrl.learner.envs import describe_env
-    from zmqrl.learner.networks import make_model
-    from zmqrl.learner.plugin import seeded
     from zmqrl.ps.flat import FlatParameters
 
     spec = describe_env(config.env, config.envs)
-    with seeded(config.seed):  # gives a user's own model the same buffers as in the workers
-        model = make_model(config.model, spec, config.network)
+    model = _made(config, spec)
     parameters = FlatParameters(model)
     if parameters.layout(1).tensors != weights.layout.tensors:
         raise UsageError(f"{run}: checkpoint {weights.version} does not match the network in config.json.")
@@ -128,6 +138,15 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
         spec=spec,
         model=(model if _is_own(config) else model.double()).eval(),
     )
+
+
+def _made(config: Config, spec: EnvSpec) -> "nn.Module":
+    """The network of a run with its initial parameters. A user's own has the same buffers as in the workers."""
+    from zmqrl.learner.networks import make_model
+    from zmqrl.learner.plugin import seeded
+
+    with seeded(config.seed):
+        return make_model(config.model, spec, config.network)
 
 
 def _is_own(config: Config) -> bool:
