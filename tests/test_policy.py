@@ -307,6 +307,10 @@ def test_a_custom_network_computes_the_same_as_in_its_workers(
             "return logits.squeeze(), logits[:, 0]",
             "returned Tensor float32 (4,) as logits for a batch of 1: they must be float32 (1, 4).",
         ),
+        (
+            "return logits / 0 * 0, logits[:, 0]",
+            "returned outputs with which no action can be chosen: NaN, inf, or only -inf.",
+        ),
     ],
 )
 def test_a_custom_network_that_fails_in_a_game_is_reported_in_one_sentence(

@@ -51,7 +51,7 @@ class Policy:
         MultiDiscrete and MultiBinary are int64, and Box actions are float32, each with the shape of the action space.
 
         Raises UsageError for observations of another shape or dtype, for numbers that are not finite, and if a user's
-        own network fails.
+        own network fails or returns outputs with which no action can be chosen.
         """
         import torch
 
@@ -99,7 +99,7 @@ class Policy:
 
         if _is_own(self.config):
             seen = scaled_observations(self.model, inputs)
-            return outputs_of(self.config.model, self.model, seen, self.spec.actions.outputs)
+            return outputs_of(self.config.model, self.model, seen, self.spec.actions)
         outputs: Tensor
         exact = inputs.double() if inputs.is_floating_point() else inputs
         outputs, _ = self.model(scaled_observations(self.model, exact))

@@ -218,6 +218,30 @@ def test_a_model_is_in_train_mode_in_workers_and_in_evaluation_mode_in_policies(
     assert not load_policy(write_run(tmp_path / "run", config, 0)).model.training
 
 
+@pytest.mark.parametrize(
+    ("env", "wrong"), [("CartPole-v1", "nan"), ("CartPole-v1", "-inf"), ("Pendulum-v1", "nan"), ("Pendulum-v1", "-inf")]
+)
+def test_a_worker_refuses_outputs_with_which_no_action_can_be_chosen(write: Write, env: str, wrong: str) -> None:
+    name = write(f"""
+        class Net(nn.Linear):
+            def __init__(self, shape, num_actions):
+                super().__init__(*shape, num_actions)
+            def forward(self, observations):
+                logits = super().forward(observations)
+                if len(observations) > 4:  # more than in the check before the run
+                    logits = logits.masked_fill(torch.arange(len(logits))[:, None] == 3, float("{wrong}"))
+                return logits, logits[:, 0]
+    """)
+    config = dataclasses.replace(cartpole(), env=env, model=f"{name}:Net")
+    config = dataclasses.replace(config, envs=dataclasses.replace(config.envs, num_envs=5))
+    actor_learner = ActorLearner(config, 0, 0, threads=1, spans=Spans())
+    with pytest.raises(UsageError) as refused:
+        actor_learner.player.play(actor_learner.rollout)
+    actor_learner.envs.close()
+    wanted = "returned outputs with which no action can be chosen: NaN, inf, or only -inf."
+    assert str(refused.value) == f"--model {config.model} {wanted}"
+
+
 def test_an_environment_that_draws_from_global_generators_plays_the_same_games_again(write: Write) -> None:
     name = write("""
         import random

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zmqrl.errors import UsageError, blaming, load_function
+from zmqrl.errors import UsageError, blaming, load_function, require
 from zmqrl.learner.games import ActionSpace, BoxActions
-from zmqrl.learner.heads import head_of
+from zmqrl.learner.heads import Head, head_of
 from zmqrl.learner.losses import LEARNER_METRICS, Batch, Loss
 from zmqrl.learner.settings import Algorithm
 from zmqrl.observe.reports import MOST_FIGURES, NAME
@@ -99,21 +99,31 @@ def _check_outputs(blame: str, outputs: object, count: int, actions: ActionSpace
         raise UsageError(f"{blame} returned logits or values that are not finite.")
 
 
-def outputs_of(reference: str, model: nn.Module, observations: Tensor, num_actions: int) -> Tensor:
-    """Outputs float32 (B, num_actions) of the ``model`` of ``reference`` for ``observations`` (B, ...).
+def outputs_of(reference: str, model: nn.Module, observations: Tensor, actions: ActionSpace) -> Tensor:
+    """Outputs float32 (B, actions.outputs) of the ``model`` of ``reference`` for ``observations`` (B, ...).
 
-    Raises UsageError if the user's code raises an exception, or if the outputs have another shape.
+    Raises UsageError if the user's code raises an exception, if the outputs have another shape, and like
+    ``check_outputs``.
     """
     blame, count = f"--model {reference}", len(observations)
     with blaming(f"{blame} fails for observations of shape {tuple(observations.shape[1:])}"):
         outputs, _ = model(observations)
-    if _shape(outputs) != (count, num_actions):
+    if _shape(outputs) != (count, actions.outputs):
         raise UsageError(
             f"{blame} returned {_kind(outputs)} as logits for a batch of {count}: "
-            f"they must be float32 {(count, num_actions)}."
+            f"they must be float32 {(count, actions.outputs)}."
         )
     assert isinstance(outputs, Tensor)
+    check_outputs(reference, head_of(actions), outputs)
     return outputs
+
+
+def check_outputs(reference: str, head: Head, outputs: Tensor) -> None:
+    """Raise UsageError if ``head`` cannot choose actions with the ``outputs`` (B, A) of the model ``reference``."""
+    require(
+        head.accepts(outputs),
+        f"--model {reference} returned outputs with which no action can be chosen: NaN, inf, or only -inf.",
+    )
 
 
 def load_loss(reference: str, config: Algorithm, actions: ActionSpace) -> Loss:

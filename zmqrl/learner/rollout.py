@@ -1,6 +1,6 @@
 """Plays T steps in B environments. The memory for these steps is allocated once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -109,13 +109,15 @@ class Player:
         *,
         keeps_activations: bool = False,
         gamma: float = 0.99,
+        check: Callable[[Tensor], None] | None = None,
     ) -> None:
         """``seed`` determines the games and the sampled actions. ``spans`` measures ``act`` and ``env_step``.
 
         With ``keeps_activations``, rollouts have ``activations``, and the model must be a ``ConvPolicy``. If the model
-        has statistics of returns, ``gamma`` discounts them.
+        has statistics of returns, ``gamma`` discounts them. ``check`` gets the outputs of the model at each step.
         """
         self.model = model
+        self._check = check
         self._keeps_activations = keeps_activations
         self._activations: Activations | None = None
         self.envs = envs
@@ -154,6 +156,8 @@ class Player:
                     else:
                         rollout.activations.begin_batch(rollout.num_envs)
                         outputs, rollout.values[t] = self.model(rollout.observations[t], rollout.activations)
+                    if self._check is not None:
+                        self._check(outputs)
                     rollout.actions[t], rollout.log_probs[t] = rollout.head.sample(outputs, self._generator)
                     actions = self.envs.spec.actions.played(rollout.actions[t].cpu().numpy())
                 with self._spans("env_step"):
