@@ -18,7 +18,7 @@ from support.stub_games import described
 
 from zmqrl import cli
 from zmqrl.errors import UsageError
-from zmqrl.learner.envs import describe_env
+from zmqrl.learner.envs import EnvConfig, describe_env
 from zmqrl.learner.games import BoxActions, DiscreteActions, FactoredActions
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.plugin import load_loss
@@ -83,6 +83,30 @@ def test_a_model_is_tried_with_frames_in_the_format_of_a_rollout(write: Write) -
                 return logits, logits[:, 0]
     """)
     make_model(f"{name}:Net", described((2, 6, 6), 3))
+
+
+def test_a_model_is_tried_with_observations_that_its_environment_allows(write: Write) -> None:
+    name = write("""
+        import gymnasium
+
+        class Cards(gymnasium.Env):
+            observation_space = gymnasium.spaces.Box(1, 13, (5,), int)
+            action_space = gymnasium.spaces.Discrete(3)
+
+        gymnasium.register("Cards-v0", Cards)
+
+        class Net(nn.Module):
+            def __init__(self, shape, num_actions):
+                super().__init__()
+                self.cards, self.actor = nn.Embedding(14, 4), nn.Linear(4, num_actions)
+            def forward(self, observations):
+                logits = self.actor(self.cards(observations.long()).sum(1))
+                return logits, logits[:, 0]
+    """)
+    spec = describe_env(f"{name}:Cards-v0", EnvConfig())
+    make_model(f"{name}:Net", spec)
+    with pytest.raises(UsageError, match=r":Net fails for normalized observations of shape \(5,\): IndexError: index"):
+        make_model(f"{name}:Net", dataclasses.replace(spec, normalizes_observations=True))
 
 
 @pytest.mark.parametrize(

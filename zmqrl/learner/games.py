@@ -2,7 +2,8 @@
 
 import ast
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -265,6 +266,16 @@ class FactoredActions:
         return self.played(rng.integers(self.counts, size=(*batch, len(self.counts))))
 
 
+def with_bounds(bounds: np.ndarray) -> np.ndarray:
+    """``bounds``, float64 (2, n), the lows and the highs of n numbers, with a bound for each number that lacks one.
+
+    It is 2 from the number's other bound. Without any bounds, they are -1 and 1.
+    """
+    exists = np.abs(bounds) < WIDEST
+    opposite = np.where(exists[::-1], np.add(bounds[::-1], [[-2.0], [2.0]]), [[-1.0], [1.0]])
+    return np.where(exists, bounds, opposite)
+
+
 @dataclass(frozen=True, slots=True)
 class BoxActions:
     """An action is D numbers, each from its ``low`` to its ``high``: float32 (D,).
@@ -290,9 +301,7 @@ class BoxActions:
     def played(self, actions: np.ndarray) -> np.ndarray:
         """The policy's ``actions`` (B, D) as float32 (B, *played_shape), in the units and bounds of the environment."""
         bounds = np.array([self.low, self.high])
-        exists = np.abs(bounds) < WIDEST
-        opposite = np.where(exists[::-1], np.add(bounds[::-1], [[-2.0], [2.0]]), [[-1.0], [1.0]])
-        low, high = np.where(exists, bounds, opposite)
+        low, high = with_bounds(bounds)
         played: np.ndarray = np.clip(actions * (high - low) / 2 + (low + high) / 2, *bounds)
         return played.astype(np.float32).reshape(*actions.shape[:-1], *self.played_shape)
 
@@ -308,7 +317,8 @@ class EnvSpec:
     """The observations and actions of a game. ``flavour`` is a line to print with the scores of the game.
 
     ``normalizes_observations`` and ``normalizes_rewards``: whether a policy learns from scaled observations and
-    rewards. ``notice`` tells the user what a policy does not see.
+    rewards. ``notice`` tells the user what a policy does not see. ``drawn`` returns a random observation (*shape) that
+    the environment allows, or is None: then images can have any bytes.
     """
 
     observation_shape: tuple[int, ...]
@@ -318,6 +328,7 @@ class EnvSpec:
     normalizes_observations: bool = False
     normalizes_rewards: bool = False
     notice: str | None = None
+    drawn: Callable[[np.random.Generator], np.ndarray] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         require(
