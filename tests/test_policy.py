@@ -146,7 +146,10 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 SPACES = {
     "discrete": Discrete(3, start=5),
     "choices": MultiDiscrete(np.array([[3, 2], [2, 4]]), start=np.array([[0, 7], [-2, 3]])),
+    "bytes": Discrete(3, start=1, dtype=np.uint8),
+    "small_choices": MultiDiscrete([3, 2], dtype=np.int32),
     "flags": MultiBinary((2, 3)),
+    "halves": Box(-0.1, 0.1, (2,), np.float16),
     "box": Box(2.0, 4.0, (2, 1)),
     "doubles": Box(-0.1, 0.1, (2, 1), np.float64),
 }
@@ -168,7 +171,7 @@ gymnasium.register("Taking-v0", Taking)
 """
 
 
-@pytest.mark.parametrize("space", ["discrete", "choices", "flags", "box"])
+@pytest.mark.parametrize("space", ["discrete", "bytes", "choices", "small_choices", "flags", "box", "halves"])
 def test_an_action_is_one_that_the_environment_takes(
     space: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +186,7 @@ def test_an_action_is_one_that_the_environment_takes(
         env.step(action)
         (again,) = policy.act(observation[np.newaxis], np.random.default_rng(0), greedy=greedy)  # type: ignore[misc]
         np.testing.assert_array_equal(again, action)
+        assert env.action_space.contains(again)
     (turn,) = whole_game(policy, 0, greedy=True)
     np.testing.assert_array_equal(turn.action, action)
 

@@ -47,8 +47,9 @@ class Policy:
         Images are uint8 (B, channels, height, width) from 0 to 255. Other observations are vectors (B, n). Actions are
         sampled with ``rng`` (default: unseeded). With ``greedy``, each action is the most probable one.
 
-        Actions are in the form that the environment takes: Discrete actions are int64 (B,) or one int. Actions of
-        MultiDiscrete and MultiBinary are int64, and Box actions are float32, each with the shape of the action space.
+        Actions are in the form that the environment takes: Discrete actions are (B,) or one int, and MultiDiscrete
+        actions have the shape of the action space, both with its dtype. MultiBinary actions are int64 and Box actions
+        float32, or float16 if the environment takes no others, each with the shape of the action space.
 
         Raises UsageError for observations of another shape or dtype, for numbers that are not finite, and if a user's
         own network fails or returns outputs with which no action can be chosen.

@@ -29,6 +29,7 @@ UNCHANGED = {
 FLAGS = ("grayscale", "life_loss", "fire_reset")  # of Atari games: a value other than the default would be ignored
 TEXT = re.compile(r"[\w./:@+-]+")  # a value of --env-arg that can be text without quotes
 OLD_ATARI_ID = re.compile(r"(\w+)-v[04]")
+INT64, FLOAT32 = np.dtype(np.int64), np.dtype(np.float32)
 
 
 def is_atari_id(env_id: str) -> bool:
@@ -215,13 +216,14 @@ class EnvConfig:
 class DiscreteActions:
     """An action is one of ``count``, numbered from 0: int64 (). A network returns a logit for each.
 
-    Games number the actions from ``start``.
+    Games number the actions from ``start``, and take them as ``played_dtype``.
     """
 
     count: int
     start: int = 0
+    played_dtype: np.dtype[Any] = INT64
     shape = ()
-    dtype = np.dtype(np.int64)
+    dtype = INT64
 
     @property
     def outputs(self) -> int:
@@ -230,7 +232,7 @@ class DiscreteActions:
 
     def played(self, actions: np.ndarray) -> np.ndarray:
         """The policy's ``actions`` (B, *shape), in the form that games accept."""
-        return actions + self.start
+        return (actions + self.start).astype(self.played_dtype, copy=False)
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
         """Random actions (*batch, *shape), in the form that games accept."""
@@ -242,13 +244,14 @@ class FactoredActions:
     """An action is k choices at once, each numbered from 0: int64 (k,). Choice i has ``counts[i]`` alternatives.
 
     A network returns a logit for each alternative, one choice after another. Games number the alternatives of choice i
-    from ``starts[i]``, and take actions of ``played_shape``.
+    from ``starts[i]``, and take actions of ``played_shape`` and ``played_dtype``.
     """
 
     counts: tuple[int, ...]
     starts: tuple[int, ...]
     played_shape: tuple[int, ...]
-    dtype = np.dtype(np.int64)
+    played_dtype: np.dtype[Any] = INT64
+    dtype = INT64
 
     @property
     def shape(self) -> tuple[int]:
@@ -260,7 +263,7 @@ class FactoredActions:
 
     def played(self, actions: np.ndarray) -> np.ndarray:
         played: np.ndarray = (actions + np.array(self.starts)).reshape(*actions.shape[:-1], *self.played_shape)
-        return played
+        return played.astype(self.played_dtype, copy=False)
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
         return self.played(rng.integers(self.counts, size=(*batch, len(self.counts))))
@@ -282,13 +285,14 @@ class BoxActions:
 
     A network returns D means, then D log standard deviations, in units in which the bounds are -1 and 1. A number that
     lacks a bound keeps the units of the environment. If it has one bound, 0 is one unit inside this bound. Games take
-    actions of ``played_shape``.
+    actions of ``played_shape`` and ``played_dtype``.
     """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     played_shape: tuple[int, ...]
-    dtype = np.dtype(np.float32)
+    played_dtype: np.dtype[Any] = FLOAT32
+    dtype = FLOAT32
 
     @property
     def shape(self) -> tuple[int]:
@@ -299,11 +303,12 @@ class BoxActions:
         return 2 * len(self.low)
 
     def played(self, actions: np.ndarray) -> np.ndarray:
-        """The policy's ``actions`` (B, D) as float32 (B, *played_shape), in the units and bounds of the environment."""
+        """The policy's ``actions`` (B, D) as (B, *played_shape), in the units and bounds of the environment."""
         bounds = np.array([self.low, self.high])
         low, high = with_bounds(bounds)
         played: np.ndarray = np.clip(actions * (high - low) / 2 + (low + high) / 2, *bounds)
-        return played.astype(np.float32).reshape(*actions.shape[:-1], *self.played_shape)
+        played = played.astype(np.float32).reshape(*actions.shape[:-1], *self.played_shape)
+        return played.astype(self.played_dtype, copy=False)
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
         return self.played(rng.uniform(-1, 1, size=(*batch, len(self.low))))
