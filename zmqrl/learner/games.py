@@ -34,8 +34,14 @@ INT64, FLOAT32 = np.dtype(np.int64), np.dtype(np.float32)
 
 def is_atari_id(env_id: str) -> bool:
     """Whether ``env_id`` is an id of ``ale_py``. An id that the user's code registers is known only after imports."""
-    old = OLD_ATARI_ID.fullmatch(env_id)
-    return env_id.startswith("ALE/") or "NoFrameskip-" in env_id or (old is not None and old[1] in _atari_games())
+    module, _, name = env_id.rpartition(":")
+    old = OLD_ATARI_ID.fullmatch(name) if module in ("", "ale_py") else None
+    return is_ale_id(env_id) or "NoFrameskip-" in name or (old is not None and old[1] in _atari_games())
+
+
+def is_ale_id(env_id: str) -> bool:
+    """Whether ``env_id`` is an id like ``ALE/Pong-v5`` or ``ale_py:ALE/Pong-v5``."""
+    return env_id.rpartition(":")[2].startswith("ALE/")
 
 
 @cache

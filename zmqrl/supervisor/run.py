@@ -20,6 +20,7 @@ from zmqrl.config import Config
 from zmqrl.errors import INTERRUPTED, TIME_IS_UP, ClusterError, UsageError, ZmqrlError, cannot_listen, naming, refusal
 from zmqrl.hosts.deployment import Deployment, on_this_machine
 from zmqrl.hosts.preflight import LOW_DISK_BYTES, size
+from zmqrl.learner.games import is_ale_id
 from zmqrl.local.extras import require_extra
 from zmqrl.observe.console import Console, LoggedConsole, console_for
 from zmqrl.observe.exporter import Exporter, exporter_at
@@ -70,7 +71,7 @@ def check_here(config: Config) -> None:
 
 def check_extras(config: Config) -> None:
     """Raise UsageError for the first missing package that the launcher of a run needs here."""
-    if config.env.startswith("ALE/"):  # other ids of Atari games are known only once the games are imported
+    if is_ale_id(config.env):  # other ids of Atari games are known only once the games are imported
         require_extra("atari", f"{config.env} needs")
     for tracker in config.trackers:
         require_extra(tracker, f"--trackers {tracker} needs")
