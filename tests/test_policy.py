@@ -293,6 +293,33 @@ def test_a_custom_network_computes_the_same_as_in_its_workers(
     assert policy.act(observation, greedy=True) == logits.argmax()
 
 
+CHANNELS_LAST = """
+import torch
+from torch import nn
+
+class Net(nn.Linear):
+    def __init__(self, shape, num_actions):
+        super().__init__(4, num_actions)
+
+    def forward(self, observations):
+        pixels = observations.movedim(1, -1).view(len(observations), -1)
+        logits = super().forward(pixels[:, :4] / 255)
+        return logits, logits[:, 0]
+"""
+
+
+def test_a_custom_network_gets_images_in_the_memory_format_of_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "channels_last_network.py").write_text(CHANNELS_LAST, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = dataclasses.replace(BREAKOUT, model="channels_last_network:Net")
+    policy = load_policy(write_run(tmp_path / "run", config, 0))
+    logits, _ = policy.model(torch.from_numpy(frames(8)).contiguous(memory_format=torch.channels_last))
+    np.testing.assert_array_equal(policy.act(frames(8), greedy=True), logits.argmax(1))
+    assert policy.act(frames(8)[0], greedy=True) == logits[0].argmax()
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("fails", "sentence"),

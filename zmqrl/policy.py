@@ -96,10 +96,11 @@ class Policy:
 
     def _outputs(self, inputs: "Tensor") -> "Tensor":
         from zmqrl.learner.plugin import outputs_of
+        from zmqrl.learner.rollout import channels_last
         from zmqrl.learner.statistics import scaled_observations
 
         if _is_own(self.config):
-            seen = scaled_observations(self.model, inputs)
+            seen = scaled_observations(self.model, channels_last(inputs))
             return outputs_of(self.config.model, self.model, seen, self.spec.actions)
         outputs: Tensor
         exact = inputs.double() if inputs.is_floating_point() else inputs

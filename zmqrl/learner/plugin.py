@@ -13,6 +13,7 @@ from zmqrl.errors import UsageError, blaming, load_function, require
 from zmqrl.learner.games import ActionSpace, BoxActions, EnvSpec
 from zmqrl.learner.heads import Head, head_of
 from zmqrl.learner.losses import LEARNER_METRICS, Batch, Loss
+from zmqrl.learner.rollout import channels_last
 from zmqrl.learner.settings import Algorithm
 from zmqrl.observe.reports import MOST_FIGURES, NAME
 from zmqrl.words import counted
@@ -167,8 +168,7 @@ def _observations(spec: EnvSpec) -> Tensor:
     shape = spec.observation_shape
     if spec.drawn is not None and not spec.normalizes_observations:
         rng = np.random.default_rng(0)
-        drawn = torch.from_numpy(np.stack([spec.drawn(rng) for _ in range(SAMPLES)]))
-        return drawn.contiguous(memory_format=torch.channels_last) if drawn.ndim == 4 else drawn
+        return channels_last(torch.from_numpy(np.stack([spec.drawn(rng) for _ in range(SAMPLES)])))
     if len(shape) != 3:
         return torch.linspace(-1, 1, SAMPLES * math.prod(shape)).view(SAMPLES, *shape)
     channels, height, width = shape

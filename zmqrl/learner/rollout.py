@@ -173,7 +173,8 @@ class Player:
                 ):
                     kept[t] = torch.from_numpy(new)
                 if step.final_observations:
-                    finals = torch.from_numpy(np.stack(list(step.final_observations.values()))).to(self._device)
+                    stacked = torch.from_numpy(np.stack(list(step.final_observations.values())))
+                    finals = channels_last(stacked.to(self._device))
                     if self._observed is not None:
                         finals = self._observed.scaled(finals)
                     truncated = torch.tensor(list(step.final_observations), device=self._device)
@@ -205,6 +206,11 @@ class Player:
 
 def _torch_dtype(dtype: np.dtype[np.generic]) -> torch.dtype:
     return torch.from_numpy(np.empty(0, dtype)).dtype
+
+
+def channels_last(observations: Tensor) -> Tensor:
+    """``observations`` (B, *shape), with images in the memory format of a rollout."""
+    return observations.contiguous(memory_format=torch.channels_last) if observations.ndim == 4 else observations
 
 
 def put_frames(kept: Tensor, observations: np.ndarray) -> None:
