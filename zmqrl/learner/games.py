@@ -249,8 +249,9 @@ class DiscreteActions:
 class FactoredActions:
     """An action is k choices at once, each numbered from 0: int64 (k,). Choice i has ``counts[i]`` alternatives.
 
-    A network returns a logit for each alternative, one choice after another. Games number the alternatives of choice i
-    from ``starts[i]``, and take actions of ``played_shape`` and ``played_dtype``.
+    A network returns a logit for each alternative: first those of choice 0, then those of choice 1, and so on, in the
+    order of ``numpy.ravel``. Games number the alternatives of choice i from ``starts[i]``, and take actions of
+    ``played_shape`` and ``played_dtype``.
     """
 
     counts: tuple[int, ...]

@@ -33,7 +33,7 @@ from zmqrl.process_id import shard_id
 from zmqrl.profile.run_tables import RunTables
 from zmqrl.profile.trace import write_trace
 from zmqrl.ps.shard.store import store_bytes
-from zmqrl.recipes import remark, run_name
+from zmqrl.recipes import remarks, run_name
 from zmqrl.rundir import ANOTHER, RunDirectory, holds_a_run, new_path, write_json
 from zmqrl.start.initial import Preparation
 from zmqrl.start.stages import Stages
@@ -111,7 +111,7 @@ def train_on(
         stack.enter_context(_claimed(directory))
         config = dataclasses.replace(config, run_dir=path.with_name(directory.path.name))
         news = [f"run directory {as_text(directory.path)}; game: {config.env}, {flavour}"]
-        news += filter(None, (preparation.notice, remark(config)))
+        news += filter(None, (preparation.notice, *remarks(config)))
         checkpoint: Checkpoint | None = None
         minutes = config.minutes
         if config.resume:
