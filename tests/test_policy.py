@@ -146,7 +146,10 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 SPACES = {
     "discrete": Discrete(3, start=5),
     "choices": MultiDiscrete(np.array([[3, 2], [2, 4]]), start=np.array([[0, 7], [-2, 3]])),
+    "bytes": Discrete(3, start=1, dtype=np.uint8),
+    "small_choices": MultiDiscrete([3, 2], dtype=np.int32),
     "flags": MultiBinary((2, 3)),
+    "halves": Box(-0.1, 0.1, (2,), np.float16),
     "box": Box(2.0, 4.0, (2, 1)),
     "doubles": Box(-0.1, 0.1, (2, 1), np.float64),
 }
@@ -168,7 +171,7 @@ gymnasium.register("Taking-v0", Taking)
 """
 
 
-@pytest.mark.parametrize("space", ["discrete", "choices", "flags", "box"])
+@pytest.mark.parametrize("space", ["discrete", "bytes", "choices", "small_choices", "flags", "box", "halves"])
 def test_an_action_is_one_that_the_environment_takes(
     space: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +186,7 @@ def test_an_action_is_one_that_the_environment_takes(
         env.step(action)
         (again,) = policy.act(observation[np.newaxis], np.random.default_rng(0), greedy=greedy)  # type: ignore[misc]
         np.testing.assert_array_equal(again, action)
+        assert env.action_space.contains(again)
     (turn,) = whole_game(policy, 0, greedy=True)
     np.testing.assert_array_equal(turn.action, action)
 
@@ -289,6 +293,33 @@ def test_a_custom_network_computes_the_same_as_in_its_workers(
     assert policy.act(observation, greedy=True) == logits.argmax()
 
 
+CHANNELS_LAST = """
+import torch
+from torch import nn
+
+class Net(nn.Linear):
+    def __init__(self, shape, num_actions):
+        super().__init__(4, num_actions)
+
+    def forward(self, observations):
+        pixels = observations.movedim(1, -1).view(len(observations), -1)
+        logits = super().forward(pixels[:, :4] / 255)
+        return logits, logits[:, 0]
+"""
+
+
+def test_a_custom_network_gets_images_in_the_memory_format_of_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "channels_last_network.py").write_text(CHANNELS_LAST, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = dataclasses.replace(BREAKOUT, model="channels_last_network:Net")
+    policy = load_policy(write_run(tmp_path / "run", config, 0))
+    logits, _ = policy.model(torch.from_numpy(frames(8)).contiguous(memory_format=torch.channels_last))
+    np.testing.assert_array_equal(policy.act(frames(8), greedy=True), logits.argmax(1))
+    assert policy.act(frames(8)[0], greedy=True) == logits[0].argmax()
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("fails", "sentence"),
@@ -306,6 +337,10 @@ def test_a_custom_network_computes_the_same_as_in_its_workers(
         (
             "return logits.squeeze(), logits[:, 0]",
             "returned Tensor float32 (4,) as logits for a batch of 1: they must be float32 (1, 4).",
+        ),
+        (
+            "return logits / 0 * 0, logits[:, 0]",
+            "returned outputs with which no action can be chosen: NaN, inf, or only -inf.",
         ),
     ],
 )

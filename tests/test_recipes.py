@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from zmqrl.learner.losses import Batch, ba3c_loss
 from zmqrl.learner.settings import BA3CConfig
 from zmqrl.observe.spans import Spans
-from zmqrl.recipes import RECIPES, dba3c_breakout, remark, run_name
+from zmqrl.recipes import RECIPES, dba3c_breakout, remarks, run_name
 from zmqrl.worker import ActorLearner
 
 
@@ -151,5 +151,19 @@ def test_a_worker_learns_from_five_step_rollouts_with_values_from_the_acting_pol
 def test_a_run_says_when_its_updates_are_smaller_than_in_the_paper_and_when_its_recipe_is_for_any(
     recipe: str, workers: int, told: str | None
 ) -> None:
-    found = remark(replace(RECIPES[recipe](), workers=workers))
-    assert found == told if told is None or found is None else found.startswith(told)
+    found = list(remarks(replace(RECIPES[recipe](), workers=workers)))
+    assert len(found) == (told is not None)
+    assert all(each.startswith(str(told)) for each in found)
+
+
+def test_a_run_says_that_a_custom_network_gets_scaled_observations() -> None:
+    told = (
+        "--model my_games:net gets observations scaled to mean 0 and variance 1: if it needs the numbers of the "
+        "environment, such as masks, use --envs.no-normalize-observations"
+    )
+    for recipe, is_told in (("gymnasium", True), ("pendulum", True), ("cartpole", False)):
+        config = replace(RECIPES[recipe](), model="my_games:net")
+        assert (told in remarks(config)) == is_told
+        raw = replace(config, envs=replace(config.envs, normalize_observations=False))
+        assert told not in remarks(raw)
+    assert told not in remarks(replace(RECIPES["pendulum"](), model="mlp"))

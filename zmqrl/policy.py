@@ -1,6 +1,6 @@
 """A trained policy from a checkpoint: it turns observations into actions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -47,11 +47,12 @@ class Policy:
         Images are uint8 (B, channels, height, width) from 0 to 255. Other observations are vectors (B, n). Actions are
         sampled with ``rng`` (default: unseeded). With ``greedy``, each action is the most probable one.
 
-        Actions are in the form that the environment takes: Discrete actions are int64 (B,) or one int. Actions of
-        MultiDiscrete and MultiBinary are int64, and Box actions are float32, each with the shape of the action space.
+        Actions are in the form that the environment takes: Discrete actions are (B,) or one int, and MultiDiscrete
+        actions have the shape of the action space, both with its dtype. MultiBinary actions are int64 and Box actions
+        float32, or float16 if the environment takes no others, each with the shape of the action space.
 
         Raises UsageError for observations of another shape or dtype, for numbers that are not finite, and if a user's
-        own network fails.
+        own network fails or returns outputs with which no action can be chosen.
         """
         import torch
 
@@ -80,13 +81,27 @@ class Policy:
             return actions
         return actions[0] if self.spec.actions.shape else int(actions[0])
 
+    def for_another_thread(self) -> "Policy":
+        """The same policy, with another instance of a user's own network, which may keep features on itself.
+
+        Both share the memory of the parameters. The network is made again: in a copy, a hook could still refer to the
+        original.
+        """
+        if not _is_own(self.config):
+            return self
+        model = _made(self.config, self.spec)
+        for parameter, known in zip(model.parameters(), self.model.parameters(), strict=True):
+            parameter.data = known.data
+        return replace(self, model=model.eval())
+
     def _outputs(self, inputs: "Tensor") -> "Tensor":
         from zmqrl.learner.plugin import outputs_of
+        from zmqrl.learner.rollout import channels_last
         from zmqrl.learner.statistics import scaled_observations
 
         if _is_own(self.config):
-            seen = scaled_observations(self.model, inputs)
-            return outputs_of(self.config.model, self.model, seen, self.spec.actions.outputs)
+            seen = scaled_observations(self.model, channels_last(inputs))
+            return outputs_of(self.config.model, self.model, seen, self.spec.actions)
         outputs: Tensor
         exact = inputs.double() if inputs.is_floating_point() else inputs
         outputs, _ = self.model(scaled_observations(self.model, exact))
@@ -109,13 +124,10 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
     weights = _weights(directory.checkpoints, version)
     # The import of torch takes seconds, and most errors come before.
     from zmqrl.learner.envs import describe_env
-    from zmqrl.learner.networks import make_model
-    from zmqrl.learner.plugin import seeded
     from zmqrl.ps.flat import FlatParameters
 
     spec = describe_env(config.env, config.envs)
-    with seeded(config.seed):  # gives a user's own model the same buffers as in the workers
-        model = make_model(config.model, spec, config.network)
+    model = _made(config, spec)
     parameters = FlatParameters(model)
     if parameters.layout(1).tensors != weights.layout.tensors:
         raise UsageError(f"{run}: checkpoint {weights.version} does not match the network in config.json.")
@@ -128,6 +140,15 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
         spec=spec,
         model=(model if _is_own(config) else model.double()).eval(),
     )
+
+
+def _made(config: Config, spec: EnvSpec) -> "nn.Module":
+    """The network of a run with its initial parameters. A user's own has the same buffers as in the workers."""
+    from zmqrl.learner.networks import make_model
+    from zmqrl.learner.plugin import seeded
+
+    with seeded(config.seed):
+        return make_model(config.model, spec, config.network)
 
 
 def _is_own(config: Config) -> bool:

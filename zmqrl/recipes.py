@@ -1,7 +1,7 @@
 """Recipes: named functions that return a complete configuration."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -197,16 +197,24 @@ def dba3c_breakout() -> Config:
 DBA3C_SAMPLES = 60 * 32  # samples per update in the best run of the paper
 
 
-def remark(config: Config) -> str | None:
-    """A notice about the recipe of a run, or None. The run may not be comparable with the recipe's paper."""
+def remarks(config: Config) -> Iterator[str]:
+    """Notices about the recipe of a run, and about what it means for a user's own network.
+
+    The run may not be comparable with the recipe's paper.
+    """
     if config.recipe == OF_ANY:
-        return f"the recipe is {OF_ANY}, which fits most environments; `zmqrl recipes` lists the others"
+        yield f"the recipe is {OF_ANY}, which fits most environments; `zmqrl recipes` lists the others"
     samples = config.effective_quorum * config.algorithm.minibatch_samples(config.envs.num_envs)
-    if config.recipe != "dba3c-breakout" or samples > DBA3C_SAMPLES - 200:  # 60 workers give 60 * 30: close enough
-        return None
-    return (
-        f"an update learns from {samples} samples, but from {DBA3C_SAMPLES:,} in the paper: results are not comparable"
-    )
+    if config.recipe == "dba3c-breakout" and samples <= DBA3C_SAMPLES - 200:  # 60 workers give 60 * 30: close enough
+        yield (
+            f"an update learns from {samples} samples, but from {DBA3C_SAMPLES:,} in the paper: "
+            "results are not comparable"
+        )
+    if ":" in config.model and config.envs.normalize_observations:
+        yield (
+            f"--model {config.model} gets observations scaled to mean 0 and variance 1: if it needs the numbers of the "
+            "environment, such as masks, use --envs.no-normalize-observations"
+        )
 
 
 def require_recipe(name: str) -> None:

@@ -4,6 +4,7 @@ import logging
 import signal
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,9 +13,10 @@ from torch import nn
 from zmqrl.config import Config
 from zmqrl.errors import USER_CODE_FAILED, ClusterError, UsageError, UserCodeError, ZmqrlError, closing
 from zmqrl.learner.envs import make_envs
+from zmqrl.learner.heads import head_of
 from zmqrl.learner.losses import Learner, NoLearner
 from zmqrl.learner.networks import ConvPolicy, compute_of, make_model
-from zmqrl.learner.plugin import blaming_own, load_loss, seed_global_generators
+from zmqrl.learner.plugin import blaming_own, check_outputs, load_loss, seed_global_generators
 from zmqrl.learner.rollout import Player, Rollout
 from zmqrl.observe.provenance import code_id
 from zmqrl.observe.spans import Spans
@@ -125,8 +127,16 @@ class ActorLearner:
         loss = load_loss(config.loss, config.algorithm, spec.actions) if config.loss is not None else None
         self.learner = NoLearner() if config.act_only else Learner(model, config.algorithm, seed=seed, loss=loss)
         keeps = keeps_activations(config, model, self.learner)
-        gamma = config.algorithm.gamma
-        self.player = Player(model, self.envs, seed, device, spans, keeps_activations=keeps, gamma=gamma)
+        self.player = Player(
+            model,
+            self.envs,
+            seed,
+            device,
+            spans,
+            keeps_activations=keeps,
+            gamma=config.algorithm.gamma,
+            check=partial(check_outputs, config.model, head_of(spec.actions)) if ":" in config.model else None,
+        )
         self.rollout = Rollout(
             steps=config.algorithm.rollout_steps,
             num_envs=self.envs.num_envs,

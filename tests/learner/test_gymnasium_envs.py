@@ -416,6 +416,8 @@ class Taking(User):
     ("space", "actions", "chosen", "taken"),
     [
         (Discrete(3, start=5), DiscreteActions(3, 5), 2, 7),
+        (Discrete(3, start=1, dtype=np.int32), DiscreteActions(3, 1, np.dtype(np.int32)), 2, 3),
+        (Discrete(3, start=1, dtype=np.uint8), DiscreteActions(3, 1, np.dtype(np.uint8)), 0, 1),
         (MultiDiscrete([3, 2], start=[0, 4]), FactoredActions((3, 2), (0, 4), (2,)), [2, 1], [2, 5]),
         (
             MultiDiscrete(np.array([[3, 2], [2, 2]])),
@@ -453,7 +455,7 @@ def test_an_environment_gets_actions_of_its_own_space(
     np.testing.assert_array_equal(given[-1], taken)
     envs.step(actions.drawn(np.random.default_rng(0), 1))
     envs.close()
-    assert {type(each) for each in given} == {np.int64 if isinstance(space, Discrete) else np.ndarray}
+    assert {type(each) for each in given} == {space.dtype.type if isinstance(space, Discrete) else np.ndarray}
 
 
 @pytest.mark.parametrize(

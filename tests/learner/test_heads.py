@@ -162,3 +162,23 @@ def test_games_take_actions_with_their_own_numbers_and_shape() -> None:
 def test_random_actions_have_the_shape_and_dtype_that_games_take(actions: ActionSpace) -> None:
     drawn = actions.drawn(np.random.default_rng(0), 6, 3)
     assert (drawn.shape, drawn.dtype) == ((6, 3, *actions.shape), actions.dtype)
+
+
+@pytest.mark.parametrize("actions", SPACES, ids=str)
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_outputs_with_a_wrong_number_are_not_accepted_unless_it_masks_one_of_several_alternatives(
+    actions: ActionSpace, wrong: float
+) -> None:
+    head, outputs = head_of(actions), outputs_for(actions, 3)
+    assert head.accepts(outputs)
+    outputs[1, -1] = wrong
+    assert head.accepts(outputs) == (wrong == -torch.inf and not isinstance(actions, BoxActions))
+
+
+def test_a_choice_without_any_alternative_is_not_accepted() -> None:
+    for actions in (DiscreteActions(2), FactoredActions((3, 2), (0, 0), (2,))):
+        outputs = outputs_for(actions, 3)
+        outputs[1, -2:] = -torch.inf
+        assert not head_of(actions).accepts(outputs)
+        outputs[1, -1] = -5.0
+        assert head_of(actions).accepts(outputs)

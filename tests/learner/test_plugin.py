@@ -18,7 +18,7 @@ from support.stub_games import described
 
 from zmqrl import cli
 from zmqrl.errors import UsageError
-from zmqrl.learner.envs import describe_env
+from zmqrl.learner.envs import EnvConfig, describe_env
 from zmqrl.learner.games import BoxActions, DiscreteActions, FactoredActions
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.plugin import load_loss
@@ -85,6 +85,30 @@ def test_a_model_is_tried_with_frames_in_the_format_of_a_rollout(write: Write) -
     make_model(f"{name}:Net", described((2, 6, 6), 3))
 
 
+def test_a_model_is_tried_with_observations_that_its_environment_allows(write: Write) -> None:
+    name = write("""
+        import gymnasium
+
+        class Cards(gymnasium.Env):
+            observation_space = gymnasium.spaces.Box(1, 13, (5,), int)
+            action_space = gymnasium.spaces.Discrete(3)
+
+        gymnasium.register("Cards-v0", Cards)
+
+        class Net(nn.Module):
+            def __init__(self, shape, num_actions):
+                super().__init__()
+                self.cards, self.actor = nn.Embedding(14, 4), nn.Linear(4, num_actions)
+            def forward(self, observations):
+                logits = self.actor(self.cards(observations.long()).sum(1))
+                return logits, logits[:, 0]
+    """)
+    spec = describe_env(f"{name}:Cards-v0", EnvConfig())
+    make_model(f"{name}:Net", spec)
+    with pytest.raises(UsageError, match=r":Net fails for normalized observations of shape \(5,\): IndexError: index"):
+        make_model(f"{name}:Net", dataclasses.replace(spec, normalizes_observations=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -111,6 +135,10 @@ def test_a_model_is_tried_with_frames_in_the_format_of_a_rollout(write: Write) -
         ),
         ({"outputs": "logits.masked_fill(logits < 9, torch.inf), logits[:, 0]"}, "--model M returned logits or values"),
         ({"trainable": False}, "--model M must have trainable parameters, all of them float32."),
+        (
+            {"outputs": "logits, logits[:, 0] + 0 * observations.mul_(2)[:, 0]"},
+            "--model M changes its observations in place: use x = x / 255, not x /= 255.",
+        ),
         ({"norm": True}, "--model M changes its buffer norm.running_mean in forward, as batch normalization does"),
     ],
 )
@@ -212,6 +240,30 @@ def test_a_model_is_in_train_mode_in_workers_and_in_evaluation_mode_in_policies(
     assert actor_learner.player.model is actor_learner.learner.model  # type: ignore[union-attr]
     assert actor_learner.player.model.training
     assert not load_policy(write_run(tmp_path / "run", config, 0)).model.training
+
+
+@pytest.mark.parametrize(
+    ("env", "wrong"), [("CartPole-v1", "nan"), ("CartPole-v1", "-inf"), ("Pendulum-v1", "nan"), ("Pendulum-v1", "-inf")]
+)
+def test_a_worker_refuses_outputs_with_which_no_action_can_be_chosen(write: Write, env: str, wrong: str) -> None:
+    name = write(f"""
+        class Net(nn.Linear):
+            def __init__(self, shape, num_actions):
+                super().__init__(*shape, num_actions)
+            def forward(self, observations):
+                logits = super().forward(observations)
+                if len(observations) > 4:  # more than in the check before the run
+                    logits = logits.masked_fill(torch.arange(len(logits))[:, None] == 3, float("{wrong}"))
+                return logits, logits[:, 0]
+    """)
+    config = dataclasses.replace(cartpole(), env=env, model=f"{name}:Net")
+    config = dataclasses.replace(config, envs=dataclasses.replace(config.envs, num_envs=5))
+    actor_learner = ActorLearner(config, 0, 0, threads=1, spans=Spans())
+    with pytest.raises(UsageError) as refused:
+        actor_learner.player.play(actor_learner.rollout)
+    actor_learner.envs.close()
+    wanted = "returned outputs with which no action can be chosen: NaN, inf, or only -inf."
+    assert str(refused.value) == f"--model {config.model} {wanted}"
 
 
 def test_an_environment_that_draws_from_global_generators_plays_the_same_games_again(write: Write) -> None:

@@ -8,7 +8,7 @@ import torch
 from support.stub_games import TRUNCATED_EVERY, CountingEnvs, FrameEnvs, described
 from torch import Tensor, nn
 
-from zmqrl.learner.envs import Envs
+from zmqrl.learner.envs import Envs, Step
 from zmqrl.learner.heads import CATEGORICAL
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.rollout import Player, Rollout, put_frames
@@ -110,6 +110,33 @@ def test_frames_are_kept_as_bytes_and_channels_last() -> None:
         assert rollout.observations[t].is_contiguous(memory_format=torch.channels_last)
         np.testing.assert_array_equal(rollout.observations[t].numpy(), envs.observe(t))
     np.testing.assert_array_equal(rollout.last_observations.numpy(), envs.observe(3))
+
+
+class CutOffFrames(FrameEnvs):
+    """A time limit cuts off games 0 and 2 at each step."""
+
+    def step(self, actions: np.ndarray) -> Step:
+        step, finals = super().step(actions), self.observe(1000 + len(self.actions))
+        step.truncated = np.array([True, False, True])
+        step.final_observations = {i: finals[i] for i in (0, 2)}
+        return step
+
+
+class ChannelsLast(nn.Module):
+    """Reads pixels in the order of channels-last memory. The value is the first pixel, in its first channel."""
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = observations.movedim(1, -1).view(len(observations), -1).float()  # fails for another memory format
+        return pixels[:, :4], pixels[:, 0]
+
+
+def test_every_image_is_channels_last_even_the_last_one_of_a_cut_off_game() -> None:
+    envs = CutOffFrames(num_envs=3)
+    rollout = make_rollout(envs, steps=2)
+    make_player(envs, model=ChannelsLast()).play(rollout)
+    for t in range(2):
+        firsts = envs.observe(1001 + t)[:, 0, 0, 0]
+        assert rollout.bootstrap_values[t].tolist() == [firsts[0], 0, firsts[2]]
 
 
 @pytest.mark.parametrize("envs", [CountingEnvs(num_envs=3), FrameEnvs(num_envs=3)])

@@ -25,9 +25,10 @@ def test_the_settings_of_a_live_atari_run_give_its_flavour(tmp_path: Path, recip
     assert flavour(tmp_path / "run", **recipe().to_json()) == recipe().envs.flavour()
 
 
-def test_settings_of_other_versions_do_not_hide_the_flavour(tmp_path: Path) -> None:
+@pytest.mark.parametrize("env", ["ALE/Pong-v5", "ale_py:ALE/Pong-v5"])
+def test_settings_of_other_versions_do_not_hide_the_flavour(tmp_path: Path, env: str) -> None:
     envs = {"sticky_actions": 0.25, "gone": 1}
-    assert flavour(tmp_path / "run", env="ALE/Pong-v5", envs=envs) == EnvConfig(sticky_actions=0.25).flavour()
+    assert flavour(tmp_path / "run", env=env, envs=envs) == EnvConfig(sticky_actions=0.25).flavour()
 
 
 @pytest.mark.parametrize(

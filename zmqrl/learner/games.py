@@ -2,7 +2,8 @@
 
 import ast
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,12 +29,19 @@ UNCHANGED = {
 FLAGS = ("grayscale", "life_loss", "fire_reset")  # of Atari games: a value other than the default would be ignored
 TEXT = re.compile(r"[\w./:@+-]+")  # a value of --env-arg that can be text without quotes
 OLD_ATARI_ID = re.compile(r"(\w+)-v[04]")
+INT64, FLOAT32 = np.dtype(np.int64), np.dtype(np.float32)
 
 
 def is_atari_id(env_id: str) -> bool:
     """Whether ``env_id`` is an id of ``ale_py``. An id that the user's code registers is known only after imports."""
-    old = OLD_ATARI_ID.fullmatch(env_id)
-    return env_id.startswith("ALE/") or "NoFrameskip-" in env_id or (old is not None and old[1] in _atari_games())
+    module, _, name = env_id.rpartition(":")
+    old = OLD_ATARI_ID.fullmatch(name) if module in ("", "ale_py") else None
+    return is_ale_id(env_id) or "NoFrameskip-" in name or (old is not None and old[1] in _atari_games())
+
+
+def is_ale_id(env_id: str) -> bool:
+    """Whether ``env_id`` is an id like ``ALE/Pong-v5`` or ``ale_py:ALE/Pong-v5``."""
+    return env_id.rpartition(":")[2].startswith("ALE/")
 
 
 @cache
@@ -214,13 +222,14 @@ class EnvConfig:
 class DiscreteActions:
     """An action is one of ``count``, numbered from 0: int64 (). A network returns a logit for each.
 
-    Games number the actions from ``start``.
+    Games number the actions from ``start``, and take them as ``played_dtype``.
     """
 
     count: int
     start: int = 0
+    played_dtype: np.dtype[Any] = INT64
     shape = ()
-    dtype = np.dtype(np.int64)
+    dtype = INT64
 
     @property
     def outputs(self) -> int:
@@ -229,7 +238,7 @@ class DiscreteActions:
 
     def played(self, actions: np.ndarray) -> np.ndarray:
         """The policy's ``actions`` (B, *shape), in the form that games accept."""
-        return actions + self.start
+        return (actions + self.start).astype(self.played_dtype, copy=False)
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
         """Random actions (*batch, *shape), in the form that games accept."""
@@ -240,14 +249,16 @@ class DiscreteActions:
 class FactoredActions:
     """An action is k choices at once, each numbered from 0: int64 (k,). Choice i has ``counts[i]`` alternatives.
 
-    A network returns a logit for each alternative, one choice after another. Games number the alternatives of choice i
-    from ``starts[i]``, and take actions of ``played_shape``.
+    A network returns a logit for each alternative: first those of choice 0, then those of choice 1, and so on, in the
+    order of ``numpy.ravel``. Games number the alternatives of choice i from ``starts[i]``, and take actions of
+    ``played_shape`` and ``played_dtype``.
     """
 
     counts: tuple[int, ...]
     starts: tuple[int, ...]
     played_shape: tuple[int, ...]
-    dtype = np.dtype(np.int64)
+    played_dtype: np.dtype[Any] = INT64
+    dtype = INT64
 
     @property
     def shape(self) -> tuple[int]:
@@ -259,10 +270,20 @@ class FactoredActions:
 
     def played(self, actions: np.ndarray) -> np.ndarray:
         played: np.ndarray = (actions + np.array(self.starts)).reshape(*actions.shape[:-1], *self.played_shape)
-        return played
+        return played.astype(self.played_dtype, copy=False)
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
         return self.played(rng.integers(self.counts, size=(*batch, len(self.counts))))
+
+
+def with_bounds(bounds: np.ndarray) -> np.ndarray:
+    """``bounds``, float64 (2, n), the lows and the highs of n numbers, with a bound for each number that lacks one.
+
+    It is 2 from the number's other bound. Without any bounds, they are -1 and 1.
+    """
+    exists = np.abs(bounds) < WIDEST
+    opposite = np.where(exists[::-1], np.add(bounds[::-1], [[-2.0], [2.0]]), [[-1.0], [1.0]])
+    return np.where(exists, bounds, opposite)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,13 +292,14 @@ class BoxActions:
 
     A network returns D means, then D log standard deviations, in units in which the bounds are -1 and 1. A number that
     lacks a bound keeps the units of the environment. If it has one bound, 0 is one unit inside this bound. Games take
-    actions of ``played_shape``.
+    actions of ``played_shape`` and ``played_dtype``.
     """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     played_shape: tuple[int, ...]
-    dtype = np.dtype(np.float32)
+    played_dtype: np.dtype[Any] = FLOAT32
+    dtype = FLOAT32
 
     @property
     def shape(self) -> tuple[int]:
@@ -288,13 +310,12 @@ class BoxActions:
         return 2 * len(self.low)
 
     def played(self, actions: np.ndarray) -> np.ndarray:
-        """The policy's ``actions`` (B, D) as float32 (B, *played_shape), in the units and bounds of the environment."""
+        """The policy's ``actions`` (B, D) as (B, *played_shape), in the units and bounds of the environment."""
         bounds = np.array([self.low, self.high])
-        exists = np.abs(bounds) < WIDEST
-        opposite = np.where(exists[::-1], np.add(bounds[::-1], [[-2.0], [2.0]]), [[-1.0], [1.0]])
-        low, high = np.where(exists, bounds, opposite)
+        low, high = with_bounds(bounds)
         played: np.ndarray = np.clip(actions * (high - low) / 2 + (low + high) / 2, *bounds)
-        return played.astype(np.float32).reshape(*actions.shape[:-1], *self.played_shape)
+        played = played.astype(np.float32).reshape(*actions.shape[:-1], *self.played_shape)
+        return played.astype(self.played_dtype, copy=False)
 
     def drawn(self, rng: np.random.Generator, *batch: int) -> np.ndarray:
         return self.played(rng.uniform(-1, 1, size=(*batch, len(self.low))))
@@ -308,7 +329,8 @@ class EnvSpec:
     """The observations and actions of a game. ``flavour`` is a line to print with the scores of the game.
 
     ``normalizes_observations`` and ``normalizes_rewards``: whether a policy learns from scaled observations and
-    rewards. ``notice`` tells the user what a policy does not see.
+    rewards. ``notice`` tells the user what a policy does not see. ``drawn`` returns a random observation (*shape) that
+    the environment allows, or is None: then images can have any bytes.
     """
 
     observation_shape: tuple[int, ...]
@@ -318,6 +340,7 @@ class EnvSpec:
     normalizes_observations: bool = False
     normalizes_rewards: bool = False
     notice: str | None = None
+    drawn: Callable[[np.random.Generator], np.ndarray] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         require(

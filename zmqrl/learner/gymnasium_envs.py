@@ -73,6 +73,7 @@ class CheckedEnv:
             normalizes_observations=config.normalize_observations,
             normalizes_rewards=config.normalize_rewards,
             notice=None if config.images else _notice(env_id, observations),
+            drawn=self._read.drawn,
         )
         self._steps = 0
 

@@ -24,6 +24,9 @@ class Head(Protocol):
     def log_probs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities (B,) of ``actions`` (B, *shape), and the mean entropy of the distributions."""
 
+    def accepts(self, outputs: Tensor) -> bool:
+        """Whether each row of ``outputs`` is a distribution, without NaN, inf or logits that are all -inf."""
+
     def best(self, outputs: Tensor) -> np.ndarray:
         """The most probable actions (B, *shape)."""
 
@@ -47,6 +50,9 @@ class Categorical:
         finite = torch.finfo(log_probs.dtype).min  # 0 * -inf would be NaN
         entropy = -(log_probs.exp() * log_probs.clamp(min=finite)).sum(-1).mean()
         return log_probs.gather(1, actions[:, None]).squeeze(1), entropy
+
+    def accepts(self, outputs: Tensor) -> bool:
+        return bool(outputs.amax(-1).isfinite().all())
 
     def best(self, outputs: Tensor) -> np.ndarray:
         return outputs.argmax(-1).numpy()
@@ -79,6 +85,9 @@ class Factored:
         log_probs, entropies = zip(*(CATEGORICAL.log_probs_and_entropy(*pair) for pair in pairs), strict=True)
         return torch.stack(log_probs).sum(0), torch.stack(entropies).sum()
 
+    def accepts(self, outputs: Tensor) -> bool:
+        return all(CATEGORICAL.accepts(part) for part in self._parts(outputs))
+
     def best(self, outputs: Tensor) -> np.ndarray:
         return np.stack([CATEGORICAL.best(part) for part in self._parts(outputs)], 1)
 
@@ -105,6 +114,9 @@ class Gaussian:
         """The entropy of a normal distribution is ln(std) + (1 + ln(2 pi)) / 2."""
         mean, log_std = outputs.chunk(2, -1)
         return self._log_probs(mean, log_std, actions), (log_std + 0.5 + LOG_SQRT_2PI).sum(-1).mean()
+
+    def accepts(self, outputs: Tensor) -> bool:
+        return bool(outputs.isfinite().all())
 
     def best(self, outputs: Tensor) -> np.ndarray:
         return outputs.chunk(2, -1)[0].numpy()

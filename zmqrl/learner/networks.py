@@ -195,7 +195,7 @@ def _bare_model(name: str, spec: EnvSpec, network: NetworkConfig, device: torch.
     if ":" in name:
         if network != AS_IT_IS:
             raise UsageError(f"--model {name} has its own width and number format: remove all --network.* options.")
-        return load_model(name, shape, actions)
+        return load_model(name, spec)
     if name not in HIDDEN:
         known = f"choose {', '.join(HIDDEN)}, or your own as module:function."
         raise UsageError(f"unknown model {name!r}{did_you_mean(name, HIDDEN)}; {known}")

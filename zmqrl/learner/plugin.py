@@ -2,17 +2,18 @@
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zmqrl.errors import UsageError, blaming, load_function
-from zmqrl.learner.games import ActionSpace, BoxActions
-from zmqrl.learner.heads import head_of
+from zmqrl.errors import UsageError, blaming, load_function, require
+from zmqrl.learner.games import ActionSpace, BoxActions, EnvSpec
+from zmqrl.learner.heads import Head, head_of
 from zmqrl.learner.losses import LEARNER_METRICS, Batch, Loss
+from zmqrl.learner.rollout import channels_last
 from zmqrl.learner.settings import Algorithm
 from zmqrl.observe.reports import MOST_FIGURES, NAME
 from zmqrl.words import counted
@@ -48,24 +49,29 @@ def blaming_own(model: str, loss: str | None = None) -> AbstractContextManager[N
     return blaming(f"{' or '.join(own)} fails") if own else nullcontext()
 
 
-def load_model(reference: str, observation_shape: Sequence[int], actions: ActionSpace) -> nn.Module:
-    """The network that the function ``reference`` returns for ``(observation_shape, actions.outputs)``.
+def load_model(reference: str, spec: EnvSpec) -> nn.Module:
+    """The network that the function ``reference`` returns for ``(spec.observation_shape, spec.actions.outputs)``.
 
     Its ``forward`` takes observations: uint8 (B, C, H, W) from 0 to 255, channels-last in memory, or float32 (B, n). It
-    returns outputs float32 (B, actions.outputs), as ``ActionSpace`` describes them, and values float32 (B,). Logits can
-    be -inf.
+    returns outputs float32 (B, spec.actions.outputs), as ``ActionSpace`` describes them, and values float32 (B,).
+    Logits can be -inf.
 
     Raises UsageError if a test call fails, with several observations or with one, or its backward pass.
     """
     blame = f"--model {reference}"
-    make, shape = load_function(blame, reference), tuple(observation_shape)
-    with blaming(f"{blame} fails for observations of shape {shape}"):
+    make, shape, actions = load_function(blame, reference), spec.observation_shape, spec.actions
+    observations = _observations(spec)
+    normalized = "normalized " if spec.normalizes_observations else ""
+    with blaming(f"{blame} fails for {normalized}observations of shape {shape}"):
         model = make(shape, actions.outputs)
         if not isinstance(model, nn.Module):
             raise UsageError(f"{blame} returned {_kind(model)}, not a torch.nn.Module.")
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         for count in (SAMPLES, 1):
-            outputs = model(_observations(shape)[:count])
+            given = observations[:count].clone()
+            outputs = model(given)
+            if not torch.equal(given, observations[:count]):
+                raise UsageError(f"{blame} changes its observations in place: use x = x / 255, not x /= 255.")
             _check_outputs(blame, outputs, count, actions)
             for name, buffer in model.named_buffers():
                 if not torch.equal(buffer, buffers[name]):
@@ -96,21 +102,31 @@ def _check_outputs(blame: str, outputs: object, count: int, actions: ActionSpace
         raise UsageError(f"{blame} returned logits or values that are not finite.")
 
 
-def outputs_of(reference: str, model: nn.Module, observations: Tensor, num_actions: int) -> Tensor:
-    """Outputs float32 (B, num_actions) of the ``model`` of ``reference`` for ``observations`` (B, ...).
+def outputs_of(reference: str, model: nn.Module, observations: Tensor, actions: ActionSpace) -> Tensor:
+    """Outputs float32 (B, actions.outputs) of the ``model`` of ``reference`` for ``observations`` (B, ...).
 
-    Raises UsageError if the user's code raises an exception, or if the outputs have another shape.
+    Raises UsageError if the user's code raises an exception, if the outputs have another shape, and like
+    ``check_outputs``.
     """
     blame, count = f"--model {reference}", len(observations)
     with blaming(f"{blame} fails for observations of shape {tuple(observations.shape[1:])}"):
         outputs, _ = model(observations)
-    if _shape(outputs) != (count, num_actions):
+    if _shape(outputs) != (count, actions.outputs):
         raise UsageError(
             f"{blame} returned {_kind(outputs)} as logits for a batch of {count}: "
-            f"they must be float32 {(count, num_actions)}."
+            f"they must be float32 {(count, actions.outputs)}."
         )
     assert isinstance(outputs, Tensor)
+    check_outputs(reference, head_of(actions), outputs)
     return outputs
+
+
+def check_outputs(reference: str, head: Head, outputs: Tensor) -> None:
+    """Raise UsageError if ``head`` cannot choose actions with the ``outputs`` (B, A) of the model ``reference``."""
+    require(
+        head.accepts(outputs),
+        f"--model {reference} returned outputs with which no action can be chosen: NaN, inf, or only -inf.",
+    )
 
 
 def load_loss(reference: str, config: Algorithm, actions: ActionSpace) -> Loss:
@@ -147,8 +163,12 @@ def load_loss(reference: str, config: Algorithm, actions: ActionSpace) -> Loss:
     )
 
 
-def _observations(shape: tuple[int, ...]) -> Tensor:
-    """Observations (SAMPLES, *shape) like those of a rollout."""
+def _observations(spec: EnvSpec) -> Tensor:
+    """Observations (SAMPLES, *shape) like those of a rollout. Normalized ones are numbers from -1 to 1."""
+    shape = spec.observation_shape
+    if spec.drawn is not None and not spec.normalizes_observations:
+        rng = np.random.default_rng(0)
+        return channels_last(torch.from_numpy(np.stack([spec.drawn(rng) for _ in range(SAMPLES)])))
     if len(shape) != 3:
         return torch.linspace(-1, 1, SAMPLES * math.prod(shape)).view(SAMPLES, *shape)
     channels, height, width = shape

@@ -1,6 +1,6 @@
 """Plays T steps in B environments. The memory for these steps is allocated once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -109,13 +109,15 @@ class Player:
         *,
         keeps_activations: bool = False,
         gamma: float = 0.99,
+        check: Callable[[Tensor], None] | None = None,
     ) -> None:
         """``seed`` determines the games and the sampled actions. ``spans`` measures ``act`` and ``env_step``.
 
         With ``keeps_activations``, rollouts have ``activations``, and the model must be a ``ConvPolicy``. If the model
-        has statistics of returns, ``gamma`` discounts them.
+        has statistics of returns, ``gamma`` discounts them. ``check`` gets the outputs of the model at each step.
         """
         self.model = model
+        self._check = check
         self._keeps_activations = keeps_activations
         self._activations: Activations | None = None
         self.envs = envs
@@ -154,6 +156,8 @@ class Player:
                     else:
                         rollout.activations.begin_batch(rollout.num_envs)
                         outputs, rollout.values[t] = self.model(rollout.observations[t], rollout.activations)
+                    if self._check is not None:
+                        self._check(outputs)
                     rollout.actions[t], rollout.log_probs[t] = rollout.head.sample(outputs, self._generator)
                     actions = self.envs.spec.actions.played(rollout.actions[t].cpu().numpy())
                 with self._spans("env_step"):
@@ -169,7 +173,8 @@ class Player:
                 ):
                     kept[t] = torch.from_numpy(new)
                 if step.final_observations:
-                    finals = torch.from_numpy(np.stack(list(step.final_observations.values()))).to(self._device)
+                    stacked = torch.from_numpy(np.stack(list(step.final_observations.values())))
+                    finals = channels_last(stacked.to(self._device))
                     if self._observed is not None:
                         finals = self._observed.scaled(finals)
                     truncated = torch.tensor(list(step.final_observations), device=self._device)
@@ -201,6 +206,11 @@ class Player:
 
 def _torch_dtype(dtype: np.dtype[np.generic]) -> torch.dtype:
     return torch.from_numpy(np.empty(0, dtype)).dtype
+
+
+def channels_last(observations: Tensor) -> Tensor:
+    """``observations`` (B, *shape), with images in the memory format of a rollout."""
+    return observations.contiguous(memory_format=torch.channels_last) if observations.ndim == 4 else observations
 
 
 def put_frames(kept: Tensor, observations: np.ndarray) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 
 from zmqrl.errors import UsageError
-from zmqrl.learner.games import EnvConfig
+from zmqrl.learner.games import EnvConfig, is_ale_id
 from zmqrl.observe.forms import decode
 from zmqrl.observe.records import RunRecord
 
@@ -15,7 +15,7 @@ GROUP = "envs."
 def flavour_of(run: RunRecord) -> str | None:
     """The flavour in ``summary.json``. For an Atari game without it, that of the settings. None: unknown."""
     known: str = (run.summary or {}).get("flavour", "")
-    if known or not str(run.settings.get("env")).startswith("ALE/"):
+    if known or not is_ale_id(str(run.settings.get("env"))):
         return known or None
     names = {field.name for field in fields(EnvConfig)}
     found = {name.removeprefix(GROUP): value for name, value in run.settings.items() if name.startswith(GROUP)}

@@ -9,6 +9,7 @@ import msgpack
 
 from zmqrl.config import Config
 from zmqrl.json_lines import JsonLines
+from zmqrl.learner.games import is_ale_id
 from zmqrl.observe.console import Console, LiveFigures
 from zmqrl.observe.live.presence import Presence, by_host
 from zmqrl.observe.metrics import Counters, RunMetrics, ShardStats, summed
@@ -132,7 +133,7 @@ def live_figures(
     return LiveFigures(
         title=f"{config.recipe} · {config.env} · {directory.path.name}",
         row=row,
-        frames_per_agent_step=config.envs.mean_frame_skip if config.env.startswith("ALE/") else None,
+        frames_per_agent_step=config.envs.mean_frame_skip if is_ale_id(config.env) else None,
         left_s=_left_s(config, row, trained_s),
         hosts=by_host(processes),
     )

@@ -20,6 +20,7 @@ from zmqrl.config import Config
 from zmqrl.errors import INTERRUPTED, TIME_IS_UP, ClusterError, UsageError, ZmqrlError, cannot_listen, naming, refusal
 from zmqrl.hosts.deployment import Deployment, on_this_machine
 from zmqrl.hosts.preflight import LOW_DISK_BYTES, size
+from zmqrl.learner.games import is_ale_id
 from zmqrl.local.extras import require_extra
 from zmqrl.observe.console import Console, LoggedConsole, console_for
 from zmqrl.observe.exporter import Exporter, exporter_at
@@ -32,7 +33,7 @@ from zmqrl.process_id import shard_id
 from zmqrl.profile.run_tables import RunTables
 from zmqrl.profile.trace import write_trace
 from zmqrl.ps.shard.store import store_bytes
-from zmqrl.recipes import remark, run_name
+from zmqrl.recipes import remarks, run_name
 from zmqrl.rundir import ANOTHER, RunDirectory, holds_a_run, new_path, write_json
 from zmqrl.start.initial import Preparation
 from zmqrl.start.stages import Stages
@@ -70,7 +71,7 @@ def check_here(config: Config) -> None:
 
 def check_extras(config: Config) -> None:
     """Raise UsageError for the first missing package that the launcher of a run needs here."""
-    if config.env.startswith("ALE/"):  # other ids of Atari games are known only once the games are imported
+    if is_ale_id(config.env):  # other ids of Atari games are known only once the games are imported
         require_extra("atari", f"{config.env} needs")
     for tracker in config.trackers:
         require_extra(tracker, f"--trackers {tracker} needs")
@@ -110,7 +111,7 @@ def train_on(
         stack.enter_context(_claimed(directory))
         config = dataclasses.replace(config, run_dir=path.with_name(directory.path.name))
         news = [f"run directory {as_text(directory.path)}; game: {config.env}, {flavour}"]
-        news += filter(None, (preparation.notice, remark(config)))
+        news += filter(None, (preparation.notice, *remarks(config)))
         checkpoint: Checkpoint | None = None
         minutes = config.minutes
         if config.resume:

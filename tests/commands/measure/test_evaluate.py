@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from support.commands import ran
 from support.paths import ROOT
 from support.policy_rig import BREAKOUT, CARTPOLE, write_failing_network, write_run
@@ -57,6 +58,37 @@ def test_a_game_depends_on_its_own_seed_only(breakout_run: Path) -> None:
     assert games(policy, [2, 0, 1]) == [six[2], six[0], six[1]]
     assert games(policy, [5, 4, 3, 2], threads=3) == six[:1:-1]
     assert len({(last.score, last.agent_steps) for last in six}) > 2
+
+
+KEEPING = """
+import time
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, shape, num_actions):
+        super().__init__()
+        self.body, self.actor = nn.Linear(*shape, 16), nn.Linear(16, num_actions)
+
+    def forward(self, observations):
+        self.features = self.body(observations)
+        time.sleep(0.001)
+        logits = 100 * self.actor(self.features)
+        return logits, logits[:, 0]
+"""
+
+
+def test_games_in_other_threads_do_not_matter_to_a_custom_network_that_keeps_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keeping_network.py").write_text(KEEPING, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    policy = load_policy(write_run(tmp_path / "run", dataclasses.replace(CARTPOLE, model="keeping_network:Net"), 0))
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.mul_(-1.5)  # as training would change them
+    alone = games(policy, list(range(8)))
+    assert len({last.agent_steps for last in alone}) > 2
+    assert games(policy, list(range(8)), threads=4) == alone
 
 
 def test_a_seed_decides_every_step_of_its_game(cartpole_run: Path) -> None:

@@ -73,6 +73,8 @@ def test_a_run_to_resume_is_given_only_once() -> None:
         ("--env ALE/Pong-v5", "breakout", "ALE/Pong-v5"),
         ("--env PongNoFrameskip-v4", "breakout", "PongNoFrameskip-v4"),
         ("--env Pong-v4", "breakout", "Pong-v4"),
+        ("--env ale_py:ALE/Pong-v5", "breakout", "ale_py:ALE/Pong-v5"),
+        ("--env ale_py:Pong-v4", "breakout", "ale_py:Pong-v4"),
         ("--env SpaceInvaders-v0", "breakout", "SpaceInvaders-v0"),
         ("--env Ant-v4", "gymnasium", "Ant-v4"),
         ("--env CartPole-v0", "gymnasium", "CartPole-v0"),
@@ -106,7 +108,7 @@ def test_rewards_of_other_games_than_atari_cannot_be_clipped(env: str) -> None:
         with pytest.raises(UsageError) as refused:
             config_from(["cartpole", "--env", env, option])
         assert str(refused.value).startswith("--envs.clip-rewards applies only to Atari games, where it is the default")
-    for atari in ("ALE/Pong-v5", "PongNoFrameskip-v4", "Pong-v4"):
+    for atari in ("ALE/Pong-v5", "ale_py:ALE/Pong-v5", "PongNoFrameskip-v4", "Pong-v4"):
         assert config_from(["pong", "--env", atari, "--envs.clip-rewards"]).envs.clip_rewards
 
 

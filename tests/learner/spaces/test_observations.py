@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, OneOf, Sequence, Text, Tuple
-from gymnasium.spaces.utils import flatten
+from gymnasium.spaces.utils import flatten, unflatten
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,6 +67,40 @@ def test_a_vector_does_not_change_with_the_array_of_the_environment() -> None:
     own[:], frame[:] = 5, 5
     assert vector.tolist() == [1, 1]
     assert image.max() == 1
+
+
+@given(SPACES, st.integers(0, 2**31 - 1))
+def test_a_random_vector_is_that_of_an_observation_of_the_space(space: Any, seed: int) -> None:
+    read = Vectors(space)
+    vector, again = (read.drawn(np.random.default_rng(seed)) for _ in range(2))
+    assert (vector.shape, vector.dtype) == (read.shape, np.float32)
+    np.testing.assert_array_equal(vector, again)
+    assert space.contains(unflatten(space, vector))
+
+
+def test_random_numbers_are_finite_and_small_where_a_box_has_no_bounds() -> None:
+    largest = float(np.finfo(np.float32).max)
+    low, high = np.array([-np.inf, 5.0, -np.inf, -largest]), np.array([np.inf, np.inf, 3.0, largest])
+    for dtype in (np.float32, np.float64):
+        read = Vectors(Box(low.astype(dtype), high.astype(dtype), dtype=dtype))
+        with np.errstate(all="raise"):
+            vector = read.drawn(np.random.default_rng(0))
+        assert (np.array([-1, 5, 1, -1]) <= vector).all()
+        assert (vector <= np.array([1, 7, 3, 1])).all()
+    whole = np.iinfo(np.int64)
+    vector = Vectors(Box(whole.min, whole.max, (9,), np.int64)).drawn(np.random.default_rng(0))
+    assert set(vector.tolist()) <= {0, 1}
+
+
+def test_a_random_mask_allows_every_action() -> None:
+    space = Dict({"mask": Box(0, 1, (9,), np.int8), "flags": MultiBinary(9)})
+    assert Vectors(space).drawn(np.random.default_rng(0)).tolist() == [1] * 18
+
+
+def test_a_random_image_is_within_the_bounds_of_its_space() -> None:
+    image = Images(Box(2, 6, (40, 30, 3), np.uint8)).drawn(np.random.default_rng(0))
+    assert (image.shape, image.dtype) == ((3, 40, 30), np.uint8)
+    assert set(image.ravel().tolist()) == {3, 4, 5, 6}
 
 
 BYTES = Box(0, 255, (2,), np.uint8)

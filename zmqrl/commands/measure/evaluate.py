@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from hashlib import blake2b
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -125,15 +126,22 @@ def play_games(
     Ctrl-C, games have ``LEAVE_WITHIN_S`` to end their current step.
     """
     leave = threading.Event()
+    idle: SimpleQueue[Policy] = SimpleQueue()
+    idle.put(policy)
+    for _ in range(1, min(threads, len(seeds))):
+        idle.put(policy.for_another_thread())
 
     def play(seed: int) -> Played:
-        course = blake2b(digest_size=16)
-        with closing(whole_game(policy, seed, greedy=greedy)) as turns:
-            for turn in turns:
-                for seen_or_done in (turn.observation, turn.action):
-                    course.update(np.asarray(seen_or_done).tobytes())
-                if leave.is_set():
-                    break
+        course, own = blake2b(digest_size=16), idle.get()
+        try:
+            with closing(whole_game(own, seed, greedy=greedy)) as turns:
+                for turn in turns:
+                    for seen_or_done in (turn.observation, turn.action):
+                        course.update(np.asarray(seen_or_done).tobytes())
+                    if leave.is_set():
+                        break
+        finally:
+            idle.put(own)
         return Played(turn, course.digest())
 
     pool = ThreadPoolExecutor(threads)

@@ -16,15 +16,16 @@ def actions_of(space: gymnasium.Space[Any]) -> ActionSpace | None:
     """The actions of ``space``, or None if no policy of zmqrl can choose them."""
     match space:
         case Discrete():
-            return DiscreteActions(int(space.n), int(space.start))
+            return DiscreteActions(int(space.n), int(space.start), space.dtype)
         case MultiDiscrete() if space.nvec.size:
-            return FactoredActions(_numbers(space.nvec), _numbers(space.start), space.shape)
+            return FactoredActions(_numbers(space.nvec), _numbers(space.start), space.shape, space.dtype)
         case MultiBinary():
             choices = math.prod(space.shape)
             return FactoredActions((2,) * choices, (0,) * choices, space.shape)
         case Box() if space.dtype.kind == "f" and space.low.size:
             low, high = _rounded(space.low, np.less, np.inf), _rounded(space.high, np.greater, -np.inf)
-            return BoxActions(_numbers(low), _numbers(high), space.shape)
+            dtype: np.dtype[Any] = np.dtype(np.float16 if space.dtype == np.float16 else np.float32)
+            return BoxActions(_numbers(low), _numbers(high), space.shape, dtype)
     return None
 
 
@@ -42,7 +43,7 @@ def _numbers(array: np.ndarray) -> tuple[Any, ...]:
 def taken(action: Any, space: gymnasium.Space[Any]) -> Any:
     """Convert ``action``, in the form of ``ActionSpace.played``, to the dtype of ``space``."""
     if isinstance(space, Discrete):
-        return np.int64(action)  # unlike an array, the key of a dictionary
+        return space.dtype.type(action)  # unlike an array, the key of a dictionary
     own = np.asarray(action).astype(space.dtype)
     if isinstance(space, Box) and own.dtype != np.float32:
         own = np.clip(own, space.low, space.high)  # perhaps no float32 number lies between the bounds

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
+from zmqrl.learner.games import with_bounds
 from zmqrl.words import counted
 
 NUMBERS = "biuf"  # the kinds of dtypes that hold real numbers
@@ -48,6 +49,13 @@ class Vectors:
         self._part.write(observation, vector)
         return vector
 
+    def drawn(self, rng: np.random.Generator) -> Vector:
+        """The vector of a random observation. A number that lacks a bound lies near the other one, or near 0.
+
+        Whole numbers are never the lowest of several, because a mask of zeros would allow no action.
+        """
+        return self(self._part.drawn(rng))
+
 
 class Images:
     """Reads images as uint8 (channels, height, width).
@@ -70,6 +78,10 @@ class Images:
     def __call__(self, observation: Any) -> npt.NDArray[np.uint8]:
         """The ``observation`` as a new image. Raises Unfit unless all its numbers are whole and from 0 to 255."""
         return _channels_first(np.array(self._image.checked(observation)))  # the environment may reuse its array
+
+    def drawn(self, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+        """A random image, within the bounds of the space."""
+        return _channels_first(self._image.drawn(rng))
 
 
 def flattened_images(space: gymnasium.Space[Any], keys: str = "") -> Iterator[str]:
@@ -124,13 +136,15 @@ class _Array:
     """A part that is one array of numbers.
 
     Each number must fit ``dtype``, and lie within ``bounds`` (low, high), if given. With ``offsets``, numbers become
-    one-hot: the vector is 1 at ``offsets`` plus the number. Otherwise, the vector gets the numbers themselves.
+    one-hot: the vector is 1 at ``offsets`` plus the number. Otherwise, the vector gets the numbers themselves. Random
+    numbers lie within ``usual`` (low, high), whose bounds can be missing.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     size: int
+    usual: tuple[np.ndarray, np.ndarray]
     bounds: tuple[np.ndarray, np.ndarray] | None = None
     offsets: np.ndarray | None = None
 
@@ -141,6 +155,14 @@ class _Array:
             vector[:] = numbers
         else:
             vector[self.offsets + numbers] = 1
+
+    def drawn(self, rng: np.random.Generator) -> np.ndarray:
+        usual = np.array([bound.ravel() for bound in self.usual], np.float64)
+        low, high = with_bounds(usual) if self.bounds is None else usual
+        numbers: np.ndarray = rng.uniform(low, high).reshape(self.shape)
+        if self.dtype.kind != "f":
+            numbers = np.ceil(numbers)
+        return numbers.astype(self.dtype)
 
     def checked(self, value: Any) -> np.ndarray:
         """``value`` as an array of ``dtype``. Raises Unfit if it does not belong to the space."""
@@ -198,6 +220,10 @@ class _Parts:
         for key, (part, within) in self.parts.items():
             part.write(value[key], vector[within])
 
+    def drawn(self, rng: np.random.Generator) -> Any:
+        drawn = {key: part.drawn(rng) for key, (part, _) in self.parts.items()}
+        return drawn if self.is_dict else tuple(drawn.values())
+
     def _check(self, value: Any) -> None:
         if not self.is_dict:
             if not isinstance(value, (tuple, list, np.ndarray)):
@@ -244,7 +270,13 @@ def _parts(spaces: Mapping[Any, gymnasium.Space[Any]], keys: str, *, is_dict: bo
 def _numbers(space: Box, keys: str) -> _Array:
     """Numbers of a Box. Networks compute all floats in float32."""
     dtype: np.dtype[Any] = np.dtype(np.float32) if space.dtype.kind == "f" else space.dtype
-    return _Array(name=f"observation{keys}", shape=space.shape, dtype=dtype, size=math.prod(space.shape))
+    return _Array(
+        name=f"observation{keys}",
+        shape=space.shape,
+        dtype=dtype,
+        size=math.prod(space.shape),
+        usual=(space.low, space.high),
+    )
 
 
 def _choices(keys: str, start: np.ndarray, counts: np.ndarray) -> _Array:
@@ -256,7 +288,12 @@ def _choices(keys: str, start: np.ndarray, counts: np.ndarray) -> _Array:
 
 def _whole(keys: str, low: np.ndarray, high: np.ndarray) -> _Array:
     return _Array(
-        name=f"observation{keys}", shape=low.shape, dtype=np.dtype(np.int64), size=low.size, bounds=(low, high)
+        name=f"observation{keys}",
+        shape=low.shape,
+        dtype=np.dtype(np.int64),
+        size=low.size,
+        usual=(low, high),
+        bounds=(low, high),
     )
 
 
