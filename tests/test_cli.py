@@ -19,9 +19,8 @@ import pytest
 import torch
 from support import record_rig
 from support.commands import ran
-from support.nemesis import marked
 from support.paths import ROOT, TESTS
-from support.rig import eventually
+from support.rig import commands_with, eventually
 
 from zmqrl import __version__, cli
 from zmqrl.checkpoint import Checkpoint
@@ -619,7 +618,7 @@ def test_a_refused_network_leaves_no_process_and_no_directory(tmp_path: Path) ->
     environment = {**os.environ, "REFUSED": str(tmp_path)}
     done = ran(command, status=2, env=environment)
     assert done.stderr.count("\n") == 1, done.stderr
-    eventually(lambda: not marked(marker), "the end of all processes")
+    eventually(lambda: not commands_with(marker), "the end of all processes")
     assert not (tmp_path / "run").exists()
 
 
