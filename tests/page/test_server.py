@@ -80,6 +80,14 @@ def test_the_printed_address_gives_a_cookie_that_no_script_and_no_other_site_can
     assert answer.headers["referrer-policy"] == "no-referrer"
 
 
+def test_every_start_has_a_new_path_and_a_new_token(root: Path) -> None:
+    with listen("127.0.0.1", 0) as listener:
+        first, second = (urlsplit(server.PageServer(root, listener).url) for _ in range(2))
+    assert first.path != second.path
+    assert first.query != second.query
+    assert min(len(part) for each in (first, second) for part in (each.path, each.query)) > 16
+
+
 @pytest.mark.parametrize("path", ["/", "/?token=wrong", "/?token=", "/api/runs", "/static/page.js", "/video", "/none"])
 def test_without_the_token_nothing_is_answered(page: ServedPage, path: str) -> None:
     name, token = page.cookie.partition("=")[0], page.url.partition("token=")[2]

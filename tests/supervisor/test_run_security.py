@@ -144,6 +144,17 @@ def test_an_external_worker_names_its_missing_key_file(tmp_path: Path) -> None:
     assert not directory.keys.exists()
 
 
+def test_the_secret_of_a_run_is_in_private_files_even_after_a_kill(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim()
+    place = {"grad": "ipc://g", "weights": "ipc://w", "control": "ipc://c"}
+    planned(Config(), directory).write_cluster({0: place, 1: place}, {shard_id(0): 1})  # type: ignore[dict-item]
+    assert mode(directory.cluster) == 0o600
+    directory.keep_cluster_as_left()
+    assert mode(directory.left) == 0o600
+    directory.release()
+
+
 def test_the_next_claim_removes_the_keys_of_a_killed_run(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.keys.mkdir(parents=True)
