@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -114,6 +115,25 @@ def need_modules(skip_or_fail: Callable[[str], NoReturn]) -> Callable[..., None]
             skip_or_fail(f"{' and '.join(missing)} cannot be imported: pip install -e '.[{extras}]'")
 
     return need
+
+
+@pytest.fixture(scope="session")
+def install_packages(
+    need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoReturn]
+) -> Callable[[Path], None]:
+    """`install_packages(directory)` installs the packages in its lock file of npm, or skips the test."""
+
+    def install(directory: Path) -> None:
+        need_programs("node", "npm")
+        command = ["npm", "ci", "--no-audit", "--no-fund", "--prefer-offline"]
+        try:
+            subprocess.run(command, cwd=directory, check=True, capture_output=True, text=True, timeout=180)
+        except subprocess.TimeoutExpired:
+            skip_or_fail(f"`npm ci` in {directory} took longer than 3 minutes")
+        except subprocess.CalledProcessError as error:
+            skip_or_fail(f"`npm ci` in {directory} failed: {error.stderr[-500:]}")
+
+    return install
 
 
 @pytest.fixture(scope="session")

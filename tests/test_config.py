@@ -22,14 +22,6 @@ def test_a_recipe_survives_json(recipe: str) -> None:
     assert Config.from_json(json.loads(json.dumps(config.to_json(), allow_nan=False))) == config
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_has_its_own_name_and_is_valid(recipe: str) -> None:
-    config = RECIPES[recipe]()
-    config.check()
-    assert config.recipe == recipe
-    assert config.algorithm.minibatch_samples(config.envs.num_envs) > 0
-
-
 def test_every_algorithm_has_a_name_and_settings_in_the_configuration() -> None:
     assert set(get_args(AlgorithmName)) == set(ALGORITHMS)
     for name in get_args(AlgorithmName):

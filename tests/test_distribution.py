@@ -10,6 +10,7 @@ from collections.abc import Callable
 from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hatchling import build
@@ -19,6 +20,14 @@ from zmqrl import __version__
 
 NAME = f"zmqrl-{__version__}"
 DATE = "1700000000"  # seconds since 1970
+
+
+@pytest.fixture
+def checkout(need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoReturn]) -> None:
+    """Skips the test in a copy of the project without git, such as the unpacked source distribution."""
+    need_programs("git")
+    if not (ROOT / ".git").exists():
+        skip_or_fail(f"{ROOT} is not a git checkout")
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +72,7 @@ def test_the_metadata_is_complete(about: Message) -> None:
     assert f"Programming Language :: Python :: {lowest}" in classifiers
 
 
+@pytest.mark.usefixtures("checkout")
 def test_the_version_is_written_in_one_file() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["dynamic"] == ["version"]
@@ -71,6 +81,7 @@ def test_the_version_is_written_in_one_file() -> None:
         ["git", "-C", ROOT, "grep", "-nE", rf"version.*\b{re.escape(__version__)}\b"],
         capture_output=True,
         text=True,
+        check=True,
         timeout=60,
     ).stdout.splitlines()
     assert [line.partition(":")[0] for line in lines if not line.startswith(("benchmarks/results/", "tests/"))] == [
@@ -79,6 +90,7 @@ def test_the_version_is_written_in_one_file() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("checkout")
 @pytest.mark.parametrize("make", [build.build_wheel, build.build_sdist])
 def test_two_checkouts_of_the_same_commit_give_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[str], str]

@@ -28,7 +28,7 @@ signal.signal(signal.SIGTERM, lambda *_: None)
 """
 WAITING = SIGNAL_CAME_JUST_BEFORE + "print('up', flush=True)\ntold.get()\n"
 AT_WORK = """
-import time
+import os, sys, time
 from zmqrl.process import Messages
 told = Messages()
 told.get()
@@ -36,7 +36,8 @@ try:
     print('up', flush=True)
     time.sleep(600)
 finally:
-    time.sleep(0.5)
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.01)
     print('cleaned up', flush=True)
 """
 # The code catches the exception, like a library that mistakes it for an exception of its own.
@@ -70,9 +71,12 @@ with ended_by_sigterm(), blaming("Maze-v0 fails"):
 AFTER_THE_LAST_MESSAGE = SIGNAL_AT_EXIT + "os.kill = lambda *_: None\nMessages().get()\n"
 
 
-def child(program: str) -> "subprocess.Popen[bytes]":
+def child(program: str, *arguments: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", program, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -130,8 +134,11 @@ def test_an_ignored_signal_stays_ignored() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_the_end_of_the_parent_interrupts_work_but_a_second_signal_does_not_interrupt_the_cleanup() -> None:
-    with ending(child(AT_WORK)) as process:
+def test_the_end_of_the_parent_interrupts_work_but_a_second_signal_does_not_interrupt_the_cleanup(
+    tmp_path: Path,
+) -> None:
+    signalled = tmp_path / "signalled"
+    with ending(child(AT_WORK, str(signalled))) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(b"{}\n")
@@ -140,6 +147,7 @@ def test_the_end_of_the_parent_interrupts_work_but_a_second_signal_does_not_inte
         process.stdin.close()
         eventually(lambda: ignores_sigterm(process.pid), "the first signal")
         process.terminate()
+        signalled.touch()
         assert process.stdout.read() == b"cleaned up\n"
         assert process.wait(WITHIN_S) == 0
 

@@ -23,6 +23,7 @@ from zmqrl.worker import ActorLearner
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_settings_of_every_recipe_are_valid(name: str) -> None:
+    RECIPES[name]().check()
     config = RECIPES[name]().with_schedule()
     config.check()
     assert config.recipe == name

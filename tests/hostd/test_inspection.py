@@ -75,12 +75,14 @@ def test_a_process_answers_only_if_it_catches_both_signals(handler: signal.Handl
 
 
 def test_the_frames_are_from_the_thread_that_answered() -> None:
-    def elsewhere(released: threading.Event) -> None:
-        released.wait(60)
+    def elsewhere() -> None:
+        there.set()
+        released.wait()
 
-    released = threading.Event()
-    other = threading.Thread(target=elsewhere, args=(released,))
+    there, released = threading.Event(), threading.Event()
+    other = threading.Thread(target=elsewhere, daemon=True)
     other.start()
+    assert there.wait(60)
     with tempfile.TemporaryFile("w+") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.rig import WITHIN_S, eventually
@@ -16,6 +17,7 @@ from support.rig import WITHIN_S, eventually
 from zmqrl.hostd import messages as h
 from zmqrl.hostd.daemon import LONGEST_LINE_BYTES
 from zmqrl.hosts import connecting
+from zmqrl.hosts import link as link_module
 from zmqrl.hosts.connecting import connect
 from zmqrl.hosts.link import DAEMON, Link, LinkLost
 from zmqrl.hosts.ways.way import ssh_command
@@ -170,13 +172,19 @@ def test_the_reason_of_a_host_that_refuses_is_shown_alone(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("says", "reason"), [("", ""), ("the host daemon is stopped", ": the host daemon is stopped")], ids=["no", "yes"]
 )
-def test_the_reason_for_a_silence_is_named_if_there_is_one(tmp_path: Path, says: str, reason: str) -> None:
+def test_the_reason_for_a_silence_is_named_if_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, reason: str
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(link_module, "time", SimpleNamespace(monotonic=lambda: now_s))
     up, alive = (shlex.quote(h.encode(event).decode()) for event in (UP, h.Alive()))
     daemon = f"read begin; echo an old warning >&2; printf '%s' {up}; read renew; printf '%s' {alive}"
-    link = link_to(tmp_path, f"{daemon}; printf '%s' '{says}' >&2; sleep 600", lease_s=1.0)
+    link = link_to(tmp_path, f"{daemon}; printf '%s' '{says}' >&2; printf '%s' {up}; sleep 600", lease_s=1.0)
     assert connect([link]) == {}
     link.poll()  # also reads the warning
     link.renew()
+    eventually(lambda: UP in link.poll(), "the last message, after which the daemon is silent")
+    now_s = 1.1
     assert lost(link) == f"no message for 1 s{reason}"
 
 

@@ -17,35 +17,39 @@ from support.rig import ending, eventually
 
 pytestmark = pytest.mark.processes
 
-MARK = "86399.5"  # the argument that identifies the `sleep` of a test
 PATIENCE_S = 1.0  # how long a test waits for an answer that must not come
 
 
-def connect(lab: Lab, host: str) -> socket.socket:
-    """Connect to the SSH server of a host."""
-    return socket.create_connection((lab.address(host), 22), timeout=PATIENCE_S)
+def connect(lab: Lab, host: str, within_s: float = LONGEST_S) -> socket.socket:
+    """Connect to the SSH server of a host. ``within_s`` also limits how long a test waits for data."""
+    return socket.create_connection((lab.address(host), 22), timeout=within_s)
 
 
 def remains(where: Slot) -> list[str]:
-    """The remains of a lab: namespaces, addresses, links, mounts, the directory, and processes that tests started on
-    the lab.
+    """The remains of a lab: namespaces, addresses, links, mounts, the directory, and processes that tests of this
+    slot started.
     """
     found = [line for line in output("ip", "netns", "list").splitlines() if line.startswith(where.name)]
     found += [line for line in output("ip", "-o", "addr").splitlines() if where.subnet in line]
     found += [line for line in output("ip", "-o", "link").splitlines() if f"{where.name}-" in line]
     found += [line for line in output("mount").splitlines() if str(where.directory) in line]
-    return found + [str(path) for path in (where.directory,) if path.exists()] + sleepers()
+    return found + [str(path) for path in (where.directory,) if path.exists()] + sleepers(where)
 
 
 def output(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=LONGEST_S).stdout
 
 
-def sleepers() -> list[str]:
+def mark(where: Slot) -> str:
+    """The argument that identifies the `sleep` of a test. The tests of other slots run at the same time."""
+    return f"86399.{where.name.removeprefix('test')}"
+
+
+def sleepers(where: Slot) -> list[str]:
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if file.read_text().split("\0")[:2] == ["sleep", MARK]:
+            if file.read_text().split("\0")[:2] == ["sleep", mark(where)]:
                 found.append(str(file))
         except OSError:  # the process has ended
             continue
@@ -115,14 +119,15 @@ def test_hosts_share_the_checkout_python_and_the_requested_directories(lab: Lab)
 
 def test_a_host_lists_only_its_own_processes_even_detached_ones(lab: Lab) -> None:
     assert lab.processes("h1") == []
-    detached = ["setsid", "--fork", "unshare", "--net", "--pid", "--fork", "sleep", MARK]
-    lab.ssh("h1", ["sh", "-c", f"{' '.join(detached)} </dev/null >/dev/null 2>&1"])
-    eventually(lambda: f"sleep {MARK}" in lab.processes("h1"), "a process on h1")
+    asleep = f"sleep {mark(lab.slot)}"
+    detached = f"setsid --fork unshare --net --pid --fork {asleep}"
+    lab.ssh("h1", ["sh", "-c", f"{detached} </dev/null >/dev/null 2>&1"])
+    eventually(lambda: asleep in lab.processes("h1"), "a process on h1")
     assert lab.status()["h1"]["processes"] == len(lab.processes("h1")) == 2
     assert lab.processes("h2") == []
     pids = [str(process["pid"]) for process in json.loads(lab("ps", "h1", "--json").stdout)]
     lab.run("h1", ["sh", "-c", f"kill -9 {' '.join(pids)}"])
-    eventually(lambda: lab.processes("h1") == [] and sleepers() == [], "the end of the processes on h1")
+    eventually(lambda: lab.processes("h1") == [] and sleepers(lab.slot) == [], "the end of the processes on h1")
 
 
 def test_orphans_that_end_leave_no_zombies(lab: Lab) -> None:
@@ -140,7 +145,7 @@ def test_a_link_that_is_down_affects_only_its_host(lab: Lab) -> None:
     assert lab.run("h2", ["cat", "/sys/class/net/eth0/carrier"]).stdout == "0\n"
     assert lab.address("h2") in lab.run("h2", ["ip", "address"]).stdout
     with pytest.raises(OSError, match=r"timed out|No route to host"):
-        connect(lab, "h2")
+        connect(lab, "h2", PATIENCE_S)
     assert lab.ssh("h1", ["hostname"]).stdout == "h1\n"
     lab.link("h2", "up")
     assert lab.ssh("h2", ["hostname"]).stdout == "h2\n"
@@ -152,10 +157,9 @@ def test_a_blackhole_drops_packets_silently_and_connections_survive_it(lab: Lab)
         lab.blackhole("h3", "on")
         assert lab.status()["h3"]["blackhole"]
         with pytest.raises(TimeoutError):
-            connect(lab, "h3")
+            connect(lab, "h3", PATIENCE_S)
         connection.sendall(b"SSH-2.0-test\r\n")
         lab.blackhole("h3", "off")
-        connection.settimeout(30)
         assert connection.recv(1)  # the server's answer
     assert lab.ssh("h3", ["hostname"]).stdout == "h3\n"
 
@@ -166,7 +170,6 @@ def test_a_reset_breaks_old_and_new_connections_immediately(lab: Lab) -> None:
         lab.reset("h4", "on")
         assert lab.status()["h4"]["reset"]
         connection.sendall(b"SSH-2.0-test\r\n")
-        connection.settimeout(30)
         with pytest.raises(ConnectionResetError):
             connection.recv(1)
     with pytest.raises(ConnectionRefusedError):
@@ -241,8 +244,9 @@ def test_taking_a_lab_down_ends_every_process_and_leaves_nothing(empty_slot: Slo
     lab = Lab(empty_slot, tmp_path)
     assert {row["rate"] for row in lab.status().values()} == {"80mbit"}
     assert lab.directory.stat().st_mode & 0o777 == 0o700
-    lab.ssh("h1", ["sh", "-c", f"setsid --fork unshare --net --pid --fork sleep {MARK} </dev/null >/dev/null 2>&1"])
-    eventually(lambda: len(sleepers()) == 1, "a process on h1")
+    asleep = f"setsid --fork unshare --net --pid --fork sleep {mark(empty_slot)}"
+    lab.ssh("h1", ["sh", "-c", f"{asleep} </dev/null >/dev/null 2>&1"])
+    eventually(lambda: len(sleepers(empty_slot)) == 1, "a process on h1")
     again = empty_slot.up(2, check=False)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert f"there is a lab in {empty_slot.directory} already" in again.stderr
@@ -309,18 +313,24 @@ def test_down_without_the_directory_of_a_lab_says_that_it_is_left(empty_slot: Sl
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_up_leaves_nothing(empty_slot: Slot, number: signal.Signals) -> None:
-    with starting(empty_slot, "h1/log") as process:
+def test_an_interrupted_up_leaves_nothing(empty_slot: Slot, number: signal.Signals, tmp_path: Path) -> None:
+    # h2 runs no SSH server, so `up` is still waiting for it when the signal arrives.
+    ip, h2 = shutil.which("ip"), f"netns exec {empty_slot.name}-h2"
+    held = f'case "$*" in "{h2} "*) exec {ip} {h2} sleep {mark(empty_slot)};; esac'
+    (tmp_path / "ip").write_text(f'#!/bin/sh\n{held}\nexec {ip} "$@"\n')
+    (tmp_path / "ip").chmod(0o755)
+    with starting(empty_slot, "h1/log", {"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as process:
         process.send_signal(number)
         assert process.wait(LONGEST_S) == 128 + number
     assert remains(empty_slot) == []
 
 
 @contextlib.contextmanager
-def starting(where: Slot, made: str) -> Iterator["subprocess.Popen[bytes]"]:
+def starting(where: Slot, made: str, environment: dict[str, str] | None = None) -> Iterator["subprocess.Popen[bytes]"]:
     """Run `netlab up`. The block begins once the file ``made`` exists."""
     command = [sys.executable, str(NETLAB), "up", "2", *where.where, "--subnet", where.subnet]
-    with ending(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)) as process:
+    output = subprocess.DEVNULL
+    with ending(subprocess.Popen(command, stdout=output, stderr=output, env=environment)) as process:
         eventually((where.directory / made).exists, f"{made} of a lab")
         yield process
 

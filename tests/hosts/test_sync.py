@@ -204,6 +204,7 @@ def test_an_environment_runs_our_code_and_is_reused_unless_it_is_incomplete(tmp_
     python = host.python(host.link())
     assert python.startswith(str(tmp_path))
     assert host.said == [f"making {Path(python).parent.parent}"], "all packages are installed already"
+    assert (tmp_path / "zmqrl" / "envs").stat().st_mode & 0o777 == 0o700
     facts = (
         "import json, zmqrl, numpy, zmqrl.observe.provenance as p; print(json.dumps([zmqrl.__file__, p.code_hash()]))"
     )

@@ -267,6 +267,8 @@ def test_the_page_agrees_with_the_files_for_prometheus() -> None:
     port = re.findall(r"127\.0\.0\.1:(\d+)", (MONITORING / "prometheus.yml").read_text(encoding="utf-8"))[-1]
     assert f"--metrics-port {port}" in page
     compose = (MONITORING / "compose.yml").read_text(encoding="utf-8")
-    for name in re.findall(r"\./([\w.-]+):", compose):
+    names = re.findall(r"\./([\w.-]+):", compose)
+    assert names
+    for name in names:
         assert (MONITORING / name).is_file(), name
     assert "0.0.0.0" not in compose

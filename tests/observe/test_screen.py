@@ -112,7 +112,25 @@ def test_lines_dropped_at_the_end_are_reported(pipe: Pipe) -> None:
     screen.close()
 
 
-def test_closing_waits_for_a_slow_reader_but_not_for_one_that_never_reads(pipe: Pipe) -> None:
+def test_closing_waits_for_a_slow_reader(pipe: Pipe) -> None:
+    screen, read = Screen(pipe.stream), list[str]()
+    for number in range(100):
+        screen.write(f"{number} {LINE}")
+
+    def read_slowly() -> None:
+        for _ in range(100):
+            time.sleep(0.002)
+            read.extend(pipe.read_lines(1))
+
+    reader = threading.Thread(target=read_slowly)
+    reader.start()
+    screen.close(within_s=WITHIN_S)
+    pipe.stream.close()
+    reader.join(WITHIN_S)
+    assert [line.split()[0] for line in read] == [str(number) for number in range(100)]
+
+
+def test_closing_does_not_wait_for_a_reader_that_never_reads(pipe: Pipe) -> None:
     screen = Screen(pipe.stream)
     for _ in range(100):
         screen.write(LINE)

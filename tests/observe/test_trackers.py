@@ -50,7 +50,7 @@ class Recorder:
     def __init__(self, fails: str | None = None, stuck: threading.Event | None = None) -> None:
         self.fails, self.stuck = fails, stuck
         self.steps: list[int] = []
-        self.summary: Mapping[str, Any] | None = None
+        self.summaries: list[Mapping[str, Any] | None] = []
         self.fail_in("start")
 
     def fail_in(self, call: str) -> None:
@@ -65,7 +65,7 @@ class Recorder:
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
         self.fail_in("close")
-        self.summary = summary
+        self.summaries.append(summary)
 
 
 @pytest.fixture
@@ -85,12 +85,13 @@ def test_every_tracker_gets_every_row_and_the_summary(tmp_path: Path, kinds: dic
     kinds.update(one=kind(one), other=kind(other))
     assert track(tmp_path, "one", "other", "one", rows=3) == []
     assert one.steps == other.steps == [10, 20, 30]
-    assert one.summary == other.summary == SUMMARY
+    assert one.summaries == other.summaries == [SUMMARY]
 
 
 def test_a_run_without_a_summary_closes_its_trackers_without_one(tmp_path: Path, kinds: dict[str, Any]) -> None:
-    kinds["one"] = kind(Recorder())
+    kinds["one"] = kind(one := Recorder())
     assert track(tmp_path, "one", summary=False) == []
+    assert one.summaries == [None]
 
 
 @pytest.mark.parametrize("call", ["start", "log", "close"])

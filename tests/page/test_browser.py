@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -139,19 +138,14 @@ def other() -> "Iterator[tuple[int, list[str]]]":
 
 
 @pytest.fixture(scope="module")
-def axe(need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoReturn]) -> str:
+def axe(install_packages: Callable[[Path], None]) -> str:
     """The script of axe-core. Installs the script unless the locked version is already installed."""
     package = AXE / "node_modules" / "axe-core"
     locked = json.loads((AXE / "package-lock.json").read_text())["packages"]["node_modules/axe-core"]["version"]
     about = package / "package.json"
     if about.exists() and json.loads(about.read_text())["version"] == locked:
         return (package / "axe.min.js").read_text(encoding="utf-8")
-    need_programs("node", "npm")
-    command = ["npm", "ci", "--no-audit", "--no-fund", "--prefer-offline"]
-    try:
-        subprocess.run(command, cwd=AXE, check=True, capture_output=True, text=True, timeout=WITHIN_S)
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        skip_or_fail(f"`npm ci` in {AXE} failed: {error}")
+    install_packages(AXE)
     return (package / "axe.min.js").read_text(encoding="utf-8")
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -49,9 +50,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "videos").mkdir()
     (run / "videos" / "v00000010.mp4").write_bytes(VIDEO)
     (run / "logs").mkdir()
-    (run / "logs" / "worker-0.log").write_text("one\ntwo\nthr")
-    (root / "seed-1" / "logs").mkdir()
-    (root / "seed-1" / "logs" / "worker-0.log").write_text("alone\n")
+    (run / "logs" / "worker-0.log").write_text("alone\n")
     bad = run_directory(root / os.fsdecode(b"bad\xff"), [row(1), row(2)], seed=3, summary=summary())
     for directory, name, content in (("logs", b"w\xff.log", b"bad\n"), ("videos", b"v\xff.mp4", VIDEO)):
         (bad / directory).mkdir()
@@ -79,6 +78,14 @@ def test_the_printed_address_gives_a_cookie_that_no_script_and_no_other_site_can
     assert len(page.base) > 16
     assert token not in str(answer.headers)  # the cookie holds a value that is computed from the token
     assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+def test_every_start_has_a_new_path_and_a_new_token(root: Path) -> None:
+    with listen("127.0.0.1", 0) as listener:
+        first, second = (urlsplit(server.PageServer(root, listener).url) for _ in range(2))
+    assert first.path != second.path
+    assert first.query != second.query
+    assert min(len(part) for each in (first, second) for part in (each.path, each.query)) > 16
 
 
 @pytest.mark.parametrize("path", ["/", "/?token=wrong", "/?token=", "/api/runs", "/static/page.js", "/video", "/none"])
@@ -227,18 +234,19 @@ def test_a_video_is_sent_in_the_ranges_that_the_browser_asks_for(page: ServedPag
 
 
 def test_a_log_is_followed_line_by_line(page: ServedPage, root: Path) -> None:
-    log = root / "seed-2" / "logs" / "worker-0.log"
-    first = page.json("log", run="seed-2", process="worker-0")
-    assert first == {"process": "worker-0", "from": 0, "to": 8, "lines": ["one", "two"], "rest": "thr"}
-    assert page.json("log", run="seed-2", process="worker-0", after=8)["lines"] == []
+    log = root / "seed-2" / "logs" / "shard-0.log"
+    log.write_text("one\ntwo\nthr")
+    first = page.json("log", run="seed-2", process="shard-0")
+    assert first == {"process": "shard-0", "from": 0, "to": 8, "lines": ["one", "two"], "rest": "thr"}
+    assert page.json("log", run="seed-2", process="shard-0", after=8)["lines"] == []
     with log.open("a") as file:
         file.write("ee\nfour\n")
-    assert page.json("log", run="seed-2", process="worker-0", after=8)["lines"] == ["three", "four"]
+    assert page.json("log", run="seed-2", process="shard-0", after=8)["lines"] == ["three", "four"]
 
 
 def test_an_offset_beyond_every_file_gives_the_end_of_the_log(page: ServedPage) -> None:
     for after in ("9" * 19, "9" * 5000, "-1", "1e3", "x"):
-        assert page.json("log", run="seed-1", process="worker-0", after=after)["lines"] == ["alone"]
+        assert page.json("log", run="seed-2", process="worker-0", after=after)["lines"] == ["alone"]
 
 
 def test_a_run_that_is_being_deleted_is_not_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,6 +298,8 @@ def test_a_new_run_and_a_new_row_appear(page: ServedPage, root: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row(5)) + "\n")
     assert versions()["new"] == 50
+    shutil.rmtree(run)
+    eventually(lambda: "new" not in versions(), "the deleted run is listed no longer")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
@@ -410,22 +420,38 @@ def test_a_request_that_is_no_http_leaves_no_line_in_the_log(root: Path) -> None
         assert len(process.stderr.read().splitlines()) == 1  # the command for ssh
 
 
+def with_last_look(seconds: float) -> str:
+    """A program that serves a page for ``seconds`` after the end of the run if it was opened in the last minutes."""
+    return (
+        "from zmqrl.page import beside, server; "
+        f"server.ASKED_WITHIN_S = {PATIENCE_S}; beside.LAST_LOOK_S = {seconds}; beside.main()"
+    )
+
+
 PARENT = """
 import sys
 from pathlib import Path
-from zmqrl.page.beside import page_beside
+from zmqrl.child_process import ChildProcess
+from zmqrl.page import beside
 from zmqrl.rundir import RunDirectory
 
-with page_beside(RunDirectory(Path(sys.argv[1])), lambda text: print(text, flush=True)) as url:
+path, program, beside.LAST_LOOK_S = sys.argv[1], sys.argv[2], float(sys.argv[3])
+beside.ChildProcess = lambda name, _, job: ChildProcess(name, ["-c", program], job)
+with beside.page_beside(RunDirectory(Path(path)), lambda text: print(text, flush=True)) as url:
     print(url, flush=True)
     sys.stdin.read()
 """
 
 
 @contextlib.contextmanager
-def parent_of_page(run: Path) -> Iterator[tuple["subprocess.Popen[str]", ServedPage]]:
+def parent_of_page(
+    run: Path, last_look_s: float = beside.LAST_LOOK_S
+) -> Iterator[tuple["subprocess.Popen[str]", ServedPage]]:
     """A process that serves the page of a run beside it, until its standard input ends."""
-    command, pipe = [sys.executable, "-c", PARENT, str(run)], subprocess.PIPE
+    command, pipe = (
+        [sys.executable, "-c", PARENT, str(run), with_last_look(last_look_s), str(last_look_s)],
+        subprocess.PIPE,
+    )
     with ending(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)) as parent:
         assert parent.stdout is not None
         yield parent, ServedPage(parent.stdout.readline().strip(), parent)
@@ -451,11 +477,12 @@ def test_the_page_beside_a_run_ends_with_the_run(tmp_path: Path, killed: bool) -
 
 def test_an_open_page_shows_how_its_run_ended(tmp_path: Path) -> None:
     run = run_directory(tmp_path / "run", [row(1)])
-    with parent_of_page(run) as (parent, page):
+    with parent_of_page(run, last_look_s=10.0) as (parent, page):
         assert parent.stdin is not None
         page.open()
         assert page.json("run", run=".")["exit_reason"] is None
         parent.stdin.close()
+        time.sleep(1.0)  # without the last look, the page would have ended by now
         (run / "summary.json").write_text(json.dumps(summary()))
         eventually(lambda: page.json("run", run=".")["exit_reason"] == "updates", "the page shows the end")
         assert parent.wait(WITHIN_S) == 0
@@ -465,7 +492,7 @@ def test_an_open_page_shows_how_its_run_ended(tmp_path: Path) -> None:
 def test_a_run_does_not_wait_for_its_page_if_none_is_open_or_after_ctrl_c(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patient = f"from zmqrl.page import beside; beside.LAST_LOOK_S = {PATIENCE_S}; beside.main()"
+    patient = with_last_look(PATIENCE_S)
     monkeypatch.setattr(beside, "LAST_LOOK_S", PATIENCE_S)
     monkeypatch.setattr(beside, "ChildProcess", lambda name, program, job: ChildProcess(name, ["-c", patient], job))
     directory = RunDirectory(run_directory(tmp_path / "run", [row(1)]))

@@ -5,15 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
 
 import pytest
 from support.paths import TESTS
-from support.rig import ending
+from support.rig import ending, eventually
+from support.run_rig import WITHIN_S, RunFiles
 
 from zmqrl.commands.inspect.check_history import check
 
@@ -21,22 +20,13 @@ pytestmark = pytest.mark.processes
 
 NODE_WORKER = TESTS / "node_worker"
 NODE_RANK = 1
-DEADLINE_S = 150.0
-POLL_S = 0.05
 CARTPOLE_ROLLOUT = 8 * 128  # agent steps: games × steps of the recipe
 
 
 @pytest.fixture(scope="session")
-def node_worker(need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoReturn]) -> Path:
+def node_worker(install_packages: Callable[[Path], None]) -> Path:
     """Install the packages of the Node worker from its lock file. Returns the path of the worker."""
-    need_programs("node", "npm")
-    command = ["npm", "ci", "--no-audit", "--no-fund", "--prefer-offline"]
-    try:
-        subprocess.run(command, cwd=NODE_WORKER, check=True, capture_output=True, text=True, timeout=DEADLINE_S)
-    except subprocess.TimeoutExpired:
-        skip_or_fail(f"`npm ci` in {NODE_WORKER} took longer than {DEADLINE_S:.0f} s")
-    except subprocess.CalledProcessError as error:
-        skip_or_fail(f"`npm ci` in {NODE_WORKER} failed: {error.stderr[-500:]}")
+    install_packages(NODE_WORKER)
     return NODE_WORKER / "worker.mjs"
 
 
@@ -60,41 +50,28 @@ def run_with_a_node_worker(
         [*train, "--workers", "2", "--external-workers", "1", *options], run_dir.parent / "train.log"
     ) as supervisor:
         cluster = run_dir / "cluster.json"
-        wait_until(lambda: cluster.exists() or supervisor.poll() is not None, "cluster.json")
+        eventually(lambda: cluster.exists() or supervisor.poll() is not None, "cluster.json")
         node = ["node", str(worker), str(cluster), str(NODE_RANK)]
         with started(node, run_dir.parent / "node.log") as outsider:
             yield supervisor, outsider
-
-
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not holds():
-        assert time.monotonic() < deadline, f"no {what} within {DEADLINE_S:.0f} s"
-        time.sleep(POLL_S)
 
 
 def wait_for_both(processes: tuple[subprocess.Popen[bytes], ...], run_dir: Path) -> dict[str, int]:
     """Wait until both exit with status 0. Returns the facts that the Node worker prints about its work."""
     with suppress(subprocess.TimeoutExpired):
         for process in processes:
-            process.wait(timeout=DEADLINE_S)
+            process.wait(WITHIN_S)
     logs = [(run_dir.parent / name).read_text() for name in ("train.log", "node.log")]
     assert [process.poll() for process in processes] == [0, 0], "\n".join(log[-2000:] for log in logs)
     totals: dict[str, int] = json.loads(logs[1].splitlines()[-1])
     return totals
 
 
-def history(run_dir: Path, shard: int) -> list[dict[str, Any]]:
-    path = run_dir / "history" / f"shard-{shard}.jsonl"
-    whole_lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in whole_lines]
-
-
 def assert_that_node_was_used_throughout(run_dir: Path, updates: int, totals: dict[str, int]) -> None:
     """Assert that both ranks contributed to every version on both shards, and that the summary is consistent."""
     assert check(run_dir)["violations"] == []
     for shard in range(2):
-        rows = history(run_dir, shard)
+        rows = RunFiles(run_dir).history(shard)
         assert [row["version"] for row in rows] == list(range(1, updates + 1))
         assert all(row["ranks"] == [0, NODE_RANK] for row in rows)
     assert totals["rank"] == NODE_RANK
@@ -129,10 +106,11 @@ def test_a_node_worker_contributes_to_every_version_until_the_run_ends(
 @pytest.mark.slow
 def test_a_node_worker_continues_after_a_shard_was_killed(node_worker: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
+    history = RunFiles(run_dir).history
     with run_with_a_node_worker(node_worker, run_dir, "--updates", "150") as processes:
-        wait_until(lambda: len(history(run_dir, 1)) >= 20, "20 versions")
+        eventually(lambda: len(history(1)) >= 20, "20 versions")
         killed = json.loads((run_dir / "cluster.json").read_text())["shards"][1]["pid"]
         os.kill(killed, signal.SIGKILL)
         totals = wait_for_both(processes, run_dir)
     assert_that_node_was_used_throughout(run_dir, 150, totals)
-    assert {row["generation"] for row in history(run_dir, 1)} == {1}, "the run must not roll back"
+    assert {row["generation"] for row in history(1)} == {1}, "the run must not roll back"

@@ -12,7 +12,18 @@ import pytest
 import zmq
 from support.messages import gradient_header
 from support.network import Wire, proxied
-from support.rig import QUICK_WORKER, SGD, Served, Worker, eventually, flat_layout, served, start_vector, toy_gradient
+from support.rig import (
+    QUICK_WORKER,
+    SGD,
+    WITHIN_S,
+    Served,
+    Worker,
+    eventually,
+    flat_layout,
+    served,
+    start_vector,
+    toy_gradient,
+)
 from zmq.utils import z85
 
 from zmqrl.errors import ClusterError, UsageError
@@ -30,7 +41,7 @@ from zmqrl.rundir import write_json
 
 pytestmark = pytest.mark.processes
 
-IMPATIENT = replace(QUICK_WORKER, lease_s=1.5)
+IMPATIENT = replace(QUICK_WORKER, lease_s=5.0)
 
 
 @contextmanager
@@ -146,7 +157,7 @@ def test_a_stranger_gets_an_error_about_the_handshake_while_the_run_continues(
         assert known.keys is not None
         with (
             Connection(replace(known, keys=changed(known.keys)), 1, timing=IMPATIENT) as stranger,
-            pytest.raises(ClusterError, match=r"no word from shard \d for \d s: the handshake with shard \d failed"),
+            pytest.raises(ClusterError, match=r"no word from shard \d for \d+ s: the handshake with shard \d failed"),
         ):
             stranger.pull()
         running.wait_for(running.version() + 5)
@@ -184,7 +195,7 @@ def test_no_connection_is_accepted_while_no_authenticator_runs() -> None:
         authenticator = Authenticator(ours, keys.of_shard(0))
         late = worker_sockets(theirs, 0, 2, keys.of_worker(0))
         connect(late, endpoints)
-        assert late["control"].poll(10_000, zmq.POLLOUT)
+        assert late["control"].poll(60_000, zmq.POLLOUT)
         authenticator.stop()
     finally:
         theirs.destroy(linger=0)
@@ -296,10 +307,10 @@ def test_a_subscription_cannot_make_another_rank_present_or_absent(impostor: Imp
         impostor.own.weights.send(b"\1" + topic)
     impostor.await_rejection(before, 2)
     impostor.own.weights.close()
-    seen = set()
-    while 0 in impostor.present_while_the_victim_pings():
-        seen.add(1 in impostor.stats().present)
-    assert seen == {True}
+    present: tuple[int, ...] = (0, 1)
+    while 0 in present:
+        present = impostor.present_while_the_victim_pings()
+        assert 1 in present
 
 
 @pytest.mark.parametrize("words", [(b"\1", b"\0"), (b"\1", b"\1", b"\1")], ids=["both", "many"])
@@ -317,7 +328,7 @@ def test_ended_subscriptions_cannot_keep_a_dead_rank_present(impostor: Impostor,
     assert 1 in impostor.present_while_the_victim_pings()
     impostor.victim.weights.close()
     impostor.victim.control.close()
-    give_up_at = time.monotonic() + 20
+    give_up_at = time.monotonic() + WITHIN_S
     while 1 in impostor.stats().present:
         assert time.monotonic() < give_up_at, "rank 1 must become absent"
         with Wire(impostor.cluster.endpoints[0], keys=impostor.own.keys) as again:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -17,7 +18,9 @@ QUICK = Scenario(workers=2, shards=2, updates=15, compute="constant:0.05", param
 def test_a_live_run_makes_every_version_and_is_not_faster_than_its_scenario() -> None:
     result = live(QUICK)
     assert len(result.step_s) == 15
-    assert min(result.step_s[1:]) > 0.045
+    # A shard that is stopped before it notes the time of a version makes one step longer and the next one shorter.
+    assert sum(result.step_s) > 15 * 0.05
+    assert median(result.step_s) > 0.045
     assert result.used == 15 * 2 * 2
     # A worker may compute once more before it hears that version 15 was the last.
     assert 15 * 2 * 30 <= result.agent_steps <= 16 * 2 * 30

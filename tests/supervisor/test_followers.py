@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from support.run_rig import training
+from support.stand_ins import Notices
 
 from zmqrl.config import Config, EvaluationConfig, RecordingConfig
 from zmqrl.hosts.launcher import Said
-from zmqrl.observe.console import LiveFigures
 from zmqrl.observe.records import is_for_stop_score
 from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId
 from zmqrl.rundir import RunDirectory
@@ -35,20 +35,6 @@ class Runner:
         self.told.append((process, message))
 
     def worked(self, process: ProcessId) -> None: ...
-
-
-class Notices:
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def starting(self, stage: str, line: str) -> None: ...
-
-    def update(self, figures: LiveFigures) -> None: ...
-
-    def notice(self, text: str) -> None:
-        self.texts.append(text)
-
-    def close(self) -> None: ...
 
 
 class Files:

@@ -70,13 +70,16 @@ def hunt(calls: Iterable[Call], at: Hunt) -> None:
 
     Every run makes the first call of each name. It may not reach a later call, whose number depends on the timing.
     """
-    failures = []
+    failures, kills = list[str](), 0
     for call in calls:
         try:
-            assert at.kill_at(call) or call.nth > 1, "no process was killed"
+            was_killed = at.kill_at(call)
+            assert was_killed or call.nth > 1, "no process was killed"
+            kills += was_killed
         except (AssertionError, OSError):
             failures.append(f"killed at {call}:\n{traceback.format_exc()}")
     assert not failures, "\n\n".join(failures)
+    assert kills > 0, "no run made any of the calls"
 
 
 def sampled(calls: list[Call]) -> list[Call]:

@@ -86,14 +86,14 @@ def test_a_resumed_run_continues_schedules_that_follow_updates(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_schedules_end_with_the_minutes_of_a_run(tmp_path: Path) -> None:
-    files = run(tmp_path / "run", *FALLING, "--minutes", "0.2", "--workers", "3", "--backups", "1")
+    files = run(tmp_path / "run", *FALLING, "--minutes", "0.5", "--workers", "3", "--backups", "1")
     progress = made_at(files)
     assert progress == sorted(progress)
     assert progress[-1] > 800_000
     first, *_, last = files.metrics()
     assert last["learning_rate"] < first["learning_rate"]
     assert last["learning_rate"] < 3e-4
-    assert json.loads((files.path / "config.json").read_text(encoding="utf-8"))["schedule"]["minutes"] == 0.2
+    assert json.loads((files.path / "config.json").read_text(encoding="utf-8"))["schedule"]["minutes"] == 0.5
 
 
 @pytest.mark.slow

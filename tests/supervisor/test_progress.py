@@ -8,9 +8,9 @@ from typing import Any
 import msgpack
 import pytest
 from support.messages import stats_with
+from support.stand_ins import Notices
 
 from zmqrl.config import Config
-from zmqrl.observe.console import LiveFigures
 from zmqrl.observe.metrics import Counters
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.wire import messages as m
@@ -19,25 +19,6 @@ from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.progress import Progress
 
 CONFIG = dataclasses.replace(cartpole(), trackers=(), workers=2, external_workers=1)
-
-
-class Notices:
-    """A console that records its notices."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def starting(self, stage: str, line: str) -> None:
-        pass
-
-    def update(self, figures: LiveFigures) -> None:
-        pass
-
-    def notice(self, text: str) -> None:
-        self.told.append(text)
-
-    def close(self) -> None:
-        pass
 
 
 class Told:
@@ -158,7 +139,7 @@ def test_an_external_worker_that_takes_over_a_rank_is_reported_once(run: Told) -
         run.report(rank, incarnation)
     run.report(1, 60, agent_steps=-1)
     run.report(1, 61, agent_steps=-1)
-    assert [text.partition(":")[0] for text in run.console.told] == [
+    assert [text.partition(":")[0] for text in run.console.texts] == [
         "another worker has taken over rank 1",
         "reports of worker 1 are ignored because they are malformed",
     ]

@@ -1,35 +1,23 @@
 """An external worker outlives its killed run, and the resumed run refuses the worker."""
 
 import contextlib
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.rig import ending
-from support.run_rig import WITHIN_S, Run, training
+from support.run_rig import WITHIN_S, outside_worker, training
 
 pytestmark = pytest.mark.processes
 
 OUTSIDE = ("--external-workers", "1")
 
 
-@contextlib.contextmanager
-def survivor(run: Run, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """An external worker of ``run`` that writes its log to a file."""
-    command = [sys.executable, "-m", "zmqrl", "worker", str(run.files.path / "cluster.json")]
-    with log.open("wb") as file, ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=file)) as process:
-        yield process
-
-
 @pytest.mark.slow
 def test_a_resumed_run_refuses_a_worker_of_the_killed_run(tmp_path: Path) -> None:
     log = tmp_path / "survivor.log"
-    with contextlib.ExitStack() as outlives:
+    with log.open("wb") as stderr, contextlib.ExitStack() as outlives:
         with training(tmp_path / "run", *OUTSIDE) as run:
             run.wait_to_say("rank 1 is open: zmqrl worker")
-            outside = outlives.enter_context(survivor(run, log))
+            outside = outlives.enter_context(outside_worker(run, stderr=stderr))
             run.wait_for(20)
             run.process.kill()
         assert outside.poll() is None

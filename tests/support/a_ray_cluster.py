@@ -5,10 +5,10 @@ standard input ends. The kernel ends the processes of Ray even if this process i
 """
 
 import os
-import socket
 import sys
 
 from ray.cluster_utils import Cluster
+from support.network import free_ports
 
 OBJECT_STORE_BYTES = 80 << 20  # the smallest that Ray allows
 
@@ -17,8 +17,7 @@ def main() -> None:
     """Start the nodes, and wait."""
     out = os.dup(1)
     os.dup2(2, 1)  # Ray prints
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     cluster = Cluster()
     for number, cpus in enumerate(map(int, sys.argv[1:])):
         head = {} if number else {"ray_client_server_port": port}

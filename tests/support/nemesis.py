@@ -18,7 +18,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,9 +28,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from support.commands import ran
-from support.network import Proxy
+from support.network import Proxy, free_ports
 from support.paths import ROOT
-from support.rig import damage_newest_slot, ending, eventually
+from support.rig import commands_with, damage_newest_slot, ending, eventually
 from support.run_rig import RunFiles
 
 from zmqrl.commands.inspect.check_history import check
@@ -79,18 +78,15 @@ class Attack:
 
     def run(self, expected: str) -> None:
         """Train under attack until the run has ended, then judge it. ``expected``: the SHA-256 of the right weights."""
-        first = free_ports(3 * self.shards)
-        places = {
-            f"tcp://127.0.0.1:{first + 3 * shard + i}": (shard, role)
-            for shard in range(self.shards)
-            for i, role in enumerate(SOCKET_ROLES)
-        }
+        ports = free_ports(3 * self.shards)
+        of_ports = itertools.product(range(self.shards), SOCKET_ROLES)
+        places = {f"tcp://127.0.0.1:{port}": place for port, place in zip(ports, of_ports, strict=True)}
         with contextlib.ExitStack() as stack:
             self.proxies = {place: Proxy(at) for at, place in places.items()}
             for proxy in self.proxies.values():
                 stack.callback(proxy.close)
             detours = {at: self.proxies[place].endpoint for at, place in places.items()}
-            options = ("--shards", str(self.shards), "--port-range", f"{first}-{first + 3 * self.shards - 1}")
+            options = ("--shards", str(self.shards), "--port-range", f"{ports[0]}-{ports[-1]}")
             self.environment = environment(
                 self.marker, CLOCK_FILE=str(self.clock_file), DETOUR_RANK=str(DETOURED), DETOURS=json.dumps(detours)
             )
@@ -134,7 +130,9 @@ class Attack:
             self._undo_all()
             copying.join(GONE_WITHIN_S)
         self.tell(f"session {number} ended with status {status} at version {self.files.version(self.shards)}")
-        eventually(lambda: not marked(self.marker), f"the end of processes {marked(self.marker)}", GONE_WITHIN_S)
+        eventually(
+            lambda: not commands_with(self.marker), f"the end of processes {commands_with(self.marker)}", GONE_WITHIN_S
+        )
         said = self._said()
         assert "Traceback" not in said, said
         assert (crashed := crashes(self.path / "logs")) == [], "\n".join(crashed)
@@ -213,7 +211,7 @@ class Attack:
         if who == "supervisor":
             return who, self.process.pid
         if who in PROGRAMS:
-            pids = [pid for pid, command in marked(self.marker).items() if PROGRAMS[who] in command]
+            pids = [pid for pid, command in commands_with(self.marker).items() if PROGRAMS[who] in command]
             if not pids:
                 raise ProcessLookupError
             return who, pids[0]
@@ -291,7 +289,7 @@ class Attack:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, hard))
 
         def free() -> None:
-            for each in (pid, *marked(self.marker)):  # processes that it has started meanwhile have its limit
+            for each in (pid, *commands_with(self.marker)):  # processes that it has started meanwhile have its limit
                 with contextlib.suppress(ProcessLookupError):
                     resource.prlimit(each, resource.RLIMIT_FSIZE, (hard, hard))  # the limit may have been low already
 
@@ -448,26 +446,6 @@ def crashes(logs: Path) -> list[str]:
         for found in TRACEBACK.finditer(path.read_text(encoding="utf-8", errors="replace"))
         if not FAILED_WRITE.search(found[1])
     ]
-
-
-def marked(marker: str) -> dict[int, str]:
-    """The running processes that have ``marker`` in their environment: process id and command."""
-    found = {}
-    for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if marker.encode() in (place / "environ").read_bytes().split(b"\0"):
-                found[int(place.name)] = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return found
-
-
-def free_ports(count: int) -> int:
-    """The first of ``count`` consecutive free ports. The kernel does not give these ports to clients."""
-    for first in random.Random().sample(range(20_000, 32_000, 10), 100):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in range(first, first + count):
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            return first
-    raise AssertionError("no free ports")
 
 
 def undisturbed(directory: Path) -> str:

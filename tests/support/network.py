@@ -1,6 +1,7 @@
-"""Helpers for the wire: a listener, raw connections, an eavesdropper, and a TCP proxy that fails on command."""
+"""Helpers for the wire: a listener, raw connections, an eavesdropper, a TCP proxy that fails on command, free ports."""
 
 import contextlib
+import random
 import socket
 import struct
 import threading
@@ -292,3 +293,13 @@ class Eavesdropper:
             segment = datagram[4 * (datagram[0] & 15) : int.from_bytes(datagram[2:4]) or None]
             sender, receiver = struct.unpack_from(">HH", segment)
             self.streams.setdefault((sender, receiver), bytearray()).extend(segment[4 * (segment[12] >> 4) :])
+
+
+def free_ports(count: int) -> range:
+    """``count`` consecutive free ports. The kernel does not give these ports to clients."""
+    for first in random.Random().sample(range(20_000, 32_000, 10), 100):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return range(first, first + count)
+    raise AssertionError("no free ports")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from support.lab import Lab
@@ -284,13 +284,15 @@ def started(command: Sequence[str], path: Path, environment: Mapping[str, str]) 
 
 
 @contextlib.contextmanager
-def outside_worker(run: Run, *options: str, code: Path | None = None) -> Iterator["subprocess.Popen[bytes]"]:
+def outside_worker(
+    run: Run, *options: str, code: Path | None = None, stderr: IO[bytes] | int = subprocess.DEVNULL
+) -> Iterator["subprocess.Popen[bytes]"]:
     """Run ``zmqrl worker`` with the cluster file of ``run``. Leaving the block kills the worker if it has not ended.
 
-    ``code`` is a directory with a different zmqrl.
+    ``code`` is a directory with a different zmqrl. The worker writes its log to ``stderr``.
     """
     command = [sys.executable, "-m", "zmqrl", "worker", str(run.files.path / "cluster.json"), *options]
-    with ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=code)) as process:
+    with ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr, cwd=code)) as process:
         yield process
 
 

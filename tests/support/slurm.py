@@ -7,13 +7,13 @@ the namespace, process ids and the host name differ from those outside.
 import contextlib
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from support.network import free_ports
 from support.rig import ending, eventually
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "salloc", "unshare", "setpriv", "nsenter")
@@ -107,7 +107,7 @@ def running_slurm(directory: Path) -> Iterator[Slurm]:
     (directory / "munge.key").write_bytes(secrets.token_bytes(128))
     (directory / "munge.key").chmod(0o400)
     facts = {"directory": directory, "host": HOST, "nodes": " ".join(NODES), "cores": CORES}
-    (directory / "slurm.conf").write_text(CONFIG.format(ports=_free_ports(1 + len(NODES)), **facts))
+    (directory / "slurm.conf").write_text(CONFIG.format(ports=free_ports(1 + len(NODES)), **facts))
     unshare = ["unshare", "--pid", "--mount", "--uts", "--mount-proc", "--fork", "--kill-child=KILL"]
     command = ["setpriv", "--pdeathsig", "KILL", *unshare, "sh", "-c", INIT.format(**facts)]
     with ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)) as process:
@@ -123,11 +123,3 @@ def running_slurm(directory: Path) -> Iterator[Slurm]:
 def _node_states(slurm: Slurm) -> list[str]:
     time.sleep(0.1)
     return slurm("sinfo", "--noheader", "--Node", "--format=%T", check=False).split()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]

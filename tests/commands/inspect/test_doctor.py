@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.lab import Lab
@@ -43,11 +45,14 @@ def run_doctor(lab: Lab, hosts: str, *options: str) -> subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def nothing_left(lab: Lab) -> bool:
-    places = [Path("/var/tmp/zmqrl-0") / host for host in lab.hosts]
-    return not any(lab.processes(host) for host in lab.hosts) and not any(
-        path.name.startswith("doctor-") for place in places if place.exists() for path in place.iterdir()
-    )
+def directories(lab: Lab) -> set[Path]:
+    """The directories of doctors on all hosts. Labs share them."""
+    return {path for host in lab.hosts for path in Path("/var/tmp/zmqrl-0", host).glob("doctor-*")}
+
+
+def nothing_left(lab: Lab, made: set[Path]) -> bool:
+    """Whether the hosts have no processes, and the directories that were ``made`` are gone."""
+    return not any(lab.processes(host) for host in lab.hosts) and not any(path.exists() for path in made)
 
 
 @contextmanager
@@ -67,7 +72,7 @@ def small_disk(lab: Lab, host: str, size: str) -> Iterator[Path]:
     try:
         yield place
     finally:
-        eventually(lambda: not lab.processes(host), f"the end of all processes of {host}", 20)
+        eventually(lambda: not lab.processes(host), f"the end of all processes of {host}", WITHIN_S)
         lab.run(host, ["umount", str(place)])
 
 
@@ -86,7 +91,9 @@ def other_python(lab: Lab, name: str, changes: Callable[[Path], object]) -> Path
 
 def test_usable_hosts_are_shown_with_every_route(lab: Lab) -> None:
     lab.rate("h3", "8mbit")
+    before = directories(lab)
     done = run_doctor(lab, "h1,h2,h3", *PORTS, "--json")
+    made = directories(lab) - before  # also those of doctors in other labs, which remove them too
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
     assert set(found) == {"hosts", "routes", "expected", "problems", "warnings"}
@@ -110,7 +117,7 @@ def test_usable_hosts_are_shown_with_every_route(lab: Lab) -> None:
     assert [text.rpartition(" at most ")[0] for text in slow] == ["h3: it sends", "h3: it receives"]
     assert found["expected"]["updates_per_s"] > 0
     assert "sending data over 9 routes" in done.stderr
-    eventually(lambda: nothing_left(lab), "the end of all processes that the doctor started", 15)
+    eventually(lambda: nothing_left(lab, made), "the end of all that the doctor started", WITHIN_S)
 
 
 @pytest.mark.slow
@@ -175,7 +182,7 @@ def test_a_launch_with_problems_is_refused_before_anything_starts_unless_preflig
         remedy = "allow TCP connections from h3 to ports 42000-42009 of h2, or choose another --port-range."
         assert run.complaint() == f"zmqrl: the run cannot start:\n  {route}: {remedy}\n"
         assert not (run.files.path / "config.json").exists()
-    eventually(lambda: nothing_left(lab), "the end of all probes", 15)
+    eventually(lambda: nothing_left(lab, set()), "the end of all probes", WITHIN_S)
     with launching(lab, tmp_path / "run", "--iface", "eth9", "--insecure-plaintext") as run:
         assert run.wait() == 3
         assert "h1: no interface or network eth9, only lo 127.0.0.1, eth0 " in run.complaint()
@@ -262,8 +269,12 @@ def test_doctor_syncs_zmqrl_to_hosts_as_launch_does(monkeypatch: pytest.MonkeyPa
     assert said == ["h1: making it"]
 
 
-def directories_of_doctors() -> set[Path]:
-    return set(Path(f"/var/tmp/zmqrl-{os.getuid()}", socket.gethostname()).glob("doctor-*"))
+@pytest.fixture
+def directory(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory that the doctor of this test makes on this machine."""
+    name = secrets.token_hex(6)
+    monkeypatch.setattr(doctor, "secrets", SimpleNamespace(token_hex=lambda _: name))
+    return Path(f"/var/tmp/zmqrl-{os.getuid()}", socket.gethostname(), f"doctor-{name}")
 
 
 def test_an_interrupted_doctor_tells_a_host_that_is_coming_up_to_remove_its_directory(
@@ -319,32 +330,34 @@ def test_a_network_that_allows_few_updates_is_a_warning(
 
 
 @pytest.mark.usefixtures("ssh_to_here")
-def test_an_interrupted_doctor_leaves_nothing_on_hosts_that_are_coming_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_doctor_leaves_nothing_on_hosts_that_are_coming_up(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(links: list[Link], *_: object, **__: object) -> None:
         """Ctrl-C after the daemons have made their directories, and before anything has read their reports."""
         for link in links:
             link.open()
-        eventually(lambda: bool(directories_of_doctors() - before), "a directory on the host", WITHIN_S)
+        eventually(directory.exists, "a directory on the host", WITHIN_S)
         assert not any(link.is_ready for link in links)
         raise KeyboardInterrupt
 
-    before = directories_of_doctors()
     monkeypatch.setattr(deployment, "connect", interrupted)
     config = over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
     with pytest.raises(KeyboardInterrupt):
         doctor.run(Options(hosts="h1"), config)
-    eventually(lambda: directories_of_doctors() <= before, "the end of the daemon", WITHIN_S)
+    eventually(lambda: not directory.exists(), "the end of the daemon", WITHIN_S)
 
 
 @pytest.mark.usefixtures("ssh_to_here")
-def test_an_interrupted_doctor_leaves_nothing_on_hosts_that_are_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_doctor_leaves_nothing_on_hosts_that_are_up(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object) -> None:
-        assert directories_of_doctors() - before
+        assert directory.exists()
         raise KeyboardInterrupt
 
-    before = directories_of_doctors()
     monkeypatch.setattr(deployment, "place_run", interrupted)
     config = over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
     with pytest.raises(KeyboardInterrupt):
         doctor.run(Options(hosts="h1"), config)
-    assert directories_of_doctors() <= before
+    assert not directory.exists()

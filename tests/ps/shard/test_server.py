@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -443,6 +444,27 @@ def test_only_the_supervisor_changes_views_stops_or_loads(tmp_path: Path) -> Non
         eventually(lambda: running.stats()[0].unattributed == before.unattributed + 7, "seven rejections")
         after = running.stats()[0]
         assert (after.view, after.quorum, after.generation, after.state) == (1, 2, 1, "open")
+
+
+def test_a_piece_of_a_load_that_does_not_continue_the_pieces_before_it_gets_no_answer(tmp_path: Path) -> None:
+    with served(tmp_path, shards=1, count=1000) as running:
+        control, before = running.shards.control, running.stats()[0]
+        whole = 2 * 4 * 1000  # weights and momentum
+        pieces = [(4000, whole, 4000), (0, whole - 4, 4000), (0, whole, whole + 4)]  # offset, total and length of each
+        pieces += [(0, whole, 4000), (3996, whole, 4000), (0, whole, 4000), (4000, whole, 4000)]
+        for offset, total, length in pieces:
+            view: dict[str, Any] = {"run": running.cluster.run, "view": 2, "quorum": 2, "members": (0, 1)}
+            assert control.send(0, m.Load(**view, generation=2, version=0, offset=offset, total=total), bytes(length))
+        loaded: list[int] = []
+
+        def has_loaded() -> bool:
+            loaded.extend(message.offset for _, message in control.arrivals(0.1) if isinstance(message, m.Loaded))
+            return loaded[-1:] == [whole]
+
+        eventually(has_loaded, "the last piece")
+        assert loaded == [4000, 4000, whole]
+        after = running.stats()[0]
+        assert (after.generation, after.view, after.unattributed - before.unattributed) == (2, 2, 4)
 
 
 @pytest.mark.parametrize("number", [3e38, 1e21], ids=["the sum overflows", "adam's square overflows"])
