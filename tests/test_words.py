@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.words import ESCAPING, as_text, as_word, counted, ended_how, escaped, figure, log_time, numbered
+from zmqrl.words import ESCAPING, as_text, as_word, counted, duration, ended_how, escaped, figure, log_time, numbered
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,13 @@ def test_a_noun_can_have_a_plural_of_its_own() -> None:
 )
 def test_a_figure_has_all_digits_of_its_whole_part(value: float, text: str) -> None:
     assert figure(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (119.0, "119 s"), (120.0, "2 min"), (6.4 * 3600, "6 h"), (5e5, "6 days")]
+)
+def test_a_duration_has_the_largest_unit_that_fits_twice(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,14 @@ def figure(value: float) -> str:
     return f"{value:,.6g}" if abs(value) < 1e5 else f"{value:,.0f}"
 
 
+def duration(seconds: float) -> str:
+    """A time in the largest unit that fits twice: ``59 s``, ``12 min``, ``6 h``, ``3 days``."""
+    for unit, unit_s in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:,.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def numbered(noun: str, numbers: Iterable[int]) -> str:
     """Things by number: ``rank 3``, ``ranks 3, 5-9``."""
     ordered = sorted(set(numbers))

@@ -207,6 +207,29 @@ def test_a_live_run_names_the_processes_and_hosts_that_are_lost(root: Path, livi
     assert runs.details("living")["missing"] == []
 
 
+def test_old_figures_of_a_running_run_are_shown_with_their_age(root: Path, living: RunDirectory) -> None:
+    lost = Presence(process=worker_id(1), host="h2", state="lost", for_s=12.3)
+    living.live.write_text(live(lost, workers_present=2, version=70))
+    assert Runs(root).details("living")["old"] is None
+    long_ago = time.time() - 6 * 3600
+    living.live.write_text(json.dumps(json.loads(live(lost, workers_present=2, version=70)) | {"at": long_ago}))
+    os.utime(living.live, (long_ago, long_ago))
+    shown = Runs(root).details("living")
+    assert (shown["old"], shown["state"], shown["version"]) == ("these figures are 6 h old", "running", 70)
+    assert (shown["workers_present"], shown["agent_steps_per_s"], shown["missing"]) == (None, None, [])
+
+
+def test_a_run_whose_lock_is_not_visible_is_running_while_its_supervisor_elsewhere_writes(root: Path) -> None:
+    elsewhere = RunDirectory(run_directory(root / "elsewhere", [row(1)]))
+    elsewhere.cluster.write_text(json.dumps({"supervisor": {"host": "h9", "pid": 1}}))
+    runs = Runs(root)
+    assert runs.state("elsewhere") == "killed"
+    elsewhere.live.write_text(live(workers_present=2))
+    assert (runs.state("elsewhere"), runs.overview("elsewhere")["workers_present"]) == ("running", 2)
+    elsewhere.cluster.write_text(json.dumps({"supervisor": {"host": socket.gethostname(), "pid": 1}}))
+    assert runs.state("elsewhere") == "killed"
+
+
 def test_a_run_that_is_not_running_misses_no_process(root: Path) -> None:
     text = live(Presence(process=worker_id(1), host="h2", state="lost", for_s=12.3))
     (root / "ended" / "live.json").write_text(text)  # left by a session that was killed

@@ -309,6 +309,59 @@ def test_status_shows_speed_and_who_is_present_since_when(starting: RunDirectory
     assert not starting.live.exists()
 
 
+def write_live(directory: RunDirectory, *, age_s: float) -> None:
+    """Write the ``live.json`` of a supervisor that wrote it some time ago."""
+    row = {"version": 7, "wall_s": 90.0, "agent_steps": 448, "agent_steps_per_s": 1234.4, "updates_per_s": 5.61}
+    row |= {"score_mean_50": 21.4, "workers_present": 2}
+    presence = Presence(process=worker_id(0), host="h1", state="awaited", for_s=12.2)
+    figures = LiveMetrics(row=row, about={}, processes=[presence], quorum=3).to_json()
+    at = time.time() - age_s
+    write_json(directory.live, figures | {"at": at})
+    os.utime(directory.live, (at, at))
+
+
+def test_old_figures_are_shown_with_their_age_and_without_those_of_the_moment(starting: RunDirectory) -> None:
+    here = {"host": socket.gethostname(), "pid": os.getpid()}
+    workers = [{"rank": 0, "host": "h1", "pid": 17}]
+    write_json(starting.cluster, {"supervisor": here, "shards": [], "workers": workers, "followers": []})
+    write_json(starting.stalled, Stall(version=7, waited_s=12.0, awaited=()).to_json())
+    write_live(starting, age_s=6 * 3600)
+    found = status.status(starting.path)
+    assert found["figures_age_s"] == pytest.approx(6 * 3600, abs=60)
+    assert (found["state"], found["version"], found["quorum"], found["stalled"]) == ("running", 7, 3, None)
+    momentary = ("agent_steps_per_s", "updates_per_s", "workers_present")
+    assert [found[key] for key in momentary] == [None, None, None]
+    assert status._report(found).splitlines() == [
+        "running",
+        "version 7 after 1.5 min, score 21.4",
+        "these figures are 6 h old",
+        f"{here['host']} supervisor (process {here['pid']})",
+        "h1 worker-0 (process 17)",
+    ]
+    os.utime(starting.live)  # the clock of the supervisor is wrong, or that of the file system
+    assert status.status(starting.path)["workers_present"] == 2
+    starting.release()
+
+
+def test_a_run_whose_lock_is_not_visible_is_running_while_its_supervisor_elsewhere_writes(
+    starting: RunDirectory,
+) -> None:
+    starting.release()
+    facts: dict[str, Any] = {"shards": [], "workers": [], "followers": []}
+    write_json(starting.cluster, facts | {"supervisor": {"host": "h9", "pid": 1}})
+    write_live(starting, age_s=0.0)
+    found = status.status(starting.path)
+    assert (found["state"], found["locked"], found["workers_present"]) == ("running", False, 2)
+    assert status._report(found).startswith("running (its lock is not visible from here)\n")
+    with pytest.raises(UsageError, match="is on h9: stop the run there"):
+        stop.run(stop.Options(run=starting.path))
+    write_live(starting, age_s=30.0)
+    assert status.status(starting.path)["state"] == "killed"
+    write_live(starting, age_s=0.0)
+    write_json(starting.cluster, facts | {"supervisor": {"host": socket.gethostname(), "pid": os.getpid()}})
+    assert status.status(starting.path)["state"] == "killed", "here, the lock is visible"
+
+
 def test_status_shows_which_processes_of_a_starting_run_are_up(starting: RunDirectory) -> None:
     presences = [
         Presence(process=shard_id(0), host="h1", state="present"),

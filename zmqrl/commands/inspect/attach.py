@@ -73,7 +73,7 @@ def _show(living: Living, console: Console) -> None:
             with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged line
                 row = parse_json(line)
                 trained_s = row["wall_s"] - trained_before_s
-                console.update(live_figures(config, directory, row, trained_s, living.live()[1]))
+                console.update(live_figures(config, directory, row, trained_s, living.live().processes))
         if is_over:
             return
         time.sleep(LOOK_EVERY_S)

@@ -15,6 +15,7 @@ from zmqrl.hostd.inspection import state_of
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.ways.slurm import is_over
 from zmqrl.observe.folding import by_number, printable, ranges
+from zmqrl.observe.live.figures import Live, age_words
 from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.live.session import state_of_run
 from zmqrl.observe.records import RunRecord, hosts_of
@@ -63,6 +64,8 @@ def status(path: Path) -> dict[str, Any]:
     ended, or killed (the supervisor died before the end). ``flavour`` is None if it is unknown. ``stalled`` has the
     stalled version and the processes that it waits for, as in ``stalled.json``. ``unreachable_s`` says for how long
     each lost host has been unreachable. ``placement`` has the software versions and processes of each host.
+    ``locked`` says whether the lock of the supervisor is visible here. ``figures_age_s`` is the age of the newest
+    figures of a running or starting run, or None if it is unknown. If they are old, the momentary ones are None.
 
     A process without an id is restarting, or its host is unreachable. If a process has an id but runs on another
     machine, its ``state`` is null. If the run is running, processes that the supervisor reports also have ``presence``,
@@ -75,7 +78,8 @@ def status(path: Path) -> dict[str, Any]:
     # In this order, a run that ends meanwhile does not seem to have been killed.
     spaces = {supervisor["host"]: supervisor.get("pid_space")}
     seen = state_of(supervisor["host"], supervisor["pid"], supervisor.get("pid_space"))
-    is_alive = living.is_alive()
+    locked = living.directory.in_use()
+    is_alive = locked or living.is_alive_elsewhere()
     record = RunRecord.read(path)
     last = dict(record.rows[-1]) if record.rows else {}
     if is_alive:
@@ -84,18 +88,20 @@ def status(path: Path) -> dict[str, Any]:
         state = "submitted"
     else:
         state = "ended" if record.summary or living.cluster is None else "killed"
-    stall = living.stall() if state == "running" else None
+    live = living.live() if state in ("running", "starting") else Live()
+    stall = living.stall() if state == "running" and not live.is_old else None
     since: dict[str, float] = cluster.get("unreachable_since", {}) if state == "running" else {}
-    row, presences = living.live() if state in ("running", "starting") else ({}, [])
-    row = row if state == "running" else {}
-    known = {str(each.process): each for each in presences}
+    figures = live.over(last) if state == "running" else last
+    known = {} if live.is_old else {str(each.process): each for each in live.processes}
     processes = {str(name): (host, pid) for name, host, pid in living.processes()}
     processes |= {name: (each.host, None) for name, each in known.items() if name not in processes}
     return {
         "state": state,
+        "locked": locked,
         "exit_reason": (record.summary or {}).get("exit_reason"),
         "flavour": flavour_of(record),
-        **{key: (last | row).get(key) for key in FIGURES},
+        **{key: figures.get(key) for key in FIGURES},
+        "figures_age_s": live.age_s,
         "stalled": None if stall is None else stall.to_json(),
         "unreachable_s": {host: time.time() - lost_at for host, lost_at in since.items()},
         "supervisor": supervisor | {"state": seen},
@@ -164,7 +170,10 @@ def _report(found: dict[str, Any]) -> str:
         score = "" if found["score_mean_50"] is None else f", score {found['score_mean_50']:.1f}"
         lines.append(f"version {found['version']} after {found['wall_s'] / 60:.1f} min{score}")
         lines += [f"games: {found['flavour']}"] if score and found["flavour"] else []
+    lines += filter(None, [age_words(found.get("figures_age_s"))])
     if state == "running":
+        if not found["locked"]:
+            lines[0] += " (its lock is not visible from here)"
         lines += _speed(found)
         if found["stalled"]:
             lines.append(Stall.from_json(found["stalled"]).sentence())
