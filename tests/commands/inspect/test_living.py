@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from support.commands import ran
 from support.lab import Lab
+from support.record_rig import summary
 from support.rig import ending, eventually
 from support.run_rig import RunFiles, launching, trained, training
 
-from zmqrl.commands.inspect import logs, status
+from zmqrl.commands.inspect import attach, logs, status
 from zmqrl.commands.inspect.merging import time_of
 from zmqrl.commands.run import stop
 from zmqrl.errors import ClusterError, UsageError
@@ -27,6 +28,7 @@ from zmqrl.observe.live.figures import LiveMetrics
 from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.provenance import versions
 from zmqrl.observe.stalls import Awaited, Stall
+from zmqrl.page.runs import Runs
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.recipes import cartpole
 from zmqrl.rundir import RunDirectory, write_json
@@ -250,6 +252,34 @@ def test_status_shows_a_stalled_version_with_its_processes(starting: RunDirector
     assert said.endswith("h2 worker-1 (process 17)")
     starting.release()
     assert not starting.stalled.exists()
+
+
+def test_a_directory_without_an_end_is_that_of_a_killed_run_or_a_part_of_one(starting: RunDirectory) -> None:
+    starting.left.unlink()
+    starting.release()
+    found = status.status(starting.path)
+    assert (found["state"], found["exit_reason"]) == ("killed", None)
+    assert status._report(found).splitlines() == [
+        "killed",
+        "the run was killed while it started, or this directory is an incomplete copy",
+    ]
+    with pytest.raises(ClusterError, match="died before the end of the run"):
+        attach.run(attach.Options(run=starting.path))
+    for path in starting.path.iterdir():
+        os.utime(path, (1e9, 1e9))
+    assert Runs(starting.path).state(".") == "killed"
+
+
+def test_the_summary_of_an_earlier_session_does_not_hide_that_a_session_was_killed(starting: RunDirectory) -> None:
+    write_json(starting.summary, summary(exit_status=0))
+    supervisor = {"host": "h9", "pid": 1}
+    write_json(starting.cluster, {"supervisor": supervisor, "shards": [], "workers": [], "followers": [], "hosts": []})
+    assert status.status(starting.path)["exit_reason"] is None, "the run continues"
+    starting._unlock()  # as the end of its process does
+    found = status.status(starting.path)
+    assert (found["state"], found["exit_reason"], Runs(starting.path).state(".")) == ("killed", None, "killed")
+    with pytest.raises(ClusterError, match="died before the end of the run"):
+        attach.run(attach.Options(run=starting.path))
 
 
 def test_a_run_whose_shards_are_not_up_yet_is_starting(starting: RunDirectory) -> None:

@@ -112,9 +112,9 @@ class Living:
 
 
 def exit_status_of(directory: RunDirectory) -> int:
-    """The exit status of a run that has ended. Raises ClusterError if its supervisor left no summary."""
+    """The exit status of a run that has ended. Raises ClusterError if its supervisor was killed before its summary."""
     path, summary = directory.path, read_object(directory.summary, SUMMARY, "remove the file")
-    if summary is None:
+    if summary is None or directory.cluster.exists():
         raise ClusterError(
             f"the supervisor of {path} died before the end of the run, or could not write {directory.summary.name}: "
             f"see zmqrl status {as_word(path)}."

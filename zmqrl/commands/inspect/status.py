@@ -87,7 +87,8 @@ def status(path: Path) -> dict[str, Any]:
     elif record.summary is None and living.directory.submitted.exists():
         state = "submitted"
     else:
-        state = "ended" if record.summary or living.cluster is None else "killed"
+        # A session that was killed leaves the summary of the session before it.
+        state = "ended" if record.summary and not living.directory.cluster.exists() else "killed"
     live = living.live() if state in ("running", "starting") else Live()
     stall = living.stall() if state == "running" and not live.is_old else None
     since: dict[str, float] = cluster.get("unreachable_since", {}) if state == "running" else {}
@@ -98,7 +99,7 @@ def status(path: Path) -> dict[str, Any]:
     return {
         "state": state,
         "locked": locked,
-        "exit_reason": (record.summary or {}).get("exit_reason"),
+        "exit_reason": (record.summary or {}).get("exit_reason") if state == "ended" else None,
         "flavour": flavour_of(record),
         **{key: figures.get(key) for key in FIGURES},
         "figures_age_s": live.age_s,
@@ -187,6 +188,8 @@ def _report(found: dict[str, Any]) -> str:
         lines.append(
             f"{_process(found['supervisor'] | {'name': 'supervisor'})}: kill -CONT {found['supervisor']['pid']}"
         )
+    if state == "killed" and not found["hosts"]:
+        lines.append("the run was killed while it started, or this directory is an incomplete copy")
     if state == "ended":
         lines += map(_placed, found["placement"])
     for host, answer in found["hosts"].items():
