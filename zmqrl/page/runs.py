@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Container, Hashable, Iterable, Iterator
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -17,7 +17,7 @@ from zmqrl.hostd.inspection import is_here, state_of
 from zmqrl.json_lines import open_file
 from zmqrl.observe.folding import by_number, ranges
 from zmqrl.observe.forms import EVALUATION, HOSTS, SETTINGS, SUMMARY, parsed_rows, read_object, readable_lines
-from zmqrl.observe.live.figures import MOMENTARY, Live, age_words, read_live
+from zmqrl.observe.live.figures import Live, age_words, newest_figures, read_live
 from zmqrl.observe.live.presence import Presence, by_host
 from zmqrl.observe.live.session import state_of_run
 from zmqrl.observe.provenance import VERSIONS
@@ -176,22 +176,22 @@ class Runs:
         run = self.find(name)
         changed = tuple(map(stamp, (run.config, run.metrics, run.summary)))
 
-        def read() -> tuple[dict[str, Any], dict[str, Any]]:
-            settings, summary = self._settings(name), _object(run.summary, SUMMARY) or {}
+        def read() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]:
+            settings, summary = self._settings(name), _object(run.summary, SUMMARY)
             workers, backups = settings.get("workers"), settings.get("backups", 0)
             about = {
                 "name": name,
                 **{key: settings.get(key) for key in ("recipe", "env", "algo", "seed", "shards")},
                 "workers": workers + backups if isinstance(workers, int) and isinstance(backups, int) else None,
                 "quorum": 1 if settings.get("mode") == "async" else settings.get("quorum") or workers,
-                "exit_reason": summary.get("exit_reason"),
+                "exit_reason": None if summary is None else summary["exit_reason"],
                 "begun_at": changed[0][2] / 1e9 if changed[0] else 0.0,
             }
-            return about, _last_row(run.metrics)
+            return about, _last_row(run.metrics), summary
 
-        about, last = self.kept("overview", name, changed, read)
+        about, last, summary = self.kept("overview", name, changed, read)
         state = self.state(name)
-        row = self._newest(name, state, last)
+        row = newest_figures(state, last, self._live(name), summary)
         return about | {
             "state": state,
             "exit_reason": about["exit_reason"] if state == "ended" else None,
@@ -200,10 +200,6 @@ class Runs:
             "score": row.get("score_mean_50"),
             "minutes": row["wall_s"] / 60 if row else None,
         }
-
-    def _newest(self, name: str, state: str, last: dict[str, Any]) -> dict[str, Any]:
-        """The newest figures of a run: those in its ``last`` row, and for a running run, those in ``live.json``."""
-        return self._live(name).over(last) if state == "running" else last and last | dict.fromkeys(MOMENTARY)
 
     def _live(self, name: str) -> Live:
         path = self.find(name).live
@@ -219,6 +215,7 @@ class Runs:
         run, record = self.find(name), self.record(name)
         found = self.overview(name)
         live = self._live(name) if found["state"] == "running" else Live()
+        last: Mapping[str, Any] = record.rows[-1] if record.rows else {}
         is_now = found["state"] == "running" and not live.is_old
         stall = _object(run.stalled, SETTINGS) if is_now else None
         failed = found["state"] == "killed" or found["exit_reason"] == "failed"
@@ -226,7 +223,7 @@ class Runs:
         host_of = {process: each["host"] for each in hosts for process in each["processes"]}
         host_of |= {str(each.process): each.host for each in live.processes}
         return found | {
-            "row": self._newest(name, found["state"], dict(record.rows[-1]) if record.rows else {}) or None,
+            "row": newest_figures(found["state"], last, live, record.summary) or None,
             "old": age_words(live.age_s),
             "stalled": _sentence(stall),
             "missing": _missing(live.processes) if is_now else [],

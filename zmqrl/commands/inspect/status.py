@@ -15,7 +15,7 @@ from zmqrl.hostd.inspection import state_of
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.ways.slurm import is_over
 from zmqrl.observe.folding import by_number, printable, ranges
-from zmqrl.observe.live.figures import Live, age_words
+from zmqrl.observe.live.figures import Live, age_words, newest_figures
 from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.live.session import state_of_run
 from zmqrl.observe.records import RunRecord, hosts_of
@@ -92,7 +92,7 @@ def status(path: Path) -> dict[str, Any]:
     live = living.live() if state in ("running", "starting") else Live()
     stall = living.stall() if state == "running" and not live.is_old else None
     since: dict[str, float] = cluster.get("unreachable_since", {}) if state == "running" else {}
-    figures = live.over(last) if state == "running" else last
+    figures = newest_figures(state, last, live, record.summary)
     known = {} if live.is_old else {str(each.process): each for each in live.processes}
     processes = {str(name): (host, pid) for name, host, pid in living.processes()}
     processes |= {name: (each.host, None) for name, each in known.items() if name not in processes}

@@ -13,6 +13,7 @@ from zmqrl.observe.live.presence import Presence
 from zmqrl.words import duration
 
 MOMENTARY: Final = ("agent_steps_per_s", "updates_per_s", "workers_present")  # only a running run has them
+AT_THE_END: Final = ("wall_s", "agent_steps", "episodes", "score_mean_50")  # also in summary.json
 OLD_S: Final = 10.0  # the supervisor writes the file every second
 
 
@@ -91,6 +92,20 @@ def read_live(path: Path) -> Live:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
         return Live()
+
+
+def newest_figures(
+    state: str, last: Mapping[str, Any], live: Live, summary: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The newest figures of a run: of a running one from ``live``, of an ended one from ``summary``, else from its
+    ``last`` row. Only a running run has momentary figures.
+    """
+    if state == "running":
+        return live.over(last)
+    newest = dict(last)
+    if state == "ended" and summary is not None:
+        newest |= {"version": summary["updates"]} | {key: summary[key] for key in AT_THE_END}
+    return newest and newest | dict.fromkeys(MOMENTARY)
 
 
 def age_words(seconds: float | None) -> str | None:
