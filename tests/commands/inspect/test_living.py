@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from support.commands import ran
 from support.lab import Lab
-from support.record_rig import summary
+from support.record_rig import row, summary
 from support.rig import ending, eventually
 from support.run_rig import RunFiles, launching, trained, training
 
@@ -303,6 +303,22 @@ def test_status_says_why_a_process_has_no_process_id(starting: RunDirectory) -> 
         "h2 worker-1 (its host is unreachable)",
     ]
     starting.release()
+
+
+def test_a_host_that_a_clock_ahead_of_this_one_says_is_lost_has_just_been_lost(starting: RunDirectory) -> None:
+    here = {"host": socket.gethostname(), "pid": os.getpid()}
+    lost = {"unreachable_since": {"h2": time.time() + 60.0}}
+    write_json(starting.cluster, lost | {"supervisor": here, "shards": [], "workers": [], "followers": []})
+    assert status.status(starting.path)["unreachable_s"] == {"h2": 0.0}
+    starting.release()
+
+
+def test_only_a_running_run_has_momentary_figures(starting: RunDirectory) -> None:
+    starting.metrics.write_text(json.dumps(row(9, workers_present=2)) + "\n", encoding="utf-8")
+    momentary = ("agent_steps_per_s", "updates_per_s", "workers_present")
+    starting.release()
+    found = status.status(starting.path)
+    assert (found["state"], found["version"], [found[key] for key in momentary]) == ("killed", 90, 3 * [None])
 
 
 def test_status_shows_speed_and_who_is_present_since_when(starting: RunDirectory) -> None:

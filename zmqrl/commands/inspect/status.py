@@ -104,7 +104,7 @@ def status(path: Path) -> dict[str, Any]:
         **{key: figures.get(key) for key in FIGURES},
         "figures_age_s": live.age_s,
         "stalled": None if stall is None else stall.to_json(),
-        "unreachable_s": {host: time.time() - lost_at for host, lost_at in since.items()},
+        "unreachable_s": {host: max(0.0, time.time() - lost_at) for host, lost_at in since.items()},
         "supervisor": supervisor | {"state": seen},
         "processes": [
             {"name": name, "host": host, "pid": pid}
