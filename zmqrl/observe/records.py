@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zmqrl.errors import UsageError
-from zmqrl.observe.forms import EVALUATION, HOSTS, ROW, SETTINGS, SUMMARY, read_lines, read_object
+from zmqrl.observe.forms import EVALUATION, HOSTS, ROW, SETTINGS, SUMMARY, parsed_rows, read_lines, read_object
 from zmqrl.observe.metrics import LOSSES, Counters, RunMetrics
+from zmqrl.observe.sampling import sample_lines
 from zmqrl.rundir import RunDirectory, not_a_run
 
 Figures = NDArray[np.float64]
@@ -99,16 +100,24 @@ class RunRecord:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read the run directory ``path``. Raises UsageError if it is not one, or has a damaged file."""
+        found = cls.read_newest(path)
+        directory = RunDirectory(found.path)
+        rows = lineage(read_lines(directory.metrics, ROW))
+        return replace(found, rows=rows, evaluations=evaluations(evaluation_lines(directory), rows))
+
+    @classmethod
+    def read_newest(cls, path: Path) -> Self:
+        """Like :meth:`read`, but read only the :func:`last_row`, and no evaluations."""
         directory = RunDirectory(path.resolve())
         settings = read_object(directory.config, SETTINGS, "restore the file, or use other runs")
         if settings is None:
             raise not_a_run(path)
-        rows = lineage(read_lines(directory.metrics, ROW))
+        last = last_row(directory.metrics)
         return cls(
             path=directory.path,
             settings=dict(flat(settings)),
-            rows=rows,
-            evaluations=evaluations(evaluation_lines(directory), rows),
+            rows=[last] if last else [],
+            evaluations=[],
             summary=read_object(
                 directory.summary, SUMMARY, "remove the file; metrics.jsonl has the metrics of the run"
             ),
@@ -135,6 +144,14 @@ class RunRecord:
             objects = [row.get(name) or {} for row in objects]
         values = [row.get(key) for row in objects]
         return np.array([value if type(value) in (float, int) else np.nan for value in values], dtype=np.float64)
+
+
+def last_row(metrics: Path) -> dict[str, Any]:
+    """The last undamaged row among the last few rows of ``metrics.jsonl``. Empty if there is none."""
+    for most in (1, 8):
+        if rows := list(parsed_rows(sample_lines(metrics, most)[-most:])):
+            return rows[-1]
+    return {}
 
 
 def hosts_of(directory: RunDirectory) -> list[dict[str, Any]]:

@@ -21,10 +21,10 @@ from zmqrl.observe.live.figures import Live, age_words, newest_figures, read_liv
 from zmqrl.observe.live.presence import Presence, by_host
 from zmqrl.observe.live.session import state_of_run
 from zmqrl.observe.provenance import VERSIONS
-from zmqrl.observe.records import Evaluation, RunRecord, evaluations, flat, lineage, with_saved
+from zmqrl.observe.records import Evaluation, RunRecord, evaluations, flat, last_row, lineage, with_saved
+from zmqrl.observe.sampling import sample_lines
 from zmqrl.observe.stalls import Stall
 from zmqrl.page.charts import COLUMNS
-from zmqrl.page.sampling import sample_lines
 from zmqrl.rundir import LOCK, RunDirectory, is_locked
 from zmqrl.words import escaped
 
@@ -187,7 +187,7 @@ class Runs:
                 "exit_reason": None if summary is None else summary["exit_reason"],
                 "begun_at": changed[0][2] / 1e9 if changed[0] else 0.0,
             }
-            return about, _last_row(run.metrics), summary
+            return about, last_row(run.metrics), summary
 
         about, last, summary = self.kept("overview", name, changed, read)
         state = self.state(name)
@@ -265,14 +265,6 @@ class Runs:
         path = run.evaluations
         lines = readable_lines(path, EVALUATION, lambda notice: None) if _is_plain(path) else []
         return evaluations(with_saved(_object(run.evaluation, EVALUATION), lines), rows)
-
-
-def _last_row(metrics: Path) -> dict[str, Any]:
-    """The last undamaged row among a few sampled rows. Empty if there is none."""
-    for most in (1, 8):
-        if rows := list(parsed_rows(sample_lines(metrics, most)[-most:])):
-            return rows[-1]
-    return {}
 
 
 def _object(path: Path, form: Any) -> dict[str, Any] | None:

@@ -458,6 +458,26 @@ def test_an_unreadable_stall_file_is_ignored(starting: RunDirectory) -> None:
     starting.release()
 
 
+def test_the_last_line_of_an_ended_run_is_shown_even_if_its_process_could_not_finish_it(
+    starting: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (starting.path / "logs").mkdir()
+    starting.log(worker_id(0)).write_text("2026-01-05 10:00:00,000 up\n2026-01-05 10:00:01,000 Fatal Py")
+    logs.run(logs.Options(run=starting.path))
+    assert capsys.readouterr().out.splitlines() == ["[worker-0] 2026-01-05 10:00:00,000 up"], "it may continue"
+    starting.release()
+    logs.run(logs.Options(run=starting.path))
+    assert capsys.readouterr().out.splitlines()[1] == "[worker-0] 2026-01-05 10:00:01,000 Fatal Py"
+
+
+def test_status_needs_only_the_last_row(starting: RunDirectory) -> None:
+    starting.release()
+    rows = [json.dumps(row(second)) for second in (1, 2)]
+    starting.metrics.write_text(f"{rows[0]}\nbroken\n{rows[1]}\n", encoding="utf-8")
+    starting.evaluations.write_text("broken\n\n", encoding="utf-8")
+    assert status.status(starting.path)["version"] == 20
+
+
 def test_logs_are_sorted_by_the_numbers_of_their_processes(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     for name in ("worker-10", "worker-2", "shard-0"):
@@ -472,8 +492,10 @@ def test_a_log_is_followed_in_complete_lines_starting_with_its_last_ones(tmp_pat
     assert reader.lines() == ["7", "8", "9"]
     assert reader.lines() == []
     with path.open("a") as file:
-        file.write("shed\nnext\n")
+        file.write("shed\nnext\nthe last")
     assert reader.lines() == ["unfinished", "next"]
+    assert reader.lines() == []
+    assert [reader.lines(is_over=True) for _ in range(2)] == [["the last"], []]
 
 
 def test_a_log_may_appear_later_and_be_replaced_by_a_shorter_one(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def _show(living: Living, console: Console) -> None:
             living = Living.read(directory.path)
         if living.cluster is not None:
             trained_before_s = living.cluster.get("trained_before_s", 0.0)
-        for line in notices.lines():
+        for line in notices.lines(is_over=is_over):
             console.notice(line)
         for line in rows.lines()[-1:]:
             with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged line

@@ -80,8 +80,7 @@ def status(path: Path) -> dict[str, Any]:
     seen = state_of(supervisor["host"], supervisor["pid"], supervisor.get("pid_space"))
     locked = living.directory.in_use()
     is_alive = locked or living.is_alive_elsewhere()
-    record = RunRecord.read(path)
-    last = dict(record.rows[-1]) if record.rows else {}
+    record = RunRecord.read_newest(path)
     if is_alive:
         state = "starting" if living.cluster is None else state_of_run(seen)
     elif record.summary is None and living.directory.submitted.exists():
@@ -92,7 +91,7 @@ def status(path: Path) -> dict[str, Any]:
     live = living.live() if state in ("running", "starting") else Live()
     stall = living.stall() if state == "running" and not live.is_old else None
     since: dict[str, float] = cluster.get("unreachable_since", {}) if state == "running" else {}
-    figures = newest_figures(state, last, live, record.summary)
+    figures = newest_figures(state, record.rows[-1] if record.rows else {}, live, record.summary)
     known = {} if live.is_old else {str(each.process): each for each in live.processes}
     processes = {str(name): (host, pid) for name, host, pid in living.processes()}
     processes |= {name: (each.host, None) for name, each in known.items() if name not in processes}
