@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,28 +201,52 @@ def test_this_machine_is_not_taken_for_the_localhost_of_a_launcher_on_another_ma
 
 
 def test_status_names_the_files_left_on_a_host_and_their_directory() -> None:
+    shards = [{"name": f"shard-{number}", "host": "h1"} for number in (2, 10)]
+    killed = {"state": "killed", "exit_reason": None, "version": None, "processes": shards}
     files = ["state/shard-10.slots", "state/shard-2.slots"]
     hosts: dict[str, dict[str, Any]] = {
         "h1": {"alive": False, "files": files, "directory": "/var/tmp/zmqrl-1000/h1/run"},
         "h2": {"alive": False, "files": [], "directory": "/var/tmp/zmqrl-1000/h2/run"},
     }
-    said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
+    said = status._report(killed | {"hosts": hosts})
     assert "h1: no processes; in /var/tmp/zmqrl-1000/h1/run: state/shard-2.slots, state/shard-10.slots\n" in said
     assert "h2: no processes; no files\n" in said
     assert said.endswith("--resume continues from the last version of the shards")
     many = [f"logs/worker-{rank}.log" for rank in range(900)] + ["state/shard-0.slots", "config.json", ".lock"]
     hosts["h1"]["files"] = many
-    said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
+    said = status._report(killed | {"hosts": hosts})
     assert "h1/run: 900 files in logs, 1 file in state, 2 other files\n" in said
     hosts["h1"]["more"] = 5000
-    said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
+    said = status._report(killed | {"hosts": hosts})
     assert "h1/run: 900 files in logs, 1 file in state, 5,002 other files\n" in said
     hosts["h1"] |= {"files": ["logs/\033[31m"], "more": 0}
-    said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
+    said = status._report(killed | {"hosts": hosts})
     assert "h1/run: logs/ [31m\n" in said, "a host can choose any names"
     over: dict[str, Any] = hosts | {"h2": "Expired or invalid job 7"}
-    said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": over})
+    said = status._report(killed | {"hosts": over})
     assert said.endswith("--resume continues from the newest checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("answers", "promise"),
+    [
+        (((0,), (1, 2)), "continues from the last version of the shards"),
+        (((0,), (1,)), "continues from the newest checkpoint: there is no state of shard-2"),
+        (((), ()), "continues from the newest checkpoint: there is no state of shard-0..2"),
+        (((), "ssh: connect"), "needs the state of shard-1,shard-2, but the host gave no answer"),
+    ],
+)
+def test_a_resume_is_promised_only_from_state_that_was_found(answers: Sequence[Any], promise: str) -> None:
+    processes = [{"name": name, "host": host} for name, host in (("shard-0", "h1"), ("shard-1", "h2"))]
+    processes += [{"name": "shard-2", "host": "h2"}, {"name": "worker-0", "host": "h1"}]
+    hosts = {
+        host: {"alive": False, "files": [f"state/shard-{number}.slots" for number in found], "directory": "/w"}
+        if isinstance(found, tuple)
+        else found
+        for host, found in zip(("h1", "h2"), answers, strict=True)
+    }
+    found = {"state": "killed", "exit_reason": None, "version": None, "processes": processes, "hosts": hosts}
+    assert status._report(found).endswith(f"--resume {promise}")
 
 
 def test_status_shows_a_stalled_version_with_its_processes(starting: RunDirectory) -> None:

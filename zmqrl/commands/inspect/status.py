@@ -14,6 +14,7 @@ from zmqrl.commands.output import print_json
 from zmqrl.hostd.inspection import state_of
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.ways.slurm import is_over
+from zmqrl.hosts.ways.way import LOCALHOST
 from zmqrl.observe.folding import by_number, printable, ranges
 from zmqrl.observe.live.figures import Live, age_words, newest_figures
 from zmqrl.observe.live.presence import EXTERNAL, Presence
@@ -163,6 +164,25 @@ def _files(names: Sequence[str], more: int) -> str:
     return ", ".join([*parts, *([counted(others, "other file")] if others else [])])
 
 
+def _resume(answers: Mapping[str, Any], processes: Sequence[Mapping[str, Any]]) -> str:
+    """What ``--resume`` does, as far as the ``answers`` of the hosts tell."""
+    if any(isinstance(answer, str) and is_over(answer) for answer in answers.values()):
+        return "--resume continues from the newest checkpoint"
+    shards = [each for each in processes if each["name"].startswith("shard-")]
+    # The link to this machine does not have the name of the machine.
+    held = {each["name"]: answers.get(each["host"], answers.get(LOCALHOST, "")) for each in shards}
+    if silent := [name for name, answer in held.items() if isinstance(answer, str)]:
+        return f"--resume needs the state of {ranges(silent, short=True)}, but the host gave no answer"
+    if lost := [name for name, answer in held.items() if not _has_state(name, answer)]:
+        return f"--resume continues from the newest checkpoint: there is no state of {ranges(lost, short=True)}"
+    return "--resume continues from the last version of the shards"
+
+
+def _has_state(shard: str, answer: Mapping[str, Any]) -> bool:
+    """Whether a host has, or may have, the state of a shard: it does not name all of very many files."""
+    return f"state/{shard}.slots" in answer["files"] or answer.get("more", 0) > 0
+
+
 def _report(found: dict[str, Any]) -> str:
     state = found["state"]
     lines = [state + (f" ({found['exit_reason']})" if found["exit_reason"] else "")]
@@ -200,6 +220,5 @@ def _report(found: dict[str, Any]) -> str:
             alive = "processes are alive" if state == "stopped" else "processes are still ending"
             lines.append(f"{host}: {alive if answer['alive'] else 'no processes'}; {left}")
     if found["hosts"] and state != "stopped":
-        over = any(isinstance(answer, str) and is_over(answer) for answer in found["hosts"].values())
-        lines.append(f"--resume continues from {'the newest checkpoint' if over else 'the last version of the shards'}")
+        lines.append(_resume(found["hosts"], found["processes"]))
     return "\n".join(map(printable, lines))
