@@ -25,6 +25,7 @@ from zmqrl.commands.inspect.merging import time_of
 from zmqrl.commands.run import stop
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd.inspection import pid_space, state_of
+from zmqrl.hosts.deployment import local_launcher
 from zmqrl.observe.live.figures import LiveMetrics
 from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.provenance import versions
@@ -198,6 +199,20 @@ def test_this_machine_is_not_taken_for_the_localhost_of_a_launcher_on_another_ma
     write_json(starting.left, left | {"hosts": [host]})
     assert status.status(starting.path)["hosts"]["localhost"].startswith("exit status 0, and it printed nothing")
     assert asked.exists()
+
+
+def test_the_state_of_a_killed_run_is_found_in_a_directory_that_was_renamed(starting: RunDirectory) -> None:
+    here, host = {"host": socket.gethostname(), "pid": os.getpid()}, local_launcher(starting.path).to_dict()
+    shards = [{"shard": 0, **here}]
+    write_json(starting.left, {"supervisor": here, "shards": shards, "workers": [], "followers": [], "hosts": host})
+    (starting.path / "state").mkdir()
+    starting.state(0).touch()
+    starting.release()
+    renamed = starting.path.rename(starting.path.with_name("renamed"))
+    found = status.status(renamed)
+    assert found["hosts"]["localhost"]["directory"] == str(renamed)
+    assert "state/shard-0.slots" in found["hosts"]["localhost"]["files"]
+    assert status._report(found).endswith("--resume continues from the last version of the shards")
 
 
 def test_status_names_the_files_left_on_a_host_and_their_directory() -> None:

@@ -93,7 +93,11 @@ class Living:
 
     def links(self) -> list[Link]:
         """The hosts of the run."""
-        return [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
+        links = [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
+        for link in links:
+            if link.lease_s is None:  # all files are in the run directory, whose name may have changed
+                link.work = str(self.directory.path)
+        return links
 
     def elsewhere(self) -> str | None:
         """The machine that launched the run, if only commands there can reach all hosts."""
