@@ -34,6 +34,13 @@ def test_the_newest_evaluation_counts(tmp_path: Path) -> None:
     assert [each.version for each in result.record.evaluations] == [10, 20, 40]
 
 
+def test_an_evaluation_that_the_user_made_counts_whatever_its_seeds(tmp_path: Path) -> None:
+    seeds = [2**31, 2**31 + 1]
+    path = write_result(tmp_path / "run", {"version": 40, "mean": 1.0, "scores": [0.5, 1.5], "seeds": seeds})
+    result, evaluated = reproducible(path)
+    assert (evaluated.version, evaluated.for_stop_score, result.seeds) == (40, False, seeds)
+
+
 def test_an_evaluation_for_the_stop_score_does_not_count(tmp_path: Path) -> None:
     stopped = {"version": 60, "mean": 9.0, "ci95": [8.0, 10.0], "scores": [8.0, 10.0], "seeds": [2**31, 2**31 + 1]}
     path = write_result(tmp_path / "run", {"version": 40, "mean": 1.0, "scores": [0.5, 1.5]})

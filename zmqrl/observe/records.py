@@ -22,7 +22,7 @@ PLACE: Final = frozenset({"run_dir", "resume", "detach", "trackers", "page", "me
 
 MOST_SHARDS: Final = 1000  # far above the limit of a run: a higher number is a damaged setting
 
-FIRST_NEW_SEED: Final = 2**31  # only an evaluation for ``stop_score`` plays games with seeds from here on
+FIRST_NEW_SEED: Final = 2**31  # a run plays games with seeds from here on only for ``stop_score``
 
 # Keys of a row whose values are not means over gradients. Workers choose the names of the means.
 COUNTED: Final = frozenset({*RunMetrics(start=Counters()).row(0.0), "learning_rate"} - {*LOSSES, "policy_lag"})
@@ -227,9 +227,12 @@ def evaluation_lines(directory: RunDirectory) -> list[dict[str, Any]]:
 
 
 def with_saved(saved: dict[str, Any] | None, lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The evaluations in ``lines`` and the ``saved`` one, by version. The saved one replaces those of its version."""
+    """The evaluations in ``lines`` and the ``saved`` one, by version. The saved one replaces those of its version.
+
+    It has the key ``saved``, because the user can have chosen any seeds.
+    """
     if saved is not None:
-        lines = [*(line for line in lines if line["version"] != saved["version"]), saved]
+        lines = [*(line for line in lines if line["version"] != saved["version"]), saved | {"saved": True}]
     return sorted(lines, key=lambda line: line["version"])
 
 
@@ -257,9 +260,9 @@ def evaluations(lines: Iterable[Mapping[str, Any]], rows: Sequence[Mapping[str, 
 
 
 def is_for_stop_score(line: Mapping[str, Any]) -> bool:
-    """Whether a line of ``evaluations.jsonl`` is from new games, which only --stop-score asks for.
+    """Whether an evaluation of the run itself is from new games, which only --stop-score asks for.
 
     A run repeats such an evaluation until one reaches the score, so the last one is too high on average. Older versions
     could play the games with greedy actions.
     """
-    return bool(line.get("seeds")) and line["seeds"][0] >= FIRST_NEW_SEED
+    return not line.get("saved") and bool(line.get("seeds")) and line["seeds"][0] >= FIRST_NEW_SEED
