@@ -1,10 +1,10 @@
 """The curves of a plot: metrics of several runs over time, with mean and spread over the seeds of an experiment."""
 
+import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,12 @@ def position(evaluation: Evaluation, x: str) -> float:
     return evaluation.wall_s / 60 if x == "minutes" else evaluation.agent_steps
 
 
+def farthest(runs: Iterable[RunRecord], x: str) -> float:
+    """The highest position of a row or evaluation of ``runs``, or 0."""
+    ends = ([*positions(run, x)[-1:], *(position(each, x) for each in run.evaluations)] for run in runs)
+    return float(max(itertools.chain.from_iterable(ends), default=0.0))
+
+
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
     """Group runs that differ only in the settings in ``MAY_DIFFER_IN_GROUP``, such as the seed.
 
@@ -82,7 +88,7 @@ def _shown(value: object) -> str:
 def _common_name(runs: Sequence[RunRecord]) -> str:
     """The common name of some runs, such as ``pong`` for pong-1 and pong-2, or else their recipe or environment."""
     names = [run.name for run in runs]
-    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     common = "".join(letters[0] for letters in alike).rstrip("-_. ")
     words = re.sub(r"[\W\d_]", "", common)
     if len(runs) == 1 or (len(words) >= LETTERS_IN_A_NAME and words not in UNTELLING):

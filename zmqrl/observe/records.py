@@ -237,17 +237,19 @@ def with_saved(saved: dict[str, Any] | None, lines: Iterable[dict[str, Any]]) ->
 
 
 def evaluations(lines: Iterable[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
-    """The evaluations in ``lines``. ``rows`` give the time at which each evaluated version was made."""
+    """The evaluations in ``lines``. A line without the time of its version needs ``rows``, which give this time."""
     found: list[Evaluation] = []
-    for line in lines if rows else ():
-        at = next((row for row in rows if row["version"] >= line["version"]), rows[-1])
+    for line in lines:
+        at = {**next((row for row in rows if row["version"] >= line["version"]), rows[-1] if rows else {}), **line}
+        if not {"wall_s", "agent_steps"} <= at.keys():
+            continue
         is_one_game = line.get("episodes", len(line.get("scores", []))) == 1
         low, high = (None, None) if is_one_game else line.get("ci95", (None, None))
         found.append(
             Evaluation(
                 version=line["version"],
-                wall_s=line.get("wall_s", at["wall_s"]),
-                agent_steps=line.get("agent_steps", at["agent_steps"]),
+                wall_s=at["wall_s"],
+                agent_steps=at["agent_steps"],
                 episodes=line.get("episodes"),
                 mean=line["mean"],
                 low=low,

@@ -127,6 +127,16 @@ def test_a_run_with_one_row_and_no_finished_game_can_be_plotted(tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("error")
+def test_a_run_with_only_evaluations_can_be_plotted(tmp_path: Path) -> None:
+    evaluations = [{"version": 20, "mean": 3.0, "ci95": [2.5, 3.5], "wall_s": 120.0, "agent_steps": 2000}]
+    run = run_directory(tmp_path / "run", evaluations=evaluations)
+    picture = words(run)
+    assert "nothing yet" in picture
+    assert "evaluation, 95 % interval" in picture
+    assert "2k<" in picture, "the axis reaches the evaluation"
+
+
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "rows",
     [

@@ -14,7 +14,17 @@ import tyro
 
 from zmqrl.commands.options import RunPaths, check_picture
 from zmqrl.errors import UsageError, refusal
-from zmqrl.observe.curves import MIN_MAX_SEEDS, Curve, Group, curve, grouped, outcome_shares, position, positions
+from zmqrl.observe.curves import (
+    MIN_MAX_SEEDS,
+    Curve,
+    Group,
+    curve,
+    farthest,
+    grouped,
+    outcome_shares,
+    position,
+    positions,
+)
 from zmqrl.observe.drawing import STYLE, look, save
 from zmqrl.observe.folding import printable
 from zmqrl.observe.records import Figures, RunRecord, read_runs
@@ -59,7 +69,7 @@ def run(options: Options) -> int:
     output = options.output or options.runs[0] / "plot.png"
     check_picture("--output", output)
     for each in runs:
-        if not each.rows:
+        if not (each.rows or each.evaluations):
             raise UsageError(f"{each.path} has no metrics yet: wait for its first update.")
     x_axes: tuple[XAxis, ...] = ("minutes", "agent-steps") if options.x == "both" else (options.x,)
     try:
@@ -273,8 +283,8 @@ def _looks(groups: Sequence[Group]) -> Iterator[tuple[Group, dict[str, Any]]]:
 def _draw_x_axis(axes: Axes, groups: Sequence[Group], x: XAxis, *, labelled: bool) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    farthest = max(positions(run, x)[-1] for group in groups for run in group.runs)
-    axes.set_xlim(0, 1.01 * farthest or 1)  # a run without progress needs an axis too
+    end = farthest((run for group in groups for run in group.runs), x)
+    axes.set_xlim(0, 1.01 * end or 1)  # a run without progress needs an axis too
     axes.tick_params(labelbottom=labelled)
     if labelled:
         axes.set_xlabel("training time (minutes)" if x == "minutes" else "agent steps")
