@@ -121,6 +121,7 @@ EVALUATION = {"version": 60, "mean": 6.5, "episodes": 4, "ci95": [5.5, 7.5], "wa
         ({"wall_s": 6.5}, "is of a policy after 6.5 seconds, but the run ended after 6"),
         ({"seeds": [1, 2, 3]}, "has different numbers of games, scores and seeds"),
         ({"scores": [5.0, 6.0]}, "has different numbers of games, scores and seeds"),
+        ({"mean": 7.52}, "has a mean of 7.52, outside its own interval of 5.50 to 7.50"),
         ({"mean": 200.0}, "has a mean of 200.0, outside its own interval of 5.5 to 7.5"),
     ],
 )
