@@ -355,6 +355,13 @@ def test_a_group_is_drawn_as_mean_and_extremes_up_to_its_shortest_run() -> None:
     assert [x[-1] for x, _ in found.beyond] == [10, 10]
 
 
+def test_the_part_before_the_last_run_begins_is_drawn_like_the_rest_of_a_longer_run() -> None:
+    (x, y), late = line(10, 1), (np.linspace(5, 8, 7), np.full(7, 3.0))
+    found = curve([(x, y), late, (x[:0], y[:0])])
+    assert (found.x[0], found.x[-1], found.runs) == (5, 8, 2)
+    assert [(part[0], part[-1]) for part, _ in found.beyond] == [(0, 5), (8, 10)]
+
+
 def test_runs_without_a_common_part_have_no_mean() -> None:
     early, late = (np.array([1.0, 2.0]), np.zeros(2)), (np.array([3.0, 60.0]), np.full(2, 10.0))
     found = curve([early, late])

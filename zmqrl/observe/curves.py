@@ -29,11 +29,11 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """A metric of a group on the grid ``x``, which ends with the shortest run.
+    """A metric of a group on the grid ``x``: the part of the x-axis that all runs with known values have in common.
 
-    ``beyond`` has the rest of each longer run, or all of each run if they have no part of the x-axis in common. ``low``
-    and ``high`` are the minimum and maximum of two to four runs, or one standard deviation below and above the mean of
-    more runs. For one run, both are None.
+    ``runs`` is the number of these runs. ``beyond`` has their values before and after this part, or all values if they
+    have no part in common. ``low`` and ``high`` are the minimum and maximum of two to four runs, or one standard
+    deviation below and above the mean of more runs. For one run, both are None.
     """
 
     x: Figures
@@ -41,6 +41,7 @@ class Curve:
     low: Figures | None
     high: Figures | None
     beyond: tuple[tuple[Figures, Figures], ...]
+    runs: int
 
 
 def positions(run: RunRecord, x: str) -> Figures:
@@ -110,12 +111,13 @@ def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] 
     last = min((x[-1] for x, _ in known), default=-np.inf)
     if first > last:
         nothing = np.empty(0)
-        return Curve(x=nothing, mean=nothing, low=None, high=None, beyond=tuple(known))
+        return Curve(x=nothing, mean=nothing, low=None, high=None, beyond=tuple(known), runs=len(known))
     grid = np.linspace(first, last, GRID_POINTS) if first < last else np.array([last])
     on_grid = np.stack([np.interp(grid, x, y) for x, y in known])
     mean, low, high = spread(on_grid)
-    beyond = tuple((x[x >= last], y[x >= last]) for x, y in known if x[-1] > last)
-    return Curve(x=grid, mean=mean, low=low, high=high, beyond=beyond)
+    before = [(x[x <= first], y[x <= first]) for x, y in known if x[0] < first]
+    after = [(x[x >= last], y[x >= last]) for x, y in known if x[-1] > last]
+    return Curve(x=grid, mean=mean, low=low, high=high, beyond=(*before, *after), runs=len(known))
 
 
 def spread(on_grid: Figures) -> tuple[Figures, Figures | None, Figures | None]:
