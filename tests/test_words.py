@@ -8,7 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.words import ESCAPING, as_text, as_word, counted, ended_how, escaped, figure, log_time, numbered
+from zmqrl.words import (
+    ESCAPING,
+    as_text,
+    as_word,
+    counted,
+    duration,
+    ended_how,
+    escaped,
+    figure,
+    log_time,
+    numbered,
+    told_apart,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +41,34 @@ def test_a_noun_can_have_a_plural_of_its_own() -> None:
 )
 def test_a_figure_has_all_digits_of_its_whole_part(value: float, text: str) -> None:
     assert figure(value) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ((5.5, 4.9, 6.1), ["5.5", "4.9", "6.1"]),
+        ((20.14, 18.7, 20.06), ["20.14", "18.70", "20.06"]),
+        ((20.14, 18.7, 20.14), ["20.1", "18.7", "20.1"]),
+        ((1234.5, 1234.5, 1234.5), ["1,234.5"] * 3),
+        ((0.1 + 0.2, 0.3, 1.0), ["0.3", "0.3", "1.0"]),
+        ((-0.0123, -0.0119, 0.0), ["-0.0123", "-0.0119", "0.0000"]),
+    ],
+)
+def test_different_numbers_look_different(values: tuple[float, ...], texts: list[str]) -> None:
+    assert told_apart(*values) == texts
+
+
+@given(st.lists(st.floats(-1e12, 1e12), min_size=1, max_size=4))
+def test_numbers_that_are_told_apart_keep_their_order(values: list[float]) -> None:
+    texts = [float(text.replace(",", "")) for text in told_apart(*sorted(values))]
+    assert texts == sorted(texts)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (119.0, "119 s"), (120.0, "2 min"), (6.4 * 3600, "6 h"), (5e5, "6 days")]
+)
+def test_a_duration_has_the_largest_unit_that_fits_twice(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(

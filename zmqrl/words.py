@@ -9,7 +9,7 @@ import re
 import shlex
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Final
 
@@ -29,6 +29,29 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 def figure(value: float) -> str:
     """A number with six significant digits, and with all digits of its whole part: ``0.5``, ``1,234,567``."""
     return f"{value:,.6g}" if abs(value) < 1e5 else f"{value:,.0f}"
+
+
+def told_apart(*values: float) -> list[str]:
+    """Numbers with one decimal, or with up to nine, so that different numbers look different."""
+    texts = ([f"{value:,.{decimals}f}" for value in values] for decimals in range(1, 10))
+    different = len({f"{value:.9f}" for value in values})
+    return next(each for each in texts if len(set(each)) == different)
+
+
+def mean_words(mean: float, interval: Sequence[float] | None) -> str:
+    """A mean with its 95 % interval, if it has one: ``5.5 (95 % interval 4.9 to 6.1)``."""
+    if interval is None:
+        return f"{mean:,.1f}"
+    mean_text, low, high = told_apart(mean, *interval)
+    return f"{mean_text} (95 % interval {low} to {high})"
+
+
+def duration(seconds: float) -> str:
+    """A time in the largest unit that fits twice: ``59 s``, ``12 min``, ``6 h``, ``3 days``."""
+    for unit, unit_s in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:,.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def numbered(noun: str, numbers: Iterable[int]) -> str:

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -148,6 +149,19 @@ def test_nothing_is_served_before_the_first_metrics_and_afterwards_only_the_newe
     assert scraped(exporter)["zmqrl_version",] == 3.0
 
 
+def test_old_figures_are_not_served(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter.show(METRICS)
+    found = scraped(exporter)
+    assert 0 <= found["zmqrl_figures_age_seconds",] < 30
+    began = time.monotonic()
+    monkeypatch.setattr("zmqrl.observe.exporter.time.monotonic", lambda: began + 31.0)
+    old = scraped(exporter)
+    assert list(old) == [("zmqrl_figures_age_seconds",)]
+    assert 30 < old["zmqrl_figures_age_seconds",] < 62
+    exporter.show(METRICS)
+    assert scraped(exporter).keys() == found.keys()
+
+
 def test_a_rollback_does_not_lower_a_counter_of_contributions(exporter: Exporter) -> None:
     served = []
     for used in (100, 150, 120, 130):  # the third value follows a rollback
@@ -220,7 +234,7 @@ def test_each_query_of_the_dashboard_names_metrics_that_are_exported(exporter: E
         assert named, f"{query} names no metric"
         assert set(named) <= exported, f"{query} names metrics that are not exported"
     unused = exported - set(re.findall(r"\bzmqrl_\w+", " ".join(queries)))
-    assert unused == {"zmqrl_run_info", "zmqrl_training_seconds"}
+    assert unused == {"zmqrl_figures_age_seconds", "zmqrl_run_info", "zmqrl_training_seconds"}
 
 
 def test_each_label_of_the_dashboard_belongs_to_its_metric(exporter: Exporter) -> None:

@@ -11,7 +11,7 @@ import pytest
 from support.record_rig import row, run_directory, summary
 
 from zmqrl.errors import UsageError
-from zmqrl.observe.curves import GRID_POINTS, curve, grouped, outcome_shares, smoothed
+from zmqrl.observe.curves import GRID_POINTS, curve, farthest, grouped, outcome_shares, smoothed
 from zmqrl.observe.forms import ROW, readable_lines
 from zmqrl.observe.records import PLACE, RunRecord, differing, flat, merged, read_runs
 
@@ -213,6 +213,22 @@ def test_an_evaluation_is_placed_at_the_time_of_its_version(tmp_path: Path) -> N
     assert placed == [(2, 2000, 5, (4, 7)), (3, 3000, 6, None)]
 
 
+def test_an_evaluation_that_knows_its_time_counts_without_rows(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"version": 20, "mean": 5.0, "wall_s": 120.0, "agent_steps": 2000},
+        {"version": 30, "mean": 6.0},
+    ]
+    run = RunRecord.read(run_directory(tmp_path / "run", evaluations=lines))
+    assert [(each.version, each.wall_s, each.agent_steps) for each in run.evaluations] == [(20, 120.0, 2000)]
+    assert (farthest([run], "minutes"), farthest([run], "agent-steps"), farthest([], "minutes")) == (2.0, 2000.0, 0.0)
+
+
+def test_the_axis_reaches_an_evaluation_beyond_the_last_row(tmp_path: Path) -> None:
+    later = {"version": 20, "mean": 5.0, "wall_s": 120.0, "agent_steps": 2000}
+    paths = [run_directory(tmp_path / "a", [row(60)], evaluations=[later]), run_directory(tmp_path / "b", [row(60)])]
+    assert [farthest([run], "minutes") for run in read_runs(paths)] == [2.0, 1.0]
+
+
 def test_an_evaluation_of_one_game_has_no_interval(tmp_path: Path) -> None:
     line: dict[str, Any] = {"version": 10, "mean": 5.0, "ci95": [5.0, 5.0], "greedy": True}
     lines = [line | {"episodes": 1}, line | {"scores": [5.0]}, line | {"episodes": 2, "greedy": False}]
@@ -337,6 +353,13 @@ def test_a_group_is_drawn_as_mean_and_extremes_up_to_its_shortest_run() -> None:
     np.testing.assert_allclose(found.low, found.x)
     np.testing.assert_allclose(found.high, 6 * found.x)
     assert [x[-1] for x, _ in found.beyond] == [10, 10]
+
+
+def test_the_part_before_the_last_run_begins_is_drawn_like_the_rest_of_a_longer_run() -> None:
+    (x, y), late = line(10, 1), (np.linspace(5, 8, 7), np.full(7, 3.0))
+    found = curve([(x, y), late, (x[:0], y[:0])])
+    assert (found.x[0], found.x[-1], found.runs) == (5, 8, 2)
+    assert [(part[0], part[-1]) for part, _ in found.beyond] == [(0, 5), (8, 10)]
 
 
 def test_runs_without_a_common_part_have_no_mean() -> None:

@@ -160,9 +160,21 @@ def test_a_run_that_is_not_running_has_no_present_speed_and_no_active_workers(ro
     run_directory(root / "over", [row(9, workers_present=2)], summary=summary())
     (root / "over" / "live.json").write_text(live(workers_present=2))  # left by a session that was killed
     shown = Runs(root).details("over")
-    assert (shown["state"], shown["version"], shown["score"]) == ("ended", 90, 9.0)
-    assert (shown["workers_present"], shown["agent_steps_per_s"]) == (None, None)
-    assert (shown["row"]["updates_per_s"], shown["row"]["episodes"]) == (None, 90)
+    assert (shown["state"], shown["workers_present"], shown["agent_steps_per_s"]) == ("ended", None, None)
+    assert shown["row"]["updates_per_s"] is None
+
+
+def test_an_ended_run_has_the_figures_of_its_summary_as_status_says(root: Path) -> None:
+    path = run_directory(root / "over", [row(9)], summary=summary(episodes=61))
+    shown, found = Runs(root).details("over"), status.status(path)
+    assert (shown["version"], shown["agent_steps"], shown["minutes"], shown["score"]) == (60, 6000, 0.2, 5.5)
+    assert {key: shown["row"][key] for key in ("version", "wall_s", "episodes")} == {
+        "version": 60,
+        "wall_s": 12.0,
+        "episodes": 61,
+    }
+    for key in ("version", "wall_s", "agent_steps", "score_mean_50", "episodes", "updates_per_s"):
+        assert found[key] == shown["row"][key], key
 
 
 @pytest.mark.parametrize("damage", [None, [], {"host": 5, "pid": 1}, {"host": socket.gethostname(), "pid": "1"}])
@@ -205,6 +217,29 @@ def test_a_live_run_names_the_processes_and_hosts_that_are_lost(root: Path, livi
     ]
     living.live.write_text(live(*presences[:1]))
     assert runs.details("living")["missing"] == []
+
+
+def test_old_figures_of_a_running_run_are_shown_with_their_age(root: Path, living: RunDirectory) -> None:
+    lost = Presence(process=worker_id(1), host="h2", state="lost", for_s=12.3)
+    living.live.write_text(live(lost, workers_present=2, version=70))
+    assert Runs(root).details("living")["old"] is None
+    long_ago = time.time() - 6 * 3600
+    living.live.write_text(json.dumps(json.loads(live(lost, workers_present=2, version=70)) | {"at": long_ago}))
+    os.utime(living.live, (long_ago, long_ago))
+    shown = Runs(root).details("living")
+    assert (shown["old"], shown["state"], shown["version"]) == ("these figures are 6 h old", "running", 70)
+    assert (shown["workers_present"], shown["agent_steps_per_s"], shown["missing"]) == (None, None, [])
+
+
+def test_a_run_whose_lock_is_not_visible_is_running_while_its_supervisor_elsewhere_writes(root: Path) -> None:
+    elsewhere = RunDirectory(run_directory(root / "elsewhere", [row(1)]))
+    elsewhere.cluster.write_text(json.dumps({"supervisor": {"host": "h9", "pid": 1}}))
+    runs = Runs(root)
+    assert runs.state("elsewhere") == "killed"
+    elsewhere.live.write_text(live(workers_present=2))
+    assert (runs.state("elsewhere"), runs.overview("elsewhere")["workers_present"]) == ("running", 2)
+    elsewhere.cluster.write_text(json.dumps({"supervisor": {"host": socket.gethostname(), "pid": 1}}))
+    assert runs.state("elsewhere") == "killed"
 
 
 def test_a_run_that_is_not_running_misses_no_process(root: Path) -> None:
@@ -283,6 +318,7 @@ def test_a_run_that_resumes_is_starting_until_its_shards_are_up(
 
 
 def test_a_new_row_is_shown_and_an_unchanged_file_is_not_read_again(root: Path) -> None:
+    (root / "ended" / "summary.json").unlink()
     runs = Runs(root)
     first = runs.record("ended")
     assert runs.record("ended") is first
@@ -344,12 +380,14 @@ def test_a_run_that_has_ended_still_shows_its_hosts(root: Path) -> None:
 
 
 def test_a_damaged_last_row_is_left_out(root: Path) -> None:
+    (root / "ended" / "summary.json").unlink()
     with (root / "ended" / "metrics.jsonl").open("a") as file:
         file.write('{"version": 99}\n')
     assert {each["name"]: each["version"] for each in Runs(root).overviews()}["ended"] == 20
 
 
 def test_a_run_whose_metrics_cannot_be_read_has_no_figures(root: Path) -> None:
+    (root / "ended" / "summary.json").unlink()
     metrics = root / "ended" / "metrics.jsonl"
     metrics.unlink()
     metrics.mkdir()

@@ -169,9 +169,9 @@ def test_all_runs_are_listed_with_their_newest_figures(page: ServedPage, root: P
     found = page.json("runs")
     assert found["root"] == str(root)
     assert [(run["name"], run["version"], run["exit_reason"]) for run in found["runs"]] == [
-        (r"bad\xff", 20, "updates"),
-        ("seed-1", 20, "updates"),
-        ("seed-2", 20, "updates"),
+        (r"bad\xff", 60, "updates"),
+        ("seed-1", 60, "updates"),
+        ("seed-2", 60, "updates"),
     ]
 
 

@@ -34,6 +34,13 @@ def test_the_newest_evaluation_counts(tmp_path: Path) -> None:
     assert [each.version for each in result.record.evaluations] == [10, 20, 40]
 
 
+def test_an_evaluation_that_the_user_made_counts_whatever_its_seeds(tmp_path: Path) -> None:
+    seeds = [2**31, 2**31 + 1]
+    path = write_result(tmp_path / "run", {"version": 40, "mean": 1.0, "scores": [0.5, 1.5], "seeds": seeds})
+    result, evaluated = reproducible(path)
+    assert (evaluated.version, evaluated.for_stop_score, result.seeds) == (40, False, seeds)
+
+
 def test_an_evaluation_for_the_stop_score_does_not_count(tmp_path: Path) -> None:
     stopped = {"version": 60, "mean": 9.0, "ci95": [8.0, 10.0], "scores": [8.0, 10.0], "seeds": [2**31, 2**31 + 1]}
     path = write_result(tmp_path / "run", {"version": 40, "mean": 1.0, "scores": [0.5, 1.5]})
@@ -114,6 +121,7 @@ EVALUATION = {"version": 60, "mean": 6.5, "episodes": 4, "ci95": [5.5, 7.5], "wa
         ({"wall_s": 6.5}, "is of a policy after 6.5 seconds, but the run ended after 6"),
         ({"seeds": [1, 2, 3]}, "has different numbers of games, scores and seeds"),
         ({"scores": [5.0, 6.0]}, "has different numbers of games, scores and seeds"),
+        ({"mean": 7.52}, "has a mean of 7.52, outside its own interval of 5.50 to 7.50"),
         ({"mean": 200.0}, "has a mean of 200.0, outside its own interval of 5.5 to 7.5"),
     ],
 )

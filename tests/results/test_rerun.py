@@ -95,6 +95,11 @@ def test_with_few_recorded_trainings_the_spread_of_trainings_is_not_judged() -> 
     )
 
 
+def test_the_numbers_of_a_verdict_have_enough_digits_to_agree_with_it() -> None:
+    verdict = judge({}, {}, evaluation([360.0, 370.12], 10), evaluation([370.14, 370.14], 10), "minutes")
+    assert verdict.reason == "the mean of 370.14 is outside the recorded 95 % interval, 360.00 to 370.12"
+
+
 def test_the_interval_of_three_trainings_allows_for_their_spread() -> None:
     first, second = evaluation([360.0, 370.0], 10), evaluation([430.0, 440.0], 10)
     verdict = judge({}, {}, first, second, "minutes", trainings=[365.0, 375.0, 385.0])

@@ -392,9 +392,10 @@ def live() -> dict[str, Any]:
 
 
 def read_live(run: Path) -> None:
-    row, presences = Living.read(run).live()
-    assert isinstance(row, dict)
-    by_host(presences)
+    found = Living.read(run).live()
+    assert isinstance(found.over({}), dict)
+    assert isinstance(found.is_old, bool)
+    by_host(found.processes)
 
 
 def hosts() -> dict[str, Any]:

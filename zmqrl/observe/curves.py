@@ -1,10 +1,10 @@
 """The curves of a plot: metrics of several runs over time, with mean and spread over the seeds of an experiment."""
 
+import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,11 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """A metric of a group on the grid ``x``, which ends with the shortest run.
+    """A metric of a group on the grid ``x``: the part of the x-axis that all runs with known values have in common.
 
-    ``beyond`` has the rest of each longer run, or all of each run if they have no part of the x-axis in common. ``low``
-    and ``high`` are the minimum and maximum of two to four runs, or one standard deviation below and above the mean of
-    more runs. For one run, both are None.
+    ``runs`` is the number of these runs. ``beyond`` has their values before and after this part, or all values if they
+    have no part in common. ``low`` and ``high`` are the minimum and maximum of two to four runs, or one standard
+    deviation below and above the mean of more runs. For one run, both are None.
     """
 
     x: Figures
@@ -41,6 +41,7 @@ class Curve:
     low: Figures | None
     high: Figures | None
     beyond: tuple[tuple[Figures, Figures], ...]
+    runs: int
 
 
 def positions(run: RunRecord, x: str) -> Figures:
@@ -50,6 +51,12 @@ def positions(run: RunRecord, x: str) -> Figures:
 
 def position(evaluation: Evaluation, x: str) -> float:
     return evaluation.wall_s / 60 if x == "minutes" else evaluation.agent_steps
+
+
+def farthest(runs: Iterable[RunRecord], x: str) -> float:
+    """The highest position of a row or evaluation of ``runs``, or 0."""
+    ends = ([*positions(run, x)[-1:], *(position(each, x) for each in run.evaluations)] for run in runs)
+    return float(max(itertools.chain.from_iterable(ends), default=0.0))
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
@@ -82,7 +89,7 @@ def _shown(value: object) -> str:
 def _common_name(runs: Sequence[RunRecord]) -> str:
     """The common name of some runs, such as ``pong`` for pong-1 and pong-2, or else their recipe or environment."""
     names = [run.name for run in runs]
-    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     common = "".join(letters[0] for letters in alike).rstrip("-_. ")
     words = re.sub(r"[\W\d_]", "", common)
     if len(runs) == 1 or (len(words) >= LETTERS_IN_A_NAME and words not in UNTELLING):
@@ -104,12 +111,13 @@ def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] 
     last = min((x[-1] for x, _ in known), default=-np.inf)
     if first > last:
         nothing = np.empty(0)
-        return Curve(x=nothing, mean=nothing, low=None, high=None, beyond=tuple(known))
+        return Curve(x=nothing, mean=nothing, low=None, high=None, beyond=tuple(known), runs=len(known))
     grid = np.linspace(first, last, GRID_POINTS) if first < last else np.array([last])
     on_grid = np.stack([np.interp(grid, x, y) for x, y in known])
     mean, low, high = spread(on_grid)
-    beyond = tuple((x[x >= last], y[x >= last]) for x, y in known if x[-1] > last)
-    return Curve(x=grid, mean=mean, low=low, high=high, beyond=beyond)
+    before = [(x[x <= first], y[x <= first]) for x, y in known if x[0] < first]
+    after = [(x[x >= last], y[x >= last]) for x, y in known if x[-1] > last]
+    return Curve(x=grid, mean=mean, low=low, high=high, beyond=(*before, *after), runs=len(known))
 
 
 def spread(on_grid: Figures) -> tuple[Figures, Figures | None, Figures | None]:

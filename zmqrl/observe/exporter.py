@@ -1,9 +1,10 @@
 """Serves the figures of a run over HTTP, for Prometheus, from separate threads."""
 
 import contextlib
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from zmqrl.errors import UsageError, cannot_listen, unfit_part
 from zmqrl.observe.live.figures import LiveMetrics
@@ -12,6 +13,8 @@ from zmqrl.words import ESCAPING
 
 if TYPE_CHECKING:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+OLD_S: Final = 30.0  # the supervisor shows new figures every second
 
 # The keys are those of a row of metrics.jsonl.
 GAUGES = {
@@ -43,6 +46,7 @@ class Exporter:
         from prometheus_client import CollectorRegistry, start_http_server
 
         self._metrics: LiveMetrics | None = None
+        self._shown_at = 0.0
         self._contributions: defaultdict[str, float] = defaultdict(float)
         registry = CollectorRegistry()
         registry.register(self)
@@ -54,12 +58,12 @@ class Exporter:
         self.url = f"http://{address}:{self._server.server_port}/metrics"
 
     def show(self, metrics: LiveMetrics) -> None:
-        """Serve ``metrics`` from now on. Never waits."""
+        """Serve ``metrics`` for the next ``OLD_S``. Never waits."""
         before = self._metrics.row.get("contributions", {}) if self._metrics else {}
         for outcome, count in metrics.row.get("contributions", {}).items():
             # A rollback lowers the counts of a run. Prometheus assumes that a falling counter restarted at 0.
             self._contributions[outcome] += max(0, count - before.get(outcome, 0))
-        self._metrics = metrics
+        self._shown_at, self._metrics = time.monotonic(), metrics
 
     def close(self) -> None:
         self._server.shutdown()
@@ -78,7 +82,7 @@ class Exporter:
         metrics, contributions = self._metrics, dict(self._contributions)
         if metrics is None:
             return
-        row = metrics.row
+        row, age_s = metrics.row, time.monotonic() - self._shown_at
 
         def gauge(name: str, about: str, labels: Sequence[str], values: Mapping[Any, Any]) -> "Metric":
             return _filled(GaugeMetricFamily(name, about, labels=labels), values)
@@ -86,6 +90,9 @@ class Exporter:
         def counter(name: str, about: str, labels: Sequence[str], values: Mapping[Any, Any]) -> "Metric":
             return _filled(CounterMetricFamily(name, about, labels=labels), values)
 
+        yield gauge("zmqrl_figures_age_seconds", "Time since the supervisor renewed the figures", [], {(): age_s})
+        if age_s > OLD_S:  # the supervisor hangs
+            return
         yield InfoMetricFamily("zmqrl_run", "The run", {name: _text(value) for name, value in metrics.about.items()})
         for key, (name, about) in GAUGES.items():
             yield gauge(name, about, [], {(): row.get(key)})

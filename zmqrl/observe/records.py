@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zmqrl.errors import UsageError
-from zmqrl.observe.forms import EVALUATION, HOSTS, ROW, SETTINGS, SUMMARY, read_lines, read_object
+from zmqrl.observe.forms import EVALUATION, HOSTS, ROW, SETTINGS, SUMMARY, parsed_rows, read_lines, read_object
 from zmqrl.observe.metrics import LOSSES, Counters, RunMetrics
+from zmqrl.observe.sampling import sample_lines
 from zmqrl.rundir import RunDirectory, not_a_run
 
 Figures = NDArray[np.float64]
@@ -21,7 +22,7 @@ PLACE: Final = frozenset({"run_dir", "resume", "detach", "trackers", "page", "me
 
 MOST_SHARDS: Final = 1000  # far above the limit of a run: a higher number is a damaged setting
 
-FIRST_NEW_SEED: Final = 2**31  # only an evaluation for ``stop_score`` plays games with seeds from here on
+FIRST_NEW_SEED: Final = 2**31  # a run plays games with seeds from here on only for ``stop_score``
 
 # Keys of a row whose values are not means over gradients. Workers choose the names of the means.
 COUNTED: Final = frozenset({*RunMetrics(start=Counters()).row(0.0), "learning_rate"} - {*LOSSES, "policy_lag"})
@@ -99,16 +100,24 @@ class RunRecord:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read the run directory ``path``. Raises UsageError if it is not one, or has a damaged file."""
+        found = cls.read_newest(path)
+        directory = RunDirectory(found.path)
+        rows = lineage(read_lines(directory.metrics, ROW))
+        return replace(found, rows=rows, evaluations=evaluations(evaluation_lines(directory), rows))
+
+    @classmethod
+    def read_newest(cls, path: Path) -> Self:
+        """Like :meth:`read`, but read only the :func:`last_row`, and no evaluations."""
         directory = RunDirectory(path.resolve())
         settings = read_object(directory.config, SETTINGS, "restore the file, or use other runs")
         if settings is None:
             raise not_a_run(path)
-        rows = lineage(read_lines(directory.metrics, ROW))
+        last = last_row(directory.metrics)
         return cls(
             path=directory.path,
             settings=dict(flat(settings)),
-            rows=rows,
-            evaluations=evaluations(evaluation_lines(directory), rows),
+            rows=[last] if last else [],
+            evaluations=[],
             summary=read_object(
                 directory.summary, SUMMARY, "remove the file; metrics.jsonl has the metrics of the run"
             ),
@@ -135,6 +144,14 @@ class RunRecord:
             objects = [row.get(name) or {} for row in objects]
         values = [row.get(key) for row in objects]
         return np.array([value if type(value) in (float, int) else np.nan for value in values], dtype=np.float64)
+
+
+def last_row(metrics: Path) -> dict[str, Any]:
+    """The last undamaged row among the last few rows of ``metrics.jsonl``. Empty if there is none."""
+    for most in (1, 8):
+        if rows := list(parsed_rows(sample_lines(metrics, most)[-most:])):
+            return rows[-1]
+    return {}
 
 
 def hosts_of(directory: RunDirectory) -> list[dict[str, Any]]:
@@ -210,24 +227,29 @@ def evaluation_lines(directory: RunDirectory) -> list[dict[str, Any]]:
 
 
 def with_saved(saved: dict[str, Any] | None, lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The evaluations in ``lines`` and the ``saved`` one, by version. The saved one replaces those of its version."""
+    """The evaluations in ``lines`` and the ``saved`` one, by version. The saved one replaces those of its version.
+
+    It has the key ``saved``, because the user can have chosen any seeds.
+    """
     if saved is not None:
-        lines = [*(line for line in lines if line["version"] != saved["version"]), saved]
+        lines = [*(line for line in lines if line["version"] != saved["version"]), saved | {"saved": True}]
     return sorted(lines, key=lambda line: line["version"])
 
 
 def evaluations(lines: Iterable[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
-    """The evaluations in ``lines``. ``rows`` give the time at which each evaluated version was made."""
+    """The evaluations in ``lines``. A line without the time of its version needs ``rows``, which give this time."""
     found: list[Evaluation] = []
-    for line in lines if rows else ():
-        at = next((row for row in rows if row["version"] >= line["version"]), rows[-1])
+    for line in lines:
+        at = {**next((row for row in rows if row["version"] >= line["version"]), rows[-1] if rows else {}), **line}
+        if not {"wall_s", "agent_steps"} <= at.keys():
+            continue
         is_one_game = line.get("episodes", len(line.get("scores", []))) == 1
         low, high = (None, None) if is_one_game else line.get("ci95", (None, None))
         found.append(
             Evaluation(
                 version=line["version"],
-                wall_s=line.get("wall_s", at["wall_s"]),
-                agent_steps=line.get("agent_steps", at["agent_steps"]),
+                wall_s=at["wall_s"],
+                agent_steps=at["agent_steps"],
                 episodes=line.get("episodes"),
                 mean=line["mean"],
                 low=low,
@@ -240,9 +262,9 @@ def evaluations(lines: Iterable[Mapping[str, Any]], rows: Sequence[Mapping[str, 
 
 
 def is_for_stop_score(line: Mapping[str, Any]) -> bool:
-    """Whether a line of ``evaluations.jsonl`` is from new games, which only --stop-score asks for.
+    """Whether an evaluation of the run itself is from new games, which only --stop-score asks for.
 
     A run repeats such an evaluation until one reaches the score, so the last one is too high on average. Older versions
     could play the games with greedy actions.
     """
-    return bool(line.get("seeds")) and line["seeds"][0] >= FIRST_NEW_SEED
+    return not line.get("saved") and bool(line.get("seeds")) and line["seeds"][0] >= FIRST_NEW_SEED

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from zmqrl.observe.curves import Group, grouped, outcome_shares, position, positions, smoothed, spread
+from zmqrl.observe.curves import Group, farthest, grouped, outcome_shares, position, positions, smoothed, spread
 from zmqrl.observe.metrics import OUTCOMES
 from zmqrl.observe.records import Figures, RunRecord
 
@@ -32,8 +32,8 @@ def charts(names: Sequence[str], runs: Sequence[RunRecord], x: ChartAxis, *, fol
     """
     groups = grouped(runs) if fold else [Group(label=name, runs=(run,)) for name, run in zip(names, runs, strict=True)]
     name_of = {run.path: name for name, run in zip(names, runs, strict=True)}
-    farthest = max((positions(run, x)[-1] for run in runs if run.rows), default=0.0)
-    grid = np.linspace(0.0, farthest, GRID_POINTS) if farthest else np.zeros(1)
+    end = farthest(runs, x)
+    grid = np.linspace(0.0, end, GRID_POINTS) if end else np.zeros(1)
     return {
         "x": _plain(grid),
         "groups": [

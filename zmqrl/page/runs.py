@@ -5,26 +5,26 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Container, Hashable, Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from zmqrl.errors import UsageError
-from zmqrl.hostd.inspection import state_of
+from zmqrl.hostd.inspection import is_here, state_of
 from zmqrl.json_lines import open_file
 from zmqrl.observe.folding import by_number, ranges
 from zmqrl.observe.forms import EVALUATION, HOSTS, SETTINGS, SUMMARY, parsed_rows, read_object, readable_lines
-from zmqrl.observe.live.figures import read_live
+from zmqrl.observe.live.figures import Live, age_words, newest_figures, read_live
 from zmqrl.observe.live.presence import Presence, by_host
 from zmqrl.observe.live.session import state_of_run
 from zmqrl.observe.provenance import VERSIONS
-from zmqrl.observe.records import Evaluation, RunRecord, evaluations, flat, lineage, with_saved
+from zmqrl.observe.records import Evaluation, RunRecord, evaluations, flat, last_row, lineage, with_saved
+from zmqrl.observe.sampling import sample_lines
 from zmqrl.observe.stalls import Stall
 from zmqrl.page.charts import COLUMNS
-from zmqrl.page.sampling import sample_lines
 from zmqrl.rundir import LOCK, RunDirectory, is_locked
 from zmqrl.words import escaped
 
@@ -37,7 +37,6 @@ KEPT: Final = (
     *("version", "wall_s", "agent_steps", "episodes", "gradients", "updates_per_s", "contributions"),
     *(column for _, column in COLUMNS.values()),
 )
-MOMENTARY: Final = ("agent_steps_per_s", "updates_per_s", "workers_present")  # only a running run has them
 VIDEOS: Final = {".mp4": "video/mp4", ".gif": "image/gif"}
 VIDEO_VERSION = re.compile(r"(?:.*-)?v(\d+)", re.ASCII)
 STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S* "  # begins each notice of a supervisor, perhaps with an offset from UTC
@@ -130,13 +129,15 @@ class Runs:
             written = run.cluster, run.config, run.log("supervisor")
             begun = tuple(map(stamp, written))
             dead = self._kept.get(("dead", name)) == (begun, None)
+            supervisor = _supervisor(_object(run.cluster, SETTINGS) or {})
             if not dead and is_locked(run.path / LOCK):
-                cluster = _object(run.cluster, SETTINGS) or {}
-                return state_of_run(_supervisor_state(cluster)) if begun[0] else "starting"
+                return state_of_run(None if supervisor is None else state_of(*supervisor)) if begun[0] else "starting"
             if tuple(map(stamp, written)) == begun:
                 self._kept["dead", name] = begun, None
                 if begun[0]:
-                    return "killed"
+                    # The lock of a supervisor on another machine may not be visible here.
+                    is_alive = supervisor and not is_here(supervisor[0], supervisor[2]) and self._live(name).is_new
+                    return "running" if is_alive else "killed"
         if run.summary.exists():
             return "ended"
         if run.submitted.exists():
@@ -175,22 +176,22 @@ class Runs:
         run = self.find(name)
         changed = tuple(map(stamp, (run.config, run.metrics, run.summary)))
 
-        def read() -> tuple[dict[str, Any], dict[str, Any]]:
-            settings, summary = self._settings(name), _object(run.summary, SUMMARY) or {}
+        def read() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]:
+            settings, summary = self._settings(name), _object(run.summary, SUMMARY)
             workers, backups = settings.get("workers"), settings.get("backups", 0)
             about = {
                 "name": name,
                 **{key: settings.get(key) for key in ("recipe", "env", "algo", "seed", "shards")},
                 "workers": workers + backups if isinstance(workers, int) and isinstance(backups, int) else None,
                 "quorum": 1 if settings.get("mode") == "async" else settings.get("quorum") or workers,
-                "exit_reason": summary.get("exit_reason"),
+                "exit_reason": None if summary is None else summary["exit_reason"],
                 "begun_at": changed[0][2] / 1e9 if changed[0] else 0.0,
             }
-            return about, _last_row(run.metrics)
+            return about, last_row(run.metrics), summary
 
-        about, last = self.kept("overview", name, changed, read)
+        about, last, summary = self.kept("overview", name, changed, read)
         state = self.state(name)
-        row = self._newest(name, state, last)
+        row = newest_figures(state, last, self._live(name), summary)
         return about | {
             "state": state,
             "exit_reason": about["exit_reason"] if state == "ended" else None,
@@ -200,35 +201,32 @@ class Runs:
             "minutes": row["wall_s"] / 60 if row else None,
         }
 
-    def _newest(self, name: str, state: str, last: dict[str, Any]) -> dict[str, Any]:
-        """The newest figures of a run: those in its ``last`` row, and for a running run, those in ``live.json``.
-
-        A row is written only for a new version. The last known value replaces one that is unknown now.
-        """
-        if state != "running":
-            return last and last | dict.fromkeys(MOMENTARY)
-        live, _ = self._live(name)
-        return last | {key: live[key] for key in (*KEPT, "quorum") if live.get(key) is not None}
-
-    def _live(self, name: str) -> tuple[dict[str, Any], list[Presence]]:
+    def _live(self, name: str) -> Live:
         path = self.find(name).live
-        return self.kept("live", name, stamp(path), lambda: read_live(path) if _is_plain(path) else ({}, []))
+
+        def read() -> Live:
+            found = read_live(path) if _is_plain(path) else Live()
+            return replace(found, row={key: found.row[key] for key in (*KEPT, "quorum") if key in found.row})
+
+        return self.kept("live", name, stamp(path), read)
 
     def details(self, name: str) -> dict[str, Any]:
         """Everything about one run except its curves."""
         run, record = self.find(name), self.record(name)
         found = self.overview(name)
-        is_running = found["state"] == "running"
-        stall = _object(run.stalled, SETTINGS) if is_running else None
+        live = self._live(name) if found["state"] == "running" else Live()
+        last: Mapping[str, Any] = record.rows[-1] if record.rows else {}
+        is_now = found["state"] == "running" and not live.is_old
+        stall = _object(run.stalled, SETTINGS) if is_now else None
         failed = found["state"] == "killed" or found["exit_reason"] == "failed"
         hosts = (_object(run.hosts, HOSTS) or {"hosts": []})["hosts"]
         host_of = {process: each["host"] for each in hosts for process in each["processes"]}
-        if is_running:
-            host_of |= {str(each.process): each.host for each in self._live(name)[1]}
+        host_of |= {str(each.process): each.host for each in live.processes}
         return found | {
-            "row": self._newest(name, found["state"], dict(record.rows[-1]) if record.rows else {}) or None,
+            "row": newest_figures(found["state"], last, live, record.summary) or None,
+            "old": age_words(live.age_s),
             "stalled": _sentence(stall),
-            "missing": _missing(self._live(name)[1]) if is_running else [],
+            "missing": _missing(live.processes) if is_now else [],
             "failure": failure(run.log("supervisor")) if failed else None,
             "evaluations": [asdict(each) for each in record.evaluations],
             "videos": list(_videos(run.path / "videos", record)),
@@ -269,14 +267,6 @@ class Runs:
         return evaluations(with_saved(_object(run.evaluation, EVALUATION), lines), rows)
 
 
-def _last_row(metrics: Path) -> dict[str, Any]:
-    """The last undamaged row among a few sampled rows. Empty if there is none."""
-    for most in (1, 8):
-        if rows := list(parsed_rows(sample_lines(metrics, most)[-most:])):
-            return rows[-1]
-    return {}
-
-
 def _object(path: Path, form: Any) -> dict[str, Any] | None:
     """The object in a file. None if the file is missing, damaged, being written, or a symbolic link."""
     try:
@@ -300,13 +290,13 @@ def _sentence(stall: dict[str, Any] | None) -> str | None:
         return None
 
 
-def _supervisor_state(cluster: dict[str, Any]) -> str | None:
-    """The state of the supervisor that ``cluster.json`` names. None if it is unknown, or on another host."""
+def _supervisor(cluster: dict[str, Any]) -> tuple[str, int, str | None] | None:
+    """Host, process id and PID namespace of the supervisor in ``cluster.json``. None if they are unknown."""
     match cluster.get("supervisor"):
         case {"host": str(host), "pid": int(pid), "pid_space": str(space)}:
-            return state_of(host, pid, space)
+            return host, pid, space
         case {"host": str(host), "pid": int(pid)}:  # of an older zmqrl
-            return state_of(host, pid)
+            return host, pid, None
     return None
 
 

@@ -16,7 +16,7 @@ from zmqrl.observe.records import Evaluation, RunRecord, evaluation_lines, evalu
 from zmqrl.recipes import RECIPES
 from zmqrl.results.bootstrap import mean_interval
 from zmqrl.rundir import RunDirectory
-from zmqrl.words import as_word, counted
+from zmqrl.words import as_word, counted, told_apart
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,7 +176,7 @@ def _doubt(
     low, high = interval
     rounding = 1e-9 * max(abs(low), abs(high))
     if not low - rounding <= evaluation.mean <= high + rounding:
-        return f"has a mean of {evaluation.mean:,.1f}, outside its own interval of {low:,.1f} to {high:,.1f}"
+        return "has a mean of {}, outside its own interval of {} to {}".format(*told_apart(evaluation.mean, low, high))
     return None
 
 

@@ -18,7 +18,7 @@ from zmqrl.observe.records import Evaluation, RunRecord
 from zmqrl.results.command_line import train_command
 from zmqrl.results.kept import Result, obstacle
 from zmqrl.results.rerun import AXES, By, Verdict
-from zmqrl.words import counted
+from zmqrl.words import counted, mean_words
 
 ROWS: Final = 10  # in a table of scores, approximately
 # The characters that Markdown or HTML gives a meaning. An underscore inside a word has none.
@@ -181,9 +181,8 @@ def _headline(result: Result) -> str:
 
 
 def _mean_of(evaluation: Evaluation) -> str:
-    interval = "" if evaluation.interval is None else " (95 % interval {:,.1f} to {:,.1f})".format(*evaluation.interval)
     episodes = f" in {counted(int(evaluation.episodes), 'game')}" if evaluation.episodes else ""
-    return f"{evaluation.mean:,.1f}{interval}{episodes}"
+    return f"{mean_words(evaluation.mean, evaluation.interval)}{episodes}"
 
 
 def _evaluation(result: Result) -> list[str]:

@@ -13,7 +13,7 @@ from zmqrl.observe.curves import position
 from zmqrl.observe.records import MAY_DIFFER_IN_GROUP, Evaluation, differing
 from zmqrl.results.bootstrap import FEWEST_TRAININGS, difference_interval, prediction_interval
 from zmqrl.results.kept import RecordedLimits, Result, obstacle
-from zmqrl.words import counted
+from zmqrl.words import counted, told_apart
 
 By: TypeAlias = Literal["minutes", "agent-steps"]
 Word: TypeAlias = Literal["within", "outside", "undecided"]
@@ -167,9 +167,10 @@ def judge(
         low, high = prediction_interval(trainings)
         kind = f"95 % prediction interval of {known} recorded trainings"
     word: Word = "within" if low <= repeated.mean <= high else "outside"
+    mean_text, low_text, high_text = told_apart(repeated.mean, low, high)
     return Verdict(
         word=word,
-        reason=f"the mean of {repeated.mean:,.1f} is {word} the {kind}, {low:,.1f} to {high:,.1f}",
+        reason=f"the mean of {mean_text} is {word} the {kind}, {low_text} to {high_text}",
         meaning=_meaning(same, known),
         interval=(low, high),
         trainings=known,

@@ -126,15 +126,15 @@ def live_figures(
     config: Config,
     directory: RunDirectory,
     row: Mapping[str, Any],
-    trained_s: float,
+    trained_s: float | None,
     processes: Sequence[Presence],
 ) -> LiveFigures:
-    """The figures that a console shows. ``trained_s`` is the training time of this session, in seconds."""
+    """The figures that a console shows. ``trained_s`` is the training time of this session in seconds, if known."""
     return LiveFigures(
         title=f"{config.recipe} · {config.env} · {directory.path.name}",
         row=row,
         frames_per_agent_step=config.envs.mean_frame_skip if is_ale_id(config.env) else None,
-        left_s=_left_s(config, row, trained_s),
+        left_s=None if trained_s is None else _left_s(config, row, trained_s),
         hosts=by_host(processes),
     )
 

@@ -1,12 +1,19 @@
 """The view of a run that has ended: its last figures and notices, and its exit status."""
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
 from support.record_rig import row, run_directory, summary
 
 from zmqrl.commands.inspect import attach
+from zmqrl.commands.inspect.living import Living
 from zmqrl.errors import ClusterError
+from zmqrl.observe.console import LiveFigures
+from zmqrl.observe.live.figures import LiveMetrics
+from zmqrl.observe.live.presence import Presence
+from zmqrl.process_id import worker_id
 from zmqrl.rundir import RunDirectory, write_json
 
 
@@ -31,6 +38,51 @@ def test_a_view_has_the_exit_status_of_its_run_even_if_older_code_wrote_the_summ
     notice, told = capsys.readouterr().out.splitlines()
     assert notice == "2026-01-05 10:12:03 ended; see summary.json"
     assert told.startswith("time 0:00:12, 0:00:00 left; speed 1,000 agent steps/s")
+
+
+class Shown:
+    """A console that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.figures: list[LiveFigures] = []
+        self.notices: list[str] = []
+
+    def starting(self, stage: str, line: str) -> None: ...
+
+    def update(self, figures: LiveFigures) -> None:
+        self.figures.append(figures)
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+    def close(self) -> None: ...
+
+
+def test_a_view_follows_the_newest_figures_although_a_stalled_run_writes_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RunDirectory(run_directory(tmp_path / "run", [row(3)], minutes=10.0, updates=None, agent_steps=None))
+    directory.claim()
+    lost = Presence(process=worker_id(1), host="h2", state="lost", for_s=12.3)
+
+    def stall() -> None:
+        supervisor = {"host": socket.gethostname(), "pid": os.getpid()}
+        facts = {"supervisor": supervisor, "shards": [], "workers": [], "followers": []}
+        write_json(directory.cluster, facts | {"trained_before_s": 1.0})
+        figures = LiveMetrics(row=row(3, wall_s=9.0, workers_present=1), about={}, processes=[lost], quorum=2)
+        write_json(directory.live, figures.to_json() | {"at": 1e9})
+
+    turns = iter([stall, lambda: os.utime(directory.live, (1e9, 1e9)), directory.release])
+    monkeypatch.setattr("zmqrl.commands.inspect.attach.time.sleep", lambda _: next(turns)())
+    console = Shown()
+    attach._show(Living.read(directory.path), console)
+    starting, stalled, old, ended = console.figures
+    assert starting.left_s is None, "it can be a resumed run, whose session has a limit of its own"
+    assert (stalled.row["wall_s"], stalled.row["workers_present"], stalled.left_s) == (9.0, 1, 592.0)
+    assert [line.remarks for line in stalled.hosts] == ["worker-1: lost 12 s ago"]
+    assert (old.row["wall_s"], old.row["workers_present"]) == (9.0, None)
+    assert console.notices == ["the supervisor no longer writes the figures: it may hang"]
+    assert (ended.row, ended.hosts) == (row(3), [])
 
 
 def test_a_run_without_a_summary_was_killed(tmp_path: Path) -> None:

@@ -9,24 +9,28 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.commands import ran
 from support.lab import Lab
+from support.record_rig import row, summary
 from support.rig import ending, eventually
 from support.run_rig import RunFiles, launching, trained, training
 
-from zmqrl.commands.inspect import logs, status
+from zmqrl.commands.inspect import attach, logs, status
 from zmqrl.commands.inspect.merging import time_of
 from zmqrl.commands.run import stop
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd.inspection import pid_space, state_of
+from zmqrl.hosts.deployment import local_launcher
 from zmqrl.observe.live.figures import LiveMetrics
 from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.provenance import versions
 from zmqrl.observe.stalls import Awaited, Stall
+from zmqrl.page.runs import Runs
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.recipes import cartpole
 from zmqrl.rundir import RunDirectory, write_json
@@ -197,29 +201,67 @@ def test_this_machine_is_not_taken_for_the_localhost_of_a_launcher_on_another_ma
     assert asked.exists()
 
 
+def test_the_state_of_a_killed_run_is_found_in_a_directory_that_was_renamed(starting: RunDirectory) -> None:
+    here, host = {"host": socket.gethostname(), "pid": os.getpid()}, local_launcher(starting.path).to_dict()
+    shards = [{"shard": 0, **here}]
+    write_json(starting.left, {"supervisor": here, "shards": shards, "workers": [], "followers": [], "hosts": host})
+    (starting.path / "state").mkdir()
+    starting.state(0).touch()
+    starting.release()
+    renamed = starting.path.rename(starting.path.with_name("renamed"))
+    found = status.status(renamed)
+    assert found["hosts"]["localhost"]["directory"] == str(renamed)
+    assert "state/shard-0.slots" in found["hosts"]["localhost"]["files"]
+    assert status._report(found).endswith("--resume continues from the last version of the shards")
+
+
 def test_status_names_the_files_left_on_a_host_and_their_directory() -> None:
+    shards = [{"name": f"shard-{number}", "host": "h1"} for number in (2, 10)]
+    killed = {"state": "killed", "exit_reason": None, "version": None, "processes": shards}
     files = ["state/shard-10.slots", "state/shard-2.slots"]
     hosts: dict[str, dict[str, Any]] = {
         "h1": {"alive": False, "files": files, "directory": "/var/tmp/zmqrl-1000/h1/run"},
         "h2": {"alive": False, "files": [], "directory": "/var/tmp/zmqrl-1000/h2/run"},
     }
-    said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
+    said = status._report(killed | {"hosts": hosts})
     assert "h1: no processes; in /var/tmp/zmqrl-1000/h1/run: state/shard-2.slots, state/shard-10.slots\n" in said
     assert "h2: no processes; no files\n" in said
     assert said.endswith("--resume continues from the last version of the shards")
     many = [f"logs/worker-{rank}.log" for rank in range(900)] + ["state/shard-0.slots", "config.json", ".lock"]
     hosts["h1"]["files"] = many
-    said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
+    said = status._report(killed | {"hosts": hosts})
     assert "h1/run: 900 files in logs, 1 file in state, 2 other files\n" in said
     hosts["h1"]["more"] = 5000
-    said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
+    said = status._report(killed | {"hosts": hosts})
     assert "h1/run: 900 files in logs, 1 file in state, 5,002 other files\n" in said
     hosts["h1"] |= {"files": ["logs/\033[31m"], "more": 0}
-    said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
+    said = status._report(killed | {"hosts": hosts})
     assert "h1/run: logs/ [31m\n" in said, "a host can choose any names"
     over: dict[str, Any] = hosts | {"h2": "Expired or invalid job 7"}
-    said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": over})
+    said = status._report(killed | {"hosts": over})
     assert said.endswith("--resume continues from the newest checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("answers", "promise"),
+    [
+        (((0,), (1, 2)), "continues from the last version of the shards"),
+        (((0,), (1,)), "continues from the newest checkpoint: there is no state of shard-2"),
+        (((), ()), "continues from the newest checkpoint: there is no state of shard-0..2"),
+        (((), "ssh: connect"), "needs the state of shard-1,shard-2, but the host gave no answer"),
+    ],
+)
+def test_a_resume_is_promised_only_from_state_that_was_found(answers: Sequence[Any], promise: str) -> None:
+    processes = [{"name": name, "host": host} for name, host in (("shard-0", "h1"), ("shard-1", "h2"))]
+    processes += [{"name": "shard-2", "host": "h2"}, {"name": "worker-0", "host": "h1"}]
+    hosts = {
+        host: {"alive": False, "files": [f"state/shard-{number}.slots" for number in found], "directory": "/w"}
+        if isinstance(found, tuple)
+        else found
+        for host, found in zip(("h1", "h2"), answers, strict=True)
+    }
+    found = {"state": "killed", "exit_reason": None, "version": None, "processes": processes, "hosts": hosts}
+    assert status._report(found).endswith(f"--resume {promise}")
 
 
 def test_status_shows_a_stalled_version_with_its_processes(starting: RunDirectory) -> None:
@@ -252,6 +294,34 @@ def test_status_shows_a_stalled_version_with_its_processes(starting: RunDirector
     assert not starting.stalled.exists()
 
 
+def test_a_directory_without_an_end_is_that_of_a_killed_run_or_a_part_of_one(starting: RunDirectory) -> None:
+    starting.left.unlink()
+    starting.release()
+    found = status.status(starting.path)
+    assert (found["state"], found["exit_reason"]) == ("killed", None)
+    assert status._report(found).splitlines() == [
+        "killed",
+        "the run was killed while it started, or this directory is an incomplete copy",
+    ]
+    with pytest.raises(ClusterError, match="died before the end of the run"):
+        attach.run(attach.Options(run=starting.path))
+    for path in starting.path.iterdir():
+        os.utime(path, (1e9, 1e9))
+    assert Runs(starting.path).state(".") == "killed"
+
+
+def test_the_summary_of_an_earlier_session_does_not_hide_that_a_session_was_killed(starting: RunDirectory) -> None:
+    write_json(starting.summary, summary(exit_status=0))
+    supervisor = {"host": "h9", "pid": 1}
+    write_json(starting.cluster, {"supervisor": supervisor, "shards": [], "workers": [], "followers": [], "hosts": []})
+    assert status.status(starting.path)["exit_reason"] is None, "the run continues"
+    starting._unlock()  # as the end of its process does
+    found = status.status(starting.path)
+    assert (found["state"], found["exit_reason"], Runs(starting.path).state(".")) == ("killed", None, "killed")
+    with pytest.raises(ClusterError, match="died before the end of the run"):
+        attach.run(attach.Options(run=starting.path))
+
+
 def test_a_run_whose_shards_are_not_up_yet_is_starting(starting: RunDirectory) -> None:
     found = status.status(starting.path)
     assert (found["state"], status._report(found)) == ("starting", "starting")
@@ -273,6 +343,22 @@ def test_status_says_why_a_process_has_no_process_id(starting: RunDirectory) -> 
         "h2 worker-1 (its host is unreachable)",
     ]
     starting.release()
+
+
+def test_a_host_that_a_clock_ahead_of_this_one_says_is_lost_has_just_been_lost(starting: RunDirectory) -> None:
+    here = {"host": socket.gethostname(), "pid": os.getpid()}
+    lost = {"unreachable_since": {"h2": time.time() + 60.0}}
+    write_json(starting.cluster, lost | {"supervisor": here, "shards": [], "workers": [], "followers": []})
+    assert status.status(starting.path)["unreachable_s"] == {"h2": 0.0}
+    starting.release()
+
+
+def test_only_a_running_run_has_momentary_figures(starting: RunDirectory) -> None:
+    starting.metrics.write_text(json.dumps(row(9, workers_present=2)) + "\n", encoding="utf-8")
+    momentary = ("agent_steps_per_s", "updates_per_s", "workers_present")
+    starting.release()
+    found = status.status(starting.path)
+    assert (found["state"], found["version"], [found[key] for key in momentary]) == ("killed", 90, 3 * [None])
 
 
 def test_status_shows_speed_and_who_is_present_since_when(starting: RunDirectory) -> None:
@@ -307,6 +393,59 @@ def test_status_shows_speed_and_who_is_present_since_when(starting: RunDirectory
     assert status.status(starting.path)["updates_per_s"] is None
     starting.release()
     assert not starting.live.exists()
+
+
+def write_live(directory: RunDirectory, *, age_s: float) -> None:
+    """Write the ``live.json`` of a supervisor that wrote it some time ago."""
+    row = {"version": 7, "wall_s": 90.0, "agent_steps": 448, "agent_steps_per_s": 1234.4, "updates_per_s": 5.61}
+    row |= {"score_mean_50": 21.4, "workers_present": 2}
+    presence = Presence(process=worker_id(0), host="h1", state="awaited", for_s=12.2)
+    figures = LiveMetrics(row=row, about={}, processes=[presence], quorum=3).to_json()
+    at = time.time() - age_s
+    write_json(directory.live, figures | {"at": at})
+    os.utime(directory.live, (at, at))
+
+
+def test_old_figures_are_shown_with_their_age_and_without_those_of_the_moment(starting: RunDirectory) -> None:
+    here = {"host": socket.gethostname(), "pid": os.getpid()}
+    workers = [{"rank": 0, "host": "h1", "pid": 17}]
+    write_json(starting.cluster, {"supervisor": here, "shards": [], "workers": workers, "followers": []})
+    write_json(starting.stalled, Stall(version=7, waited_s=12.0, awaited=()).to_json())
+    write_live(starting, age_s=6 * 3600)
+    found = status.status(starting.path)
+    assert found["figures_age_s"] == pytest.approx(6 * 3600, abs=60)
+    assert (found["state"], found["version"], found["quorum"], found["stalled"]) == ("running", 7, 3, None)
+    momentary = ("agent_steps_per_s", "updates_per_s", "workers_present")
+    assert [found[key] for key in momentary] == [None, None, None]
+    assert status._report(found).splitlines() == [
+        "running",
+        "version 7 after 1.5 min, score 21.4",
+        "these figures are 6 h old",
+        f"{here['host']} supervisor (process {here['pid']})",
+        "h1 worker-0 (process 17)",
+    ]
+    os.utime(starting.live)  # the clock of the supervisor is wrong, or that of the file system
+    assert status.status(starting.path)["workers_present"] == 2
+    starting.release()
+
+
+def test_a_run_whose_lock_is_not_visible_is_running_while_its_supervisor_elsewhere_writes(
+    starting: RunDirectory,
+) -> None:
+    starting.release()
+    facts: dict[str, Any] = {"shards": [], "workers": [], "followers": []}
+    write_json(starting.cluster, facts | {"supervisor": {"host": "h9", "pid": 1}})
+    write_live(starting, age_s=0.0)
+    found = status.status(starting.path)
+    assert (found["state"], found["locked"], found["workers_present"]) == ("running", False, 2)
+    assert status._report(found).startswith("running (its lock is not visible from here)\n")
+    with pytest.raises(UsageError, match="is on h9: stop the run there"):
+        stop.run(stop.Options(run=starting.path))
+    write_live(starting, age_s=30.0)
+    assert status.status(starting.path)["state"] == "killed"
+    write_live(starting, age_s=0.0)
+    write_json(starting.cluster, facts | {"supervisor": {"host": socket.gethostname(), "pid": os.getpid()}})
+    assert status.status(starting.path)["state"] == "killed", "here, the lock is visible"
 
 
 def test_status_shows_which_processes_of_a_starting_run_are_up(starting: RunDirectory) -> None:
@@ -359,6 +498,26 @@ def test_an_unreadable_stall_file_is_ignored(starting: RunDirectory) -> None:
     starting.release()
 
 
+def test_the_last_line_of_an_ended_run_is_shown_even_if_its_process_could_not_finish_it(
+    starting: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (starting.path / "logs").mkdir()
+    starting.log(worker_id(0)).write_text("2026-01-05 10:00:00,000 up\n2026-01-05 10:00:01,000 Fatal Py")
+    logs.run(logs.Options(run=starting.path))
+    assert capsys.readouterr().out.splitlines() == ["[worker-0] 2026-01-05 10:00:00,000 up"], "it may continue"
+    starting.release()
+    logs.run(logs.Options(run=starting.path))
+    assert capsys.readouterr().out.splitlines()[1] == "[worker-0] 2026-01-05 10:00:01,000 Fatal Py"
+
+
+def test_status_needs_only_the_last_row(starting: RunDirectory) -> None:
+    starting.release()
+    rows = [json.dumps(row(second)) for second in (1, 2)]
+    starting.metrics.write_text(f"{rows[0]}\nbroken\n{rows[1]}\n", encoding="utf-8")
+    starting.evaluations.write_text("broken\n\n", encoding="utf-8")
+    assert status.status(starting.path)["version"] == 20
+
+
 def test_logs_are_sorted_by_the_numbers_of_their_processes(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     for name in ("worker-10", "worker-2", "shard-0"):
@@ -373,8 +532,10 @@ def test_a_log_is_followed_in_complete_lines_starting_with_its_last_ones(tmp_pat
     assert reader.lines() == ["7", "8", "9"]
     assert reader.lines() == []
     with path.open("a") as file:
-        file.write("shed\nnext\n")
+        file.write("shed\nnext\nthe last")
     assert reader.lines() == ["unfinished", "next"]
+    assert reader.lines() == []
+    assert [reader.lines(is_over=True) for _ in range(2)] == [["the last"], []]
 
 
 def test_a_log_may_appear_later_and_be_replaced_by_a_shorter_one(tmp_path: Path) -> None:

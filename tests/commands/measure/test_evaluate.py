@@ -211,6 +211,13 @@ def test_the_report_says_how_many_games_are_different(distinct: int, line: str) 
     assert "too narrow" not in text
 
 
+def test_the_report_shows_that_an_interval_has_a_width() -> None:
+    about = {"env": "x", "version": 1, "wall_s": 60.0, "agent_steps": 9, "greedy": False, "flavour": "f", "cut_off": 0}
+    figures = {"mean": 0.52, "ci95": [0.51, 0.53], "median": 0.5, "min": 0.5, "max": 0.54}
+    text = _report(figures | about | {"episodes": 4, "distinct": 4, "seeds": [0, 1, 2, 3]})
+    assert "mean 0.52 (95 % interval 0.51 to 0.53), median 0.5" in text
+
+
 def test_a_player_that_fails_ends_the_evaluation(cartpole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     played = []
 

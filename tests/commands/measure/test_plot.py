@@ -90,6 +90,22 @@ def test_the_title_names_the_bands_of_small_and_of_large_groups(tmp_path: Path) 
     assert "mean and min-max or standard deviation of up to 5 runs" in words(*paths)
 
 
+def test_the_title_counts_the_runs_whose_values_are_known(tmp_path: Path) -> None:
+    rows = [row(second) for second in range(1, 5)]
+    silent = [each | {"score_mean_50": None} for each in rows]
+    paths = [run_directory(tmp_path / f"run-{n}", each, seed=n) for n, each in enumerate((rows, rows, silent))]
+    assert "mean and min-max of 2 runs" in words(*paths, "--panels", "score")
+    assert "mean and min-max of up to 3 runs" in words(*paths, "--panels", "score,contributions")
+
+
+@pytest.mark.filterwarnings("error")
+def test_runs_that_begin_and_end_at_different_times_are_drawn_whole(tmp_path: Path) -> None:
+    rows = [row(second) for second in range(1, 9)]
+    paths = [run_directory(tmp_path / f"run-{n}", rows[n : 5 + n], seed=n) for n in range(3)]
+    picture = words(*paths, "--panels", "contributions", "--x", "minutes")
+    assert picture.count("stroke: #666666; stroke-opacity: 0.6; stroke-width: 0.8") == 4, "two parts before, two after"
+
+
 def test_the_title_names_the_recipe_once(tmp_path: Path) -> None:
     paths = [run_directory(tmp_path / f"seed-{seed}", [row(1), row(2)], seed=seed, recipe="mine") for seed in (1, 2)]
     assert "mine · CartPole-v1 · mean and min-max of 2 runs" in words(*paths)
@@ -124,6 +140,16 @@ def test_a_long_flavour_is_drawn_in_several_lines(tmp_path: Path) -> None:
 
 def test_a_run_with_one_row_and_no_finished_game_can_be_plotted(tmp_path: Path) -> None:
     assert "nothing yet" in words(run_directory(tmp_path / "run", [row(1, score_mean_50=None)]))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_with_only_evaluations_can_be_plotted(tmp_path: Path) -> None:
+    evaluations = [{"version": 20, "mean": 3.0, "ci95": [2.5, 3.5], "wall_s": 120.0, "agent_steps": 2000}]
+    run = run_directory(tmp_path / "run", evaluations=evaluations)
+    picture = words(run)
+    assert "nothing yet" in picture
+    assert "evaluation, 95 % interval" in picture
+    assert "2k<" in picture, "the axis reaches the evaluation"
 
 
 @pytest.mark.filterwarnings("error")

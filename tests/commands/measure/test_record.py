@@ -27,7 +27,7 @@ from support.policy_rig import BREAKOUT, write_run
 
 from zmqrl import cli
 from zmqrl.commands.measure.play import whole_game
-from zmqrl.commands.measure.record import record, video_at
+from zmqrl.commands.measure.record import ffmpeg, record, video_at
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.learner.dummy import DUMMY_ID
@@ -261,6 +261,28 @@ def test_a_gif_without_its_end_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match=r"cannot write .*/a\.gif: ffmpeg did not finish the file"):
         write_cut()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("program", ["/nonexistent/ffmpeg", "false"])
+def test_an_ffmpeg_that_cannot_be_run_is_refused_before_the_game(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", program)
+    ffmpeg.cache_clear()
+    with pytest.raises(UsageError, match=r"^no ffmpeg can be run: install ffmpeg, or set IMAGEIO_FFMPEG_EXE to "):
+        record(load_policy(write_run(tmp_path / "run", BREAKOUT, 0)), tmp_path / "a.mp4", seed=0, greedy=False)
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def test_a_video_that_cannot_be_opened_in_time_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, path = np.zeros((13, 20, 3), np.uint8), tmp_path / "a.mp4"
+    ffmpeg()
+    with (
+        pytest.raises(UsageError, match=r"cannot write .*/a\.mp4: ffmpeg did not open it within 0 s"),
+        video_at(path, 5, screen),
+    ):
+        monkeypatch.setattr("zmqrl.commands.measure.record.OPENED_WITHIN_S", 0.0)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from zmqrl.commands.inspect import follow
 from zmqrl.commands.inspect.living import Living, exit_status_of
@@ -13,8 +14,8 @@ from zmqrl.commands.options import RunPath
 from zmqrl.config import Config
 from zmqrl.errors import INTERRUPTED, ClusterError
 from zmqrl.hosts.ways.login_node import Submitted
-from zmqrl.json_lines import parse_json
 from zmqrl.observe.console import NOTICES_SHOWN, Console, console_for
+from zmqrl.observe.forms import parsed_rows
 from zmqrl.observe.screen import never_waiting
 from zmqrl.process import interruptible
 from zmqrl.supervisor.progress import live_figures
@@ -57,23 +58,27 @@ def run(options: Options) -> int:
 
 
 def _show(living: Living, console: Console) -> None:
-    """Show the figures and notices of a run until it ends."""
+    """Show the newest figures and the notices of a run until it ends."""
     directory, config = living.directory, Config.read(living.directory.config)
     notices, rows = Reader(directory.log("supervisor"), NOTICES_SHOWN), Reader(directory.metrics, 1)
-    trained_before_s = 0.0
+    last, was_old = dict[str, Any](), False
     while True:
         is_over = not living.is_alive()
         if living.cluster is None:
             living = Living.read(directory.path)
-        if living.cluster is not None:
-            trained_before_s = living.cluster.get("trained_before_s", 0.0)
-        for line in notices.lines():
+        for line in notices.lines(is_over=is_over):
             console.notice(line)
-        for line in rows.lines()[-1:]:
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged line
-                row = parse_json(line)
-                trained_s = row["wall_s"] - trained_before_s
-                console.update(live_figures(config, directory, row, trained_s, living.live()[1]))
+        last = [last, *parsed_rows(map(str.encode, rows.lines()))][-1]
+        live = living.live()
+        if row := live.over(last):
+            # A run that starts or resumes has no cluster.json yet, so the time before its session is unknown.
+            is_known = living.cluster is not None or is_over
+            trained_s = row["wall_s"] - (living.cluster or {}).get("trained_before_s", 0.0) if is_known else None
+            with contextlib.suppress(KeyError, TypeError):  # a row of another version of zmqrl
+                console.update(live_figures(config, directory, row, trained_s, live.processes))
+        if live.is_old and not was_old:
+            console.notice("the supervisor no longer writes the figures: it may hang")
+        was_old = live.is_old
         if is_over:
             return
         time.sleep(LOOK_EVERY_S)

@@ -11,8 +11,7 @@ from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.link import Link, LinkLost
 from zmqrl.json_lines import read_json
 from zmqrl.observe.forms import SUMMARY, read_object
-from zmqrl.observe.live.figures import read_live
-from zmqrl.observe.live.presence import Presence
+from zmqrl.observe.live.figures import Live, read_live
 from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.rundir import RunDirectory, not_a_run
@@ -56,7 +55,11 @@ class Living:
 
     def is_alive(self) -> bool:
         """Whether the supervisor of the run is alive."""
-        return self.directory.in_use()
+        return self.directory.in_use() or self.is_alive_elsewhere()
+
+    def is_alive_elsewhere(self) -> bool:
+        """Whether a supervisor on another machine, whose lock may not be visible here, has just written the figures."""
+        return self.cluster is not None and not self.is_here and self.live().is_new
 
     @property
     def is_here(self) -> bool:
@@ -84,13 +87,17 @@ class Living:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
             return None
 
-    def live(self) -> tuple[dict[str, Any], list[Presence]]:
-        """The newest figures and the processes, as the supervisor last wrote them. Empty if unknown."""
+    def live(self) -> Live:
+        """The newest figures and the processes, as the supervisor last wrote them."""
         return read_live(self.directory.live)
 
     def links(self) -> list[Link]:
         """The hosts of the run."""
-        return [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
+        links = [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
+        for link in links:
+            if link.lease_s is None:  # all files are in the run directory, whose name may have changed
+                link.work = str(self.directory.path)
+        return links
 
     def elsewhere(self) -> str | None:
         """The machine that launched the run, if only commands there can reach all hosts."""
@@ -109,9 +116,9 @@ class Living:
 
 
 def exit_status_of(directory: RunDirectory) -> int:
-    """The exit status of a run that has ended. Raises ClusterError if its supervisor left no summary."""
+    """The exit status of a run that has ended. Raises ClusterError if its supervisor was killed before its summary."""
     path, summary = directory.path, read_object(directory.summary, SUMMARY, "remove the file")
-    if summary is None:
+    if summary is None or directory.cluster.exists():
         raise ClusterError(
             f"the supervisor of {path} died before the end of the run, or could not write {directory.summary.name}: "
             f"see zmqrl status {as_word(path)}."

@@ -57,7 +57,8 @@ def run(options: Options) -> int:
     readers: dict[str, Reader] = {}
     merging = Merging()
     while True:
-        last = not (options.follow and living.is_alive())
+        is_over = not living.is_alive()
+        last = is_over or not options.follow
         for name, path in _logs(living.directory).items():
             if name not in readers and options.process in (None, name) and options.host in (None, hosts.get(name)):
                 reader = readers[name] = Reader(path, options.tail)
@@ -65,7 +66,7 @@ def run(options: Options) -> int:
                     merging.begin((hosts.get(name, ""), name), reader.time_before)
         now = time.monotonic()
         for name, reader in readers.items():
-            for line in reader.lines():
+            for line in reader.lines(is_over=is_over):
                 merging.add((hosts.get(name, ""), name), line, now)
         for folded in _folded(merging.take_all() if last else merging.take(now)):
             sys.stdout.write(f"{folded}\n")
@@ -113,14 +114,15 @@ class Reader:
         times = (time_of(line.decode(errors="replace")) for line in reversed(skipped))
         self.time_before = next((at for at in times if at is not None), None)
 
-    def lines(self) -> list[str]:
-        """The lines completed since the last call."""
+    def lines(self, *, is_over: bool = False) -> list[str]:
+        """The lines completed since the last call. If the file ``is_over``, its last line may have no end."""
         if not self._path.exists():
             return []
         with open_file(self._path) as file:
             self._at = min(self._at, file.seek(0, os.SEEK_END))
             file.seek(self._at)
-            whole = file.read().rpartition(b"\n")[0]
+            piece = file.read()
+        whole = piece.removesuffix(b"\n") if is_over else piece.rpartition(b"\n")[0]
         if not whole:
             return []
         self._at += len(whole) + 1

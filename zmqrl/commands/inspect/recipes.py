@@ -50,7 +50,8 @@ class MeasuredRun:
         full = "" if self.evaluation is None else f"{self.evaluation:.1f} in {self.games} full games; "
         time = f"{60 * self.minutes:.0f} s" if self.minutes < 2 else f"{self.minutes:.0f} minutes"
         pace = "" if self.agent_steps_per_s is None else f"{self.agent_steps_per_s:,.0f} agent steps/s; "
-        training = f"{self.score:.1f} in training after {time}"
+        score = f"reached {self.score:g}" if "--stop-score" in self.options else f"{self.score:.1f}"
+        training = f"{score} in training after {time}"
         return f"{full}{training} ({self.options}; {pace}{self.machine}; {self.source})"
 
 

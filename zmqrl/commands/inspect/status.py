@@ -14,7 +14,9 @@ from zmqrl.commands.output import print_json
 from zmqrl.hostd.inspection import state_of
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.ways.slurm import is_over
+from zmqrl.hosts.ways.way import LOCALHOST
 from zmqrl.observe.folding import by_number, printable, ranges
+from zmqrl.observe.live.figures import Live, age_words, newest_figures
 from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.live.session import state_of_run
 from zmqrl.observe.records import RunRecord, hosts_of
@@ -63,6 +65,8 @@ def status(path: Path) -> dict[str, Any]:
     ended, or killed (the supervisor died before the end). ``flavour`` is None if it is unknown. ``stalled`` has the
     stalled version and the processes that it waits for, as in ``stalled.json``. ``unreachable_s`` says for how long
     each lost host has been unreachable. ``placement`` has the software versions and processes of each host.
+    ``locked`` says whether the lock of the supervisor is visible here. ``figures_age_s`` is the age of the newest
+    figures of a running or starting run, or None if it is unknown. If they are old, the momentary ones are None.
 
     A process without an id is restarting, or its host is unreachable. If a process has an id but runs on another
     machine, its ``state`` is null. If the run is running, processes that the supervisor reports also have ``presence``,
@@ -75,29 +79,32 @@ def status(path: Path) -> dict[str, Any]:
     # In this order, a run that ends meanwhile does not seem to have been killed.
     spaces = {supervisor["host"]: supervisor.get("pid_space")}
     seen = state_of(supervisor["host"], supervisor["pid"], supervisor.get("pid_space"))
-    is_alive = living.is_alive()
-    record = RunRecord.read(path)
-    last = dict(record.rows[-1]) if record.rows else {}
+    locked = living.directory.in_use()
+    is_alive = locked or living.is_alive_elsewhere()
+    record = RunRecord.read_newest(path)
     if is_alive:
         state = "starting" if living.cluster is None else state_of_run(seen)
     elif record.summary is None and living.directory.submitted.exists():
         state = "submitted"
     else:
-        state = "ended" if record.summary or living.cluster is None else "killed"
-    stall = living.stall() if state == "running" else None
+        # A session that was killed leaves the summary of the session before it.
+        state = "ended" if record.summary and not living.directory.cluster.exists() else "killed"
+    live = living.live() if state in ("running", "starting") else Live()
+    stall = living.stall() if state == "running" and not live.is_old else None
     since: dict[str, float] = cluster.get("unreachable_since", {}) if state == "running" else {}
-    row, presences = living.live() if state in ("running", "starting") else ({}, [])
-    row = row if state == "running" else {}
-    known = {str(each.process): each for each in presences}
+    figures = newest_figures(state, record.rows[-1] if record.rows else {}, live, record.summary)
+    known = {} if live.is_old else {str(each.process): each for each in live.processes}
     processes = {str(name): (host, pid) for name, host, pid in living.processes()}
     processes |= {name: (each.host, None) for name, each in known.items() if name not in processes}
     return {
         "state": state,
-        "exit_reason": (record.summary or {}).get("exit_reason"),
+        "locked": locked,
+        "exit_reason": (record.summary or {}).get("exit_reason") if state == "ended" else None,
         "flavour": flavour_of(record),
-        **{key: (last | row).get(key) for key in FIGURES},
+        **{key: figures.get(key) for key in FIGURES},
+        "figures_age_s": live.age_s,
         "stalled": None if stall is None else stall.to_json(),
-        "unreachable_s": {host: time.time() - lost_at for host, lost_at in since.items()},
+        "unreachable_s": {host: max(0.0, time.time() - lost_at) for host, lost_at in since.items()},
         "supervisor": supervisor | {"state": seen},
         "processes": [
             {"name": name, "host": host, "pid": pid}
@@ -157,6 +164,25 @@ def _files(names: Sequence[str], more: int) -> str:
     return ", ".join([*parts, *([counted(others, "other file")] if others else [])])
 
 
+def _resume(answers: Mapping[str, Any], processes: Sequence[Mapping[str, Any]]) -> str:
+    """What ``--resume`` does, as far as the ``answers`` of the hosts tell."""
+    if any(isinstance(answer, str) and is_over(answer) for answer in answers.values()):
+        return "--resume continues from the newest checkpoint"
+    shards = [each for each in processes if each["name"].startswith("shard-")]
+    # The link to this machine does not have the name of the machine.
+    held = {each["name"]: answers.get(each["host"], answers.get(LOCALHOST, "")) for each in shards}
+    if silent := [name for name, answer in held.items() if isinstance(answer, str)]:
+        return f"--resume needs the state of {ranges(silent, short=True)}, but the host gave no answer"
+    if lost := [name for name, answer in held.items() if not _has_state(name, answer)]:
+        return f"--resume continues from the newest checkpoint: there is no state of {ranges(lost, short=True)}"
+    return "--resume continues from the last version of the shards"
+
+
+def _has_state(shard: str, answer: Mapping[str, Any]) -> bool:
+    """Whether a host has, or may have, the state of a shard: it does not name all of very many files."""
+    return f"state/{shard}.slots" in answer["files"] or answer.get("more", 0) > 0
+
+
 def _report(found: dict[str, Any]) -> str:
     state = found["state"]
     lines = [state + (f" ({found['exit_reason']})" if found["exit_reason"] else "")]
@@ -164,7 +190,10 @@ def _report(found: dict[str, Any]) -> str:
         score = "" if found["score_mean_50"] is None else f", score {found['score_mean_50']:.1f}"
         lines.append(f"version {found['version']} after {found['wall_s'] / 60:.1f} min{score}")
         lines += [f"games: {found['flavour']}"] if score and found["flavour"] else []
+    lines += filter(None, [age_words(found.get("figures_age_s"))])
     if state == "running":
+        if not found["locked"]:
+            lines[0] += " (its lock is not visible from here)"
         lines += _speed(found)
         if found["stalled"]:
             lines.append(Stall.from_json(found["stalled"]).sentence())
@@ -178,6 +207,8 @@ def _report(found: dict[str, Any]) -> str:
         lines.append(
             f"{_process(found['supervisor'] | {'name': 'supervisor'})}: kill -CONT {found['supervisor']['pid']}"
         )
+    if state == "killed" and not found["hosts"]:
+        lines.append("the run was killed while it started, or this directory is an incomplete copy")
     if state == "ended":
         lines += map(_placed, found["placement"])
     for host, answer in found["hosts"].items():
@@ -189,6 +220,5 @@ def _report(found: dict[str, Any]) -> str:
             alive = "processes are alive" if state == "stopped" else "processes are still ending"
             lines.append(f"{host}: {alive if answer['alive'] else 'no processes'}; {left}")
     if found["hosts"] and state != "stopped":
-        over = any(isinstance(answer, str) and is_over(answer) for answer in found["hosts"].values())
-        lines.append(f"--resume continues from {'the newest checkpoint' if over else 'the last version of the shards'}")
+        lines.append(_resume(found["hosts"], found["processes"]))
     return "\n".join(map(printable, lines))

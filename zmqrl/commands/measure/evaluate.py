@@ -23,7 +23,7 @@ from zmqrl.observe.provenance import commit, provenance
 from zmqrl.process import CORES, LOOK_UP_EVERY_S, Messages, interruptible, log_to_stderr, read_job, say
 from zmqrl.results.bootstrap import mean_interval
 from zmqrl.start.jobs import Evaluated, EvaluationRequest, FollowerJob, Skipped
-from zmqrl.words import counted, figure
+from zmqrl.words import counted, figure, mean_words
 
 if TYPE_CHECKING:
     from zmqrl.policy import Policy
@@ -201,8 +201,7 @@ class _Progress:
 
 
 def _report(result: dict[str, Any]) -> str:
-    low, high = result["ci95"]
-    interval = f" (95 % interval {low:,.1f} to {high:,.1f})" if result["episodes"] > 1 else ""
+    mean = mean_words(result["mean"], result["ci95"] if result["episodes"] > 1 else None)
     how = "greedy actions" if result["greedy"] else "sampled actions"
     again = ""
     if result["distinct"] < result["episodes"]:
@@ -213,7 +212,7 @@ def _report(result: dict[str, Any]) -> str:
         f"{result['env']}, version {result['version']} "
         f"({result['wall_s'] / 60:.1f} minutes, {result['agent_steps']:,} agent steps), {how}\n"
         f"{counted(result['episodes'], 'full game')}, seeds {result['seeds'][0]} to {result['seeds'][-1]}: "
-        f"mean {result['mean']:,.1f}{interval}, median {figure(result['median'])}, "
+        f"mean {mean}, median {figure(result['median'])}, "
         f"min {figure(result['min'])}, max {figure(result['max'])}; {result['cut_off']} cut off by a time limit\n"
         f"{again}game: {result['flavour']}\n"
     )

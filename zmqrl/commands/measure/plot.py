@@ -14,7 +14,17 @@ import tyro
 
 from zmqrl.commands.options import RunPaths, check_picture
 from zmqrl.errors import UsageError, refusal
-from zmqrl.observe.curves import MIN_MAX_SEEDS, Curve, Group, curve, grouped, outcome_shares, position, positions
+from zmqrl.observe.curves import (
+    MIN_MAX_SEEDS,
+    Curve,
+    Group,
+    curve,
+    farthest,
+    grouped,
+    outcome_shares,
+    position,
+    positions,
+)
 from zmqrl.observe.drawing import STYLE, look, save
 from zmqrl.observe.folding import printable
 from zmqrl.observe.records import Figures, RunRecord, read_runs
@@ -35,6 +45,7 @@ OUTCOME_COLOURS: Final = {
     "rejected": "#000000",
 }
 BANDS_THAT_CAN_BE_TOLD_APART: Final = 3
+BEYOND: Final[dict[str, Any]] = {"linewidth": 0.8, "alpha": 0.6}  # of a single run, outside the common part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +70,7 @@ def run(options: Options) -> int:
     output = options.output or options.runs[0] / "plot.png"
     check_picture("--output", output)
     for each in runs:
-        if not each.rows:
+        if not (each.rows or each.evaluations):
             raise UsageError(f"{each.path} has no metrics yet: wait for its first update.")
     x_axes: tuple[XAxis, ...] = ("minutes", "agent-steps") if options.x == "both" else (options.x,)
     try:
@@ -91,16 +102,17 @@ def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequ
         columns = len(rows[-1])
         figure = Figure(figsize=(10.0 if columns > 1 else 7.5, 0.9 + 1.75 * len(rows) if len(rows) > 1 else 4.2))
         grid = figure.add_gridspec(len(rows), columns)
+        curves = list[Curve]()
         for row, cells in enumerate(rows):
             wide = len(cells) < columns
             for column, (panel, x) in enumerate(cells):
                 axes = figure.add_subplot(grid[row, :] if wide else grid[row, column])
-                PANELS[panel](axes, groups, x)
+                curves += PANELS[panel](axes, groups, x)
                 _draw_x_axis(axes, groups, x, labelled=wide or row == len(rows) - 1)
             if len(x_axes) > 1:
                 _share_y(*figure.axes[-2:])
         figure.align_ylabels()
-        _draw_title(figure, groups, columns)
+        _draw_title(figure, groups, columns, curves)
         if "score" in panels:
             _draw_flavours(figure, groups)
         save(figure, path)
@@ -122,9 +134,12 @@ def layout(panels: Sequence[str], x_axes: Sequence[XAxis]) -> list[list[tuple[st
 # panels
 
 
-def draw_score(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
+# Each returns the curves that it has drawn.
+
+
+def draw_score(axes: Axes, groups: Sequence[Group], x: XAxis) -> list[Curve]:
     """The mean of the last 50 games as a line, and evaluations with their 95 % intervals as points."""
-    _draw_curves(axes, groups, x, lambda run: run.column("score_mean_50"))
+    curves = _draw_curves(axes, groups, x, lambda run: run.column("score_mean_50"))
     evaluated = False
     for group, line in _looks(groups):
         points = [evaluation for run in group.runs for evaluation in run.evaluations]
@@ -147,35 +162,41 @@ def draw_score(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
         axes.errorbar([], [], yerr=[], fmt="o", markersize=4, color="#666666", label="evaluation, 95 % interval")
         axes.legend(loc="lower right", fontsize="small")
     axes.set_ylabel("score (mean\nof 50 games)")
+    return curves
 
 
-def draw_throughput(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
+def draw_throughput(axes: Axes, groups: Sequence[Group], x: XAxis) -> list[Curve]:
     """Agent steps per second of all workers together, averaged over about half a minute."""
     from matplotlib.ticker import EngFormatter
 
-    _draw_curves(axes, groups, x, lambda run: run.column("agent_steps_per_s"))
+    curves = _draw_curves(axes, groups, x, lambda run: run.column("agent_steps_per_s"))
     _from_zero(axes)
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_ylabel("throughput\n(agent steps/s)")
+    return curves
 
 
-def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
+def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> list[Curve]:
     """The share of each outcome of contributions. With several groups, only the share of those not used."""
     if len(groups) > 1:
-        _draw_curves(axes, groups, x, lambda run: 100 - outcome_shares(run)["used"])
+        not_used = _draw_curves(axes, groups, x, lambda run: 100 - outcome_shares(run)["used"])
         _from_zero(axes)
         axes.set_ylabel("contributions\nnot used (%)")
-        return
+        return not_used
     axes.set_ylabel("contributions\n(%)")
     shares = [(positions(run, x), outcome_shares(run)) for run in groups[0].runs]
     curves = {outcome: curve([(xs, share[outcome]) for xs, share in shares]) for outcome in OUTCOME_COLOURS}
-    xs = curves["used"].x
+    used = curves["used"]
+    xs, beyond = used.x, used.beyond
     if not xs.any():
         _say_nothing_yet(axes)
-        return
-    # Draw the first row from the start of the run: one row alone would have no width.
+        return []
+    for part in beyond:
+        axes.plot(*part, color="#666666", **BEYOND)
+    # Draw the first row from the start of the runs: one row alone would have no width.
+    begin = xs[0] if any(along[0] < xs[0] for along, _ in beyond) else 0.0
     axes.stackplot(
-        np.concatenate([[0.0], xs]),
+        np.concatenate([[begin], xs]),
         [np.concatenate([found.mean[:1], found.mean]) for found in curves.values()],
         colors=list(OUTCOME_COLOURS.values()),
         labels=list(OUTCOME_COLOURS),
@@ -184,11 +205,12 @@ def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
     axes.legend(
         loc="lower left", ncols=len(curves), fontsize="small", columnspacing=1.0, handlelength=1.0, frameon=True
     )
+    return [used]
 
 
-def draw_policy_lag(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
+def draw_policy_lag(axes: Axes, groups: Sequence[Group], x: XAxis) -> list[Curve]:
     """The mean policy lag in versions, with its range if known."""
-    _draw_curves(
+    curves = _draw_curves(
         axes,
         groups,
         x,
@@ -198,19 +220,20 @@ def draw_policy_lag(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
     )
     _from_zero(axes)
     axes.set_ylabel("policy lag\n(versions)")
+    return curves
 
 
-def _of(column: str, label: str) -> Callable[[Axes, Sequence[Group], XAxis], None]:
+def _of(column: str, label: str) -> Callable[[Axes, Sequence[Group], XAxis], list[Curve]]:
     """A panel with one metric."""
 
-    def draw(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-        _draw_curves(axes, groups, x, lambda run: run.column(column), of_gradients=True)
+    def draw(axes: Axes, groups: Sequence[Group], x: XAxis) -> list[Curve]:
         axes.set_ylabel(label)
+        return _draw_curves(axes, groups, x, lambda run: run.column(column), of_gradients=True)
 
     return draw
 
 
-PANELS: Final[dict[str, Callable[[Axes, Sequence[Group], XAxis], None]]] = {
+PANELS: Final[dict[str, Callable[[Axes, Sequence[Group], XAxis], list[Curve]]]] = {
     "score": draw_score,
     "policy-loss": _of("policy_loss", "policy loss"),
     "value-loss": _of("value_loss", "value loss"),
@@ -234,24 +257,27 @@ def _draw_curves(
     *,
     of_gradients: bool = False,
     extremes: tuple[_Column, _Column] | None = None,
-) -> None:
+) -> list[Curve]:
     """A curve for each group. The band shows the spread, or the range between ``extremes`` if the runs have them.
 
     ``of_gradients``: each value is a mean over the gradients of its row.
     """
     if not any(np.isfinite(column(run)).any() for group in groups for run in group.runs):
         _say_nothing_yet(axes)
+    curves = list[Curve]()
     for group, line in _looks(groups):
         gradients = [run.column("gradients") for run in group.runs] if of_gradients else None
         found = curve([(positions(run, x), column(run)) for run in group.runs], gradients)
         single = len(found.x) == 1  # a line of one point needs a marker, which the edge must not clip
         axes.plot(found.x, found.mean, marker="o" if single else None, markersize=4, clip_on=not single, **line)
         for beyond in found.beyond:
-            axes.plot(*beyond, **(line | {"linewidth": 0.8, "alpha": 0.6}))
+            axes.plot(*beyond, **(line | BEYOND))
         lows, highs = found, found
         if extremes is not None and len(groups) <= BANDS_THAT_CAN_BE_TOLD_APART:
             lows, highs = (curve([(positions(run, x), extreme(run)) for run in group.runs]) for extreme in extremes)
         _draw_band(axes, lows, highs, line["color"])
+        curves.append(found)
+    return curves
 
 
 def _say_nothing_yet(axes: Axes) -> None:
@@ -273,8 +299,8 @@ def _looks(groups: Sequence[Group]) -> Iterator[tuple[Group, dict[str, Any]]]:
 def _draw_x_axis(axes: Axes, groups: Sequence[Group], x: XAxis, *, labelled: bool) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    farthest = max(positions(run, x)[-1] for group in groups for run in group.runs)
-    axes.set_xlim(0, 1.01 * farthest or 1)  # a run without progress needs an axis too
+    end = farthest((run for group in groups for run in group.runs), x)
+    axes.set_xlim(0, 1.01 * end or 1)  # a run without progress needs an axis too
     axes.tick_params(labelbottom=labelled)
     if labelled:
         axes.set_xlabel("training time (minutes)" if x == "minutes" else "agent steps")
@@ -298,18 +324,22 @@ def _from_zero(axes: Axes) -> None:
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
 
 
-def _draw_title(figure: Figure, groups: Sequence[Group], columns: int) -> None:
-    """Draw a title: what the runs have in common, and what bands mean. Several groups also get a legend."""
+def _draw_title(figure: Figure, groups: Sequence[Group], columns: int, curves: Sequence[Curve]) -> None:
+    """Draw a title: what the runs have in common, and what the bands of ``curves`` mean.
+
+    Several groups also get a legend.
+    """
     runs = [run for group in groups for run in group.runs]
     common = [runs[0].settings.get(name) for name in ("recipe", "env") if len(_values(runs, name)) == 1]
     words = [str(word) for word in common if word is not None]
     if len(groups) == 1:
         words.append(groups[0].label)
-    most = max(len(group.runs) for group in groups)
+    sizes = sorted({each.runs for each in curves} - {0}) or [1]
+    most, uneven = sizes[-1], len(sizes) > 1
     if most > 1:
-        uneven = any(len(group.runs) < most for group in groups)
-        sizes = [len(group.runs) for group in groups if len(group.runs) > 1]
-        kinds = {"min-max" if size <= MIN_MAX_SEEDS else "standard deviation": size for size in sorted(sizes)}
+        kinds = dict.fromkeys(
+            "min-max" if size <= MIN_MAX_SEEDS else "standard deviation" for size in sizes if size > 1
+        )
         spread = " or ".join(kinds)
         words.append(f"mean and {spread} of {'up to ' * uneven}{most} runs")
     title = printable(" · ".join(dict.fromkeys(words)))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,10 +97,11 @@ def record(
     """Play the game of ``seed`` and write it to ``path``. Returns the result as ``--json`` prints it.
 
     The policy sees its own frames. The video shows a second game in colour, with the same seed and actions. Raises
-    UsageError if the environment cannot be drawn, or if the file cannot be written.
+    UsageError if the environment cannot be drawn, or if ffmpeg cannot be run or cannot write the file.
     """
     from zmqrl.learner.picture import make_picture  # takes seconds
 
+    ffmpeg()
     picture = make_picture(policy.env_id, policy.config.envs)
     whole = False
     with closing(picture), closing(whole_game(policy, seed, greedy=greedy)) as turns:
@@ -130,6 +132,21 @@ def record(
         "video_s": video.frames / picture.frames_per_s,
         "whole": whole,
     }
+
+
+@cache
+def ffmpeg() -> str:
+    """The path of ffmpeg. Raises UsageError if it cannot be run."""
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    try:
+        program = str(get_ffmpeg_exe())
+        quiet = subprocess.DEVNULL
+        command = [program, "-version"]
+        subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet, check=True, timeout=OPENED_WITHIN_S)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        raise UsageError("no ffmpeg can be run: install ffmpeg, or set IMAGEIO_FFMPEG_EXE to its path.") from error
+    return program
 
 
 def _is_same(turn: Turn, before: "Shown", shown: "Shown") -> bool:
@@ -204,11 +221,12 @@ class _Video:
 
     def finish(self) -> None:
         """Check that a closed video is whole. Raises OSError."""
-        from imageio_ffmpeg import get_ffmpeg_exe
-
         # The writer hides the exit status of ffmpeg. After a failure, an mp4 cannot be opened, and a gif has no end.
-        command = [get_ffmpeg_exe(), "-v", "quiet", "-i", str(self._path), "-t", "0", "-f", "null", "-"]
-        is_whole = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=OPENED_WITHIN_S).returncode == 0
+        command = [ffmpeg(), "-v", "quiet", "-i", str(self._path), "-t", "0", "-f", "null", "-"]
+        try:
+            is_whole = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=OPENED_WITHIN_S).returncode == 0
+        except subprocess.TimeoutExpired:
+            raise OSError(errno.EIO, f"ffmpeg did not open it within {OPENED_WITHIN_S:.0f} s") from None
         if is_whole and self._path.suffix == ".gif":
             with self._path.open("rb") as file:
                 file.seek(-len(GIF_END), os.SEEK_END)

@@ -1,14 +1,20 @@
 """``live.json``: the figures of a run at one moment, which its supervisor writes repeatedly."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from zmqrl.json_lines import nulled, read_json
+from zmqrl.json_lines import nulled, open_file, parse_json
 from zmqrl.observe.forms import ROW
 from zmqrl.observe.live.presence import Presence
+from zmqrl.words import duration
+
+MOMENTARY: Final = ("agent_steps_per_s", "updates_per_s", "workers_present")  # only a running run has them
+AT_THE_END: Final = ("wall_s", "agent_steps", "episodes", "score_mean_50")  # also in summary.json
+OLD_S: Final = 10.0  # the supervisor writes the file every second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +41,73 @@ class LiveMetrics:
         return {"at": time.time(), "row": nulled(self.row), "quorum": self.quorum, "processes": processes}
 
 
-def read_live(path: Path) -> tuple[dict[str, Any], list[Presence]]:
-    """The newest row with ``quorum``, and the processes, from the ``live.json`` at ``path``. Empty if unknown."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """The contents of a ``live.json``, without what cannot be read.
+
+    ``row`` is the newest row, with ``quorum``. ``written_at`` has when the file was written, by the clock of the
+    supervisor and by the clock of the file system: either can differ from the clock here.
+    """
+
+    row: Mapping[str, Any] = field(default_factory=dict)
+    processes: Sequence[Presence] = ()
+    written_at: tuple[float, ...] = ()
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since the file was written, by the clock that is closer to the clock here. None if unknown."""
+        return min((abs(time.time() - at) for at in self.written_at), default=None)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the supervisor has just written the file."""
+        return (age_s := self.age_s) is not None and age_s <= OLD_S
+
+    @property
+    def is_old(self) -> bool:
+        """Whether the supervisor no longer writes the file: its figures are not those of this moment."""
+        return (age_s := self.age_s) is not None and age_s > OLD_S
+
+    def over(self, last: Mapping[str, Any]) -> dict[str, Any]:
+        """The newest figures of a running run, whose last row of ``metrics.jsonl`` is ``last``.
+
+        A row is written only for a new version. The last known value replaces one that is unknown now. Momentary
+        figures are None if they are unknown or old.
+        """
+        newest = {**last, **{key: value for key, value in self.row.items() if value is not None}}
+        momentary: Mapping[str, Any] = {} if self.is_old else self.row
+        return newest | {key: momentary.get(key) for key in MOMENTARY} if self.row else newest
+
+
+def read_live(path: Path) -> Live:
+    """Read the ``live.json`` at ``path``."""
     try:
-        found = read_json(path)
+        with open_file(path) as file:
+            found, changed_at = parse_json(file.read().decode()), os.fstat(file.fileno()).st_mtime
         row = found["row"] | {"quorum": found["quorum"]}
-        return row if ROW.complaint(row) is None else {}, list(map(Presence.from_json, found["processes"]))
+        return Live(
+            row=row if ROW.complaint(row) is None else {},
+            processes=list(map(Presence.from_json, found["processes"])),
+            written_at=(float(found["at"]), changed_at),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
-        return {}, []
+        return Live()
+
+
+def newest_figures(
+    state: str, last: Mapping[str, Any], live: Live, summary: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The newest figures of a run: of a running one from ``live``, of an ended one from ``summary``, else from its
+    ``last`` row. Only a running run has momentary figures.
+    """
+    if state == "running":
+        return live.over(last)
+    newest = dict(last)
+    if state == "ended" and summary is not None:
+        newest |= {"version": summary["updates"]} | {key: summary[key] for key in AT_THE_END}
+    return newest and newest | dict.fromkeys(MOMENTARY)
+
+
+def age_words(seconds: float | None) -> str | None:
+    """A sentence about figures of this age. None if they are new, or of unknown age."""
+    return None if seconds is None or seconds <= OLD_S else f"these figures are {duration(seconds)} old"

@@ -21,7 +21,7 @@ export function showRun(main, signal, name, tab) {
 
   function show(run) {
     state.textContent = `${stateOf(run)} · ${run.env} · ${run.algo} · seed ${run.seed}`;
-    const told = [run.stalled, run.failure].filter(Boolean);
+    const told = [run.old, run.stalled, run.failure].filter(Boolean);
     if (notices.textContent !== told.join("")) notices.replaceChildren(...told.map((text) => h("p", { class: "notice" }, text)));
     const row = run.row ?? {};
     const tiles = {

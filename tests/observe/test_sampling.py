@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.page import sampling
-from zmqrl.page.sampling import sample_lines
+from zmqrl.observe import sampling
+from zmqrl.observe.sampling import sample_lines
 
 LINES = st.lists(st.integers(1, 120).map(lambda size: b"x" * size), max_size=80)
 
