@@ -73,7 +73,8 @@ def test_a_vector_does_not_change_with_the_array_of_the_environment() -> None:
 def test_a_random_vector_is_that_of_an_observation_of_the_space(space: Any, seed: int) -> None:
     read = Vectors(space)
     vector, again = (read.drawn(np.random.default_rng(seed)) for _ in range(2))
-    assert (vector.shape, vector.dtype) == (read.shape, np.float32)
+    assert vector.shape == read.shape
+    assert vector.dtype == np.float32
     np.testing.assert_array_equal(vector, again)
     assert space.contains(unflatten(space, vector))
 
@@ -99,7 +100,8 @@ def test_a_random_mask_allows_every_action() -> None:
 
 def test_a_random_image_is_within_the_bounds_of_its_space() -> None:
     image = Images(Box(2, 6, (40, 30, 3), np.uint8)).drawn(np.random.default_rng(0))
-    assert (image.shape, image.dtype) == ((3, 40, 30), np.uint8)
+    assert image.shape == (3, 40, 30)
+    assert image.dtype == np.uint8
     assert set(image.ravel().tolist()) == {3, 4, 5, 6}
 
 
