@@ -73,13 +73,22 @@ def test_the_ssh_script_refuses_hosts_from_a_pipe_because_it_reads_them_twice(zm
 def test_the_local_script_starts_a_worker_for_each_core_that_a_quota_leaves(zmqrl: Path, tmp_path: Path) -> None:
     quota = tmp_path / "quota.py"  # the quota of this machine's control groups
     quota.write_text("import sys, zmqrl.process as process; process.quota = lambda proc: 1.5; exec(sys.argv[2])\n")
-    python = zmqrl.with_name("python")
+    python, limits = zmqrl.with_name("python"), {"OMP_NUM_THREADS": "1000", "OMP_THREAD_LIMIT": "1"}
+    cores = len(os.sched_getaffinity(0))  # the Python of zmqrl is in another directory
+    assert commands("local.sh", ZMQRL=str(zmqrl), **limits) == [f"zmqrl train --workers {cores}"]
     for command, cores in ((f'"{sys.executable}"', usable_cores()), (f'"{sys.executable}" "{quota}"', 1)):
         python.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         python.chmod(0o755)
         for given in ("", "pong", "--updates 3 pong"):
             said = commands("local.sh", *given.split(), ZMQRL=str(zmqrl))
             assert said == [f"zmqrl train --workers {cores} {given}".rstrip()]
+
+
+def test_the_local_script_says_what_to_do_if_zmqrl_is_not_installed() -> None:
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        commands("local.sh", "pong", ZMQRL="/no/zmqrl")
+    remedy = "/no/zmqrl cannot be found: run make setup, or set ZMQRL"
+    assert (refused.value.returncode, refused.value.stderr) == (2, f"local.sh: {remedy}\n")
 
 
 def test_the_local_script_leaves_the_number_of_workers_to_the_user_a_scenario_or_a_resumed_run(zmqrl: Path) -> None:

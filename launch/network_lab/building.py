@@ -81,10 +81,10 @@ def refuse_what_is_taken(lab: Lab) -> None:
 def hides(network: ipaddress.IPv4Network, route: dict[str, str]) -> bool:
     """Whether the machine could no longer use a route if this were the network of a lab.
 
-    A larger network behind a gateway, such as that of a VPN, loses only a part.
+    A larger network, such as that of a VPN, loses only a part, unless this machine has an address in it.
     """
     used = ipaddress.IPv4Network(route["dst"])
-    return used.subnet_of(network) or (used.supernet_of(network) and "gateway" not in route)
+    return used.subnet_of(network) or (used.supernet_of(network) and route.get("protocol") == "kernel")
 
 
 def shared_directories(asked: list[str]) -> list[str]:

@@ -92,13 +92,14 @@ def test_a_directory_that_another_user_made_is_not_removed(
 ROUTES = [
     {"dst": "default", "gateway": "192.168.1.1", "dev": "eth0"},
     {"dst": "10.0.0.0/8", "gateway": "192.168.1.7", "dev": "tun0"},
+    {"dst": "10.64.0.0/10", "dev": "wg0", "scope": "link"},
 ]
 
 
 @pytest.mark.parametrize(
     ("route", "named"),
     [
-        ({"dst": "10.77.0.0/16", "dev": "eth1", "scope": "link"}, "(eth1)"),
+        ({"dst": "10.77.0.0/16", "dev": "eth1", "protocol": "kernel", "scope": "link"}, "(eth1)"),
         ({"dst": "10.77.0.64/26", "gateway": "192.168.1.9", "dev": "eth0"}, "(eth0)"),
         ({"dst": "10.77.0.9", "dev": "eth2"}, "(eth2)"),
         ({"type": "blackhole", "dst": "10.77.0.0/26"}, "(a route of the type blackhole)"),
