@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.observe import sampling
-from zmqrl.observe.sampling import sample_lines
+from zmqrl import json_lines
+from zmqrl.json_lines import sample_lines
 
 LINES = st.lists(st.integers(1, 120).map(lambda size: b"x" * size), max_size=80)
 
@@ -18,7 +18,7 @@ LINES = st.lists(st.integers(1, 120).map(lambda size: b"x" * size), max_size=80)
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "BLOCK_BYTES", 32)
+        patch.setattr(json_lines, "BLOCK_BYTES", 32)
         yield
 
 

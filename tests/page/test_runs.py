@@ -275,7 +275,7 @@ def test_no_link_is_read_as_live_json(root: Path, living: RunDirectory) -> None:
 def test_a_run_whose_supervisor_is_gone_is_killed_and_its_lock_is_left_alone(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = RunDirectory(run_directory(root / "left", [row(1)], summary=summary()))
+    directory = RunDirectory(run_directory(root / "left", [row(1)]))
     directory.cluster.write_text("{}")
     runs, asked = Runs(root), list[Path]()
 
@@ -286,7 +286,7 @@ def test_a_run_whose_supervisor_is_gone_is_killed_and_its_lock_is_left_alone(
     monkeypatch.setattr(runs_module, "is_locked", is_locked)
     assert [runs.state("left") for _ in range(3)] == ["killed"] * 3
     assert len(asked) == 1
-    assert runs.overview("left")["exit_reason"] is None  # that was the end of an earlier session
+    assert runs.overview("left")["exit_reason"] is None
 
 
 @pytest.mark.parametrize(("name", "before"), [("ended", "ended"), ("pong/deep", "killed")])

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zmqrl.errors import UsageError
+from zmqrl.json_lines import sample_lines
 from zmqrl.observe.forms import EVALUATION, HOSTS, ROW, SETTINGS, SUMMARY, parsed_rows, read_lines, read_object
 from zmqrl.observe.metrics import LOSSES, Counters, RunMetrics
-from zmqrl.observe.sampling import sample_lines
 from zmqrl.rundir import RunDirectory, not_a_run
 
 Figures = NDArray[np.float64]

@@ -14,7 +14,7 @@ import numpy as np
 
 from zmqrl.errors import UsageError
 from zmqrl.hostd.inspection import is_here, state_of
-from zmqrl.json_lines import open_file
+from zmqrl.json_lines import open_file, sample_lines
 from zmqrl.observe.folding import by_number, ranges
 from zmqrl.observe.forms import EVALUATION, HOSTS, SETTINGS, SUMMARY, parsed_rows, read_object, readable_lines
 from zmqrl.observe.live.figures import Live, age_words, newest_figures, read_live
@@ -22,7 +22,6 @@ from zmqrl.observe.live.presence import Presence, by_host
 from zmqrl.observe.live.session import state_of_run
 from zmqrl.observe.provenance import VERSIONS
 from zmqrl.observe.records import Evaluation, RunRecord, evaluations, flat, last_row, lineage, with_saved
-from zmqrl.observe.sampling import sample_lines
 from zmqrl.observe.stalls import Stall
 from zmqrl.page.charts import COLUMNS
 from zmqrl.rundir import LOCK, RunDirectory, is_locked
@@ -134,7 +133,7 @@ class Runs:
                 return state_of_run(None if supervisor is None else state_of(*supervisor)) if begun[0] else "starting"
             if tuple(map(stamp, written)) == begun:
                 self._kept["dead", name] = begun, None
-                if begun[0]:
+                if begun[0] and not _is_plain(run.summary):
                     # The lock of a supervisor on another machine may not be visible here.
                     is_alive = supervisor and not is_here(supervisor[0], supervisor[2]) and self._live(name).is_new
                     return "running" if is_alive else "killed"

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_a_view_follows_the_newest_figures_although_a_stalled_run_writes_no_row(
         write_json(directory.live, figures.to_json() | {"at": 1e9})
 
     turns = iter([stall, lambda: os.utime(directory.live, (1e9, 1e9)), directory.release])
-    monkeypatch.setattr("zmqrl.commands.inspect.attach.time.sleep", lambda _: next(turns)())
+    monkeypatch.setattr(time, "sleep", lambda _: next(turns)())
     console = Shown()
     attach._show(Living.read(directory.path), console)
     starting, stalled, old, ended = console.figures
@@ -81,7 +82,7 @@ def test_a_view_follows_the_newest_figures_although_a_stalled_run_writes_no_row(
     assert (stalled.row["wall_s"], stalled.row["workers_present"], stalled.left_s) == (9.0, 1, 592.0)
     assert [line.remarks for line in stalled.hosts] == ["worker-1: lost 12 s ago"]
     assert (old.row["wall_s"], old.row["workers_present"]) == (9.0, None)
-    assert console.notices == ["the supervisor no longer writes the figures: it may hang"]
+    assert console.notices == ["the supervisor writes no figures: it hangs, or ends the run, or writes a checkpoint"]
     assert (ended.row, ended.hosts) == (row(3), [])
 
 

@@ -26,7 +26,7 @@ from zmqrl.commands.run import stop
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd.inspection import pid_space, state_of
 from zmqrl.hosts.deployment import local_launcher
-from zmqrl.observe.live.figures import LiveMetrics
+from zmqrl.observe.live.figures import Live, LiveMetrics
 from zmqrl.observe.live.presence import EXTERNAL, Presence
 from zmqrl.observe.provenance import versions
 from zmqrl.observe.stalls import Awaited, Stall
@@ -301,25 +301,41 @@ def test_a_directory_without_an_end_is_that_of_a_killed_run_or_a_part_of_one(sta
     assert (found["state"], found["exit_reason"]) == ("killed", None)
     assert status._report(found).splitlines() == [
         "killed",
-        "the run was killed while it started, or this directory is an incomplete copy",
+        "there is no summary.json: the run was killed while it started or could not write it, or this directory is an "
+        "incomplete copy",
     ]
     with pytest.raises(ClusterError, match="died before the end of the run"):
         attach.run(attach.Options(run=starting.path))
+    write_live(starting, age_s=0.0)  # as a run that starts on another machine, whose lock may not be visible here
+    assert status.status(starting.path)["state"] == "starting"
     for path in starting.path.iterdir():
         os.utime(path, (1e9, 1e9))
     assert Runs(starting.path).state(".") == "killed"
 
 
-def test_the_summary_of_an_earlier_session_does_not_hide_that_a_session_was_killed(starting: RunDirectory) -> None:
+def test_a_supervisor_that_is_killed_after_it_wrote_its_summary_has_ended_its_run(starting: RunDirectory) -> None:
     write_json(starting.summary, summary(exit_status=0))
     supervisor = {"host": "h9", "pid": 1}
     write_json(starting.cluster, {"supervisor": supervisor, "shards": [], "workers": [], "followers": [], "hosts": []})
     assert status.status(starting.path)["exit_reason"] is None, "the run continues"
     starting._unlock()  # as the end of its process does
     found = status.status(starting.path)
-    assert (found["state"], found["exit_reason"], Runs(starting.path).state(".")) == ("killed", None, "killed")
-    with pytest.raises(ClusterError, match="died before the end of the run"):
-        attach.run(attach.Options(run=starting.path))
+    assert (found["state"], Runs(starting.path).state(".")) == ("ended", "ended")
+    assert found["exit_reason"] is not None
+    assert attach.run(attach.Options(run=starting.path)) == 0
+
+
+def test_the_age_of_figures_never_falls_if_a_clock_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for ahead_s, late_s in ((0.0, 0.0), (60.0, 60.0), (-60.0, 0.0)):  # the clock of the supervisor
+        live = Live(written_at=(100.0 + ahead_s, 100.0))
+        ages = list[float]()
+        for now in range(100, 300, 10):
+            monkeypatch.setattr(time, "time", lambda now=now: float(now))
+            age_s = live.age_s
+            assert age_s is not None
+            ages.append(age_s)
+        assert ages == sorted(ages)
+        assert ages[-1] == 190.0 - late_s
 
 
 def test_a_run_whose_shards_are_not_up_yet_is_starting(starting: RunDirectory) -> None:

@@ -77,7 +77,7 @@ def _show(living: Living, console: Console) -> None:
             with contextlib.suppress(KeyError, TypeError):  # a row of another version of zmqrl
                 console.update(live_figures(config, directory, row, trained_s, live.processes))
         if live.is_old and not was_old:
-            console.notice("the supervisor no longer writes the figures: it may hang")
+            console.notice("the supervisor writes no figures: it hangs, or ends the run, or writes a checkpoint")
         was_old = live.is_old
         if is_over:
             return

@@ -59,7 +59,7 @@ class Living:
 
     def is_alive_elsewhere(self) -> bool:
         """Whether a supervisor on another machine, whose lock may not be visible here, has just written the figures."""
-        return self.cluster is not None and not self.is_here and self.live().is_new
+        return self.directory.cluster.exists() and not self.is_here and self.live().is_new
 
     @property
     def is_here(self) -> bool:
@@ -116,9 +116,9 @@ class Living:
 
 
 def exit_status_of(directory: RunDirectory) -> int:
-    """The exit status of a run that has ended. Raises ClusterError if its supervisor was killed before its summary."""
+    """The exit status of a run that has ended. Raises ClusterError if its supervisor left no summary."""
     path, summary = directory.path, read_object(directory.summary, SUMMARY, "remove the file")
-    if summary is None or directory.cluster.exists():
+    if summary is None:
         raise ClusterError(
             f"the supervisor of {path} died before the end of the run, or could not write {directory.summary.name}: "
             f"see zmqrl status {as_word(path)}."

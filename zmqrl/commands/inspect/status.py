@@ -87,8 +87,9 @@ def status(path: Path) -> dict[str, Any]:
     elif record.summary is None and living.directory.submitted.exists():
         state = "submitted"
     else:
-        # A session that was killed leaves the summary of the session before it.
-        state = "ended" if record.summary and not living.directory.cluster.exists() else "killed"
+        # A run that starts on another machine, whose lock may not be visible here, has no cluster.json yet.
+        is_new = living.cluster is None and living.live().is_new
+        state = "ended" if record.summary else "starting" if is_new else "killed"
     live = living.live() if state in ("running", "starting") else Live()
     stall = living.stall() if state == "running" and not live.is_old else None
     since: dict[str, float] = cluster.get("unreachable_since", {}) if state == "running" else {}
@@ -208,7 +209,8 @@ def _report(found: dict[str, Any]) -> str:
             f"{_process(found['supervisor'] | {'name': 'supervisor'})}: kill -CONT {found['supervisor']['pid']}"
         )
     if state == "killed" and not found["hosts"]:
-        lines.append("the run was killed while it started, or this directory is an incomplete copy")
+        why = "the run was killed while it started or could not write it, or this directory is an incomplete copy"
+        lines.append(f"there is no summary.json: {why}")
     if state == "ended":
         lines += map(_placed, found["placement"])
     for host, answer in found["hosts"].items():

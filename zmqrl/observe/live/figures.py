@@ -55,8 +55,10 @@ class Live:
 
     @property
     def age_s(self) -> float | None:
-        """Seconds since the file was written, by the clock that is closer to the clock here. None if unknown."""
-        return min((abs(time.time() - at) for at in self.written_at), default=None)
+        """Seconds since the file was written, or None if unknown. If a clock is ahead of the clock here, the age grows
+        late, but it never falls. If one is behind, the other one counts.
+        """
+        return min((max(0.0, time.time() - at) for at in self.written_at), default=None)
 
     @property
     def is_new(self) -> bool:
