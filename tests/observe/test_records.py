@@ -362,6 +362,12 @@ def test_the_part_before_the_last_run_begins_is_drawn_like_the_rest_of_a_longer_
     assert [(part[0], part[-1]) for part, _ in found.beyond] == [(0, 5), (8, 10)]
 
 
+def test_the_parts_beyond_the_common_part_reach_its_ends_between_two_points() -> None:
+    wide, narrow = np.array([0.0, 10, 20, 110]), np.array([5.0, 50, 100])
+    found = curve([(wide, wide), (narrow, narrow)])
+    assert [(x.tolist(), y.tolist()) for x, y in found.beyond] == [([0, 5], [0, 5]), ([100, 110], [100, 110])]
+
+
 def test_runs_without_a_common_part_have_no_mean() -> None:
     early, late = (np.array([1.0, 2.0]), np.zeros(2)), (np.array([3.0, 60.0]), np.full(2, 10.0))
     found = curve([early, late])
