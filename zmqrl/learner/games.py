@@ -41,7 +41,7 @@ def is_atari_id(env_id: str) -> bool:
 
 def is_ale_id(env_id: str) -> bool:
     """Whether ``env_id`` is an id like ``ALE/Pong-v5`` or ``ale_py:ALE/Pong-v5``."""
-    return env_id.rpartition(":")[2].startswith("ALE/")
+    return env_id.removeprefix("ale_py:").startswith("ALE/")
 
 
 @cache

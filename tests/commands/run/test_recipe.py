@@ -100,7 +100,7 @@ def test_the_recipe_of_any_environment_normalizes_vectors_but_no_images() -> Non
         assert (envs.normalize_observations, envs.normalize_rewards) == (observations, True)
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "my_games:Maze-v0"])
+@pytest.mark.parametrize("env", ["CartPole-v1", "my_games:Maze-v0", "my_games:ALE/Maze-v0"])
 def test_rewards_of_other_games_than_atari_cannot_be_clipped(env: str) -> None:
     for options in ([], ["--envs.no-clip-rewards"]):
         assert config_from(["cartpole", "--env", env, *options]).env == env
