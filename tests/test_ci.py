@@ -210,8 +210,8 @@ def test_the_script_installs_the_programs_that_tests_name() -> None:
     )
     named = {each.value for each in found if isinstance(each, ast.Constant)}
     assert len(named) > 5, "the search no longer finds the programs of tests"
-    with_sshd = {"ssh", "ssh-keygen"}  # packages that the one with sshd needs have them
-    assert named - with_sshd <= set(programs_of_the_script())
+    given = {"git", "ssh", "ssh-keygen"}  # the checkout needs git, and the package with sshd needs that with ssh
+    assert named - given <= set(programs_of_the_script())
 
 
 @pytest.mark.processes

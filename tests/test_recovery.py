@@ -14,6 +14,7 @@ from typing import NoReturn, cast
 import bench_lab
 import pytest
 import recovery
+from support.rig import ending
 
 from zmqrl.commands.run.launch import directory_name
 from zmqrl.hostd.files import open_directory
@@ -126,7 +127,7 @@ def test_the_time_that_a_failure_or_a_repair_takes_counts(
 def test_a_killed_supervisor_is_gone_only_when_its_last_process_is_gone(tmp_path: Path) -> None:
     last = tmp_path / "last"
     supervisor = f"sh -c 'sleep 1 & echo $! > {last}; wait' & wait"
-    with subprocess.Popen(["sh", "-c", supervisor]) as process:
+    with ending(subprocess.Popen(["sh", "-c", supervisor])) as process:
         recovery.wait_until(lambda: last.exists() and last.read_text(), "the last process")
         took_s = recovery.killed_with_all(process)
     assert not recovery.is_alive(int(last.read_text()))
