@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -100,24 +100,30 @@ class RunRecord:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read the run directory ``path``. Raises UsageError if it is not one, or has a damaged file."""
-        found = cls.read_newest(path)
-        directory = RunDirectory(found.path)
-        rows = lineage(read_lines(directory.metrics, ROW))
-        return replace(found, rows=rows, evaluations=evaluations(evaluation_lines(directory), rows))
+        return cls._read(path, newest=False)
 
     @classmethod
     def read_newest(cls, path: Path) -> Self:
         """Like :meth:`read`, but read only the :func:`last_row`, and no evaluations."""
+        return cls._read(path, newest=True)
+
+    @classmethod
+    def _read(cls, path: Path, *, newest: bool) -> Self:
         directory = RunDirectory(path.resolve())
         settings = read_object(directory.config, SETTINGS, "restore the file, or use other runs")
         if settings is None:
             raise not_a_run(path)
-        last = last_row(directory.metrics)
+        if newest:
+            last = last_row(directory.metrics)
+            rows, evaluated = [last] if last else [], []
+        else:
+            rows = lineage(read_lines(directory.metrics, ROW))
+            evaluated = evaluations(evaluation_lines(directory), rows)
         return cls(
             path=directory.path,
             settings=dict(flat(settings)),
-            rows=[last] if last else [],
-            evaluations=[],
+            rows=rows,
+            evaluations=evaluated,
             summary=read_object(
                 directory.summary, SUMMARY, "remove the file; metrics.jsonl has the metrics of the run"
             ),
