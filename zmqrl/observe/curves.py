@@ -115,15 +115,13 @@ def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] 
     grid = np.linspace(first, last, GRID_POINTS) if first < last else np.array([last])
     on_grid = np.stack([np.interp(grid, x, y) for x, y in known])
     mean, low, high = spread(on_grid)
-    before = [
-        (np.append(x[x < first], first), np.append(y[x < first], np.interp(first, x, y)))
+    beyond = tuple(
+        (part, np.interp(part, x, y))
         for x, y in known
-        if x[0] < first
-    ]
-    after = [
-        (np.append(last, x[x > last]), np.append(np.interp(last, x, y), y[x > last])) for x, y in known if x[-1] > last
-    ]
-    return Curve(x=grid, mean=mean, low=low, high=high, beyond=(*before, *after), runs=len(known))
+        for part in (np.append(x[x < first], first), np.append(last, x[x > last]))
+        if len(part) > 1
+    )
+    return Curve(x=grid, mean=mean, low=low, high=high, beyond=beyond, runs=len(known))
 
 
 def spread(on_grid: Figures) -> tuple[Figures, Figures | None, Figures | None]:
