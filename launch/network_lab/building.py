@@ -189,8 +189,8 @@ def has_ssh(address: str) -> bool:
         return False
 
 
-def take_down(name: str | None, directory: str) -> None:
-    """Ends and removes a lab of this name, or what is left of it, and its directory.
+def take_down(name: str | None, directory: str) -> bool:
+    """Ends and removes a lab of this name, or what is left of it, and its directory. Returns whether it had namespaces.
 
     Raises `Refusal` if the directory or a network namespace belongs to others, and `Failure` if a step fails.
     """
@@ -211,6 +211,7 @@ def take_down(name: str | None, directory: str) -> None:
         shutil.rmtree(path)
     elif path.is_dir() and not any(path.iterdir()):
         path.rmdir()
+    return bool(spaces)
 
 
 def namespaces(name: str) -> list[str]:
