@@ -246,8 +246,8 @@ def test_status_names_the_files_left_on_a_host_and_their_directory() -> None:
     ("answers", "promise"),
     [
         (((0,), (1, 2)), "continues from the last version of the shards"),
-        (((0,), (1,)), "continues from the newest checkpoint: there is no state of shard-2"),
-        (((), ()), "continues from the newest checkpoint: there is no state of shard-0..2"),
+        (((0,), (1,)), "continues from the newest checkpoint: the state of shard-2 is missing"),
+        (((), ()), "continues from the newest checkpoint: the state of shard-0..2 is missing"),
         (((), "ssh: connect"), "needs the state of shard-1,shard-2, but the host gave no answer"),
     ],
 )

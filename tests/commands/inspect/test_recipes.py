@@ -121,7 +121,7 @@ def test_every_recipe_is_listed_and_one_without_figures_says_so(
     assert told in paragraphs["breakout-ppo"]
     assert f"\n  games: {ATARI}" in paragraphs["breakout-ppo"]
     assert "\n  19.5 in 50 full games; 19.0 in training after 12 minutes (" in paragraphs["pong"]
-    assert "\n  reached 475 in training after 57 s (" in paragraphs["cartpole"], "this is no mean of games"
+    assert "\n  reached 475 in training after 57 s (" in paragraphs["cartpole"], "475 is a limit, not a mean of games"
 
 
 def test_one_recipe_can_be_shown_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,9 +87,10 @@ def status(path: Path) -> dict[str, Any]:
     elif record.summary is None and living.directory.submitted.exists():
         state = "submitted"
     else:
+        state = "ended" if record.summary else "killed"
         # A run that starts on another machine, whose lock may not be visible here, has no cluster.json yet.
-        is_new = living.cluster is None and living.live().is_new
-        state = "ended" if record.summary else "starting" if is_new else "killed"
+        if state == "killed" and living.cluster is None and living.live().is_new:
+            state = "starting"
     live = living.live() if state in ("running", "starting") else Live()
     stall = living.stall() if state == "running" and not live.is_old else None
     since: dict[str, float] = cluster.get("unreachable_since", {}) if state == "running" else {}
@@ -175,7 +176,7 @@ def _resume(answers: Mapping[str, Any], processes: Sequence[Mapping[str, Any]]) 
     if silent := [name for name, answer in held.items() if isinstance(answer, str)]:
         return f"--resume needs the state of {ranges(silent, short=True)}, but the host gave no answer"
     if lost := [name for name, answer in held.items() if not _has_state(name, answer)]:
-        return f"--resume continues from the newest checkpoint: there is no state of {ranges(lost, short=True)}"
+        return f"--resume continues from the newest checkpoint: the state of {ranges(lost, short=True)} is missing"
     return "--resume continues from the last version of the shards"
 
 
