@@ -2,11 +2,12 @@
 
     python benchmarks/efficiency.py [--output DIR] [options of `zmqrl bench train` ...]
 
-Takes about 20 minutes. Nothing else may run on the machine. Writes `results.json` into the directory, and the table of
-its `README.md`.
+Takes about 20 minutes. Nothing else may run on the machine. Writes `results.json` into the directory after each case,
+and then the table of its `README.md`.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -59,12 +60,10 @@ def main() -> None:
     arguments, options = parser.parse_known_args()
     origin = begin(parser, arguments.output)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    found = {
-        f"{recipe} --model {model}": measure(recipe, model, options) | {"provenance": origin}
-        for recipe in RECIPES
-        for model in MODELS
-    }
-    (arguments.output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found = {}
+    for recipe, model in itertools.product(RECIPES, MODELS):
+        found[f"{recipe} --model {model}"] = measure(recipe, model, options) | {"provenance": origin}
+        (arguments.output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     marked.fill_readme(arguments.output, "efficiency", table(found))
     print(table(found), end="")
 

@@ -3,7 +3,8 @@
     sudo .venv/bin/python benchmarks/start_up.py [RECIPE options ...] [--hosts 1 4 8] [--rounds 3] [--output DIR]
 
 Every host of a network lab on this machine has a shard and three workers. All hosts share the processors of this
-machine, and its file cache is warm. Writes `results.json` into the directory, and the table of its `README.md`.
+machine, and its file cache is warm. Writes `results.json` into the directory after each start, and then the table of
+its `README.md`.
 """
 
 import argparse
@@ -92,11 +93,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments, options = parser.parse_known_args()
     origin = begin(parser, arguments.output)
-    with lab(max(arguments.hosts)) as where:
-        rows = [measure(where, hosts, options or DEFAULT) for _ in range(arguments.rounds) for hosts in arguments.hosts]
     arguments.output.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
     result = {"command": shlex.join(sys.argv), "options": options or DEFAULT, "provenance": origin, "rows": rows}
-    (arguments.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+    with lab(max(arguments.hosts)) as where:
+        for hosts in arguments.hosts * arguments.rounds:
+            rows.append(measure(where, hosts, options or DEFAULT))
+            (arguments.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
     marked.fill_readme(arguments.output, "start-up", table(rows))
     print(table(rows))
 
