@@ -92,7 +92,7 @@ def test_messages_found_by_coverage_raise_only_the_declared_errors(
     name: str, tmp_path: Path, need_modules: Callable[..., None]
 ) -> None:
     need_modules("atheris")
-    fuzz(name, 2000, tmp_path)
+    fuzz(name, 4000, tmp_path)
     assert len(list((tmp_path / "corpus").glob("[0-9a-f]*"))) > 10, "the fuzzer must have found new branches"
 
 

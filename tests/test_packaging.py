@@ -18,6 +18,7 @@ CONTAINER = ROOT / "launch" / "container" / "Containerfile"
 INSTRUCTIONS = {"ARG", "FROM", "RUN", "COPY", "ENV", "USER", "WORKDIR", "ENTRYPOINT", "CMD"}
 ON_CONDA = {
     "gymnasium[classic-control]": "gymnasium-classic_control",
+    "isal": "python-isal",
     "matplotlib": "matplotlib-base",
     "msgpack": "msgpack-python",
     "prometheus-client": "prometheus_client",
@@ -98,7 +99,7 @@ def recipe() -> Any:
 
 def needs(requirements: list[str]) -> dict[str, str]:
     """The lowest version of each requirement, by its name on conda-forge."""
-    found = (re.fullmatch(r"(([\w.-]+)(?:\[.*\])?)>=(.*)", each) for each in requirements)
+    found = (re.fullmatch(r"(([\w.-]+)(?:\[.*\])?)>=([^;]*)(;.*)?", each) for each in requirements)
     return {ON_CONDA.get(each[1], ON_CONDA.get(each[2], each[2])): each[3] for each in found if each is not None}
 
 

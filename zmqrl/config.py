@@ -32,6 +32,7 @@ from zmqrl.local.extras import missing
 from zmqrl.observe.forms import decode
 from zmqrl.ps.shard.optimizer import USED_BY, OptimizerConfig
 from zmqrl.ps.wire.messages import Codec
+from zmqrl.ps.wire.sockets import Transport
 from zmqrl.simulate.compute import Pace
 from zmqrl.simulate.laws import Law
 from zmqrl.simulate.scenario import Failure, Straggler, check_numbers
@@ -47,8 +48,8 @@ class WireConfig:
 
     codec: Codec = "f32"
     """Number format on the wire: float32, or bfloat16 with half the bytes. Shards keep float32."""
-    transport: Literal["ipc", "tcp"] = "ipc"
-    """How processes connect: over Unix sockets in a private directory (ipc), or over TCP."""
+    transport: Transport = "shm"
+    """How processes connect: over Unix sockets and shared memory (shm), Unix sockets alone (ipc), or TCP."""
     address: str = "127.0.0.1"
     """IPv4 address of this machine on which the shards listen. Needs TCP."""
     port_range: Annotated[str | None, tyro.conf.arg(aliases=["--port-range"])] = None
@@ -63,6 +64,11 @@ class WireConfig:
     @property
     def tcp(self) -> bool:
         return self.transport == "tcp" or self.port_range is not None
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether payloads stay in memory that workers and shards share."""
+        return self.transport == "shm" and not self.tcp
 
     def encrypts(self, addresses: Iterable[str]) -> bool:
         """Whether shards at ``addresses`` use CURVE: if ``curve`` is set, or an address is not loopback."""

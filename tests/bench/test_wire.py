@@ -99,7 +99,7 @@ def test_a_hub_on_plain_sockets_adds_the_gradients_of_each_round(codec: Codec) -
 def test_the_bytes_of_a_round_trip_are_not_added() -> None:
     hub = RawHub(workers=1, slice_bytes=70, codec=None)
     try:
-        assert hub.format is None
+        assert hub.codec is None
         assert hub.sum.value.size == 0
     finally:
         hub.close()

@@ -268,7 +268,7 @@ def test_differing_settings_are_listed_with_the_value_in_each_run(tmp_path: Path
         ]
     )
     found = differing(runs)
-    assert (found["seed"], found["wire.codec"], found["wire.transport"]) == ([1, 2], ["f32", "bf16"], ["ipc", None])
+    assert (found["seed"], found["wire.codec"], found["wire.transport"]) == ([1, 2], ["f32", "bf16"], ["shm", None])
     assert "run_dir" not in found
     assert not {"seed", "wire.codec"} & differing(runs, but=frozenset({"seed", "wire"})).keys()
 

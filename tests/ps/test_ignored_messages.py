@@ -168,7 +168,7 @@ def test_a_worker_passes_on_the_payload_of_every_kind_that_has_one(
 
     def noting(machine: WorkerMachine, event: worker_events.Event, now: float) -> list[worker_events.Action]:
         if isinstance(event, worker_events.PublicationArrived | worker_events.ControlArrived):
-            arrived.append((event.message, event.payload.bytes if event.payload is not None else None))
+            arrived.append((event.message, bytes(event.payload.buffer) if event.payload is not None else None))
         return handle(machine, event, now)
 
     monkeypatch.setattr(WorkerMachine, "handle", noting)

@@ -35,7 +35,8 @@ class Listener:
         for endpoints in cluster.endpoints:
             subscriber = self.context.socket(zmq.SUB)
             subscriber.rcvhwm = 1000
-            subscriber.subscribe(b"")
+            for topic in m.TOPICS:
+                subscriber.subscribe(topic)
             subscriber.reconnect_ivl_max = 0
             subscriber.connect(endpoints["weights"])
             self.sockets.append(subscriber)

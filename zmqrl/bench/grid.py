@@ -9,12 +9,12 @@ from zmqrl.errors import require
 from zmqrl.ps.layout import MAX_SHARDS, Layout
 from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.ps.wire.messages import Codec
+from zmqrl.ps.wire.sockets import Transport
 
 T = TypeVar("T")
 
 Implementation: TypeAlias = Literal["zmqrl", "gloo", "raw_tcp", "memcpy", "limit"]
 Operation: TypeAlias = Literal["update_round", "push", "ingest", "fan_out", "round_trip"]
-Transport: TypeAlias = Literal["tcp", "ipc"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 

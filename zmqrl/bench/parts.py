@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from zmqrl.ps.cluster_file import Cluster
-from zmqrl.ps.shard.gradients import GradientSum
+from zmqrl.ps.shard.gradients import GradientSum, ReceivedSlice
 from zmqrl.ps.shard.optimizer import Optimizer, OptimizerConfig
 from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
@@ -160,8 +160,8 @@ class RawHub:
         self.slice = b"\1" * slice_bytes
         self.inboxes: list[memoryview] = [memoryview(bytearray(slice_bytes)) for _ in range(workers)]
         self.connections: list[socket.socket] = []
-        self.format = CODECS[codec] if codec else None
-        self.sum = GradientSum(slice_bytes // self.format.element_bytes if self.format else 0)
+        self.codec = codec
+        self.sum = GradientSum(slice_bytes // CODECS[codec].element_bytes if codec else 0)
 
     def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
         """Returns when each worker's slice had been added (``arrived``), and when the answers began (``published``)."""
@@ -190,8 +190,8 @@ class RawHub:
                 for key, _ in incoming.select():
                     left[key.data] = _received(key.data, left[key.data])
                     if not left[key.data]:
-                        if self.format is not None:
-                            self.sum.add(self.format.as_float32(whole[key.data]), first=not ends)
+                        if self.codec is not None:
+                            self.sum.add(ReceivedSlice(self.codec, whole[key.data]), first=not ends)
                         ends.append(time.monotonic_ns())
                         incoming.unregister(key.data)
                         del left[key.data]

@@ -110,6 +110,7 @@ def _measure_group(grid: Grid, group: Case, stage: Stage, end_at: float) -> list
 def _zmqrl(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
     """Shard processes and workers, as in training. The shards record when gradients arrived."""
     crew, directory = stage.crew, stage.directory / name
+    assert case.transport != "memory"
     with standalone_shards(
         case.layout,
         np.zeros(case.parameters, np.float32),
@@ -118,7 +119,7 @@ def _zmqrl(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
         quorum=case.workers,
         directory=directory,
         codec=case.codec,
-        transport="ipc" if case.transport == "ipc" else "tcp",
+        transport=case.transport,
         curve=case.curve,
         timing=PATIENT,
         profiler=ProfilerJob(directory / "profile", "localhost", trace_below=2**53),

@@ -281,8 +281,8 @@ def over_tcp(config: Config) -> Config:
 
 def check(config: Config, hosts: Sequence[Host]) -> None:
     """Raise UsageError for settings that cannot run on ``hosts``. Neither tries the game nor contacts the hosts."""
-    if config.wire.transport == "ipc":
-        raise UsageError("--wire.transport ipc works on one machine only: remove the option to use TCP.")
+    if (transport := config.wire.transport) != "tcp":
+        raise UsageError(f"--wire.transport {transport} works on one machine only: remove the option to use TCP.")
     if config.wire.address != NO_ADDRESS:
         raise UsageError(
             f"--wire.address {config.wire.address} is an option of `zmqrl train`: use --iface, --address HOST=ADDRESS "

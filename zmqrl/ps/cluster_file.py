@@ -24,6 +24,8 @@ class Cluster:
     endpoints: tuple[dict[SocketRole, str], ...]
     open_ranks: tuple[int, ...] = ()
     asynchronous: bool = False
+    shares_memory: bool = False
+    """Whether workers and shards are on one host, so that payloads can stay in memory."""
     key_files: Mapping[int, str] | None = None
     """With CURVE: the key file of each open rank, in the directory of ``cluster.json``."""
     keys: ClientKeys | None = None
@@ -62,6 +64,7 @@ class Cluster:
             endpoints=tuple({role: shard[role] for role in SOCKET_ROLES} for shard in data["shards"]),
             open_ranks=open_ranks,
             asynchronous=data.get("mode") == "async",
+            shares_memory=bool(data.get("shares_memory", False)),
             key_files=None if files is None else {rank: files[str(rank)] for rank in open_ranks},
             keys=keys,
         )
@@ -75,4 +78,5 @@ class Cluster:
             "layout": self.layout.to_json(),
             "shards": list(self.endpoints),
             "mode": "async" if self.asynchronous else "sync",
+            "shares_memory": self.shares_memory,
         }

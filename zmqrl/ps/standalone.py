@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,7 @@ from zmqrl.ps.shard.optimizer import Optimizer, OptimizerConfig
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.codec import is_finite
 from zmqrl.ps.wire.keys import RunKeys
-from zmqrl.ps.wire.sockets import SOCKET_ROLES, ShardUp, SocketRole
+from zmqrl.ps.wire.sockets import SOCKET_ROLES, ShardUp, SocketRole, Transport
 from zmqrl.rundir import RunDirectory, directory_for_sockets
 
 GREETED_WITHIN_S = 5.0
@@ -72,7 +71,7 @@ def standalone_shards(
     quorum: int | None = None,
     directory: Path | None = None,
     codec: m.Codec = "f32",
-    transport: Literal["ipc", "tcp"] = "ipc",
+    transport: Transport = "shm",
     address: str = "127.0.0.1",
     curve: bool = False,
     consistent: bool = False,
@@ -116,7 +115,7 @@ def standalone_shards(
                 shard=shard,
                 codec=codec,
                 optimizer=optimizer,
-                bind={role: f"{ipc}/{shard}-{role}" if transport == "ipc" else tcp for role in SOCKET_ROLES},
+                bind={role: f"{ipc}/{shard}-{role}" if transport != "tcp" else tcp for role in SOCKET_ROLES},
                 secret=secret,
                 state_path=files.state(shard),
                 history_path=files.history(shard),
@@ -143,7 +142,12 @@ def standalone_shards(
                 state = vector[cut.start : cut.stop].tobytes() + bytes(4 * cut.count * zeros)
                 control.load(cut.shard, 1, 0, 1, quorum, tuple(range(workers)), state)
             cluster = Cluster(
-                run=run, layout=layout, codec=codec, endpoints=tuple(endpoints), asynchronous=asynchronous
+                run=run,
+                layout=layout,
+                codec=codec,
+                endpoints=tuple(endpoints),
+                asynchronous=asynchronous,
+                shares_memory=transport == "shm",
             )
             yield StandaloneShards(cluster, control, jobs, keys, children)
         finally:

@@ -145,6 +145,7 @@ class RunTasks:
             codec=self.config.wire.codec,
             endpoints=tuple(endpoints[shard] for shard in sorted(endpoints)),
             asynchronous=self.config.mode == "async",
+            shares_memory=self.config.wire.shares_memory,
             keys=self.keys.of_worker(rank) if self.keys else None,
         )
         return WorkerJob(
@@ -241,6 +242,7 @@ class RunTasks:
             "open_ranks": list(self.open_ranks),
             "trained_before_s": self.trained_before_s,
             "mode": self.config.mode,
+            "shares_memory": self.config.wire.shares_memory,
             "codec": self.config.wire.codec,
             "layout": self.layout.to_json(),
             "keys": {str(rank): self._key_file(rank) for rank in self.open_ranks} if self.keys else None,
@@ -271,7 +273,7 @@ class RunTasks:
 
     def _addresses(self, shard: int, *, frozen: bool) -> dict[SocketRole, str]:
         wire, ports = self.config.wire, self.config.ports()
-        if ports is None and wire.transport == "ipc":
+        if not wire.tcp:
             prefix = f"ipc://{self.directory.sockets()}/{shard}-"
             return {"control": f"{prefix}frozen"} if frozen else {role: f"{prefix}{role}" for role in SOCKET_ROLES}
         chosen = [0, 0, 0] if ports is None else ports[3 * shard : 3 * shard + 3]

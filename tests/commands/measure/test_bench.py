@@ -179,7 +179,7 @@ def test_help_lists_the_benchmarks_and_every_option_with_its_default(capsys: pyt
         ("--parameters", "480165 677429 1686693"),
         ("--workers", "2 4"),
         ("--shards", "1"),
-        ("--transport", "tcp ipc"),
+        ("--transport", "tcp ipc shm"),
         ("--codec", "f32"),
         ("--curve", "off"),
         ("--operation", " ".join(OPERATIONS)),

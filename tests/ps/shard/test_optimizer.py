@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from zmqrl.errors import UsageError
 from zmqrl.ps.layout import Layout
-from zmqrl.ps.shard.gradients import GradientSum
+from zmqrl.ps.shard.gradients import GradientSum, ReceivedSlice
 from zmqrl.ps.shard.optimizer import BLOCK, Optimizer, OptimizerConfig
 from zmqrl.ps.wire.codec import FloatVector
 
@@ -293,8 +293,32 @@ def test_accumulating_reports_whether_the_sum_is_finite(size: int) -> None:
     total = GradientSum(size)
     for numbers, finite in (((large,), True), ((large, small), True), ((large, large), False), ((small, small), True)):
         for i, each in enumerate(numbers):
-            total.add(each, first=i == 0)
+            total.add(ReceivedSlice("f32", each.data), first=i == 0)
         assert total.is_finite() == finite
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_what_a_worker_writes_later_changes_neither_the_sum_nor_a_kept_slice(others: int) -> None:
+    memory, total = np.ones(8, np.float32), GradientSum(8)
+    for i in range(others + 1):
+        total.add(ReceivedSlice("f32", memory.data, is_shared=True), first=i == 0)
+    kept = ReceivedSlice("f32", memory.data, is_shared=True)
+    kept.keep()
+    memory[:] = 7
+    np.testing.assert_array_equal(total.value, np.full(8, others + 1))
+    np.testing.assert_array_equal(kept.numbers, np.ones(8))
+    assert total.is_finite()
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_numbers_that_a_worker_changes_after_the_check_are_noticed_in_the_sum(bad: int) -> None:
+    memory, total = [np.ones(8, np.float32) for _ in range(2)], GradientSum(8)
+    slices = [ReceivedSlice("f32", each.data, is_shared=True) for each in memory]
+    assert all(each.is_finite() for each in slices)
+    memory[bad][3] = np.nan
+    for i, each in enumerate(slices):
+        total.add(each, first=i == 0)
+    assert not total.is_finite()
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -40,7 +40,8 @@ from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.codec import CODECS, FloatVector
-from zmqrl.ps.worker.connection import MOST_KEPT, Connection, PulledWeights
+from zmqrl.ps.worker.connection import Connection, PulledWeights
+from zmqrl.ps.worker.gradients import MOST_KEPT
 
 pytestmark = pytest.mark.processes
 
@@ -303,7 +304,8 @@ def test_the_buffers_of_gradients_are_used_again(tmp_path: Path, codec: str) -> 
         weights, buffers = pulled(connection), dict[int, FloatVector]()
         for _ in range(50):
             buffer = connection.gradient_buffer()
-            buffers[id(buffer)] = buffer
+            assert connection.gradient_buffer() is buffer, "the same vector until it is pushed"
+            buffers[buffer.ctypes.data] = buffer
             connection.push(weights, buffer)
             weights = pulled(connection, weights.version)
         assert len(buffers) <= MOST_KEPT + 1

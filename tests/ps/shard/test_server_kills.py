@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zmq
 from support.messages import gradient_header
 
 from zmqrl.ps.layout import Layout
@@ -80,7 +79,7 @@ def update(server: ShardServer) -> None:
     )
     machine.roster.hello(b"peer", hello(), machine._welcome(), 0.0)
     server._handle(
-        e.GradientArrived(header, ReceivedSlice("f32", zmq.Frame(numbers.tobytes())), 4 * COUNT, lambda: True)
+        e.GradientArrived(header, ReceivedSlice("f32", memoryview(numbers.tobytes())), 4 * COUNT, lambda: True)
     )
 
 

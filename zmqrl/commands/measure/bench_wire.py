@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from zmqrl.bench.grid import IMPLEMENTATIONS, OPERATIONS, Grid, Implementation, Operation, Transport
+from zmqrl.bench.grid import IMPLEMENTATIONS, OPERATIONS, Grid, Implementation, Operation
 from zmqrl.bench.samples import Row
 from zmqrl.bench.wire import measure
 from zmqrl.commands.measure.bench import machine
@@ -19,6 +19,7 @@ from zmqrl.observe.provenance import provenance
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible, quiet_children
 from zmqrl.ps.wire.messages import Codec
+from zmqrl.ps.wire.sockets import Transport
 from zmqrl.words import counted
 
 # Of the networks narrow, small and nature for Breakout.
@@ -38,8 +39,8 @@ class Options:
     """Numbers of worker processes."""
     shards: Annotated[tuple[int, ...], tyro.conf.arg(metavar="S ...")] = (1,)
     """Numbers of shard processes."""
-    transport: tuple[Transport, ...] = ("tcp", "ipc")
-    """Transports of zmqrl: TCP over the loopback interface (tcp), or Unix sockets (ipc)."""
+    transport: tuple[Transport, ...] = ("tcp", "ipc", "shm")
+    """Transports of zmqrl: TCP over the loopback interface (tcp), Unix sockets (ipc), or shared memory (shm)."""
     codec: tuple[Codec, ...] = ("f32",)
     """Number format on the wire, as in zmqrl train --wire.codec."""
     curve: tuple[Literal["off", "on"], ...] = ("off",)

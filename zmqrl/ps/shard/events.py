@@ -291,6 +291,21 @@ class TakeChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class AcceptShare:
+    """Read the gradients of a worker in its memory, if possible, and answer MEMORY_SHARED."""
+
+    peer: bytes
+    offer: m.ShareMemory
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetMemory:
+    """Soon unmap the memory of ``rank``: its process has left or was replaced."""
+
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     level: Literal["debug", "info", "warning"]
     text: str
@@ -307,5 +322,7 @@ Action: TypeAlias = (
     | Capture
     | SendChunk
     | TakeChunk
+    | AcceptShare
+    | ForgetMemory
     | Log
 )

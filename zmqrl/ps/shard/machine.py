@@ -277,6 +277,9 @@ class ShardMachine:
                 return self._snapshot(peer, message) if is_known else self._reject()
             case m.Leave():
                 return self.roster.leave(peer, message) or self._reject()
+            case m.ShareMemory():
+                is_own = self.roster.rank_of(peer) == message.rank
+                return [e.AcceptShare(peer, message)] if is_own else self._reject()
             case m.Report():
                 is_own = self.roster.rank_of(peer) == message.rank
                 return self.roster.to_supervisor(message) if is_own else self._reject()

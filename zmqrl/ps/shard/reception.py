@@ -2,19 +2,38 @@
 
 import logging
 from collections import Counter
+from dataclasses import dataclass
 
 import zmq
 
+from zmqrl.ps.layout import Slice
 from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard.gradients import ReceivedSlice
 from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.ps.wire.keys import ShardKeys, Speaker
+from zmqrl.ps.wire.memory import SharedMemory
 
 # Properties of frames.
 USER_ID = "User-Id"  # the sender's public key, which the authenticator sets
 ADDRESS = "Peer-Address"  # an IP address, or localhost:USER:GROUP:PROCESS for ipc
 HELLO = framing.kind_of(m.Hello)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedGradients:
+    """The memory of a worker, and where each of its gradients has the slice of this shard."""
+
+    incarnation: int
+    memory: SharedMemory
+    codec: m.Codec
+    cut: Slice
+
+    def slice_of(self, number: int) -> memoryview:
+        """The slice of gradient ``number``, read-only. The worker writes there again once the shard has handled it."""
+        start, stop = (payload_bytes(self.codec, at) for at in (self.cut.start, self.cut.stop))
+        return self.memory.slot(number)[start:stop].data
 
 
 class Reception:
@@ -25,6 +44,7 @@ class Reception:
         self.log = log
         self.false_names: Counter[str] = Counter()
         self.ignored = framing.Ignored()
+        self.sharing: dict[int, SharedGradients] = {}  # by rank
 
     def gradient(self, frames: list[zmq.Frame]) -> e.Event:
         """The event for a message on PULL."""
@@ -34,8 +54,18 @@ class Reception:
             return self._ignore(error, frames[0])
         if not self._may_say(frames[0], header):
             return e.MalformedArrived()
-        payload = ReceivedSlice(header.codec, frames[1])
-        return e.GradientArrived(header, payload, len(frames[1]), payload.is_finite)
+        payload = ReceivedSlice(header.codec, frames[1].buffer)
+        if header.place and not len(frames[1]):
+            shared = self.shared_by(header)
+            if shared is None or shared.codec != header.codec or not shared.memory.holds(header.place):
+                return self._ignore("a gradient in memory that is not shared, or was overwritten", frames[0])
+            payload = ReceivedSlice(header.codec, shared.slice_of(header.place), is_shared=True)
+        return e.GradientArrived(header, payload, payload.buffer.nbytes, payload.is_finite)
+
+    def shared_by(self, header: m.Gradient) -> SharedGradients | None:
+        """The memory of the worker that sent ``header``, or None if this process shares none."""
+        shared = self.sharing.get(header.rank)
+        return shared if shared is not None and shared.incarnation == header.incarnation else None
 
     def presence(self, frames: list[zmq.Frame]) -> e.Event | None:
         """The event for a subscription to a presence topic. Returns None for any other topic of the protocol."""
@@ -45,7 +75,9 @@ class Reception:
         here, topic = message[:1] == b"\1", message[1:]
         presence = framing.parse_presence(topic)
         if presence is None:
-            return None if topic in m.TOPICS else self._ignore("an unknown topic on XPUB of a shard", frames[0])
+            if topic not in (*m.TOPICS, m.TOPIC_SHARED):
+                return self._ignore("an unknown topic on XPUB of a shard", frames[0])
+            return None
         if self.speakers is not None and not self._may_show(frames[0], presence[0], here):
             return e.MalformedArrived()
         return e.PresenceChanged(*presence, here=here)

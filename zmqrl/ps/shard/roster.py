@@ -4,7 +4,7 @@ import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from zmqrl.ps.shard.events import Action, Identity, Log, PresenceChanged, Send
+from zmqrl.ps.shard.events import Action, ForgetMemory, Identity, Log, PresenceChanged, Send
 from zmqrl.ps.wire import messages as m
 
 MOST_INCARNATIONS = 16
@@ -185,6 +185,8 @@ class Roster:
         worker = self.workers.setdefault(message.rank, Worker())
         older = worker.incarnation is not None and worker.incarnation < message.incarnation
         told: list[Action] = [Send(worker.peer, self.replaced(message.rank))] if older and worker.peer else []
+        if worker.incarnation not in (None, message.incarnation):
+            told.append(ForgetMemory(message.rank))
         worker.incarnation, worker.peer, worker.left, worker.waiting = message.incarnation, peer, False, None
         worker.heard_at = worker.computed_at = now
         worker.span = ""
@@ -243,7 +245,7 @@ class Roster:
         worker.doubted_at.pop(leave.incarnation, None)
         worker.left, worker.peer = True, None
         left = m.Left(run=self.identity.run, shard=self.identity.shard)
-        return [Send(peer, left), Log("info", f"worker {leave.rank} leaves")]
+        return [Send(peer, left), ForgetMemory(leave.rank), Log("info", f"worker {leave.rank} leaves")]
 
     def _answer(self, rank: int, welcome: m.Welcome) -> list[Action]:
         """Answer the HELLO of ``rank`` once the shard has state and the worker has subscribed."""

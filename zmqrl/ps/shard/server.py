@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 import time
-import zlib
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import zmq
+
+try:
+    from isal.isal_zlib import crc32  # ten times as fast
+except ImportError:  # it has no wheels for this processor
+    from zlib import crc32
 
 from zmqrl.errors import DISK_IS_FULL, ClusterError, FullDiskError
 from zmqrl.observe.metrics import SHARD_OUTCOMES
@@ -39,12 +44,13 @@ from zmqrl.ps.shard.history import History, LostState, UndoneState, pack_record,
 from zmqrl.ps.shard.job import ShardJob
 from zmqrl.ps.shard.machine import ShardMachine
 from zmqrl.ps.shard.optimizer import Optimizer
-from zmqrl.ps.shard.reception import Reception
+from zmqrl.ps.shard.reception import Reception, SharedGradients
 from zmqrl.ps.shard.store import Slot, SlotStore, is_blank
 from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.codec import CODECS, FloatVector, WireVector, payload_bytes
 from zmqrl.ps.wire.keys import Authenticator
+from zmqrl.ps.wire.memory import NO_MEMORY, SharedMemory
 from zmqrl.ps.wire.sockets import FailureMonitor, ShardUp, SocketRole, new_context, shard_sockets
 
 POLL_MS = 25
@@ -52,6 +58,7 @@ MAPPED = re.compile(r"\[::ffff:([0-9.]+)\]")  # an IPv4 address in IPv6 notation
 WILDCARDS = ("0.0.0.0", "::")
 BIND_WITHIN_S = 10.0
 FAILURES_EVERY_S = 5.0
+UNUSED_S = 2.0  # gradients of a process that has left can still arrive
 MOST_UNREAD_SNAPSHOTS = 2  # per rank, each as large as the slice
 
 WithWeights = TypeVar("WithWeights", m.Weights, m.Snapshot)
@@ -106,6 +113,8 @@ class ShardServer:
         self.reception = Reception(job.keys, log)
         self.sockets = shard_sockets(self.context, max(self.identity.payload_bytes.values()), job.keys)
         self.monitors = [FailureMonitor(socket) for socket in self.sockets.values()]
+        self.memory: SharedMemory | None = None  # made when the first worker shares its own
+        self.unused: deque[tuple[float, int, SharedGradients]] = deque()  # when to unmap, rank, memory
         self.payload: WireVector = self.sum.buffer  # the newest weights, encoded for publication
         self.loading = bytearray()
         self.snapshots: dict[int | None, list[zmq.MessageTracker]] = {}  # snapshots in transit, by rank
@@ -158,6 +167,7 @@ class ShardServer:
                     monitor.read()
                 if ignored := self.reception.ignored.take(now):
                     self.log.warning("%s", ignored)
+                self._unmap_unused(now)
             if now - self.failures_at >= FAILURES_EVERY_S:
                 self.failures_at = now
                 self._log_failures()
@@ -196,10 +206,13 @@ class ShardServer:
                 continue
             arrived_us = self.handled_us = now_us()
             self._handle(event)
-            if isinstance(event, e.GradientArrived) and self.profiler is not None:
-                g, outcome = event.header, SHARD_OUTCOMES.index(self.machine.judged)
-                times = (self.polled_us, arrived_us)
-                self.profiler.add("arrivals", g.generation, g.version, g.rank, outcome, *times)
+            if isinstance(event, e.GradientArrived):
+                if event.header.place:
+                    self._finish_reading(event)
+                if self.profiler is not None:
+                    g, outcome = event.header, SHARD_OUTCOMES.index(self.machine.judged)
+                    times = (self.polled_us, arrived_us)
+                    self.profiler.add("arrivals", g.generation, g.version, g.rank, outcome, *times)
 
     # actions
 
@@ -211,7 +224,7 @@ class ShardServer:
         match action:
             case e.Accumulate():
                 with self.spans("accumulate"):
-                    self.sum.add(action.payload.numbers, first=action.first)
+                    self.sum.add(action.payload, first=action.first)
             case e.Update():
                 finite = self._update(action.record)
                 self._handle(e.Updated(action.record, finite))
@@ -231,6 +244,11 @@ class ShardServer:
                 self._send_chunk(action.peer, action.request)
             case e.TakeChunk():
                 self._take_chunk(action.peer, action.message, action.payload)
+            case e.AcceptShare():
+                self._share(action.peer, action.offer)
+            case e.ForgetMemory():
+                if (shared := self.reception.sharing.get(action.rank)) is not None:
+                    self.unused.append((time.monotonic() + UNUSED_S, action.rank, shared))
             case e.Log():
                 self.log.log(logging.getLevelNamesMapping()[action.level.upper()], action.text)
             case _:
@@ -273,18 +291,21 @@ class ShardServer:
     def _commit(self, slot: Slot, record: e.Record, payload: WireVector) -> int:
         """Make ``slot`` the newest version, with its encoded weights. Returns the CRC-32 of the published weights."""
         self.payload = payload
-        crc32 = zlib.crc32(payload.data)
+        checksum = crc32(payload.data.cast("B"))
         self.store.commit(
-            slot, generation=record.generation, version=record.version, record=pack_record(record), crc32=crc32
+            slot, generation=record.generation, version=record.version, record=pack_record(record), crc32=checksum
         )
-        return crc32
+        return checksum
 
     def _publish_weights(self) -> None:
         slot, record = self.store.newest, self.machine.last
         assert slot is not None
         assert record is not None
         with self.spans("publish"):
-            header = framing.encode(self._header(m.Weights, slot, record))
+            header = self._header(m.Weights, slot, record)
+            if self.memory is not None:
+                there = replace(header, place=self.memory.write(self.payload))
+                self.sockets["weights"].send_multipart([m.TOPIC_SHARED, framing.encode(there), b""])
             payload = self.payload
             # Slow subscribers read from the slot itself, unless too many slots are already being read.
             is_slot = CODECS[self.job.codec].keeps_float32
@@ -292,12 +313,44 @@ class ShardServer:
             if is_slot and not in_place:
                 payload = payload.copy()
             tracker = self.sockets["weights"].send_multipart(
-                [m.TOPIC_WEIGHTS, header, payload.data.cast("B")], copy=False, track=True
+                [m.TOPIC_WEIGHTS, framing.encode(header), payload.data.cast("B")], copy=False, track=True
             )
             if in_place:
                 assert tracker is not None
                 self.store.pin(slot, lambda: tracker.done)
         self._record_version(record)
+
+    def _share(self, peer: bytes, offer: m.ShareMemory) -> None:
+        """Read the gradients of a worker in its memory, and publish in memory too, if this process can do both."""
+        job, codec, earlier = self.job, self.job.codec, self.reception.sharing.get(offer.rank)
+        memory = SharedMemory.open(offer.memory, payload_bytes(codec, job.layout.count))
+        if memory is None:
+            self.log.info("cannot read the memory of worker %d: its gradients come in messages", offer.rank)
+            return
+        try:
+            self.memory = self.memory or SharedMemory.create(self.identity.payload_bytes[codec])
+        except OSError as error:
+            self.log.warning("%s", NO_MEMORY.format(error.strerror))
+            return
+        if earlier is None or earlier.incarnation != offer.incarnation:
+            self.memory.handled[offer.rank] = 0
+        me, cut = self.identity.incarnation, job.layout.slices[job.shard]
+        self.reception.sharing[offer.rank] = SharedGradients(offer.incarnation, memory, codec, cut)
+        self._send(peer, m.MemoryShared(run=job.run, shard=job.shard, incarnation=me, memory=self.memory.name))
+
+    def _unmap_unused(self, now: float) -> None:
+        while self.unused and self.unused[0][0] <= now:
+            _, rank, shared = self.unused.popleft()
+            if self.reception.sharing.get(rank) is shared:
+                del self.reception.sharing[rank]
+
+    def _finish_reading(self, event: e.GradientArrived) -> None:
+        """Let a worker overwrite the gradient of ``event``, if it is in the worker's memory."""
+        header, held = event.header, self.machine.contributions.held
+        if self.memory is not None and self.reception.shared_by(header) is not None:
+            if held.get(header.rank) is event.payload:  # it waits for contributions of lower ranks
+                event.payload.keep()
+            self.memory.handled[header.rank] = max(header.place, int(self.memory.handled[header.rank]))
 
     def _record_version(self, record: e.Record) -> None:
         if self.profiler is None:

@@ -16,10 +16,12 @@ LONGEST_SPAN_NAME = 16
 MOST_SPANS = 32  # in STATS, which must fit into a header
 CHUNK_BYTES = 512 * 1024
 TOPIC_WEIGHTS = b"W"
+TOPIC_SHARED = b"M"
 TOPIC_HEARTBEAT = b"H"
 TOPIC_NEED = b"N"
 TOPIC_BYE = b"X"
 TOPICS = (TOPIC_WEIGHTS, TOPIC_HEARTBEAT, TOPIC_NEED, TOPIC_BYE)
+"""The topics of a worker that shares no memory with the shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class _Published(_OfShard):
     codec: Codec
     crc32: U32
     elapsed: U32 = 0
+    place: U53 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +110,7 @@ class Gradient:
     attempt: U16
     codec: Codec
     elapsed: U32 = 0
+    place: U53 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +265,26 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShareMemory:
+    """DEALER to ROUTER: the worker's gradients are in ``memory``. A shard that can read it answers MEMORY_SHARED."""
+
+    run: Name
+    rank: U16
+    incarnation: U53
+    memory: Name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryShared:
+    """ROUTER to DEALER: the answer to SHARE_MEMORY. This process of the shard publishes in ``memory``, too."""
+
+    run: Name
+    shard: U16
+    incarnation: U53
+    memory: Name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatsRequest:
     """Supervisor to shard: a request for STATS."""
 
@@ -397,10 +421,10 @@ class Refused:
 # ShardSaid (supervisor/events.py). The supervisor gets payloads only through ShardControl.fetch.
 
 Publication: TypeAlias = Weights | Heartbeat | Need | Bye
-FromWorker: TypeAlias = Hello | SnapshotRequest | Ping | Leave | Report
+FromWorker: TypeAlias = Hello | SnapshotRequest | Ping | Leave | Report | ShareMemory
 ShardCommand: TypeAlias = StatsRequest | ViewChange | Stop | Elapsed | Checkpoint | Fetch | Load
 FromSupervisor: TypeAlias = Hello | SnapshotRequest | ShardCommand
-ToWorker: TypeAlias = Welcome | Refuse | Snapshot | Missing | Pong | Left
+ToWorker: TypeAlias = Welcome | Refuse | Snapshot | Missing | Pong | Left | MemoryShared
 ToSupervisor: TypeAlias = Welcome | Refuse | Snapshot | Missing | Stats | Chunk | Loaded | Lost | Refused | Report
 Message: TypeAlias = Gradient | Publication | FromWorker | FromSupervisor | ToWorker | ToSupervisor
 

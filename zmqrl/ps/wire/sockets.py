@@ -14,6 +14,8 @@ from zmqrl.ps.wire.framing import presence_topic
 from zmqrl.ps.wire.keys import ClientKeys, ShardKeys
 
 SocketRole: TypeAlias = Literal["grad", "weights", "control"]
+Transport: TypeAlias = Literal["shm", "ipc", "tcp"]
+"""How processes reach each other. With shm, as with ipc, but payloads stay in memory that the processes share."""
 SOCKET_ROLES: tuple[SocketRole, ...] = get_args(SocketRole)
 
 LIBZMQ = (4, 3, 5)

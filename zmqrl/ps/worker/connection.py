@@ -13,7 +13,7 @@ import socket as host_socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 import msgpack
@@ -29,15 +29,16 @@ from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.schedule import WHOLE
 from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
-from zmqrl.ps.wire.codec import CODECS, FloatVector, WireVector, payload_bytes
+from zmqrl.ps.wire.codec import CODECS, FloatVector, payload_bytes
+from zmqrl.ps.wire.memory import SharedMemory, SharedPayload
 from zmqrl.ps.wire.sockets import FailureMonitor, connect, new_context, worker_sockets
 from zmqrl.ps.worker import events as e
+from zmqrl.ps.worker.gradients import Gradients, Outgoing
 from zmqrl.ps.worker.known_shard import Tally
 from zmqrl.ps.worker.machine import WorkerMachine, WorkerTiming
 from zmqrl.words import counted
 
 POLL_MS = 50
-MOST_KEPT = 3  # gradients: one to be sent again, one in ZeroMQ's queues, and one to spare
 CLOSED_WITHIN_S = 5.0
 
 
@@ -62,20 +63,6 @@ class PulledWeights:
     def version(self) -> int:
         """The version of the oldest slice."""
         return min(self.versions)
-
-
-@dataclass(slots=True, eq=False)
-class Outgoing:
-    """A contribution, with its ``gradient`` and the encoded ``payload``.
-
-    ``trackers`` show when ZeroMQ has finished reading the payload. Once it is ``released``, it is not sent again.
-    """
-
-    contributed: e.Contributed
-    gradient: FloatVector
-    payload: WireVector
-    trackers: list[zmq.MessageTracker] = field(default_factory=list)
-    released: bool = False
 
 
 class Connection:
@@ -122,7 +109,8 @@ class Connection:
         self._slices = cluster.layout.slices
         self._vector = np.zeros(cluster.layout.count, np.float32)
         self._generation = -1  # the generation that ``pull`` returned last
-        self._pushed: list[Outgoing] = []  # the newest contributions whose gradients can be overwritten, now or later
+        self._gradients = Gradients(cluster, rank, self._log)
+        self._published: list[tuple[int, SharedMemory] | None] = [None] * len(self._slices)  # incarnation and memory
         self._outgoing: Outgoing | None = None  # the newest contribution that the machine knows
         self._machine = WorkerMachine(
             run=cluster.run,
@@ -162,25 +150,25 @@ class Connection:
         the last contribution. The result has the version of the oldest slice. Raises ClusterError after ``timeout_s``,
         when a shard is silent for ``WorkerTiming.lease_s``, or when a shard refuses this worker.
         """
-        if self._final is None:
+        give_up_at = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
+        while self._final is None:
             self._pulls += 1
             self._post(e.Pulling(above, self._generation, self._pulls))
             with self.spans("wait"), self._profiler.waiting() if self._profiler else contextlib.nullcontext():
-                answer = self._answer(above, timeout_s)
-            if isinstance(answer, e.Assembled):
-                return self._assemble(answer)
-            self._final = answer
+                answer = self._answer(give_up_at)
+            if answer is None:
+                raise ClusterError(f"no version above {above} within {timeout_s} s: {self.where()}.")
+            if not isinstance(answer, e.Assembled):
+                self._final = answer
+            elif (weights := self._assemble(answer)) is not None:
+                return weights
         if isinstance(self._final, e.Failed):
             raise ClusterError(self._final.reason)
         return None
 
     def gradient_buffer(self) -> FloatVector:
-        """A float32 (count,) vector for the next gradient. Nothing else uses the vector until you push it."""
-        for each in self._pushed:
-            if each.released and all(tracker.done for tracker in each.trackers):
-                self._pushed.remove(each)
-                return each.gradient
-        return np.zeros(self.cluster.layout.count, np.float32)
+        """A float32 (count,) vector for the next gradient, the same until you push it. Nothing else uses it before."""
+        return self._gradients.buffer()
 
     def push(self, weights: PulledWeights, gradient: FloatVector) -> None:
         """Contribute ``gradient``, float32 (count,), computed on ``weights``. Does not block.
@@ -198,9 +186,7 @@ class Connection:
             raise NotFinite(f"the gradient of version {weights.version} is not finite as {codec}.")
         with self.spans("push"):
             contributed = e.Contributed(weights.generation, weights.versions, round(weights.elapsed * WHOLE))
-            outgoing = Outgoing(contributed, gradient, payload)
-            self._pushed = [*self._pushed[1 - MOST_KEPT :], outgoing]
-            self._post(outgoing)
+            self._post(self._gradients.outgoing(contributed, gradient, payload))
         if self._profiler is not None:
             self._record_cycle(self._profiler, weights)
 
@@ -265,6 +251,7 @@ class Connection:
             self._profiler.close()
         if not self._thread.is_alive():  # otherwise the thread still uses the descriptor
             os.close(self._wake)
+        self._gradients.close()
         if self.reports_too_large:
             self._log.warning(
                 "%s too large and not sent", counted(self.reports_too_large, "report was", "reports were")
@@ -280,8 +267,8 @@ class Connection:
         self._inbox.put(event)
         os.eventfd_write(self._wake, 1)
 
-    def _answer(self, above: int, timeout_s: float | None) -> e.Assembled | e.Ended | e.Failed:
-        give_up_at = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
+    def _answer(self, give_up_at: float) -> e.Assembled | e.Ended | e.Failed | None:
+        """The answer to the newest ``Pulling``, or None if it has not come at the time ``give_up_at``."""
         while True:
             left_s = give_up_at - time.monotonic()
             try:  # short waits: a signal that arrives just before a wait does not end the wait
@@ -289,16 +276,20 @@ class Connection:
             except queue.Empty:
                 if left_s > LOOK_UP_EVERY_S:
                     continue
-                raise ClusterError(f"no version above {above} within {timeout_s} s: {self.where()}.") from None
+                return None
             if not isinstance(answer, e.Assembled) or answer.pull == self._pulls:  # else the pull has timed out
                 return answer
 
-    def _assemble(self, answer: e.Assembled) -> PulledWeights:
-        self._generation = answer.generation
+    def _assemble(self, answer: e.Assembled) -> PulledWeights | None:
+        """Returns None if a shard has overwritten a slice in its memory. Then a newer version is about to arrive."""
         self.spans.version = answer.version
         with self.spans("assemble"):
-            for cut, (name, payload) in zip(self._slices, answer.payloads, strict=True):
+            for cut, version, (name, payload) in zip(self._slices, answer.versions, answer.payloads, strict=True):
                 CODECS[name].decode_into(payload.buffer, self._vector[cut.start : cut.stop])
+                if isinstance(payload, SharedPayload) and not payload.is_whole():
+                    self._post(e.Overwritten(cut.shard, version))
+                    return None
+        self._generation = answer.generation
         return PulledWeights(answer.generation, answer.versions, self._vector, answer.elapsed / WHOLE)
 
     # for the thread that owns the sockets
@@ -383,9 +374,16 @@ class Connection:
             decoded = self._decode(m.PUBLICATIONS, shard, frames[1:])  # without the topic
             if decoded is None:
                 continue
-            message, payload = decoded
-            if isinstance(message, m.Weights) and not self._is_slice(shard, message, payload):
-                continue
+            message, frame = decoded
+            payload: e.Payload | None = frame
+            if isinstance(message, m.Weights):
+                if message.place:
+                    published = self._published[shard]
+                    if published is None or published[0] != message.incarnation:
+                        continue  # from a new process of the shard, whose memory is not known yet
+                    payload = SharedPayload(published[1], message.place)
+                if not self._is_slice(shard, message, payload):
+                    continue
             self._handle(e.PublicationArrived(shard, message, payload))
 
     def _receive_control(self, shard: int) -> None:
@@ -397,12 +395,43 @@ class Connection:
             if isinstance(message, m.Left):
                 self._left += 1
                 continue
+            if isinstance(message, m.MemoryShared):
+                self._shared(shard, message)
+                continue
+            if isinstance(message, m.Welcome):
+                self._share(shard, message)
             if isinstance(message, m.Snapshot) and not self._is_slice(shard, message, payload):
                 continue
             if isinstance(message, m.Pong) and self._profiler is not None:
                 times = (message.sent_us, message.received_us, message.answered_us, now_us())
                 self._profiler.add("pings", shard, *times)
             self._handle(e.ControlArrived(shard, message, payload))
+
+    def _share(self, shard: int, welcome: m.Welcome) -> None:
+        """Offer the memory of the gradients to a new process of a shard, whose publications still are in messages."""
+        memory, published = self._gradients.memory, self._published[shard]
+        is_known = published is not None and published[0] >= welcome.incarnation
+        if memory is None or is_known or welcome.run != self.cluster.run:
+            return
+        if published is not None:
+            published[1].is_gone, self._published[shard] = True, None
+            self._subscribe(shard, m.TOPIC_WEIGHTS, instead_of=m.TOPIC_SHARED)
+        run, rank, incarnation = self.cluster.run, self.rank, self.incarnation
+        self._send(shard, m.ShareMemory(run=run, rank=rank, incarnation=incarnation, memory=memory.name))
+
+    def _shared(self, shard: int, shared: m.MemoryShared) -> None:
+        """Read the publications of a shard in its memory from now on, if possible."""
+        if shared.run != self.cluster.run or shared.incarnation != self._machine.shards[shard].incarnation:
+            return
+        memory = SharedMemory.open(shared.memory, payload_bytes(self.cluster.codec, self._slices[shard].count))
+        if memory is not None and self._published[shard] is None:
+            self._published[shard] = shared.incarnation, memory
+            self._subscribe(shard, m.TOPIC_SHARED, instead_of=m.TOPIC_WEIGHTS)
+
+    def _subscribe(self, shard: int, topic: bytes, *, instead_of: bytes) -> None:
+        socket = self._sockets[shard]["weights"]
+        socket.subscribe(topic)
+        socket.unsubscribe(instead_of)
 
     def _decode(
         self, inbox: m.Inbox[m.Kind], shard: int, frames: list[zmq.Frame]
@@ -415,7 +444,7 @@ class Connection:
             return None
         return message, frames[1] if len(frames) > 1 else None
 
-    def _is_slice(self, shard: int, message: m.Weights | m.Snapshot, payload: zmq.Frame | None) -> bool:
+    def _is_slice(self, shard: int, message: m.Weights | m.Snapshot, payload: "e.Payload | None") -> bool:
         """Whether ``payload`` has the length of the slice of ``shard``. Records when the slice arrived."""
         assert payload is not None, "weights without a payload"
         if len(payload) != payload_bytes(message.codec, self._slices[shard].count):
@@ -468,7 +497,13 @@ class Connection:
         assert outgoing is not None
         assert header.version == outgoing.contributed.versions[shard]
         payload = outgoing.payload[cut.start : cut.stop].data.cast("B")
+        header = replace(header, place=outgoing.number)
+        published = self._published[shard]
         try:
+            if published is not None and outgoing.is_shared and header.attempt == 0:
+                self._sockets[shard]["grad"].send_multipart([framing.encode(header), b""], zmq.NOBLOCK)
+                outgoing.readers.append(published[1])
+                return
             tracker = self._sockets[shard]["grad"].send_multipart(
                 [framing.encode(header), payload], zmq.NOBLOCK, copy=False, track=True
             )

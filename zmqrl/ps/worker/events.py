@@ -8,7 +8,10 @@ from zmqrl.ps.wire import messages as m
 if TYPE_CHECKING:
     import zmq
 
-WeightsSlice: TypeAlias = "tuple[m.Codec, zmq.Frame]"
+    from zmqrl.ps.wire.memory import SharedPayload
+
+Payload: TypeAlias = "zmq.Frame | SharedPayload"
+WeightsSlice: TypeAlias = "tuple[m.Codec, Payload]"
 """One shard's slice of the weights, as it arrived."""
 
 # Events
@@ -20,7 +23,7 @@ class PublicationArrived:
 
     shard: int
     message: m.Publication
-    payload: "zmq.Frame | None" = None
+    payload: "Payload | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class ControlArrived:
 
     shard: int
     message: m.ToWorker
-    payload: "zmq.Frame | None" = None
+    payload: "Payload | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,14 @@ class Pulling:
     above: int
     generation: int
     number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Overwritten:
+    """``shard`` has overwritten its slice of ``version`` in its memory, before the computing thread had read it."""
+
+    shard: int
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +102,7 @@ Event: TypeAlias = (
     PublicationArrived
     | ControlArrived
     | Pulling
+    | Overwritten
     | Contributed
     | SendBlocked
     | Writable

@@ -5,15 +5,12 @@
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, assert_never
+from typing import Literal, assert_never
 
 from zmqrl.ps.story import Story
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.worker import events as e
 from zmqrl.ps.worker.known_shard import KnownShard, Statement, Tally
-
-if TYPE_CHECKING:
-    import zmq
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +90,9 @@ class WorkerMachine:
                 self.pulling, self.notice_at = event, now
                 self.computed += 1
                 return self._assemble(now)
+            case e.Overwritten():
+                self.shards[event.shard].payloads.pop(event.version, None)
+                return []
             case e.Contributed():
                 return self._contribute(event)
             case e.SendBlocked():
@@ -131,7 +131,7 @@ class WorkerMachine:
         self,
         shard: KnownShard,
         message: m.Publication,
-        payload: "zmq.Frame | None",
+        payload: "e.Payload | None",
         now: float,
     ) -> list[e.Action]:
         shard.published_at = now
@@ -184,7 +184,7 @@ class WorkerMachine:
         missed = message.published and message.version not in shard.payloads
         return actions + (self._request(shard, None, now) if missed else [])
 
-    def _slice(self, shard: KnownShard, message: m.Weights | m.Snapshot, payload: "zmq.Frame | None") -> list[e.Action]:
+    def _slice(self, shard: KnownShard, message: m.Weights | m.Snapshot, payload: "e.Payload | None") -> list[e.Action]:
         """Keep a slice, and learn the outcome of this worker's contribution from the record of the slice."""
         assert payload is not None, "weights without a payload"
         shard.keep(message.version, (message.codec, payload), message.elapsed)
@@ -306,7 +306,7 @@ class WorkerMachine:
     # control
 
     def _control(
-        self, shard: KnownShard, message: m.ToWorker, payload: "zmq.Frame | None", now: float
+        self, shard: KnownShard, message: m.ToWorker, payload: "e.Payload | None", now: float
     ) -> list[e.Action]:
         shard.heard_at = now
         match message:
@@ -326,7 +326,7 @@ class WorkerMachine:
                 return [*actions, *self._slice(shard, message, payload), *self._assemble(now)]
             case m.Refuse():
                 return [e.Failed(f"shard {shard.number} refuses worker {self.rank}: {message.reason}")]
-            case m.Missing() | m.Pong() | m.Left():
+            case m.Missing() | m.Pong() | m.Left() | m.MemoryShared():
                 return []
             case _:
                 assert_never(message)
