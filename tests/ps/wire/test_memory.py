@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,8 +61,8 @@ def test_only_the_owner_can_write() -> None:
 
 def test_the_size_cannot_change() -> None:
     """A reader of memory that has become shorter would be killed by SIGBUS."""
-    name = SharedMemory.create(PAYLOAD).name
-    process, descriptor, _ = name.split("/")
+    memory = SharedMemory.create(PAYLOAD)
+    process, descriptor, _ = memory.name.split("/")
     again = os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDWR)
     try:
         for size in (0, 1 << 30):
@@ -104,6 +105,17 @@ def test_closed_memory_stays_readable_but_cannot_be_opened_again() -> None:
     assert there.holds(number)
     np.testing.assert_array_equal(there.slot(number).view(np.float32), payload(5))
     assert other(memory) is None
+
+
+def test_memory_without_references_leaves_no_descriptor() -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        memory = SharedMemory.create(PAYLOAD)
+        there = other(memory)
+        assert there is not None
+        assert there.slot(1)[0] == 0
+        del memory, there
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 @pytest.mark.processes

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import secrets
+import weakref
 from pathlib import Path
 from typing import Final, Self
 
@@ -39,7 +40,7 @@ class SharedMemory:
         self.name = name
         self.payload_bytes = payload_bytes
         self._mapping = mapping
-        self._descriptor = descriptor
+        self._close = None if descriptor is None else weakref.finalize(self, os.close, descriptor)
         self.is_gone = False  # whether the owner has ended
         counters = np.frombuffer(mapping, np.uint64, COUNTERS)
         self.handled, self.written = counters[:MAX_WORKERS], counters[MAX_WORKERS:]
@@ -115,9 +116,8 @@ class SharedMemory:
 
     def close(self) -> None:
         """Close the descriptor that is in the name, so that no other process can map the memory. Views stay valid."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._close is not None:
+            self._close()  # does nothing the second time
 
 
 class SharedPayload:
