@@ -189,7 +189,7 @@ def test_a_restarted_shard_shares_memory_again(tmp_path: Path) -> None:
             incarnation = running.restart(shard).incarnation
             eventually(
                 lambda shard=shard, incarnation=incarnation: all(  # type: ignore[misc]
-                    (published := worker.connection._published[shard]) is not None and published[0] == incarnation
+                    (found := worker.connection._published[shard]) is not None and found.incarnation == incarnation
                     for worker in workers
                 ),
                 "the memory of the new process",

@@ -169,12 +169,18 @@ def test_a_few_vectors_are_enough(codec: m.Codec) -> None:
     assert len(addresses) <= MOST_KEPT
 
 
-def test_a_gradient_in_the_buffer_is_in_the_memory_whatever_has_happened_since() -> None:
+def with_every_slot_sent() -> tuple[Gradients, SharedMemory]:
+    """Gradients whose memory is full, and the memory of a shard that has handled none of them."""
     mine, shard = gradients(), SharedMemory.create(100)
     for _ in range(SLOTS):
         outgoing = push(mine, mine.buffer())
         outgoing.readers.append(shard)
         outgoing.released = True
+    return mine, shard
+
+
+def test_a_gradient_in_the_buffer_is_in_the_memory_whatever_has_happened_since() -> None:
+    mine, shard = with_every_slot_sent()
     shard.handled[RANK] = 1
     buffer = mine.buffer()
     shard.handled[RANK] = 0  # a shard never does this, but a worker must not depend on it
@@ -182,11 +188,7 @@ def test_a_gradient_in_the_buffer_is_in_the_memory_whatever_has_happened_since()
 
 
 def test_a_slot_is_free_again_after_a_lost_gradient() -> None:
-    mine, shard = gradients(), SharedMemory.create(100)
-    for _ in range(SLOTS):
-        outgoing = push(mine, mine.buffer())
-        outgoing.readers.append(shard)
-        outgoing.released = True
+    mine, shard = with_every_slot_sent()
     in_message = push(mine, mine.buffer())
     assert (in_message.is_shared, in_message.number) == (False, SLOTS)
     shard.handled[RANK] = in_message.number  # none of the others has arrived

@@ -53,11 +53,10 @@ class GradientSum:
         numbers = slice_.numbers
         self._has_shared = slice_.is_shared or (self._has_shared and not first)
         if first:
-            self.value = numbers
+            self._left_finite.clear()
             if slice_.is_shared:
                 np.copyto(self.buffer, numbers)
-                self.value = self.buffer
-            self._left_finite.clear()
+            self.value = self.buffer if slice_.is_shared else numbers
         else:
             with watched(self._left_finite):
                 np.add(self.value, numbers, out=self.buffer)

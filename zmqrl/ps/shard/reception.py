@@ -75,9 +75,8 @@ class Reception:
         here, topic = message[:1] == b"\1", message[1:]
         presence = framing.parse_presence(topic)
         if presence is None:
-            if topic not in (*m.TOPICS, m.TOPIC_SHARED):
-                return self._ignore("an unknown topic on XPUB of a shard", frames[0])
-            return None
+            known = topic in (*m.TOPICS, m.TOPIC_SHARED)
+            return None if known else self._ignore("an unknown topic on XPUB of a shard", frames[0])
         if self.speakers is not None and not self._may_show(frames[0], presence[0], here):
             return e.MalformedArrived()
         return e.PresenceChanged(*presence, here=here)

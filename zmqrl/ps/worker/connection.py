@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 import msgpack
 import numpy as np
@@ -65,6 +65,13 @@ class PulledWeights:
         return min(self.versions)
 
 
+class PublishedMemory(NamedTuple):
+    """The memory in which one process of a shard publishes."""
+
+    incarnation: int
+    memory: SharedMemory
+
+
 class Connection:
     """One worker's connection to all shards of a run.
 
@@ -110,7 +117,7 @@ class Connection:
         self._vector = np.zeros(cluster.layout.count, np.float32)
         self._generation = -1  # the generation that ``pull`` returned last
         self._gradients = Gradients(cluster, rank, self._log)
-        self._published: list[tuple[int, SharedMemory] | None] = [None] * len(self._slices)  # incarnation and memory
+        self._published: list[PublishedMemory | None] = [None] * len(self._slices)
         self._outgoing: Outgoing | None = None  # the newest contribution that the machine knows
         self._machine = WorkerMachine(
             run=cluster.run,
@@ -379,9 +386,9 @@ class Connection:
             if isinstance(message, m.Weights):
                 if message.place:
                     published = self._published[shard]
-                    if published is None or published[0] != message.incarnation:
+                    if published is None or published.incarnation != message.incarnation:
                         continue  # from a new process of the shard, whose memory is not known yet
-                    payload = SharedPayload(published[1], message.place)
+                    payload = SharedPayload(published.memory, message.place)
                 if not self._is_slice(shard, message, payload):
                     continue
             self._handle(e.PublicationArrived(shard, message, payload))
@@ -410,11 +417,11 @@ class Connection:
     def _share(self, shard: int, welcome: m.Welcome) -> None:
         """Offer the memory of the gradients to a new process of a shard, whose publications still are in messages."""
         memory, published = self._gradients.memory, self._published[shard]
-        is_known = published is not None and published[0] >= welcome.incarnation
+        is_known = published is not None and published.incarnation >= welcome.incarnation
         if memory is None or is_known or welcome.run != self.cluster.run:
             return
         if published is not None:
-            published[1].is_gone, self._published[shard] = True, None
+            published.memory.is_gone, self._published[shard] = True, None
             self._subscribe(shard, m.TOPIC_WEIGHTS, instead_of=m.TOPIC_SHARED)
         run, rank, incarnation = self.cluster.run, self.rank, self.incarnation
         self._send(shard, m.ShareMemory(run=run, rank=rank, incarnation=incarnation, memory=memory.name))
@@ -425,7 +432,7 @@ class Connection:
             return
         memory = SharedMemory.open(shared.memory, payload_bytes(self.cluster.codec, self._slices[shard].count))
         if memory is not None and self._published[shard] is None:
-            self._published[shard] = shared.incarnation, memory
+            self._published[shard] = PublishedMemory(shared.incarnation, memory)
             self._subscribe(shard, m.TOPIC_SHARED, instead_of=m.TOPIC_WEIGHTS)
 
     def _subscribe(self, shard: int, topic: bytes, *, instead_of: bytes) -> None:
@@ -502,7 +509,7 @@ class Connection:
         try:
             if published is not None and outgoing.is_shared and header.attempt == 0:
                 self._sockets[shard]["grad"].send_multipart([framing.encode(header), b""], zmq.NOBLOCK)
-                outgoing.readers.append(published[1])
+                outgoing.readers.append(published.memory)
                 return
             tracker = self._sockets[shard]["grad"].send_multipart(
                 [framing.encode(header), payload], zmq.NOBLOCK, copy=False, track=True
