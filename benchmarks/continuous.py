@@ -139,6 +139,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", choices=("zmqrl", "reference"))
     asked = parser.parse_args()
+    if asked.agent_steps < STEPS:
+        parser.error(f"--agent-steps {asked.agent_steps}: must be at least {STEPS}, the length of a rollout")
     origin = begin(parser, RESULTS)
     env_id = asked.env or RECIPES[asked.recipe]().env
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +151,8 @@ def main() -> None:
                 score = ours(asked.recipe, env_id, asked.agent_steps, seed)
             else:
                 score = statistics.fmean(reference(env_id, asked.agent_steps, seed)[-LAST_GAMES:])
-            row = {"recipe": asked.recipe, "env": env_id, "side": side, "seed": seed, "agent_steps": asked.agent_steps}
+            agent_steps = asked.agent_steps if side == "zmqrl" else asked.agent_steps // STEPS * STEPS
+            row = {"recipe": asked.recipe, "env": env_id, "side": side, "seed": seed, "agent_steps": agent_steps}
             row |= {"score_mean_50": round(score, 1), "seconds": round(time.monotonic() - begun)}
             with RESULTS.open("a", encoding="utf-8") as results:
                 results.write(json.dumps(row | {"provenance": origin}) + "\n")

@@ -38,11 +38,15 @@ def thinned(run: Path) -> list[Mapping[str, Any]]:
 
 
 def keep(run: Path, name: str) -> Path:
-    """Copy the result of ``run``. Returns the new directory. Exits if the code of the run has no commit."""
+    """Copy the result of ``run``. Returns the new directory. Exits if the code of the run has no commit, or if ``name``
+    has a result.
+    """
     commit = json.loads((run / "summary.json").read_text(encoding="utf-8"))["provenance"]["commit"]
     if str(commit).endswith("+"):
         sys.exit(f"{run} ran with changes after commit {commit[:-1]}: commit the changes, and train again.")
     kept = RESULTS / name
+    if (kept / "config.json").exists():
+        sys.exit(f"{kept} has the result of another run: remove it first, or choose another name.")
     kept.mkdir(parents=True, exist_ok=True)
     config = json.loads((run / "config.json").read_text(encoding="utf-8")) | {"run_dir": f"runs/{name}"}
     (kept / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

@@ -2,7 +2,8 @@
 
     python benchmarks/straggler.py [--rounds 3] [--minutes 0.5] [--delay-s 1.0] [--output DIR] [RECIPE options ...]
 
-The two settings take turns, so that noise on the machine affects both alike. Writes ``results.json`` into DIR.
+The two settings take turns, so that noise on the machine affects both alike. An update of three workers uses three
+quarters of the samples, so the gradients per second are compared too. Writes ``results.json`` into DIR.
 """
 
 import argparse
@@ -17,15 +18,17 @@ from typing import Any
 from bench_lab import begin, train
 
 SETTINGS = {"N=4, b=0": ["--workers", "4", "--backups", "0"], "N=3, b=1": ["--workers", "3", "--backups", "1"]}
+UNITS = {"updates_per_s": "updates/s", "gradients_per_s": "gradients/s"}
 
 
 def run(options: list[str], minutes: float) -> dict[str, Any]:
-    """Train once for ``minutes``. Returns the summary with updates per second."""
+    """Train once for ``minutes``. Returns the summary with updates and gradients per second."""
     with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
         directory = Path(scratch) / "run"
         train([*options, "--minutes", str(minutes)], directory, 60 * minutes)
         summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
-        return summary | {"updates_per_s": summary["updates"] / summary["wall_s"]}
+        updates_per_s = summary["updates"] / summary["wall_s"]
+        return summary | {"updates_per_s": updates_per_s, "gradients_per_s": summary["quorum"] * updates_per_s}
 
 
 def main() -> None:
@@ -41,17 +44,20 @@ def main() -> None:
     origin = begin(parser, arguments.output)
     about = {"command": shlex.join(sys.argv), **origin}
     common = [*(options or ["cartpole"]), "--straggle", f"3:{arguments.delay_s}"]
-    rates: dict[str, list[float]] = {name: [] for name in SETTINGS}
+    rates: dict[str, dict[str, list[float]]] = {unit: {name: [] for name in SETTINGS} for unit in UNITS}
     for _ in range(arguments.rounds):
         for name, setting in SETTINGS.items():
             summary = run([*common, *setting], arguments.minutes)
-            rates[name].append(summary["updates_per_s"])
+            for unit in UNITS:
+                rates[unit][name].append(summary[unit])
             print(f"{name}: {summary['updates_per_s']:.2f} updates/s, {summary['contributions']}", flush=True)
-    for name, values in rates.items():
-        print(f"{name}: median {statistics.median(values):.2f} updates/s ({min(values):.2f} to {max(values):.2f})")
+    for unit, of in rates.items():
+        for name, values in of.items():
+            median, said = statistics.median(values), UNITS[unit]
+            print(f"{name}: median {median:.2f} {said} ({min(values):.2f} to {max(values):.2f})")
     if arguments.output is not None:
         arguments.output.mkdir(parents=True, exist_ok=True)
-        results = {"updates_per_s": rates, **about}
+        results = {**rates, **about}
         (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from support.rig import ending, eventually, is_alive
 
 BENCHMARKS = {
     "central_graph": "",
-    "continuous": "pendulum --agent-steps 1",
+    "continuous": "pendulum --agent-steps 2048",
     "efficiency": "",
     "flood": "",
     "learning": "--run no-such-run",

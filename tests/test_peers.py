@@ -6,6 +6,7 @@ import signal
 import statistics
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import learning
@@ -44,6 +45,28 @@ def test_ppo_as_shipped_counts_against_the_recipe_with_four_epochs() -> None:
 def test_without_its_training_of_zmqrl_a_library_has_no_ratio() -> None:
     table = measure.tables({"as shipped": {"zmqrl breakout": [900.0], "Stable-Baselines3 A2C": [300.0]}})
     assert table.splitlines()[-1] == "| Stable-Baselines3 A2C | 300 | 300 to 300 |  |"
+
+
+def test_a_rate_is_that_of_whole_rollouts_however_rarely_they_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, told = Clock(), tmp_path / "told"
+    told.touch()
+
+    def sleep(seconds: float) -> None:
+        before = now.now
+        now.now += seconds
+        if now.now // 5 > before // 5:  # a line every 5 s
+            with told.open("a", encoding="utf-8") as file:
+                file.write(f"agent steps: {1024 * int(now.now / 5.4)}\n")
+
+    monkeypatch.setattr(measure, "time", SimpleNamespace(monotonic=now, sleep=sleep))
+    lines = measure.steps_told(told, re.compile(r"agent steps: (\d+)"))
+    begun = measure.wait_for(lines, 110.0, 60.0, told)
+    ended = measure.wait_for(lines, begun[0] + 120.0, 300.0, told)
+    rate = (ended[1] - begun[1]) / (ended[0] - begun[0])
+    assert rate == pytest.approx(1024 / 5.4, rel=0.04)
+    assert (ended[1] - begun[1]) % 1024 == 0
 
 
 @pytest.mark.parametrize("name", ["peers", "scores"])
@@ -123,11 +146,12 @@ def test_the_training_of_a_peer_has_a_deadline(tmp_path: Path, monkeypatch: pyte
     given: list[tuple[list[str], float]] = []
     monkeypatch.setattr(learning, "python_of", lambda environment, environments: Path("python"))
     monkeypatch.setattr(learning, "train_with", lambda command, within_s: given.append((command, within_s)))
-    learning.train("ppo", 2.0, tmp_path, tmp_path, {"commit": "abc"})
+    learning.train("ppo", 2.0, tmp_path, tmp_path, {"commit": "abc"}, subprocesses=True)
     ((command, within_s),) = given
-    assert command[2:] == ["ppo", "--minutes", "2.0", "--scores", str(tmp_path / "sb3-ppo.jsonl")]
+    assert command[2:] == ["ppo", "--minutes", "2.0", "--subprocesses", "--scores", str(tmp_path / "sb3-ppo.jsonl")]
     assert within_s == 120.0
-    assert json.loads((tmp_path / "sb3-ppo.jsonl").read_text(encoding="utf-8"))["commit"] == "abc"
+    about = json.loads((tmp_path / "sb3-ppo.jsonl").read_text(encoding="utf-8"))
+    assert (about["commit"], about["options"]) == ("abc", ["ppo", "--minutes", "2.0", "--subprocesses"])
 
 
 @pytest.mark.processes  # draws for seconds

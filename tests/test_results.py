@@ -78,3 +78,12 @@ def test_a_run_of_code_without_a_commit_is_not_kept(tmp_path: Path, monkeypatch:
     with pytest.raises(SystemExit, match="ran with changes after commit abc: commit the changes, and train again"):
         keep.keep(run, "kept")
     assert not (tmp_path / "results").exists()
+
+
+def test_a_run_is_not_kept_in_the_directory_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keep, "RESULTS", tmp_path / "results")
+    other = write_result(tmp_path / "results" / "kept")
+    before = {file: file.read_bytes() for file in other.iterdir()}
+    with pytest.raises(SystemExit, match="kept has the result of another run: remove it first"):
+        keep.keep(write_result(tmp_path / "run"), "kept")
+    assert {file: file.read_bytes() for file in other.iterdir()} == before

@@ -2,6 +2,8 @@
 
 import importlib.util
 import sys
+import time
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -53,6 +55,20 @@ def test_the_networks_and_actions_of_stable_baselines3_have_a_seed(
     algorithm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert algorithm_of(monkeypatch, algorithm)["seed"] == 1
+
+
+def test_the_rates_of_ppo_fall_to_zero_over_the_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = algorithm_of(monkeypatch, "ppo", "--minutes", "10", "--scores", str(tmp_path / "scores.jsonl"))
+    first, second = made["learning_rate"](1.0), made["learning_rate"](1.0)
+    assert 2.5e-4 > first > second > 0
+    made = algorithm_of(monkeypatch, "ppo", "--minutes", "0.001", "--scores", str(tmp_path / "scores.jsonl"))
+    time.sleep(0.1)
+    assert (made["learning_rate"](1.0), made["clip_range"](1.0)) == (0.0, 0.0)
+
+
+def test_the_rates_of_ppo_are_constant_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = algorithm_of(monkeypatch, "ppo")
+    assert (made["learning_rate"](0.5), made["clip_range"](0.5)) == (2.5e-4, 0.1)
 
 
 @pytest.mark.parametrize(("comparison", "place"), [("like for like", "SubprocVecEnv"), ("as shipped", "DummyVecEnv")])

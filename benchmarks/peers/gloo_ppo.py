@@ -45,7 +45,7 @@ def main(rank: int, meeting_point: str) -> None:
             gradient.copy_(mean)
 
     torch.manual_seed(rank)
-    player = Player(network, step, games.reset(seed=rank)[0])
+    player = Player(network, step, games.reset(seed=rank * GAMES)[0])
     steps = 0
     while True:
         learn(network, optimizer, *player.play(), average)

@@ -4,7 +4,7 @@
     python benchmarks/peers/learning.py --run runs/breakout      # draw again, without training
 
 The runs of zmqrl must come from this machine, with no other load, like the training of the peer. The clock of the peer
-starts when its games and its network exist. Writes ``sb3-PEER.jsonl``: a line about the training, and a row every 10 s.
+starts when its games exist. Writes ``sb3-PEER.jsonl``: a line about the training, and a row every 10 s.
 Then draws all such files of the directory in ``score.svg``, and fills the scores of its ``README.md``.
 """
 
@@ -89,20 +89,23 @@ def _machine(about: dict[str, Any]) -> str:
     return f"{about.get('cpu', 'unknown')}, {about.get('cores', '?')} cores"
 
 
-def train(peer: str, minutes: float, output: Path, environments: Path, origin: dict[str, Any]) -> None:
+def train(
+    peer: str, minutes: float, output: Path, environments: Path, origin: dict[str, Any], *, subprocesses: bool
+) -> None:
     """Train with Stable-Baselines3. Writes its scores into ``output``."""
     python = python_of("sb3", environments)
     file = output / f"sb3-{peer}.jsonl"
+    options = [peer, "--minutes", str(minutes), *(["--subprocesses"] if subprocesses else [])]
     about = {
         "peer": f"{SB3.replace('==', ' ').replace('stable-baselines3', 'Stable-Baselines3')} {peer.upper()}",
         "flavour": SB3_FLAVOUR,
         "seed": 1,
+        "options": options,
         "packages_of_peer": PACKAGES["sb3"],
         **origin,
     }
     file.write_text(json.dumps(about) + "\n", encoding="utf-8")
-    options = [peer, "--minutes", str(minutes), "--scores", str(file.resolve())]
-    train_with([python, HERE / "sb3_atari.py", *options], 60 * minutes)
+    train_with([python, HERE / "sb3_atari.py", *options, "--scores", str(file.resolve())], 60 * minutes)
 
 
 def draw(trainings: Sequence[Training], path: Path) -> None:
@@ -133,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", choices=["a2c", "ppo"], help="algorithm of Stable-Baselines3. None: only draw")
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--subprocesses", action="store_true", help="a process for each game of the peer")
     parser.add_argument("--run", type=Path, nargs="+", required=True, help="runs of zmqrl on this machine")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache/zmqrl/peers")
@@ -142,7 +146,14 @@ def main() -> None:
     ours = [Training.of_zmqrl(path) for path in arguments.run]
     output.mkdir(parents=True, exist_ok=True)
     if arguments.peer is not None:
-        train(arguments.peer, arguments.minutes, output, arguments.environments, origin)
+        train(
+            arguments.peer,
+            arguments.minutes,
+            output,
+            arguments.environments,
+            origin,
+            subprocesses=arguments.subprocesses,
+        )
     trainings = [*ours, *(Training.of_peer(path) for path in sorted(output.glob("sb3-*.jsonl")))]
     draw(trainings, output / "score.svg")
     fill_readme(output, "scores", table(trainings))

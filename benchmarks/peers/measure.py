@@ -5,14 +5,15 @@
 The first call installs every library in an environment of its own (about 1.3 GB each). In each round, the trainings run
 one at a time, with no other load on the machine. Two comparisons:
 
-- ``like for like``: PPO with the same network (nature, float32), epochs, batches, games and preprocessing. All cores
-  play.
+- ``like for like``: PPO with the same network (nature, float32), epochs, batches, games and shape of the frames. All
+  cores play.
 - ``as shipped``: each library with its own settings for Atari games. zmqrl uses its recipes. A library counts against
   the recipe with the same algorithm: A2C against ``breakout`` with the small network, PPO and APPO against
   ``breakout-ppo``. This recipe makes four epochs, as Stable-Baselines3 and Sample Factory do.
 
-Writes ``results.json`` into the directory, and the tables of its ``README.md``. With ``--only``, it writes nothing
-unless you give ``--output``.
+Agent steps are told in whole rollouts, so a measurement begins and ends when their number changes. Writes
+``results.json`` into the directory, and the tables of its ``README.md``. With ``--only``, it writes nothing unless you
+give ``--output``.
 """
 
 import argparse
@@ -50,6 +51,7 @@ PACKAGES = {
 FIRST_WITHIN_S = 180.0  # until the first agent steps
 WARM_UP_S = 10.0
 ENDS_WITHIN_S = 10.0
+FEWEST_LINES = 24  # of a library that tells its agent steps rarely
 
 ZMQRL = ("-m", "zmqrl", "train")
 LIKE_FOR_LIKE = (
@@ -57,11 +59,14 @@ LIKE_FOR_LIKE = (
     *("--ppo.rollout-steps", "128", "--ppo.epochs", "4", "--ppo.minibatches", "4"),
 )
 SAMPLE_FACTORY = (
-    *("sample_factory_atari.py", "--env=atari_breakout", "--device=cpu", "--num_workers=2", "--log_to_file=False"),
+    *("sample_factory_atari.py", "--env=atari_breakout", "--device=cpu", "--log_to_file=False"),
     *("--summaries_use_frameskip=False", "--decorrelate_envs_on_one_worker=False"),
     *("--decorrelate_experience_max_seconds=0", "--train_dir={scratch}"),
 )
-SAME_AS_OTHERS = ("--num_envs_per_worker=4", "--async_rl=False", "--normalize_input=False", "--normalize_returns=False")
+SAME_AS_OTHERS = (
+    *("--num_workers=2", "--num_envs_per_worker=4", "--normalize_input=False", "--normalize_returns=False"),
+)
+FRAMES = r"Total num frames: (\d+)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,7 @@ class Training:
     command: tuple[str, ...]
     pattern: str = r"agent steps: (\d+)"
     against: str | None = None  # the training of zmqrl to compare with. None: a training of zmqrl
+    told_every_s: float = 1.0
 
 
 COMPARISONS = {
@@ -85,7 +91,7 @@ COMPARISONS = {
         "Stable-Baselines3 PPO": Training("sb3", ("sb3_atari.py", "ppo", "--subprocesses"), against="zmqrl"),
         "EnvPool and PPO in one file": Training("envpool", ("envpool_ppo.py",), against="zmqrl"),
         "Sample Factory": Training(
-            "sample-factory", (*SAMPLE_FACTORY, *SAME_AS_OTHERS), r"Total num frames: (\d+)", against="zmqrl"
+            "sample-factory", (*SAMPLE_FACTORY, *SAME_AS_OTHERS), FRAMES, against="zmqrl", told_every_s=5.0
         ),
     },
     "as shipped": {
@@ -95,10 +101,7 @@ COMPARISONS = {
         "Stable-Baselines3 A2C": Training("sb3", ("sb3_atari.py", "a2c"), against="zmqrl breakout, small"),
         "Stable-Baselines3 PPO": Training("sb3", ("sb3_atari.py", "ppo"), against="zmqrl breakout-ppo"),
         "Sample Factory": Training(
-            "sample-factory",
-            (*SAMPLE_FACTORY, "--num_envs_per_worker=8", "--async_rl=True"),
-            r"Total num frames: (\d+)",
-            against="zmqrl breakout-ppo",
+            "sample-factory", SAMPLE_FACTORY, FRAMES, against="zmqrl breakout-ppo", told_every_s=5.0
         ),
     },
 }
@@ -120,7 +123,8 @@ def python_of(environment: str | None, environments: Path) -> Path:
 
 
 def measure(training: Training, python: Path, seconds: float) -> float:
-    """Train for ``seconds`` after the warm-up. Returns the agent steps per second."""
+    """Train for ``seconds`` or more after the warm-up. Returns the agent steps per second."""
+    seconds = max(seconds, FEWEST_LINES * training.told_every_s)
     with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
         output = Path(scratch) / "output"
         command = [str(python), *(word.replace("{scratch}", scratch) for word in training.command)]
@@ -156,9 +160,9 @@ def started(command: Sequence[str], output: Path) -> Iterator[None]:
 
 def steps_told(path: Path, pattern: re.Pattern[str]) -> Iterator[tuple[float, int]]:
     """Read a growing file again and again. Each time, yield the time and the agent steps of each new line that contains
-    ``pattern``, and then the time and -1.
+    ``pattern`` and more agent steps than all lines before, and then the time and -1.
     """
-    read, torn = 0, ""
+    read, torn, most = 0, "", 0
     while True:
         text = ""
         with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
@@ -167,7 +171,10 @@ def steps_told(path: Path, pattern: re.Pattern[str]) -> Iterator[tuple[float, in
             read = file.tell()
         *lines, torn = (torn + text).split("\n")
         now = time.monotonic()
-        yield from ((now, int(found[1])) for line in lines if (found := pattern.search(line)) and int(found[1]))
+        for line in lines:
+            if (found := pattern.search(line)) and int(found[1]) > most:
+                most = int(found[1])
+                yield now, most
         yield now, -1
         time.sleep(0.05)
 

@@ -5,12 +5,14 @@
 One process plays all games, one after the other, as in the zoo. With ``--subprocesses``, each game has a process of its
 own, so all cores play.
 
-In the zoo, the learning rate and the clip range of PPO fall to 0 over 10 M agent steps. Here they are constant, because
-an hour on two cores has about a tenth of these steps.
+In the zoo, the learning rate and the clip range of PPO fall to 0 over 10 M agent steps. An hour on two cores has about
+a tenth of these steps. Here they fall to 0 over ``--minutes``, as those of zmqrl do, and are constant without it. In
+the zoo, those of A2C are constant.
 """
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import ale_py
@@ -69,6 +71,11 @@ def main() -> None:
     print(f"flavour: {SB3_FLAVOUR}", flush=True)
     number = 16 if arguments.algorithm == "a2c" else 8
     played = games(number, SubprocVecEnv if arguments.subprocesses else DummyVecEnv)
+    scores = Scores(arguments.scores, number) if arguments.scores else None
+
+    def falling(first: float) -> Callable[[float], float]:
+        return lambda _: first * (1 - min(1.0, scores.wall_s / (60 * arguments.minutes)) if scores else 1)
+
     if arguments.algorithm == "a2c":
         optimizer = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"eps": 1e-5}}
         model = A2C("CnnPolicy", played, ent_coef=0.01, vf_coef=0.25, policy_kwargs=optimizer, device="cpu", seed=1)
@@ -79,14 +86,13 @@ def main() -> None:
             n_steps=128,
             n_epochs=4,
             batch_size=256,
-            learning_rate=2.5e-4,
-            clip_range=0.1,
+            learning_rate=falling(2.5e-4),
+            clip_range=falling(0.1),
             vf_coef=0.5,
             ent_coef=0.01,
             device="cpu",
             seed=1,
         )
-    scores = Scores(arguments.scores, number) if arguments.scores else None
     model.learn(FOREVER, callback=Told(arguments.minutes, scores))
 
 
