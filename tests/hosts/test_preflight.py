@@ -273,6 +273,8 @@ def test_a_host_needs_ports_and_open_files_for_its_shards() -> None:
     crowded = dataclasses.replace(RUN, workers=99)
     assert files_needed(crowded, [shard_id(0), worker_id(0)]) == 64 + 3 * 100
     assert files_needed(crowded, [worker_id(0)]) == 64 + 3 * 2
+    sharing = dataclasses.replace(crowded, wire=WireConfig())
+    assert files_needed(sharing, [shard_id(0), worker_id(0)]) == 64 + 4 * 100
 
 
 def test_each_round_uses_a_host_once_and_all_rounds_cover_all_routes() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import zmq
+from support.network import BareShard
 from support.rig import eventually
 
 from zmqrl.ps.cluster_file import Cluster
@@ -36,22 +37,10 @@ LOAD = framing.encode(
 )
 
 
-class BareShard:
-    """The sockets of a shard without its program."""
-
-    def __init__(self, path: Path) -> None:
-        self.context = new_context()
-        self.sockets = shard_sockets(self.context, 64)
-        self.endpoints: dict[SocketRole, str] = {role: f"ipc://{path}/{role}" for role in self.sockets}
-        for role, socket in self.sockets.items():
-            socket.bind(self.endpoints[role])
-
-
 @pytest.fixture
 def shard(tmp_path: Path) -> Iterator[BareShard]:
-    made = BareShard(tmp_path)
-    yield made
-    made.context.destroy(linger=0)
+    with BareShard(tmp_path, 64) as made:
+        yield made
 
 
 def frames(*parts: bytes) -> list[zmq.Frame]:

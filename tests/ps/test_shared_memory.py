@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zmq
-from support.network import Listener, Wire
+from support.network import BareShard, Listener, Wire
 from support.rig import (
     SGD,
     WITHIN_S,
@@ -23,6 +24,8 @@ from support.rig import (
     worker_process,
 )
 
+from zmqrl.ps.cluster_file import Cluster
+from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.machine import ShardTiming
 from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
@@ -116,6 +119,7 @@ def test_without_access_payloads_travel_in_messages(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     breaks: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
     breaks(monkeypatch)
@@ -124,8 +128,41 @@ def test_without_access_payloads_travel_in_messages(
         running.wait_for(20)
         assert not shares(worker)
         running.finish(stack)
-    told = "cannot read the memory of worker 0: its gradients come in messages" in capfd.readouterr().err
-    assert told == (breaks is unreadable_by_shards)
+    shard_said, worker_said = capfd.readouterr().err, caplog.text
+    if breaks is unreadable_by_shards:
+        assert "x memory of worker 0 that cannot be read: its gradients come in messages" in shard_said
+    else:
+        assert "x memory of shard 0 that cannot be read: payloads travel in messages" in worker_said
+
+
+@pytest.mark.parametrize("place", [1, 0])
+def test_a_worker_hears_of_a_new_process_of_a_shard_whose_memory_it_does_not_know(tmp_path: Path, place: int) -> None:
+    """The new process publishes so often that it sends no heartbeat, and only in memory."""
+    shard, memory, incarnation = BareShard(tmp_path, 4 * COUNT), SharedMemory.create(4 * COUNT), 1
+    layout = Layout.of([("w", (COUNT,))], 1)
+    cluster = Cluster(run="r", layout=layout, codec="f32", endpoints=(shard.endpoints,), shares_memory=True)
+    heard: list[type[object]] = []
+
+    def serve() -> None:
+        """Answer what has arrived, and publish."""
+        about: dict[str, Any] = {"run": "r", "shard": 0, "incarnation": incarnation, "generation": 1, "version": 5}
+        about |= {"view": 1, "quorum": 1, "members": (0,), "codec": "f32"}
+        while shard.sockets["control"].poll(0):
+            peer, header = shard.sockets["control"].recv_multipart()
+            heard.append(type(message := framing.decode(header)))
+            if isinstance(message, m.Hello):
+                welcome = m.Welcome(**about, state="open", published=False)
+                shard.sockets["control"].send_multipart([peer, framing.encode(welcome)])
+            if isinstance(message, m.ShareMemory):
+                shared = m.MemoryShared(run="r", shard=0, incarnation=incarnation, memory=memory.name)
+                shard.sockets["control"].send_multipart([peer, framing.encode(shared)])
+        header = framing.encode(m.Weights(**about, ranks=(0,), crc32=0, place=place))
+        shard.sockets["weights"].send_multipart([m.TOPIC_SHARED, header, b""])
+
+    with shard, Connection(cluster, 0) as worker:
+        eventually(lambda: [serve(), worker._published[0]][1] is not None, "shared memory")
+        incarnation, heard[:] = 2, []
+        eventually(lambda: [serve(), m.Hello in heard][1], "HELLO to the new process")
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

@@ -247,5 +247,6 @@ def test_parameters_above_the_limit_of_file_sizes_are_refused_in_a_sentence(tmp_
     with file_size_limit(1024):
         _, found = prepared(CARTPOLE, tmp_path)
     assert found == (
-        "cannot write the initial parameters to memory: File too large: raise the limit of file sizes (ulimit -f)."
+        "cannot write the initial parameters to a temporary file: File too large: raise the limit of file sizes "
+        "(ulimit -f)."
     )

@@ -10,7 +10,8 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import zmq
 from support.rig import WITHIN_S
@@ -19,7 +20,7 @@ from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import ClientKeys
-from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole
+from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole, new_context, shard_sockets
 
 # Constants of Linux that Python does not define.
 ETH_P_IP, PACKET_OUTGOING, SO_RCVBUFFORCE, ETHERNET_BYTES = 0x0800, 4, 33, 14
@@ -304,3 +305,20 @@ def free_ports(count: int) -> range:
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))
             return range(first, first + count)
     raise AssertionError("no free ports")
+
+
+class BareShard:
+    """The sockets of a shard without its program."""
+
+    def __init__(self, path: Path, slice_bytes: int) -> None:
+        self.context = new_context()
+        self.sockets = shard_sockets(self.context, slice_bytes)
+        self.endpoints: dict[SocketRole, str] = {role: f"ipc://{path}/{role}" for role in self.sockets}
+        for role, endpoint in self.endpoints.items():
+            self.sockets[role].bind(endpoint)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.destroy(linger=0)

@@ -257,10 +257,12 @@ def _version_warnings(facts: Mapping[str, Facts]) -> Iterator[str]:
 def files_needed(config: Config, processes: Sequence[ProcessId]) -> int:
     """The most files that one of ``processes``, or their daemon, opens.
 
-    Every shard has connections to every worker. A daemon has pipes to each process.
+    Every shard has connections to every worker, and may share its memory. A daemon has pipes to each process.
     """
     peers = (config.ranks + 1 if process.role == "shard" else config.shards for process in processes)
-    return PROCESS_FILES + max(PORTS_OF_SHARD * max(peers, default=0), PIPES_OF_PROCESS * len(processes))
+    return PROCESS_FILES + max(
+        (PORTS_OF_SHARD + config.wire.shares_memory) * max(peers, default=0), PIPES_OF_PROCESS * len(processes)
+    )
 
 
 def _cannot_listen(facts: Facts) -> str:

@@ -6,9 +6,9 @@ if __name__ == "__main__":
     search_here_last()  # before the first import that a file in the current directory can hide
 
 import contextlib
-import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -44,9 +44,9 @@ class Preparation:
         self.notice: str | None = None
         self._config = config
         self._child: ChildProcess | None = None
-        self._memory = os.memfd_create("parameters")
         self._held = contextlib.ExitStack()
-        self._held.callback(os.close, self._memory)
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the stack
+        self._memory = self._held.enter_context(file).fileno()
         self._answers = _answers(config, self._memory, needs_cuda, draws)
         if "torch" not in sys.modules:
             job = {"config": config.to_json(), "memory": self._memory, "needs_cuda": needs_cuda, "draws": draws}
@@ -155,7 +155,7 @@ def _answers(config: Config, memory: int, needs_cuda: bool, draws: bool) -> Iter
     try:
         Path(f"/proc/self/fd/{memory}").write_bytes(vector)
     except OSError as error:
-        raise UsageError(refusal(error, "the initial parameters to memory")) from error
+        raise UsageError(refusal(error, "the initial parameters to a temporary file")) from error
     yield {"layout": initial.layout.to_json()}
 
 

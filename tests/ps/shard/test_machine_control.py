@@ -272,6 +272,8 @@ def test_a_process_that_was_silent_can_take_its_rank_back() -> None:
     arrive(shard, 0, now=SILENT_S, incarnation=9)
     actions = control(shard, PING, b"again", now=SILENT_S + 1)
     assert [(peer, refusal.code) for peer, refusal in to(m.Refuse, actions)] == [(b"0", "replaced")]
+    assert [peer for peer, _ in to(m.Welcome, actions)] == [b"again"]
+    assert to(m.Welcome, control(shard, PING, b"again", now=SILENT_S + 2)) == [], "once is enough"
     assert of(Accumulate, push(shard, 0, incarnation=10))
 
 

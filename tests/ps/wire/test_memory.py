@@ -1,5 +1,6 @@
 """Shared memory: others can read it but not change it, and it leaves nothing behind."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from support.rig import WITHIN_S, ending
 
-from zmqrl.ps.wire.memory import SLOTS, SharedMemory, SharedPayload
+from zmqrl.ps.wire.memory import MFD_NOEXEC_SEAL, SLOTS, SharedMemory, SharedPayload
 
 PAYLOAD = 10_000
 OWNER = f"""
@@ -116,6 +117,38 @@ def test_memory_without_references_leaves_no_descriptor() -> None:
         assert there.slot(1)[0] == 0
         del memory, there
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(("refused", "error"), [(0, errno.EACCES), (MFD_NOEXEC_SEAL, errno.EINVAL)])
+def test_systems_with_and_without_memory_that_can_never_be_executed(
+    refused: int, error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some systems refuse other memory (vm.memfd_noexec). Linux before 6.3 does not know this flag."""
+    create = os.memfd_create
+
+    def memfd_create(name: str, flags: int) -> int:
+        if flags & MFD_NOEXEC_SEAL == refused:
+            raise OSError(error, os.strerror(error))
+        return create(name, flags & ~MFD_NOEXEC_SEAL)
+
+    monkeypatch.setattr(os, "memfd_create", memfd_create)
+    memory = SharedMemory.create(PAYLOAD)
+    assert other(memory) is not None
+
+
+@pytest.mark.processes
+def test_a_python_that_was_built_with_an_old_c_library_shares_no_memory() -> None:
+    program = (
+        "import fcntl, os\n"
+        "for name in [name for name in dir(fcntl) if 'SEAL' in name]: delattr(fcntl, name)\n"
+        "for name in [name for name in dir(os) if 'MFD' in name or 'memfd' in name]: delattr(os, name)\n"
+        "import zmqrl.ps.shard.server, zmqrl.ps.worker.connection, zmqrl.start.initial\n"
+        "from zmqrl.ps.wire.memory import SharedMemory\n"
+        "try: SharedMemory.create(100)\n"
+        "except OSError as error: print(error.strerror)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=WITHIN_S)
+    assert done.stdout == "this Python has no os.memfd_create\n", done.stderr
 
 
 @pytest.mark.processes

@@ -4,6 +4,7 @@ Each process writes to its own memory, and reads that of others. The memory has 
 that uses it.
 """
 
+import errno
 import fcntl
 import mmap
 import os
@@ -22,7 +23,9 @@ from zmqrl.ps.wire.messages import MAX_WORKERS
 SLOTS: Final = 3
 NO_MEMORY: Final = "no memory to share ({}): payloads travel in messages"
 NAME: Final = re.compile(r"([1-9][0-9]{0,9})/([0-9]{1,9})/([0-9a-f]{16})")  # process, descriptor, token
-SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+# Numbers of Linux. Python has names for them only if it was built with a new C library.
+F_ADD_SEALS, F_GET_SEALS, MFD_NOEXEC_SEAL = 1033, 1034, 0x8
+SEALS: Final = 0x1 | 0x2 | 0x4  # against other seals, a smaller and a greater size
 COUNTERS: Final = MAX_WORKERS + SLOTS
 HAS_ORDERED_STORES: Final = platform.machine() == "x86_64"
 """Whether other processes see a payload before the counter that was written after it. Python cannot enforce this."""
@@ -49,11 +52,11 @@ class SharedMemory:
     def create(cls, payload_bytes: int) -> Self:
         """Make memory that belongs to this process. Raises OSError if the system refuses."""
         token = secrets.token_hex(8)
-        descriptor = os.memfd_create(f"zmqrl-{token}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        descriptor = _new_memfd(f"zmqrl-{token}")
         try:
             size = _offset(payload_bytes, SLOTS)
             os.posix_fallocate(descriptor, 0, size)  # without this, writing raises SIGBUS if no memory is left
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)  # without these, others could cause SIGBUS
+            fcntl.fcntl(descriptor, F_ADD_SEALS, SEALS)  # without these, others could cause SIGBUS
             mapping = mmap.mmap(descriptor, size)
         except OSError:
             os.close(descriptor)
@@ -73,7 +76,7 @@ class SharedMemory:
                 return None
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                if os.fstat(descriptor).st_size != size or fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS != SEALS:
+                if os.fstat(descriptor).st_size != size or fcntl.fcntl(descriptor, F_GET_SEALS) & SEALS != SEALS:
                     return None
                 mapping = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
             finally:
@@ -115,7 +118,7 @@ class SharedMemory:
         return self.is_gone or int(self.handled[rank]) >= number
 
     def close(self) -> None:
-        """Close the descriptor that is in the name, so that no other process can map the memory. Views stay valid."""
+        """Close the descriptor that is in the name, so that no other process finds the memory. Views stay valid."""
         if self._close is not None:
             self._close()  # does nothing the second time
 
@@ -136,6 +139,19 @@ class SharedPayload:
 
     def is_whole(self) -> bool:
         return self.memory.holds(self.number)
+
+
+def _new_memfd(name: str) -> int:
+    """Memory that nothing can execute, since some systems allow no other. Raises OSError if the system refuses."""
+    if not hasattr(os, "memfd_create"):
+        raise OSError(errno.ENOSYS, "this Python has no os.memfd_create")
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create(name, flags | MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.memfd_create(name, flags)  # before Linux 6.3
 
 
 def _offset(payload_bytes: int, slot: int) -> int:

@@ -154,8 +154,9 @@ class Connection:
 
         A rollback makes version numbers smaller, so the first version after a rollback counts even if it is not above
         ``above``. In asynchronous mode, ``above`` has no effect: ``pull`` waits for slices that are newer than those of
-        the last contribution. The result has the version of the oldest slice. Raises ClusterError after ``timeout_s``,
-        when a shard is silent for ``WorkerTiming.lease_s``, or when a shard refuses this worker.
+        the last contribution. The result has the version of the oldest slice. Its vector is valid until the next call
+        of ``pull``. Raises ClusterError after ``timeout_s``, when a shard is silent for ``WorkerTiming.lease_s``, or
+        when a shard refuses this worker.
         """
         give_up_at = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
         while self._final is None:
@@ -383,14 +384,14 @@ class Connection:
                 continue
             message, frame = decoded
             payload: e.Payload | None = frame
-            if isinstance(message, m.Weights):
-                if message.place:
-                    published = self._published[shard]
-                    if published is None or published.incarnation != message.incarnation:
-                        continue  # from a new process of the shard, whose memory is not known yet
+            if isinstance(message, m.Weights) and frames[0].bytes == m.TOPIC_SHARED:
+                published = self._published[shard]
+                if published is not None and published.incarnation == message.incarnation and message.place:
                     payload = SharedPayload(published.memory, message.place)
-                if not self._is_slice(shard, message, payload):
-                    continue
+                else:  # from a new process of the shard, whose memory is not known yet
+                    message, payload = _without_weights(message), None
+            if isinstance(message, m.Weights) and not self._is_slice(shard, message, payload):
+                continue
             self._handle(e.PublicationArrived(shard, message, payload))
 
     def _receive_control(self, shard: int) -> None:
@@ -415,12 +416,11 @@ class Connection:
             self._handle(e.ControlArrived(shard, message, payload))
 
     def _share(self, shard: int, welcome: m.Welcome) -> None:
-        """Offer the memory of the gradients to a new process of a shard, whose publications still are in messages."""
+        """Offer the memory of the gradients to a shard. The publications of a new process still are in messages."""
         memory, published = self._gradients.memory, self._published[shard]
-        is_known = published is not None and published.incarnation >= welcome.incarnation
-        if memory is None or is_known or welcome.run != self.cluster.run:
+        if memory is None or welcome.run != self.cluster.run:
             return
-        if published is not None:
+        if published is not None and published.incarnation < welcome.incarnation:
             published.memory.is_gone, self._published[shard] = True, None
             self._subscribe(shard, m.TOPIC_WEIGHTS, instead_of=m.TOPIC_SHARED)
         run, rank, incarnation = self.cluster.run, self.rank, self.incarnation
@@ -430,10 +430,14 @@ class Connection:
         """Read the publications of a shard in its memory from now on, if possible."""
         if shared.run != self.cluster.run or shared.incarnation != self._machine.shards[shard].incarnation:
             return
+        if self._published[shard] is not None:
+            return
         memory = SharedMemory.open(shared.memory, payload_bytes(self.cluster.codec, self._slices[shard].count))
-        if memory is not None and self._published[shard] is None:
-            self._published[shard] = PublishedMemory(shared.incarnation, memory)
-            self._subscribe(shard, m.TOPIC_SHARED, instead_of=m.TOPIC_WEIGHTS)
+        if memory is None:
+            self._ignored.add(f"memory of shard {shard} that cannot be read: payloads travel in messages")
+            return
+        self._published[shard] = PublishedMemory(shared.incarnation, memory)
+        self._subscribe(shard, m.TOPIC_SHARED, instead_of=m.TOPIC_WEIGHTS)
 
     def _subscribe(self, shard: int, topic: bytes, *, instead_of: bytes) -> None:
         socket = self._sockets[shard]["weights"]
@@ -518,6 +522,20 @@ class Connection:
             outgoing.trackers.append(tracker)
         except zmq.Again:
             self._handle(e.SendBlocked(shard))
+
+
+def _without_weights(message: m.Weights) -> m.Heartbeat:
+    """What a publication says about its shard."""
+    return m.Heartbeat(
+        run=message.run,
+        shard=message.shard,
+        incarnation=message.incarnation,
+        generation=message.generation,
+        version=message.version,
+        view=message.view,
+        held=(),
+        published=True,
+    )
 
 
 def _all_messages(socket: "zmq.Socket[bytes]") -> list[list[zmq.Frame]]:

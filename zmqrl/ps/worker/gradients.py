@@ -56,7 +56,9 @@ class Gradients:
         self._pushed: list[Outgoing] = []  # the newest gradients that are not in the memory
         self._number = 0  # of the newest gradient in the memory
         self._slots: list[Outgoing | None] = [None] * SLOTS
-        if cluster.shares_memory and HAS_ORDERED_STORES:
+        if cluster.shares_memory and not HAS_ORDERED_STORES:
+            log.info("%s", NO_MEMORY.format("this processor is not x86-64"))
+        elif cluster.shares_memory:
             try:
                 self.memory = SharedMemory.create(payload_bytes(cluster.codec, self._count))
             except OSError as error:
