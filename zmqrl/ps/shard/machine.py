@@ -47,6 +47,17 @@ class ShardHeader(TypedDict):
     version: int
 
 
+class PublishedHeader(ShardHeader):
+    """The fields of WEIGHTS and SNAPSHOT, without ``crc32`` and ``place``."""
+
+    view: int
+    quorum: int
+    members: tuple[int, ...]
+    ranks: tuple[int, ...]
+    codec: m.Codec
+    elapsed: int
+
+
 class ShardMachine:
     """Decides which contributions make the next version of one slice.
 
@@ -427,6 +438,20 @@ class ShardMachine:
             "incarnation": me.incarnation,
             "generation": self.generation,
             "version": self.version,
+        }
+
+    def published_header(self, record: e.Record) -> PublishedHeader:
+        """The header of the weights of ``record.version``, the newest or the previous version."""
+        return {
+            **self._about(),
+            "generation": record.generation,
+            "version": record.version,
+            "view": self.view.id,
+            "quorum": self.view.quorum,
+            "members": self.view.members,
+            "ranks": record.ranks,
+            "codec": self.identity.codec,
+            "elapsed": record.elapsed,
         }
 
     def _heartbeat(self, now: float) -> e.Publish:
