@@ -85,6 +85,7 @@ class Supervisor:
             trained_before_s=counters.wall_s,
         )
         self.machine = SupervisorMachine(
+            run=self.tasks.run,
             checkpoint=tuple(map(checkpoint.version_of, range(checkpoint.layout.shards))),
             generation=checkpoint.generation,
             ranks=config.ranks,
@@ -336,7 +337,6 @@ class Supervisor:
         self._actions.extend(self.machine.handle(event, time.monotonic()))
 
     def _do(self, action: e.Action) -> None:
-        run = self.tasks.run
         match action:
             case e.StartProcess(process):
                 self.launcher.start(self._task(process))
@@ -362,18 +362,11 @@ class Supervisor:
             case e.Connect():
                 self._connect()
             case e.AskShard(shard, greet):
-                self.control.send(shard, self.control.hello() if greet else m.StatsRequest(run=run))
-            case e.TellView(shard, view):
-                change = m.ViewChange(run=run, view=view.id, quorum=view.quorum, members=view.members)
-                self.control.send(shard, change)
-            case e.TellStop(shard, version):
-                self.control.send(shard, m.Stop(run=run, version=version))
-            case e.TellElapsed(shard, elapsed):
-                self.control.send(shard, m.Elapsed(run=run, elapsed=elapsed))
+                self.control.send(shard, self.control.hello() if greet else m.StatsRequest(run=self.tasks.run))
+            case e.TellShard(shard, message):
+                self.control.send(shard, message)
             case e.LoadCheckpoint():
                 self._load(action)
-            case e.CaptureVersion(shard, version):
-                self.control.send(shard, m.Checkpoint(run=run, version=version))
             case e.TakeCheckpoint(version):
                 self._take_checkpoint(version)
             case e.UndoRows(generation):
