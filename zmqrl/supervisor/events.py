@@ -35,13 +35,6 @@ class ShardSaid:
 
 
 @dataclass(frozen=True, slots=True)
-class ProcessWorked:
-    """A follower has done its work: its earlier deaths no longer count."""
-
-    process: ProcessId
-
-
-@dataclass(frozen=True, slots=True)
 class WorkerReported:
     """A worker has reported how much its process has ``done``, as in :class:`zmqrl.observe.reports.WorkerReport`."""
 
@@ -117,7 +110,6 @@ Event: TypeAlias = (
     | HostLost
     | HostUp
     | Inspected
-    | ProcessWorked
     | WorkerReported
     | CheckpointLoaded
     | CheckpointNotLoaded

@@ -149,9 +149,6 @@ class SupervisorMachine:
             case Inspected(process, doing):
                 self.stalls.answered(process, doing)
                 return []
-            case e.ProcessWorked(process):
-                self.processes.worked(process)
-                return []
             case e.WorkerReported(rank, incarnation, done):
                 self.processes.reported(rank, incarnation, done)
                 return []

@@ -460,7 +460,7 @@ class Supervisor:
         self.launcher.tell(process, message.to_json())
 
     def worked(self, process: ProcessId) -> None:
-        self._feed(e.ProcessWorked(process))
+        self.machine.processes.worked(process)
 
     def _task(self, process: ProcessId) -> Task:
         match process:
