@@ -404,7 +404,7 @@ class Supervisor:
                 self._tell_refusal(f"refused: {message.reason}")
             case m.Refuse():
                 self._tell_refusal(f"shard {shard} refuses the supervisor: {message.reason}")
-            case m.Chunk() | m.Loaded() | m.Missing() | m.Snapshot():
+            case m.Chunk() | m.Loaded() | m.Missing():
                 pass  # a late answer
             case _:
                 assert_never(message)

@@ -115,7 +115,7 @@ class ShardServer:
         self.unused: deque[tuple[float, int, SharedGradients]] = deque()  # when to unmap, rank, memory
         self.payload: WireVector = self.sum.buffer  # the newest weights, encoded for publication
         self.loading = bytearray()
-        self.snapshots: dict[int | None, list[zmq.MessageTracker]] = {}  # snapshots in transit, by rank
+        self.snapshots: dict[int, list[zmq.MessageTracker]] = {}  # snapshots in transit, by rank
         self.tick_at = self.failures_at = 0.0
         self.endpoints: dict[SocketRole, str] = {}
 
@@ -374,7 +374,7 @@ class ShardServer:
             self.log.debug("%s not sent: %s", type(message).__name__, error)
             return None
 
-    def _send_snapshot(self, peer: bytes, version: int, rank: int | None) -> None:
+    def _send_snapshot(self, peer: bytes, version: int, rank: int) -> None:
         slot, unread = self._held(version), [each for each in self.snapshots.get(rank, []) if not each.done]
         assert slot is not None
         if len(unread) < MOST_UNREAD_SNAPSHOTS:  # otherwise drop the request: the worker asks again
