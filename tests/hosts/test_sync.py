@@ -23,7 +23,7 @@ from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd import environment
 from zmqrl.hostd import messages as h
 from zmqrl.hosts import inventory, sync
-from zmqrl.hosts.connecting import connect, connect_all
+from zmqrl.hosts.connecting import connect
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.wheels import PIECE_BYTES, pieces, wheels_for
 from zmqrl.learner.games import EnvConfig
@@ -52,7 +52,7 @@ class Host:
 
     def python(self, link: Link) -> str:
         try:
-            connect_all([link], self.hear)
+            assert connect([link], self.hear) == {}
             assert link.made is not None
             return link.made.python
         finally:
@@ -219,12 +219,21 @@ def test_an_environment_runs_our_code_and_is_reused_unless_it_is_incomplete(tmp_
     assert ask(python, facts) == [where, code]
 
 
+def test_each_host_that_cannot_make_an_environment_is_named(tmp_path: Path) -> None:
+    missing = str(tmp_path / "python")
+    hosts = [inventory.Host(name=name, python=missing) for name in ("h1", "h2")]
+    with pytest.raises(ClusterError) as error:
+        sync.make_environments(hosts, lambda _, words: list(words), print, {}, extras=())
+    why = f"cannot run {missing}: No such file or directory: {sync.ANOTHER_PYTHON}"
+    assert str(error.value) == f"2 of 2 hosts cannot be used:\n  h1: {why}\n  h2: {why}"
+
+
 def test_two_simultaneous_launches_make_one_environment(tmp_path: Path) -> None:
     host = Host(tmp_path)
     links = [host.link(), host.link()]
     links[1].host = "i"
     try:
-        connect_all(links, host.hear)
+        assert connect(links, host.hear) == {}
         pythons = {link.made.python for link in links if link.made is not None}
     finally:
         for link in links:

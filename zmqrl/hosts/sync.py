@@ -17,7 +17,7 @@ import zmqrl
 from zmqrl.errors import UsageError
 from zmqrl.hostd import environment
 from zmqrl.hostd import messages as h
-from zmqrl.hosts.connecting import connect_all
+from zmqrl.hosts.connecting import connect, unusable
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.ways.via import shown
@@ -90,7 +90,8 @@ def make_environments(
             teller.tell(host, event)
             supplier.take(host, event)
 
-        connect_all(links, news, instead=ANOTHER_PYTHON)
+        if failed := connect(links, news, instead=ANOTHER_PYTHON):
+            raise unusable(failed, [link.host for link in links])
         return {link.host: link.made.python for link in links if link.made is not None}
     finally:
         for link in links:
