@@ -289,6 +289,11 @@ def lived_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started_at
 
 
+def boot_id() -> str:
+    """The id of the current boot of this machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
 def log_level() -> int:
     """The log level in ``ZMQRL_LOG_LEVEL``. Default: info. Raises UsageError for an unknown level."""
     level = os.environ.get(LOG_LEVEL) or "info"

@@ -23,8 +23,9 @@ from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd import environment
 from zmqrl.hostd import messages as h
 from zmqrl.hosts import inventory, sync
-from zmqrl.hosts.connecting import connect, connect_all
+from zmqrl.hosts.connecting import connect
 from zmqrl.hosts.link import Link
+from zmqrl.hosts.sync import EVERY_EXTRA
 from zmqrl.hosts.wheels import PIECE_BYTES, pieces, wheels_for
 from zmqrl.learner.games import EnvConfig
 from zmqrl.observe.provenance import code_hash
@@ -45,14 +46,14 @@ class Host:
         }
 
     def link(self, **request: Any) -> Link:
-        asked = sync.request(sync.EVERY_EXTRA) | request | {"variables": self.variables}
+        asked = sync.request(EVERY_EXTRA) | request | {"variables": self.variables}
         command = [sys.executable, "-c", sync.BOOTSTRAP]
         first = json.dumps(asked).encode() + b"\n"
         return Link("h", command, work="", lease_s=None, first=first, up_within_s=60.0)
 
     def python(self, link: Link) -> str:
         try:
-            connect_all([link], self.hear)
+            assert connect([link], self.hear) == {}
             assert link.made is not None
             return link.made.python
         finally:
@@ -100,7 +101,7 @@ def test_the_wheel_holds_the_running_package_and_is_reproducible() -> None:
 
 
 def test_every_requirement_is_pinned_to_the_version_installed_here() -> None:
-    required, pinned = sync.requirements(), sync.pins()
+    required, pinned = sync.requirements(EVERY_EXTRA), sync.pins(EVERY_EXTRA)
     assert {"torch", "pyzmq", "numpy", "msgpack"} <= set(required) <= set(pinned)
     assert "jinja2" in pinned, "a requirement of torch"
     assert "pytest" not in pinned, "a requirement of an extra"
@@ -151,8 +152,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 @pytest.mark.usefixtures("installed")
 def test_hosts_get_the_packages_of_the_environments_that_are_installed_here() -> None:
     direct = dict.fromkeys(("gymnasium", "ale-py", "pygame-ce", "box2d", "mujoco", "packaging"), "1.0")
-    assert sync.requirements() == direct
-    assert sync.pins() == direct | dict.fromkeys(("numpy", "etils", "fsspec"), "1.0"), "also extras of indirect ones"
+    assert sync.requirements(EVERY_EXTRA) == direct
+    assert sync.pins(EVERY_EXTRA) == direct | dict.fromkeys(("numpy", "etils", "fsspec"), "1.0"), (
+        "also extras of indirect ones"
+    )
 
 
 def test_hosts_get_the_package_that_draws_environments_if_it_is_installed_here(
@@ -195,8 +198,8 @@ def test_hosts_do_not_get_the_packages_of_environments_that_are_not_installed_he
 ) -> None:
     """Other programs may have installed some of their packages."""
     del installed["mujoco"], installed["box2d"]
-    assert set(sync.requirements()) == {"gymnasium", "ale-py"}
-    assert set(sync.pins()) == {"gymnasium", "ale-py", "numpy"}
+    assert set(sync.requirements(EVERY_EXTRA)) == {"gymnasium", "ale-py"}
+    assert set(sync.pins(EVERY_EXTRA)) == {"gymnasium", "ale-py", "numpy"}
 
 
 def test_an_environment_runs_our_code_and_is_reused_unless_it_is_incomplete(tmp_path: Path) -> None:
@@ -219,12 +222,21 @@ def test_an_environment_runs_our_code_and_is_reused_unless_it_is_incomplete(tmp_
     assert ask(python, facts) == [where, code]
 
 
+def test_each_host_that_cannot_make_an_environment_is_named(tmp_path: Path) -> None:
+    missing = str(tmp_path / "python")
+    hosts = [inventory.Host(name=name, python=missing) for name in ("h1", "h2")]
+    with pytest.raises(ClusterError) as error:
+        sync.make_environments(hosts, lambda _, words: list(words), print, {}, extras=())
+    why = f"cannot run {missing}: No such file or directory: {sync.ANOTHER_PYTHON}"
+    assert str(error.value) == f"2 of 2 hosts cannot be used:\n  h1: {why}\n  h2: {why}"
+
+
 def test_two_simultaneous_launches_make_one_environment(tmp_path: Path) -> None:
     host = Host(tmp_path)
     links = [host.link(), host.link()]
     links[1].host = "i"
     try:
-        connect_all(links, host.hear)
+        assert connect(links, host.hear) == {}
         pythons = {link.made.python for link in links if link.made is not None}
     finally:
         for link in links:
@@ -271,7 +283,7 @@ def test_pip_installs_only_the_packages_that_a_host_lacks(tmp_path: Path) -> Non
     small_wheel(tmp_path, "zmqrl_small")
     host = Host(tmp_path / "cache", PIP_FIND_LINKS=str(tmp_path), PIP_USER="1")
     lacking = {"zmqrl-small": "1.0"}
-    link = host.link(requires=sync.requirements() | lacking, pins=sync.pins() | lacking)
+    link = host.link(requires=sync.requirements(EVERY_EXTRA) | lacking, pins=sync.pins(EVERY_EXTRA) | lacking)
     python = host.python(link)
     assert host.said[0] == "missing, or of another version: zmqrl-small"
     assert ask(python, "import json, zmqrl, numpy, zmqrl_small; print(json.dumps(zmqrl_small.THERE))") is True
@@ -333,7 +345,7 @@ def test_a_package_missing_here_is_reported_in_one_sentence(monkeypatch: pytest.
 
     monkeypatch.setattr(metadata, "distribution", missing)
     with pytest.raises(UsageError, match="is not installed here"):
-        sync.request(sync.EVERY_EXTRA)
+        sync.request(EVERY_EXTRA)
 
 
 # hosts without a network
@@ -344,7 +356,7 @@ LACKING = h.Lacking(packages=["a-package"], python="3.11", abis=["cp311"], platf
 @pytest.fixture
 def small_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make zmqrl require a package that no host has."""
-    required, pinned, lacking = sync.requirements(), sync.pins(), {"zmqrl-small": "1.0"}
+    required, pinned, lacking = sync.requirements(EVERY_EXTRA), sync.pins(EVERY_EXTRA), {"zmqrl-small": "1.0"}
     monkeypatch.setattr(sync, "requirements", lambda extras: required | lacking)
     monkeypatch.setattr(sync, "pins", lambda extras: pinned | lacking)
     monkeypatch.setattr(sync, "exact_versions", lambda extras: lacking)
@@ -360,7 +372,9 @@ def test_a_host_without_a_network_gets_the_packages_that_it_lacks_from_the_launc
         monkeypatch.setenv(name, value)
     said: list[str] = []
     there, host = Host(tmp_path / "there"), inventory.Host(name="h", python=sys.executable)
-    made = sync.make_environments([host], lambda _, words: list(words), said.append, there.variables, offline=True)
+    made = sync.make_environments(
+        [host], lambda _, words: list(words), said.append, there.variables, extras=EVERY_EXTRA, offline=True
+    )
     code = "import json, zmqrl_small; print(json.dumps([zmqrl_small.__file__, len(zmqrl_small.PADDING)]))"
     where, size = ask(made["h"], code)
     assert where.startswith(str(tmp_path / "there"))
@@ -377,10 +391,10 @@ def test_a_package_that_cannot_be_downloaded_for_a_host_is_named(
 ) -> None:
     for name, value in Host(tmp_path / "here").variables.items():
         monkeypatch.setenv(name, value)
-    host = inventory.Host(name="h", python=sys.executable)
+    there, host = Host(tmp_path / "there"), inventory.Host(name="h", python=sys.executable)
     with pytest.raises(ClusterError) as error:
         sync.make_environments(
-            [host], lambda _, words: list(words), print, Host(tmp_path / "there").variables, offline=True
+            [host], lambda _, words: list(words), print, there.variables, extras=EVERY_EXTRA, offline=True
         )
     assert str(error.value) == (
         "--offline: cannot download packages for h: Could not find a version that satisfies the requirement "

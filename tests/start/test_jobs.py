@@ -52,8 +52,7 @@ def test_the_job_of_a_follower_survives_json() -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (EvaluationRequest(5), {"version": 5}),
-        (EvaluationRequest(5, 50, 2**31), {"version": 5, "episodes": 50, "seed": 2**31}),
+        (EvaluationRequest(5), {"version": 5, "episodes": None, "seed": 0, "samples": False}),
         (
             EvaluationRequest(5, 50, 2**31, samples=True),
             {"version": 5, "episodes": 50, "seed": 2**31, "samples": True},

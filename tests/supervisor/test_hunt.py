@@ -71,7 +71,7 @@ def test_a_failure_is_printed_with_the_command_that_replays_it(
 
 @pytest.mark.parametrize("down", [{1}, set()])
 def test_a_run_may_fail_if_faults_delay_a_rollback_for_too_long(down: set[int]) -> None:
-    shards, view = Shards((0, 0), 1, None), View(1, 1, (0,))
+    shards, view = Shards("run", (0, 0), 1, None), View(1, 1, (0,))
     shards.down = down
     shards.roll_back(view, 1.0)
     (fail,) = shards.roll_back(view, 1.1 + LOAD_WITHIN_S)

@@ -43,7 +43,9 @@ class Run:
     def __init__(self, come_up: Sequence[int] = (0, 1), **options: Any) -> None:
         given: dict[str, Any] = {"on_loss": "wait", "limits": Limits(), "checkpoint": (0, 0), "quorum": 2}
         given |= options
-        self.machine = SupervisorMachine(ranks=3, local_ranks=range(3), generation=0, checkpoint_every_s=60.0, **given)
+        self.machine = SupervisorMachine(
+            run=RUN, ranks=3, local_ranks=range(3), generation=0, checkpoint_every_s=60.0, **given
+        )
         self.now = 100.0
         self.present = {0, 1, 2}
         self.held: set[int] = set()
@@ -76,14 +78,19 @@ class Run:
                     stands |= {"generation": generation, "version": self.machine.shards.checkpoint[shard]}
                     stands |= {"state": "open", "captured": None}
                 self.feed(e.CheckpointLoaded() if len(self.stands) == 2 else e.CheckpointNotLoaded("a shard is gone"))
-            case e.TellView(shard, view) if shard in self.stands:
-                self.stands[shard]["view"] = view.id
-            case e.TellStop(shard, version) if shard in self.stands:
-                self.stands[shard]["stop"] = version
-            case e.CaptureVersion(shard, version) if shard in self.stands and self.stands[shard]["version"] <= version:
-                self.stands[shard]["captured"] = version
+            case e.TellShard(shard, message) if shard in self.stands:
+                self.obey(self.stands[shard], message)
             case e.TakeCheckpoint(version):
                 self.feed(e.CheckpointWritten((version, version)))
+
+    def obey(self, stands: dict[str, Any], message: m.ShardCommand) -> None:
+        match message:
+            case m.ViewChange():
+                stands["view"] = message.view
+            case m.Stop():
+                stands["stop"] = message.version
+            case m.Checkpoint() if stands["version"] <= message.version:
+                stands["captured"] = message.version
 
     def start_shard(self, shard: int, **stands: Any) -> None:
         self.incarnations += 1
@@ -130,6 +137,10 @@ class Run:
     def told(self, kind: type[Any], since: int = 0) -> list[Any]:
         return [action for action in self.actions[since:] if isinstance(action, kind)]
 
+    def sent(self, kind: type[Any], since: int = 0) -> list[Any]:
+        """The actions that send a message of this ``kind`` to a shard."""
+        return [action for action in self.told(e.TellShard, since) if isinstance(action.message, kind)]
+
 
 @pytest.fixture
 def run() -> Run:
@@ -162,13 +173,13 @@ def test_progress_by_minutes_is_sent_repeatedly_and_ends_at_a_million() -> None:
     begun_at = run.machine.began_at
     assert begun_at is not None
     run.ticks(30.0, versions=True)
-    told = [action.elapsed for action in run.told(e.TellElapsed) if action.shard == 1]
+    told = [action.message.elapsed for action in run.sent(m.Elapsed) if action.shard == 1]
     assert told == sorted(told)
     assert told[-1] == run.machine.elapsed(run.now) == int(1e6 * (15 + run.now - begun_at) / 60)
     assert len(told) > 100
     before = len(run.actions)
     run.ticks(30.0, versions=True)
-    assert [action.elapsed for action in run.told(e.TellElapsed, before)][-2:] == [1_000_000] * 2
+    assert [action.message.elapsed for action in run.sent(m.Elapsed, before)][-2:] == [1_000_000] * 2
 
 
 def test_progress_is_the_greater_of_minutes_and_agent_steps_and_is_sent_again_in_a_rollback() -> None:
@@ -176,7 +187,7 @@ def test_progress_is_the_greater_of_minutes_and_agent_steps_and_is_sent_again_in
     run.ticks(1.0)
     run.feed(e.RunFigures(400, float("-inf"), 1.0))
     run.ticks(1.0, versions=True)
-    assert run.told(e.TellElapsed)[-1] == e.TellElapsed(1, 400_000)
+    assert run.sent(m.Elapsed)[-1] == e.TellShard(1, m.Elapsed(run=RUN, elapsed=400_000))
     run.feed(e.RunFigures(300, float("-inf"), 1.0))
     run.kill_shard(0)
     run.start_shard(0)
@@ -186,7 +197,7 @@ def test_progress_is_the_greater_of_minutes_and_agent_steps_and_is_sent_again_in
 
 def test_no_progress_is_sent_if_no_schedule_ends_by_minutes_or_agent_steps(run: Run) -> None:
     run.ticks(10.0, versions=True)
-    assert run.told(e.TellElapsed) == []
+    assert run.sent(m.Elapsed) == []
 
 
 def test_a_shard_that_does_not_come_up_is_named_and_fails_the_run(half_up: Run) -> None:
@@ -202,7 +213,8 @@ def test_a_shard_that_comes_back_with_its_state_gets_the_view_and_the_run_contin
     run.stands[1]["incarnation"] = 77
     run.ticks(0.5)
     assert e.Notice(f"shard 1 is back at version {stood['version']}") in run.actions[since:]
-    assert run.told(e.TellView, since)[0] == e.TellView(1, View(1, 2, (0, 1, 2)))
+    change = m.ViewChange(run=RUN, view=1, quorum=2, members=(0, 1, 2))
+    assert run.sent(m.ViewChange, since)[0] == e.TellShard(1, change)
     assert run.told(e.LoadCheckpoint, since) == []
 
 
@@ -276,17 +288,17 @@ def test_a_quorum_of_workers_can_report_that_a_shard_has_lost_versions(run: Run)
 
 def test_a_checkpoint_is_captured_on_every_shard_then_fetched_and_due_again_a_period_later(run: Run) -> None:
     run.ticks(58.0, versions=True)
-    assert run.told(e.CaptureVersion) == []
+    assert run.sent(m.Checkpoint) == []
     since = len(run.actions)
     run.ticks(4.0, versions=True)
-    asked = {action.version for action in run.told(e.CaptureVersion, since)}
+    asked = {action.message.version for action in run.sent(m.Checkpoint, since)}
     (taken,) = run.told(e.TakeCheckpoint, since)
     assert asked == {taken.version}
     assert run.machine.shards.checkpoint == (taken.version, taken.version)
     assert not any(isinstance(action, e.TakeCheckpoint) for action in run.ticks(50.0, versions=True))
 
 
-def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[e.CaptureVersion]:
+def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[Any]:
     """Make the periodic checkpoint due. Returns the requests to the shards, which never arrive there."""
     for shard, version in enumerate(versions):
         run.stands[shard]["version"] = version
@@ -296,7 +308,7 @@ def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[e.CaptureVersio
     return look(run)
 
 
-def look(run: Run) -> list[e.CaptureVersion]:
+def look(run: Run) -> list[Any]:
     """Let both shards report their state, and let the supervisor check this state. Returns the supervisor's checkpoint
     requests.
     """
@@ -305,35 +317,35 @@ def look(run: Run) -> list[e.CaptureVersion]:
     for shard in run.stands:
         run.feed(e.ShardSaid(shard, run.stats(shard)))
     run.feed(e.Tick())
-    return run.told(e.CaptureVersion, since)
+    return run.sent(m.Checkpoint, since)
 
 
 def test_no_checkpoint_is_requested_before_it_is_due(run: Run) -> None:
     run.ticks(58.0)
-    assert run.told(e.CaptureVersion) == []
+    assert run.sent(m.Checkpoint) == []
 
 
 def test_all_shards_get_a_checkpoint_request_for_the_same_future_version(run: Run) -> None:
     first, second = due(run, versions=(5, 6))
-    assert first.version == second.version > 6
+    assert first.message.version == second.message.version > 6
     assert {first.shard, second.shard} == {0, 1}
 
 
 def test_a_request_is_repeated_only_to_shards_that_have_not_captured_the_version(run: Run) -> None:
-    wanted = due(run)[0].version
+    wanted = due(run)[0].message.version
     run.stands[0] |= {"version": wanted, "captured": wanted}
     run.stands[1] |= {"version": wanted - 1}
-    assert look(run) == [e.CaptureVersion(1, wanted)]
+    assert look(run) == [e.TellShard(1, m.Checkpoint(run=RUN, version=wanted))]
 
 
 def test_a_version_that_a_shard_missed_is_replaced_by_a_later_one(run: Run) -> None:
-    wanted = due(run)[0].version
+    wanted = due(run)[0].message.version
     passed = wanted + 3
     run.stands[0] |= {"version": passed, "captured": wanted}
     run.stands[1] |= {"version": passed}
     asked = look(run)
-    assert {each.version for each in asked} == {asked[0].version}
-    assert asked[0].version > passed
+    assert {each.message.version for each in asked} == {asked[0].message.version}
+    assert asked[0].message.version > passed
 
 
 def test_a_shard_that_is_down_or_ended_postpones_the_checkpoint(run: Run) -> None:
@@ -400,7 +412,7 @@ def test_a_run_shrinks_to_the_live_workers_and_grows_again() -> None:
     run.present = {2}
     since = len(run.actions)
     run.ticks(SHRINK_AFTER_S + 1.0)
-    assert {view.view.quorum for view in run.told(e.TellView, since)} == {1}
+    assert {action.message.quorum for action in run.sent(m.ViewChange, since)} == {1}
     assert e.Notice("continuing with 1 of 2 workers") in run.actions[since:]
     run.present = {0, 2}
     run.ticks(1.0)
@@ -536,6 +548,7 @@ def test_a_rollback_waits_for_a_shard_whose_disk_is_full(run: Run) -> None:
 
 def test_a_disk_that_is_full_at_the_start_ends_the_run_soon() -> None:
     machine = SupervisorMachine(
+        run=RUN,
         checkpoint=(0, 0),
         generation=0,
         ranks=1,
@@ -789,7 +802,7 @@ def test_a_limit_stops_the_run(limits: Limits, figures: e.RunFigures, reason: st
 def test_the_run_ends_when_all_shards_have_reached_the_last_version() -> None:
     run = Run(limits=Limits(updates=8))
     run.ticks(1.0)
-    assert {(action.shard, action.version) for action in run.told(e.TellStop)} == {(0, 8), (1, 8)}
+    assert {(action.shard, action.message.version) for action in run.sent(m.Stop)} == {(0, 8), (1, 8)}
     run.ticks(1.5, versions=True)
     assert run.told(e.EndRun) == []
     run.ticks(1.0, versions=True)

@@ -14,6 +14,10 @@ RUN = "0123456789abcdef"
 VIEW = View(1, 1, (0,))
 
 
+def stop(shard: int, version: int | None) -> e.TellShard:
+    return e.TellShard(shard, m.Stop(run=RUN, version=version))
+
+
 def welcome(shard: int, incarnation: int, state: Any, *, generation: int = 1, version: int = 0) -> m.Welcome:
     about = {"run": RUN, "shard": shard, "incarnation": incarnation, "generation": generation, "version": version}
     view = {"view": 1, "quorum": 1, "members": (0,)}
@@ -28,7 +32,7 @@ def stats(shard: int, version: int, **figures: Any) -> m.Stats:
 
 def loaded(*versions: int, stop_at: int | None = None) -> Shards:
     """Two shards that have loaded a checkpoint."""
-    shards = Shards(versions or (0, 0), 0, stop_at)
+    shards = Shards(RUN, versions or (0, 0), 0, stop_at)
     for shard in (0, 1):
         shards.on_welcome(shard, welcome(shard, 10, "empty"), VIEW)
     assert shards.roll_back(VIEW, 0.0) == [e.LoadCheckpoint(1, VIEW)]
@@ -57,7 +61,7 @@ def test_each_shard_continues_from_its_own_version_in_asynchronous_mode() -> Non
 
 
 def test_a_shard_already_past_the_end_of_the_run_ends_at_its_version() -> None:
-    assert loaded(42, 38, stop_at=40).loaded() == [e.TellStop(0, 42), e.TellStop(1, 40)]
+    assert loaded(42, 38, stop_at=40).loaded() == [stop(0, 42), stop(1, 40)]
 
 
 def test_an_empty_shard_is_loaded_even_after_a_late_message_from_its_old_process(shards: Shards) -> None:
@@ -99,20 +103,20 @@ def test_an_outdated_answer_changes_nothing(shards: Shards) -> None:
 def test_the_stop_is_repeated_until_every_shard_confirms_it(shards: Shards, wanted: int | None) -> None:
     shards.stop_at = wanted
     said: list[e.Action] = []
-    for stop in (9, 9, wanted):
+    for known in (9, 9, wanted):
         shards.on_stats(0, stats(0, 3, stop=wanted))
-        shards.on_stats(1, stats(1, 3, stop=stop))
+        shards.on_stats(1, stats(1, 3, stop=known))
         said += shards.repeat(VIEW)
-    assert said == [e.TellStop(1, wanted)] * 2
+    assert said == [stop(1, wanted)] * 2
 
 
 def test_a_shard_that_passed_the_end_before_the_stop_arrived_ends_at_its_version(shards: Shards) -> None:
     shards.stop_at = 3
     said: list[e.Action] = []
-    for stop in (None, 5):
-        shards.on_stats(0, stats(0, 5, stop=stop))
+    for known in (None, 5):
+        shards.on_stats(0, stats(0, 5, stop=known))
         said += shards.repeat(VIEW)
-    assert said == [e.TellStop(0, 5)]
+    assert said == [stop(0, 5)]
 
 
 def test_the_view_is_repeated_until_every_shard_confirms_it(shards: Shards) -> None:
@@ -120,7 +124,7 @@ def test_the_view_is_repeated_until_every_shard_confirms_it(shards: Shards) -> N
     for view in (0, 1):
         shards.on_stats(0, stats(0, 3, view=view))
         said += shards.repeat(VIEW)
-    assert said == [e.TellView(0, VIEW)]
+    assert said == [e.TellShard(0, m.ViewChange(run=RUN, view=1, quorum=1, members=(0,)))]
 
 
 def test_a_run_can_reach_its_end_before_all_shards_confirm_the_stop(shards: Shards) -> None:

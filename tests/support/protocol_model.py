@@ -13,7 +13,7 @@ from support.stand_ins import frame, received, stood_in
 from zmqrl.ps.schedule import elapsed_at
 from zmqrl.ps.shard import events as shard_events
 from zmqrl.ps.shard.history import line_of
-from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
+from zmqrl.ps.shard.machine import PublishedHeader, ShardMachine, ShardTiming
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.worker import events as worker_events
 from zmqrl.ps.worker.machine import WorkerMachine
@@ -86,7 +86,6 @@ class ShardHost:
         self.undone_by = 0  # the newest generation whose rollback has removed lines
         self.updates = 0  # the number of updates that the shard has made, in all generations
         self.captured: Slot | None = None
-        self.incarnation = 0
         self.crash_after: int | None = None  # the number of actions
         self.torn = False  # the crash comes between the commit and the line in the history
         self.paused = False
@@ -94,12 +93,11 @@ class ShardHost:
     def start(self, *, frozen: bool = False) -> None:
         if self.machine is not None:
             return
-        self.incarnation = self.world.number()
         identity = shard_events.Identity(
             run=RUN,
             layout=LAYOUT,
             shard=self.number,
-            incarnation=self.incarnation,
+            incarnation=self.world.number(),
             codec="f32",
             payload_bytes={"f32": 4, "bf16": 2},
             secret=SECRET,
@@ -208,7 +206,7 @@ class ShardHost:
                 assert (action.record.generation, action.record.version) == self.at()
                 self.slots[-1] = Slot(action.record, newest.weights)
             case shard_events.PublishWeights():
-                header = m.Weights(**self._describe(self.slots[-1]))
+                header = m.Weights(**self._header(self.slots[-1]), crc32=0)
                 self._publish(worker_events.PublicationArrived(self.number, header, self._show(self.slots[-1])))
             case shard_events.Publish():
                 self._publish(worker_events.PublicationArrived(self.number, action.message))
@@ -216,7 +214,7 @@ class ShardHost:
                 self._send(action.peer, action.message)
             case shard_events.SendSnapshot():
                 slot = next(slot for slot in reversed(self.slots) if slot.record.version == action.version)
-                snapshot = m.Snapshot(**self._describe(slot))
+                snapshot = m.Snapshot(**self._header(slot), crc32=0)
                 self._send(action.peer, snapshot, slice=self._show(slot))
             case shard_events.Capture():
                 self.captured = next(slot for slot in reversed(self.slots) if slot.record.version == action.version)
@@ -270,24 +268,10 @@ class ShardHost:
         self.world.journal.show((slot.record.generation, self.number, slot.record.version), slot.weights)
         return frame(slot.weights)
 
-    def _describe(self, slot: Slot) -> dict[str, Any]:
+    def _header(self, slot: Slot) -> PublishedHeader:
         assert self.machine is not None
         assert slot.record.generation == self.machine.generation
-        view = self.machine.view
-        return {
-            "run": RUN,
-            "shard": self.number,
-            "incarnation": self.incarnation,
-            "generation": slot.record.generation,
-            "version": slot.record.version,
-            "view": view.id,
-            "quorum": view.quorum,
-            "members": view.members,
-            "ranks": slot.record.ranks,
-            "codec": "f32",
-            "crc32": 0,
-            "elapsed": slot.record.elapsed,
-        }
+        return self.machine.published_header(slot.record)
 
     def _publish(self, event: worker_events.PublicationArrived) -> None:
         for link in self.world.links:

@@ -135,6 +135,7 @@ class Session:
         self.world, self.checkpoint = world, checkpoint
         shards = len(world.shards)
         self.machine = SupervisorMachine(
+            run=RUN,
             checkpoint=(checkpoint.version,) * shards,
             generation=max(checkpoint.generation, *(shard.last_made()[0] for shard in world.shards)),
             ranks=world.ranks,
@@ -236,17 +237,12 @@ class Session:
                 self._feed(e.Connected())
             case e.AskShard(shard, greet):
                 self.control.send(shard, self.control.hello() if greet else m.StatsRequest(run=RUN))
-            case e.TellView(shard, view):
-                change = m.ViewChange(run=RUN, view=view.id, quorum=view.quorum, members=view.members)
-                self.control.send(shard, change)
-            case e.TellStop(shard, version):
-                self.control.send(shard, m.Stop(run=RUN, version=version))
-            case e.TellElapsed(shard, elapsed):
+            case e.TellShard(shard, m.Elapsed() as message):
                 self.told += 1
                 if self.told % 3:  # every third message is lost
-                    self.control.send(shard, m.Elapsed(run=RUN, elapsed=elapsed))
-            case e.CaptureVersion(shard, version):
-                self.control.send(shard, m.Checkpoint(run=RUN, version=version))
+                    self.control.send(shard, message)
+            case e.TellShard(shard, message):
+                self.control.send(shard, message)
             case e.LoadCheckpoint():
                 self._load(action)
             case e.TakeCheckpoint(version):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zmqrl.hostd.child import ASK, ASK_BLOCKED
+from zmqrl.process import boot_id
 
 MOST_FRAMES = 16
 LONGEST_FRAME = 300
@@ -60,8 +61,7 @@ def look(pid: int) -> Sight | None:
 
 def pid_space() -> str:
     """An id of the set of process ids that are valid here, until the next boot. Most containers have their own set."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    return f"{boot_id()} {Path('/proc/self/ns/pid').readlink()}"
 
 
 def is_here(host: str, space: str | None) -> bool:

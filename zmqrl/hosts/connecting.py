@@ -26,14 +26,6 @@ REFUSED_BY_SSH = "exit status 255"  # ssh itself failed
 NO_SHELL = "account is currently not available"  # printed by nologin
 
 
-def connect_all(links: Sequence[Link], news: OnEvent | None = None, *, instead: str | None = None) -> None:
-    """Open all ``links`` with :func:`connect`. Raises ClusterError, which names each host that failed."""
-    failed = connect(links, news, instead=instead)
-    failed |= listed_twice({link.host: link.up for link in links if link.up is not None})
-    if failed:
-        raise unusable(failed, [link.host for link in links])
-
-
 def unusable(failed: Mapping[str, str], hosts: Sequence[str]) -> ClusterError:
     """An error that names each of ``hosts`` that ``failed``, with the reason."""
     told = "".join(f"\n  {host}: {failed[host]}" for host in hosts if host in failed)

@@ -73,7 +73,7 @@ class DaemonLauncher:
     def __init__(
         self, links: Mapping[str, Link], host_of: Callable[[ProcessId], str], *, files: Mirror | None = None
     ) -> None:
-        self.links, self._host_of, self.files = links, host_of, files
+        self.links, self.host_of, self.files = links, host_of, files
         self._running: dict[str, _Running] = {}  # by name
         self._events: list[Event] = []
         self._pulse = Pulse()
@@ -173,10 +173,6 @@ class DaemonLauncher:
     def pids(self) -> dict[ProcessId, int]:
         """The process id of each process, on its own host."""
         return {running.process: running.pid for running in self._running.values() if running.pid is not None}
-
-    def host_of(self, process: ProcessId) -> str:
-        """The host that runs a process."""
-        return self._host_of(process)
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Plain data with which a command can reach the hosts after this process has ended."""

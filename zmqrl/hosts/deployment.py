@@ -20,7 +20,7 @@ from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.placement import Placement, place_run
-from zmqrl.hosts.preflight import Survey, files_needed, survey
+from zmqrl.hosts.preflight import files_needed
 from zmqrl.hosts.probing import probe_ids
 from zmqrl.hosts.reach import Reach
 from zmqrl.hosts.ways.way import LOCALHOST
@@ -149,14 +149,9 @@ class Placed(ConnectedHosts):
     unknown: list[str]
     """A sentence for each unknown address."""
     probes: Mapping[str, ProcessId]
+    """The probe of each host."""
     whole: bool
-
-    def survey(self, say: Callable[[str], None] = lambda text: None) -> Survey:
-        """Examine the hosts that can be used, as :func:`zmqrl.hosts.preflight.survey` does."""
-        fit = {host: about for host, about in self.up.items() if host not in self.failed}
-        return survey(
-            self.launcher, self.config, self.placement, fit, self.addresses, self.probes, whole=self.whole, say=say
-        )
+    """Whether to check every host for every role, not only for its own, and to measure bandwidth."""
 
 
 @contextlib.contextmanager

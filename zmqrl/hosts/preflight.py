@@ -8,12 +8,10 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zmqrl.config import Config, is_loopback
 from zmqrl.errors import ClusterError
-from zmqrl.hostd.messages import Up
-from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.judging.load import load_warnings
 from zmqrl.hosts.judging.outliers import distant, outliers
 from zmqrl.hosts.placement import Placement
@@ -22,6 +20,9 @@ from zmqrl.hosts.probing import LAUNCHER, Probes, Route, probing, rounds
 from zmqrl.hosts.reach import listed, only_itself
 from zmqrl.process_id import ProcessId, ProcessRole
 from zmqrl.words import counted
+
+if TYPE_CHECKING:
+    from zmqrl.hosts.deployment import Placed
 
 LEAST_DISK_BYTES, LOW_DISK_BYTES = 100e6, 1e9
 LOW_SHM_BYTES = 16e6
@@ -55,26 +56,14 @@ class Survey:
         return {route[:2]: found[key] for route, found in self.routes.items() if key in found}
 
 
-def survey(
-    launcher: DaemonLauncher,
-    config: Config,
-    placement: Placement,
-    up: Mapping[str, Up],
-    addresses: Mapping[str, str],
-    probes_on: Mapping[str, ProcessId],
-    *,
-    whole: bool,
-    say: Callable[[str], None] = lambda text: None,
-) -> Survey:
-    """Examine the hosts whose daemons are ``up``.
-
-    ``addresses`` are those of the hosts that others connect to, and ``probes_on`` names the probe of each host. If
-    ``whole``, check every host for every role, not only for its own, and measure bandwidth.
-    """
+def survey(hosts: "Placed", say: Callable[[str], None] = lambda text: None) -> Survey:
+    """Examine the hosts that can be used. ``say`` gets the progress."""
+    config, placement, addresses, whole = hosts.config, hosts.placement, hosts.addresses, hosts.whole
+    up = {host: about for host, about in hosts.up.items() if host not in hosts.failed}
     tokens = {host: secrets.token_hex(16) for host in addresses}
     game = {"env": config.env, "settings": dataclasses.asdict(config.envs)}
     jobs = {
-        probes_on[host]: {
+        hosts.probes[host]: {
             "work": about.work,
             "listen": {"address": addresses[host], "ports": ports_on(host, config, placement), "token": tokens[host]}
             if host in addresses
@@ -87,7 +76,7 @@ def survey(
         }
         for host, about in up.items()
     }
-    with probing(launcher, jobs, tokens) as (probes, found):
+    with probing(hosts.launcher, jobs, tokens) as (probes, found):
         ahead = probes.clocks(found)
         facts = {
             host: {**dataclasses.asdict(up[host]), **about, "clock_ahead_s": ahead.get(host)}

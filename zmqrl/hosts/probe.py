@@ -8,6 +8,7 @@ torch.
 import contextlib
 import errno
 import hmac
+import ipaddress
 import math
 import os
 import resource
@@ -38,7 +39,6 @@ RECEIVED = b"\n"
 ROUTES_AT_A_TIME = 64
 LOAD_OVER_S = 0.25
 STAT = Path("/proc/stat")
-WILDCARDS = ("0.0.0.0", "::")
 SOMEBODY_ELSE = "another machine answers"
 ONLY_LITTLE_PASSES = f"answers, but {FIRST_BYTES // 1024} KiB did not arrive within {ANSWER_WITHIN_S:g} s"
 
@@ -128,7 +128,7 @@ def listen(address: str, ports: Sequence[int], token: str) -> dict[str, Any]:
             listener = socket.create_server((address, port), family=family)
         except OSError as error:
             raise OSError(error.errno, error.strerror, f"{address}:{port}") from error
-        if listener.getsockname()[0] in WILDCARDS:
+        if ipaddress.ip_address(listener.getsockname()[0]).is_unspecified:
             listener.close()
             raise OSError(errno.EADDRNOTAVAIL, "it would listen on every network", f"{address}:{port}")
         threading.Thread(target=_accept, args=(listener, token.encode()), name="listen", daemon=True).start()

@@ -17,7 +17,7 @@ import zmqrl
 from zmqrl.errors import UsageError
 from zmqrl.hostd import environment
 from zmqrl.hostd import messages as h
-from zmqrl.hosts.connecting import connect_all
+from zmqrl.hosts.connecting import connect, unusable
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.ways.via import shown
@@ -59,7 +59,7 @@ def make_environments(
     say: Callable[[str], None],
     variables: Mapping[str, str],
     *,
-    extras: Collection[str] = EVERY_EXTRA,
+    extras: Collection[str],
     offline: bool = False,
 ) -> dict[str, str]:
     """Make an environment with this zmqrl on all ``hosts`` at once. Returns the path of each environment's Python, by
@@ -90,7 +90,8 @@ def make_environments(
             teller.tell(host, event)
             supplier.take(host, event)
 
-        connect_all(links, news, instead=ANOTHER_PYTHON)
+        if failed := connect(links, news, instead=ANOTHER_PYTHON):
+            raise unusable(failed, [link.host for link in links])
         return {link.host: link.made.python for link in links if link.made is not None}
     finally:
         for link in links:
@@ -136,7 +137,7 @@ def extras_of_game(env_id: str, envs: EnvConfig) -> tuple[str, ...]:
     return tuple(extra for extra in OF_GYMNASIUM if entry_point.startswith(f"gymnasium.envs.{extra}"))
 
 
-def requirements(extras: Collection[str] = EVERY_EXTRA) -> dict[str, str]:
+def requirements(extras: Collection[str]) -> dict[str, str]:
     """The direct requirements of zmqrl, of its extras that hosts can need, and of ``extras`` of zmqrl or Gymnasium.
 
     All are in the versions here.
@@ -144,7 +145,7 @@ def requirements(extras: Collection[str] = EVERY_EXTRA) -> dict[str, str]:
     return _versions(need.package for need in _direct(extras))
 
 
-def pins(extras: Collection[str] = EVERY_EXTRA) -> dict[str, str]:
+def pins(extras: Collection[str]) -> dict[str, str]:
     """The direct and indirect requirements, in the versions here."""
     needs = _direct(extras)
     for need in needs:  # the list grows

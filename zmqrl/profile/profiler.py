@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from zmqrl.observe.histogram import Histogram
 from zmqrl.observe.spans import SpanEvent, Spans
-from zmqrl.process import CORES, control_groups, quota_of
+from zmqrl.process import CORES, boot_id, control_groups, quota_of
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.tables import COLUMNS, FORMAT, pack
 
@@ -245,11 +245,10 @@ def now_us() -> int:
 
 def clock_id() -> str:
     """The id of the monotonic clock: the boot id of the machine, and the time namespace of the process."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     namespace = ""
     with contextlib.suppress(OSError):  # a kernel without time namespaces
         namespace = str(Path("/proc/self/ns/time").readlink())
-    return f"{boot} {namespace}"
+    return f"{boot_id()} {namespace}"
 
 
 def machine_totals() -> tuple[int, int, int, int, int]:

@@ -93,8 +93,7 @@ class EvaluationRequest:
     samples: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        games = {} if self.episodes is None else {"episodes": self.episodes, "seed": self.seed}
-        return {"version": self.version} | games | ({"samples": True} if self.samples else {})
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

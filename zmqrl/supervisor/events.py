@@ -35,13 +35,6 @@ class ShardSaid:
 
 
 @dataclass(frozen=True, slots=True)
-class ProcessWorked:
-    """A follower has done its work: its earlier deaths no longer count."""
-
-    process: ProcessId
-
-
-@dataclass(frozen=True, slots=True)
 class WorkerReported:
     """A worker has reported how much its process has ``done``, as in :class:`zmqrl.observe.reports.WorkerReport`."""
 
@@ -117,7 +110,6 @@ Event: TypeAlias = (
     | HostLost
     | HostUp
     | Inspected
-    | ProcessWorked
     | WorkerReported
     | CheckpointLoaded
     | CheckpointNotLoaded
@@ -201,45 +193,23 @@ class AskShard:
 
 
 @dataclass(frozen=True, slots=True)
-class TellView:
-    shard: int
-    view: View
-
-
-@dataclass(frozen=True, slots=True)
-class TellStop:
-    """Send a shard the version at which it ends. None cancels an earlier TellStop."""
+class TellShard:
+    """Send a command to a shard."""
 
     shard: int
-    version: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class TellElapsed:
-    """Send a shard the progress of the run, by training time or agent steps, in millionths."""
-
-    shard: int
-    elapsed: int
+    message: m.ShardCommand
 
 
 @dataclass(frozen=True, slots=True)
 class LoadCheckpoint:
     """Make all shards load the newest checkpoint under a new generation.
 
-    Leads to CheckpointLoaded or CheckpointNotLoaded. ``elapsed`` is the progress of the run, as in TellElapsed.
+    Leads to CheckpointLoaded or CheckpointNotLoaded. ``elapsed`` is the progress of the run, as in ELAPSED.
     """
 
     generation: int
     view: View
     elapsed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class CaptureVersion:
-    """Ask a shard to keep a copy of a version for a checkpoint."""
-
-    shard: int
-    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,11 +271,8 @@ Action: TypeAlias = (
     | GiveUp
     | Connect
     | AskShard
-    | TellView
-    | TellStop
-    | TellElapsed
+    | TellShard
     | LoadCheckpoint
-    | CaptureVersion
     | TakeCheckpoint
     | UndoRows
     | BeginTime

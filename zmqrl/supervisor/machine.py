@@ -60,6 +60,7 @@ class SupervisorMachine:
     def __init__(
         self,
         *,
+        run: str,
         checkpoint: tuple[int, ...],
         generation: int,
         ranks: int,
@@ -72,10 +73,10 @@ class SupervisorMachine:
         schedule_end: ScheduleEnd | None = None,
     ) -> None:
         self.state: Literal["starting", "running", "stopping", "ending"] = "starting"
-        self.limits, self.on_loss, self.ranks = limits, on_loss, ranks
+        self.run, self.limits, self.on_loss, self.ranks = run, limits, on_loss, ranks
         self.schedule_end = schedule_end or ScheduleEnd()
         self.membership = Membership(ranks, quorum, on_loss)
-        self.shards = Shards(checkpoint, generation, limits.updates)
+        self.shards = Shards(run, checkpoint, generation, limits.updates)
         self.processes = Processes()
         self.stalls = Stalls(updates_per_rollout)
         self.local_ranks = local_ranks
@@ -147,9 +148,6 @@ class SupervisorMachine:
                 return self.processes.host_changed(event, now)
             case Inspected(process, doing):
                 self.stalls.answered(process, doing)
-                return []
-            case e.ProcessWorked(process):
-                self.processes.worked(process)
                 return []
             case e.WorkerReported(rank, incarnation, done):
                 self.processes.reported(rank, incarnation, done)
@@ -391,7 +389,8 @@ class SupervisorMachine:
     def _tell_elapsed(self, now: float) -> list[e.Action]:
         """Send the progress to every shard, repeatedly, because messages can be lost."""
         elapsed = self.elapsed(now)
-        return [e.TellElapsed(shard, elapsed) for shard in self.shards.numbers] if elapsed else []
+        message = m.Elapsed(run=self.run, elapsed=elapsed)
+        return [e.TellShard(shard, message) for shard in self.shards.numbers] if elapsed else []
 
     def _checkpoint_step(self, now: float) -> list[e.Action]:
         """Ask every shard to copy the same version. Fetch the copies once all shards have made them."""
@@ -404,7 +403,8 @@ class SupervisorMachine:
             # Choose a version so far ahead that the request reaches every shard in time.
             newest = max(each.version for each in stats.values())
             wanted = self.checkpoint_version = self._soon_after(newest)
-        return [e.CaptureVersion(shard, wanted) for shard, each in stats.items() if each.captured != wanted]
+        message = m.Checkpoint(run=self.run, version=wanted)
+        return [e.TellShard(shard, message) for shard, each in stats.items() if each.captured != wanted]
 
     def _soon_after(self, version: int) -> int:
         """The version that the run will make about a second after ``version``."""

@@ -23,8 +23,8 @@ class Shards:
     - ``not_loaded``: why the last attempt to load it failed, as a sentence.
     """
 
-    def __init__(self, checkpoint: tuple[int, ...], generation: int, stop_at: int | None) -> None:
-        self.checkpoint, self.generation, self.stop_at = checkpoint, generation, stop_at
+    def __init__(self, run: str, checkpoint: tuple[int, ...], generation: int, stop_at: int | None) -> None:
+        self.run, self.checkpoint, self.generation, self.stop_at = run, checkpoint, generation, stop_at
         self.numbers = range(len(checkpoint))
         self.stats: dict[int, m.Stats] = {}
         self.seen = dict(enumerate(checkpoint))
@@ -116,11 +116,9 @@ class Shards:
         if welcome.state == "empty" or welcome.generation != self.generation or welcome.version < self.seen[shard]:
             self._must_roll_back(f"shard {shard} came back without the newest state")
             return []
-        return [
-            e.Notice(f"shard {shard} is back at version {welcome.version}"),
-            e.TellView(shard, view),
-            *self.tell_stop(shard),
-        ]
+        notice = e.Notice(f"shard {shard} is back at version {welcome.version}")
+        actions: list[e.Action] = [notice, self._tell_view(shard, view)]
+        return actions if self.stop_at is None else [*actions, self._tell_stop(shard)]
 
     def on_exit(self, shard: int) -> None:
         self.down.add(shard)
@@ -150,16 +148,16 @@ class Shards:
         self._claims.clear()
         self.seen = dict(enumerate(self.checkpoint))
         self.rollback = self.rollback_at = None
-        return [action for shard in self.numbers for action in self.tell_stop(shard)]
+        return [] if self.stop_at is None else [self._tell_stop(shard) for shard in self.numbers]
 
     def repeat(self, view: View) -> list[e.Action]:
         """Resend the view or the end version to each shard that reports another: a message may have been lost."""
         actions: list[e.Action] = []
         for shard, stats in self.stats.items():
             if stats.view != view.id:
-                actions.append(e.TellView(shard, view))
+                actions.append(self._tell_view(shard, view))
             if stats.stop != self._end_of(shard):
-                actions.append(e.TellStop(shard, self._end_of(shard)))
+                actions.append(self._tell_stop(shard))
         return actions
 
     def checkpointed(self, versions: tuple[int, ...]) -> None:
@@ -167,8 +165,12 @@ class Shards:
         self.checkpoint = versions
         self.seen = {shard: max(seen, versions[shard]) for shard, seen in self.seen.items()}
 
-    def tell_stop(self, shard: int) -> list[e.Action]:
-        return [] if self.stop_at is None else [e.TellStop(shard, self._end_of(shard))]
+    def _tell_view(self, shard: int, view: View) -> e.Action:
+        change = m.ViewChange(run=self.run, view=view.id, quorum=view.quorum, members=view.members)
+        return e.TellShard(shard, change)
+
+    def _tell_stop(self, shard: int) -> e.Action:
+        return e.TellShard(shard, m.Stop(run=self.run, version=self._end_of(shard)))
 
     def _checkpoint_in_words(self) -> str:
         return f"the checkpoint of version {min(self.checkpoint)}"

@@ -85,6 +85,7 @@ class Supervisor:
             trained_before_s=counters.wall_s,
         )
         self.machine = SupervisorMachine(
+            run=self.tasks.run,
             checkpoint=tuple(map(checkpoint.version_of, range(checkpoint.layout.shards))),
             generation=checkpoint.generation,
             ranks=config.ranks,
@@ -336,7 +337,6 @@ class Supervisor:
         self._actions.extend(self.machine.handle(event, time.monotonic()))
 
     def _do(self, action: e.Action) -> None:
-        run = self.tasks.run
         match action:
             case e.StartProcess(process):
                 self.launcher.start(self._task(process))
@@ -362,18 +362,11 @@ class Supervisor:
             case e.Connect():
                 self._connect()
             case e.AskShard(shard, greet):
-                self.control.send(shard, self.control.hello() if greet else m.StatsRequest(run=run))
-            case e.TellView(shard, view):
-                change = m.ViewChange(run=run, view=view.id, quorum=view.quorum, members=view.members)
-                self.control.send(shard, change)
-            case e.TellStop(shard, version):
-                self.control.send(shard, m.Stop(run=run, version=version))
-            case e.TellElapsed(shard, elapsed):
-                self.control.send(shard, m.Elapsed(run=run, elapsed=elapsed))
+                self.control.send(shard, self.control.hello() if greet else m.StatsRequest(run=self.tasks.run))
+            case e.TellShard(shard, message):
+                self.control.send(shard, message)
             case e.LoadCheckpoint():
                 self._load(action)
-            case e.CaptureVersion(shard, version):
-                self.control.send(shard, m.Checkpoint(run=run, version=version))
             case e.TakeCheckpoint(version):
                 self._take_checkpoint(version)
             case e.UndoRows(generation):
@@ -411,7 +404,7 @@ class Supervisor:
                 self._tell_refusal(f"refused: {message.reason}")
             case m.Refuse():
                 self._tell_refusal(f"shard {shard} refuses the supervisor: {message.reason}")
-            case m.Chunk() | m.Loaded() | m.Missing() | m.Snapshot():
+            case m.Chunk() | m.Loaded() | m.Missing():
                 pass  # a late answer
             case _:
                 assert_never(message)
@@ -467,7 +460,7 @@ class Supervisor:
         self.launcher.tell(process, message.to_json())
 
     def worked(self, process: ProcessId) -> None:
-        self._feed(e.ProcessWorked(process))
+        self.machine.processes.worked(process)
 
     def _task(self, process: ProcessId) -> Task:
         match process:

@@ -191,9 +191,10 @@ def test_snapshots_of_the_newest_version_and_the_one_before_are_served() -> None
         assert sent(control(shard, m.SnapshotRequest(run="run", version=version), b"0")) == [missing]
 
 
-def test_a_stranger_gets_no_snapshot() -> None:
+@pytest.mark.parametrize("peer", [b"stranger", SUPERVISOR])
+def test_only_a_worker_gets_a_snapshot(peer: bytes) -> None:
     shard = opened()
-    assert control(shard, m.SnapshotRequest(run="run", version=None), b"stranger") == []
+    assert control(shard, m.SnapshotRequest(run="run", version=None), peer) == []
     assert shard.contributions.unattributed == 1
 
 

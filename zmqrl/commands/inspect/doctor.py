@@ -25,7 +25,7 @@ from zmqrl.hostd.messages import Up
 from zmqrl.hosts.deployment import connect_and_place
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.judging.speed import Expectation, expect
-from zmqrl.hosts.preflight import Facts, Judgement, Survey, judge, size
+from zmqrl.hosts.preflight import Facts, Judgement, Survey, judge, size, survey
 from zmqrl.hosts.probing import Route
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
 from zmqrl.local.extras import install_command, missing
@@ -118,7 +118,7 @@ def examine(
     work = f"doctor-{secrets.token_hex(6)}"
     ending = partial(_say, "ending the daemons")
     with connect_and_place(reach, config, work=work, lease_s=LEASE_S, whole=True, clean=True, ending=ending) as hosts:
-        found = hosts.survey(_say)
+        found = survey(hosts, _say)
     found = dataclasses.replace(found, failed={**hosts.failed, **found.failed})
     judgement = judge(found, config, hosts.placement)
     expected = expect(

@@ -124,7 +124,7 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
         notices = hosts.placement.notices
         if options.preflight:
             stages.at("checking", f"checking {of_all}")
-            judgement = preflight.judge(hosts.survey(), config, hosts.placement)
+            judgement = preflight.judge(preflight.survey(hosts), config, hosts.placement)
             judgement.check()
             notices += tuple(judgement.warnings)
         directories = {name: RunDirectory(Path(up.work)) for name, up in hosts.up.items()}

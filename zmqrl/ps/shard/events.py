@@ -259,11 +259,11 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class SendSnapshot:
-    """Send the weights of ``version``, the newest or the previous one. ``rank`` is None if ``peer`` is not a worker."""
+    """Send the weights of ``version``, the newest or the previous one, to the worker with ``rank``."""
 
     peer: bytes
     version: int
-    rank: int | None = None
+    rank: int
 
 
 @dataclass(frozen=True, slots=True)

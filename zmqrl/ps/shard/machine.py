@@ -47,6 +47,17 @@ class ShardHeader(TypedDict):
     version: int
 
 
+class PublishedHeader(ShardHeader):
+    """The fields of WEIGHTS and SNAPSHOT, without ``crc32`` and ``place``."""
+
+    view: int
+    quorum: int
+    members: tuple[int, ...]
+    ranks: tuple[int, ...]
+    codec: m.Codec
+    elapsed: int
+
+
 class ShardMachine:
     """Decides which contributions make the next version of one slice.
 
@@ -268,13 +279,11 @@ class ShardMachine:
             return self._refuse(peer, self.roster.other_run(message.run))
         if isinstance(message, m.Hello):
             return self._hello(peer, message, now)
-        by_supervisor = peer == self.roster.supervisor
         match message:
             case m.Ping():
                 return self._ping(peer, message, now)
             case m.SnapshotRequest():
-                is_known = by_supervisor or self.roster.rank_of(peer) is not None
-                return self._snapshot(peer, message) if is_known else self._reject()
+                return self._snapshot(peer, message)
             case m.Leave():
                 return self.roster.leave(peer, message) or self._reject()
             case m.ShareMemory():
@@ -284,6 +293,7 @@ class ShardMachine:
                 is_own = self.roster.rank_of(peer) == message.rank
                 return self.roster.to_supervisor(message) if is_own else self._reject()
             case _:
+                by_supervisor = peer == self.roster.supervisor
                 return self._command(peer, message, event.payload, now) if by_supervisor else self._reject()
 
     def _command(self, peer: bytes, message: m.ShardCommand, payload: bytes | None, now: float) -> list[e.Action]:
@@ -350,9 +360,12 @@ class ShardMachine:
         return self.roster.to_supervisor(lost)
 
     def _snapshot(self, peer: bytes, request: m.SnapshotRequest) -> list[e.Action]:
+        rank = self.roster.rank_of(peer)
+        if rank is None:
+            return self._reject()
         version = self.version if request.version is None else request.version
         if self.state != "empty" and version in (self.version, self.previous):
-            return [e.SendSnapshot(peer, version, self.roster.rank_of(peer))]
+            return [e.SendSnapshot(peer, version, rank)]
         return [e.Send(peer, m.Missing(run=request.run, shard=self.identity.shard, version=version))]
 
     def _view_change(self, change: m.ViewChange, now: float) -> list[e.Action]:
@@ -430,6 +443,20 @@ class ShardMachine:
             "incarnation": me.incarnation,
             "generation": self.generation,
             "version": self.version,
+        }
+
+    def published_header(self, record: e.Record) -> PublishedHeader:
+        """The header of the weights of ``record.version``, the newest or the previous version."""
+        return {
+            **self._about(),
+            "generation": record.generation,
+            "version": record.version,
+            "view": self.view.id,
+            "quorum": self.view.quorum,
+            "members": self.view.members,
+            "ranks": record.ranks,
+            "codec": self.identity.codec,
+            "elapsed": record.elapsed,
         }
 
     def _heartbeat(self, now: float) -> e.Publish:

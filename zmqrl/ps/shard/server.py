@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar, assert_never
+from typing import assert_never
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -61,8 +61,6 @@ FAILURES_EVERY_S = 5.0
 UNREADABLE = "memory of worker {} that cannot be read: its gradients come in messages"
 UNUSED_S = 2.0  # gradients of a process that has left can still arrive
 MOST_UNREAD_SNAPSHOTS = 2  # per rank, each as large as the slice
-
-WithWeights = TypeVar("WithWeights", m.Weights, m.Snapshot)
 
 
 class ShardServer:
@@ -118,7 +116,7 @@ class ShardServer:
         self.unused: deque[tuple[float, int, SharedGradients]] = deque()  # when to unmap, rank, memory
         self.payload: WireVector = self.sum.buffer  # the newest weights, encoded for publication
         self.loading = bytearray()
-        self.snapshots: dict[int | None, list[zmq.MessageTracker]] = {}  # snapshots in transit, by rank
+        self.snapshots: dict[int, list[zmq.MessageTracker]] = {}  # snapshots in transit, by rank
         self.tick_at = self.failures_at = 0.0
         self.endpoints: dict[SocketRole, str] = {}
 
@@ -303,7 +301,7 @@ class ShardServer:
         assert slot is not None
         assert record is not None
         with self.spans("publish"):
-            header = self._header(m.Weights, slot, record)
+            header = m.Weights(**self.machine.published_header(record), crc32=slot.crc32)
             there = replace(header, place=self.memory.write(self.payload) if self.memory is not None else 0)
             self.sockets["weights"].send_multipart([m.TOPIC_SHARED, framing.encode(there), b""])
             payload = self.payload
@@ -366,22 +364,6 @@ class ShardServer:
     def _encoded(self, slot: Slot) -> WireVector:
         return CODECS[self.job.codec].encode(slot.weights)
 
-    def _header(self, kind: type[WithWeights], slot: Slot, record: e.Record) -> WithWeights:
-        return kind(
-            run=self.job.run,
-            shard=self.job.shard,
-            incarnation=self.identity.incarnation,
-            generation=slot.generation,
-            version=slot.version,
-            view=self.machine.view.id,
-            quorum=self.machine.view.quorum,
-            members=self.machine.view.members,
-            ranks=record.ranks,
-            codec=self.job.codec,
-            crc32=slot.crc32,
-            elapsed=record.elapsed,
-        )
-
     def _send(self, peer: bytes, message: e.Answer, payload: bytes | None = None) -> zmq.MessageTracker | None:
         """Send without blocking. Returns a tracker of the payload, or None if nothing was sent."""
         frames = [peer, framing.encode(message)] + ([payload] if payload is not None else [])
@@ -392,11 +374,11 @@ class ShardServer:
             self.log.debug("%s not sent: %s", type(message).__name__, error)
             return None
 
-    def _send_snapshot(self, peer: bytes, version: int, rank: int | None) -> None:
+    def _send_snapshot(self, peer: bytes, version: int, rank: int) -> None:
         slot, unread = self._held(version), [each for each in self.snapshots.get(rank, []) if not each.done]
         assert slot is not None
         if len(unread) < MOST_UNREAD_SNAPSHOTS:  # otherwise drop the request: the worker asks again
-            header = self._header(m.Snapshot, slot, unpack_record(slot.record))
+            header = m.Snapshot(**self.machine.published_header(unpack_record(slot.record)), crc32=slot.crc32)
             tracker = self._send(peer, header, self._encoded(slot).tobytes())
             unread += [tracker] if tracker is not None else []
         self.snapshots[rank] = unread

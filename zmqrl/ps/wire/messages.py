@@ -423,9 +423,9 @@ class Refused:
 Publication: TypeAlias = Weights | Heartbeat | Need | Bye
 FromWorker: TypeAlias = Hello | SnapshotRequest | Ping | Leave | Report | ShareMemory
 ShardCommand: TypeAlias = StatsRequest | ViewChange | Stop | Elapsed | Checkpoint | Fetch | Load
-FromSupervisor: TypeAlias = Hello | SnapshotRequest | ShardCommand
+FromSupervisor: TypeAlias = Hello | ShardCommand
 ToWorker: TypeAlias = Welcome | Refuse | Snapshot | Missing | Pong | Left | MemoryShared
-ToSupervisor: TypeAlias = Welcome | Refuse | Snapshot | Missing | Stats | Chunk | Loaded | Lost | Refused | Report
+ToSupervisor: TypeAlias = Welcome | Refuse | Missing | Stats | Chunk | Loaded | Lost | Refused | Report
 Message: TypeAlias = Gradient | Publication | FromWorker | FromSupervisor | ToWorker | ToSupervisor
 
 WITH_PAYLOAD: frozenset[type[Message]] = frozenset({Gradient, Weights, Snapshot, Chunk, Load})

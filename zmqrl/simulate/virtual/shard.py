@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
@@ -50,12 +50,11 @@ class SimulatedShard:
         """Start the process, which continues from the committed state."""
         self.life += 1
         self.alive = True
-        self.incarnation = self.world.number()
         identity = e.Identity(
             run=RUN,
             layout=LAYOUT,
             shard=self.number,
-            incarnation=self.incarnation,
+            incarnation=self.world.number(),
             codec=self.world.scenario.codec,
             payload_bytes=dict.fromkeys(CODECS, self.slice_bytes),
             secret="",
@@ -143,12 +142,14 @@ class SimulatedShard:
                     self.peers[peer].answer(message)
                 case e.SendSnapshot() if action.peer in self.peers:
                     record = next(slot for slot in self.slots if slot.version == action.version)
-                    self.peers[action.peer].answer(m.Snapshot(**self._describe(record)))
+                    header = m.Snapshot(**self.machine.published_header(record), crc32=0)
+                    self.peers[action.peer].answer(header)
 
     def _publish_weights(self) -> None:
         record = self.slots[-1]
         self.world.published(self.number, record)
-        event = PublicationArrived(self.number, m.Weights(**self._describe(record)), PAYLOAD)
+        header = m.Weights(**self.machine.published_header(record), crc32=0)
+        event = PublicationArrived(self.number, header, PAYLOAD)
         told, send_s = self._told(), self.costs.send_s
         if not send_s:
             for each in self.connections:
@@ -186,22 +187,6 @@ class SimulatedShard:
     def _told(self) -> tuple[object, ...]:
         machine = self.machine
         return machine.generation, machine.version, machine.view.id, machine.published
-
-    def _describe(self, record: e.Record) -> dict[str, Any]:
-        view = self.machine.view
-        return {
-            "run": RUN,
-            "shard": self.number,
-            "incarnation": self.incarnation,
-            "generation": record.generation,
-            "version": record.version,
-            "view": view.id,
-            "quorum": view.quorum,
-            "members": view.members,
-            "ranks": record.ranks,
-            "codec": self.world.scenario.codec,
-            "crc32": 0,
-        }
 
     def _tick(self, life: int) -> None:
         """Check the timers, and schedule the next check."""
