@@ -94,12 +94,12 @@ def test_a_new_run_has_the_seeds_with_which_consistent_runs_were_recorded() -> N
     assert (actor_learner.player._generator.initial_seed(), cast(Learner, actor_learner.learner)._seed) == (seed, seed)
 
 
-@pytest.mark.parametrize(("device", "kept"), [("cpu", True), ("cuda", False)])
-def test_activations_are_kept_on_the_cpu_only(device: Literal["cpu", "cuda"], kept: bool) -> None:
-    config = config_of("sync")
-    model = make_model(config.model, described((4, 84, 84), 3))
-    learner = Learner(model, config.algorithm, seed=0)
-    assert keeps_activations(replace(config, device=device), model, learner) is kept
+@pytest.mark.parametrize(
+    ("changes", "kept"), [({}, True), ({"device": "cuda"}, False), ({"act_only": True}, False)], ids=str
+)
+def test_activations_are_kept_on_the_cpu_only_and_only_to_learn(changes: dict[str, Any], kept: bool) -> None:
+    config = replace(config_of("sync"), **changes)
+    assert keeps_activations(config, make_model(config.model, described((4, 84, 84), 3))) is kept
 
 
 @pytest.mark.parametrize("versions", [[4, 4], [4, 5]], ids=["no-lag", "lag"])

@@ -14,7 +14,6 @@ import torch
 from zmqrl.bench.crew import Part, PartFacts
 from zmqrl.config import Config
 from zmqrl.learner.envs import describe_env, make_envs
-from zmqrl.learner.losses import Learner
 from zmqrl.learner.networks import ConvPolicy, make_model
 from zmqrl.learner.rollout import Rollout, put_frames
 from zmqrl.worker import keeps_activations
@@ -68,11 +67,10 @@ class _BareNetwork(Part):
         self.observations = rollout.observations[0]
         put_frames(self.observations, seen.astype(spec.observation_dtype))
         is_ours = isinstance(self.model, ConvPolicy)
-        learner = Learner(self.model, settings.algorithm, seed=0)
         self.facts = {
             "compute": str(self.model.dtype if is_ours else torch.float32).removeprefix("torch."),
             "batch": self.samples,
-            "backward_only": keeps_activations(settings, self.model, learner),
+            "backward_only": keeps_activations(settings, self.model),
         }
 
     def run(self, seconds: float) -> PartFacts:
