@@ -1,12 +1,16 @@
-"""What benchmarks share: their start, a network lab (docs/netlab.md), and runs on its hosts or on this machine."""
+"""What benchmarks share: their start, a network lab (docs/netlab.md), runs on its hosts or on this machine, and the
+interval of a mean.
+"""
 
 import argparse
 import contextlib
 import json
+import math
 import os
 import shlex
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,6 +23,7 @@ from typing import Any, TypeVar
 import zmqrl
 from zmqrl.commands.run.launch import directory_name
 from zmqrl.observe.provenance import provenance
+from zmqrl.results.bootstrap import prediction_interval
 from zmqrl.rundir import RunDirectory
 from zmqrl.words import ended_how
 
@@ -190,3 +195,12 @@ def launched(where: Lab, hosts: str, options: Sequence[str]) -> Iterator[Run]:
         reach = ["-H", hosts, "--ssh-config", str(where.ssh_config)]
         with running(["launch", *reach, *options], Path(scratch) / "run") as run:
             yield run
+
+
+def trainings_interval(means: Sequence[float]) -> list[float]:
+    """The 95 % interval of the mean of trainings with ``means``, as [low, high]: mean +- t s sqrt(1/n).
+
+    For more than ten trainings, it is a little too long. Raises ValueError for fewer than ``FEWEST_TRAININGS``.
+    """
+    mean, narrower = statistics.fmean(means), math.sqrt(len(means) + 1)
+    return [mean + (bound - mean) / narrower for bound in prediction_interval(means)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zmqrl.checkpoint import checkpoints
-from zmqrl.observe.records import RunRecord, merged
+from zmqrl.observe.records import RunRecord, merged_rows
 
 RESULTS = Path(__file__).parent / "results"
 ROW_EVERY_S, FEWEST_ROWS = 30.0, 20
@@ -31,7 +31,7 @@ def thinned(run: Path) -> list[Mapping[str, Any]]:
     for row in rows:
         since.append(row)
         if row["wall_s"] >= due_s or row is rows[-1]:
-            kept.append(merged(since))
+            kept.append(merged_rows(since))
             since = []
             due_s = (row["wall_s"] // every_s + 1) * every_s
     return kept

@@ -14,12 +14,12 @@ import timeit
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench_lab import begin, train
+from bench_lab import begin, train, trainings_interval
 
 from zmqrl.observe.spans import Spans
 from zmqrl.profile.profiler import segments
 from zmqrl.profile.run_tables import RunTables
-from zmqrl.results.bootstrap import FEWEST_TRAININGS, trainings_interval
+from zmqrl.results.bootstrap import FEWEST_TRAININGS
 
 SPANS = 200_000
 SLOWEST_UPDATE_S = 2.0  # a run with longer updates hangs

@@ -25,7 +25,7 @@ from typing import Any, Final, TypeAlias
 import marked
 import matplotlib
 import numpy as np
-from bench_lab import SLOWEST_STEPS_PER_S, begin, train
+from bench_lab import SLOWEST_STEPS_PER_S, begin, train, trainings_interval
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -34,7 +34,7 @@ from zmqrl.observe.curves import curve
 from zmqrl.observe.drawing import STYLE, look, save
 from zmqrl.observe.records import RunRecord
 from zmqrl.recipes import RECIPES
-from zmqrl.results.bootstrap import FEWEST_TRAININGS, trainings_interval
+from zmqrl.results.bootstrap import FEWEST_TRAININGS
 
 RESULTS: Final = Path(__file__).parent / "results/scaling"
 GRID_POINTS: Final = 201

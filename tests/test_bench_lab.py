@@ -1,4 +1,4 @@
-"""What all benchmarks share: where their results come from, and how their runs end."""
+"""What all benchmarks share: where their results come from, how their runs end, and the interval of a mean."""
 
 import argparse
 import importlib
@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import bench_lab
+import numpy as np
 import profile_overhead
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.paths import ROOT
 from support.rig import ending, eventually, is_alive
 
@@ -190,3 +193,14 @@ bench_lab.train_with([sys.executable, "-c", {training!r}], 600.0)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
     assert not is_alive(int(started.read_text()))
+
+
+@given(st.integers(3, 12))
+def test_the_interval_of_a_mean_contains_it_for_most_trainings(trainings: int) -> None:
+    rng = np.random.default_rng(trainings)
+    draws = rng.normal(5.0, 2.0, (2000, trainings))
+    bounds = np.array([bench_lab.trainings_interval(row.tolist()) for row in draws])
+    share = np.mean((bounds[:, 0] <= 5.0) & (bounds[:, 1] >= 5.0))
+    assert share == pytest.approx(0.95, abs=0.02)
+    with pytest.raises(ValueError, match="2 trainings are too few"):
+        bench_lab.trainings_interval([1.0, 2.0])

@@ -23,7 +23,7 @@ from support.run_rig import started
 
 from zmqrl import process as process_module
 from zmqrl.hosts.daemons import DaemonLauncher
-from zmqrl.hosts.launcher import Said, Task
+from zmqrl.hosts.events import Said, Task
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.process import BINDING, bind_to_core, usable_cores, use_all_cores
 from zmqrl.process_id import worker_id

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.actor_learners import actor_learner_of
 from support.commands import ran
 from support.paths import ROOT
 from support.run_rig import RunFiles, started
@@ -16,9 +17,7 @@ from torch.nn import functional as F
 
 from zmqrl.learner.losses import Batch, ba3c_loss
 from zmqrl.learner.settings import BA3CConfig
-from zmqrl.observe.spans import Spans
 from zmqrl.recipes import RECIPES, dba3c_breakout, remarks, run_name
-from zmqrl.worker import ActorLearner
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -118,26 +117,24 @@ def test_the_loss_matches_the_original() -> None:
 
 @pytest.mark.processes
 def test_a_worker_learns_from_five_step_rollouts_with_values_from_the_acting_policy() -> None:
-    config = dba3c_breakout()
-    actor_learner = ActorLearner(config, rank=0, version=0, threads=1, spans=Spans())
-    rollout = actor_learner.rollout
-    assert rollout.observations.shape == (5, 6, 12, 84, 84)
-    actor_learner.player.play(rollout)
-    # The first frame of a game is the only one in its stack.
-    assert rollout.observations[0, :, 9:].any()
-    assert not rollout.observations[0, :, :9].any()
-    last_values = rollout.last_values.clone()
-    with torch.no_grad():
-        for parameter in actor_learner.player.model.parameters():
-            parameter.mul_(1.1)  # the weights of the learner may be newer than those of the player
-    actor_learner.learner.prepare(rollout)
-    expected = last_values
-    for t in reversed(range(5)):
-        expected = rollout.rewards[t] + 0.99 * expected * ~rollout.terminated[t]
-        torch.testing.assert_close(rollout.returns[t], expected)
-    metrics = actor_learner.learner.gradient(rollout, 0, version=0)
-    assert metrics["grad_norm_clipped"] == metrics["grad_norm"] > 0
-    actor_learner.envs.close()
+    with actor_learner_of(dba3c_breakout()) as actor_learner:
+        rollout = actor_learner.rollout
+        assert rollout.observations.shape == (5, 6, 12, 84, 84)
+        actor_learner.player.play(rollout)
+        # The first frame of a game is the only one in its stack.
+        assert rollout.observations[0, :, 9:].any()
+        assert not rollout.observations[0, :, :9].any()
+        last_values = rollout.last_values.clone()
+        with torch.no_grad():
+            for parameter in actor_learner.player.model.parameters():
+                parameter.mul_(1.1)  # the weights of the learner may be newer than those of the player
+        actor_learner.learner.prepare(rollout)
+        expected = last_values
+        for t in reversed(range(5)):
+            expected = rollout.rewards[t] + 0.99 * expected * ~rollout.terminated[t]
+            torch.testing.assert_close(rollout.returns[t], expected)
+        metrics = actor_learner.learner.gradient(rollout, 0, version=0)
+        assert metrics["grad_norm_clipped"] == metrics["grad_norm"] > 0
 
 
 @pytest.mark.parametrize(

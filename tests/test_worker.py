@@ -9,6 +9,7 @@ from typing import Any, Literal, NoReturn, cast
 import numpy as np
 import pytest
 import torch
+from support.actor_learners import actor_learner_of
 from support.stub_games import described
 from torch import nn
 
@@ -24,7 +25,7 @@ from zmqrl.observe.spans import Spans
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.worker.connection import Connection, NotFinite, PulledWeights
 from zmqrl.recipes import RECIPES
-from zmqrl.worker import ActorLearner, join, keeps_activations, work
+from zmqrl.worker import join, keeps_activations, work
 
 
 class PlannedConnection:
@@ -82,24 +83,23 @@ def test_activations_are_not_kept_if_the_weights_or_the_layers_can_differ(
     mode: Literal["sync", "async"], model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, __name__.partition(".")[0], sys.modules[__name__])
-    actor_learner = ActorLearner(config_of(mode, model), 0, 0, threads=1, spans=Spans())
-    actor_learner.envs.close()
-    assert not actor_learner.player._keeps_activations
+    with actor_learner_of(config_of(mode, model)) as actor_learner:
+        assert not actor_learner.player._keeps_activations
 
 
 def test_a_new_run_has_the_seeds_with_which_consistent_runs_were_recorded() -> None:
-    actor_learner = ActorLearner(replace(config_of("sync"), seed=3), 1, 7, threads=1, spans=Spans())
-    actor_learner.envs.close()
     (seed,) = np.random.SeedSequence((3, 1, 7)).generate_state(1)
-    assert (actor_learner.player._generator.initial_seed(), cast(Learner, actor_learner.learner)._seed) == (seed, seed)
+    with actor_learner_of(replace(config_of("sync"), seed=3), rank=1, version=7) as actor_learner:
+        assert actor_learner.player._generator.initial_seed() == seed
+        assert cast(Learner, actor_learner.learner)._seed == seed
 
 
-@pytest.mark.parametrize(("device", "kept"), [("cpu", True), ("cuda", False)])
-def test_activations_are_kept_on_the_cpu_only(device: Literal["cpu", "cuda"], kept: bool) -> None:
-    config = config_of("sync")
-    model = make_model(config.model, described((4, 84, 84), 3))
-    learner = Learner(model, config.algorithm, seed=0)
-    assert keeps_activations(replace(config, device=device), model, learner) is kept
+@pytest.mark.parametrize(
+    ("changes", "kept"), [({}, True), ({"device": "cuda"}, False), ({"act_only": True}, False)], ids=str
+)
+def test_activations_are_kept_on_the_cpu_only_and_only_to_learn(changes: dict[str, Any], kept: bool) -> None:
+    config = replace(config_of("sync"), **changes)
+    assert keeps_activations(config, make_model(config.model, described((4, 84, 84), 3))) is kept
 
 
 @pytest.mark.parametrize("versions", [[4, 4], [4, 5]], ids=["no-lag", "lag"])
@@ -107,14 +107,13 @@ def test_a_gradient_is_that_of_its_weights_whatever_the_lag(versions: list[int])
     config = config_of("sync")
     found = []
     for keeps in (True, False):
-        actor_learner = ActorLearner(config, 0, 0, threads=1, spans=Spans())
-        assert actor_learner.player._keeps_activations
-        actor_learner.player._keeps_activations = keeps
-        vector = actor_learner.parameters.vector()
-        connection = PlannedConnection(vector, list(versions), actor_learner.player._spans)
-        work(cast(Connection, connection), actor_learner, config, logging.getLogger())
+        with actor_learner_of(config) as actor_learner:
+            assert actor_learner.player._keeps_activations
+            actor_learner.player._keeps_activations = keeps
+            vector = actor_learner.parameters.vector()
+            connection = PlannedConnection(vector, list(versions), actor_learner.player._spans)
+            work(cast(Connection, connection), actor_learner, config, logging.getLogger())
         found += connection.gradients
-        actor_learner.envs.close()
     kept, computed = found
     assert np.linalg.norm(kept - computed) < 1e-5 * np.linalg.norm(computed)
 
@@ -128,11 +127,11 @@ class Refusing(PlannedConnection):
 
 def test_a_gradient_that_is_not_finite_ends_the_worker_with_its_loss() -> None:
     config = config_of("sync")
-    actor_learner = ActorLearner(config, 0, 0, threads=1, spans=Spans())
-    connection = Refusing(actor_learner.parameters.vector(), [4, 4], actor_learner.player._spans)
-    with pytest.raises(ClusterError, match=r"^the gradient of version 4 is not finite as f32 \(loss -?\d+\.\d+\)\.$"):
-        work(cast(Connection, connection), actor_learner, config, logging.getLogger())
-    actor_learner.envs.close()
+    sentence = r"^the gradient of version 4 is not finite as f32 \(loss -?\d+\.\d+\)\.$"
+    with actor_learner_of(config) as actor_learner:
+        connection = Refusing(actor_learner.parameters.vector(), [4, 4], actor_learner.player._spans)
+        with pytest.raises(ClusterError, match=sentence):
+            work(cast(Connection, connection), actor_learner, config, logging.getLogger())
 
 
 class Frail(nn.Module):
@@ -185,13 +184,12 @@ def test_an_error_in_a_network_of_a_user_names_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, __name__.partition(".")[0], sys.modules[__name__])
     config = replace(config_of("sync", f"{__name__}:Frail"), loss=loss)
-    actor_learner = ActorLearner(config, 0, 0, threads=1, spans=Spans())
-    monkeypatch.setattr(actor_learner.player.model, broken, True)
-    connection = PlannedConnection(actor_learner.parameters.vector(), [0, 0], actor_learner.player._spans)
-    with pytest.raises(UserCodeError) as failed:
-        work(cast(Connection, connection), actor_learner, config, logging.getLogger())
+    with actor_learner_of(config) as actor_learner:
+        monkeypatch.setattr(actor_learner.player.model, broken, True)
+        connection = PlannedConnection(actor_learner.parameters.vector(), [0, 0], actor_learner.player._spans)
+        with pytest.raises(UserCodeError) as failed:
+            work(cast(Connection, connection), actor_learner, config, logging.getLogger())
     assert str(failed.value).startswith(blame)
-    actor_learner.envs.close()
 
 
 def test_a_game_that_fails_when_it_is_closed_does_not_hide_why_the_worker_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,15 +91,15 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
     reporter.send()
 
 
-def keeps_activations(config: Config, model: nn.Module, learner: Learner | NoLearner) -> bool:
+def keeps_activations(config: Config, model: nn.Module) -> bool:
     """Whether a worker keeps the activations from acting, and learns with them.
 
     Not in asynchronous mode: pulled weights join slices of several versions, so two pulls of the same version can
     differ. Not with a subclass of our network, which may call its layers in another way. Not on a GPU, because the
     activations would be in the memory of the CPU.
     """
-    is_kept = type(model) is ConvPolicy and learner.uses_whole_rollouts
-    return is_kept and config.mode == "sync" and config.device == "cpu"
+    uses_them = config.algorithm.uses_whole_rollouts and not config.act_only
+    return uses_them and type(model) is ConvPolicy and config.mode == "sync" and config.device == "cpu"
 
 
 class ActorLearner:
@@ -126,14 +126,13 @@ class ActorLearner:
         self.parameters, self.compute = FlatParameters(model), compute_of(model)
         loss = load_loss(config.loss, config.algorithm, spec.actions) if config.loss is not None else None
         self.learner = NoLearner() if config.act_only else Learner(model, config.algorithm, seed=seed, loss=loss)
-        keeps = keeps_activations(config, model, self.learner)
         self.player = Player(
             model,
             self.envs,
             seed,
             device,
             spans,
-            keeps_activations=keeps,
+            keeps_activations=keeps_activations(config, model),
             gamma=config.algorithm.gamma,
             check=partial(check_outputs, config.model, head_of(spec.actions)) if ":" in config.model else None,
         )

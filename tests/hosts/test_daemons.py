@@ -3,7 +3,7 @@
 import pytest
 
 from zmqrl.hosts.daemons import BLAMED_FOR_S, Pulse
-from zmqrl.hosts.launcher import Paused
+from zmqrl.hosts.events import Paused
 
 LEASE_S = 8.0
 

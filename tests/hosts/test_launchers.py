@@ -28,8 +28,8 @@ from support.watched import EXPORTED, MODULES, Place, Watched
 from zmqrl.hostd.child import ASK
 from zmqrl.hostd.orphans import DEATH_IS_SEEN_WITHIN_S
 from zmqrl.hosts.connecting import connect
+from zmqrl.hosts.events import Event, Exited, HostLost, HostUp, Task
 from zmqrl.hosts.inventory import Host
-from zmqrl.hosts.launcher import Event, Exited, HostLost, HostUp, Task
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.ways.ray_cluster import RayCluster
 from zmqrl.hosts.ways.slurm import srun_command
@@ -321,7 +321,7 @@ LAUNCHING = """
 import json, sys, time
 from pathlib import Path
 from zmqrl.hosts.daemons import DaemonLauncher
-from zmqrl.hosts.launcher import Said, Task
+from zmqrl.hosts.events import Said, Task
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.process_id import worker_id
 where, host, command, lease_s, modules, forked = json.loads(sys.argv[1])

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.actor_learners import actor_learner_of
 from support.paths import ROOT
 from support.policy_rig import write_run
 from support.run_rig import training
@@ -23,11 +24,9 @@ from zmqrl.learner.games import BoxActions, DiscreteActions, FactoredActions
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.plugin import load_loss
 from zmqrl.learner.settings import BA3CConfig, NetworkConfig, PPOConfig
-from zmqrl.observe.spans import Spans
 from zmqrl.policy import load_policy
 from zmqrl.recipes import cartpole
 from zmqrl.start.initial import initial_checkpoint
-from zmqrl.worker import ActorLearner
 
 NUMBERS = itertools.count()
 
@@ -201,9 +200,8 @@ def test_untrained_parameters_of_a_model_are_the_same_in_every_worker(write: Wri
     config = dataclasses.replace(cartpole(), model=f"{name}:Net")
     drawn = []
     for rank in (0, 1):
-        actor_learner = ActorLearner(config, rank, version=0, threads=1, spans=Spans())
-        actor_learner.envs.close()
-        drawn.append(actor_learner.player.model.get_parameter("features.weight"))
+        with actor_learner_of(config, rank) as actor_learner:
+            drawn.append(actor_learner.player.model.get_parameter("features.weight"))
     assert torch.equal(*drawn)
     layout = initial_checkpoint(config, describe_env(config.env, config.envs)).layout
     assert [name for name, _ in layout.tensors] == ["actor.weight", "actor.bias"]
@@ -223,9 +221,8 @@ def test_noise_in_a_model_differs_between_workers_and_is_off_in_evaluations(writ
     config = dataclasses.replace(cartpole(), model=f"{name}:Net")
     noise = []
     for rank, version, generation in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
-        actor_learner = ActorLearner(config, rank, version, threads=1, spans=Spans(), generation=generation)
-        actor_learner.envs.close()
-        noise.append(tuple(torch.rand(4).tolist()))
+        with actor_learner_of(config, rank, version, generation):
+            noise.append(tuple(torch.rand(4).tolist()))
     assert len(set(noise)) == 4
     model = load_policy(write_run(tmp_path / "run", config, 0)).model
     observations = torch.ones(8, 4)
@@ -235,10 +232,9 @@ def test_noise_in_a_model_differs_between_workers_and_is_off_in_evaluations(writ
 def test_a_model_is_in_train_mode_in_workers_and_in_evaluation_mode_in_policies(write: Write, tmp_path: Path) -> None:
     name = write(MODEL.format(**GOOD).replace("5", "4"))
     config = dataclasses.replace(cartpole(), model=f"{name}:Net", shards=1)
-    actor_learner = ActorLearner(config, 0, 0, threads=1, spans=Spans())
-    actor_learner.envs.close()
-    assert actor_learner.player.model is actor_learner.learner.model  # type: ignore[union-attr]
-    assert actor_learner.player.model.training
+    with actor_learner_of(config) as actor_learner:
+        assert actor_learner.player.model is actor_learner.learner.model  # type: ignore[union-attr]
+        assert actor_learner.player.model.training
     assert not load_policy(write_run(tmp_path / "run", config, 0)).model.training
 
 
@@ -258,10 +254,8 @@ def test_a_worker_refuses_outputs_with_which_no_action_can_be_chosen(write: Writ
     """)
     config = dataclasses.replace(cartpole(), env=env, model=f"{name}:Net")
     config = dataclasses.replace(config, envs=dataclasses.replace(config.envs, num_envs=5))
-    actor_learner = ActorLearner(config, 0, 0, threads=1, spans=Spans())
-    with pytest.raises(UsageError) as refused:
+    with actor_learner_of(config) as actor_learner, pytest.raises(UsageError) as refused:
         actor_learner.player.play(actor_learner.rollout)
-    actor_learner.envs.close()
     wanted = "returned outputs with which no action can be chosen: NaN, inf, or only -inf."
     assert str(refused.value) == f"--model {config.model} {wanted}"
 
@@ -293,9 +287,8 @@ def test_an_environment_that_draws_from_global_generators_plays_the_same_games_a
         np.random.seed()
         random.seed()
         torch.seed()
-        actor_learner = ActorLearner(config, rank, 0, threads=1, spans=Spans())
-        actor_learner.player.play(actor_learner.rollout)
-        actor_learner.envs.close()
+        with actor_learner_of(config, rank) as actor_learner:
+            actor_learner.player.play(actor_learner.rollout)
         seen.append(actor_learner.rollout.observations)
     assert torch.equal(seen[0], seen[1])
     assert all((seen[0][..., part] != seen[2][..., part]).all() for part in range(3))
@@ -325,9 +318,8 @@ def test_an_environment_that_draws_from_global_generators_gets_neither_the_noise
     """)
     config = dataclasses.replace(cartpole(), env=f"{name}:Noisy-v0")
     config = dataclasses.replace(config, envs=dataclasses.replace(config.envs, num_envs=1))
-    actor_learner = ActorLearner(config, 0, 0, threads=1, spans=Spans())
-    actor_learner.player.play(actor_learner.rollout)
-    actor_learner.envs.close()
+    with actor_learner_of(config) as actor_learner:
+        actor_learner.player.play(actor_learner.rollout)
     drawn = sys.modules[name]
     actions = actor_learner.rollout.actions[:, 0, 0].numpy()  # the mean never changes
     assert len(drawn.played) == len(actions) > 100

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.observe.histogram import Histogram, figure, merged, statistics_ms
+from zmqrl.observe.histogram import Histogram, merged, or_dash, statistics_ms
 
 durations = st.lists(st.integers(0, 2**50), min_size=1, max_size=200)
 
@@ -70,4 +70,4 @@ def test_a_percentile_of_too_few_durations_is_not_known(count: int, known: set[s
     for name in known - {"mean"}:
         assert found[name] == pytest.approx(math.ceil(count * int(name[1:]) / 100)), "nearest rank"
     assert statistics_ms([]) == dict.fromkeys(("mean", "p50", "p90", "p99"))
-    assert (figure(None, 2), figure(1.0, 2)) == ("-", "1.00")
+    assert (or_dash(None, 2), or_dash(1.0, 2)) == ("-", "1.00")

@@ -13,7 +13,7 @@ from support.record_rig import row, run_directory, summary
 from zmqrl.errors import UsageError
 from zmqrl.observe.curves import GRID_POINTS, curve, farthest, grouped, outcome_shares, smoothed
 from zmqrl.observe.forms import ROW, readable_lines
-from zmqrl.observe.records import PLACE, RunRecord, differing, flat, merged, read_runs
+from zmqrl.observe.records import PLACE, RunRecord, differing, flat, merged_rows, read_runs
 
 FIGURE = "a number from -1e110 to 1e110, null, or an object of these"
 COUNTS = "an object in which each value is a whole number from 0 to 1e110"
@@ -442,7 +442,7 @@ def test_a_merged_row_has_means_over_all_gradients_and_the_counts_of_the_last_ro
         row(2, gradients=0, value_loss=None, policy_lag=None, policy_lag_min=None, policy_lag_max=None),
         row(3, gradients=3, value_loss=2.0, policy_lag=4.0, **lag),
     ]
-    found = merged(rows)
+    found = merged_rows(rows)
     assert (found["value_loss"], found["policy_lag"], found["kl"], found["gradients"]) == (2.5, 5.0, 1.0, 4)
     assert (found["policy_lag_min"], found["policy_lag_max"]) == (2, 8)
     for name in ("version", "wall_s", "agent_steps", "agent_steps_per_s", "score_mean_50", "contributions"):
@@ -450,10 +450,10 @@ def test_a_merged_row_has_means_over_all_gradients_and_the_counts_of_the_last_ro
 
 
 def test_merged_rows_of_a_run_of_older_code_have_equal_weights() -> None:
-    found = merged([row(2, value_loss=1.0), row(3, value_loss=2.0), row(4, value_loss=6.0)])
+    found = merged_rows([row(2, value_loss=1.0), row(3, value_loss=2.0), row(4, value_loss=6.0)])
     assert (found["value_loss"], found["policy_loss"]) == (3.0, -0.01)
     assert "gradients" not in found
-    assert merged([row(1)])["policy_loss"] is None
+    assert merged_rows([row(1)])["policy_loss"] is None
 
 
 def test_settings_are_flat_however_deep_their_file_is() -> None:

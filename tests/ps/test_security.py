@@ -27,7 +27,7 @@ from support.rig import (
 from zmq.utils import z85
 
 from zmqrl.errors import ClusterError, UsageError
-from zmqrl.hosts.launcher import Task
+from zmqrl.hosts.events import Task
 from zmqrl.process_id import shard_id
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.shard import events as shard_events

@@ -15,13 +15,7 @@ from support.result_rig import write_result
 from zmqrl.config import Config
 from zmqrl.learner.games import EnvConfig
 from zmqrl.observe.records import Evaluation
-from zmqrl.results.bootstrap import (
-    RESAMPLES,
-    difference_interval,
-    mean_interval,
-    prediction_interval,
-    trainings_interval,
-)
+from zmqrl.results.bootstrap import RESAMPLES, difference_interval, mean_interval, prediction_interval
 from zmqrl.results.kept import NO_LIMITS, RecordedLimits, Result, reproducible, results_beside
 from zmqrl.results.rerun import By, default_axis, judge, recorded_trainings, rerun_config, same_parameters
 
@@ -112,18 +106,14 @@ def test_the_interval_of_three_trainings_allows_for_their_spread() -> None:
 
 
 @given(st.integers(3, 12))
-def test_an_interval_contains_the_mean_of_most_trainings_or_of_most_further_ones(trainings: int) -> None:
+def test_an_interval_contains_the_mean_of_most_further_trainings(trainings: int) -> None:
     rng = np.random.default_rng(trainings)
     draws = rng.normal(5.0, 2.0, (2000, trainings + 1))
     bounds = np.array([prediction_interval(row[1:].tolist()) for row in draws])
     share = np.mean((bounds[:, 0] <= draws[:, 0]) & (draws[:, 0] <= bounds[:, 1]))
     assert share == pytest.approx(0.95, abs=0.02)
-    bounds = np.array([trainings_interval(row[1:].tolist()) for row in draws])
-    share = np.mean((bounds[:, 0] <= 5.0) & (bounds[:, 1] >= 5.0))
-    assert share == pytest.approx(0.95, abs=0.02)
-    for interval in (prediction_interval, trainings_interval):
-        with pytest.raises(ValueError, match="2 trainings are too few"):
-            interval([1.0, 2.0])
+    with pytest.raises(ValueError, match="2 trainings are too few"):
+        prediction_interval([1.0, 2.0])
 
 
 def test_trainings_count_once_for_each_seed_if_nothing_else_differs(tmp_path: Path) -> None:

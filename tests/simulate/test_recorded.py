@@ -12,7 +12,7 @@ from support.replays import recorded
 
 from zmqrl.profile.run_tables import ProcessTables
 from zmqrl.profile.tables import COLUMNS
-from zmqrl.simulate.recorded import STRETCHES, spread
+from zmqrl.simulate.recorded import STRETCHES, evenly_chosen
 from zmqrl.simulate.replay import Variation, replay
 from zmqrl.simulate.virtual.world import simulate
 
@@ -129,7 +129,7 @@ def test_older_profiles_without_the_run_queue_of_each_cycle_are_replayed_as_befo
 
 @given(st.integers(1, 400), st.integers(1, 300))
 def test_the_replayed_stretches_are_the_middles_of_equal_parts_of_a_long_profile(length: int, number: int) -> None:
-    found = spread(range(length), number)
+    found = evenly_chosen(range(length), number)
     assert list(found) == sorted(set(found))
     if length <= number:
         assert len(found) == length

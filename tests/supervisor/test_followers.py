@@ -10,7 +10,7 @@ from support.run_rig import training
 from support.stand_ins import Notices
 
 from zmqrl.config import Config, EvaluationConfig, RecordingConfig
-from zmqrl.hosts.launcher import Said
+from zmqrl.hosts.events import Said
 from zmqrl.observe.records import is_for_stop_score
 from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId
 from zmqrl.rundir import RunDirectory

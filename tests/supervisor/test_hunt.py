@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support import hunt, run_world
 
-from zmqrl.hosts.launcher import Exited
+from zmqrl.hosts.events import Exited
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.shard import contributions
 from zmqrl.ps.shard.events import Totals, View, added

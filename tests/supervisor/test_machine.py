@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from zmqrl.errors import DISK_IS_FULL, USER_CODE_FAILED, UsageError
-from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected
+from zmqrl.hosts.events import Exited, HostLost, HostUp, Inspected
 from zmqrl.observe.stalls import Doing, Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.shard import START_WITHIN_S

@@ -7,7 +7,7 @@ import pytest
 from support.messages import stats_with
 
 from zmqrl.errors import DISK_IS_FULL, USER_CODE_FAILED, ClusterError, UsageError
-from zmqrl.hosts.launcher import Exited, HostLost, HostUp
+from zmqrl.hosts.events import Exited, HostLost, HostUp
 from zmqrl.process_id import ProcessId, ProcessRole, worker_id
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e

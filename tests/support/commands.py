@@ -1,6 +1,7 @@
 """Commands that a test runs to their end."""
 
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,3 +14,8 @@ def ran(
     done = subprocess.run(command, capture_output=True, text=True, timeout=within_s, check=False, **options)
     assert done.returncode == status, done.stdout + done.stderr
     return done
+
+
+def ran_zmqrl(*arguments: str | Path, status: int = 0) -> "subprocess.CompletedProcess[str]":
+    """Run a command of zmqrl, and assert its exit status."""
+    return ran([sys.executable, "-m", "zmqrl", *arguments], status=status)

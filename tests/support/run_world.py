@@ -19,7 +19,7 @@ from support.protocol_world import World
 
 from zmqrl.commands.inspect.check_history import disagreements
 from zmqrl.errors import ClusterError, UsageError
-from zmqrl.hosts.launcher import Exited
+from zmqrl.hosts.events import Exited
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps import control as control_module
 from zmqrl.ps.control import NoAnswer, ShardControl

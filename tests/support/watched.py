@@ -10,7 +10,7 @@ from support.paths import ROOT, TESTS
 from support.rig import WITHIN_S, eventually, is_alive
 
 from zmqrl.hosts.daemons import DaemonLauncher
-from zmqrl.hosts.launcher import Event, Exited, Inspected, Said, Task
+from zmqrl.hosts.events import Event, Exited, Inspected, Said, Task
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.ways.way import LOCALHOST
 from zmqrl.observe.stalls import Doing

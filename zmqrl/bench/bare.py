@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from zmqrl.bench.crew import Part, PartFacts
 from zmqrl.config import Config
 from zmqrl.learner.envs import describe_env, make_envs
-from zmqrl.learner.losses import Learner
 from zmqrl.learner.networks import ConvPolicy, make_model
 from zmqrl.learner.rollout import Rollout, put_frames
 from zmqrl.worker import keeps_activations
@@ -21,11 +21,10 @@ from zmqrl.worker import keeps_activations
 ACTIONS = 1024  # random actions of each game, drawn beforehand
 
 
-class BareGames:
+class BareGames(Part):
     """Plays the games of a worker with random actions."""
 
     def __init__(self, *, config: dict[str, Any], rank: int, threads: int) -> None:
-        self.facts: dict[str, Any] = {}
         settings = Config.from_json(config)
         self.envs = make_envs(settings.env, settings.envs, threads=threads)
         rng = np.random.default_rng(rank)
@@ -33,7 +32,7 @@ class BareGames:
         self.played = 0
         self.envs.reset(rank)
 
-    def run(self, seconds: float) -> dict[str, Any]:
+    def run(self, seconds: float) -> PartFacts:
         return _repeated(self._step, seconds, self.envs.num_envs)
 
     def close(self) -> None:
@@ -46,7 +45,7 @@ class BareGames:
         return time.perf_counter() - begun
 
 
-class _BareNetwork:
+class _BareNetwork(Part):
     """The network of a worker, and a minibatch of random observations, stored as the learner stores rollouts.
 
     ``facts`` has ``compute`` (the number format), ``batch`` (the number of samples) and ``backward_only``: the learner
@@ -68,18 +67,14 @@ class _BareNetwork:
         self.observations = rollout.observations[0]
         put_frames(self.observations, seen.astype(spec.observation_dtype))
         is_ours = isinstance(self.model, ConvPolicy)
-        learner = Learner(self.model, settings.algorithm, seed=0)
         self.facts = {
             "compute": str(self.model.dtype if is_ours else torch.float32).removeprefix("torch."),
             "batch": self.samples,
-            "backward_only": keeps_activations(settings, self.model, learner),
+            "backward_only": keeps_activations(settings, self.model),
         }
 
-    def run(self, seconds: float) -> dict[str, Any]:
+    def run(self, seconds: float) -> PartFacts:
         return _repeated(self._pass, seconds, self.samples)
-
-    def close(self) -> None:
-        pass
 
     def _pass(self) -> float:
         """Compute one minibatch. Returns the seconds of the measured work."""
@@ -121,7 +116,7 @@ class BareGradient(_BareNetwork):
         return self._now() - begun
 
 
-def _repeated(work: Callable[[], float], seconds: float, steps: int) -> dict[str, Any]:
+def _repeated(work: Callable[[], float], seconds: float, steps: int) -> PartFacts:
     """Call ``work`` until ``seconds`` have passed. Each call takes ``steps`` steps and returns their seconds."""
     work()  # does not count: the caches hold the data of another part
     end_at = time.monotonic() + seconds

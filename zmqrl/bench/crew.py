@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 from zmqrl.child_process import ChildProcess
 from zmqrl.errors import ClusterError
@@ -24,16 +24,17 @@ PartFacts: TypeAlias = dict[str, Any]
 ANSWER_WITHIN_S: Final = 300.0
 
 
-class Part(Protocol):
+class Part:
     """What a process does in one variant. The arguments of a part are plain data.
 
     ``facts`` is what the benchmark must know about the part, such as its port.
     """
 
-    facts: PartFacts
+    facts: Mapping[str, Any] = {}
 
     def run(self, *args: Any, **given: Any) -> PartFacts:
         """Run, as :meth:`Crew.run` or :meth:`Crew.run_for` asks. Returns the measurements."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """End the part."""
@@ -132,7 +133,7 @@ def main() -> None:
         match messages.get():
             case {"join": str(name), "module": module, "part": part, "job": job}:
                 parts[name] = getattr(importlib.import_module(module), part)(**job)
-                say(parts[name].facts)
+                say(dict(parts[name].facts))
             case {"run": str(name), "given": given}:
                 say(parts[name].run(**given))
             case {"leave": str(name)}:

@@ -1,7 +1,7 @@
 """The parts of ``zmqrl bench wire``: a worker for each implementation, and a hub for plain sockets.
 
 ``run(rounds, pause_s)`` runs rounds, each after a pause. It returns their starts and ends, in ns on the monotonic
-clock.
+clock. A hub does not pause, because it waits for the workers.
 """
 
 import os
@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from zmqrl.bench.crew import Part, PartFacts
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.shard.gradients import GradientSum, ReceivedSlice
 from zmqrl.ps.shard.optimizer import Optimizer, OptimizerConfig
@@ -31,30 +32,49 @@ def gradient(count: int) -> FloatVector:
     return np.random.default_rng(7).standard_normal(count, np.float32)
 
 
-class ZmqrlWorker:
+class TimedPart(Part):
+    """A part that takes the time of each of its rounds."""
+
+    def run(self, rounds: int, pause_s: float) -> PartFacts:
+        begun, done = [], []
+        for _ in range(rounds):
+            self._prepare()
+            if pause_s:  # skip sleep(0), which is a system call too
+                time.sleep(pause_s)
+            begun.append(time.monotonic_ns())
+            self._round()
+            done.append(time.monotonic_ns())
+        return {"begun": begun, "done": done}
+
+    def _prepare(self) -> None:
+        """Do what each round needs before its pause. It does not count."""
+
+    def _round(self) -> None:
+        raise NotImplementedError
+
+
+class ZmqrlWorker(TimedPart):
     """A worker with the connection of training. Like a backward pass, each round writes a gradient."""
 
     def __init__(self, *, cluster: dict[str, Any], keys: dict[str, Any] | None, rank: int) -> None:
-        self.facts: dict[str, Any] = {}
         self.connection = Connection(Cluster.from_json(cluster, _keys(keys)), rank)
         self.gradient = gradient(self.connection.cluster.layout.count)
         self.weights = self._pull(-1)
 
-    def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
+    def run(self, rounds: int, pause_s: float) -> PartFacts:
         """Also returns the ``version`` of the first round."""
-        begun, done, version = [], [], self.weights.version
-        for _ in range(rounds):
-            buffer = self.connection.gradient_buffer()
-            buffer[:] = self.gradient
-            _wait(pause_s)
-            begun.append(time.monotonic_ns())
-            self.connection.push(self.weights, buffer)
-            self.weights = self._pull(self.weights.version)
-            done.append(time.monotonic_ns())
-        return {"version": version, "begun": begun, "done": done}
+        return {"version": self.weights.version, **super().run(rounds, pause_s)}
 
     def close(self) -> None:
         self.connection.close()
+
+    def _prepare(self) -> None:
+        self.buffer = self.connection.gradient_buffer()
+        self.buffer[:] = self.gradient
+
+    def _round(self) -> None:
+        self.connection.push(self.weights, self.buffer)
+        self.weights = self._pull(self.weights.version)
 
     def _pull(self, above: int) -> PulledWeights:
         weights = self.connection.pull(above)
@@ -62,28 +82,22 @@ class ZmqrlWorker:
         return weights
 
 
-class ZmqrlPinger:
+class ZmqrlPinger(TimedPart):
     """An otherwise idle worker that sends PING to shard 0 and waits for PONG."""
 
     def __init__(self, *, cluster: dict[str, Any], keys: dict[str, Any] | None, rank: int) -> None:
-        self.facts: dict[str, Any] = {}
         found = Cluster.from_json(cluster)
         self.ping = m.Ping(run=found.run, rank=rank, incarnation=1, generation=0, version=0, computed=0, sent_us=0)
         self.context = new_context()
         self.socket = worker_sockets(self.context, rank, 1, _keys(keys), shard=0)["control"]
         self.socket.connect(found.endpoints[0]["control"])
 
-    def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
-        begun, done = [], []
-        for _ in range(rounds):
-            begun.append(time.monotonic_ns())
-            self.socket.send(framing.encode(self.ping))
-            assert isinstance(framing.decode(self.socket.recv()), m.Pong)
-            done.append(time.monotonic_ns())
-        return {"begun": begun, "done": done}
-
     def close(self) -> None:
         self.context.destroy(linger=0)
+
+    def _round(self) -> None:
+        self.socket.send(framing.encode(self.ping))
+        assert isinstance(framing.decode(self.socket.recv()), m.Pong)
 
 
 class AdamSteps:
@@ -110,11 +124,10 @@ class AdamSteps:
         self.old, self.new, self.version = self.new, self.old, self.version + 1
 
 
-class GlooRank:
+class GlooRank(TimedPart):
     """A worker without shards: the workers sum their gradients in the format of ``codec``, and take the same step."""
 
     def __init__(self, *, store: str, rank: int, workers: int, count: int, codec: m.Codec) -> None:
-        self.facts: dict[str, Any] = {}
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         import torch  # takes seconds, and only this part needs it
         from torch import distributed
@@ -127,18 +140,15 @@ class GlooRank:
         self.sum = self.gradient.copy()
         self.steps = AdamSteps(count)
 
-    def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
-        begun, done = [], []
-        for _ in range(rounds):
-            self.sum[:] = self.gradient
-            begun.append(time.monotonic_ns())
-            self._all_reduce()
-            self.steps.step(self.sum, self.workers)
-            done.append(time.monotonic_ns())
-        return {"begun": begun, "done": done}
-
     def close(self) -> None:
         self.distributed.destroy_process_group()
+
+    def _prepare(self) -> None:
+        self.sum[:] = self.gradient
+
+    def _round(self) -> None:
+        self._all_reduce()
+        self.steps.step(self.sum, self.workers)
 
     def _all_reduce(self) -> None:
         tensor = self.torch.from_numpy(self.sum)
@@ -148,7 +158,7 @@ class GlooRank:
             tensor.copy_(encoded)
 
 
-class RawHub:
+class RawHub(Part):
     """A shard on plain sockets: adds a slice from each worker as shards do, then sends a slice to each worker.
 
     Without a ``codec``, the bytes are not numbers, and nothing is added.
@@ -156,14 +166,14 @@ class RawHub:
 
     def __init__(self, *, workers: int, slice_bytes: int, codec: m.Codec | None) -> None:
         self.listener = socket.create_server((HOST, 0), backlog=workers)
-        self.facts: dict[str, Any] = {"port": self.listener.getsockname()[1]}
+        self.facts = {"port": self.listener.getsockname()[1]}
         self.slice = b"\1" * slice_bytes
         self.inboxes: list[memoryview] = [memoryview(bytearray(slice_bytes)) for _ in range(workers)]
         self.connections: list[socket.socket] = []
         self.codec = codec
         self.sum = GradientSum(slice_bytes // CODECS[codec].element_bytes if codec else 0)
 
-    def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
+    def run(self, rounds: int, pause_s: float) -> PartFacts:
         """Returns when each worker's slice had been added (``arrived``), and when the answers began (``published``)."""
         while len(self.connections) < len(self.inboxes):
             self.connections.append(_quick(self.listener.accept()[0]))
@@ -198,57 +208,43 @@ class RawHub:
         return ends
 
 
-class RawWorker:
+class RawWorker(TimedPart):
     """Sends a slice to each hub and receives a slice from each hub, on plain sockets."""
 
     def __init__(self, *, ports: list[int], slices_bytes: list[int]) -> None:
-        self.facts: dict[str, Any] = {}
         self.connections = [_quick(socket.create_connection((HOST, port))) for port in ports]
         self.gradient = [b"\1" * size for size in slices_bytes]
         self.outbox, self.inbox = ([memoryview(bytearray(size)) for size in slices_bytes] for _ in range(2))
-
-    def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
-        begun, done = [], []
-        for _ in range(rounds):
-            for buffer, written in zip(self.outbox, self.gradient, strict=True):
-                buffer[:] = written
-            _wait(pause_s)
-            begun.append(time.monotonic_ns())
-            for connection, buffer in zip(self.connections, self.outbox, strict=True):
-                connection.sendall(buffer)
-            for connection, left in zip(self.connections, self.inbox, strict=True):
-                while left:
-                    left = _received(connection, left)
-            done.append(time.monotonic_ns())
-        return {"begun": begun, "done": done}
 
     def close(self) -> None:
         for connection in self.connections:
             connection.close()
 
+    def _prepare(self) -> None:
+        for buffer, written in zip(self.outbox, self.gradient, strict=True):
+            buffer[:] = written
 
-class Copier:
+    def _round(self) -> None:
+        for connection, buffer in zip(self.connections, self.outbox, strict=True):
+            connection.sendall(buffer)
+        for connection, left in zip(self.connections, self.inbox, strict=True):
+            while left:
+                left = _received(connection, left)
+
+
+class Copier(TimedPart):
     """Copies one array to another."""
 
     def __init__(self, *, pieces: int, piece_bytes: int) -> None:
-        self.facts: dict[str, Any] = {}
         self.pieces = pieces
         self.source, self.target = np.full(piece_bytes, 1, np.uint8), np.full(piece_bytes, 0, np.uint8)
 
-    def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
-        begun, done = [], []
-        for _ in range(rounds):
-            begun.append(time.monotonic_ns())
-            for _ in range(self.pieces):
-                np.copyto(self.target, self.source)
-            done.append(time.monotonic_ns())
-        return {"begun": begun, "done": done}
-
-    def close(self) -> None:
-        pass
+    def _round(self) -> None:
+        for _ in range(self.pieces):
+            np.copyto(self.target, self.source)
 
 
-class ByteLimit:
+class ByteLimit(Part):
     """The least work of an update: a copy of each payload, and one step of the optimizer over ``count`` parameters.
 
     A round has the sum of the two times. All copies of a block precede all steps, so both find their data in the
@@ -256,20 +252,16 @@ class ByteLimit:
     """
 
     def __init__(self, *, pieces: int, piece_bytes: int, workers: int, count: int) -> None:
-        self.facts: dict[str, Any] = {}
         self.copier, self.steps = Copier(pieces=pieces, piece_bytes=piece_bytes), AdamSteps(count)
         self.workers, self.gradient = workers, gradient(count)
 
-    def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
+    def run(self, rounds: int, pause_s: float) -> PartFacts:
         copies, done = self.copier.run(rounds, pause_s), []
         for copied in copies["done"]:
             step_begun = time.monotonic_ns()
             self.steps.step(self.gradient, self.workers)
             done.append(copied + time.monotonic_ns() - step_begun)
         return {"begun": copies["begun"], "done": done}
-
-    def close(self) -> None:
-        pass
 
 
 def _keys(data: dict[str, Any] | None) -> ClientKeys | None:
@@ -287,8 +279,3 @@ def _received(connection: socket.socket, buffer: memoryview) -> memoryview:
     if not count:
         raise ConnectionError("the other end has closed a plain socket")
     return buffer[count:]
-
-
-def _wait(pause_s: float) -> None:
-    if pause_s:  # skip sleep(0), which is a system call too
-        time.sleep(pause_s)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from zmqrl.hostd import messages as h
-from zmqrl.hosts.launcher import (
+from zmqrl.hosts.events import (
     LOG_TAIL_LINES,
     Event,
     Exited,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zmqrl.hosts.daemons import DaemonLauncher
-from zmqrl.hosts.launcher import Exited, Said, Task
+from zmqrl.hosts.events import Exited, Said, Task
 from zmqrl.hosts.probe import measure
 from zmqrl.process_id import ProcessId
 

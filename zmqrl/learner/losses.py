@@ -101,10 +101,6 @@ class Learner:
         averaged = set() if self._statistics is None else set(self._statistics.parameters())
         self._parameters = [parameter for parameter in self._tensors if parameter not in averaged]
 
-    @property
-    def uses_whole_rollouts(self) -> bool:
-        return self.config.uses_whole_rollouts
-
     def prepare(self, rollout: Rollout) -> None:
         """Compute ``advantages`` and ``returns`` of the rollout, once, before ``gradient``."""
         advantages, returns = self.config.advantages(rollout)
@@ -160,8 +156,6 @@ class Learner:
 
 class NoLearner:
     """Replaces ``Learner`` in a worker that only plays, to measure everything except learning. Gradients stay zero."""
-
-    uses_whole_rollouts = False
 
     def prepare(self, rollout: Rollout) -> None:
         """Learn nothing."""

@@ -114,7 +114,7 @@ def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] 
         return Curve(x=nothing, mean=nothing, low=None, high=None, beyond=tuple(known), runs=len(known))
     grid = np.linspace(first, last, GRID_POINTS) if first < last else np.array([last])
     on_grid = np.stack([np.interp(grid, x, y) for x, y in known])
-    mean, low, high = spread(on_grid)
+    mean, low, high = mean_and_band(on_grid)
     beyond = tuple(
         (part, np.interp(part, x, y))
         for x, y in known
@@ -124,7 +124,7 @@ def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] 
     return Curve(x=grid, mean=mean, low=low, high=high, beyond=beyond, runs=len(known))
 
 
-def spread(on_grid: Figures) -> tuple[Figures, Figures | None, Figures | None]:
+def mean_and_band(on_grid: Figures) -> tuple[Figures, Figures | None, Figures | None]:
     """``mean``, ``low`` and ``high`` of a :class:`Curve`, from one row of values per run. Values can be masked."""
     mean = on_grid.mean(axis=0)
     if len(on_grid) > MIN_MAX_SEEDS:

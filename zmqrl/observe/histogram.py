@@ -103,8 +103,8 @@ def statistics_ms(seconds: Sequence[float]) -> Mapping[str, float | None]:
     return found
 
 
-def figure(number: float | None, decimals: int) -> str:
-    """A figure of :func:`statistics_ms`, as text."""
+def or_dash(number: float | None, decimals: int) -> str:
+    """A figure of :func:`statistics_ms`, as text. A dash: unknown."""
     return "-" if number is None else f"{number:.{decimals}f}"
 
 

@@ -210,7 +210,7 @@ def lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
-def merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merged_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Merge consecutive rows into the last one. Each mean is over the gradients of all rows."""
     merged = dict(rows[-1])
     for name in set().union(*rows) - COUNTED:

@@ -3,6 +3,7 @@
 import sys
 from typing import Final
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -20,4 +21,12 @@ def plain_table(title: str | None, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def ruled_table(title: str | None, *columns: str, left: int = 1) -> Table:
+    """A table with a line below its head. All columns except the first ``left`` are aligned to the right."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < left else "right")
     return table

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from zmqrl.observe.curves import Group, farthest, grouped, outcome_shares, position, positions, smoothed, spread
+from zmqrl.observe.curves import Group, farthest, grouped, mean_and_band, outcome_shares, position, positions, smoothed
 from zmqrl.observe.metrics import OUTCOMES
 from zmqrl.observe.records import Figures, RunRecord
 
@@ -85,7 +85,7 @@ def _on(grid: Figures, series: Sequence[tuple[Figures, Figures]]) -> dict[str, A
     on_grid = np.ma.masked_invalid(np.stack([at(grid, x, y) for x, y in series]))
     seeds = on_grid.count(axis=0)
     last, runs = seeds[np.flatnonzero(seeds)[-1:]].sum(), len(series)
-    mean, low, high = spread(on_grid)
+    mean, low, high = mean_and_band(on_grid)
     return {
         "mean": _plain(np.ma.filled(mean, np.nan)),
         "low": None if low is None else _plain(np.where(seeds > 1, np.ma.filled(low, np.nan), np.nan)),

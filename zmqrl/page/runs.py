@@ -17,9 +17,8 @@ from zmqrl.hostd.inspection import is_here, state_of
 from zmqrl.json_lines import open_file, sample_lines
 from zmqrl.observe.folding import by_number, ranges
 from zmqrl.observe.forms import EVALUATION, HOSTS, SETTINGS, SUMMARY, parsed_rows, read_object, readable_lines
-from zmqrl.observe.live.figures import Live, age_words, newest_figures, read_live
+from zmqrl.observe.live.figures import Live, age_words, newest_figures, read_live, state_of_run
 from zmqrl.observe.live.presence import Presence, by_host
-from zmqrl.observe.live.session import state_of_run
 from zmqrl.observe.provenance import VERSIONS
 from zmqrl.observe.records import Evaluation, RunRecord, evaluations, flat, last_row, lineage, with_saved
 from zmqrl.observe.stalls import Stall

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from zmqrl.observe.histogram import PERCENTS, Histogram, figure, merged, statistics_ms
+from zmqrl.observe.histogram import PERCENTS, Histogram, merged, or_dash, statistics_ms
 from zmqrl.observe.spans import SHARD_SPANS, WORKER_SPANS
 from zmqrl.observe.tables import plain_table
 from zmqrl.process_id import ProcessId, worker_id
@@ -242,7 +242,7 @@ def _print_updates(found: dict[str, Any], console: Console) -> None:
     if found["updates"] < whole:
         updates = f"{found['updates']:,} of {updates}"
     if found["updates"]:
-        percentiles = (f"{name} {figure(update[name], 2)}" for name in ("p50", "p90", "p99"))
+        percentiles = (f"{name} {or_dash(update[name], 2)}" for name in ("p50", "p90", "p99"))
         updates += f": mean {update['mean']:.2f} ms, {', '.join(percentiles)}"
     console.print(updates, soft_wrap=True)
     if left_out:

@@ -28,30 +28,17 @@ def difference_interval(scores: Sequence[float], others: Sequence[float]) -> lis
     return _interval(_resampled_means(scores, rng) - _resampled_means(others, rng))
 
 
-def trainings_interval(means: Sequence[float]) -> list[float]:
-    """The 95 % interval of the mean of trainings with ``means``, as [low, high]: mean +- t s sqrt(1/n).
-
-    For more than ten trainings, it is a little too long. Raises ValueError for fewer than ``FEWEST_TRAININGS``.
-    """
-    return _t_interval(means, 0)
-
-
 def prediction_interval(means: Sequence[float]) -> list[float]:
     """The 95 % prediction interval, as [low, high], of the mean score of one more training after those with ``means``.
 
     It is the interval of a normal distribution: mean +- t s sqrt(1 + 1/n). For more than ten trainings, it is a little
     too long. Raises ValueError for fewer than ``FEWEST_TRAININGS``.
     """
-    return _t_interval(means, 1)
-
-
-def _t_interval(means: Sequence[float], more: int) -> list[float]:
-    """The interval of the mean, or of the mean of one ``more`` training."""
     if len(means) < FEWEST_TRAININGS:
         raise ValueError(f"{len(means)} trainings are too few")
     quantile = T_QUANTILES[min(len(means) - FEWEST_TRAININGS, len(T_QUANTILES) - 1)]
     mean = statistics.fmean(means)
-    reach = quantile * statistics.stdev(means) * math.sqrt(more + 1 / len(means))
+    reach = quantile * statistics.stdev(means) * math.sqrt(1 + 1 / len(means))
     return [mean - reach, mean + reach]
 
 

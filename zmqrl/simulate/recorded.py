@@ -138,15 +138,15 @@ class RecordedRun:
     ) -> ComputeTimes:
         """The recorded work of the ranks. Transfers of weights and gradients count as time that needs no core.
 
-        A profile with more than ``updates`` updates is used in stretches of whole iterations: see :func:`spread`. A
-        rank that occurs again in ``ranks`` stands for another worker. ``spans`` has a factor for the time of each span.
-        ``transfers`` is the factor for the times of transfers. ``delays`` has, by rank, the seconds to add in the run
-        queue for each second on a core.
+        A profile with more than ``updates`` updates is used in stretches of whole iterations: see
+        :func:`evenly_chosen`. A rank that occurs again in ``ranks`` stands for another worker. ``spans`` has a factor
+        for the time of each span. ``transfers`` is the factor for the times of transfers. ``delays`` has, by rank, the
+        seconds to add in the run queue for each second on a core.
         """
         spans, delays = spans or {}, delays or {}
         per_rollout = self.scenario.updates_per_rollout
         iterations = sorted({_iteration(version, per_rollout) for version, _ in self._timeline.cycles})
-        replayed = set(spread(iterations, -(-updates // per_rollout)))
+        replayed = set(evenly_chosen(iterations, -(-updates // per_rollout)))
         gradient, rollout, beside, before = [], [], [], Counter[int]()
         for rank in ranks:
             known = self._cycles[rank]
@@ -213,7 +213,7 @@ class RecordedRun:
         return sum(each.queued_s or 0.0 for each in cycles) / cpu_s if cpu_s else 0.0
 
 
-def spread(items: Sequence[T], number: int) -> Sequence[T]:
+def evenly_chosen(items: Sequence[T], number: int) -> Sequence[T]:
     """Choose at most ``number`` items, in order: stretches from the middles of ``STRETCHES`` equal parts.
 
     If they included the first item, a slow start would count for more than in the run.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from zmqrl.observe.histogram import figure
+from zmqrl.observe.histogram import or_dash
 from zmqrl.observe.tables import plain_table
 from zmqrl.simulate.scenario import Scenario
 from zmqrl.simulate.simulated_run import SimulatedRun
@@ -36,10 +36,10 @@ def report(result: SimulatedRun) -> str:
         f"{counted(len(result.step_s), 'update')} in {result.elapsed_s:.3f} s of "
         f"{'real' if result.live else 'virtual'} time",
         "",
-        f"updates/s      {_figure(result.updates_per_s)}",
-        f"agent steps/s  {_figure(result.agent_steps_per_s)}, "
-        f"of which {_figure(result.learned_steps_per_s)} led to updates",
-        f"step time      {', '.join(f'{name} {figure(step[name], 1)}' for name in ('mean', 'p50', 'p90', 'p99'))} ms",
+        f"updates/s      {_rate(result.updates_per_s)}",
+        f"agent steps/s  {_rate(result.agent_steps_per_s)}, "
+        f"of which {_rate(result.learned_steps_per_s)} led to updates",
+        f"step time      {', '.join(f'{name} {or_dash(step[name], 1)}' for name in ('mean', 'p50', 'p90', 'p99'))} ms",
         "contributions  "
         + ", ".join(f"{found[name]} {name}" for name in ("used", "late", "skipped", "duplicate", "rejected")),
         f"workers wait   {result.waiting:.0%} of the time",
@@ -65,10 +65,10 @@ def table(results: Sequence[SimulatedRun], swept: Sequence[str], marked: Simulat
         step_ms = result.to_json()["step_ms"]
         found.add_row(
             *(str(_setting(result, name)) for name in swept),
-            _figure(result.updates_per_s),
-            _figure(result.agent_steps_per_s),
-            _figure(result.learned_steps_per_s),
-            *(figure(step_ms[p], 1) for p in ("p50", "p90", "p99")),
+            _rate(result.updates_per_s),
+            _rate(result.agent_steps_per_s),
+            _rate(result.learned_steps_per_s),
+            *(or_dash(step_ms[p], 1) for p in ("p50", "p90", "p99")),
             *(str(getattr(result, name)) for name in ("used", "late", "skipped")),
             f"{result.waiting:.0%}",
             _busiest(result),
@@ -87,7 +87,8 @@ def _busiest(result: SimulatedRun) -> str:
     return f"{max(max(use.outgoing, use.incoming) for use in result.nics):.0%}" if result.nics else ""
 
 
-def _figure(number: float) -> str:
+def _rate(number: float) -> str:
+    """A rate as text: with two decimals, or with none from 100."""
     if not math.isfinite(number):
         return "inf"
     return f"{number:.2f}" if number < 100 else f"{number:.0f}"

@@ -10,7 +10,7 @@ from typing import Any
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import INTERRUPTED, USER_CODE_FAILED, ClusterError, UnwritableError, UsageError, ZmqrlError, refusal
-from zmqrl.hosts.launcher import Exited
+from zmqrl.hosts.events import Exited
 from zmqrl.json_lines import read_json
 from zmqrl.observe.folding import quoted
 from zmqrl.observe.metrics import Counters

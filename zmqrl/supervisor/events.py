@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected
+from zmqrl.hosts.events import Exited, HostLost, HostUp, Inspected
 from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId
 from zmqrl.ps.shard.events import View

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError
-from zmqrl.hosts.launcher import Said
+from zmqrl.hosts.events import Said
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.json_lines import JsonLines
 from zmqrl.observe.console import Console

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 from zmqrl.errors import USER_CODE_FAILED, ClusterError
-from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected
+from zmqrl.hosts.events import Exited, HostLost, HostUp, Inspected
 from zmqrl.observe.folding import printable, quoted
 from zmqrl.observe.live.presence import State
 from zmqrl.observe.stalls import Awaited, Stalls

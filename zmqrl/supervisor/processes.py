@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from zmqrl.hosts.launcher import Exited, HostLost, HostUp
+from zmqrl.hosts.events import Exited, HostLost, HostUp
 from zmqrl.observe.folding import ranges
 from zmqrl.observe.live.presence import State
 from zmqrl.observe.stalls import Awaited

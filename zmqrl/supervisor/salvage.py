@@ -15,8 +15,8 @@ from zmqrl.errors import ClusterError, UsageError, ZmqrlError
 from zmqrl.hostd.messages import SAME_MACHINE
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import Deployment, Site, connected, on_this_machine
+from zmqrl.hosts.events import Exited, Said
 from zmqrl.hosts.inventory import read_hosts
-from zmqrl.hosts.launcher import Exited, Said
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.ways.slurm import is_over

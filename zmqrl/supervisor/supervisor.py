@@ -12,8 +12,8 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, FullDiskError, UnwritableError, UsageError, ZmqrlError, refusal
 from zmqrl.hosts.deployment import Deployment
+from zmqrl.hosts.events import Exited, HostLost, HostUp, Inspected, Paused, Said, Task
 from zmqrl.hosts.faults import Faults
-from zmqrl.hosts.launcher import Exited, HostLost, HostUp, Inspected, Paused, Said, Task
 from zmqrl.hosts.mirror import COPY_WITHIN_S
 from zmqrl.observe.console import Console
 from zmqrl.observe.exporter import Exporter

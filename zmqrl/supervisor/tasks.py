@@ -11,7 +11,7 @@ from zmqrl import __version__
 from zmqrl.config import Config
 from zmqrl.hostd.inspection import pid_space
 from zmqrl.hosts.deployment import Deployment
-from zmqrl.hosts.launcher import Task
+from zmqrl.hosts.events import Task
 from zmqrl.observe.provenance import code_id
 from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId, shard_id, worker_id
 from zmqrl.profile.profiler import ProfilerJob

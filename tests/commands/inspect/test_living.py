@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.commands import ran
+from support.commands import ran_zmqrl
 from support.lab import Lab
 from support.record_rig import row, summary
 from support.rig import ending, eventually
@@ -40,13 +40,10 @@ pytestmark = pytest.mark.processes
 SLOWLY = ("--straggle", "0:0.02")
 
 
-def zmqrl(*arguments: str, status: int = 0) -> str:
-    done = ran([sys.executable, "-m", "zmqrl", *arguments], status=status)
-    return done.stdout + done.stderr
-
-
 def status_of(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(zmqrl("status", str(path), "--json"))
+    done = ran_zmqrl("status", path, "--json")
+    assert done.stderr == ""
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
@@ -59,10 +56,10 @@ def test_status_shows_how_a_run_ended(ended: RunFiles) -> None:
     found = status_of(ended.path)
     assert (found["state"], found["exit_reason"], found["version"]) == ("ended", "updates", 20)
     assert found["processes"] == []
-    said = zmqrl("status", str(ended.path))
+    said = ran_zmqrl("status", ended.path).stdout
     assert "ended (updates)\nversion 20" in said
     assert f"\n{socket.gethostname()}: shard-0,shard-1,worker-0,worker-1; zmqrl " in said
-    assert "is not running" in zmqrl("stop", str(ended.path), status=2)
+    assert "is not running" in ran_zmqrl("stop", ended.path, status=2).stderr
 
 
 def test_the_summary_says_which_host_ran_which_process_with_which_versions(ended: RunFiles) -> None:
@@ -74,12 +71,13 @@ def test_the_summary_says_which_host_ran_which_process_with_which_versions(ended
 
 
 def test_each_log_line_is_shown_with_its_process(ended: RunFiles) -> None:
-    said = zmqrl("logs", str(ended.path))
+    said = ran_zmqrl("logs", ended.path).stdout
     assert f"[{socket.gethostname()} shard-0,shard-1] " in said
     assert "[supervisor] " in said
-    assert "[supervisor] " not in zmqrl("logs", str(ended.path), "shard-1")
-    assert "did you mean shard-1?" in zmqrl("logs", str(ended.path), "shard-11", status=2)
-    assert "not a run directory" in zmqrl("logs", str(ended.path / "logs"), status=2)
+    of_shard = ran_zmqrl("logs", ended.path, "shard-1")
+    assert "[supervisor] " not in of_shard.stdout + of_shard.stderr
+    assert "did you mean shard-1?" in ran_zmqrl("logs", ended.path, "shard-11", status=2).stderr
+    assert "not a run directory" in ran_zmqrl("logs", ended.path / "logs", status=2).stderr
 
 
 def test_the_lines_of_all_logs_are_in_the_order_of_time(
@@ -154,10 +152,10 @@ def test_a_live_run_can_be_shown_followed_and_stopped(tmp_path: Path) -> None:
             lambda: [each.get("presence") for each in status.status(path)["processes"]] == 4 * ["present"],
             "all are present",
         )
-        assert f"[{socket.gethostname()} shard-0,shard-1] " in zmqrl("logs", str(path))
+        assert f"[{socket.gethostname()} shard-0,shard-1] " in ran_zmqrl("logs", path).stdout
         command = [sys.executable, "-m", "zmqrl", "logs", str(path), "-f", "supervisor"]
         with ending(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) as following:
-            assert "has ended" in zmqrl("stop", str(path))
+            assert "has ended" in ran_zmqrl("stop", path).stdout
             assert run.wait() == 130
             said, _ = following.communicate(timeout=180)
         assert "ended (interrupted) at version" in said
@@ -171,13 +169,13 @@ def test_status_shows_what_a_killed_launcher_left_on_each_host(lab: Lab, tmp_pat
         run.eventually(lambda: len(run.files.history(1)) > 3, "some versions")
         run.signal(signal.SIGKILL)
         run.wait()
-    assert "no process of" in zmqrl("stop", str(path))
+    assert "no process of" in ran_zmqrl("stop", path).stdout
     found = status_of(path)
     assert found["state"] == "killed"
     assert {host: answer["alive"] for host, answer in found["hosts"].items()} == dict.fromkeys(lab.hosts, False)
     assert "state/shard-1.slots" in found["hosts"]["h2"]["files"]
     lab("refuse", "h3", "22", "on")
-    said = zmqrl("status", str(path))
+    said = ran_zmqrl("status", path).stdout
     assert "h3: no answer: ssh: connect" in said
     assert re.search(
         r"h2: no processes; in /var/tmp/zmqrl-0/h2/run-\w+: history/shard-1\.jsonl, "

@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import ran_zmqrl
 from support.lab import Lab
 from support.rig import eventually
 from support.run_rig import QUICKLY, Run, started
@@ -43,18 +43,13 @@ def launch(path: Path, *options: str) -> AbstractContextManager[Run]:
     return started(command, path, {})
 
 
-def zmqrl(*arguments: str) -> str:
-    command = [sys.executable, "-m", "zmqrl", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-
-
 def files_with(words: str, path: Path) -> list[Path]:
     return [file for file in path.rglob("*") if file.is_file() and words.encode() in file.read_bytes()]
 
 
 def left_on(path: Path) -> dict[str, dict[str, Any]]:
     """What a killed run has left, by host."""
-    found = json.loads(zmqrl("status", str(path), "--json"))
+    found = json.loads(ran_zmqrl("status", path, "--json").stdout)
     assert found["state"] == "killed"
     hosts: dict[str, dict[str, Any]] = found["hosts"]
     return hosts
@@ -66,7 +61,7 @@ def killed_and_resumed(path: Path, hosts: set[str], *options: str) -> None:
         run.wait_for(5)
         cluster = run.files.cluster()
         assert {each["host"] for role in ("shards", "workers") for each in cluster[role]} == hosts
-        found = json.loads(zmqrl("status", str(path), "--json"))
+        found = json.loads(ran_zmqrl("status", path, "--json").stdout)
         assert found["state"] == "running"
         assert files_with(SECRET, path) == []
         pids = run.pids()
@@ -102,7 +97,8 @@ def test_a_run_in_network_namespaces_and_on_this_machine_is_killed_and_resumed(
 
 
 def test_the_doctor_finds_the_addresses_of_network_namespaces(lab: Lab) -> None:
-    found = json.loads(zmqrl("doctor", "-H", "h1,h2", "--via", NETNS.format(lab=lab.slot.name), "cartpole", "--json"))
+    via = NETNS.format(lab=lab.slot.name)
+    found = json.loads(ran_zmqrl("doctor", "-H", "h1,h2", "--via", via, "cartpole", "--json").stdout)
     assert found["problems"] == []
     assert {route["address"] for route in found["routes"]} == {lab.address("h1"), lab.address("h2")}
 

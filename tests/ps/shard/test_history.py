@@ -41,6 +41,12 @@ def record(version: int, **fields: Any) -> Record:
     return dataclasses.replace(RECORD, **made | fields)
 
 
+def append(history: History, *made: int, **fields: Any) -> None:
+    """Append a line for each version."""
+    for version in made:
+        history.append(record(version, **fields), crc32=7)
+
+
 def versions(path: Path) -> list[int]:
     return [json.loads(line)["version"] for line in path.read_text().splitlines()]
 
@@ -56,18 +62,18 @@ def test_a_record_is_read_from_a_slot_as_it_was_written() -> None:
 
 @pytest.mark.parametrize("room", [0, 5])
 def test_a_line_that_cannot_be_written_is_an_error_and_leaves_nothing(history: History, room: int) -> None:
-    history.append(record(1), crc32=7)
+    append(history, 1)
     with (
         file_size_limit(history.path.stat().st_size + room),
         pytest.raises(ClusterError, match=r"cannot write .*shard-0\.jsonl"),
     ):
-        history.append(record(2), crc32=7)
-    history.append(record(2), crc32=7)
+        append(history, 2)
+    append(history, 2)
     assert versions(history.path) == [1, 2]
 
 
 def test_a_committed_version_missing_from_the_history_is_written_once(history: History) -> None:
-    history.append(record(1), crc32=7)
+    append(history, 1)
     history.close()
     history.path.write_bytes(history.path.read_bytes() + b'{"version": 2, "vi')
     for _ in range(2):
@@ -78,8 +84,7 @@ def test_a_committed_version_missing_from_the_history_is_written_once(history: H
 
 
 def test_undone_lines_are_kept_beside_the_history(history: History) -> None:
-    for version in (1, 2, 3):
-        history.append(record(version), crc32=7)
+    append(history, 1, 2, 3)
     history.rewind(1, generation=2)
     history.append(record(2), crc32=9)
     assert versions(history.path) == [1, 2]
@@ -88,8 +93,7 @@ def test_undone_lines_are_kept_beside_the_history(history: History) -> None:
 
 def test_lines_undone_by_two_rollbacks_to_one_checkpoint_are_all_kept(history: History) -> None:
     for versions_made in ((1, 2), (2, 3)):
-        for version in versions_made:
-            history.append(record(version), crc32=7)
+        append(history, *versions_made)
         history.rewind(1, generation=2)
     assert versions(history.path.with_name("shard-0.before-generation-2.jsonl")) == [2, 2, 3]
 
@@ -101,8 +105,7 @@ def test_an_error_names_a_history_that_cannot_be_opened(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("generation", [1, 2])
 def test_a_history_ahead_of_the_store_means_that_state_is_lost(history: History, generation: int) -> None:
-    for version in (1, 2, 3):
-        history.append(record(version, generation=generation), crc32=7)
+    append(history, 1, 2, 3, generation=generation)
     history.close()
     reopened = History(history.path)
     with pytest.raises(LostState, match=f"has version 3 of generation {generation}, but the newest .* is 2 of"):
@@ -113,8 +116,7 @@ def test_a_history_ahead_of_the_store_means_that_state_is_lost(history: History,
 
 def test_a_version_that_a_rollback_undid_is_lost_state(history: History) -> None:
     """The loaded version is damaged, so the newest version in the store is one that the rollback has undone."""
-    for version in (1, 2, 3):
-        history.append(record(version), crc32=7)
+    append(history, 1, 2, 3)
     history.rewind(1, generation=2)
     history.close()
     reopened = History(history.path)
@@ -127,8 +129,7 @@ def test_a_version_that_a_rollback_undid_is_lost_state(history: History) -> None
 
 
 def test_a_rewind_missed_because_of_a_kill_is_done_at_the_next_start(history: History) -> None:
-    for version in (1, 2, 3):
-        history.append(record(version), crc32=7)
+    append(history, 1, 2, 3)
     history.close()
     loaded = Record.handed_over(2, 1, View(1, 2, (0, 1)))
     for _ in range(2):
@@ -141,8 +142,7 @@ def test_a_rewind_missed_because_of_a_kill_is_done_at_the_next_start(history: Hi
 
 
 def test_a_missing_line_is_written_even_if_a_rewind_was_missed_too(history: History) -> None:
-    for version in (1, 3):
-        history.append(record(version, generation=0), crc32=7)
+    append(history, 1, 3, generation=0)
     history.close()
     reopened = History(history.path)
     reopened.recover(record(2), crc32=7)
@@ -152,8 +152,7 @@ def test_a_missing_line_is_written_even_if_a_rewind_was_missed_too(history: Hist
 
 
 def test_totals_count_the_lines_up_to_a_version(history: History) -> None:
-    for version in (1, 2, 3):
-        history.append(record(version), crc32=7)
+    append(history, 1, 2, 3)
     for _ in range(2):
         assert history.totals(0) == (0, 0, 0, 0)
         assert history.totals(2) == (4, 0, 2, 0)
@@ -173,8 +172,7 @@ def test_only_the_end_of_a_history_is_read_to_find_its_last_version(
 
     monkeypatch.setattr(history_module, "parse_line", parse)
     assert last_version(history.path) == last_version(history.path / "missing") == 0
-    for version in range(1, 101):
-        history.append(record(version), crc32=7)
+    append(history, *range(1, 101))
     with history.path.open("ab") as file:
         file.write(b'damaged\n{"version": 101}')  # the last line is not complete
     assert last_version(history.path) == 100
@@ -191,8 +189,7 @@ def test_a_history_of_any_length_is_rewound_to_the_right_line(
     history: History, monkeypatch: pytest.MonkeyPatch, piece: int, version: int
 ) -> None:
     monkeypatch.setattr(history_module, "PIECE_BYTES", piece)
-    for made in range(1, 101):
-        history.append(record(made), crc32=7)
+    append(history, *range(1, 101))
     history.path.write_bytes(history.path.read_bytes() + b'{"version": 101, "vi')
     reopened = History(history.path)
     assert reopened.last_version == 100
@@ -202,15 +199,14 @@ def test_a_history_of_any_length_is_rewound_to_the_right_line(
     assert reopened.last_version == (version or None)
     undone = history.path.with_name("shard-0.before-generation-2.jsonl")
     assert (versions(undone) if undone.exists() else []) == list(range(version + 1, 101))
-    reopened.append(record(version + 1), crc32=7)
+    append(reopened, version + 1)
     assert versions(history.path) == list(range(1, version + 2))
 
 
 def test_a_rewind_killed_before_the_cut_keeps_the_undone_lines_once(
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for version in (1, 2, 3):
-        history.append(record(version), crc32=7)
+    append(history, 1, 2, 3)
     with monkeypatch.context() as killed:
         killed.setattr(os, "ftruncate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -222,17 +218,16 @@ def test_a_rewind_killed_before_the_cut_keeps_the_undone_lines_once(
 
 
 def test_a_full_disk_leaves_no_half_line_and_the_line_can_be_written_once_there_is_space(history: History) -> None:
-    history.append(record(1), crc32=7)
+    append(history, 1)
     with file_size_limit(history.path.stat().st_size + 10), pytest.raises(FullDiskError, match="the disk is full"):
-        history.append(record(2), crc32=7)
+        append(history, 2)
     assert versions(history.path) == [1]
-    history.append(record(2), crc32=7)
+    append(history, 2)
     assert versions(history.path) == [1, 2]
 
 
 def test_a_disk_too_full_for_a_copy_of_a_damaged_history_is_an_error_and_the_history_stays(history: History) -> None:
-    for version in (1, 2):
-        history.append(record(version), crc32=7)
+    append(history, 1, 2)
     damaged = b"{\n" + history.path.read_bytes()
     history.path.write_bytes(damaged)
     with file_size_limit(10), pytest.raises(ClusterError, match=r"cannot write .*shard-0\.jsonl"):
@@ -256,8 +251,7 @@ def test_a_disk_too_full_for_a_copy_of_a_damaged_history_is_an_error_and_the_his
 def test_a_history_with_a_damaged_line_is_kept_and_continues_without_it(
     history: History, damage: bytes, place: int
 ) -> None:
-    for version in (1, 2, 3):
-        history.append(record(version), crc32=7)
+    append(history, 1, 2, 3)
     history.close()
     lines = history.path.read_bytes().splitlines(keepends=True)
     lines[place] = damage + b"\n"
@@ -270,7 +264,7 @@ def test_a_history_with_a_damaged_line_is_kept_and_continues_without_it(
     assert reopened.news == [
         f"{history.path}: line {place + 1} could not be read; the original file is kept as {original.name}"
     ]
-    reopened.append(record(4), crc32=7)
+    append(reopened, 4)
     reopened.rewind(3, generation=2)
     assert versions(history.path) == kept
     reopened.close()
@@ -280,8 +274,7 @@ def test_a_history_with_a_damaged_line_is_kept_and_continues_without_it(
 def test_a_shard_that_is_back_names_the_lines_missing_from_its_history(
     history: History, left: list[int], missing: str
 ) -> None:
-    for version in left:
-        history.append(record(version), crc32=7)
+    append(history, *left)
     history.recover(record(4), crc32=7)
     assert versions(history.path) == [*left, 4]
     assert history.news == [f"{history.path}: the lines of versions {missing} are missing"]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -30,7 +29,7 @@ from zmqrl.hosts.probing import Route
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
 from zmqrl.local.extras import install_command, missing
 from zmqrl.observe.folding import printable
-from zmqrl.observe.tables import page
+from zmqrl.observe.tables import page, ruled_table
 from zmqrl.process import interruptible
 from zmqrl.ps.layout import Layout
 from zmqrl.start.initial import Preparation
@@ -141,21 +140,8 @@ def known(host: Host, up: Mapping[str, Up], found: Survey) -> dict[str, Any]:
 
 def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Table:
     """A line for each host. A dash: unknown."""
-    shown = Table(box=box.SIMPLE_HEAD)
-    for title in (
-        "host",
-        "zmqrl",
-        "python",
-        "game",
-        "cores",
-        "memory",
-        "open files",
-        "disk",
-        "/dev/shm",
-        "clock",
-        "busy",
-    ):
-        shown.add_column(title, justify="left" if title in ("host", "zmqrl", "python", "game") else "right")
+    measured = ("cores", "memory", "open files", "disk", "/dev/shm", "clock", "busy")
+    shown = ruled_table(None, "host", "zmqrl", "python", "game", *measured, left=4)
     for host in hosts:
         about = known(host, up, found)
         cells = [about.get("zmqrl"), about.get("python")]
@@ -174,9 +160,7 @@ def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Ta
 
 def route_table(routes: Mapping[Route, Facts]) -> Table:
     """A line for each route, in the order of ``routes``. Of many routes, only the failed and slowest ones."""
-    shown = Table(box=box.SIMPLE_HEAD)
-    for title in ("from", "to", "address", "round trip", "bandwidth"):
-        shown.add_column(title, justify="left" if title in ("from", "to", "address") else "right")
+    shown = ruled_table(None, "from", "to", "address", "round trip", "bandwidth", left=3)
     worst = set(sorted(routes, key=lambda route: _speed(routes[route]))[:ROUTES_SHOWN])
     for route, measured in routes.items():
         if route not in worst:

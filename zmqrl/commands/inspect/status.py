@@ -16,9 +16,8 @@ from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.ways.slurm import is_over
 from zmqrl.hosts.ways.way import LOCALHOST
 from zmqrl.observe.folding import by_number, printable, ranges
-from zmqrl.observe.live.figures import Live, age_words, newest_figures
+from zmqrl.observe.live.figures import Live, age_words, newest_figures, state_of_run
 from zmqrl.observe.live.presence import EXTERNAL, Presence
-from zmqrl.observe.live.session import state_of_run
 from zmqrl.observe.records import RunRecord, hosts_of
 from zmqrl.observe.stalls import STATES_TOLD, Stall
 from zmqrl.process import interruptible

@@ -1,11 +1,11 @@
 """The result of ``zmqrl bench train`` as a table and sentences."""
 
-from rich import box
 from rich.table import Table
 
 from zmqrl.bench.efficiency import PARTS, SPLIT
 from zmqrl.bench.train import Measured
 from zmqrl.config import Config
+from zmqrl.observe.tables import ruled_table
 from zmqrl.words import counted
 
 LABELS = {"env_step": "environment", "act": "acting", "gradient": "gradient", "wait": "waiting", "rest": "rest"}
@@ -24,10 +24,8 @@ def table(measured: Measured) -> Table:
     """The parts of the time of an agent step, in microseconds of one worker."""
     result, known = measured.efficiency, measured.references
     bare_s, split_s = result.bare_s, result.split_s
-    shown = Table(box=box.SIMPLE_HEAD, title="microseconds per agent step and worker", title_justify="left")
-    shown.add_column("part")
-    for name in ("in training", "alone", "alone / in training", "reference", "alone / reference"):
-        shown.add_column(name, justify="right")
+    columns = ("in training", "alone", "alone / in training", "reference", "alone / reference")
+    shown = ruled_table("microseconds per agent step and worker", "part", *columns)
     for name in SPLIT:
         row = [LABELS[name], _us(split_s[name])]
         if name in PARTS:

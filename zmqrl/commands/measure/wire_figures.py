@@ -7,12 +7,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.table import Table
 
 from zmqrl.bench.grid import OPERATIONS
 from zmqrl.bench.samples import Row
 from zmqrl.observe.drawing import STYLE, look, save
+from zmqrl.observe.tables import ruled_table
 from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.words import counted
 
@@ -30,11 +30,8 @@ def table(rows: Sequence[Row]) -> Table:
     megabytes = payload_bytes(about["codec"], about["parameters"]) / 1e6
     workers = counted(about["workers"], "worker")
     title = f"{about['parameters']:,} parameters, {megabytes:.2f} MB as {about['codec']}, {workers}"
-    shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    shown.add_column("operation")
-    shown.add_column("implementation")
-    for name in ("p50 ms", "p99 ms", "MB/s", "of memcpy", "of gloo", "of limit"):
-        shown.add_column(name, justify="right")
+    figures = ("p50 ms", "p99 ms", "MB/s", "of memcpy", "of gloo", "of limit")
+    shown = ruled_table(title, "operation", "implementation", *figures, left=2)
     gloo_ms = {row["operation"]: row["p50_ms"] for row in rows if row["implementation"] == "gloo"}
     for operation, each in groupby(rows, lambda row: row["operation"]):
         for row in each:

@@ -1,4 +1,4 @@
-"""``live.json``: the figures of a run at one moment, which its supervisor writes repeatedly."""
+"""The figures of a live run, which its supervisor writes repeatedly to ``live.json``, and the state of the run."""
 
 import os
 import time
@@ -15,6 +15,8 @@ from zmqrl.words import duration
 MOMENTARY: Final = ("agent_steps_per_s", "updates_per_s", "workers_present")  # only a running run has them
 AT_THE_END: Final = ("wall_s", "agent_steps", "episodes", "score_mean_50")  # also in summary.json
 OLD_S: Final = 10.0  # the supervisor writes the file every second
+# Maps the supervisor's state to the state of a run whose lock is held. All other states mean running.
+ALIVE: Final = {"stopped": "stopped", "traced": "stopped", "gone": "killed", "dead": "killed"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,14 @@ def read_live(path: Path) -> Live:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
         return Live()
+
+
+def state_of_run(supervisor: str | None) -> str:
+    """The state of a run whose lock is held and whose session is up: ``running``, ``stopped`` or ``killed``.
+
+    ``supervisor`` is the state of its process, or None if it is on another host.
+    """
+    return ALIVE.get(supervisor or "", "running")
 
 
 def newest_figures(
