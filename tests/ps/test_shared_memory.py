@@ -143,8 +143,8 @@ def test_a_worker_hears_of_a_new_process_of_a_shard_whose_memory_it_does_not_kno
     cluster = Cluster(run="r", layout=layout, codec="f32", endpoints=(shard.endpoints,), shares_memory=True)
     heard: list[type[object]] = []
 
-    def serve() -> None:
-        """Answer what has arrived, and publish."""
+    def serve() -> bool:
+        """Answer what has arrived, and publish. Returns True."""
         about: dict[str, Any] = {"run": "r", "shard": 0, "incarnation": incarnation, "generation": 1, "version": 5}
         about |= {"view": 1, "quorum": 1, "members": (0,), "codec": "f32"}
         while shard.sockets["control"].poll(0):
@@ -158,11 +158,12 @@ def test_a_worker_hears_of_a_new_process_of_a_shard_whose_memory_it_does_not_kno
                 shard.sockets["control"].send_multipart([peer, framing.encode(shared)])
         header = framing.encode(m.Weights(**about, ranks=(0,), crc32=0, place=place))
         shard.sockets["weights"].send_multipart([m.TOPIC_SHARED, header, b""])
+        return True
 
     with shard, Connection(cluster, 0) as worker:
-        eventually(lambda: [serve(), worker._published[0]][1] is not None, "shared memory")
+        eventually(lambda: serve() and worker._published[0] is not None, "shared memory")
         incarnation, heard[:] = 2, []
-        eventually(lambda: [serve(), m.Hello in heard][1], "HELLO to the new process")
+        eventually(lambda: serve() and m.Hello in heard, "HELLO to the new process")
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
