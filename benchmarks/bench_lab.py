@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import zmqrl
 from zmqrl.commands.run.launch import directory_name
 from zmqrl.observe.provenance import provenance
-from zmqrl.results.bootstrap import prediction_interval
+from zmqrl.results.bootstrap import FEWEST_TRAININGS, prediction_interval
 from zmqrl.rundir import RunDirectory
 from zmqrl.words import ended_how
 
@@ -204,3 +204,11 @@ def trainings_interval(means: Sequence[float]) -> list[float]:
     """
     mean, narrower = statistics.fmean(means), math.sqrt(len(means) + 1)
     return [mean + (bound - mean) / narrower for bound in prediction_interval(means)]
+
+
+def interval_text(means: Sequence[float]) -> str:
+    """The interval of :func:`trainings_interval` with one digit, or ``-`` if there are too few means."""
+    if len(means) < FEWEST_TRAININGS:
+        return "-"
+    low, high = trainings_interval(means)
+    return f"{low:.1f} to {high:.1f}"

@@ -12,7 +12,8 @@ a process opens thousands of connections to the shard:
 
 Making a flood takes processor time, which another machine would spend in a real attack. So each flood is also sent to
 another, idle shard on this machine. The difference between the two rates is what the flood costs the run. The order of
-the measurements rotates from round to round. Writes ``results.json`` into DIR after each measurement of a flood.
+the measurements rotates from round to round. After each measurement of a flood, writes ``results.json`` into DIR, and
+the table of its ``README.md``.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias, get_args
 
@@ -216,25 +217,27 @@ def check_alive(workers: Sequence[ChildProcess]) -> None:
             sys.exit(f"{worker.name} ended during the benchmark ({ended_how(status)})")
 
 
-def medians_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """For each measured kind: the median rates, and by how much the flood of the run slows it, in percent."""
-    medians = {}
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        measured = [row["updates_per_s"] for row in rows if row["kind"] == kind]
-        rates = {name: statistics.median(each[name] for each in measured) for name in measured[0]}
+def table(found: Mapping[str, Any]) -> str:
+    """For each measured kind, as Markdown: the median rates, and by how much the flood of the run slows it."""
+    from bench_lab import interval_text
+
+    head = f"| flood of {found['connections']:,} | updates/s without | of another shard | of this run | slower by % |"
+    lines = [f"{head} 95 % interval | rounds |", "|---|---|---|---|---|---|---|"]
+    for kind in dict.fromkeys(row["kind"] for row in found["rows"]):
+        measured = [row["updates_per_s"] for row in found["rows"] if row["kind"] == kind]
+        rates = " | ".join(f"{statistics.median(each[name] for each in measured):.1f}" for name in TARGETS)
         # The speed of the machine differs more between rounds than within a round.
-        slower = sorted(100 * (1 - each["this run"] / each["another shard"]) for each in measured)
-        medians[kind] = {
-            "updates_per_s": rates,
-            "slower_percent": statistics.median(slower),
-            "slower_percent_range": [slower[0], slower[-1]],
-        }
-    return medians
+        slower = [100 * (1 - each["this run"] / each["another shard"]) for each in measured]
+        lines.append(
+            f"| {kind} | {rates} | {statistics.fmean(slower):.1f} | {interval_text(slower)} | {len(measured)} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Print one line per kind of flood: the medians over the rounds, and the range of the slowdown."""
+    """Measure each kind of flood in turn, and write the results after each measurement."""
     from bench_lab import begin  # the processes of a flood start without this folder on the path
+    from marked import fill_readme
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--connections", type=int, default=5000)
@@ -247,20 +250,15 @@ def main() -> None:
     raise_open_files()
     arguments.output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
+    found: dict[str, Any] = {"connections": arguments.connections, "rows": rows, **origin}
     for number in range(arguments.rounds):
         for kind in arguments.kinds:
             rates = measure(kind, arguments.connections, arguments.seconds, number)
             rows.append({"kind": kind, "round": number, "updates_per_s": rates})
             print(kind, {name: round(rate, 1) for name, rate in rates.items()}, flush=True)
-            results = {"connections": arguments.connections, "medians": medians_of(rows), "rows": rows, **origin}
-            (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    for kind, medians in medians_of(rows).items():
-        rates, (low, high) = medians["updates_per_s"], medians["slower_percent_range"]
-        print(
-            f"{kind}: {rates['none']:.1f} updates/s without a flood, {rates['another shard']:.1f} while another shard "
-            f"is flooded, {rates['this run']:.1f} while this run is flooded: {medians['slower_percent']:.1f} % slower "
-            f"({low:.1f} to {high:.1f} %)"
-        )
+            (arguments.output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            fill_readme(arguments.output, "flood", table(found))
+    print(table(found))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any, Final, TypeAlias
 import marked
 import matplotlib
 import numpy as np
-from bench_lab import SLOWEST_STEPS_PER_S, begin, train, trainings_interval
+from bench_lab import SLOWEST_STEPS_PER_S, begin, interval_text, train
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -34,7 +34,6 @@ from zmqrl.observe.curves import curve
 from zmqrl.observe.drawing import STYLE, look, save
 from zmqrl.observe.records import RunRecord
 from zmqrl.recipes import RECIPES
-from zmqrl.results.bootstrap import FEWEST_TRAININGS
 
 RESULTS: Final = Path(__file__).parent / "results/scaling"
 GRID_POINTS: Final = 201
@@ -106,10 +105,7 @@ def table(recipe: str, result: Mapping[str, Any]) -> str:
     """The mean score of each setting of a recipe as a Markdown table."""
     lines = [f"| {recipe} | mean score over the training | 95 % interval | seeds |", "|---|---|---|---|"]
     for name, scores in mean_scores(result["scores"]).items():
-        interval = "-"
-        if len(scores) >= FEWEST_TRAININGS and np.isfinite(scores).all():
-            low, high = trainings_interval(scores.tolist())
-            interval = f"{low:.1f} to {high:.1f}"
+        interval = interval_text(scores.tolist()) if np.isfinite(scores).all() else "-"
         lines.append(f"| {name} | {scores.mean():.1f} | {interval} | {len(scores)} |")
     return "\n".join(lines) + "\n"
 

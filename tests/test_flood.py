@@ -97,7 +97,17 @@ def test_each_measured_flood_is_kept_at_once(tmp_path: Path, monkeypatch: pytest
     kept: dict[str, Any] = json.loads((tmp_path / "kept/results.json").read_text(encoding="utf-8"))
     assert [(row["kind"], row["round"]) for row in kept["rows"]] == [("silent", 0), ("wrong keys", 0), ("silent", 1)]
     assert kept["commit"] == str(tmp_path / "kept")
-    silent = kept["medians"]["silent"]
-    assert silent["updates_per_s"] == {"none": 20.0, "another shard": 10.0, "this run": 7.5}
-    assert silent["slower_percent"] == pytest.approx(25.0)
-    assert silent["slower_percent_range"] == pytest.approx([10.0, 40.0])
+    assert flood.table(kept).splitlines()[2:] == [
+        "| silent | 20.0 | 10.0 | 7.5 | 25.0 | - | 2 |",
+        "| wrong keys | 20.0 | 10.0 | 8.0 | 20.0 | - | 1 |",
+    ]
+
+
+def test_the_slowdown_by_a_flood_has_an_interval_over_its_rounds() -> None:
+    rows = [
+        {"kind": "silent", "updates_per_s": {"none": 20.0, "another shard": 10.0, "this run": rate}}
+        for rate in (9.0, 9.5, 10.0)
+    ]
+    assert flood.table({"connections": 5000, "rows": rows}).splitlines()[2] == (
+        "| silent | 20.0 | 10.0 | 9.5 | 5.0 | -7.4 to 17.4 | 3 |"
+    )

@@ -8,6 +8,7 @@ from typing import Any
 
 import central_graph
 import efficiency
+import flood
 import marked
 import measure
 import page
@@ -22,6 +23,7 @@ RESULTS = ROOT / "benchmarks/results"
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "central-graph": ("central-graph", lambda found: central_graph.table(found["rows"])),
     "efficiency": ("efficiency", efficiency.table),
+    "flood": ("flood", flood.table),
     "page": ("page", page.tables),
     "peers": ("peers", lambda found: measure.tables(found["agent_steps_per_s"])),
     "recovery": ("recovery", lambda found: recovery.table(found["seconds"])),
