@@ -46,10 +46,9 @@ def keep(run: Path, name: str) -> Path:
         sys.exit(f"{run} ran with changes after commit {commit[:-1]}: commit the changes, and train again.")
     kept = RESULTS / name
     if (kept / "config.json").exists():
-        sys.exit(f"{kept} has the result of another run: remove it first, or choose another name.")
+        sys.exit(f"{kept} has a result: remove its files first, or choose another name.")
     kept.mkdir(parents=True, exist_ok=True)
     config = json.loads((run / "config.json").read_text(encoding="utf-8")) | {"run_dir": f"runs/{name}"}
-    (kept / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     (kept / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in thinned(run)), encoding="utf-8")
     for file in [run / "summary.json", *run.glob("evaluations.jsonl"), *run.glob("evaluation.json")]:
         shutil.copy(file, kept)
@@ -60,6 +59,7 @@ def keep(run: Path, name: str) -> Path:
     policy.mkdir(parents=True, exist_ok=True)
     for part in ("manifest.json", "model.safetensors"):
         shutil.copy(newest / part, policy)
+    (kept / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     return kept
 
 

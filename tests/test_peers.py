@@ -5,6 +5,8 @@ import re
 import signal
 import statistics
 import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,22 +53,38 @@ def test_a_rate_is_that_of_whole_rollouts_however_rarely_they_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, told = Clock(), tmp_path / "told"
-    told.touch()
+    told.write_text("agent steps: 0\nagent steps: 1024\nagent steps: 1024\n", encoding="utf-8")
 
     def sleep(seconds: float) -> None:
         before = now.now
         now.now += seconds
-        if now.now // 5 > before // 5:  # a line every 5 s
+        if now.now // 5 > before // 5:  # a line every 5 s, for a rollout of 12 s
             with told.open("a", encoding="utf-8") as file:
-                file.write(f"agent steps: {1024 * int(now.now / 5.4)}\n")
+                file.write(f"agent steps: {1024 * int(now.now / 12)}\n")
 
     monkeypatch.setattr(measure, "time", SimpleNamespace(monotonic=now, sleep=sleep))
     lines = measure.steps_told(told, re.compile(r"agent steps: (\d+)"))
-    begun = measure.wait_for(lines, 110.0, 60.0, told)
-    ended = measure.wait_for(lines, begun[0] + 120.0, 300.0, told)
-    rate = (ended[1] - begun[1]) / (ended[0] - begun[0])
-    assert rate == pytest.approx(1024 / 5.4, rel=0.04)
-    assert (ended[1] - begun[1]) % 1024 == 0
+    first = [next(lines), next(lines)]
+    assert [steps for _, steps in first] == [1024, -1], "the second line tells nothing new"
+    begun = measure.wait_for(lines, 101.0, 60.0, told)
+    assert begun == (pytest.approx(110.0), 9 * 1024), "108 s, told at 110 s. The line at 105 s tells nothing new"
+    ended = measure.wait_for(lines, begun[0] + 61.0, 300.0, told)
+    assert ended == (pytest.approx(180.0), 15 * 1024), "at 175 s, the number is that of 170 s"
+
+
+def test_a_library_that_tells_its_steps_rarely_is_measured_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    def wait_for(lines: Iterator[tuple[float, int]], at: float, within_s: float, output: Path) -> tuple[float, int]:
+        waits.append(at)
+        return at, int(100 * at)
+
+    monkeypatch.setattr(measure, "wait_for", wait_for)
+    monkeypatch.setattr(measure, "started", lambda command, output: nullcontext())
+    rarely = measure.COMPARISONS["as shipped"]["Sample Factory"]
+    assert measure.measure(rarely, Path("python"), 60.0) == pytest.approx(100.0)
+    assert waits == [0.0, 10.0, 130.0]
+    assert measure.seconds_of(measure.COMPARISONS["as shipped"]["zmqrl breakout"], 60.0) == 60.0
 
 
 @pytest.mark.parametrize("name", ["peers", "scores"])

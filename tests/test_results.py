@@ -84,6 +84,6 @@ def test_a_run_is_not_kept_in_the_directory_of_another(tmp_path: Path, monkeypat
     monkeypatch.setattr(keep, "RESULTS", tmp_path / "results")
     other = write_result(tmp_path / "results" / "kept")
     before = {file: file.read_bytes() for file in other.iterdir()}
-    with pytest.raises(SystemExit, match="kept has the result of another run: remove it first"):
+    with pytest.raises(SystemExit, match="kept has a result: remove its files first"):
         keep.keep(write_result(tmp_path / "run"), "kept")
     assert {file: file.read_bytes() for file in other.iterdir()} == before

@@ -94,7 +94,7 @@ def train(
 ) -> None:
     """Train with Stable-Baselines3. Writes its scores into ``output``."""
     python = python_of("sb3", environments)
-    file = output / f"sb3-{peer}.jsonl"
+    file = output / f"sb3-{peer}{'-subprocesses' * subprocesses}.jsonl"
     options = [peer, "--minutes", str(minutes), *(["--subprocesses"] if subprocesses else [])]
     about = {
         "peer": f"{SB3.replace('==', ' ').replace('stable-baselines3', 'Stable-Baselines3')} {peer.upper()}",

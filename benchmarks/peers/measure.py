@@ -122,9 +122,14 @@ def python_of(environment: str | None, environments: Path) -> Path:
     return python
 
 
+def seconds_of(training: Training, seconds: float) -> float:
+    """For how long to measure: ``seconds``, or longer if the training tells its agent steps rarely."""
+    return max(seconds, FEWEST_LINES * training.told_every_s)
+
+
 def measure(training: Training, python: Path, seconds: float) -> float:
     """Train for ``seconds`` or more after the warm-up. Returns the agent steps per second."""
-    seconds = max(seconds, FEWEST_LINES * training.told_every_s)
+    seconds = seconds_of(training, seconds)
     with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
         output = Path(scratch) / "output"
         command = [str(python), *(word.replace("{scratch}", scratch) for word in training.command)]
@@ -207,7 +212,11 @@ def tables(rates: dict[str, dict[str, list[float]]]) -> str:
 def write(output: Path, rates: dict[str, dict[str, list[float]]], seconds: float, origin: dict[str, Any]) -> None:
     """Write the results so far, and the tables of the page."""
     output.mkdir(parents=True, exist_ok=True)
-    result = {"agent_steps_per_s": rates, "seconds": seconds, "packages_of_peers": PACKAGES, **origin}
+    measured_s = {
+        comparison: {name: seconds_of(COMPARISONS[comparison][name], seconds) for name in of}
+        for comparison, of in rates.items()
+    }
+    result = {"agent_steps_per_s": rates, "seconds": measured_s, "packages_of_peers": PACKAGES, **origin}
     (output / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     fill_readme(output, "peers", tables(rates))
 

@@ -6,8 +6,8 @@ One process plays all games, one after the other, as in the zoo. With ``--subpro
 own, so all cores play.
 
 In the zoo, the learning rate and the clip range of PPO fall to 0 over 10 M agent steps. An hour on two cores has about
-a tenth of these steps. Here they fall to 0 over ``--minutes``, as those of zmqrl do, and are constant without it. In
-the zoo, those of A2C are constant.
+a tenth of these steps. Here they fall to 0 over ``--minutes``, and are constant without it. In the zoo, the learning
+rate of A2C is constant.
 """
 
 import argparse

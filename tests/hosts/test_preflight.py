@@ -16,8 +16,8 @@ from zmqrl.hostd.messages import Up
 from zmqrl.hosts import probe
 from zmqrl.hosts.connecting import listed_twice
 from zmqrl.hosts.inventory import Host, read_addresses
-from zmqrl.hosts.placement import Placement, place
-from zmqrl.hosts.preflight import Judgement, Survey, files_needed, judge, loopbacks, ports_on
+from zmqrl.hosts.placement import Placement, files_needed, place
+from zmqrl.hosts.preflight import Judgement, Survey, judge, loopbacks, ports_on
 from zmqrl.hosts.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE, game_error, lacks, listen, measure
 from zmqrl.hosts.probing import Route, rounds
 from zmqrl.hosts.reach import addresses_of, check_interface

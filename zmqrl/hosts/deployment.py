@@ -19,8 +19,7 @@ from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.mirror import Mirror
-from zmqrl.hosts.placement import Placement, place_run
-from zmqrl.hosts.preflight import files_needed
+from zmqrl.hosts.placement import Placement, files_needed, place_run
 from zmqrl.hosts.probing import probe_ids
 from zmqrl.hosts.reach import Reach
 from zmqrl.hosts.ways.way import LOCALHOST

@@ -12,6 +12,10 @@ from zmqrl.hosts.inventory import Host
 from zmqrl.process_id import ProcessId, ProcessRole
 from zmqrl.words import counted
 
+PROCESS_FILES = 64  # of a process, besides its connections
+PORTS_OF_SHARD = 3
+PIPES_OF_PROCESS = 4  # of the daemon for each process: three streams and a pidfd
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
@@ -143,3 +147,14 @@ def _range(processes: Sequence[ProcessId]) -> str:
     """``worker-[4-7]`` for consecutive processes of one role."""
     first, last = processes[0], processes[-1]
     return str(first) if first == last else f"{first.role}-[{first.number}-{last.number}]"
+
+
+def files_needed(config: Config, processes: Sequence[ProcessId]) -> int:
+    """The most files that one of ``processes``, or their daemon, opens.
+
+    Every shard has connections to every worker, and may share its memory. A daemon has pipes to each process.
+    """
+    peers = (config.ranks + 1 if process.role == "shard" else config.shards for process in processes)
+    return PROCESS_FILES + max(
+        (PORTS_OF_SHARD + config.wire.shares_memory) * max(peers, default=0), PIPES_OF_PROCESS * len(processes)
+    )

@@ -8,28 +8,23 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zmqrl.config import Config, is_loopback
 from zmqrl.errors import ClusterError
+from zmqrl.hosts.deployment import Placed
 from zmqrl.hosts.judging.load import load_warnings
 from zmqrl.hosts.judging.outliers import distant, outliers
-from zmqrl.hosts.placement import Placement
+from zmqrl.hosts.placement import PORTS_OF_SHARD, Placement, files_needed
 from zmqrl.hosts.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE
 from zmqrl.hosts.probing import LAUNCHER, Probes, Route, probing, rounds
 from zmqrl.hosts.reach import listed, only_itself
 from zmqrl.process_id import ProcessId, ProcessRole
 from zmqrl.words import counted
 
-if TYPE_CHECKING:
-    from zmqrl.hosts.deployment import Placed
-
 LEAST_DISK_BYTES, LOW_DISK_BYTES = 100e6, 1e9
 LOW_SHM_BYTES = 16e6
 PLAYER_BYTES, SHARD_BYTES = 400e6, 60e6  # memory, mostly of torch, with 32 games and a small network
-PROCESS_FILES = 64  # of a process, besides its connections
-PORTS_OF_SHARD = 3
-PIPES_OF_PROCESS = 4  # of the daemon for each process: three streams and a pidfd
 CLOCK_OFF_S = 1.0
 TRANSFERS_WITHIN_S = 60.0
 NAMED = 4  # hosts that a sentence names before it counts the others
@@ -241,17 +236,6 @@ def _version_warnings(facts: Mapping[str, Facts]) -> Iterator[str]:
                 f"hosts have different versions of {package} ({which}): results can differ, so install the same "
                 "version everywhere."
             )
-
-
-def files_needed(config: Config, processes: Sequence[ProcessId]) -> int:
-    """The most files that one of ``processes``, or their daemon, opens.
-
-    Every shard has connections to every worker, and may share its memory. A daemon has pipes to each process.
-    """
-    peers = (config.ranks + 1 if process.role == "shard" else config.shards for process in processes)
-    return PROCESS_FILES + max(
-        (PORTS_OF_SHARD + config.wire.shares_memory) * max(peers, default=0), PIPES_OF_PROCESS * len(processes)
-    )
 
 
 def _cannot_listen(facts: Facts) -> str:

@@ -45,13 +45,16 @@ class Preparation:
         self._config = config
         self._child: ChildProcess | None = None
         self._held = contextlib.ExitStack()
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the stack
-        self._memory = self._held.enter_context(file).fileno()
-        self._answers = _answers(config, self._memory, needs_cuda, draws)
+        try:
+            file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the stack
+        except OSError as error:
+            raise UsageError(refusal(error, "the initial parameters to a temporary file")) from error
+        self._file = self._held.enter_context(file).fileno()
+        self._answers = _answers(config, self._file, needs_cuda, draws)
         if "torch" not in sys.modules:
-            job = {"config": config.to_json(), "memory": self._memory, "needs_cuda": needs_cuda, "draws": draws}
+            job = {"config": config.to_json(), "file": self._file, "needs_cuda": needs_cuda, "draws": draws}
             program = ["-m", "zmqrl.start.initial"]
-            self._child = ChildProcess("the check of the game", program, job, pass_fds=[self._memory], guarded_by=END)
+            self._child = ChildProcess("the check of the game", program, job, pass_fds=[self._file], guarded_by=END)
             self._held.callback(self._child.kill)
 
     def flavour(self) -> str:
@@ -71,7 +74,7 @@ class Preparation:
         Raises UsageError if settings are contradictory, a needed device is missing, or the network crashes the process.
         """
         layout = Layout.from_json(self._answer(_checked(self._config))["layout"])
-        vector = np.fromfile(f"/proc/self/fd/{self._memory}", "<f4")
+        vector = np.fromfile(f"/proc/self/fd/{self._file}", "<f4")
         self._held.close()
         return _version_0(self._config, layout, vector)
 
@@ -118,8 +121,8 @@ def _version_0(config: Config, layout: Layout, vector: FloatVector) -> Checkpoin
     return Checkpoint.initial(layout, vector, config.optimizer.name, Optimizer(config.optimizer).state_names)
 
 
-def _answers(config: Config, memory: int, needs_cuda: bool, draws: bool) -> Iterator[dict[str, Any]]:
-    """The answers of a :class:`Preparation`. Writes the parameter vector to the file ``memory``."""
+def _answers(config: Config, file: int, needs_cuda: bool, draws: bool) -> Iterator[dict[str, Any]]:
+    """The answers of a :class:`Preparation`. Writes the parameter vector to the open file ``file``."""
     with blaming(f"{config.env} fails"):
         from zmqrl.learner.envs import repeats_games, try_env
 
@@ -153,7 +156,7 @@ def _answers(config: Config, memory: int, needs_cuda: bool, draws: bool) -> Iter
         initial = initial_checkpoint(config, spec)
         vector = initial.vector().tobytes()
     try:
-        Path(f"/proc/self/fd/{memory}").write_bytes(vector)
+        Path(f"/proc/self/fd/{file}").write_bytes(vector)
     except OSError as error:
         raise UsageError(refusal(error, "the initial parameters to a temporary file")) from error
     yield {"layout": initial.layout.to_json()}
@@ -164,7 +167,7 @@ def main() -> None:
     job = read_job(signal.SIGKILL)
     look_for_modules_there()
     try:
-        for answer in _answers(Config.from_json(job["config"]), job["memory"], job["needs_cuda"], job["draws"]):
+        for answer in _answers(Config.from_json(job["config"]), job["file"], job["needs_cuda"], job["draws"]):
             say(answer)
     except UsageError as error:
         say({"refused": str(error)})

@@ -337,11 +337,8 @@ class ShardMachine:
     def _ping(self, peer: bytes, ping: m.Ping, now: float) -> list[e.Action]:
         if self.roster.is_replaced(ping.rank, ping.incarnation, now):
             return self._refuse(peer, self.roster.replaced(ping.rank))
-        before = self.roster.is_newest(ping.rank, ping.incarnation)
-        actions = self.roster.ping(peer, ping, now)
+        actions = self.roster.ping(peer, ping, self._welcome(), now)
         known = self.roster.is_newest(ping.rank, ping.incarnation)
-        if known and not before:  # it shares its memory again when it hears WELCOME
-            actions += self.roster.answer(ping.rank, self._welcome())
         ahead = ping.generation == self.generation and ping.version > self.version
         now_us = int(now * 1e6)
         pong = m.Pong(

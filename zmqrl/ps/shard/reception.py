@@ -45,6 +45,7 @@ class Reception:
         self.false_names: Counter[str] = Counter()
         self.ignored = framing.Ignored()
         self.sharing: dict[int, SharedGradients] = {}  # by rank
+        self.is_read = False  # whether a worker has subscribed to publications in memory
 
     def gradient(self, frames: list[zmq.Frame]) -> e.Event:
         """The event for a message on PULL."""
@@ -75,6 +76,7 @@ class Reception:
         here, topic = message[:1] == b"\1", message[1:]
         presence = framing.parse_presence(topic)
         if presence is None:
+            self.is_read |= topic == m.TOPIC_SHARED
             known = topic in (*m.TOPICS, m.TOPIC_SHARED)
             return None if known else self._ignore("an unknown topic on XPUB of a shard", frames[0])
         if self.speakers is not None and not self._may_show(frames[0], presence[0], here):

@@ -163,7 +163,7 @@ class Roster:
             return [Send(peer, welcome)]
         if self.is_replaced(hello.rank, hello.incarnation, now):
             return self._wait(peer, hello, now)
-        return [*self._take_rank(peer, hello, now), *self.answer(hello.rank, welcome)]
+        return [*self._take_rank(peer, hello, now), *self._answer(hello.rank, welcome)]
 
     def _wait(self, peer: bytes, hello: m.Hello, now: float) -> list[Action]:
         """Keep a process with a lower incarnation waiting, and refuse it after ``SILENT_S``.
@@ -194,7 +194,7 @@ class Roster:
 
     def answer_all(self, welcome: m.Welcome) -> list[Action]:
         """Answer every worker that sent HELLO: some still wait for an answer, and the others need the new state."""
-        return [action for rank in sorted(self.workers) for action in self.answer(rank, welcome)]
+        return [action for rank in sorted(self.workers) for action in self._answer(rank, welcome)]
 
     def presence(self, event: PresenceChanged, welcome: m.Welcome, now: float) -> list[Action]:
         """Record that a subscription began or ended. Answer a worker that sent HELLO before it subscribed."""
@@ -218,17 +218,18 @@ class Roster:
         actions: list[Action] = [Log("info", f"worker {event.rank} is present")]
         if worker.incarnation == event.incarnation:
             worker.heard_at = now
-            actions += self.answer(event.rank, welcome)
+            actions += self._answer(event.rank, welcome)
         return actions
 
     def heard(self, rank: int, now: float) -> None:
         self.workers[rank].heard_at = now
 
-    def ping(self, peer: bytes, ping: m.Ping, now: float) -> list[Action]:
+    def ping(self, peer: bytes, ping: m.Ping, welcome: m.Welcome, now: float) -> list[Action]:
         """Record a PING. The sender takes the rank back from a process with a lower incarnation."""
         worker, actions = self.workers.get(ping.rank, Worker()), list[Action]()
         if worker.incarnation is not None and worker.incarnation < ping.incarnation:
-            actions = self._take_rank(peer, ping, now)
+            # It shares its memory again when it hears WELCOME.
+            actions = [*self._take_rank(peer, ping, now), *self._answer(ping.rank, welcome)]
         if worker.incarnation == ping.incarnation and not worker.left:
             # A worker that reconnects has a new peer id.
             worker.peer, worker.heard_at = peer, now
@@ -247,7 +248,7 @@ class Roster:
         left = m.Left(run=self.identity.run, shard=self.identity.shard)
         return [Send(peer, left), ForgetMemory(leave.rank), Log("info", f"worker {leave.rank} leaves")]
 
-    def answer(self, rank: int, welcome: m.Welcome) -> list[Action]:
+    def _answer(self, rank: int, welcome: m.Welcome) -> list[Action]:
         """Answer the HELLO of ``rank`` once the shard has state and the worker has subscribed."""
         worker = self.workers[rank]
         if self.members is None or worker.peer is None or worker.incarnation not in worker.doubted_at:

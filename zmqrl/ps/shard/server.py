@@ -58,7 +58,6 @@ MAPPED = re.compile(r"\[::ffff:([0-9.]+)\]")  # an IPv4 address in IPv6 notation
 WILDCARDS = ("0.0.0.0", "::")
 BIND_WITHIN_S = 10.0
 FAILURES_EVERY_S = 5.0
-UNREADABLE = "memory of worker {} that cannot be read: its gradients come in messages"
 UNUSED_S = 2.0  # gradients of a process that has left can still arrive
 MOST_UNREAD_SNAPSHOTS = 2  # per rank, each as large as the slice
 
@@ -302,8 +301,9 @@ class ShardServer:
         assert record is not None
         with self.spans("publish"):
             header = m.Weights(**self.machine.published_header(record), crc32=slot.crc32)
-            there = replace(header, place=self.memory.write(self.payload) if self.memory is not None else 0)
-            self.sockets["weights"].send_multipart([m.TOPIC_SHARED, framing.encode(there), b""])
+            if self.reception.is_read:
+                there = replace(header, place=self.memory.write(self.payload) if self.memory is not None else 0)
+                self.sockets["weights"].send_multipart([m.TOPIC_SHARED, framing.encode(there), b""])
             payload = self.payload
             # Slow subscribers read from the slot itself, unless too many slots are already being read.
             is_slot = CODECS[self.job.codec].keeps_float32
@@ -323,7 +323,7 @@ class ShardServer:
         job, codec, earlier = self.job, self.job.codec, self.reception.sharing.get(offer.rank)
         memory = SharedMemory.open(offer.memory, payload_bytes(codec, job.layout.count))
         if memory is None:
-            self.reception.ignored.add(UNREADABLE.format(offer.rank))
+            self.reception.ignored.add("SHARE_MEMORY of memory that cannot be read, so gradients are in messages")
             return
         try:
             self.memory = self.memory or SharedMemory.create(self.identity.payload_bytes[codec])

@@ -389,8 +389,8 @@ class Connection:
                 if published is not None and published.incarnation == message.incarnation and message.place:
                     payload = SharedPayload(published.memory, message.place)
                 else:  # from a new process of the shard, whose memory is not known yet
-                    message, payload = _without_weights(message), None
-            if isinstance(message, m.Weights) and not self._is_slice(shard, message, payload):
+                    payload = None
+            if isinstance(message, m.Weights) and payload is not None and not self._is_slice(shard, message, payload):
                 continue
             self._handle(e.PublicationArrived(shard, message, payload))
 
@@ -434,7 +434,9 @@ class Connection:
             return
         memory = SharedMemory.open(shared.memory, payload_bytes(self.cluster.codec, self._slices[shard].count))
         if memory is None:
-            self._ignored.add(f"memory of shard {shard} that cannot be read: payloads travel in messages")
+            self._ignored.add(
+                f"MEMORY_SHARED of memory that cannot be read, so payloads are in messages, from shard {shard}"
+            )
             return
         self._published[shard] = PublishedMemory(shared.incarnation, memory)
         self._subscribe(shard, m.TOPIC_SHARED, instead_of=m.TOPIC_WEIGHTS)
@@ -522,20 +524,6 @@ class Connection:
             outgoing.trackers.append(tracker)
         except zmq.Again:
             self._handle(e.SendBlocked(shard))
-
-
-def _without_weights(message: m.Weights) -> m.Heartbeat:
-    """What a publication says about its shard."""
-    return m.Heartbeat(
-        run=message.run,
-        shard=message.shard,
-        incarnation=message.incarnation,
-        generation=message.generation,
-        version=message.version,
-        view=message.view,
-        held=(),
-        published=True,
-    )
 
 
 def _all_messages(socket: "zmq.Socket[bytes]") -> list[list[zmq.Frame]]:

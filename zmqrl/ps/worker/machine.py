@@ -147,9 +147,9 @@ class WorkerMachine:
             return actions
         shard.final, shard.view = None, message.view
         match message:
-            case m.Weights():
+            case m.Weights() if payload is not None:
                 actions += self._slice(shard, message, payload)
-            case m.Heartbeat():
+            case m.Weights() | m.Heartbeat():
                 actions += self._catch_up(shard, message, now)
             case m.Need():
                 actions += self._reached(shard, message.version)
@@ -178,10 +178,11 @@ class WorkerMachine:
             actions += self._close(shard)
         return actions
 
-    def _catch_up(self, shard: KnownShard, message: m.Heartbeat | m.Welcome, now: float) -> list[e.Action]:
+    def _catch_up(self, shard: KnownShard, message: m.Weights | m.Heartbeat | m.Welcome, now: float) -> list[e.Action]:
         """Ask for a version that the shard has published and this worker has missed."""
         actions = self._reached(shard, message.version)
-        missed = message.published and message.version not in shard.payloads
+        published = isinstance(message, m.Weights) or message.published
+        missed = published and message.version not in shard.payloads
         return actions + (self._request(shard, None, now) if missed else [])
 
     def _slice(self, shard: KnownShard, message: m.Weights | m.Snapshot, payload: "e.Payload | None") -> list[e.Action]:
