@@ -71,10 +71,13 @@ def test_the_rates_of_ppo_are_constant_without_an_end(monkeypatch: pytest.Monkey
     assert (made["learning_rate"](0.5), made["clip_range"](0.5)) == (2.5e-4, 0.1)
 
 
-@pytest.mark.parametrize(("comparison", "place"), [("like for like", "SubprocVecEnv"), ("as shipped", "DummyVecEnv")])
-def test_all_cores_play_if_stable_baselines3_is_compared_like_for_like(
-    comparison: str, place: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("Stable-Baselines3 PPO", "DummyVecEnv"), ("the same, each game in a process", "SubprocVecEnv")],
+)
+def test_stable_baselines3_plays_in_one_process_and_in_one_for_each_game(
+    name: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, *options = measure.COMPARISONS[comparison]["Stable-Baselines3 PPO"].command
+    _, *options = measure.COMPARISONS["like for like"][name].command
     made = algorithm_of(monkeypatch, *options)
     assert (made["vec_env_cls"].__name__, made["n_envs"]) == (place, 8)

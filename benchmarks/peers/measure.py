@@ -5,8 +5,7 @@
 The first call installs every library in an environment of its own (about 1.3 GB each). In each round, the trainings run
 one at a time, with no other load on the machine. Two comparisons:
 
-- ``like for like``: PPO with the same network (nature, float32), epochs, batches, games and shape of the frames. All
-  cores play.
+- ``like for like``: PPO with the same network (nature, float32), epochs, batches, games and shape of the frames.
 - ``as shipped``: each library with its own settings for Atari games. zmqrl uses its recipes. A library counts against
   the recipe with the same algorithm: A2C against ``breakout`` with the small network, PPO and APPO against
   ``breakout-ppo``. This recipe makes four epochs, as Stable-Baselines3 and Sample Factory do.
@@ -88,7 +87,8 @@ COMPARISONS = {
     "like for like": {
         "zmqrl": Training(None, (*ZMQRL, "breakout-ppo", *LIKE_FOR_LIKE), r'"agent_steps": (\d+)'),
         "PyTorch with gloo": Training("gloo", ("gloo_ppo.py",), against="zmqrl"),
-        "Stable-Baselines3 PPO": Training("sb3", ("sb3_atari.py", "ppo", "--subprocesses"), against="zmqrl"),
+        "Stable-Baselines3 PPO": Training("sb3", ("sb3_atari.py", "ppo"), against="zmqrl"),
+        "the same, each game in a process": Training("sb3", ("sb3_atari.py", "ppo", "--subprocesses"), against="zmqrl"),
         "EnvPool and PPO in one file": Training("envpool", ("envpool_ppo.py",), against="zmqrl"),
         "Sample Factory": Training(
             "sample-factory", (*SAMPLE_FACTORY, *SAME_AS_OTHERS), FRAMES, against="zmqrl", told_every_s=5.0

@@ -119,16 +119,37 @@ def test_each_file_is_copied_only_from_the_host_of_its_process(world: World) -> 
     assert world.at_home("videos/minute-000-v00000000.mp4") == "film"
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["../../.ssh/authorized_keys", "history/../../x", "/etc/passwd", "config.json", "history/", "logs/shard-0.log"],
-)
-def test_a_file_name_outside_the_mirrored_folders_is_ignored(world: World, name: str) -> None:
-    world.mirror.take("h1", h.Listing({name: 10}))
-    assert world.hosts["h1"].asked == []
+OUTSIDE = [
+    "../../.ssh/authorized_keys",
+    "history/../../x",
+    "/etc/passwd",
+    "config.json",
+    "history/",
+    "logs/shard-0.log",
+    "videos/a/../../../x",
+    "videos/a/b",
+    "videos/.x",
+    "videos/..",
+    "history/shard-0.jsonl/../../x",
+    "history/shard-1.jsonl/../../x",
+    "profile/worker-0.1.1.blocks/../../x",
+]
+
+
+@pytest.mark.parametrize("host", ["h1", "h2"])
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_file_name_outside_the_mirrored_folders_is_ignored(world: World, name: str, host: str) -> None:
+    world.mirror.take(host, h.Listing({name: 10}))
+    assert world.hosts[host].asked == []
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_host_cannot_answer_with_another_file_than_the_one_that_was_asked_for(world: World, name: str) -> None:
+    world.mirror.take("h2", h.Listing({"videos/minute-000-v00000000.mp4": 4}))
+    assert world.hosts["h2"].asked == [h.FetchPiece("videos/minute-000-v00000000.mp4", 0)]
     data = base64.b64encode(b"evil").decode()
-    world.mirror.take("h1", h.Piece(name, 0, 4, data))
-    assert list(world.home.path.iterdir()) == []
+    world.mirror.take("h2", h.Piece(name, 0, 4, data))
+    assert not [path for path in world.home.path.parent.rglob("*") if path.is_file()]
 
 
 def test_a_resume_copies_newer_history_lines_in_both_directions(world: World) -> None:

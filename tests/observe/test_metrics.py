@@ -433,6 +433,7 @@ def test_rates_are_averaged_over_about_half_a_minute() -> None:
     row = tested.row(4.0)
     assert row["updates_per_s"] == pytest.approx(5, rel=0.1)
     assert row["agent_steps_per_s"] == pytest.approx(250, rel=0.1)
+    assert tested.row(64.0)["updates_per_s"] < 0.1, "the run has made no update for a minute"
     assert metrics().row(0.0)["updates_per_s"] is None
 
 

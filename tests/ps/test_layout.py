@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from zmqrl.errors import UsageError
-from zmqrl.ps.layout import ALIGNMENT, MAX_SHARDS, Layout
+from zmqrl.ps.layout import ALIGNMENT, MAX_COUNT, MAX_SHARDS, Layout
 
 TENSORS = [("conv.weight", (16, 4, 8, 8)), ("conv.bias", (16,)), ("head.weight", (6, 256))]
 
@@ -117,6 +117,12 @@ def test_an_unreadable_layout_is_a_usage_error(data: Any) -> None:
 def test_an_unreadable_shape_is_a_usage_error(length: Any) -> None:
     with pytest.raises(UsageError):
         Layout.from_json({"tensors": [["w", [length] * 20]], "shards": 2, "hash": ""})
+
+
+def test_there_is_a_limit_of_the_number_of_parameters() -> None:
+    assert Layout.of([("w", (MAX_COUNT,))], 1).count == MAX_COUNT
+    with pytest.raises(UsageError, match="there are more than"):
+        Layout.of([("w", (MAX_COUNT + 1,))], 1)
 
 
 @given(

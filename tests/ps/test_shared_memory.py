@@ -326,3 +326,6 @@ def test_a_shard_keeps_count_when_memory_is_shared_twice_and_forgets_it_when_the
         assert memories() == 2
         assert isinstance(wire.ask(m.Leave(run=cluster.run, rank=0, incarnation=7)), m.Left)
         eventually(lambda: memories() == 1, "the memory of the worker is unmapped")
+        assert isinstance(wire.join(cluster, 0, 8), m.Welcome)
+        assert wire.ask(replace(share, incarnation=8)) == shared
+        assert not theirs.has_read(0, number), "the next process of the rank counts from 1 again"

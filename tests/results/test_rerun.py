@@ -59,6 +59,16 @@ def test_the_bootstrap_moves_with_the_scores(scores: list[float], shift: float) 
     assert below <= 0 <= above
 
 
+def test_the_interval_of_a_difference_has_the_spread_of_both_samples() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(10, 2, 200).tolist(), rng.normal(7, 3, 200).tolist()
+    below, above = difference_interval(first, second)
+    error = (np.var(first, ddof=1) / 200 + np.var(second, ddof=1) / 200) ** 0.5
+    assert (above - below) / 2 == pytest.approx(1.96 * error, rel=0.1)
+    assert (above + below) / 2 == pytest.approx(np.mean(first) - np.mean(second), rel=0.02)
+    assert difference_interval(second, first) == pytest.approx([-above, -below], rel=0.05)
+
+
 def test_the_interval_of_many_games_needs_little_memory() -> None:
     scores = np.random.default_rng(0).normal(size=2000)
     expected = np.random.default_rng(0).choice(scores, (RESAMPLES, len(scores))).mean(axis=1)

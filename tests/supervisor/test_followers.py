@@ -17,6 +17,7 @@ from zmqrl.rundir import RunDirectory
 from zmqrl.start.jobs import EvaluationRequest, FollowerRequest, RecordingRequest
 from zmqrl.supervisor.followers import Followers
 from zmqrl.supervisor.resume import end_of
+from zmqrl.supervisor.supervisor import Supervisor
 
 pytestmark = pytest.mark.processes
 
@@ -307,6 +308,11 @@ def test_pending_evaluations_of_a_dead_evaluator_go_to_the_next_one(followers: F
     followers.on_checkpoint(300, 300.0)
     followers.on_answer(evaluation(0))
     assert followers.pending[EVALUATOR] == [EvaluationRequest(300)]
+    given: list[FollowerRequest] = []
+    tasks = SimpleNamespace(follower_task=lambda process, requests: given.extend(requests))
+    supervisor: Any = SimpleNamespace(tasks=tasks, followers=followers)
+    Supervisor._task(supervisor, EVALUATOR)
+    assert given == [EvaluationRequest(300)]
     followers.on_answer(Said(EVALUATOR, {"skipped": 300, "reason": "it was pruned"}))
     assert not followers.pending[EVALUATOR]
 

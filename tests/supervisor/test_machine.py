@@ -286,6 +286,27 @@ def test_a_quorum_of_workers_can_report_that_a_shard_has_lost_versions(run: Run)
     assert len(run.told(e.LoadCheckpoint, since)) == 1
 
 
+def test_one_worker_cannot_report_alone_that_a_shard_has_lost_versions(run: Run) -> None:
+    run.ticks(1.0)
+    since = len(run.actions)
+    for _ in range(3):
+        run.feed(e.ShardSaid(0, m.Lost(run=RUN, shard=0, rank=0, version=9)))
+        run.ticks(0.5)
+    assert run.told(e.LoadCheckpoint, since) == []
+
+
+def test_a_report_of_lost_versions_does_not_count_once_the_shard_has_made_them(run: Run) -> None:
+    run.ticks(1.0)
+    since = len(run.actions)
+    run.feed(e.ShardSaid(0, m.Lost(run=RUN, shard=0, rank=0, version=9)))
+    run.ticks(10 * TURN_S, versions=True)
+    assert run.machine.shards.stats[0].version >= 9
+    newest = run.machine.shards.stats[0].version + 1
+    run.feed(e.ShardSaid(0, m.Lost(run=RUN, shard=0, rank=1, version=newest)))
+    run.ticks(0.5)
+    assert run.told(e.LoadCheckpoint, since) == []
+
+
 def test_a_checkpoint_is_captured_on_every_shard_then_fetched_and_due_again_a_period_later(run: Run) -> None:
     run.ticks(58.0, versions=True)
     assert run.sent(m.Checkpoint) == []
@@ -492,6 +513,19 @@ def test_workers_that_give_up_waiting_for_a_full_disk_do_not_end_the_run(run: Ru
     first = run.machine.processes.first_death
     assert first is not None
     assert first.process == shard_id(0)
+
+
+def test_workers_that_end_for_no_reason_end_the_run(run: Run) -> None:
+    """They end as workers do that have waited too long for a shard, but all shards are up."""
+    run.ticks(1.0)
+    for _ in range(2 * FAILURES_IN_A_ROW):
+        for rank in range(2):
+            run.feed(died(worker_id(rank), 3))
+        run.ticks(2.0)
+    assert run.told(e.Fail)
+    first = run.machine.processes.first_death
+    assert first is not None
+    assert first.process == worker_id(0)
 
 
 def test_a_disk_that_stays_full_fails_the_run_and_the_error_names_the_remedy(run: Run) -> None:

@@ -1,7 +1,7 @@
 """The state machine of a shard: HELLO, control messages and the end. Each test covers one behaviour."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from support.shard_rig import (
@@ -26,6 +26,7 @@ from zmqrl.ps.shard.events import (
     Accumulate,
     FalseHello,
     ForeignHello,
+    ForgetMemory,
     PresenceChanged,
     Send,
     SendSnapshot,
@@ -322,6 +323,7 @@ SUPERVISORS_OWN: list[m.Message] = [
     m.ViewChange(run="run", view=2, quorum=1, members=(0,)),
     stop_at(5),
     m.Checkpoint(run="run", version=1),
+    m.Elapsed(run="run", elapsed=5),
     m.Fetch(run="run", version=1, offset=0),
     m.Load(run="run", generation=2, version=0, view=1, quorum=1, members=(0,), offset=0, total=1),
 ]
@@ -332,7 +334,35 @@ def test_only_the_supervisor_can_give_commands(message: m.Message) -> None:
     shard = opened()
     assert control(shard, message, b"0") == []
     assert shard.contributions.unattributed == 1
-    assert control(shard, message) != []
+    assert shard.told == 0
+    answers = control(shard, message)
+    assert shard.told == 5 if isinstance(message, m.Elapsed) else answers != []
+
+
+def test_every_command_of_the_supervisor_is_tested() -> None:
+    assert {type(message) for message in SUPERVISORS_OWN} == set(get_args(m.ShardCommand))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        m.Leave(run="run", rank=0, incarnation=10),
+        m.ShareMemory(run="run", rank=0, incarnation=10, memory="1/2/0123456789abcdef"),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_only_a_rank_itself_can_leave_or_share_its_memory(message: m.Message) -> None:
+    shard = opened()
+    assert control(shard, message, b"1") == []
+    assert shard.contributions.unattributed == 1
+    assert shard.roster.present(0.0) == [0, 1, 2]
+    assert control(shard, message, b"0") != []
+
+
+def test_the_memory_of_a_process_is_forgotten_when_another_takes_its_rank() -> None:
+    shard = opened()
+    assert of(ForgetMemory, arrive(shard, 0, incarnation=11)) == [ForgetMemory(0)]
+    assert of(ForgetMemory, control(shard, m.Leave(run="run", rank=0, incarnation=11), b"0")) == [ForgetMemory(0)]
 
 
 def test_a_message_from_another_run_or_not_meant_for_shards_is_rejected() -> None:
