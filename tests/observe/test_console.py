@@ -175,6 +175,17 @@ def test_characters_that_the_stream_cannot_encode_are_replaced() -> None:
     assert raw.getvalue() == b"na?ve\n"
 
 
+def test_the_last_speed_of_a_run_that_hangs_is_not_shown_as_its_speed() -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = PlainConsole(stream, clock=clock)
+    console.update(figures())
+    clock.now_s += 60.0
+    console.update(figures(agent_steps_per_s=None, updates_per_s=None, workers_present=None))
+    last = stream.getvalue().splitlines()[-1]
+    assert "speed - agent steps/s, 3,123,456 in total" in last
+    assert "workers - present, late or skipped: rank 2 (15)" in last
+
+
 @pytest.mark.parametrize("kind", [PlainConsole, console_for])
 @pytest.mark.parametrize("error", [BrokenPipeError, OSError])
 def test_a_viewer_that_goes_away_does_not_end_the_run(

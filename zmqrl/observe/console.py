@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zmqrl.observe.folding import printable
+from zmqrl.observe.live.figures import MOMENTARY
 from zmqrl.observe.live.presence import HostLine
 from zmqrl.observe.screen import Screen
 from zmqrl.words import ESCAPING, counted, log_time
@@ -311,8 +312,10 @@ def _style(line: HostLine) -> str:
 
 
 def _told(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics in ``row`` that are not null: for the others, the console still shows the last known values."""
-    return {key: value for key, value in row.items() if value is not None}
+    """The metrics in ``row`` that are not null: for the others, the console still shows the last known values. But the
+    last speed of a run that hangs is not its speed.
+    """
+    return {key: value for key, value in row.items() if value is not None or key in MOMENTARY}
 
 
 def _facts(figures: LiveFigures, row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -350,13 +353,14 @@ def _score(row: Mapping[str, Any]) -> str:
 
 
 def _workers(row: Mapping[str, Any]) -> str:
+    present = row.get("workers_present", 0)
     missing = {rank: seconds for rank, seconds in row.get("missing_s", {}).items() if seconds >= MISSING_AFTER_S}
     behind = dict(row.get("late_by_rank", {}))
     for rank, skipped in row.get("skipped_by_rank", {}).items():
         behind[rank] = behind.get(rank, 0) + skipped
     behind = {rank: n for rank, n in behind.items() if n}
-    text = f"{row.get('workers_present', 0)} present"
-    if missing:
+    text = f"{'-' if present is None else present} present"
+    if missing and present is not None:
         text += f", waiting for {_ranks(missing, lambda seconds: f'{seconds:,.0f} s')}"
     if behind:
         text += f", late or skipped: {_ranks(behind, lambda n: f'{n:,}')}"

@@ -11,6 +11,7 @@ from support.record_rig import row, run_directory, summary
 from zmqrl.commands.inspect import attach
 from zmqrl.commands.inspect.living import Living
 from zmqrl.errors import ClusterError
+from zmqrl.json_lines import read_json
 from zmqrl.observe.console import LiveFigures
 from zmqrl.observe.live.figures import LiveMetrics
 from zmqrl.observe.live.presence import Presence
@@ -69,7 +70,8 @@ def test_a_view_follows_the_newest_figures_although_a_stalled_run_writes_no_row(
     def stall() -> None:
         supervisor = {"host": socket.gethostname(), "pid": os.getpid()}
         facts = {"supervisor": supervisor, "shards": [], "workers": [], "followers": []}
-        write_json(directory.cluster, facts | {"trained_before_s": 1.0})
+        session = read_json(directory.config) | {"minutes": 4.0}
+        write_json(directory.cluster, facts | {"trained_before_s": 1.0, "config": session})
         figures = LiveMetrics(row=row(3, wall_s=9.0, workers_present=1), about={}, processes=[lost], quorum=2)
         write_json(directory.live, figures.to_json() | {"at": 1e9})
 
@@ -79,9 +81,11 @@ def test_a_view_follows_the_newest_figures_although_a_stalled_run_writes_no_row(
     attach._show(Living.read(directory.path), console)
     starting, stalled, old, ended = console.figures
     assert starting.left_s is None, "it can be a resumed run, whose session has a limit of its own"
-    assert (stalled.row["wall_s"], stalled.row["workers_present"], stalled.left_s) == (9.0, 1, 592.0)
+    assert (stalled.row["wall_s"], stalled.row["workers_present"], stalled.left_s) == (9.0, 1, 232.0), (
+        "the session has 4 of the 10 minutes"
+    )
     assert [line.remarks for line in stalled.hosts] == ["worker-1: lost 12 s ago"]
-    assert (old.row["wall_s"], old.row["workers_present"]) == (9.0, None)
+    assert (old.row["wall_s"], old.row["workers_present"], old.hosts) == (9.0, None, [])
     assert console.notices == ["the supervisor writes no figures: it hangs, or ends the run, or writes a checkpoint"]
     assert (ended.row, ended.hosts) == (row(3), [])
 

@@ -563,3 +563,30 @@ def test_a_log_may_appear_later_and_be_replaced_by_a_shorter_one(tmp_path: Path)
     with path.open("a") as file:
         file.write("4\n")
     assert reader.lines() == ["4"]
+
+
+def test_only_the_end_of_a_long_log_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read_bytes = tmp_path / "log", list[int]()
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\n2026-01-05 10:12:03 began\n" + b"".join(b"%d\n" % n for n in range(10)))
+    pread = os.pread
+
+    def counted(descriptor: int, length: int, offset: int) -> bytes:
+        read_bytes.append(length)
+        return pread(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", counted)
+    reader = logs.Reader(path, 3)
+    assert sum(read_bytes) < 2 << 20
+    assert reader.time_before is not None
+    assert reader.lines() == ["7", "8", "9"]
+
+
+@pytest.mark.parametrize("tail", [0, 1, 10, 20])
+def test_a_log_is_shown_from_the_right_line(tail: int, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    lines = [f"{'x' * n * 1000}{n}" for n in range(10)]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    assert logs.Reader(path, tail).lines() == (lines[-tail:] if tail else [])

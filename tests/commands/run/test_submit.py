@@ -4,6 +4,7 @@ Stand-ins replace ssh and Slurm: see ``support/stand_in_slurm.py``.
 """
 
 import io
+import itertools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -28,6 +30,7 @@ from support.stand_in_slurm import StandInSlurm
 
 from zmqrl import cli
 from zmqrl.commands.inspect import follow
+from zmqrl.commands.inspect.follow import FETCH_EVERY_S, LOOK_EVERY_S
 from zmqrl.commands.inspect.status import status
 from zmqrl.commands.run import submit
 from zmqrl.errors import ClusterError, UsageError
@@ -550,6 +553,31 @@ def test_the_last_line_of_a_log_is_shown_even_if_it_does_not_end(
     with pytest.raises(ClusterError, match="without a result"):
         launch(tmp_path / "run")
     assert "out of memory\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("copy_s", "pause_s"), [(0.5, FETCH_EVERY_S), (6.0, 60.0)])
+def test_files_that_take_long_to_copy_are_copied_less_often(
+    copy_s: float, pause_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, begun = [0.0], list[float]()
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    def fetch(job: Submitted, run: Path, since: int) -> None:
+        begun.append(now[0])
+        wait(copy_s)
+
+    def look(job: Submitted, read: int) -> tuple[str, str, bytes]:
+        return ("RUNNING" if now[0] < 300 else "COMPLETED"), "", b""
+
+    monkeypatch.setattr(follow, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=wait))
+    job = Submitted(host="login", ssh_config=None, job="7", run_dir="there", log="log")
+    node: Any = SimpleNamespace(look=look, fetch=fetch)
+    follow._Following(node, job, tmp_path, 0).until_the_end()
+    pauses = [after - before - copy_s for before, after in itertools.pairwise(begun)]
+    assert len(pauses) >= 3
+    assert all(pause_s <= pause < pause_s + LOOK_EVERY_S for pause in pauses)
 
 
 def test_files_that_do_not_arrive_are_an_error_and_not_an_empty_directory(

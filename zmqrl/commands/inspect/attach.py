@@ -59,13 +59,14 @@ def run(options: Options) -> int:
 
 def _show(living: Living, console: Console) -> None:
     """Show the newest figures and the notices of a run until it ends."""
-    directory, config = living.directory, Config.read(living.directory.config)
+    directory, config = living.directory, _config(living)
     notices, rows = Reader(directory.log("supervisor"), NOTICES_SHOWN), Reader(directory.metrics, 1)
     last, was_old = dict[str, Any](), False
     while True:
         is_over = not living.is_alive()
         if living.cluster is None:
             living = Living.read(directory.path)
+            config = _config(living)
         for line in notices.lines(is_over=is_over):
             console.notice(line)
         last = [last, *parsed_rows(map(str.encode, rows.lines()))][-1]
@@ -75,13 +76,19 @@ def _show(living: Living, console: Console) -> None:
             is_known = living.cluster is not None or is_over
             trained_s = row["wall_s"] - (living.cluster or {}).get("trained_before_s", 0.0) if is_known else None
             with contextlib.suppress(KeyError, TypeError):  # a row of another version of zmqrl
-                console.update(live_figures(config, directory, row, trained_s, live.processes))
+                console.update(live_figures(config, directory, row, trained_s, () if live.is_old else live.processes))
         if live.is_old and not was_old:
             console.notice("the supervisor writes no figures: it hangs, or ends the run, or writes a checkpoint")
         was_old = live.is_old
         if is_over:
             return
         time.sleep(LOOK_EVERY_S)
+
+
+def _config(living: Living) -> Config:
+    """The settings of this session. A resumed session has its own limits, which ``config.json`` lacks."""
+    session = (living.cluster or {}).get("config")
+    return Config.read(living.directory.config) if session is None else Config.from_json(session)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

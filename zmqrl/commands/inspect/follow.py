@@ -17,6 +17,7 @@ from zmqrl.words import as_word
 
 LOOK_EVERY_S = 3.0
 FETCH_EVERY_S = 20.0
+PAUSE_SHARE = 10  # a pause is this many times as long as the copy before it, because all files that grew are copied
 QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 
 
@@ -108,8 +109,10 @@ class _Following:
 
         If ``again``, copy all files. The clock of a file server can be wrong by minutes.
         """
+        began = time.monotonic()
         fetched = self.node.fetch(self.job, self.run, 0 if again else self._fetched)
-        self._fetch_at = time.monotonic() + FETCH_EVERY_S
+        ended = time.monotonic()
+        self._fetch_at = ended + max(FETCH_EVERY_S, PAUSE_SHARE * (ended - began))
         if fetched is not None:  # otherwise, the run may write to this very directory
             self._fetched = fetched
             directory = RunDirectory(self.run)

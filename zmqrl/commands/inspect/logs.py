@@ -14,13 +14,14 @@ from zmqrl.commands.inspect.living import Living
 from zmqrl.commands.inspect.merging import Merging, Timed, time_of
 from zmqrl.commands.options import RunPath
 from zmqrl.errors import UsageError, did_you_mean, require
-from zmqrl.json_lines import open_file, read_file
+from zmqrl.json_lines import BLOCK_BYTES, line_start, open_file
 from zmqrl.observe.folding import Folded, Folding, by_number
 from zmqrl.observe.records import hosts_of
 from zmqrl.process import interruptible
 from zmqrl.rundir import RunDirectory
 
 LOOK_EVERY_S = 0.2
+TIMED_BYTES = 1 << 16  # before the lines that are shown: the last time stamp must be there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,15 +104,20 @@ class Reader:
     """The lines of a growing file, from ``tail`` lines before its current end. The file may not exist yet.
 
     If a shorter file replaces it, the lines already in that file are skipped. ``time_before`` is the last timestamp
-    before the ``tail`` lines, or None.
+    before the ``tail`` lines, or None if it is not near. Reads only the end of a long file.
     """
 
     def __init__(self, path: Path, tail: int) -> None:
-        self._path = path
-        *whole, _ = (read_file(path) if path.exists() else b"").split(b"\n")
-        skipped = whole[: max(0, len(whole) - tail)]
-        self._at = sum(len(line) + 1 for line in skipped)
-        times = (time_of(line.decode(errors="replace")) for line in reversed(skipped))
+        self._path, self._at, self.time_before = path, 0, None
+        if not path.exists():
+            return
+        with open_file(path) as file:
+            at = line_start(file.fileno(), file.seek(0, os.SEEK_END))
+            for _ in range(tail):
+                at = line_start(file.fileno(), max(0, at - 1), BLOCK_BYTES)
+            skipped = os.pread(file.fileno(), min(at, TIMED_BYTES), max(0, at - TIMED_BYTES))
+        self._at = at
+        times = (time_of(line.decode(errors="replace")) for line in reversed(skipped.split(b"\n")))
         self.time_before = next((at for at in times if at is not None), None)
 
     def lines(self, *, is_over: bool = False) -> list[str]:
