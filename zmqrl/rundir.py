@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zmqrl.errors import UsageError, naming, refusal
-from zmqrl.json_lines import open_file, open_regular
+from zmqrl.json_lines import open_file, open_regular, read_file, read_json
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 
 LOCK = ".lock"
@@ -68,6 +69,28 @@ class RunDirectory:
         """The key file of ``rank``, if external workers may take it."""
         return Path(self.keys / f"{worker_id(rank)}.json")
 
+    def summary_digest(self) -> str | None:
+        """The SHA-256 of the summary, or None without a summary."""
+        with contextlib.suppress(OSError):
+            return hashlib.sha256(read_file(self.summary)).hexdigest()
+        return None
+
+    def awaits_job(self) -> bool:
+        """Whether the run was submitted to another cluster, and the job there has not ended, as far as known here. A
+        summary that an earlier job wrote does not count.
+        """
+        try:
+            job = read_json(self.submitted)
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError):
+            job = None
+        known: dict[str, Any] = job if isinstance(job, dict) else {}
+        if known.get("ended"):
+            return False
+        earlier = known.get("earlier")
+        return not self.summary.exists() or (earlier is not None and earlier == self.summary_digest())
+
     def sockets(self) -> Path:
         """Make a directory with mode 0700 and a path that is short enough for Unix sockets."""
         sockets = self.path / "sockets"
@@ -98,6 +121,7 @@ class RunDirectory:
                 f"{self.path} cannot be locked ({error.strerror}): choose a --run-dir on a file system with locks."
             ) from error
         try:
+            os.utime(self._lock)  # the page looks again
             self._check_writable()
             self.keep_cluster_as_left()
         except OSError as error:
@@ -220,7 +244,9 @@ def holds_a_run(path: Path) -> UsageError:
 
 
 def not_a_run(path: Path | str) -> UsageError:
-    """The error for a ``path`` that is not a run directory."""
+    """The error for a ``path`` that is not a run directory, or not yet."""
+    if RunDirectory(Path(path)).awaits_job():
+        return UsageError(f"{path} has no files yet of its run, which was submitted: zmqrl attach shows it.")
     return UsageError(f"{path} is not a run directory: there is no config.json in it.")
 
 

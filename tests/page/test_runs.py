@@ -84,6 +84,12 @@ def test_a_run_on_another_cluster_is_submitted_until_its_summary_is_copied(root:
     assert Runs(root).state("pong/deep") == "submitted"
     directory.summary.write_text(json.dumps(summary()))
     assert Runs(root).state("pong/deep") == "ended"
+    directory.submitted.write_text(json.dumps({"earlier": directory.summary_digest()}))
+    assert Runs(root).state("pong/deep") == "submitted", "the summary is that of an earlier job"
+    directory.submitted.write_text(json.dumps({"earlier": directory.summary_digest(), "ended": "NODE_FAIL"}))
+    assert Runs(root).state("pong/deep") == "ended"
+    directory.summary.unlink()
+    assert Runs(root).state("pong/deep") == "killed"
 
 
 def test_a_clock_that_was_set_back_does_not_make_an_old_run_start(root: Path) -> None:
@@ -307,7 +313,6 @@ def test_a_run_that_resumes_is_starting_until_its_shards_are_up(
     assert len(asked) == 1
     directory.claim()
     try:
-        directory.config.write_text(directory.config.read_text() + " ")
         assert (runs.state(name), runs.overview(name)["exit_reason"]) == ("starting", None)
         directory.cluster.write_text("{}")
         assert runs.state(name) == "running"

@@ -124,7 +124,7 @@ class Runs:
         if run.cluster.exists() or run.summary.exists() or run.left.exists():
             # Test a dead run only once: the test takes the lock, and could stop a session that resumes. A session
             # writes to these files when it begins.
-            written = run.cluster, run.config, run.log("supervisor")
+            written = run.cluster, run.config, run.log("supervisor"), run.path / LOCK
             begun = tuple(map(stamp, written))
             dead = self._kept.get(("dead", name)) == (begun, None)
             supervisor = _supervisor(_object(run.cluster, SETTINGS) or {})
@@ -136,10 +136,12 @@ class Runs:
                     # The lock of a supervisor on another machine may not be visible here.
                     is_alive = supervisor and not is_here(supervisor[0], supervisor[2]) and self._live(name).is_new
                     return "running" if is_alive else "killed"
+        if run.awaits_job():
+            return "submitted"
         if run.summary.exists():
             return "ended"
         if run.submitted.exists():
-            return "submitted"
+            return "killed"
         newest = max((each[2] for each in (stamp(run.config), stamp(run.metrics)) if each), default=0)
         is_new = abs(time.time() - newest / 1e9) < STARTING_S  # a clock that was set back must not make it new
         return "starting" if is_new and not run.left.exists() else "killed"

@@ -3,6 +3,7 @@
 Stand-ins replace ssh and Slurm: see ``support/stand_in_slurm.py``.
 """
 
+import dataclasses
 import io
 import itertools
 import json
@@ -38,6 +39,7 @@ from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.ways import login_node
 from zmqrl.hosts.ways.login_node import LATE_S, LoginNode, Submitted, Unanswered
 from zmqrl.local import extras
+from zmqrl.rundir import RunDirectory
 
 pytestmark = pytest.mark.processes
 
@@ -198,11 +200,11 @@ def test_a_run_that_is_not_submitted_leaves_no_log_even_if_its_directory_must_st
 def test_ctrl_c_before_the_submission_leaves_nothing(
     stand_in: StandInSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_run: Callable[[str], Submitted]
 ) -> None:
-    def interrupted(run: Path) -> NoReturn:
-        assert run.exists()
+    def interrupted(*_: object) -> NoReturn:
+        assert (tmp_path / "here" / "runs" / NEW).exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(submit, "summary_of", interrupted)
+    monkeypatch.setattr(submit, "job_script", interrupted)
     with pytest.raises(KeyboardInterrupt):
         new_run("here")
     assert list((tmp_path / "here" / "runs").iterdir()) == []
@@ -238,7 +240,25 @@ def test_a_run_is_resumed_in_its_own_directory(
     script = (stand_in.state / "script").read_text()
     assert script.endswith(f" launch --slurm --requeue --resume --updates 90 --run-dir {job.run_dir}\n")
     assert list(run.parent.iterdir()) == [run]
-    assert Submitted.read(run) == job
+    assert Submitted.read(run) == dataclasses.replace(job, earlier=RunDirectory(run).summary_digest())
+
+
+def test_the_summary_of_an_earlier_job_is_not_the_result_of_the_newest(
+    stand_in: StandInSlurm, tmp_path: Path, new_run: Callable[[str], Submitted]
+) -> None:
+    new_run("here")
+    run = tmp_path / "here" / "runs" / NEW
+    assert cli.run(["attach", str(run)]) == 0
+    assert status(run)["state"] == "ended"
+    (stand_in.state / "wait").touch()
+    stand_in.program(f"while [ -e {stand_in.state}/wait ]; do sleep 0.01; done; exit 3")
+    assert cli.run(["launch", *OPTIONS, "--resume", str(run), "--updates", "90", "--detach"]) == 0
+    assert status(run)["state"] == "submitted"
+    (stand_in.state / "wait").unlink()
+    for _ in range(2):
+        with pytest.raises(ClusterError, match=r"job 7 ended \(COMPLETED\) without a result"):
+            cli.run(["attach", str(run)])
+        assert status(run)["state"] == "ended", "as before this job"
 
 
 def test_all_commands_share_one_connection(stand_in: StandInSlurm, tmp_path: Path) -> None:
@@ -307,6 +327,8 @@ def test_a_job_that_has_not_begun_is_removed_from_the_queue(
 ) -> None:
     with stand_in.pending():
         assert cli.run(["stop", str(detached)]) == 0
+    with pytest.raises(UsageError, match=r"has no files yet of its run, which was submitted: zmqrl attach shows it\."):
+        status(detached)
     run_directory(tmp_path / "config")
     (tmp_path / "config" / "config.json").rename(detached / "config.json")
     assert status(detached)["state"] == "submitted"
@@ -347,6 +369,9 @@ def test_a_job_without_a_result_names_its_log(stand_in: StandInSlurm, tmp_path: 
         ClusterError, match=r"job 7 ended \(COMPLETED\) without a result: its log is \S+/run.log on login"
     ):
         launch(tmp_path / "run")
+    run_directory(tmp_path / "config")
+    (tmp_path / "config" / "config.json").rename(tmp_path / "run" / "config.json")
+    assert status(tmp_path / "run")["state"] == "killed"
 
 
 def test_what_the_shell_of_the_login_node_prints_is_skipped(

@@ -1,6 +1,7 @@
 """Follows a run that was submitted to a Slurm cluster over ssh: shows its log, and fetches its files."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,14 +30,11 @@ def attach(job: Submitted, run: Path) -> int:
         return follow(node, job, run, stops=False)
 
 
-def follow(
-    node: LoginNode, job: Submitted, run: Path, *, read: int = 0, earlier: bytes | None = None, stops: bool
-) -> int:
+def follow(node: LoginNode, job: Submitted, run: Path, *, read: int = 0, stops: bool) -> int:
     """Show the log of a job, after its first ``read`` bytes, until the job ends. Returns the exit status of the run.
 
     With ``stops``, the first Ctrl-C ends the run with a checkpoint. Any other Ctrl-C only ends the view. Raises
-    ClusterError if the connection is lost or the run has no result. A summary equal to ``earlier`` does not count: it
-    was written before this job.
+    ClusterError if the connection is lost or the run has no result. The summary of an earlier job does not count.
     """
     following = _Following(node, job, run, read)
     with _naming(job, run):
@@ -52,7 +50,8 @@ def follow(
                 following.stop()
         following.fetch(again=True)
         node.fetch_summary(job, run)
-    if summary_of(run) in (None, earlier):
+    if RunDirectory(run).awaits_job():
+        dataclasses.replace(job, ended=following.state).write(run)
         if following.has_removed:
             print_line(f"job {job.job} was removed from the queue")
             return INTERRUPTED
@@ -69,12 +68,6 @@ def stop(job: Submitted) -> None:
         if state not in OVER:
             node.ask_to_stop(job, has_begun=state not in QUEUED)
     print_line(f"job {job.job} has ended ({state})" if state in OVER else f"job {job.job} was asked to end")
-
-
-def summary_of(run: Path) -> bytes | None:
-    """The content of the summary in the run directory here, if there is one."""
-    path: Path = RunDirectory(run).summary
-    return path.read_bytes() if path.exists() else None
 
 
 class _Following:

@@ -83,7 +83,7 @@ def status(path: Path) -> dict[str, Any]:
     record = RunRecord.read_newest(path)
     if is_alive:
         state = "starting" if living.cluster is None else state_of_run(seen)
-    elif record.summary is None and living.directory.submitted.exists():
+    elif living.directory.awaits_job():
         state = "submitted"
     else:
         state = "ended" if record.summary else "killed"

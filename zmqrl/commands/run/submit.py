@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from zmqrl.commands.inspect.follow import follow, summary_of
+from zmqrl.commands.inspect.follow import follow
 from zmqrl.commands.options import parse_known
 from zmqrl.commands.output import print_line
 from zmqrl.commands.run.train import with_run_dir
@@ -102,7 +102,6 @@ def submit(arguments: list[str], config: Config) -> int:
             directory, read = node.make_directory(here.login_dir, name)
             run.mkdir(parents=True, exist_ok=True)
         script = job_script(python, [*rest, "--run-dir", f"{directory}/{name}"])
-        earlier = summary_of(run)
         not_submitted = unused.pop_all()  # an interrupted sbatch may have submitted the job
         perhaps = f"The job may have been submitted: `squeue --name {as_word(name)}` on {host.name} shows it."
         try:
@@ -122,6 +121,7 @@ def submit(arguments: list[str], config: Config) -> int:
             cluster=cluster,
             run_dir=f"{directory}/{name}",
             log=f"{directory}/{name}.log",
+            earlier=RunDirectory(run).summary_digest(),
         )
         try:
             job.write(run)
@@ -132,7 +132,7 @@ def submit(arguments: list[str], config: Config) -> int:
         if here.detach:
             print_line(f"  zmqrl attach {as_word(run)}  # show it, and fetch its files")
             return 0
-        return follow(node, job, run, read=read, earlier=earlier, stops=True)
+        return follow(node, job, run, read=read, stops=True)
 
 
 def _new_run(node: LoginNode, run: Path, login_dir: str, unused: contextlib.ExitStack) -> tuple[Path, str, str]:

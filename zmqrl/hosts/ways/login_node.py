@@ -96,6 +96,10 @@ class Submitted:
     """The cluster of the job, if ``--clusters`` chose it."""
     run_dir: str
     log: str
+    earlier: str | None = None
+    """The SHA-256 of the summary that the run had before this job."""
+    ended: str = ""
+    """The state of the job if it is known to have ended without a result."""
 
     @property
     def on_its_cluster(self) -> list[str]:
