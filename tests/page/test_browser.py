@@ -540,6 +540,26 @@ def test_charts_and_times_say_that_they_are_loading(page: "Page") -> None:
         visit.close()
 
 
+def test_an_answer_about_another_axis_than_the_chosen_one_is_not_shown(page: "Page") -> None:
+    """The user chooses agent steps while the answer with minutes is on its way."""
+    visit, waiting = page.context.new_page(), list[Any]()
+    try:
+        visit.set_default_timeout(1e3 * WITHIN_S)
+        visit.route("**/api/charts*", waiting.append)
+        with visit.expect_request("**/api/charts?*x=minutes*"):
+            visit.goto(page.url.partition("#")[0] + "#/run?run=pong-1")
+        visit.get_by_label("agent steps", exact=True).check()
+        with visit.expect_request("**/api/charts?*x=agent_steps*"):
+            waiting[0].continue_()
+        assert visit.locator(".u-legend").count() == 0, "the minutes are shown as agent steps"
+        waiting[-1].continue_()
+        visit.wait_for_function(
+            "() => document.querySelector('#chart-score .u-legend').innerText.includes('agent steps')"
+        )
+    finally:
+        visit.close()
+
+
 def test_the_settings_of_two_runs_are_side_by_side(page: "Page") -> None:
     show(page, "#/settings?run=pong-1&run=pong-2")
     cells = page.locator("tr", has_text="seed").locator("th, td")

@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.record_rig import row, run_directory, summary
@@ -88,6 +89,27 @@ def test_a_view_follows_the_newest_figures_although_a_stalled_run_writes_no_row(
     assert (old.row["wall_s"], old.row["workers_present"], old.hosts) == (9.0, None, [])
     assert console.notices == ["the supervisor writes no figures: it hangs, or ends the run, or writes a checkpoint"]
     assert (ended.row, ended.hosts) == (row(3), [])
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_run_elsewhere_that_writes_no_figures_for_a_while_is_not_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    directory = RunDirectory(run_directory(tmp_path / "run", [row(3)], minutes=10.0))
+    supervisor = {"host": "another", "pid": 1}
+    write_json(directory.cluster, {"supervisor": supervisor, "shards": [], "workers": [], "followers": []})
+    write_json(directory.live, LiveMetrics(row=row(3), about={}, quorum=2).to_json() | {"at": 1e9})
+    os.utime(directory.live, (1e9, 1e9))
+    now = [100.0]
+
+    def wait(seconds: float) -> None:
+        now[0] += 10.0
+        if ends and now[0] == 130.0:
+            directory.cluster.unlink()
+
+    monkeypatch.setattr(attach, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=wait))
+    attach._show(Living.read(directory.path), Shown())
+    assert now[0] == (130.0 if ends else 100.0 + attach.SILENT_S)
 
 
 def test_a_run_without_a_summary_was_killed(tmp_path: Path) -> None:

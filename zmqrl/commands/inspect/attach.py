@@ -22,6 +22,9 @@ from zmqrl.supervisor.progress import live_figures
 from zmqrl.words import as_word
 
 
+SILENT_S = 60.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Show a run until it ends, and exit with its exit status. Ctrl-C leaves the view, and the run continues."""
@@ -61,9 +64,13 @@ def _show(living: Living, console: Console) -> None:
     """Show the newest figures and the notices of a run until it ends."""
     directory, config = living.directory, _config(living)
     notices, rows = Reader(directory.log("supervisor"), NOTICES_SHOWN), Reader(directory.metrics, 1)
-    last, was_old = dict[str, Any](), False
+    last, was_old, alive_at = dict[str, Any](), False, time.monotonic()
     while True:
-        is_over = not living.is_alive()
+        now, is_alive = time.monotonic(), living.is_alive()
+        alive_at = now if is_alive else alive_at
+        # A supervisor elsewhere, whose lock is not visible here, does not write figures while it writes a checkpoint.
+        is_elsewhere = living.cluster is not None and not living.is_here and directory.cluster.exists()
+        is_over = not is_alive and not (is_elsewhere and now - alive_at < SILENT_S)
         if living.cluster is None:
             living = Living.read(directory.path)
             config = _config(living)

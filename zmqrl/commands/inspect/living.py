@@ -47,6 +47,10 @@ class Living:
                 return found
             except FileNotFoundError:
                 continue
+            except PermissionError:
+                raise UsageError(
+                    f"only the user of the run can read {file}: `zmqrl serve {path}` shows what others can read."
+                ) from None
             except (OSError, ValueError) as error:
                 raise UsageError(f"cannot read {file}: {getattr(error, 'strerror', error)}.") from error
             except (KeyError, TypeError, AttributeError) as error:

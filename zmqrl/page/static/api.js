@@ -30,6 +30,7 @@ export async function poll(signal, what, show) {
         const [path, parameters] = asked;
         const { tag, found } = await ask(path, parameters, attempt.signal);
         if (signal.aborted) return;
+        if (JSON.stringify(what()) !== JSON.stringify(asked)) continue; // the user has chosen something else meanwhile
         const key = JSON.stringify(asked) + tag;
         if (key !== known) display(show, found);
         known = key;
