@@ -1,5 +1,6 @@
 """A run seen from another terminal: its state, its logs and its end, and what a killed run has left on its hosts."""
 
+import errno
 import json
 import os
 import re
@@ -11,16 +12,18 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from support.commands import ran_zmqrl
 from support.lab import Lab
-from support.record_rig import row, summary
+from support.record_rig import row, run_directory, summary
 from support.rig import ending, eventually
 from support.run_rig import RunFiles, launching, trained, training
 
 from zmqrl.commands.inspect import attach, logs, status
+from zmqrl.commands.inspect import living as living_module
+from zmqrl.commands.inspect.living import Living
 from zmqrl.commands.inspect.merging import time_of
 from zmqrl.commands.run import stop
 from zmqrl.errors import ClusterError, UsageError
@@ -590,3 +593,17 @@ def test_a_log_is_shown_from_the_right_line(tail: int, tmp_path: Path) -> None:
     lines = [f"{'x' * n * 1000}{n}" for n in range(10)]
     path.write_text("".join(f"{line}\n" for line in lines))
     assert logs.Reader(path, tail).lines() == (lines[-tail:] if tail else [])
+
+
+def test_the_run_of_another_user_is_refused_with_a_command_that_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    run = run_directory(tmp_path / "run")
+    monkeypatch.setattr(living_module, "read_json", refused)
+    with pytest.raises(
+        UsageError, match=rf"^only the user of the run can read .*: `zmqrl serve {run}`"
+    ):
+        Living.read(run)

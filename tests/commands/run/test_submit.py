@@ -624,12 +624,12 @@ def test_files_that_do_not_arrive_are_an_error_and_not_an_empty_directory(
 def test_files_arrive_with_a_python_whose_tarfile_has_no_filters(
     stand_in: StandInSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def older(self: tarfile.TarFile, path: Path, members: Any = None) -> None:
-        extractall(self, path, members, filter="fully_trusted")
+    def older(self: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+        extract(self, member, path, filter="fully_trusted")
 
-    extractall = tarfile.TarFile.extractall
+    extract = tarfile.TarFile.extract
     monkeypatch.delattr(tarfile, "data_filter")
-    monkeypatch.setattr(tarfile.TarFile, "extractall", older)
+    monkeypatch.setattr(tarfile.TarFile, "extract", older)
     there, here = tmp_path / "there", tmp_path / "here"
     (there / "videos").mkdir(parents=True)
     here.mkdir()
@@ -649,6 +649,23 @@ def test_files_arrive_with_a_python_whose_tarfile_has_no_filters(
             monkeypatch.setattr(login_node, "SEND", f"echo 5; tar -cP -C {here} {member}")
             with pytest.raises(ClusterError, match=r"did not arrive: '\S+ is outside of the run directory\.$"):
                 node.fetch(job, here, 0)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_file_that_arrives_in_part_does_not_replace_the_one_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "sent.tar", "w") as sent:
+        file = tarfile.TarInfo("metrics.jsonl")
+        file.size = 100_000
+        sent.addfile(file, io.BytesIO(b"x" * file.size))
+    (here := tmp_path / "here").mkdir()
+    (here / "metrics.jsonl").write_text("the rows before")
+    monkeypatch.setattr(login_node, "SEND", f"echo 5; exec head -c 50000 {tmp_path}/sent.tar")
+    job = Submitted(host="login", ssh_config=None, job="7", run_dir="there", log="log")
+    with LoginNode("login", None) as node, pytest.raises(ClusterError, match="did not arrive"):
+        node.fetch(job, here, 0)
+    assert {path.name: path.read_text() for path in here.iterdir()} == {"metrics.jsonl": "the rows before"}
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -21,7 +21,6 @@ from zmqrl.process import interruptible
 from zmqrl.supervisor.progress import live_figures
 from zmqrl.words import as_word
 
-
 SILENT_S = 60.0
 
 

@@ -289,22 +289,30 @@ class _Arriving(io.RawIOBase):
 
 
 def _unpack(files: tarfile.TarFile, to: Path) -> None:
-    """Write the files of an archive below ``to``. Raises TarError for a path that leads elsewhere."""
-    if hasattr(tarfile, "data_filter"):
-        files.extractall(to, _harmless(files), filter="data")
-    else:  # Python before 3.11.4
-        files.extractall(to, _harmless(files))
+    """Replace files below ``to`` by those of an archive, each as a whole. Raises TarError for a path that leads
+    elsewhere.
+    """
+    safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not before Python 3.11.4
+    for member in _harmless(files):
+        path = Path(member.name)
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        member.name = str(unfinished)
+        try:
+            files.extract(member, to, **safely)
+            (to / unfinished).replace(to / path)
+        finally:
+            (to / unfinished).unlink(missing_ok=True)
 
 
 def _harmless(files: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The files and directories of an archive, as files of this user. Leaves out KEPT_THERE, links and devices."""
+    """The files of an archive, as files of this user. Leaves out KEPT_THERE, links and devices."""
     for member in files:
         parts = [part for part in member.name.split("/") if part not in ("", ".")]
         if member.name.startswith("/") or ".." in parts:
             raise tarfile.TarError(f"{member.name!r:.60} is outside of the run directory")
         member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
         member.mode &= 0o755
-        if (member.isreg() or member.isdir()) and KEPT_THERE.isdisjoint(parts[:1]):
+        if member.isreg() and KEPT_THERE.isdisjoint(parts[:1]):
             yield member
 
 
