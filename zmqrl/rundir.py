@@ -75,6 +75,10 @@ class RunDirectory:
             return hashlib.sha256(read_file(self.summary)).hexdigest()
         return None
 
+    def has_result(self, earlier: str | None) -> bool:
+        """Whether there is a summary, and ``earlier`` is not its SHA-256."""
+        return self.summary.exists() and (earlier is None or self.summary_digest() != earlier)
+
     def awaits_job(self) -> bool:
         """Whether the run was submitted to another cluster, and the job there has not ended, as far as known here. A
         summary that an earlier job wrote does not count.
@@ -86,10 +90,7 @@ class RunDirectory:
         except (OSError, ValueError):
             job = None
         known: dict[str, Any] = job if isinstance(job, dict) else {}
-        if known.get("ended"):
-            return False
-        earlier = known.get("earlier")
-        return not self.summary.exists() or (earlier is not None and earlier == self.summary_digest())
+        return not known.get("ended") and not self.has_result(known.get("earlier"))
 
     def sockets(self) -> Path:
         """Make a directory with mode 0700 and a path that is short enough for Unix sockets."""

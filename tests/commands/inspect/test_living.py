@@ -603,7 +603,5 @@ def test_the_run_of_another_user_is_refused_with_a_command_that_shows_it(
 
     run = run_directory(tmp_path / "run")
     monkeypatch.setattr(living_module, "read_json", refused)
-    with pytest.raises(
-        UsageError, match=rf"^only the user of the run can read .*: `zmqrl serve {run}`"
-    ):
+    with pytest.raises(UsageError, match=rf"^only the user of the run can read .*: `zmqrl serve {run}`"):
         Living.read(run)

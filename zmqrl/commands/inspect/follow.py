@@ -50,7 +50,7 @@ def follow(node: LoginNode, job: Submitted, run: Path, *, read: int = 0, stops: 
                 following.stop()
         following.fetch(again=True)
         node.fetch_summary(job, run)
-    if RunDirectory(run).awaits_job():
+    if not RunDirectory(run).has_result(job.earlier):
         dataclasses.replace(job, ended=following.state).write(run)
         if following.has_removed:
             print_line(f"job {job.job} was removed from the queue")
