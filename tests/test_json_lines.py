@@ -1,5 +1,6 @@
 """Files of JSON lines hold only complete lines, even after a kill or on a full disk."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 from support.rig import file_size_limit
 
 from zmqrl import json_lines
-from zmqrl.json_lines import JsonLines, open_file, read_file, read_json
+from zmqrl.json_lines import JsonLines, open_file, read_file, read_json, replacing
 
 
 def lines(path: Path) -> list[Any]:
@@ -101,3 +102,14 @@ def test_undone_rows_move_to_a_separate_file(tmp_path: Path) -> None:
     rows.rewind(5, generation=4)
     assert not path.with_name("metrics.before-generation-4.jsonl").exists()
     rows.close()
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, fails: bool) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+    with contextlib.suppress(KeyboardInterrupt), replacing(path) as unfinished:
+        unfinished.write_text("after")
+        if fails:
+            raise KeyboardInterrupt
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"file": "before" if fails else "after"}

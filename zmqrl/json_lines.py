@@ -3,6 +3,7 @@
 This module uses only the standard library.
 """
 
+import contextlib
 import errno
 import io
 import json
@@ -74,9 +75,8 @@ class JsonLines:
             return
         with undone_path(self.path, generation).open("ab") as file:
             file.writelines(undone)
-        shorter = self.path.with_name(f".{self.path.name}.unfinished")
-        shorter.write_bytes(b"".join(raw for _, raw in kept))
-        shorter.replace(self.path)
+        with replacing(self.path) as shorter:
+            shorter.write_bytes(b"".join(raw for _, raw in kept))
         self.reopen()
 
     def reopen(self) -> None:
@@ -86,6 +86,24 @@ class JsonLines:
 
     def close(self) -> None:
         os.close(self.file)
+
+
+def unfinished_path(path: Path) -> Path:
+    """The file that this process renames to ``path`` once it is complete."""
+    return path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The path of a file to write in the block, which then replaces ``path``. If the block fails, ``path`` stays."""
+    unfinished = unfinished_path(path)
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
 
 
 def undone_path(path: Path, generation: int) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zmqrl.errors import UsageError, naming, refusal
-from zmqrl.json_lines import open_file, open_regular, read_file, read_json
+from zmqrl.json_lines import open_file, open_regular, read_file, read_json, unfinished_path
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 
 LOCK = ".lock"
@@ -268,7 +268,7 @@ def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644, lasting: 
 
     ``lasting``: whether this must also be true after a power failure, which makes the call slower.
     """
-    unfinished = _unfinished(path)
+    unfinished = unfinished_path(path)
     with naming(path):
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT, mode)
         try:
@@ -290,13 +290,8 @@ def reserve(path: Path, size: int) -> None:
     Does nothing if that is not possible.
     """
     with contextlib.suppress(OSError):
-        descriptor = os.open(_unfinished(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(unfinished_path(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             os.posix_fallocate(descriptor, 0, size)
         finally:
             os.close(descriptor)
-
-
-def _unfinished(path: Path) -> Path:
-    """The file that this process renames to ``path`` once it is complete."""
-    return path.with_name(f".{path.name}.{os.getpid()}.unfinished")

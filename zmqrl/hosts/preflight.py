@@ -51,7 +51,7 @@ class Survey:
         return {route[:2]: found[key] for route, found in self.routes.items() if key in found}
 
 
-def survey(hosts: "Placed", say: Callable[[str], None] = lambda text: None) -> Survey:
+def survey(hosts: Placed, say: Callable[[str], None] = lambda text: None) -> Survey:
     """Examine the hosts that can be used. ``say`` gets the progress."""
     config, placement, addresses, whole = hosts.config, hosts.placement, hosts.addresses, hosts.whole
     up = {host: about for host, about in hosts.up.items() if host not in hosts.failed}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from zmqrl.errors import naming
+from zmqrl.json_lines import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,11 +35,7 @@ def look(number: int) -> dict[str, Any]:
 
 def save(figure: "Figure", path: Path) -> None:
     """Write a plot. The suffix of ``path`` sets the format. The file appears complete or not at all. Raises OSError."""
-    picture, unfinished = io.BytesIO(), path.with_name(f".{path.name}")
+    picture = io.BytesIO()
     figure.savefig(picture, format=path.suffix[1:])
-    with naming(path):
-        try:
-            unfinished.write_bytes(picture.getvalue())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+    with naming(path), replacing(path) as unfinished:
+        unfinished.write_bytes(picture.getvalue())

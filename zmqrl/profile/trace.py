@@ -1,7 +1,6 @@
 """Profiles as traces for https://ui.perfetto.dev: all hosts on one clock, one track per process."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from zmqrl.json_lines import replacing
 from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.profiler import TRACE_SPANS
@@ -40,12 +40,8 @@ def write_trace(tables: RunTables, path: Path, shown: range, *, arrows: bool) ->
             event["ts"] = round(event["ts"] - begin_us, 3)
     events.sort(key=lambda event: event.get("ts", -1.0))
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
+    with replacing(path) as unfinished:
         unfinished.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}), encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return [*left_out(tables, clocks), *cut_short(tables)]
 
 

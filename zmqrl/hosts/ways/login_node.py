@@ -20,7 +20,7 @@ from typing import IO, Any, Final, Self
 from zmqrl.errors import ClusterError, UsageError, require
 from zmqrl.hosts.link import NEVER_ASKING, last_words
 from zmqrl.hosts.ways.way import ssh_command
-from zmqrl.json_lines import read_json
+from zmqrl.json_lines import read_json, replacing
 from zmqrl.rundir import RunDirectory, write_json
 
 CONNECTED_WITHIN_S = 60.0
@@ -295,13 +295,9 @@ def _unpack(files: tarfile.TarFile, to: Path) -> None:
     safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not before Python 3.11.4
     for member in _harmless(files):
         path = Path(member.name)
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        member.name = str(unfinished)
-        try:
+        with replacing(to / path) as unfinished:
+            member.name = str(path.with_name(unfinished.name))
             files.extract(member, to, **safely)
-            (to / unfinished).replace(to / path)
-        finally:
-            (to / unfinished).unlink(missing_ok=True)
 
 
 def _harmless(files: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
