@@ -189,6 +189,7 @@ KEPT = {
     "five-games/seaquest": None,
     "five-games/spaceinvaders": None,
     "gymnasium": None,
+    "peers/breakout": None,
     "pong": None,
     "pong-long": RESUMED,
     "pong-width/128": NO_EVALUATION,
