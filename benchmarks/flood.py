@@ -77,7 +77,7 @@ def _flood(job: dict[str, Any]) -> None:
     if job["kind"] != "wrong keys":
         _be_silent(job, after=GREETING if job["kind"] == "half handshakes" else b"")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    context.max_sockets = job["connections"] + 100
+    context.max_sockets = 2 * job["connections"] + 100  # a closed socket counts until its context has ended it
     strangers = collections.deque(_stranger(context, job) for _ in range(job["connections"]))
     say({})
     begun_at = time.monotonic()

@@ -29,8 +29,7 @@ ENDS_WITHIN_S = daemon.GRACE_S + daemon.KILLED_WITHIN_S
         f"After {HUNG_S:g} s, it kills and restarts the shard |",
         f"| a restarted shard hangs before it is up | it is not up after {START_WITHIN_S:g} s |",
         f"A shard is killed after {HUNG_S:g} s without an answer.",
-        f"A worker is killed {HUNG_S:g} s after its last message. "
-        f"In the row about a hanging worker, this took {SILENCE_S:g} s longer",
+        f"A worker is killed {HUNG_S:g} s after its last message.",
         f"If the fork server was stopped, the first of these processes starts {fork_server.FORKS_WITHIN_S:g} s late |",
         f"`--lease-s` is {Options.lease_s:g} s by default.",
         f"After {WorkerTiming().lease_s:g} s, or after {LEASES_FOR_A_SLICE * WorkerTiming().lease_s:g} s if only one "
