@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.profiles import US, synthetic_run
+from support.profiles import US, cycle, synthetic_run, worker
 
 from zmqrl.observe.spans import Spans
 from zmqrl.process import CORES
@@ -62,6 +62,28 @@ def test_stolen_time_is_a_share_of_all_cores_of_the_machine_even_for_a_pinned_pr
         (US * np.array([[0.0, 0, 0, 0, 0, 0, 0], [10.0, 0, 0, 0, 4.0, 0, 0]])).astype(np.int64)
     ]
     assert machine_use(RunTables((process,)))[process.process].stolen_share == pytest.approx(4 / 10 / 8)
+
+
+def share_of_a_core(*machine: list[float]) -> float | None:
+    """For a worker that works for 80 of 100 s, of which its own thread has 30 s on a core. ``machine`` is in seconds:
+    the time, the CPU time of the worker's thread, and that of the process.
+    """
+    process = worker(0, cycles=[cycle(0, 0.0, 20.0, 100.0, cpu_s=30.0, wait=20.0)])
+    rows = [[US * at, US * own, 0.0, US * all_threads, 0.0, 0.0, 0.0] for at, own, all_threads in machine]
+    process.tables["machine"] = [np.array(rows).reshape(-1, 7).astype(np.int64)]
+    return machine_use(RunTables((process,)))[process.process].core_share
+
+
+def test_the_share_of_a_core_includes_the_threads_that_emulate_games() -> None:
+    assert share_of_a_core([50.0, 15.0, 35.0], [90.0, 27.0, 63.0]) == pytest.approx((30 + 16 / 40 * 100) / 80)
+
+
+def test_the_share_of_a_core_leaves_out_the_start_of_the_process() -> None:
+    assert share_of_a_core([-60.0, 0.0, 50.0], [0.0, 0.0, 90.0], [100.0, 30.0, 160.0]) == pytest.approx(70 / 80)
+
+
+def test_the_share_of_a_core_is_that_of_the_workers_thread_if_nothing_else_is_known() -> None:
+    assert share_of_a_core() == pytest.approx(30 / 80)
 
 
 def test_a_profile_lists_the_cores_of_the_process_and_of_its_machine(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from zmqrl.observe.folding import ranges
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.run_tables import Columns, ProcessTables, RunTables, named
@@ -17,10 +19,11 @@ PAGED_ABOVE = 10  # major page faults per second: above this, the machine lacks 
 class MachineUse:
     """The machine use of one process. All shares except ``core_share`` are fractions of the recorded time.
 
-    ``core_share`` is the CPU time of a worker as a fraction of its working time. During ``queued_share``, the profile
-    thread waited for a core. During ``stolen_share``, the hypervisor ran something else (mean of all cores of the
-    machine). ``throttled_share`` is in periods in which the control group of the process used up its CPU quota.
-    ``preempted_per_s`` and ``major_faults_per_s`` are of a worker's computing thread.
+    ``core_share`` is the CPU time of all threads of a worker as a fraction of its working time: other threads than the
+    profiled one emulate Atari games. During ``queued_share``, the profiled thread waited for a core. During
+    ``stolen_share``, the hypervisor ran something else (mean of all cores of the machine). ``throttled_share`` is in
+    periods in which the control group of the process used up its CPU quota. ``preempted_per_s`` and
+    ``major_faults_per_s`` are of a worker's computing thread.
     """
 
     host: str
@@ -93,11 +96,27 @@ def _use(each: ProcessTables) -> MachineUse:
         use.throttled_share = min(1.0, throttled)  # older profiles have a sum over CPUs
     awake_us = (cycles["pushed_at_us"] - cycles["began_at_us"] - cycles["wait"] - cycles["straggle"]).sum()
     if awake_us > 0:
-        use.core_share = float(cycles["cpu_us"].sum() / awake_us)
         lived_s = (cycles["pushed_at_us"][-1] - cycles["began_at_us"][0]) / 1e6
+        others_s, (began_us, ended_us) = other_threads(each)
+        others = others_s / (ended_us - began_us) if ended_us > began_us else 0.0
+        use.core_share = float((cycles["cpu_us"].sum() / 1e6 + 1e6 * others * lived_s) / (awake_us / 1e6))
         use.preempted_per_s = float(cycles["preempted"].sum() / lived_s)
         use.major_faults_per_s = float(cycles["major_faults"].sum() / lived_s)
     return use
+
+
+def other_threads(each: ProcessTables) -> tuple[float, tuple[float, float]]:
+    """CPU seconds of a worker's threads other than the profiled one, and from when to when, in microseconds.
+
+    The start of the process and time without recorded contributions do not count.
+    """
+    machine, cycles = each.table("machine"), each.table("cycles")
+    at_us, pushed_us = machine["at_us"], cycles["pushed_at_us"]
+    if not (len(at_us) and len(pushed_us)):
+        return 0.0, (0.0, 0.0)
+    span_us = max(at_us[0], cycles["began_at_us"][0]), min(at_us[-1], pushed_us[-1])
+    totals_us = np.interp(span_us, at_us, machine["process_cpu_us"] - machine["cpu_us"])
+    return max(0.0, float(totals_us[1] - totals_us[0]) / 1e6), span_us
 
 
 def grown_s(machine: Columns, column: str) -> float:

@@ -12,7 +12,7 @@ from zmqrl.errors import UsageError
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.profile.accounts import USED
 from zmqrl.profile.critical_path import TRANSFERS, WORK, Cycle, Timeline
-from zmqrl.profile.machine_use import grown_s
+from zmqrl.profile.machine_use import grown_s, other_threads
 from zmqrl.profile.report import Analysis
 from zmqrl.profile.run_tables import ProcessTables, RunTables, Version
 from zmqrl.simulate.compute import ComputeTimes, Work
@@ -255,19 +255,13 @@ def _queued_share(tables: RunTables, rank: int, cycles: Iterable[Cycle]) -> floa
 
 
 def _beside_s(tables: RunTables, rank: int) -> float:
-    """CPU seconds that a worker's other threads, such as the one that serves the sockets, use per contribution.
-
-    The start of the process and time without recorded contributions do not count.
-    """
+    """CPU seconds that a worker's other threads, such as the one that serves the sockets, use per contribution."""
     others_s, contributions = 0.0, 0
     for each in _of_rank(tables, rank):
-        machine, cycles = each.table("machine"), each.table("cycles")
-        at_us, pushed_us = machine["at_us"], cycles["pushed_at_us"]
-        if len(at_us) and len(pushed_us):
-            span_us = max(at_us[0], cycles["began_at_us"][0]), min(at_us[-1], pushed_us[-1])
-            totals_us = np.interp(span_us, at_us, machine["process_cpu_us"] - machine["cpu_us"])
-            others_s += max(0.0, float(totals_us[1] - totals_us[0]) / 1e6)
-            contributions += int(((pushed_us > span_us[0]) & (pushed_us <= span_us[1])).sum())
+        used_s, (began_us, ended_us) = other_threads(each)
+        others_s += used_s
+        pushed_us = each.table("cycles")["pushed_at_us"]
+        contributions += int(((pushed_us > began_us) & (pushed_us <= ended_us)).sum())
     return others_s / contributions if contributions else 0.0
 
 
