@@ -98,8 +98,8 @@ def _use(each: ProcessTables) -> MachineUse:
     if awake_us > 0:
         lived_s = (cycles["pushed_at_us"][-1] - cycles["began_at_us"][0]) / 1e6
         others_s, (began_us, ended_us) = other_threads(each)
-        others = others_s / (ended_us - began_us) if ended_us > began_us else 0.0
-        use.core_share = float((cycles["cpu_us"].sum() / 1e6 + 1e6 * others * lived_s) / (awake_us / 1e6))
+        others = 1e6 * others_s / (ended_us - began_us) if ended_us > began_us else 0.0  # the cores that they used
+        use.core_share = float((cycles["cpu_us"].sum() + 1e6 * others * lived_s) / awake_us)
         use.preempted_per_s = float(cycles["preempted"].sum() / lived_s)
         use.major_faults_per_s = float(cycles["major_faults"].sum() / lived_s)
     return use
