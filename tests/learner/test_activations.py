@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.stub_games import FrameEnvs
 
+from zmqrl.learner import networks
 from zmqrl.learner.envs import Envs
 from zmqrl.learner.losses import Learner
 from zmqrl.learner.networks import Compute, ConvPolicy, make_model
@@ -59,6 +60,16 @@ def test_activations_in_bfloat16_give_the_gradient_within_its_rounding() -> None
     rollout.activations = None
     wanted = gradient(model, rollout)
     assert float((found - wanted).norm() / wanted.norm()) < 2**-7
+
+
+def test_activations_of_blocks_of_pixels_give_the_gradient_of_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "has_amx", lambda: True)
+    model, rollout = played("small", "bfloat16")
+    found = gradient(model, rollout)
+    monkeypatch.setattr(networks, "has_amx", lambda: False)
+    rollout.activations = None
+    wanted = gradient(model, rollout)
+    assert float((found - wanted).norm() / wanted.norm()) < 2**-6
 
 
 def test_activations_are_used_again_for_the_same_gradient() -> None:

@@ -1,8 +1,9 @@
 """The networks: their shapes and sizes, the inputs that they accept, and bfloat16 compared with float32."""
 
+import itertools
 import math
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from zmqrl.errors import UsageError
 from zmqrl.learner import networks
+from zmqrl.learner.activations import space_to_depth
 from zmqrl.learner.games import BoxActions
 from zmqrl.learner.networks import CPU, ConvPolicy, compute_of, fastest_compute, make_model
 from zmqrl.learner.settings import NetworkConfig
@@ -149,6 +151,58 @@ def test_the_memory_format_does_not_change_the_result() -> None:
     interleaved = frames(3).to(memory_format=torch.channels_last)
     for ours, theirs in zip(model(interleaved), model(frames(3)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(("channels", "block"), [(4, 4), (3, 4), (16, 1), (5, 2)])
+def test_space_to_depth_makes_one_pixel_of_each_block(channels: int, block: int, dtype: torch.dtype) -> None:
+    images = torch.randint(256, (2, channels, 3 * block, 5 * block)).to(dtype)
+    found = space_to_depth(images, block).reshape(2, block, block, channels, 3, 5)
+    for row, column in itertools.product(range(block), repeat=2):
+        assert torch.equal(found[:, row, column], images[:, :, row::block, column::block])
+
+
+@pytest.mark.parametrize("name", IMAGE_MODELS)
+def test_blocks_of_pixels_change_only_the_rounding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    model = make_model(name, described(ATARI, 4), NetworkConfig(compute="bfloat16"))
+    observations = frames(16)
+    results, kernels = [], []
+    conv2d = F.conv2d
+
+    def noted(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        kernels.append(tuple(weight.shape[1:]))
+        return conv2d(x, weight, *rest)
+
+    monkeypatch.setattr(F, "conv2d", noted)
+    for amx in (False, True):
+        monkeypatch.setattr(networks, "has_amx", lambda amx=amx: amx)
+        kernels.clear()
+        model.zero_grad()
+        logits, values = model(observations)
+        assert kernels[0] == ((64, 2, 2) if amx and name != "dba3c" else (4, *model.convs[0].kernel_size))
+        (logits.log_softmax(-1)[:, 0].sum() + values.square().sum()).backward()
+        gradient = torch.cat([cast(Tensor, parameter.grad).flatten() for parameter in model.parameters()])
+        results.append((logits.detach(), values.detach(), gradient))
+    for plain, blocks in zip(*results, strict=True):
+        assert (blocks - plain).norm() < 2**-6 * plain.norm()
+
+
+@pytest.mark.parametrize(
+    ("shape", "compute", "divisor"),
+    [(ATARI, "float32", 1), ((12, 84, 84), "bfloat16", 1), (ATARI, "bfloat16", 255), ((4, 86, 84), "bfloat16", 1)],
+)
+def test_only_four_grey_frames_in_bfloat16_are_read_in_blocks(
+    shape: tuple[int, ...], compute: networks.Compute, divisor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("nature", described(shape, 4), NetworkConfig(compute=compute))
+    observations = torch.randint(256, (3, *shape), dtype=torch.uint8)
+    images = observations if divisor == 1 else observations / divisor
+    monkeypatch.setattr(networks, "has_amx", lambda: False)
+    without = model(images)
+    monkeypatch.setattr(networks, "has_amx", lambda: True)
+    for ours, theirs in zip(model(images), without, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.processes

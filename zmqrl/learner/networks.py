@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zmqrl.errors import UsageError, did_you_mean
-from zmqrl.learner.activations import PLAIN, Activations, Plain
+from zmqrl.learner.activations import PLAIN, Activations, Plain, space_to_depth
 from zmqrl.learner.games import ActionSpace, BoxActions, EnvSpec
 from zmqrl.learner.plugin import load_model
 from zmqrl.learner.settings import HIDDEN, IMAGE_NETWORKS, VECTOR_NETWORK, NetworkConfig
@@ -93,6 +93,9 @@ class ConvPolicy(nn.Module):
         self.critic = _orthogonal(nn.Linear(hidden, 1), 1.0)
         self.log_std = _log_std(actions)
         self.dtype = torch.bfloat16 if compute == "bfloat16" else torch.float32
+        first, (channels, height, width) = convolutions[0], observation_shape
+        divides = all(side % first.stride == 0 for side in (first.kernel, height, width))
+        self._block = first.stride if divides and first.stride * channels == 16 else 1  # space_to_depth is fast
 
     def forward(self, observations: Tensor, activations: Activations | None = None) -> tuple[Tensor, Tensor]:
         """Outputs float32 (B, A) and values float32 (B,) of observations uint8 or float (B, C, H, W).
@@ -105,11 +108,13 @@ class ConvPolicy(nn.Module):
         # steps do not scale with the weights.
         layers = PLAIN if activations is None else activations
         scale = 1 / 255 if observations.dtype == torch.uint8 else 1.0
-        x = layers.converted(observations, self.dtype)
+        block = self._block if self._reads_blocks(observations) else 1
+        x = layers.converted(observations, self.dtype, block)
         for conv, pool in zip(self.convs, self.pools, strict=True):
             assert isinstance(conv, nn.Conv2d)
-            weight = layers.parameter(conv.weight, scale, self.dtype)
-            x = layers.conv(x, weight, self._bias(layers, conv.bias), conv.stride, relu=not pool)
+            weight = space_to_depth(layers.parameter(conv.weight, scale, self.dtype), block)
+            x = layers.conv(x, weight, self._bias(layers, conv.bias), conv.stride[0] // block, relu=not pool)
+            block = 1
             x = F.relu_(F.max_pool2d(x, 2)) if pool else x
             scale = 1.0
         x = x.permute(0, 2, 3, 1).flatten(1)
@@ -122,6 +127,13 @@ class ConvPolicy(nn.Module):
         """Convert parameters, computation and results to float64."""
         self.dtype = torch.float64
         return super().double()
+
+    def _reads_blocks(self, observations: Tensor) -> bool:
+        """Whether the first convolution reads blocks of pixels. With AMX, a gradient then takes 10 to 35 % less time.
+        Without AMX, it would take longer.
+        """
+        is_bytes = observations.dtype == torch.uint8 and observations.device.type == "cpu"
+        return is_bytes and self.dtype == torch.bfloat16 and has_amx()
 
     def _bias(self, layers: Activations | Plain, bias: Tensor | None) -> Tensor | None:
         return None if bias is None else layers.parameter(bias, 1.0, self.dtype)
@@ -242,6 +254,12 @@ def fastest_compute(device: torch.device) -> Compute:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     # Torch's own check (mkldnn) also accepts AVX-512 without the bf16 instructions, which is slow.
     return "float32" if BFLOAT16.isdisjoint(cpu_facts().get("flags", "").split()) else "bfloat16"
+
+
+@cache
+def has_amx() -> bool:
+    """Whether the processor multiplies bfloat16 matrices in tiles."""
+    return "amx_bf16" in cpu_facts().get("flags", "").split()
 
 
 def _tanh_trunk(inputs: int, hidden: int, outputs: int, *, head_gain: float) -> nn.Sequential:
