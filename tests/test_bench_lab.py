@@ -26,6 +26,7 @@ BENCHMARKS = {
     "learning": "--run no-such-run",
     "measure": "",
     "page": "",
+    "pixel_blocks": "",
     "profile_overhead": "",
     "recovery": "",
     "scaling": "",

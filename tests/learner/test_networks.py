@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.stub_games import described
-from torch import Tensor
+from torch import Tensor, nn
 
 from zmqrl.errors import UsageError
 from zmqrl.learner import networks
@@ -162,25 +162,35 @@ def test_space_to_depth_makes_one_pixel_of_each_block(channels: int, block: int,
         assert torch.equal(found[:, row, column], images[:, :, row::block, column::block])
 
 
-@pytest.mark.parametrize("name", IMAGE_MODELS)
-def test_blocks_of_pixels_change_only_the_rounding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(1)
-    model = make_model(name, described(ATARI, 4), NetworkConfig(compute="bfloat16"))
-    observations = frames(16)
-    results, kernels = [], []
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Channels, height and width of the kernel of each convolution that is computed."""
+    noted: list[tuple[int, ...]] = []
     conv2d = F.conv2d
 
-    def noted(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-        kernels.append(tuple(weight.shape[1:]))
+    def noting(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        noted.append(tuple(weight.shape[1:]))
         return conv2d(x, weight, *rest)
 
-    monkeypatch.setattr(F, "conv2d", noted)
+    monkeypatch.setattr(F, "conv2d", noting)
+    return noted
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"), [("small", (4, 8, 8)), ("nature", (4, 8, 8)), ("narrow", (4, 8, 8)), ("dba3c", (4, 5, 5))]
+)
+def test_blocks_of_pixels_change_only_the_rounding(
+    name: str, kernel: tuple[int, ...], kernels: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    model = make_model(name, described(ATARI, 4), NetworkConfig(compute="bfloat16"))
+    results = []
     for amx in (False, True):
         monkeypatch.setattr(networks, "has_amx", lambda amx=amx: amx)
         kernels.clear()
         model.zero_grad()
-        logits, values = model(observations)
-        assert kernels[0] == ((64, 2, 2) if amx and name != "dba3c" else (4, *model.convs[0].kernel_size))
+        logits, values = model(frames(16))
+        assert kernels[0] == ((64, 2, 2) if amx and name != "dba3c" else kernel)
         (logits.log_softmax(-1)[:, 0].sum() + values.square().sum()).backward()
         gradient = torch.cat([cast(Tensor, parameter.grad).flatten() for parameter in model.parameters()])
         results.append((logits.detach(), values.detach(), gradient))
@@ -189,20 +199,51 @@ def test_blocks_of_pixels_change_only_the_rounding(name: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("shape", "compute", "divisor"),
-    [(ATARI, "float32", 1), ((12, 84, 84), "bfloat16", 1), (ATARI, "bfloat16", 255), ((4, 86, 84), "bfloat16", 1)],
+    ("shape", "compute", "as_bytes"),
+    [
+        (ATARI, "float32", True),
+        ((12, 84, 84), "bfloat16", True),
+        (ATARI, "bfloat16", False),
+        ((4, 86, 84), "bfloat16", True),
+    ],
 )
 def test_only_four_grey_frames_in_bfloat16_are_read_in_blocks(
-    shape: tuple[int, ...], compute: networks.Compute, divisor: int, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...],
+    compute: networks.Compute,
+    as_bytes: bool,
+    kernels: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = make_model("nature", described(shape, 4), NetworkConfig(compute=compute))
-    observations = torch.randint(256, (3, *shape), dtype=torch.uint8)
-    images = observations if divisor == 1 else observations / divisor
-    monkeypatch.setattr(networks, "has_amx", lambda: False)
-    without = model(images)
     monkeypatch.setattr(networks, "has_amx", lambda: True)
-    for ours, theirs in zip(model(images), without, strict=True):
-        assert torch.equal(ours, theirs)
+    model = make_model("nature", described(shape, 4), NetworkConfig(compute=compute))
+    images = frames(3, shape=shape)
+    model(images if as_bytes else images / 255)
+    assert kernels[0] == (shape[0], 8, 8)
+
+
+def test_a_forward_pass_alone_and_an_evaluation_read_frames(
+    kernels: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "has_amx", lambda: True)
+    model = make_model("nature", described(ATARI, 4), NetworkConfig(compute="bfloat16"))
+    with torch.inference_mode():
+        model(frames(3))
+    assert kernels[0] == (4, 8, 8)
+    kernels.clear()
+    model.double()(frames(3))
+    assert kernels[0] == (4, 8, 8)
+
+
+def test_a_changed_first_convolution_keeps_its_stride(
+    kernels: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "has_amx", lambda: True)
+    model = make_model("small", described(ATARI, 4), NetworkConfig(compute="bfloat16"))
+    assert isinstance(model, ConvPolicy)
+    model.convs[0] = nn.Conv2d(4, 16, 8, (4, 2), bias=False)
+    model.convs[1] = nn.Conv2d(16, 32, (4, 5), (2, 4), bias=False)
+    assert model(frames(3))[0].shape == (3, 4)
+    assert kernels[0] == (4, 8, 8)
 
 
 @pytest.mark.processes
@@ -298,11 +339,16 @@ def test_an_error_about_an_invalid_width_names_its_option(hidden: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "compute"),
-    [("fpu avx512f avx512_bf16", "bfloat16"), ("amx_bf16 avx512f", "bfloat16"), ("fpu avx512f", "float32")],
+    ("flags", "compute", "amx"),
+    [
+        ("fpu avx512f avx512_bf16", "bfloat16", False),
+        ("amx_bf16 avx512f", "bfloat16", True),
+        ("fpu avx512f", "float32", False),
+    ],
 )
 def test_bfloat16_is_used_only_if_the_processor_can_multiply_it(
-    flags: str, compute: str, monkeypatch: pytest.MonkeyPatch
+    flags: str, compute: str, amx: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"processor : 0\nflags\t\t: {flags}\n")
     assert fastest_compute.__wrapped__(CPU) == compute
+    assert networks.has_amx.__wrapped__() == amx

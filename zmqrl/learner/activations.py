@@ -47,13 +47,13 @@ class Activations:
         return self._acted_with[id(parameter)]
 
     def converted(self, observations: Tensor, dtype: torch.dtype, block: int) -> Tensor:
-        """The input of the first layer: blocks of the images ``observations``, converted to ``dtype``."""
+        """The input of the first layer: ``space_to_depth`` of the images ``observations``, converted to ``dtype``."""
         if self._learns:
             return self._all()
         images = space_to_depth(observations, block)
         return self._batch(images.shape, dtype).copy_(images)
 
-    def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, *, relu: bool) -> Tensor:
+    def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], *, relu: bool) -> Tensor:
         """Like ``F.conv2d``, followed by ``F.relu`` if ``relu`` is true."""
         if self._learns:
             return _apply(_KeptConv, x, weight, bias, stride, relu, self._all())
@@ -92,7 +92,7 @@ class Plain:
     def converted(self, observations: Tensor, dtype: torch.dtype, block: int) -> Tensor:
         return space_to_depth(observations, block).to(dtype, memory_format=torch.channels_last)
 
-    def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, *, relu: bool) -> Tensor:
+    def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], *, relu: bool) -> Tensor:
         x = F.conv2d(x, weight, bias, stride)
         return F.relu_(x) if relu else x
 
@@ -107,8 +107,8 @@ PLAIN = Plain()
 def space_to_depth(images: Tensor, block: int) -> Tensor:
     """``images`` (B, C, H, W) as (B, block * block * C, H / block, W / block), channels-last in memory if block > 1.
 
-    Each square of pixels becomes one pixel with more channels. The same function of the weights of a convolution with
-    stride ``block`` and kernel n * block gives those of a convolution with stride 1 and kernel n, and the same results.
+    Each square of pixels becomes one pixel with more channels. If both images and weights of a convolution with stride
+    ``block`` are rearranged, stride 1 gives its results, up to rounding. ``block`` must divide all heights and widths.
     """
     if block == 1:
         return images
@@ -128,7 +128,7 @@ class _KeptConv(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, relu: bool, kept: Tensor
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], relu: bool, kept: Tensor
     ) -> Tensor:
         ctx.stride, ctx.biases = stride, None if bias is None else bias.shape
         return _saved(ctx, x, weight, kept, relu)
@@ -136,9 +136,8 @@ class _KeptConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, gradient = _restored(ctx, *gradients)
-        strides, needed = (ctx.stride, ctx.stride), ctx.needs_input_grad[:3]
         found = torch.ops.aten.convolution_backward(
-            gradient, x, weight, ctx.biases, strides, (0, 0), (1, 1), False, (0, 0), 1, needed
+            gradient, x, weight, ctx.biases, ctx.stride, (0, 0), (1, 1), False, (0, 0), 1, ctx.needs_input_grad[:3]
         )
         return *found, None, None, None
 

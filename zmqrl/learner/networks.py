@@ -93,27 +93,25 @@ class ConvPolicy(nn.Module):
         self.critic = _orthogonal(nn.Linear(hidden, 1), 1.0)
         self.log_std = _log_std(actions)
         self.dtype = torch.bfloat16 if compute == "bfloat16" else torch.float32
-        first, (channels, height, width) = convolutions[0], observation_shape
-        divides = all(side % first.stride == 0 for side in (first.kernel, height, width))
-        self._block = first.stride if divides and first.stride * channels == 16 else 1  # space_to_depth is fast
 
     def forward(self, observations: Tensor, activations: Activations | None = None) -> tuple[Tensor, Tensor]:
         """Outputs float32 (B, A) and values float32 (B,) of observations uint8 or float (B, C, H, W).
 
         ``activations`` keeps the outputs of the layers, or provides them. uint8 observations are scaled from 0..255 to
         0..1, float observations are not. The call is fastest if observations are channels-last in memory, as in
-        ``Rollout``: then the cast is the only pass over the data.
+        ``Rollout``: then the cast is the only pass over the data, apart from ``space_to_depth``.
         """
         # Scale the few weights instead of 28 KB of frames per sample. The stored weights stay unscaled, because Adam's
         # steps do not scale with the weights.
         layers = PLAIN if activations is None else activations
         scale = 1 / 255 if observations.dtype == torch.uint8 else 1.0
-        block = self._block if self._reads_blocks(observations) else 1
+        block = self._block(observations) if activations is not None or torch.is_grad_enabled() else 1
         x = layers.converted(observations, self.dtype, block)
         for conv, pool in zip(self.convs, self.pools, strict=True):
             assert isinstance(conv, nn.Conv2d)
             weight = space_to_depth(layers.parameter(conv.weight, scale, self.dtype), block)
-            x = layers.conv(x, weight, self._bias(layers, conv.bias), conv.stride[0] // block, relu=not pool)
+            stride = (1, 1) if block > 1 else conv.stride
+            x = layers.conv(x, weight, self._bias(layers, conv.bias), stride, relu=not pool)
             block = 1
             x = F.relu_(F.max_pool2d(x, 2)) if pool else x
             scale = 1.0
@@ -128,12 +126,18 @@ class ConvPolicy(nn.Module):
         self.dtype = torch.float64
         return super().double()
 
-    def _reads_blocks(self, observations: Tensor) -> bool:
-        """Whether the first convolution reads blocks of pixels. With AMX, a gradient then takes 10 to 35 % less time.
-        Without AMX, it would take longer.
+    def _block(self, observations: Tensor) -> int:
+        """The side of the blocks of pixels that the first convolution reads, or 1.
+
+        With AMX, blocks make gradients faster: see ``benchmarks/pixel_blocks.py``. Without AMX, and in a forward pass
+        alone, they do not. ``space_to_depth`` is fast only for bytes, in rows of 16.
         """
-        is_bytes = observations.dtype == torch.uint8 and observations.device.type == "cpu"
-        return is_bytes and self.dtype == torch.bfloat16 and has_amx()
+        first, (channels, height, width) = self.convs[0], observations.shape[1:]
+        assert isinstance(first, nn.Conv2d)
+        side = first.stride[0]
+        fits = first.stride[1] == side and all(each % side == 0 for each in (*first.kernel_size, height, width))
+        is_fast = side * channels == 16 and observations.dtype == torch.uint8 and observations.device.type == "cpu"
+        return side if fits and is_fast and self.dtype == torch.bfloat16 and has_amx() else 1
 
     def _bias(self, layers: Activations | Plain, bias: Tensor | None) -> Tensor | None:
         return None if bias is None else layers.parameter(bias, 1.0, self.dtype)
