@@ -35,7 +35,7 @@ def measured(recipe: str, model: str, seconds: float, rounds: int) -> dict[str, 
     found: dict[str, list[float]] = {name: [] for name in HAS_AMX}
     for number, place in itertools.product(range(rounds), range(2)):
         name, has_amx = list(HAS_AMX.items())[(number + place) % 2]  # in every second round, blocks come first
-        networks.has_amx = lambda has_amx=has_amx: has_amx  # type: ignore[assignment,misc]
+        networks.has_amx = lambda has_amx=has_amx: has_amx  # type: ignore[assignment]
         took = gradient.run(seconds)
         found[name].append(1e6 * took["seconds"] / took["steps"])
     return found

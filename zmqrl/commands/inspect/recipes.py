@@ -12,6 +12,7 @@ from zmqrl.commands.output import print_json
 from zmqrl.recipes import RECIPES, require_recipe
 
 WITH_AVX512: Final = "2 cores of an AMD EPYC with AVX-512 and bfloat16"
+WITH_AMX: Final = "2 cores of an Intel Xeon with AVX-512, AMX and bfloat16"
 WITHOUT_AVX512: Final = "2 cores of an x86-64 processor without AVX-512"
 BUSY: Final = "2 cores of an AMD EPYC that other programs also used"
 ATARI: Final = (
@@ -105,12 +106,22 @@ RESULTS: Final[Mapping[str, tuple[MeasuredRun, ...]]] = {
         _kept("breakout/seed-2", "--seed 2", score=492.92, evaluation=524.46, games=100, agent_steps_per_s=1863.0),
         _kept("breakout/seed-3", "--seed 3", score=526.64, evaluation=509.47, games=100, agent_steps_per_s=1883.0),
         _kept(
-            "breakout-sticky",
+            "breakout-sticky/amd-epyc",
             "--seed 1 --envs.sticky-actions 0.25",
             score=342.94,
             evaluation=345.0,
             games=100,
             agent_steps_per_s=1801.0,
+            flavour=STICKY,
+        ),
+        _kept(
+            "breakout-sticky/intel-xeon",
+            "--seed 1 --envs.sticky-actions 0.25",
+            score=377.24,
+            evaluation=361.36,
+            games=100,
+            agent_steps_per_s=1679.0,
+            machine=WITH_AMX,
             flavour=STICKY,
         ),
         _kept(
