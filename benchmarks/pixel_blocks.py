@@ -1,6 +1,6 @@
 """Measure gradients with frames and with blocks of pixels as the input of the first convolution.
 
-    python benchmarks/pixel_blocks.py [--seconds 1] [--rounds 10]
+    python benchmarks/pixel_blocks.py [--seconds 0.2] [--rounds 40]
 
 Prints microseconds per sample for Breakout, in bfloat16. One thread computes with frames and with blocks in turn, each
 for ``--seconds`` in each round. For ``breakout``, only the backward pass counts, because acting has computed the rest.
@@ -56,8 +56,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=0.2)
+    parser.add_argument("--rounds", type=int, default=40)
     arguments = parser.parse_args()
     if arguments.rounds < 2:
         parser.error("--rounds must be at least 2")
