@@ -116,7 +116,7 @@ def space_to_depth(images: Tensor, block: int) -> Tensor:
     pixels = images.movedim(1, -1).contiguous()
     rows = pixels.view(batch, height // block, block, width // block, block * channels)
     if images.dtype == torch.uint8 and rows.shape[-1] == 16:
-        # Copying 16 bytes as one element takes 4 us per image, copying single bytes 20 us.
+        # Copying 16 bytes as one element takes 5 us per image, single bytes 38 us, and F.pixel_unshuffle 166 us.
         blocks = rows.view(torch.complex128).transpose(2, 3).contiguous().view(torch.uint8)
     else:
         blocks = rows.transpose(2, 3)
