@@ -8,7 +8,7 @@ import pytest
 from support.paths import ROOT
 
 from zmqrl import cli
-from zmqrl.commands.inspect.recipes import ATARI, BUSY, RESULTS, WITH_AVX512, MeasuredRun
+from zmqrl.commands.inspect.recipes import ATARI, BUSY, RESULTS, WITH_AMX, WITH_AVX512, MeasuredRun
 from zmqrl.errors import UsageError
 from zmqrl.observe.records import flat
 from zmqrl.recipes import RECIPES
@@ -44,7 +44,8 @@ def test_every_figure_is_that_of_a_kept_result(name: str, result: MeasuredRun) -
     assert result.minutes == round(summary["wall_s"] / 60, 1)
     assert result.agent_steps_per_s == round(summary["agent_steps_per_s"])
     assert f"--minutes {result.minutes:g}" in result.options
-    assert (summary["provenance"]["cores"], summary["provenance"]["cpu"]) == (2, "AMD EPYC")
+    processor = "Intel(R) Xeon(R) Processor" if result.machine == WITH_AMX else "AMD EPYC"
+    assert (summary["provenance"]["cores"], summary["provenance"]["cpu"]) == (2, processor)
     evaluations = ROOT / result.source / "evaluation.json"
     assert (result.evaluation is not None) == evaluations.exists()
     if evaluations.exists():
@@ -52,7 +53,7 @@ def test_every_figure_is_that_of_a_kept_result(name: str, result: MeasuredRun) -
         assert (result.evaluation, result.games) == (evaluation["mean"], evaluation["episodes"])
     folder = ROOT / result.source
     text = next(path / "README.md" for path in (folder, folder.parent) if (path / "README.md").exists()).read_text()
-    assert ("AVX-512 and bfloat16" in " ".join(text.split())) == (result.machine == WITH_AVX512)
+    assert ("AVX-512 and bfloat16" in " ".join(text.split())) == (result.machine in (WITH_AVX512, WITH_AMX))
 
 
 @pytest.mark.parametrize(("name", "result"), MEASURED, ids=[result.source for _, result in MEASURED])
