@@ -15,16 +15,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+import efficiency
 from bench_lab import begin
 
 from zmqrl.bench.bare import BareGradient
 from zmqrl.hosts.daemons import MALLOC, environment_of
 from zmqrl.learner import networks
 from zmqrl.learner.settings import NetworkConfig
-from zmqrl.recipes import breakout, breakout_ppo
+from zmqrl.recipes import RECIPES
 
-RECIPES = {"breakout": breakout, "breakout-ppo": breakout_ppo}
-MODELS = ("narrow", "small", "nature")
 HAS_AMX = {"frames": False, "blocks": True}
 
 
@@ -66,7 +65,7 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **environment_of(1)})
     print(f"{origin['cpu']}, commit {origin['commit']}\n")
     print("| gradient | frames | blocks | ratio (middle half) |\n|---|---|---|---|")
-    for recipe, model in itertools.product(RECIPES, MODELS):
+    for recipe, model in itertools.product(efficiency.RECIPES, efficiency.MODELS):
         found = measured(recipe, model, arguments.seconds, arguments.rounds)
         print(row(f"{recipe} --model {model}", **found), flush=True)
 

@@ -38,12 +38,14 @@ class Activations:
         """Begin a forward pass for learning, with all samples."""
         self._next, self._learns = 0, True
 
-    def parameter(self, parameter: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-        """``scale`` times ``parameter``, in ``dtype``. In acting, it is converted for the first batch only."""
+    def parameter(self, parameter: Tensor, scale: float, dtype: torch.dtype, block: int = 1) -> Tensor:
+        """``scale`` times ``space_to_depth`` of ``parameter``, in ``dtype``. In acting, it is converted for the first
+        batch only.
+        """
         if self._learns:
-            return PLAIN.parameter(parameter, scale, dtype)
+            return PLAIN.parameter(parameter, scale, dtype, block)
         if id(parameter) not in self._acted_with:
-            self._acted_with[id(parameter)] = PLAIN.parameter(parameter, scale, dtype)
+            self._acted_with[id(parameter)] = PLAIN.parameter(parameter, scale, dtype, block)
         return self._acted_with[id(parameter)]
 
     def converted(self, observations: Tensor, dtype: torch.dtype, block: int) -> Tensor:
@@ -86,8 +88,8 @@ class Activations:
 class Plain:
     """The layers of a network that keeps no activations. The methods are those of ``Activations``."""
 
-    def parameter(self, parameter: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-        return (parameter if scale == 1.0 else parameter * scale).to(dtype)
+    def parameter(self, parameter: Tensor, scale: float, dtype: torch.dtype, block: int = 1) -> Tensor:
+        return space_to_depth((parameter if scale == 1.0 else parameter * scale).to(dtype), block)
 
     def converted(self, observations: Tensor, dtype: torch.dtype, block: int) -> Tensor:
         return space_to_depth(observations, block).to(dtype, memory_format=torch.channels_last)

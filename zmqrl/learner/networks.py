@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zmqrl.errors import UsageError, did_you_mean
-from zmqrl.learner.activations import PLAIN, Activations, Plain, space_to_depth
+from zmqrl.learner.activations import PLAIN, Activations, Plain
 from zmqrl.learner.games import ActionSpace, BoxActions, EnvSpec
 from zmqrl.learner.plugin import load_model
 from zmqrl.learner.settings import HIDDEN, IMAGE_NETWORKS, VECTOR_NETWORK, NetworkConfig
 from zmqrl.learner.statistics import add_statistics
-from zmqrl.local.resources import BFLOAT16, cpu_facts
+from zmqrl.local.resources import BFLOAT16, cpu_flags
 
 Compute = Literal["float32", "bfloat16"]
 
@@ -109,7 +109,7 @@ class ConvPolicy(nn.Module):
         x = layers.converted(observations, self.dtype, block)
         for conv, pool in zip(self.convs, self.pools, strict=True):
             assert isinstance(conv, nn.Conv2d)
-            weight = space_to_depth(layers.parameter(conv.weight, scale, self.dtype), block)
+            weight = layers.parameter(conv.weight, scale, self.dtype, block)
             stride = (1, 1) if block > 1 else conv.stride
             x = layers.conv(x, weight, self._bias(layers, conv.bias), stride, relu=not pool)
             block = 1
@@ -257,13 +257,13 @@ def fastest_compute(device: torch.device) -> Compute:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     # Torch's own check (mkldnn) also accepts AVX-512 without the bf16 instructions, which is slow.
-    return "float32" if BFLOAT16.isdisjoint(cpu_facts().get("flags", "").split()) else "bfloat16"
+    return "float32" if BFLOAT16.isdisjoint(cpu_flags()) else "bfloat16"
 
 
 @cache
 def has_amx() -> bool:
     """Whether the processor multiplies bfloat16 matrices in tiles."""
-    return "amx_bf16" in cpu_facts().get("flags", "").split()
+    return "amx_bf16" in cpu_flags()
 
 
 def _tanh_trunk(inputs: int, hidden: int, outputs: int, *, head_gain: float) -> nn.Sequential:

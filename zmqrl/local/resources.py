@@ -74,8 +74,7 @@ def resources(
     busy_cores: float | None, root: Path = Path("/"), environment: Mapping[str, str] = os.environ
 ) -> Resources:
     """The resources of this machine. ``root`` has the directories ``proc`` and ``sys``."""
-    facts = cpu_facts(root)
-    flags = set(facts.get("flags", "").split())
+    facts, flags = cpu_facts(root), cpu_flags(root)
     limit = quota(root / "proc/self")
     return Resources(
         processor=facts.get("model name", "unknown"),
@@ -94,6 +93,11 @@ def cpu_facts(root: Path = Path("/")) -> dict[str, str]:
     """What ``/proc/cpuinfo`` says, such as ``model name`` and ``flags``. Empty if it cannot be read."""
     lines = _text(root / "proc/cpuinfo").splitlines()
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def cpu_flags(root: Path = Path("/")) -> frozenset[str]:
+    """The ``flags`` of :func:`cpu_facts`: the instruction sets of the processor."""
+    return frozenset(cpu_facts(root).get("flags", "").split())
 
 
 def torch_build() -> TorchBuild:
